@@ -1,0 +1,184 @@
+"""How a change lives in a module: a class derived in place, and a child module `addenda` that holds the tensors.
+
+    q_proj (AdaptedLinear, still a Linear; its own keys untouched)
+    └── addenda                     Slots: which adapters are here, and which of them are live
+        └── maths                   one adapter
+            └── weight              SiteTensors: its tensors for that parameter: A, B, …
+
+Only `forward` (for modules called with their weight) and the attribute of a raw parameter (a property) are overridden.
+`detach` puts the class back; copying and pickling go through `_rebuild`, which derives the class anew.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from addenda.core.execute import effective, execute
+from addenda.core.method import Params, WeightMethod
+from addenda.core.sites import PARAMETER, Kind, Site
+
+
+class SiteTensors(nn.Module):
+    """One adapter's tensors at one site, each registered by its kind (see `core.method`)."""
+
+    def __init__(self, method: WeightMethod, own: Params, derived: Params, shared: Params):
+        super().__init__()
+        self.method = method
+        self.frozen = tuple(k for k, t in own.items() if not isinstance(t, nn.Parameter))
+        for name, tensor in own.items():
+            if isinstance(tensor, nn.Parameter):
+                self._parameters[name] = tensor
+            else:
+                self._buffers[name] = tensor
+        for name, tensor in (shared | derived).items():
+            self._buffers[name] = tensor
+            self._non_persistent_buffers_set.add(name)
+        self.drawn: tuple[str, ...] = ()  # names of frozen tensors that have a value for training only
+
+    def tensors(self) -> Params:
+        """Every tensor by name, as a method's functions take them."""
+        p = {**self._parameters, **self._buffers}
+        for name in self.drawn:
+            value = p.pop(f"{name} in training")
+            if self.training:
+                p[name] = value
+        return p
+
+    def stored(self) -> Params:
+        """What a file holds: trainable and frozen tensors, detached."""
+        return {
+            k: t.detach()
+            for k, t in {**self._parameters, **{k: self._buffers[k] for k in self.frozen}}.items()
+        }
+
+    def draw(self, values: Params) -> None:
+        """Set this step's values of frozen tensors, in place after the first time."""
+        for name, value in values.items():
+            key = f"{name} in training"
+            if key in self._buffers:
+                self._buffers[key].copy_(value)
+            else:
+                self._buffers[key] = value.clone().to(self._buffers[name].device)
+                self._non_persistent_buffers_set.add(key)
+        self.drawn = tuple(values)
+
+    def extra_repr(self) -> str:
+        return f"{self.method}"
+
+
+class Slots(nn.Module):
+    """The adapters of one module. `live[parameter]` are the tensors that act now, in the order of activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds: dict[str, Kind] = {}
+        self.live: dict[str, tuple[SiteTensors, ...]] = {}
+
+    def add(self, adapter: str, site: Site, tensors: SiteTensors) -> None:
+        if adapter not in self._modules:
+            self._modules[adapter] = nn.Module()
+        self._modules[adapter]._modules[site.parameter] = tensors
+        self.kinds[site.parameter] = site.kind
+        self.live.setdefault(site.parameter, ())
+
+    def remove(self, adapter: str) -> None:
+        self._modules.pop(adapter, None)
+        left = {p for held in self._modules.values() for p in held._modules}
+        self.kinds = {p: k for p, k in self.kinds.items() if p in left}
+        self.live = {p: () for p in self.kinds}
+
+    def activate(self, adapters: tuple[str, ...]) -> None:
+        for parameter in self.kinds:
+            held = [self._modules[a]._modules.get(parameter) for a in adapters if a in self._modules]
+            self.live[parameter] = tuple(h for h in held if h is not None)
+
+
+class Adapted:
+    """Mixed in before the module's own class; see `adapt`."""
+
+    def __reduce_ex__(self, protocol):
+        return _rebuild, (_original(type(self)), self._addenda_properties), self.__dict__.copy()
+
+
+def _original(cls: type) -> type:
+    return cls.__mro__[2]  # Derived, Adapted, original, …
+
+
+def _rebuild(original: type, properties: tuple[str, ...]) -> nn.Module:
+    cls = _derive(original, properties)
+    return cls.__new__(cls)
+
+
+@cache
+def _derive(original: type, properties: tuple[str, ...]) -> type:
+    """The class that extends `original` in place: its forward, and a property for each raw parameter."""
+
+    def forward(self, *args, **kwargs):
+        slots = self._modules["addenda"]
+        live = slots.live.get("weight", ())
+        if not live or slots.kinds["weight"] == PARAMETER:
+            return original.forward(self, *args, **kwargs)
+        return execute(self, original, slots.kinds["weight"], live, *args, **kwargs)
+
+    members = {
+        "forward": forward,
+        "_addenda_properties": properties,
+        "__module__": __name__,
+        "__doc__": original.__doc__,
+    }
+    members |= {name: _property(name) for name in properties}
+    return type(f"Adapted{original.__name__}", (Adapted, original), members)
+
+
+def _property(name: str) -> property:
+    """The attribute of a raw parameter: its effective value while an adapter is live, else what is stored."""
+
+    def read(self) -> Tensor | None:
+        stored = self._parameters[name]
+        live = self._modules["addenda"].live.get(name, ())
+        return effective(self._modules["addenda"].kinds[name], stored, live) if live else stored
+
+    def write(self, value) -> None:
+        self.register_parameter(name, value)
+
+    return property(read, write)
+
+
+def original_class(module: nn.Module) -> type:
+    """The module's own class, whether it is adapted or not."""
+    return _original(type(module)) if isinstance(module, Adapted) else type(module)
+
+
+def adapt(site: Site) -> Slots:
+    """Extend the class of the site's module (and of further owners of the same tensor) and give it its slots."""
+    slots = site.module._modules.get("addenda")
+    if slots is None:
+        slots = Slots()
+    for module, parameter in ((site.module, site.parameter), *site.ties):
+        properties = set(getattr(module, "_addenda_properties", ()))
+        if site.kind == PARAMETER:
+            properties.add(parameter)
+        if module is site.module:
+            module._modules["addenda"] = slots
+        elif "addenda" not in module._modules:
+            module._modules["addenda"] = Slots()
+        module.__class__ = _derive(original_class(module), tuple(sorted(properties)))
+    return slots
+
+
+def release(module: nn.Module) -> None:
+    """Give the module its own class back and drop the slots."""
+    if isinstance(module, Adapted):
+        module.__class__ = original_class(module)
+        del module._modules["addenda"]
+
+
+def slots_of(module: nn.Module) -> Slots | None:
+    return module._modules.get("addenda") if isinstance(module, Adapted) else None
+
+
+@torch.no_grad()
+def effective_weight(site: Site, live: tuple[SiteTensors, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """W + ΔW of one site in the given dtype, in the stored shape."""
+    return effective(site.kind, site.weight.detach().to(dtype), live)

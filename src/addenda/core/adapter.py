@@ -1,0 +1,151 @@
+"""The handle of one adapter on one model."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from addenda.core.adapted import SiteTensors
+from addenda.core.errors import AddendaError
+from addenda.core.method import WeightMethod
+from addenda.core.random import Stream
+from addenda.core.state import record_of, state_of, tensors_at
+
+
+class Adapter:
+    """A named set of per-site tensors of one method on one base. All state lives on the model; this is a view."""
+
+    def __init__(self, model: nn.Module, name: str):
+        self.model, self.name = model, name
+
+    @property
+    def methods(self) -> dict[str, WeightMethod]:
+        """The method at each site, by path."""
+        return record_of(self.model, self.name)[2].methods
+
+    @property
+    def seconds(self) -> float:
+        """How long attaching took."""
+        return record_of(self.model, self.name)[2].seconds
+
+    def sites(self) -> Iterator[tuple[str, SiteTensors]]:
+        """(path, tensors) of every site."""
+        root, _, record = record_of(self.model, self.name)
+        for path in record.methods:
+            yield path, tensors_at(root, self.name, path)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Trainable tensors by "path/tensor", the adapter's name not in it."""
+        for path, tensors in self.sites():
+            for key, p in tensors._parameters.items():
+                yield f"{path}/{key}", p
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for _, p in self.named_parameters()]
+
+    @property
+    def trainable(self) -> int:
+        """How many numbers the adapter trains."""
+        return sum(p.numel() for p in self.parameters())
+
+    def requires_grad_(self, flag: bool = True) -> "Adapter":
+        """Start or stop training; independent of whether the adapter is active."""
+        for p in self.parameters():
+            p.requires_grad_(flag)
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a file of it holds: trainable and frozen tensors by "path/tensor"."""
+        return {f"{path}/{key}": t for path, tensors in self.sites() for key, t in tensors.stored().items()}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Copy values in, strictly: every tensor there, none more, shapes equal. Raises AddendaError listing all."""
+        own = self.state_dict()
+        problems = [f"missing {k}" for k in own if k not in tensors] + [
+            f"unexpected {k}" for k in tensors if k not in own
+        ]
+        problems += [
+            f"{k}: shape {tuple(tensors[k].shape)}, expected {tuple(own[k].shape)}"
+            for k in own
+            if k in tensors and tensors[k].shape != own[k].shape
+        ]
+        if problems:
+            raise AddendaError(f"The tensors do not fit adapter {self.name!r}: {'; '.join(problems[:20])}.")
+        for key, tensor in own.items():
+            tensor.copy_(tensors[key])
+
+    def save(self, path: str | Path, *, basis: bool = False) -> Path:
+        """Write one safetensors file; see `core.files.save`."""
+        from addenda.core.files import save
+
+        return save(self, path, basis=basis)
+
+    @property
+    def step_count(self) -> int:
+        return record_of(self.model, self.name)[2].step
+
+    def step(self) -> None:
+        """Tell the adapter that an optimizer step is done; call it before `zero_grad`.
+
+        Advances the schedules of methods that have one (the ranks DyLoRA draws) and looks for dead tensors: after the
+        first step a trainable tensor without a gradient raises AddendaError; one that was zero for three steps warns
+        with its site, and if all were, raises.
+        """
+        _, state, record = record_of(self.model, self.name)
+        record.step += 1
+        if record.step <= 3 and self.name in state.active:
+            self._look_for_the_dead(record.step)
+        self.draw()
+
+    def draw(self, step: int | None = None) -> None:
+        """Set the values that schedules give to the current (or another) step."""
+        _, _, record = record_of(self.model, self.name)
+        if step is not None:
+            record.step = step
+        values = {
+            m: m.on_step(record.step, Stream(record.seed, "step", str(record.step)))
+            for m in dict.fromkeys(record.methods.values())
+            if m.has("on_step")
+        }
+        if values:
+            for _, tensors in self.sites():
+                tensors.draw(values.get(tensors.method, {}))
+
+    def _look_for_the_dead(self, step: int) -> None:
+        live = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        none = [n for n, p in live.items() if p.grad is None]
+        if none and step == 1:
+            raise AddendaError(
+                f"{len(none)} of {len(live)} trainable tensors of {self.name!r} got no gradient in the first step: "
+                f"{', '.join(none[:6])}{' …' if len(none) > 6 else ''}. Either the forward does not use these modules, "
+                "or zero_grad ran before adapter.step(), or gradient checkpointing cut the graph at frozen embeddings "
+                "(use use_reentrant=False). Leave unused sites out with exclude=."
+            )
+        for _, tensors in self.sites():  # what is zero by design at the first step lives a step later
+            for key, p in tensors._parameters.items():
+                if p.grad is not None and bool((p.grad != 0).any()):
+                    tensors.__dict__.setdefault("_alive", set()).add(key)
+        if step == 3:
+            alive = {f"{path}/{k}" for path, t in self.sites() for k in t.__dict__.pop("_alive", ())}
+            dead = [n for n in live if n not in alive]
+            if dead and len(dead) == len(live):
+                raise AddendaError(
+                    f"All {len(dead)} trainable tensors of {self.name!r} had zero gradients for 3 steps."
+                )
+            if dead:
+                warnings.warn(
+                    f"{len(dead)} trainable tensors of {self.name!r} had zero gradients for 3 steps: "
+                    f"{', '.join(dead[:6])}. Their sites may not influence the loss.",
+                    stacklevel=3,
+                )
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(dict.fromkeys(m.name or "full copy" for m in self.methods.values()))
+        return f"Adapter({self.name!r}: {kinds}, {len(self.methods)} sites, {self.trainable:,} trainable)"
+
+
+def adapters(model: nn.Module) -> dict[str, Adapter]:
+    """Every adapter of the model by name."""
+    root, state = state_of(model)
+    return {name: Adapter(root, name) for name in state.records}

@@ -1,0 +1,354 @@
+"""Attach, detach and switch: putting adapters on a model and taking them off, base bits untouched.
+
+Everything is computed before the model is changed, so that a refused call leaves nothing behind.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from addenda.core.adapted import SiteTensors, adapt, release, slots_of
+from addenda.core.adapter import Adapter
+from addenda.core.calibration import calibrate
+from addenda.core.errors import AddendaError
+from addenda.core.method import Params, Replace, Shape, WeightMethod
+from addenda.core.random import Stream
+from addenda.core.registry import build
+from addenda.core.sites import PARAMETER, Site, site_at
+from addenda.core.state import (
+    Record,
+    State,
+    apply_active,
+    check_name,
+    find_state,
+    record_of,
+    state_of,
+    unwrap,
+)
+from addenda.core.targets import Target, matching, resolve
+
+Spec = WeightMethod | str
+Progress = Callable[[int, int, str], None]  # (done, total, path)
+
+
+def assign(
+    model: nn.Module,
+    method: Spec | Mapping[Target, Spec],
+    targets: Target | Iterable[Target] = "linear",
+    exclude: Iterable[Target] = (),
+    also_train: Iterable[Target] = (),
+) -> tuple[list[tuple[Site, WeightMethod]], tuple[str, ...]]:
+    """Which method goes to which site, in the model's order, and the paths of `also_train` among them.
+
+    Raises AddendaError listing every site that its method cannot take, with the reasons.
+    """
+    also_train = [also_train] if isinstance(also_train, str) else list(also_train)
+    heads = [site for target in also_train for site in _parameters_of(model, target)]
+    owned = {id(site.weight) for site in heads}
+    plan: dict[str, tuple[Site, WeightMethod]] = {}
+    groups = method.items() if isinstance(method, Mapping) else [(targets, method)]
+    for target, spec in groups:
+        chosen = build(spec) if isinstance(spec, str) else spec
+        if not isinstance(chosen, WeightMethod):
+            raise AddendaError(f"Expected a method such as addenda.LoRA(rank=8) or its name, got {chosen!r}.")
+        for site in resolve(model, target, exclude):
+            if site.path in plan:
+                raise AddendaError(f"{site.path} is named by two targets; exclude it from one of them.")
+            if id(site.weight) not in owned:
+                plan[site.path] = (site, chosen)
+    if not plan:
+        raise AddendaError(
+            "also_train takes every site that the targets name, so nothing is left for the method."
+        )
+    problems = [f"{site.path}: {why}" for site, m in plan.values() if (why := _unfit(site, m))]
+    if problems:
+        more = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise AddendaError(
+            f"{len(problems)} of {len(plan)} sites cannot take the method: {'; '.join(problems[:8])}{more}. "
+            "Leave them out with exclude=, or give them another method with {target: method}."
+        )
+    for site in heads:
+        plan[site.path] = (site, Replace())
+    return list(plan.values()), tuple(dict.fromkeys(site.path for site in heads))
+
+
+def _parameters_of(model: nn.Module, target: Target) -> list[Site]:
+    """`also_train`: every parameter of the modules (of any class) that a target names."""
+    named = dict(model.named_modules())
+    paths = [p for p in named if p and isinstance(target, str) and (p == target or p.endswith(f".{target}"))]
+    if not paths:
+        paths = matching(model, target) or [
+            s.path for s in resolve(model, target)
+        ]  # raises if nothing is there
+    found = []
+    for path in paths:
+        inside = [f"{path}.{n}" for n, _ in named[path].named_parameters()] if path in named else [path]
+        found += [site_at(model, p) for p in inside if ".addenda." not in f".{p}."]
+    return found
+
+
+def _unfit(site: Site, method: WeightMethod) -> str | None:
+    if not method.any_shape:
+        if site.weight.dim() < 2:
+            return f"a vector of {site.weight.numel()} is no matrix"
+        if site.kind == PARAMETER and site.weight.dim() > 3:
+            return f"a raw parameter of {site.weight.dim()} dimensions is neither a matrix nor a stack of matrices"
+    return method.check(*site.shape)
+
+
+def attach(
+    model: nn.Module,
+    method: Spec | Mapping[Target, Spec],
+    *,
+    targets: Target | Iterable[Target] = "linear",
+    exclude: Iterable[Target] = (),
+    also_train: Iterable[Target] = (),
+    freeze: bool = True,
+    name: str = "default",
+    seed: int = 0,
+    calibration: Iterable | None = None,
+    loss: Callable[[nn.Module, object], Tensor] | None = None,
+    progress: Progress | None = None,
+) -> Adapter:
+    """Put a new adapter on the model, make it the active one, and freeze the base.
+
+    method: a method, its text form ("svft:pattern=banded"), or {target: method}. targets, exclude: see
+    `core.targets`. also_train: modules trained as whole copies with the adapter (heads). seed: with a site's path, the
+    key of every random tensor. calibration: batches for methods that look at data first; loss(model, batch) defaults
+    to `model(**batch).loss`. progress: called with (done, total, path).
+
+    Raises AddendaError, and leaves the model as it was, when a target matches nothing, a site cannot take the method,
+    the name is taken, a merged change is in the base, data is missing for a calibrated method, or the model is sharded.
+    """
+    started = time.perf_counter()
+    root, state = _ready(model, name)
+    plan, heads = assign(root, method, targets, exclude, also_train)
+    seen = calibrate(root, plan, calibration, loss)
+    built = build_tensors(plan, seed, progress, seen=seen)
+    return install(root, state, name, plan, built, heads, seed, freeze, started)
+
+
+def _ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
+    """The module that carries the state and the state; raises when nothing can be attached now."""
+    if not isinstance(model, nn.Module):
+        raise AddendaError(f"Expected a torch.nn.Module as the model, got {type(model).__name__}.")
+    wrapped = type(model).__name__ in (
+        "DistributedDataParallel",
+        "FullyShardedDataParallel",
+        "OptimizedModule",
+    )
+    if wrapped or hasattr(model, "set_modules_to_forward_prefetch"):
+        raise AddendaError(
+            f"The model is wrapped in {type(model).__name__}. Attach first, then wrap, shard or compile."
+        )
+    found = find_state(model)
+    root, state = found if found else (unwrap(model), State())
+    check_name(state, name)
+    if state.merged is not None:
+        raise AddendaError("A change is merged into the base. Call unmerge(model) first.")
+    return root, state
+
+
+def build_tensors(
+    plan: list[tuple[Site, WeightMethod]],
+    seed: int,
+    progress: Progress | None = None,
+    *,
+    seen: dict[str, Tensor] | None = None,
+    stored: dict[str, Params] | None = None,
+) -> dict[str, SiteTensors]:
+    """The tensors of every site by path: fresh ones, or the stored ones of a file; the model is not touched."""
+    shared = {}
+    for m in dict.fromkeys(m for _, m in plan):
+        shapes: list[Shape] = [site.shape for site, own in plan if own == m]
+        shared[m] = m.shared(shapes, Stream(seed, "shared")) if m.has("shared") else {}
+    built = {}
+    for i, (site, m) in enumerate(plan):
+        if progress:
+            progress(i, len(plan), site.path)
+        given = None if stored is None else stored[site.path]
+        built[site.path] = _at_site(site, m, seed, shared[m], (seen or {}).get(site.path), given)
+    if progress:
+        progress(len(plan), len(plan), "")
+    return built
+
+
+@torch.no_grad()
+def _at_site(
+    site: Site, m: WeightMethod, seed: int, shared: Params, seen: Tensor | None, stored: Params | None
+) -> SiteTensors:
+    device, dtype = site.weight.device, site.weight.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    matrix = site.matrix
+    single = m.any_shape or matrix.dim() < 3
+    parts: list[tuple[Params, Params]] = []
+    for e, W in enumerate([matrix] if single else matrix):
+        rng = Stream(seed, site.path) if single else Stream(seed, site.path, str(e))
+        derived = m.derive(W.to(wide), rng) if m.has("derive") else {}
+        if stored is None:
+            known = shared | derived
+            if seen is not None:
+                known = known | {"calibration": seen if single else seen[e]}
+            own = m.init(W.to(wide), rng, known)
+        else:
+            own = {}
+        parts.append((own, derived))
+    own, derived = parts[0]
+    if not single:
+        own = {k: _stack([o[k] for o, _ in parts]) for k in own}
+        derived = {k: _stack([d[k] for _, d in parts]) for k in derived}
+    own = own if stored is None else stored
+    moved = {
+        k: nn.Parameter(t.detach().to(device)) if isinstance(t, nn.Parameter) else t.to(device)
+        for k, t in own.items()
+    }
+    return SiteTensors(
+        m, moved, {k: t.to(device) for k, t in derived.items()}, {k: t.to(device) for k, t in shared.items()}
+    )
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    stacked = torch.stack([t.detach() for t in tensors])
+    return nn.Parameter(stacked) if isinstance(tensors[0], nn.Parameter) else stacked
+
+
+def install(
+    root: nn.Module,
+    state: State,
+    name: str,
+    plan: list[tuple[Site, WeightMethod]],
+    built: dict[str, SiteTensors],
+    heads: tuple[str, ...],
+    seed: int,
+    freeze: bool,
+    started: float,
+    activate: bool = True,
+) -> Adapter:
+    """Register the tensors on the modules. Nothing here can fail for reasons that a user could mend."""
+    root.__dict__["_addenda"] = state
+    if freeze and not state.frozen:
+        own = {id(p) for m in root.modules() if (s := slots_of(m)) is not None for p in s.parameters()}
+        state.frozen = {n: p.requires_grad for n, p in root.named_parameters() if id(p) not in own}
+        for n, p in root.named_parameters():
+            if n in state.frozen:
+                p.requires_grad_(False)
+    for site, _ in plan:
+        tensors = built[site.path]
+        tensors.train(site.module.training)
+        adapt(site).add(name, site, tensors)
+    state.records[name] = Record(
+        {s.path: m for s, m in plan}, heads, seed, seconds=time.perf_counter() - started
+    )
+    apply_active(root, state, (name,) if activate else state.active)
+    adapter = Adapter(root, name)
+    adapter.draw()
+    return adapter
+
+
+def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = False) -> None:
+    """Take one adapter, or all of them, off the model: same classes, keys, flags and bits as before.
+
+    A merged change is taken out of the base first; with keep_merged=True it stays, and all adapters go.
+    Raises AddendaError for an unknown name, when nothing is attached, or when the model is sharded.
+    """
+    root, state = state_of(model) if name is None else record_of(model, name)[:2]
+    if any(type(p).__name__ == "DTensor" for p in root.parameters()):
+        raise AddendaError(
+            "The model is sharded; its parameters cannot be taken apart. Save the adapter instead."
+        )
+    if keep_merged and (state.merged is None or name is not None):
+        raise AddendaError("keep_merged=True wants a merged change and no name. Call merge(model) first.")
+    if state.merged is not None and not keep_merged:
+        restore(root, state)
+    names = list(state.records) if name is None else [name]
+    for module in list(root.modules()):
+        slots = slots_of(module)
+        if slots is not None:
+            for n in names:
+                slots.remove(n)
+    for n in names:
+        del state.records[n]
+    held = _still_adapted(root, state)
+    for module in list(root.modules()):
+        if slots_of(module) is not None and id(module) not in held:
+            release(module)
+    if state.records:
+        apply_active(root, state, tuple(n for n in state.active if n in state.records))
+        return
+    parameters = dict(root.named_parameters())
+    for n, flag in state.frozen.items():
+        if n in parameters:
+            parameters[n].requires_grad_(flag)
+    del root.__dict__["_addenda"]
+
+
+def _still_adapted(root: nn.Module, state: State) -> set[int]:
+    held = set()
+    for record in state.records.values():
+        for path in record.methods:
+            site = site_at(root, path)
+            held |= {id(site.module), *(id(owner) for owner, _ in site.ties)}
+    return held
+
+
+@torch.no_grad()
+def restore(root: nn.Module, state: State) -> None:
+    """Write the base's own bits back after a merge."""
+    for path, original in (state.merged or {}).items():
+        site_at(root, path).weight.data.copy_(original)
+    state.merged = None
+
+
+def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
+    """Make one adapter, several (their changes add up), or none of them act. Base bits are never touched."""
+    root, state = state_of(model)
+    names = () if name is None else (name,) if isinstance(name, str) else tuple(name)
+    for n in names:
+        record_of(root, n)
+    if len(set(names)) < len(names):
+        raise AddendaError(f"An adapter acts once; got {names}.")
+    if state.merged is not None:
+        raise AddendaError(f"{', '.join(state.active)} is merged into the base. Call unmerge(model) first.")
+    apply_active(root, state, names)
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """The base alone, for the length of a `with` block."""
+    _, state = state_of(model)
+    before = state.active
+    switch(model, None)
+    try:
+        yield
+    finally:
+        switch(model, [n for n in before if n in state.records])
+
+
+def status(model: nn.Module) -> str:
+    """What is attached to the model and what acts, one line each."""
+    found = find_state(model)
+    if found is None:
+        return f"{type(unwrap(model)).__name__}: no adapter attached"
+    root, state = found
+    lines = [
+        f"{type(root).__name__}: {len(state.records)} adapter(s), base {'merged' if state.merged else 'untouched'}"
+    ]
+    for name, record in state.records.items():
+        adapter = Adapter(root, name)
+        mark = "active" if name in state.active else "idle"
+        kinds = ", ".join(dict.fromkeys(m.name or "full copy" for m in record.methods.values()))
+        trains = any(p.requires_grad for p in adapter.parameters())
+        lines.append(
+            f"  {name}: {mark}, {kinds}, {len(record.methods)} sites, {adapter.trainable:,} trainable parameters"
+            f"{'' if trains else ' (not training)'}, step {record.step}"
+        )
+    return "\n".join(lines)
+
+
+def renamed(method: WeightMethod, **options) -> WeightMethod:
+    """A copy of a method with other options."""
+    return replace(method, **options)

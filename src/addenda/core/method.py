@@ -1,0 +1,219 @@
+"""What a method is: a frozen dataclass of hyperparameters and a few pure functions of the base weight.
+
+A *weight method* says what ΔW is. Everything else (kinds of layer, dtypes, several adapters, merging, saving,
+switching, the command line) is the core's. The tensors of a site are a plain dict, and their kind is said by where
+they come from, never by their name:
+
+| from                                   | kind      | saved | gradient | example                          |
+| -------------------------------------- | --------- | ----- | -------- | -------------------------------- |
+| `init`, as `nn.Parameter`              | trainable | yes   | yes      | LoRA's A and B                   |
+| `init`, as a plain tensor              | frozen    | yes   | no       | SHiRA's calibrated positions     |
+| `derive`                               | derived   | no    | no       | SVFT's U and V, from W or a seed |
+| `shared`                               | shared    | no    | no       | VeRA's projections               |
+
+Matrices are m × n = out × in, as torch keeps a Linear's weight. Convolutions are seen as out × (in/groups · kernel),
+embeddings as rows × width, transformers' `Conv1D` transposed, stacked expert weights one matrix at a time.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from addenda.core.errors import AddendaError, nearest
+from addenda.core.random import Stream
+
+Params = dict[str, Tensor]
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Start:
+    """How far the adapted model is from the base before the first step: 0 (bit for bit), or a relative bound."""
+
+    bound: float = 0.0
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The unchanged layer, as `apply` sees it: call it for x Wᵀ + bias."""
+
+    product: Callable[[Tensor], Tensor]
+    weight: Tensor  # m × n, frozen, in the base's dtype
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.product(x)
+
+
+@dataclass(frozen=True)
+class WeightMethod:
+    """Base class of every method that changes a weight. Subclasses are frozen dataclasses of hyperparameters."""
+
+    name: ClassVar[str] = ""
+    dropout: ClassVar[float] = 0.0  # a field in methods that have an additive path through their factors
+    start: ClassVar[Start] = Start()
+    any_shape: ClassVar[bool] = False  # True: takes vectors too, and the tensors are seen as they are stored
+
+    # -- the mathematics ---------------------------------------------------------------------------------------
+
+    def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
+        """Trainable (`nn.Parameter`) and frozen (plain) tensors of one site. W: m × n float32; p: derived, shared."""
+        raise NotImplementedError
+
+    def delta(self, W: Tensor, p: Params) -> Tensor:
+        """ΔW, m × n: a pure, differentiable function of W and the tensors p, all in one floating dtype."""
+        raise NotImplementedError
+
+    def effective(self, W: Tensor, p: Params) -> Tensor:
+        """W + ΔW. Override only where ΔW is not what is stored."""
+        return W + self.delta(W, p)
+
+    # -- optional: where a method's tensors come from --------------------------------------------------------------
+
+    def shared(self, shapes: list[Shape], rng: Stream) -> Params:
+        """Tensors that all sites share, drawn once for the shapes of all sites; never saved."""
+        return {}
+
+    def derive(self, W: Tensor, rng: Stream) -> Params:
+        """Tensors computed from W (m × n float32) or the stream alone: recomputed at load, never saved."""
+        return {}
+
+    @property
+    def calibration(self) -> Literal["gradient"] | None:
+        """What `calibrate` wants to see before training; None where the method needs no data."""
+        return None
+
+    def calibrate(self, W: Tensor, G: Tensor, seen: Tensor | None) -> Tensor:
+        """Accumulate what one batch says: G = ∂loss/∂W, m × n. The last result reaches `init` as p["calibration"]."""
+        raise NotImplementedError
+
+    def on_step(self, step: int, rng: Stream) -> Params:
+        """Values that stand in for the frozen tensors of the same names while training; called before step 0, 1, …"""
+        return {}
+
+    # -- optional: faster forms ------------------------------------------------------------------------------------
+
+    def factors(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
+        """(B: m × r, A: r × n) with ΔW = B A exactly, every scale included."""
+        raise NotImplementedError
+
+    def sparse(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
+        """(index: K sorted flat positions in the m × n matrix, values: K) with ΔW zero elsewhere."""
+        raise NotImplementedError
+
+    def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
+        """The adapted layer's output (…, m) from x (…, n) without forming ΔW. Tensors in p keep their own dtype."""
+        raise NotImplementedError
+
+    # -- what the core asks ----------------------------------------------------------------------------------------
+
+    def trainable(self, m: int, n: int) -> int:
+        """How many numbers are trained at one site of shape m × n: a formula, tested against the real tensors."""
+        raise NotImplementedError
+
+    def check(self, m: int, n: int) -> str | None:
+        """Why this shape cannot be adapted with these options, or None."""
+        return None
+
+    def has(self, hook: str) -> bool:
+        """Whether the method offers an optional form: "factors", "sparse", "apply", "shared", "on_step", …"""
+        return getattr(type(self), hook) is not getattr(WeightMethod, hook)
+
+    def options(self, defaults: bool = False) -> dict:
+        """Hyperparameters by name; only those that differ from the defaults unless asked for all."""
+        fields = dataclasses.fields(self)
+        return {
+            f.name: getattr(self, f.name) for f in fields if defaults or getattr(self, f.name) != f.default
+        }
+
+    def __post_init__(self):
+        problems = [p for f in dataclasses.fields(self) if (p := _type_problem(self, f))]
+        if not problems:
+            problems = list(self.validate())
+        if problems:
+            raise AddendaError(f"{type(self).__name__}: {'; '.join(problems)}.")
+
+    def validate(self) -> typing.Iterable[str]:
+        """Cross-checks of the options: one sentence for each problem, naming the option."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Replace(WeightMethod):
+    """W_eff = value, a trained copy of W: heads named in `also_train`, and full fine-tuning."""
+
+    any_shape: ClassVar[bool] = True
+
+    def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
+        return {"value": nn.Parameter(W.clone())}
+
+    def delta(self, W: Tensor, p: Params) -> Tensor:
+        return p["value"] - W
+
+    def effective(self, W: Tensor, p: Params) -> Tensor:
+        return p["value"]
+
+    def trainable(self, m: int, n: int) -> int:
+        return m * n
+
+
+def parse_options(cls: type[WeightMethod], given: dict[str, object]) -> WeightMethod:
+    """Build a method from options by name, strings converted by the fields' types.
+
+    Raises AddendaError for an unknown option (with the nearest names) and for values of the wrong type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = [k for k in given if k not in fields]
+    if unknown:
+        listed = ", ".join(f"{f.name}={f.default!r}" for f in fields.values()) or "none"
+        raise AddendaError(
+            f"{cls.name or cls.__name__} has no option {', '.join(map(repr, unknown))}."
+            f"{nearest(unknown[0], fields)} Its options: {listed}."
+        )
+    hints = typing.get_type_hints(cls)
+    return cls(**{k: _convert(v, hints[k]) if isinstance(v, str) else v for k, v in given.items()})
+
+
+def _convert(text: str, hint) -> object:
+    for kind in _choices(hint):
+        if kind is type(None) and text.lower() == "none":
+            return None
+        if kind is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    return text
+
+
+def _choices(hint) -> tuple:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _type_problem(method: WeightMethod, field: dataclasses.Field) -> str | None:
+    value, expected = getattr(method, field.name), []
+    for hint in _choices(typing.get_type_hints(type(method))[field.name]):
+        if typing.get_origin(hint) is Literal:
+            if value in typing.get_args(hint):
+                return None
+            expected.append("one of " + ", ".join(map(repr, typing.get_args(hint))))
+        else:
+            fits = isinstance(value, (int, float) if hint is float else hint)
+            if fits and not (isinstance(value, bool) and hint is not bool):
+                return None
+            expected.append("None" if hint is type(None) else hint.__name__)
+    return f"{field.name} must be {' or '.join(expected)}, got {value!r}"
+
+
+def to_float(p: Params, dtype: torch.dtype = torch.float32) -> Params:
+    """The same dict with floating tensors in one dtype; integer tensors as they are."""
+    return {k: t.to(dtype) if t.is_floating_point() else t for k, t in p.items()}

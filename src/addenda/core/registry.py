@@ -1,0 +1,97 @@
+"""The catalogue: every method by name, with what it claims.
+
+A method registers itself with `@register(...)` beside its class; a named variant of it (PiSSA is a LoRA with another
+start) with `variant(...)`. Other packages add theirs through the entry point group `addenda.methods`, whose modules are
+imported the first time the catalogue is read. Nothing in the core knows a method by name.
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+
+from addenda.core.errors import AddendaError, nearest
+from addenda.core.method import WeightMethod, parse_options
+
+
+@dataclass(frozen=True)
+class Info:
+    """What the catalogue says of a method."""
+
+    name: str
+    title: str
+    paper: str  # authors and year, then the arXiv id
+    equation: str  # ΔW or W_eff, in the words of the docstring
+    hypothesis: str  # what the method claims about the geometry of the change, in one sentence
+    family: str  # low-rank | spectral | sparse | block | rotation | dense
+    cls: type[WeightMethod]
+    preset: dict = field(default_factory=dict)
+
+    def build(self, **options) -> WeightMethod:
+        """The method with its options; raises AddendaError on an unknown option or a bad value."""
+        return parse_options(self.cls, {**self.preset, **options})
+
+
+_catalogue: dict[str, Info] = {}
+
+
+def register(name: str, *, title: str, paper: str, equation: str, hypothesis: str, family: str) -> Callable:
+    """Class decorator: enter a weight method in the catalogue under `name`."""
+
+    def enter(cls: type[WeightMethod]) -> type[WeightMethod]:
+        cls.name = name
+        _enter(Info(name, title, paper, equation, hypothesis, family, cls))
+        return cls
+
+    return enter
+
+
+def variant(name: str, of: type[WeightMethod], preset: dict, **changed: str) -> None:
+    """Enter a named variant: `of` with preset options, its info record changed where `changed` says so."""
+    _enter(dataclasses.replace(_catalogue[of.name], name=name, preset=preset, **changed))
+
+
+def _enter(info: Info) -> None:
+    if info.name in _catalogue:
+        raise ValueError(f"two methods are called {info.name!r}")
+    _catalogue[info.name] = info
+
+
+@cache
+def _import_all() -> None:
+    import addenda.methods  # noqa: F401  the built-in ones register on import
+
+    for entry in entry_points(group="addenda.methods"):
+        entry.load()
+
+
+def catalogue(match: str = "*") -> list[Info]:
+    """All methods whose name matches a glob, sorted by family and name."""
+    _import_all()
+    found = [i for i in _catalogue.values() if fnmatch.fnmatch(i.name, match)]
+    return sorted(found, key=lambda i: (i.family, i.name))
+
+
+def info(name: str) -> Info:
+    """One entry; raises AddendaError with the nearest names for an unknown one."""
+    _import_all()
+    if name not in _catalogue:
+        known = ", ".join(i.name for i in catalogue())
+        raise AddendaError(f"There is no method {name!r}.{nearest(name, _catalogue)} Known methods: {known}.")
+    return _catalogue[name]
+
+
+def build(spec: str) -> WeightMethod:
+    """A method from text: `"svft"` or `"svft:pattern=banded,band=8"`, as the command line writes it."""
+    name, _, rest = spec.partition(":")
+    options = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise AddendaError(
+                f"Expected option=value in {spec!r}, got {part!r}. Write e.g. '{name}:rank=8'."
+            )
+        options[key.strip()] = value.strip()
+    return info(name.strip()).build(**options)

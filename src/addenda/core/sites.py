@@ -1,0 +1,187 @@
+"""Where a change can live: kinds of layer, and the sites of a model.
+
+A *site* is one weight of one module. A kind of layer knows how its stored weight is seen as an m × n matrix and how
+its product is computed with any weight; nothing else in the library branches on a layer's type.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addenda.core.errors import AddendaError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of layer. `product(module, x, weight, bias)` is its forward with another weight, as stored."""
+
+    name: str
+    product: Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor] | None = None
+    low_rank: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor] | None = None  # (module, x, B, A) -> Δy
+    transposed: bool = False
+    dense: bool = (
+        False  # y = x Wᵀ + bias on the last dimension: takes a method's `apply` and the fused products
+    )
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        """The stored weight as (m, n), or (experts, m, n) for stacked ones: a view wherever there is one."""
+        if self.transposed:
+            return weight.t()
+        return weight.flatten(1) if self.name == "conv" else weight
+
+    def from_matrix(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """The inverse of `to_matrix`: in the shape of the stored weight `like`."""
+        return matrix.t() if self.transposed else matrix.reshape(like.shape)
+
+
+def _linear(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _linear_low_rank(module: nn.Module, x: Tensor, B: Tensor, A: Tensor) -> Tensor:
+    return F.linear(F.linear(x, A), B)
+
+
+def _conv1d(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
+    return y.view(*x.shape[:-1], weight.shape[1])
+
+
+def _conv(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return module._conv_forward(x, weight, bias)
+
+
+def _conv_low_rank(module: nn.Module, x: Tensor, B: Tensor, A: Tensor) -> Tensor:
+    """B A as two convolutions. The r filters of A serve every group; B's rows belong to their own group."""
+    groups, kernel = module.groups, module.weight.shape[1:]
+    h = module._conv_forward(x, A.view(-1, *kernel).repeat(groups, *[1] * len(kernel)), None)
+    pointwise = (F.conv1d, F.conv2d, F.conv3d)[len(kernel) - 2]
+    return pointwise(h, B.view(*B.shape, *[1] * (len(kernel) - 1)), groups=groups)
+
+
+def _embedding(module: nn.Module, ids: Tensor, weight: Tensor, bias: None) -> Tensor:
+    return F.embedding(ids, weight, module.padding_idx, None, 2.0, module.scale_grad_by_freq, module.sparse)
+
+
+def _embedding_low_rank(module: nn.Module, ids: Tensor, B: Tensor, A: Tensor) -> Tensor:
+    return F.embedding(ids, B, module.padding_idx) @ A
+
+
+LINEAR = Kind("linear", _linear, _linear_low_rank, dense=True)
+CONV1D = Kind("conv1d", _conv1d, _linear_low_rank, transposed=True, dense=True)  # transformers' GPT-2 layer
+CONV = Kind("conv", _conv, _conv_low_rank)
+EMBEDDING = Kind("embedding", _embedding, _embedding_low_rank)
+PARAMETER = Kind("parameter")  # a raw parameter, read by its owner as an attribute
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """The kind of a module that is called with its weight, or None."""
+    if isinstance(module, nn.Linear):
+        return LINEAR
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return CONV
+    if isinstance(module, nn.Embedding):
+        return EMBEDDING
+    if any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(module).__mro__):
+        return CONV1D
+    return None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One weight of one module, and its path: "model.layers.0.mlp.up_proj", or "….experts.gate_up_proj"."""
+
+    path: str
+    module: nn.Module
+    parameter: str
+    kind: Kind
+    ties: tuple[tuple[nn.Module, str], ...] = field(default=())  # further owners of the same parameter
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's tensor, as stored and never changed (a merged weight while merged)."""
+        return self.module._parameters[self.parameter]
+
+    @property
+    def matrix(self) -> Tensor:
+        return self.kind.to_matrix(self.weight.detach())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of one matrix; a vector counts as one column."""
+        s = self.matrix.shape
+        return (s[-2], s[-1]) if len(s) > 1 else (s[0] if s else 1, 1)
+
+    @property
+    def copies(self) -> int:
+        """How many matrices are stacked here: the number of experts, else 1."""
+        s = self.matrix.shape
+        return int(torch.Size(s[:-2]).numel()) if len(s) > 2 else 1
+
+
+def site_at(model: nn.Module, path: str) -> Site:
+    """The site that a path names: a module that is called with its weight, or a raw parameter.
+
+    Raises AddendaError when nothing is there or the weight cannot be adapted, with the reason.
+    """
+    owner_path, _, leaf = path.rpartition(".")
+    try:
+        owner = model.get_submodule(owner_path)
+    except AttributeError:
+        raise AddendaError(
+            f"The model has no module {owner_path!r} (wanted for the site {path!r})."
+        ) from None
+    child = owner._modules.get(leaf)
+    if child is not None:
+        kind = kind_of(child)
+        if kind is None:
+            raise AddendaError(
+                f"{path} is a {type(child).__name__}; a weight is changed in Linear, Conv1D, conv 1-3d, Embedding "
+                "or a raw parameter. Name a parameter of it instead, e.g. "
+                + repr(f"{path}.{next((n for n, _ in child.named_parameters()), 'weight')}")
+                + "."
+            )
+        if _read_by_parent(owner):
+            return site_at(model, f"{path}.weight")
+        return Site(path, child, "weight", kind)
+    if owner._parameters.get(leaf) is not None:
+        return Site(path, owner, leaf, PARAMETER, _other_owners(model, owner, leaf))
+    raise AddendaError(f"The model has no module and no parameter {path!r}.")
+
+
+def _read_by_parent(parent: nn.Module) -> bool:
+    """True where the parent reads its children's `.weight` without calling them: then the attribute is the site."""
+    return isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
+
+
+def _other_owners(model: nn.Module, owner: nn.Module, name: str) -> tuple[tuple[nn.Module, str], ...]:
+    same = owner._parameters[name]
+    return tuple(
+        (m, n)
+        for m in model.modules()
+        for n, p in m._parameters.items()
+        if p is same and (m is not owner or n != name)
+    )
+
+
+def refusal(model: nn.Module, site: Site) -> str | None:
+    """Why the core cannot adapt this site with any method, or None."""
+    w = site.weight
+    if not w.is_floating_point():
+        return f"its weight is {w.dtype}, and only floating weights can be changed"
+    if w.is_meta:
+        return "its weight is on the meta device; load the values first"
+    if type(w).__name__ == "DTensor" or type(w.data).__name__ == "DTensor":
+        return "its weight is sharded (DTensor): attach first, then shard"
+    if site.kind == EMBEDDING and getattr(site.module, "max_norm", None) is not None:
+        return "an Embedding with max_norm rewrites its own weight during the forward"
+    if site.kind != PARAMETER and (ties := _other_owners(model, site.module, site.parameter)):
+        others = [next(n for n, m in model.named_modules() if m is owner) for owner, _ in ties]
+        return (
+            f"its weight is tied to {', '.join(others)}, which would not follow; "
+            f"name the parameter '{site.path}.{site.parameter}' to change both"
+        )
+    return None

@@ -1,0 +1,115 @@
+"""What a model remembers of its adapters: one plain object on the model that was given to the first `attach`."""
+
+import re
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from addenda.core.adapted import SiteTensors, slots_of
+from addenda.core.errors import AddendaError, nearest
+from addenda.core.method import WeightMethod
+from addenda.core.sites import Site, site_at
+
+_WRAPPERS = ("_orig_mod", "module")  # torch.compile; DataParallel, DDP
+
+
+@dataclass
+class Record:
+    """One adapter: plain data; the tensors live in the modules."""
+
+    methods: dict[str, WeightMethod]  # by path of the site, in the model's order
+    also_train: tuple[str, ...]  # the paths among them that are whole copies of heads
+    seed: int
+    step: int = 0
+    seconds: float = 0.0  # how long attaching took
+
+
+@dataclass
+class State:
+    """All adapters of one model, which of them are live, and what detaching gives back."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    active: tuple[str, ...] = ()
+    frozen: dict[str, bool] = field(
+        default_factory=dict
+    )  # requires_grad of base parameters before the freeze
+    merged: dict[str, Tensor] | None = (
+        None  # the base's own weights by path while a change is merged into them
+    )
+    fingerprints: dict[str, tuple] = field(default_factory=dict)  # path -> (identity, hash)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile, DataParallel and DDP wrappers."""
+    while True:
+        inner = next(
+            (model._modules[w] for w in _WRAPPERS if w in model._modules and len(model._modules) == 1), None
+        )
+        if inner is None:
+            return model
+        model = inner
+
+
+def find_state(model: nn.Module) -> tuple[nn.Module, State] | None:
+    """The (sub)module that carries the state and the state itself, or None when nothing is attached."""
+    for module in unwrap(model).modules():
+        if "_addenda" in module.__dict__:
+            return module, module.__dict__["_addenda"]
+    return None
+
+
+def state_of(model: nn.Module) -> tuple[nn.Module, State]:
+    found = find_state(model)
+    if found is None:
+        raise AddendaError(
+            f"No adapter is attached to this {type(unwrap(model)).__name__}. Call attach or load first."
+        )
+    return found
+
+
+def record_of(model: nn.Module, name: str) -> tuple[nn.Module, State, Record]:
+    root, state = state_of(model)
+    if name not in state.records:
+        raise AddendaError(
+            f"No adapter is called {name!r} on this {type(root).__name__}.{nearest(name, state.records)} "
+            f"Attached: {', '.join(map(repr, state.records))}."
+        )
+    return root, state, state.records[name]
+
+
+def check_name(state: State | None, name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise AddendaError(f"An adapter's name has 1-64 letters, digits, '_' or '-'; got {name!r}.")
+    if state is not None and name in state.records:
+        raise AddendaError(
+            f"An adapter called {name!r} is attached already. Choose another name=, or detach(model, {name!r}) first."
+        )
+
+
+def tensors_at(root: nn.Module, name: str, path: str) -> SiteTensors:
+    """One adapter's tensors at one site."""
+    site = adapted_site(root, path)
+    slots = slots_of(site.module)
+    assert slots is not None
+    return slots._modules[name]._modules[site.parameter]
+
+
+def adapted_site(root: nn.Module, path: str) -> Site:
+    return site_at(root, path)
+
+
+def apply_active(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
+    """Make exactly these adapters live on every module."""
+    state.active = names
+    for module in root.modules():
+        slots = slots_of(module)
+        if slots is not None:
+            slots.activate(() if state.merged is not None else names)
+    for record in state.records.values():  # further owners of a tied parameter read the first owner's tensors
+        for path in record.methods:
+            site = site_at(root, path)
+            for owner, parameter in site.ties:
+                first, other = slots_of(site.module), slots_of(owner)
+                if first is not None and other is not None:
+                    other.kinds[parameter] = site.kind
+                    other.live[parameter] = first.live[site.parameter]

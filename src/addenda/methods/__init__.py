@@ -1,0 +1,17 @@
+"""One method, one file. Importing this package enters all of them in the catalogue."""
+
+import importlib
+import pkgutil
+
+from addenda.core.method import WeightMethod
+from addenda.core.registry import catalogue
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+# Every class of the catalogue is an attribute here: addenda.methods.SVFT
+globals().update({i.cls.__name__: i.cls for i in catalogue()})
+
+
+def __getattr__(name: str) -> type[WeightMethod]:
+    raise AttributeError(f"addenda.methods has no {name!r}; addenda.methods() lists what there is")

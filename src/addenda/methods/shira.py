@@ -1,0 +1,115 @@
+"""SHiRA: ΔW is sparse, 1-2 % of the entries (Bhardwaj et al. 2024, arXiv 2406.13175).
+
+    ΔW[i, j] = value of (i, j) on a fixed mask of K = density · m · n positions, 0 elsewhere
+
+The masks of the paper: "magnitude" (the K largest |W|), "random", "struct" (whole rows and columns and the diagonal),
+"gradient" (the K largest Σ|G| over calibration batches) and "snip" (the K largest |W ∘ ΣG|). The paper leaves open how
+batches are combined: here |G| is summed for "gradient", as a measure of how often an entry is wanted, and G itself for
+"snip", as in SNIP (Lee et al. 2018). Ties fall to the lower flat index. Every site draws a mask of its own.
+
+Cost: K numbers a site. The change may have full rank. Low density and few steps favour it; struct masks did badly on
+language in the paper.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from addenda.core.method import Params, Shape, WeightMethod
+from addenda.core.random import Stream
+from addenda.core.registry import register
+
+
+@register(
+    "shira",
+    title="SHiRA",
+    paper="Bhardwaj et al. 2024, arXiv:2406.13175",
+    equation="ΔW = scatter(values at K fixed positions)",
+    hypothesis="Changing one weight in a hundred, chosen beforehand, is enough; the change needs no low rank.",
+    family="sparse",
+)
+@dataclass(frozen=True)
+class SHiRA(WeightMethod):
+    """density: the share of entries that are trained. mask: how they are chosen, see the module."""
+
+    density: float = 0.01
+    mask: Literal["magnitude", "random", "struct", "gradient", "snip"] = "magnitude"
+
+    def validate(self):
+        if not 0 < self.density <= 1:
+            yield f"density must be in (0, 1], got {self.density}"
+
+    @property
+    def calibration(self):
+        return "gradient" if self.mask in ("gradient", "snip") else None
+
+    def calibrate(self, W: Tensor, G: Tensor, seen: Tensor | None) -> Tensor:
+        G = G.abs() if self.mask == "gradient" else G
+        return G.clone() if seen is None else seen + G
+
+    def check(self, m: int, n: int) -> str | None:
+        if self.mask == "struct" and self.density * m * n < min(m, n):
+            return f"a struct mask holds the diagonal: density must be at least {min(m, n) / (m * n):.2g} at {m} × {n}"
+        return None
+
+    def derive(self, W: Tensor, rng: Stream) -> Params:
+        m, n = W.shape
+        if self.mask == "random":
+            return {"index": rng.choice(m * n, self.trainable(m, n)).int()}
+        if self.mask == "struct":
+            return {"index": _struct(m, n, *self._lines(m, n), rng).int()}
+        return {"index": _largest(W.abs(), self.trainable(m, n)).int()} if self.mask == "magnitude" else {}
+
+    def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
+        K = self.trainable(*W.shape)
+        own: Params = {"values": nn.Parameter(torch.zeros(K))}
+        if self.mask == "gradient":
+            own["index"] = _largest(p["calibration"], K).int()
+        if self.mask == "snip":
+            own["index"] = _largest((W * p["calibration"]).abs(), K).int()
+        return own
+
+    def sparse(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
+        return p["index"], p["values"]
+
+    def delta(self, W: Tensor, p: Params) -> Tensor:
+        return W.new_zeros(W.numel()).index_put((p["index"],), p["values"]).view(W.shape)
+
+    def effective(self, W: Tensor, p: Params) -> Tensor:
+        return W.flatten().index_put((p["index"],), p["values"], accumulate=True).view(W.shape)
+
+    def trainable(self, m: int, n: int) -> int:
+        if self.mask == "struct":
+            rows, columns = self._lines(m, n)
+            return rows * n + columns * m - rows * columns + min(m, n) - rows - columns
+        return max(1, round(self.density * m * n))
+
+    def _lines(self, m: int, n: int) -> tuple[int, int]:
+        """How many whole rows and columns fit beside the diagonal, taken in turn, never above the budget."""
+        budget, k = round(self.density * m * n) - min(m, n), min(m, n)
+        rows = min(k // 2, budget // (m + n - 2))
+        columns = min(k - rows, max(0, budget - rows * (n - 1)) // max(1, m - 1 - rows))
+        return rows, min(columns, rows)
+
+
+def _largest(score: Tensor, k: int) -> Tensor:
+    """Sorted flat positions of the k largest entries; of equal ones those that come first."""
+    flat = score.flatten()
+    least = torch.topk(flat, k, sorted=False).values.min()
+    above = torch.nonzero(flat > least).flatten()
+    level = torch.nonzero(flat == least).flatten()[: k - len(above)]
+    return torch.cat([above, level]).sort().values
+
+
+def _struct(m: int, n: int, rows: int, columns: int, rng: Stream) -> Tensor:
+    """Flat positions of whole rows and columns and the main diagonal; no line crosses the diagonal where another does."""
+    k = min(m, n)
+    lines = rng.choice(k, rows + columns)
+    first = rng.choice(rows + columns, rows)
+    is_row = torch.zeros(rows + columns, dtype=torch.bool).index_fill(0, first, True)
+    mask = torch.eye(m, n, dtype=torch.bool)
+    mask[lines[is_row]] = True
+    mask[:, lines[~is_row]] = True
+    return torch.nonzero(mask.flatten()).flatten()
