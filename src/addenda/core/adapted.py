@@ -47,10 +47,7 @@ class SiteTensors(nn.Module):
 
     def stored(self) -> Params:
         """What a file holds: trainable and frozen tensors, detached."""
-        return {
-            k: t.detach()
-            for k, t in {**self._parameters, **{k: self._buffers[k] for k in self.frozen}}.items()
-        }
+        return {k: t.detach() for k, t in {**self._parameters, **{k: self._buffers[k] for k in self.frozen}}.items()}
 
     def draw(self, values: Params) -> None:
         """Set this step's values of frozen tensors, in place after the first time."""

@@ -61,9 +61,7 @@ def assign(
             if id(site.weight) not in owned:
                 plan[site.path] = (site, chosen)
     if not plan:
-        raise AddendaError(
-            "also_train takes every site that the targets name, so nothing is left for the method."
-        )
+        raise AddendaError("also_train takes every site that the targets name, so nothing is left for the method.")
     problems = [f"{site.path}: {why}" for site, m in plan.values() if (why := _unfit(site, m))]
     if problems:
         more = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
@@ -81,9 +79,7 @@ def _parameters_of(model: nn.Module, target: Target) -> list[Site]:
     named = dict(model.named_modules())
     paths = [p for p in named if p and isinstance(target, str) and (p == target or p.endswith(f".{target}"))]
     if not paths:
-        paths = matching(model, target) or [
-            s.path for s in resolve(model, target)
-        ]  # raises if nothing is there
+        paths = matching(model, target) or [s.path for s in resolve(model, target)]  # raises if nothing is there
     found = []
     for path in paths:
         inside = [f"{path}.{n}" for n, _ in named[path].named_parameters()] if path in named else [path]
@@ -203,8 +199,7 @@ def _at_site(
         derived = {k: _stack([d[k] for _, d in parts]) for k in derived}
     own = own if stored is None else stored
     moved = {
-        k: nn.Parameter(t.detach().to(device)) if isinstance(t, nn.Parameter) else t.to(device)
-        for k, t in own.items()
+        k: nn.Parameter(t.detach().to(device)) if isinstance(t, nn.Parameter) else t.to(device) for k, t in own.items()
     }
     return SiteTensors(
         m, moved, {k: t.to(device) for k, t in derived.items()}, {k: t.to(device) for k, t in shared.items()}
@@ -240,9 +235,7 @@ def install(
         tensors = built[site.path]
         tensors.train(site.module.training)
         adapt(site).add(name, site, tensors)
-    state.records[name] = Record(
-        {s.path: m for s, m in plan}, heads, seed, seconds=time.perf_counter() - started
-    )
+    state.records[name] = Record({s.path: m for s, m in plan}, heads, seed, seconds=time.perf_counter() - started)
     apply_active(root, state, (name,) if activate else state.active)
     adapter = Adapter(root, name)
     adapter.draw()
@@ -257,9 +250,7 @@ def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
     """
     root, state = state_of(model) if name is None else record_of(model, name)[:2]
     if any(type(p).__name__ == "DTensor" for p in root.parameters()):
-        raise AddendaError(
-            "The model is sharded; its parameters cannot be taken apart. Save the adapter instead."
-        )
+        raise AddendaError("The model is sharded; its parameters cannot be taken apart. Save the adapter instead.")
     if keep_merged and (state.merged is None or name is not None):
         raise AddendaError("keep_merged=True wants a merged change and no name. Call merge(model) first.")
     if state.merged is not None and not keep_merged:

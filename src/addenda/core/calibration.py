@@ -55,9 +55,7 @@ def calibrate(
         raise AddendaError("calibration= held no batch; at least one is needed.")
     missed = [path for path in sites if path not in seen]
     if missed:
-        raise AddendaError(
-            f"{len(missed)} sites got no gradient from the calibration data: {', '.join(missed[:8])}."
-        )
+        raise AddendaError(f"{len(missed)} sites got no gradient from the calibration data: {', '.join(missed[:8])}.")
     return seen
 
 

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from addenda.core.adapted import SiteTensors
 
 
-def execute(
-    module: nn.Module, original: type, kind: Kind, live: "Sequence[SiteTensors]", x: Tensor, *rest
-) -> Tensor:
+def execute(module: nn.Module, original: type, kind: Kind, live: "Sequence[SiteTensors]", x: Tensor, *rest) -> Tensor:
     """The output of an adapted module: its own product, changed by every live delta."""
     weight = module._parameters["weight"]
     x, weight, bias = _autocast(x, weight, module._parameters.get("bias"))
@@ -36,9 +34,7 @@ def execute(
 
     with torch.autocast(x.device.type, enabled=False):
         if kind.dense and len(live) == 1 and live[0].method.has("apply"):
-            return live[0].method.apply(
-                x, Base(product, kind.to_matrix(weight.detach()), bias), live[0].tensors()
-            )
+            return live[0].method.apply(x, Base(product, kind.to_matrix(weight.detach()), bias), live[0].tensors())
         thin = [t for t in live if t.method.has("factors")]
         rest_ = [t for t in live if not t.method.has("factors")]
         if len(thin) == 1 and not rest_ and plain and kind.dense:
@@ -77,7 +73,7 @@ def _effective(kind: Kind, weight: Tensor, parts: "list[tuple]") -> Tensor:
     else:
         new = [
             w + sum(m.delta(w, p) for m, p, w in several)
-            for several in zip(*stacked)
+            for several in zip(*stacked, strict=True)
             for w in [several[0][2]]
         ]
     return kind.from_matrix(new[0] if W.dim() < 3 else torch.stack(new), weight).to(weight.dtype)
@@ -98,11 +94,7 @@ def _factors(t: "SiteTensors", kind: Kind, weight: Tensor) -> tuple[Tensor, Tens
 
 def _dropped(x: Tensor, t: "SiteTensors") -> Tensor | None:
     """The input of the additive path under dropout, or None when it is x itself."""
-    return (
-        F.dropout(x, t.method.dropout)
-        if t.training and t.method.dropout > 0 and x.is_floating_point()
-        else None
-    )
+    return F.dropout(x, t.method.dropout) if t.training and t.method.dropout > 0 and x.is_floating_point() else None
 
 
 class LowRankLinear(torch.autograd.Function):
@@ -174,7 +166,7 @@ class _Recompute(torch.autograd.Function):
     def backward(ctx, gy):
         x, weight, bias, *tensors = ctx.saved_tensors
         _, _, _, need_x, need_w, need_bias, *need = ctx.needs_input_grad
-        leaves = [t.detach().requires_grad_(n) for t, n in zip(tensors, need)]
+        leaves = [t.detach().requires_grad_(n) for t, n in zip(tensors, need, strict=True)]
         w = weight.detach().requires_grad_(need_w)
         with torch.enable_grad(), torch.autocast(gy.device.type, enabled=False):
             built = ctx.build(w, leaves)
@@ -185,11 +177,7 @@ class _Recompute(torch.autograd.Function):
                 right = x.reshape(-1, x.shape[-1]) if ctx.kind == LINEAR else flat
                 gbuilt = left @ right if wanted else None
                 with torch.no_grad():
-                    gx = (
-                        (flat @ (built if ctx.kind == LINEAR else built.t())).view(x.shape)
-                        if need_x
-                        else None
-                    )
+                    gx = (flat @ (built if ctx.kind == LINEAR else built.t())).view(x.shape) if need_x else None
                     gbias = flat.sum(0) if need_bias else None
             else:
                 xd = x.detach().requires_grad_(need_x)

@@ -129,9 +129,7 @@ class WeightMethod:
     def options(self, defaults: bool = False) -> dict:
         """Hyperparameters by name; only those that differ from the defaults unless asked for all."""
         fields = dataclasses.fields(self)
-        return {
-            f.name: getattr(self, f.name) for f in fields if defaults or getattr(self, f.name) != f.default
-        }
+        return {f.name: getattr(self, f.name) for f in fields if defaults or getattr(self, f.name) != f.default}
 
     def __post_init__(self):
         problems = [p for f in dataclasses.fields(self) if (p := _type_problem(self, f))]

@@ -90,8 +90,6 @@ def build(spec: str) -> WeightMethod:
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
         if not equals:
-            raise AddendaError(
-                f"Expected option=value in {spec!r}, got {part!r}. Write e.g. '{name}:rank=8'."
-            )
+            raise AddendaError(f"Expected option=value in {spec!r}, got {part!r}. Write e.g. '{name}:rank=8'.")
         options[key.strip()] = value.strip()
     return info(name.strip()).build(**options)

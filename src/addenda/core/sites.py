@@ -22,9 +22,7 @@ class Kind:
     product: Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor] | None = None
     low_rank: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor] | None = None  # (module, x, B, A) -> Δy
     transposed: bool = False
-    dense: bool = (
-        False  # y = x Wᵀ + bias on the last dimension: takes a method's `apply` and the fused products
-    )
+    dense: bool = False  # y = x Wᵀ + bias on the last dimension: takes a method's `apply` and the fused products
 
     def to_matrix(self, weight: Tensor) -> Tensor:
         """The stored weight as (m, n), or (experts, m, n) for stacked ones: a view wherever there is one."""
@@ -131,9 +129,7 @@ def site_at(model: nn.Module, path: str) -> Site:
     try:
         owner = model.get_submodule(owner_path)
     except AttributeError:
-        raise AddendaError(
-            f"The model has no module {owner_path!r} (wanted for the site {path!r})."
-        ) from None
+        raise AddendaError(f"The model has no module {owner_path!r} (wanted for the site {path!r}).") from None
     child = owner._modules.get(leaf)
     if child is not None:
         kind = kind_of(child)
@@ -160,10 +156,7 @@ def _read_by_parent(parent: nn.Module) -> bool:
 def _other_owners(model: nn.Module, owner: nn.Module, name: str) -> tuple[tuple[nn.Module, str], ...]:
     same = owner._parameters[name]
     return tuple(
-        (m, n)
-        for m in model.modules()
-        for n, p in m._parameters.items()
-        if p is same and (m is not owner or n != name)
+        (m, n) for m in model.modules() for n, p in m._parameters.items() if p is same and (m is not owner or n != name)
     )
 
 

@@ -30,21 +30,15 @@ class State:
 
     records: dict[str, Record] = field(default_factory=dict)
     active: tuple[str, ...] = ()
-    frozen: dict[str, bool] = field(
-        default_factory=dict
-    )  # requires_grad of base parameters before the freeze
-    merged: dict[str, Tensor] | None = (
-        None  # the base's own weights by path while a change is merged into them
-    )
+    frozen: dict[str, bool] = field(default_factory=dict)  # requires_grad of base parameters before the freeze
+    merged: dict[str, Tensor] | None = None  # the base's own weights by path while a change is merged into them
     fingerprints: dict[str, tuple] = field(default_factory=dict)  # path -> (identity, hash)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside torch.compile, DataParallel and DDP wrappers."""
     while True:
-        inner = next(
-            (model._modules[w] for w in _WRAPPERS if w in model._modules and len(model._modules) == 1), None
-        )
+        inner = next((model._modules[w] for w in _WRAPPERS if w in model._modules and len(model._modules) == 1), None)
         if inner is None:
             return model
         model = inner
@@ -61,9 +55,7 @@ def find_state(model: nn.Module) -> tuple[nn.Module, State] | None:
 def state_of(model: nn.Module) -> tuple[nn.Module, State]:
     found = find_state(model)
     if found is None:
-        raise AddendaError(
-            f"No adapter is attached to this {type(unwrap(model)).__name__}. Call attach or load first."
-        )
+        raise AddendaError(f"No adapter is attached to this {type(unwrap(model)).__name__}. Call attach or load first.")
     return found
 
 

@@ -22,9 +22,7 @@ _HEADS = {"lm_head", "score", "classifier", "qa_outputs", "head", "heads", "fc",
 _ROUTERS = {"gate", "router", "shared_expert_gate"}
 
 
-def resolve(
-    model: nn.Module, targets: Target | Iterable[Target], exclude: Iterable[Target] = ()
-) -> list[Site]:
+def resolve(model: nn.Module, targets: Target | Iterable[Target], exclude: Iterable[Target] = ()) -> list[Site]:
     """The sites that targets name, in the model's order, each once.
 
     Raises AddendaError when a target, or one of a list of them, matches nothing (with what there is, grouped), and when
@@ -44,23 +42,19 @@ def resolve(
             raise AddendaError("exclude: " + _nothing(model, target))
         found = {p: True for p in found if p not in paths}
     if not found:
-        raise AddendaError(
-            f"Nothing is left: exclude={left_out!r} takes away all that targets={wanted!r} name."
-        )
+        raise AddendaError(f"Nothing is left: exclude={left_out!r} takes away all that targets={wanted!r} name.")
     order = {path: i for i, path in enumerate(_paths(model))}
     sites = [site_at(model, path) for path in sorted(found, key=lambda p: order.get(p, len(order)))]
     problems = [f"{s.path}: {why}" for s in sites if (why := refusal(model, s))]
     if problems:
-        raise AddendaError(
-            f"{len(problems)} of {len(sites)} sites cannot be adapted: {'; '.join(problems[:8])}."
-        )
+        raise AddendaError(f"{len(problems)} of {len(sites)} sites cannot be adapted: {'; '.join(problems[:8])}.")
     return _once(sites)
 
 
 def matching(model: nn.Module, target: Target) -> list[str]:
     """The paths that one target names."""
     if callable(target):
-        return [path for path, module in _called(model) if target(path, module)]
+        return [path for path, module in called(model) if target(path, module)]
     if target in ROLES:
         return _role(model, target)
     if target.startswith("re:"):
@@ -71,7 +65,7 @@ def matching(model: nn.Module, target: Target) -> list[str]:
         return [path for path in _paths(model) if pattern.fullmatch(path)]
     globs = (target, f"*.{target}")
     exact = [path for path in _paths(model) if any(fnmatch.fnmatchcase(path, g) for g in globs)]
-    modules = {path for path, _ in _called(model)}
+    modules = {path for path, _ in called(model)}
     return [p for p in exact if p in modules] or exact
 
 
@@ -83,7 +77,7 @@ def grouped(paths: Iterable[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _called(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def called(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, m) for path, m in model.named_modules() if path and kind_of(m) is not None]
 
 
@@ -110,7 +104,7 @@ def _role(model: nn.Module, role: str) -> list[str]:
                 paths.append(path)
         return paths
     kinds = {"embedding": (EMBEDDING,), "conv": (CONV,)}.get(role, (LINEAR, CONV1D))
-    found = [(path, m) for path, m in _called(model) if kind_of(m) in kinds]
+    found = [(path, m) for path, m in called(model) if kind_of(m) in kinds]
     if role in ("embedding", "conv"):
         return [path for path, _ in found]
     blocks = [f"{path}." for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
@@ -118,11 +112,7 @@ def _role(model: nn.Module, role: str) -> list[str]:
     if role == "linear":
         return [path for path, _ in inside]
     attention = {path for path, _ in inside if _under_attention(model, path)}
-    return [
-        p
-        for p, _ in inside
-        if (p in attention) == (role == "attention") and any(p.startswith(b) for b in blocks)
-    ]
+    return [p for p, _ in inside if (p in attention) == (role == "attention") and any(p.startswith(b) for b in blocks)]
 
 
 def _head(model: nn.Module, path: str, module: nn.Module, blocks: list[str]) -> bool:
@@ -155,11 +145,9 @@ def _once(sites: list[Site]) -> list[Site]:
 
 
 def _nothing(model: nn.Module, target: Target) -> str:
-    groups = grouped(path for path, _ in _called(model))
-    leaves = {path.rpartition(".")[2] for path, _ in _called(model)} | set(ROLES)
-    listed = (
-        "; ".join(f"{pattern} ({len(paths)})" for pattern, paths in list(groups.items())[:40]) or "nothing"
-    )
+    groups = grouped(path for path, _ in called(model))
+    leaves = {path.rpartition(".")[2] for path, _ in called(model)} | set(ROLES)
+    listed = "; ".join(f"{pattern} ({len(paths)})" for pattern, paths in list(groups.items())[:40]) or "nothing"
     hint = nearest(target, leaves) if isinstance(target, str) else ""
     return (
         f"The target {target!r} matches nothing in this {type(model).__name__}.{hint} Roles: {', '.join(ROLES)}. "

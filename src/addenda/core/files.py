@@ -1,0 +1,390 @@
+"""Adapter files: one safetensors file with tensors, schema and the base's fingerprint. A load takes whole or raises.
+
+The header's `addenda` entry is JSON: schema number, seed, step, the methods with their non-default options, and every
+site with path, kind, stored shape and dtype, the SHA-256 of the base's unmodified bytes, sixteen of its values, and
+the names and kinds of its tensors. Tensors are stored as "path/name"; the adapter's own name is in no key. Nothing
+that can be computed again is stored, only a checksum of it. No pickle, no code and no import path is ever read.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from addenda.core.adapted import SiteTensors
+from addenda.core.adapter import Adapter
+from addenda.core.attach import _ready, build_tensors, install
+from addenda.core.errors import AddendaError, nearest
+from addenda.core.method import Params, Replace, WeightMethod
+from addenda.core.random import Stream
+from addenda.core.registry import info
+from addenda.core.sites import Site, site_at
+from addenda.core.state import State, record_of
+from addenda.core.targets import grouped
+
+SCHEMA = 1
+_MAX_HEADER = 64 << 20
+_SAMPLE = 16
+
+
+def fingerprint(state: State, site: Site) -> str:
+    """SHA-256 of the base's own stored bytes at a site (before any merge), remembered until the tensor changes."""
+    own = (state.merged or {}).get(site.path, site.weight)
+    identity = (own.data_ptr(), own._version, own.dtype, tuple(own.shape))
+    known = state.fingerprints.get(site.path)
+    if known is None or known[0] != identity:
+        data = own.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        state.fingerprints[site.path] = known = (identity, hashlib.sha256(data).hexdigest())
+    return known[1]
+
+
+def sample(state: State, site: Site) -> list[float]:
+    """Some values of the base at seeded positions: what another dtype of the same weights must agree with."""
+    own = (state.merged or {}).get(site.path, site.weight).detach().flatten()
+    positions = Stream(0, "sample", site.path).choice(own.numel(), min(_SAMPLE, own.numel()))
+    return own[positions.to(own.device)].double().tolist()
+
+
+def checksum(name: str, tensor: Tensor) -> list[float] | str:
+    """What tells a recomputed tensor from another: ±1 projections in float64, or a hash for integers."""
+    if not tensor.is_floating_point():
+        return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    values = tensor.detach().cpu().double().flatten().numpy()
+    words = Stream(0, "checksum", name).raw((values.size + 63) // 64)
+    signs = np.unpackbits(words.view(np.uint8))[: values.size] * 2.0 - 1.0
+    return [float(values @ signs), float(np.sqrt(values @ values))]
+
+
+def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
+    """Write the adapter to one file, atomically: a reader sees the old file or the new one, never a part.
+
+    basis: store the tensors derived from W as well (SVFT's U and V), for machines whose factorisations differ.
+    Raises AddendaError for tensors that are empty, not finite or sharded; then nothing is written.
+    """
+    path = Path(path)
+    root, state, record = record_of(adapter.model, adapter.name)
+    methods = list(dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train))
+    tensors: dict[str, Tensor] = {}
+    sites, problems = [], []
+    for site_path, held in adapter.sites():
+        site = site_at(root, site_path)
+        head = site_path in record.also_train
+        entry = {
+            "path": site_path,
+            "kind": site.kind.name,
+            "shape": list(site.weight.shape),
+            "dtype": str((state.merged or {}).get(site_path, site.weight).dtype).removeprefix("torch."),
+            "method": -1 if head else methods.index(held.method),
+            "trainable": list(held._parameters),
+            "frozen": list(held.frozen),
+        }
+        if not head:
+            entry |= {"hash": fingerprint(state, site), "sample": sample(state, site)}
+        derived = {k: held._buffers[k] for k in _derived(held)}
+        entry["checks"] = {k: checksum(k, t) for k, t in derived.items()}
+        for key, tensor in (held.stored() | (derived if basis else {})).items():
+            if type(tensor).__name__ == "DTensor":
+                problems.append(f"{site_path}/{key} is sharded (gather it first)")
+            elif tensor.numel() == 0:
+                problems.append(f"{site_path}/{key} is empty (shape {tuple(tensor.shape)})")
+            elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                problems.append(f"{site_path}/{key} holds values that are not finite")
+            tensors[f"{site_path}/{key}"] = tensor.detach().cpu().contiguous()
+        sites.append(entry)
+    if problems:
+        raise AddendaError(
+            f"{adapter.name!r} was not saved to {path}: {'; '.join(problems[:8])}"
+            f"{f' … and {len(problems) - 8} more' if len(problems) > 8 else ''}."
+        )
+    header = {
+        "schema": SCHEMA,
+        "seed": record.seed,
+        "step": record.step,
+        "methods": [{"name": m.name, "options": m.options()} for m in methods],
+        "basis": basis,
+        "sites": sites,
+    }
+    # one entry only: safetensors writes several in random order, and equal adapters should be equal files
+    write_atomically(path, to_bytes(tensors, {"addenda": json.dumps(header)}))
+    return path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside the target, flush to disk, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
+    """The header and the tensors of a file, checked for form but not against any model.
+
+    Raises AddendaError for a file that is missing, damaged, of another make or of a newer schema.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AddendaError(f"There is no file {path}.{_hint(path)}")
+    try:
+        with open(path, "rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+        if size > min(_MAX_HEADER, path.stat().st_size):
+            raise AddendaError(f"{path} claims a header of {size:,} bytes, which is more than there can be.")
+        with safe_open(path, framework="pt") as f:
+            text = (f.metadata() or {}).get("addenda")
+            if text is None:
+                raise AddendaError(
+                    f"{path} is a safetensors file, but not an adapter of addenda (no 'addenda' header)."
+                )
+            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+        header = json.loads(text)
+        _check_form(header, tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AddendaError(f"{path} is damaged or no adapter file: {type(error).__name__}: {error}.") from None
+    return header, tensors
+
+
+def _hint(path: Path) -> str:
+    around = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+    return nearest(path.name, around) or (f" In that folder: {', '.join(around[:8])}." if around else "")
+
+
+def _check_form(header: dict, tensors: dict[str, Tensor]) -> None:
+    """Everything `load` will rely on; ValueError says what is wrong."""
+    schema = header["schema"]
+    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+        raise ValueError(f"schema {schema!r}, this version of addenda reads up to {SCHEMA}; upgrade it")
+    if not (isinstance(header["seed"], int) and isinstance(header["step"], int) and header["step"] >= 0):
+        raise ValueError("seed and step must be whole numbers")
+    for m in header["methods"]:
+        if not isinstance(m["name"], str) or not isinstance(m["options"], dict):
+            raise ValueError("a method needs a name and options")
+    named: set[str] = set()
+    for s in header["sites"]:
+        if not (isinstance(s["path"], str) and isinstance(s["kind"], str) and isinstance(s["checks"], dict)):
+            raise ValueError("a site needs a path and a kind")
+        if not (isinstance(s["method"], int) and -1 <= s["method"] < len(header["methods"])):
+            raise ValueError(f"{s['path']}: method {s['method']!r} is not listed")
+        keys = [*s["trainable"], *s["frozen"], *(s["checks"] if header["basis"] else ())]
+        named.update(f"{s['path']}/{k}" for k in keys)
+    if len({s["path"] for s in header["sites"]}) < len(header["sites"]) or not header["sites"]:
+        raise ValueError("sites must be there, each once")
+    if named != set(tensors):
+        missing, more = sorted(named - set(tensors)), sorted(set(tensors) - named)
+        raise ValueError(f"tensors and header disagree (missing {missing[:4]}, unexpected {more[:4]})")
+
+
+def load(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    name: str = "default",
+    trainable: bool = False,
+    base: Literal["exact", "compatible"] = "exact",
+    activate: bool = True,
+) -> Adapter:
+    """Attach the adapter of a file: whole, or not at all.
+
+    base="compatible" admits another floating dtype of the same weights, checked on stored samples within rounding.
+    Raises AddendaError listing everything that does not fit (paths with the nearest names, kinds, shapes, tensors), for
+    base values that differ, for factors that this machine computes differently, and for a taken name.
+    """
+    started = time.perf_counter()
+    if base not in ("exact", "compatible"):
+        raise AddendaError(f"base must be 'exact' or 'compatible', got {base!r}.")
+    root, state = _ready(model, name)
+    header, tensors = read(path)
+    methods = [info(m["name"]).cls(**_known(m)) for m in header["methods"]]
+    plan = _match(root, header, methods, path)
+    _same_base(state, header, plan, base, path)
+    stored = {s["path"]: _stored(s, tensors) for s in header["sites"]}
+    _same_tensors(plan, stored, path)
+    built = build_tensors(plan, header["seed"], stored=stored)
+    _same_factors(header, built, tensors, path)
+    heads = tuple(s["path"] for s in header["sites"] if s["method"] == -1)
+    adapter = install(root, state, name, plan, built, heads, header["seed"], not state.records, started, activate)
+    adapter.draw(header["step"])
+    return adapter.requires_grad_(trainable)
+
+
+def _known(entry: dict) -> dict:
+    """The options of a stored method; an option that this version does not know may not be dropped."""
+    fields = {f.name for f in dataclasses.fields(info(entry["name"]).cls)}
+    unknown = sorted(set(entry["options"]) - fields)
+    if unknown:
+        raise AddendaError(
+            f"The file uses options of {entry['name']} that this version does not know: {', '.join(unknown)}. "
+            "It was written by another version of addenda; upgrade."
+        )
+    return entry["options"]
+
+
+def _match(
+    root: nn.Module, header: dict, methods: list[WeightMethod], path: str | Path
+) -> list[tuple[Site, WeightMethod]]:
+    plan, problems = [], []
+    missing = []
+    for s in header["sites"]:
+        try:
+            site = site_at(root, s["path"])
+        except AddendaError:
+            missing.append(s["path"])
+            continue
+        method = Replace() if s["method"] == -1 else methods[s["method"]]
+        if site.kind.name != s["kind"] or list(site.weight.shape) != s["shape"]:
+            found = f"{site.kind.name} {list(site.weight.shape)}"
+            problems.append(f"{s['path']}: the file has {s['kind']} {s['shape']}, the model {found}")
+        elif why := method.check(*site.shape):
+            problems.append(f"{s['path']}: {why}")
+        plan.append((site, method))
+    known = [n for n, _ in root.named_modules()]
+    for pattern, paths in grouped(missing).items():
+        problems.append(f"the model has no {pattern} ({len(paths)} sites).{nearest(paths[0], known, 1)}")
+    if problems:
+        raise AddendaError(
+            f"{path} does not fit this {type(root).__name__}, and nothing was loaded. {len(problems)} problems: "
+            f"{'; '.join(problems[:20])}{' …' if len(problems) > 20 else ''}"
+        )
+    return plan
+
+
+def _same_base(state: State, header: dict, plan: list[tuple[Site, WeightMethod]], base: str, path: str | Path) -> None:
+    entries = {s["path"]: s for s in header["sites"]}
+    other = []
+    for site, _ in plan:
+        entry = entries[site.path]
+        if "hash" not in entry:
+            continue
+        dtype = str((state.merged or {}).get(site.path, site.weight).dtype).removeprefix("torch.")
+        if base == "exact" and (entry["dtype"] != dtype or entry["hash"] != fingerprint(state, site)):
+            other.append(
+                f"{site.path} (file {entry['dtype']}, model {dtype})" if entry["dtype"] != dtype else site.path
+            )
+        if base == "compatible" and not _within_rounding(entry["sample"], sample(state, site)):
+            other.append(site.path)
+    if other:
+        way = (
+            "If this is the same base in another dtype, load it with base='compatible'."
+            if base == "exact"
+            else "Their values differ by more than rounding, so this is another model."
+        )
+        raise AddendaError(
+            f"{path} was trained on other base weights: {len(other)} of {len(plan)} sites differ, "
+            f"e.g. {', '.join(other[:3])}. {way} Nothing was loaded."
+        )
+
+
+def _within_rounding(stored: list[float], found: list[float]) -> bool:
+    a, b = np.asarray(stored), np.asarray(found)
+    return a.shape == b.shape and bool((np.abs(a - b) <= 2.0**-7 * np.maximum(np.abs(a), np.abs(b)) + 1e-7).all())
+
+
+def _stored(entry: dict, tensors: dict[str, Tensor]) -> Params:
+    held: Params = {k: nn.Parameter(tensors[f"{entry['path']}/{k}"]) for k in entry["trainable"]}
+    return held | {k: tensors[f"{entry['path']}/{k}"] for k in entry["frozen"]}
+
+
+def _same_tensors(plan: list[tuple[Site, WeightMethod]], stored: dict[str, Params], path: str | Path) -> None:
+    """Names, kinds and shapes as a fresh `init` would give them, once for every method and shape; sane values."""
+    problems, templates = [], {}
+    for site, method in plan:
+        key = (method, tuple(site.matrix.shape))
+        if key not in templates:
+            templates[key] = _template(site, method)
+        want, have = templates[key], stored[site.path]
+        form = {k: (tuple(t.shape), t.is_floating_point(), isinstance(t, nn.Parameter)) for k, t in have.items()}
+        if form != want:
+            problems.append(f"{site.path}: expected {_form(want)}, the file has {_form(form)}")
+            continue
+        for k, t in have.items():
+            if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+                problems.append(f"{site.path}/{k} holds values that are not finite")
+            if not t.is_floating_point() and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < site.weight.numel():
+                problems.append(f"{site.path}/{k} holds positions outside the weight")
+    if problems:
+        raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
+
+
+def _form(form: dict) -> str:
+    return ", ".join(f"{k} {list(shape)}" for k, (shape, _, _) in form.items()) or "nothing"
+
+
+def _template(site: Site, method: WeightMethod) -> dict:
+    fake = torch.arange(float(site.weight.numel())).remainder_(7.0).reshape(site.matrix.shape)
+    seen = {site.path: fake.abs()} if method.calibration else None
+    stand_in = nn.Linear(1, 1, bias=False)
+    stand_in.weight = nn.Parameter(site.kind.from_matrix(fake, site.weight), requires_grad=False)
+    fresh = build_tensors([(Site(site.path, stand_in, "weight", site.kind), method)], 0, seen=seen)[site.path]
+    return {k: (tuple(t.shape), t.is_floating_point(), k in fresh._parameters) for k, t in fresh.stored().items()}
+
+
+def _derived(held: SiteTensors) -> list[str]:
+    return [k for k in held._non_persistent_buffers_set if not k.endswith(" in training")]
+
+
+def _same_factors(header: dict, built: dict[str, SiteTensors], tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Recomputed tensors must be the ones that were trained with; with a stored basis they are taken from the file."""
+    wrong = []
+    for s in header["sites"]:
+        held = built[s["path"]]
+        for key, want in s["checks"].items():
+            if key not in held._buffers:
+                raise AddendaError(f"{path}: {s['path']} has no derived tensor {key!r} in this version of addenda.")
+            if header["basis"]:
+                given = tensors[f"{s['path']}/{key}"]
+                if given.shape != held._buffers[key].shape:
+                    wrong.append(f"{s['path']}/{key}")
+                held._buffers[key] = given.to(held._buffers[key])
+            elif not _same_checksum(want, checksum(key, held._buffers[key])):
+                wrong.append(f"{s['path']}/{key}")
+    if wrong:
+        raise AddendaError(
+            f"{path}: {len(wrong)} tensors that are computed from the base come out differently on this machine or for "
+            f"this dtype, e.g. {', '.join(wrong[:3])}. Save the adapter with save(path, basis=True) where it trained."
+        )
+
+
+def _same_checksum(want, found) -> bool:
+    if isinstance(want, str) or isinstance(found, str):
+        return want == found
+    limit = 1e-3 * max(found[1], 1e-30)
+    return abs(want[0] - found[0]) <= limit and abs(want[1] - found[1]) <= limit
+
+
+def inspect(path: str | Path) -> str:
+    """What a file holds, in a few lines; no model needed."""
+    header, tensors = read(path)
+    lines = [f"{path}: adapter file, schema {header['schema']}, seed {header['seed']}, {header['step']} steps"]
+    for i, m in enumerate(header["methods"]):
+        options = ", ".join(f"{k}={v}" for k, v in m["options"].items()) or "defaults"
+        groups = grouped(s["path"] for s in header["sites"] if s["method"] == i)
+        lines.append(f"  {m['name']} ({options}): " + ", ".join(f"{g} × {len(p)}" for g, p in groups.items()))
+    heads = [s["path"] for s in header["sites"] if s["method"] == -1]
+    if heads:
+        lines.append(f"  also trained as whole copies: {', '.join(heads)}")
+    trained = sum(tensors[f"{s['path']}/{k}"].numel() for s in header["sites"] for k in s["trainable"])
+    lines.append(f"  {trained:,} trained numbers, {Path(path).stat().st_size:,} bytes")
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""What would be attached where, at what cost, before anything changes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from addenda.core.attach import Spec, assign
+from addenda.core.errors import AddendaError
+from addenda.core.state import find_state, unwrap
+from addenda.core.targets import Target, called, grouped
+
+
+@dataclass(frozen=True)
+class Row:
+    """One site of a plan. shape: (m, n); copies: stacked matrices (experts); trainable: numbers trained here."""
+
+    path: str
+    kind: str
+    shape: tuple[int, int]
+    copies: int
+    dtype: str
+    method: str
+    trainable: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sites in the model's order. Printing it shows them grouped; nothing on the model has changed."""
+
+    rows: tuple[Row, ...]
+    base: int  # parameters of the base
+    skipped: dict[str, int]  # patterns of Linear, conv and Embedding modules that no target names, with counts
+
+    @property
+    def trainable(self) -> int:
+        return sum(row.trainable for row in self.rows)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the trained tensors in a file (float32); frozen positions of calibrated masks come on top."""
+        return 4 * self.trainable
+
+    @property
+    def training_bytes(self) -> int:
+        """Bytes of trained tensors, their gradients and two Adam moments, all float32; activations not counted."""
+        return 16 * self.trainable
+
+    def __str__(self) -> str:
+        groups = grouped(row.path for row in self.rows)
+        of = {row.path: row for row in self.rows}
+        table = [("sites", "×", "kind", "shape", "dtype", "method", "trainable")]
+        for pattern, paths in groups.items():
+            rows = [of[p] for p in paths]
+            sizes = [f"{r.shape[0]}×{r.shape[1]}" + (f" ×{r.copies}" if r.copies > 1 else "") for r in rows]
+            shapes = list(dict.fromkeys(sizes))
+            shape = shapes[0] if len(shapes) == 1 else f"{len(shapes)} shapes"
+            first = rows[0]
+            count = f"{sum(r.trainable for r in rows):,}"
+            table.append((pattern, str(len(rows)), first.kind, shape, first.dtype, first.method, count))
+        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+        right = {1, 6}
+        lines = [
+            "  ".join(
+                c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in table
+        ]
+        lines.append(
+            f"{len(self.rows)} sites, {self.trainable:,} trainable numbers ({self.trainable / max(self.base, 1):.3%} of "
+            f"{self.base:,}); file {_size(self.file_bytes)}, with gradients and Adam {_size(self.training_bytes)}"
+        )
+        if self.skipped:
+            lines.append("left as they are: " + ", ".join(f"{p} ×{n}" for p, n in self.skipped.items()))
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _size(n: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.2f} GiB"
+
+
+def plan(
+    model: nn.Module,
+    method: Spec | Mapping[Target, Spec],
+    *,
+    targets: Target | Iterable[Target] = "linear",
+    exclude: Iterable[Target] = (),
+    also_train: Iterable[Target] = (),
+) -> Plan:
+    """A dry run of `attach`: the sites, their shapes and what they cost. Raises what attach would; changes nothing."""
+    if not isinstance(model, nn.Module):
+        raise AddendaError(f"Expected a torch.nn.Module as the model, got {type(model).__name__}.")
+    found = find_state(model)
+    root = found[0] if found else unwrap(model)
+    assigned, heads = assign(root, method, targets, exclude, also_train)
+    rows = tuple(
+        Row(
+            site.path,
+            site.kind.name,
+            site.shape,
+            site.copies,
+            str(site.weight.dtype).removeprefix("torch."),
+            "full copy" if site.path in heads else m.name,
+            site.weight.numel() if site.path in heads else site.copies * m.trainable(*site.shape),
+        )
+        for site, m in assigned
+    )
+    taken = {row.path for row in rows} | {row.path.rpartition(".")[0] for row in rows}
+    left = grouped(path for path, _ in called(root) if path not in taken)
+    base = sum(p.numel() for n, p in root.named_parameters() if ".addenda." not in f".{n}")
+    return Plan(rows, base, {pattern: len(paths) for pattern, paths in left.items()})
