@@ -3,7 +3,7 @@
     x ── A (r × n) ── B (m × r) ── · s ──┐
     └───────────── W (m × n) ────────────┴── y
 
-A starts Kaiming-uniform, B at zero, so the change starts at zero. With `start="pissa"` (Meng et al. 2024, 2404.02948)
+A starts Kaiming-uniform, B at zero, so the change starts at zero. With `origin="pissa"` (Meng et al. 2024, 2404.02948)
 the factors start from the r largest singular triplets of W. The paper subtracts s B0 A0 from W; here the offsets dA and
 dB are trained instead, ΔW = s (B dA + dB A0) = s [B0 + dB | dB] [dA ; A0]: the same model, the same gradients, but the
 base stays as it is and the start is exactly zero in every dtype.
@@ -12,7 +12,7 @@ Cost: r (m + n) numbers a site; two rank-r products a pass (rank 2r with PiSSA).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +32,14 @@ from addenda.core.registry import register, variant
 )
 @dataclass(frozen=True)
 class LoRA(WeightMethod):
-    """alpha: None means alpha = rank (scale 1). scaling: "classic" α/r, "rs" α/√r. start: see the module."""
+    """alpha: None means alpha = rank (scale 1). scaling: "classic" α/r, "rs" α/√r. origin: see the module."""
 
+    sized_by: ClassVar[str] = "rank"
     rank: int = 8
     alpha: float | None = None
     dropout: float = 0.0
     scaling: Literal["classic", "rs"] = "classic"
-    start: Literal["zero", "pissa"] = "zero"
+    origin: Literal["zero", "pissa"] = "zero"
 
     def validate(self):
         if self.rank < 1:
@@ -55,7 +56,7 @@ class LoRA(WeightMethod):
         return f"rank {self.rank} is above min({m}, {n})" if self.rank > min(m, n) else None
 
     def derive(self, W: Tensor, rng: Stream) -> Params:
-        if self.start == "zero":
+        if self.origin == "zero":
             return {}
         U, S, Vh = torch.linalg.svd(W, full_matrices=False)
         root = (S[: self.rank] / self.scale).sqrt()
@@ -63,12 +64,12 @@ class LoRA(WeightMethod):
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         m, n = W.shape
-        A = rng.kaiming_uniform(self.rank, n) if self.start == "zero" else torch.zeros(self.rank, n)
+        A = rng.kaiming_uniform(self.rank, n) if self.origin == "zero" else torch.zeros(self.rank, n)
         return {"A": nn.Parameter(A), "B": nn.Parameter(torch.zeros(m, self.rank))}
 
     def factors(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
         A, B = p["A"], p["B"]
-        if self.start == "pissa":
+        if self.origin == "pissa":
             A, B = torch.cat([A, p["A0"]]), torch.cat([p["B0"] + B, B], 1)
         return (B if self.scale == 1 else B * self.scale), A
 
@@ -92,7 +93,7 @@ variant(
 variant(
     "pissa",
     LoRA,
-    {"start": "pissa"},
+    {"origin": "pissa"},
     title="PiSSA",
     paper="Meng et al. 2024, arXiv:2404.02948",
     equation="ΔW = s ((B0+dB)(A0+dA) − B0 A0), s B0 A0 the r largest singular triplets of W",

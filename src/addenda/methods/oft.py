@@ -10,6 +10,7 @@ its exact branch. Cost: n (b − 1) / 2 numbers; n b products a token. Needs b t
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from addenda.core.registry import register
 class OFT(WeightMethod):
     """block: the side b of the square blocks. shared: one block for all of a site."""
 
+    sized_by: ClassVar[str] = "block"
     block: int = 32
     block_share: bool = False
 
@@ -46,8 +48,9 @@ class OFT(WeightMethod):
         return {"skew": nn.Parameter(torch.zeros(blocks, self.block * (self.block - 1) // 2))}
 
     def rotation(self, p: Params) -> Tensor:
-        """R_i as (n/b or 1, b, b), in the dtype of the parameters."""
+        """R_i as (n/b or 1, b, b), in the dtype of the parameters, float32 at least."""
         skew, b = p["skew"], self.block
+        skew = skew.to(torch.promote_types(skew.dtype, torch.float32))  # no solve in half precision
         row, column = torch.triu_indices(b, b, 1, device=skew.device)
         Q = skew.new_zeros(len(skew), b, b)
         Q = Q.index_put((slice_all(skew), row, column), skew)

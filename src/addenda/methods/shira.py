@@ -12,7 +12,7 @@ language in the paper.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from addenda.core.registry import register
 class SHiRA(WeightMethod):
     """density: the share of entries that are trained. mask: how they are chosen, see the module."""
 
+    sized_by: ClassVar[str] = "density"
     density: float = 0.01
     mask: Literal["magnitude", "random", "struct", "gradient", "snip"] = "magnitude"
 
@@ -104,7 +105,7 @@ def _largest(score: Tensor, k: int) -> Tensor:
 
 
 def _struct(m: int, n: int, rows: int, columns: int, rng: Stream) -> Tensor:
-    """Flat positions of whole rows and columns and the main diagonal; no line crosses the diagonal where another does."""
+    """Flat positions of whole rows and columns and the main diagonal; no two lines cross on the diagonal."""
     k = min(m, n)
     lines = rng.choice(k, rows + columns)
     first = rng.choice(rows + columns, rows)

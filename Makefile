@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine with Python 3.11, pip, make and a compiler:
+#   make demo    virtual environment, install, embedded model, `addenda compare` on it
+#   make test    the whole test suite
+# TORCH_INDEX: a pip index for another build of torch, e.g. make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+OUT ?= runs/demo
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test quick lint setup clean
+
+setup: $(VENV)/.installed
+
+# torch first and alone, so that nothing pulls another build of it; then the rest, held by constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) "$$(grep '^torch==' constraints.txt)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP) -c constraints.txt -e '.[dev,peft]'
+	touch $@
+
+demo: setup
+	$(BIN)/addenda setup-demo
+	$(BIN)/addenda compare --within 600 --yes --out $(OUT)
+
+test: setup
+	$(BIN)/addenda setup-demo
+	$(BIN)/python -m pytest
+
+quick: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) runs

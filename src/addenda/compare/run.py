@@ -1,0 +1,292 @@
+"""`compare`: which method is worth it here? Same model, data and budget for every arm, seeds, intervals, a record.
+
+The step time of every arm is measured first and the wall time predicted; where it would exceed `within`, rates of the
+search go first, then the full fine-tuning control, then methods from the end of the list, and the record says so.
+A run that is in the record is never repeated, so an interrupted comparison goes on with the same command.
+"""
+
+import datetime
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from addenda.compare.budget import Budget, fitted
+from addenda.compare.record import Record, trial_name
+from addenda.compare.report import write_report
+from addenda.compare.search import cost, grid, search
+from addenda.compare.subject import Subject, choose_attention, embedded, from_files
+from addenda.compare.trial import Arm, Settings, control, forward_seconds, step_seconds, trial
+from addenda.core.errors import AddendaError
+from addenda.core.method import WeightMethod
+from addenda.core.plan import plan
+from addenda.core.registry import build, info
+from addenda.train.fit import Event
+from addenda.train.machine import hardware, versions
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a comparison tells what it does. say: a sentence; ask: yes or no, before the long part."""
+
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
+    ask: Callable[[str], bool] = lambda question: True
+    trial: Callable[[str, str, int | None, float | None], Callable[[Event], None] | None] = lambda *_: None
+    done: Callable[[Record], None] = lambda record: None
+
+
+def compare(
+    model: str | Path | None = None,
+    data: str | Path | None = None,
+    methods: Iterable[str] = ("lora", "svft:pattern=banded,band=8", "shira"),
+    *,
+    out: str | Path = "runs/compare",
+    budget: str | Budget = "steps=40",
+    seeds: int = 2,
+    rates: int = 3,
+    search_steps: int | None = None,
+    full: bool = False,
+    batch: int = 16,
+    targets: str = "linear",
+    within: float | None = None,
+    dtype: str = "auto",
+    columns: dict | None = None,
+    max_length: int | None = None,
+    command: str = "",
+    title: str | None = None,
+    watch: Watch | None = None,
+    subject: Subject | None = None,
+) -> Record:
+    """Fit methods side by side and write the record directory `out` with its report.
+
+    model, data: a transformers folder and a data file; the embedded ones if not given. methods: text forms, one an arm.
+    budget: "steps=40", "seconds=120" (turned into steps once, per arm) or "parameters=500000" (each method's size
+    option is set to reach it). rates: how many learning rates are tried per arm, around the catalogue's (1: no search);
+    search_steps: for how long at first (a quarter of the steps, at least 10). full: full fine-tuning of every parameter
+    as a control. within: seconds that the whole may take. Raises AddendaError for bad input, before anything is run.
+    """
+    watch = watch or Watch()
+    budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    built = _built(methods)
+    if seeds < 1 or rates < 1 or batch < 1:
+        raise AddendaError(f"seeds, rates and batch must be at least 1, got {seeds}, {rates} and {batch}.")
+    if (model is None) != (data is None) and subject is None:
+        raise AddendaError("Give --model and --data together; with neither, the embedded ones are compared.")
+    if subject is None:
+        watch.say("Loading the model and the data.")
+        if model is None:
+            subject = embedded(watch.say, dtype)
+        else:
+            subject = from_files(model, str(data), columns=columns, dtype=dtype, max_length=max_length)
+    if budget.kind == "parameters":
+        built = {label: fitted(subject.model, m, targets, int(budget.value)) for label, m in built.items()}
+    settings = Settings(batch=batch)
+    arms = [Arm(label, m, targets, grid(_center(label), rates)) for label, m in built.items()]
+    if full:
+        arms.append(Arm(FULL, build(FULL), "parameters", grid(info(FULL).rate, rates)))
+    for arm in arms:  # every target and shape is checked before anything is measured
+        plan(subject.model, arm.method, targets=arm.targets, also_train=subject.heads)
+    out = Path(out)
+    if (out / "config.json").exists():
+        record = _going_on(out, watch)
+        arms = _as_recorded(arms, record)
+        seeds_ = record.config["seeds"]
+    else:
+        record, arms, seeds_ = _fresh(
+            out, subject, arms, settings, budget, list(range(seeds)), search_steps, within, command, title, watch
+        )
+    _run(record, subject, arms, settings, seeds_, watch)
+    record = Record.read(out)
+    report = write_report(out)
+    watch.done(record)
+    watch.say(f"Report: {report}")
+    return record
+
+
+def _built(methods: Iterable[str]) -> dict[str, WeightMethod]:
+    specs = [s.strip() for s in methods if s.strip()]
+    if not specs:
+        raise AddendaError("There is nothing to compare; give at least one method, e.g. --methods lora,shira.")
+    if len(set(specs)) < len(specs):
+        raise AddendaError(f"A method is named twice: {', '.join(specs)}. Give different options to compare two forms.")
+    return {spec: build(spec) for spec in specs}
+
+
+def _center(label: str) -> float:
+    return info(label.partition(":")[0]).rate
+
+
+def _fresh(
+    out: Path,
+    subject: Subject,
+    arms: list[Arm],
+    settings: Settings,
+    budget: Budget,
+    seeds: list[int],
+    search_steps: int | None,
+    within: float | None,
+    command: str,
+    title: str | None,
+    watch: Watch,
+) -> tuple[Record, list[Arm], list[int]]:
+    """Measure, predict, drop what does not fit, ask, and write the configuration."""
+    attention = choose_attention(subject, settings.batch)
+    seconds = {arm.label: step_seconds(subject, arm, settings, watch.say) for arm in arms}
+    judge = sum(forward_seconds(subject, s) for s in ("test", "ood") if s in subject.splits)
+    look = forward_seconds(subject, "validation") * min(1, settings.validation / len(subject.splits["validation"]))
+    few = sum(e.tokens for c in subject.controls.values() for e in c.values())
+    few /= max(1, sum(subject.splits[s].tokens for s in ("test", "ood") if s in subject.splits))
+
+    def steps_of(arm: Arm) -> int:
+        return max(1, round(budget.value / seconds[arm.label])) if budget.kind == "seconds" else budget.steps
+
+    def first(arm: Arm) -> int:
+        return search_steps or max(min(10, steps_of(arm)), steps_of(arm) // 4)
+
+    def predicted(arms: list[Arm]) -> float:
+        total = judge * (1 + few)
+        for arm in arms:
+            n = len(arm.rates)
+            total += seconds[arm.label] * cost(n, first(arm)) + look * (n if n > 1 else 0)
+            total += len(seeds) * (seconds[arm.label] * steps_of(arm) + judge + 4 * look)
+        return 1.1 * total
+
+    notes: list[str] = []
+    arms = _fitting(arms, predicted, within, notes)
+    steps = {arm.label: steps_of(arm) for arm in arms}
+    total = predicted(arms)
+    searched = {arm.label: list(arm.rates) for arm in arms if len(arm.rates) > 1}
+    config = {
+        "title": title or f"{', '.join(a.label for a in arms)} on {subject.about_data['name']}",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "model": subject.about_model | {"attention": attention},
+        "data": subject.about_data,
+        "budget": {"kind": budget.kind, "value": budget.value, "steps": max(steps.values()), "batch": settings.batch},
+        "methods": _titled({arm.label: _about(arm, subject, steps[arm.label]) for arm in arms}),
+        "seeds": seeds,
+        "search": {"kind": "successive halving", "rates": searched, "steps": {a.label: first(a) for a in arms}}
+        if searched
+        else None,
+        "versions": versions(),
+        "hardware": hardware(),
+        "predicted_seconds": total,
+        "measured_step_seconds": seconds,
+        "notes": notes,
+    }
+    watch.say(
+        f"{len(arms)} arms, {len(seeds)} seeds, {max(steps.values())} steps: about {_minutes(total)}"
+        + "".join(f"; {label} {s:.2f} s a step" for label, s in seconds.items())
+        + "".join(f"\n{note}" for note in notes)
+    )
+    if not watch.ask(f"Run for about {_minutes(total)}?"):
+        raise AddendaError(f"Nothing was run. {out} was not written.")
+    return Record.write_config(out, config), arms, seeds
+
+
+def _fitting(arms: list[Arm], predicted: Callable, within: float | None, notes: list[str]) -> list[Arm]:
+    """Drop rates, then the full control, then methods from the end, until the prediction is within the limit."""
+    if within is None:
+        return arms
+    asked = predicted(arms)
+    if asked <= within:
+        return arms
+    why = f"{_minutes(asked)} were predicted, more than the {_minutes(within)} allowed"
+    for n in (2, 1):
+        if len(arms[0].rates) > n and predicted(arms) > within:
+            middle = [a.rates[len(a.rates) // 2 - (n == 2) : len(a.rates) // 2 + 1] for a in arms]
+            arms = [replace(a, rates=m) for a, m in zip(arms, middle, strict=True)]
+            notes.append(f"The search was cut to {n} learning rate{'s' * (n > 1)} per method: {why}.")
+    while predicted(arms) > within and len(arms) > 1:
+        gone = arms[-1]
+        arms = arms[:-1]
+        notes.append(f"{gone.label} was left out: {why}.")
+    return arms
+
+
+def _about(arm: Arm, subject: Subject, steps: int) -> dict:
+    name = arm.label.partition(":")[0]
+    told, planned = info(name), plan(subject.model, arm.method, targets=arm.targets, also_train=subject.heads)
+    return {
+        "title": told.title + (" (all parameters)" if arm.label == FULL else ""),
+        "options": arm.method.options(),
+        "hypothesis": told.hypothesis,
+        "trainable": planned.trainable,
+        "sites": len(planned.rows),
+        "targets": arm.targets,
+        "rates": list(arm.rates),
+        "steps": steps,
+    }
+
+
+def _titled(methods: dict[str, dict]) -> dict[str, dict]:
+    """Two forms of one method get their options in the title."""
+    titles = [m["title"] for m in methods.values()]
+    for m in methods.values():
+        if titles.count(m["title"]) > 1:
+            m["title"] += f" ({', '.join(f'{k} {v}' for k, v in m['options'].items()) or 'defaults'})"
+    return methods
+
+
+def _going_on(out: Path, watch: Watch) -> Record:
+    record = Record.read(out)
+    watch.say(f"Going on with {out}: {len(record.trials)} runs are done.")
+    return record
+
+
+def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
+    """The arms of an earlier call with what it decided (dropped rates and arms, sizes); raises for others."""
+    kept = {arm.label: arm for arm in arms if arm.label in record.config["methods"]}
+    known = record.config["methods"]
+    if set(known) - set(kept):
+        raise AddendaError(
+            f"{record.path} compares {', '.join(known)}, and this command names {', '.join(a.label for a in arms)}. "
+            "Choose another --out, or repeat the first command to go on."
+        )
+    differing = [k for k, arm in kept.items() if arm.method.options() != known[k]["options"]]
+    if differing:
+        raise AddendaError(f"{record.path} has other options for {', '.join(differing)}. Choose another --out.")
+    return [replace(kept[label], rates=tuple(m["rates"])) for label, m in known.items()]
+
+
+def _run(record: Record, subject: Subject, arms: list[Arm], settings: Settings, seeds: list[int], watch: Watch) -> None:
+    """Every run that the record lacks, searches first, then seed by seed so that early seeds are complete."""
+    known, partial = record.config, record.path / "partial"
+    tested = {s: subject.splits[s] for s in ("test", "ood") if s in subject.splits}
+    for label, splits in {"base": tested, **subject.controls}.items():
+        if record.find(label, "control") is None:
+            watch.trial(label, "control", None, None)
+            record = record.write_trial(control(subject, label, splits))
+            watch.done(record)
+
+    def once(arm: Arm, stage: str, seed: int, rate: float, steps: int) -> dict:
+        nonlocal record
+        found = record.find(arm.label, stage, seed, rate, steps)
+        if found is None:
+            folder = partial / trial_name(
+                {"method": arm.label, "stage": stage, "seed": seed, "rate": rate, "steps": steps}
+            )
+            found = trial(
+                subject, arm, settings, stage=stage, seed=seed, rate=rate, steps=steps,
+                progress=watch.trial(arm.label, stage, seed, rate), checkpoints=folder if stage == "final" else None,
+            )  # fmt: skip
+            record = record.write_trial(found)
+            shutil.rmtree(folder, ignore_errors=True)
+            watch.done(record)
+        return found
+
+    best = {}
+    for arm in arms:
+        steps = (known["search"] or {}).get("steps", {}).get(arm.label, 10)
+        best[arm.label] = search(arm.rates, steps, lambda rate, n, arm=arm: once(arm, "search", 1000, rate, n))
+    for seed in seeds:
+        for arm in arms:
+            once(arm, "final", seed, best[arm.label], known["methods"][arm.label]["steps"])
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"

@@ -1,0 +1,197 @@
+"""What a comparison is about: one model, loaded once, and the same encoded data for every arm."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from addenda.core.errors import AddendaError
+from addenda.train.batches import Collator
+from addenda.train.data import Chat, read
+from addenda.train.encode import Encoded, encode
+from addenda.train.load import label_names, load_model, task_in
+from addenda.train.loss import score
+from addenda.train.machine import device_of, training_mode
+
+SPLITS = ("train", "validation", "test", "ood")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """controls: further encodings of test and ood for the bare base, by name ("base 8-shot")."""
+
+    model: nn.Module
+    tokenizer: Any
+    splits: dict[str, Encoded]
+    about_model: dict
+    about_data: dict
+    controls: dict[str, dict[str, Encoded]] = field(default_factory=dict)
+    heads: tuple[str, ...] = ()
+
+    @property
+    def causal(self) -> bool:
+        return self.splits["train"].kind == "causal"
+
+
+def embedded(tell: Callable[[str], None], dtype: str = "auto") -> Subject:
+    """The embedded model and task: see `train.embedded` and `train.task`."""
+    from addenda.train import task as tasks
+    from addenda.train.embedded import NAME, model_folder
+
+    loaded = load_model(model_folder(tell), task="causal", dtype=dtype)
+    task = tasks.task()
+
+    def chats(examples, shots=()) -> list[Chat]:
+        said = [tasks.messages(e) if not shots else tasks.few_shot(e, shots) for e in examples]
+        return [Chat(tuple((m["role"], m["content"]) for m in messages)) for messages in said]
+
+    def encoded(examples, shots=()) -> Encoded:
+        made = encode(read(_data(chats(examples, shots))), loaded.tokenizer)
+        return made if not shots else _last_turn(made)
+
+    splits = {name: encoded(examples) for name, examples in task.splits.items() if name in SPLITS}
+    shots = task.splits["train"][: tasks.SHOTS]
+    few = {name: encoded(task.splits[name], shots) for name in ("test", "ood") if name in task.splits}
+    example = task.splits["test"][0]
+    return Subject(
+        loaded.model,
+        loaded.tokenizer,
+        splits,
+        {"name": NAME, "parameters": _count(loaded.model), "dtype": _dtype(loaded.model), "note": loaded.note},
+        {
+            "name": task.name,
+            "description": task.description,
+            "sizes": {k: len(v) for k, v in splits.items()},
+            "hashes": dict(task.hashes),
+            "metric": task.metric,
+            "example": {"question": example.question, "answer": example.answer},
+        },
+        {f"base {tasks.SHOTS}-shot": few},
+    )
+
+
+def _data(chats: list[Chat]):
+    from addenda.train.data import Data
+
+    return Data(tuple(chats), "chat", source="the embedded task")
+
+
+def _last_turn(made: Encoded) -> Encoded:
+    """Judge the last answer only: the shots before it are given, not asked."""
+    labels = []
+    for row in made.labels:
+        end = max(i for i, t in enumerate(row) if t != -100)
+        first = next(i for i in range(end, -1, -1) if row[i] == -100) + 1
+        labels.append([-100] * first + row[first:])
+    return Encoded(made.ids, labels, made.kind, made.pad, made.types, made.names)
+
+
+def from_files(
+    model: str | Path,
+    data: str | Path,
+    *,
+    columns: dict | None = None,
+    dtype: str = "auto",
+    max_length: int | None = None,
+) -> Subject:
+    """A transformers folder and a data file or folder. Validation and test come from the folder's own splits, else
+    10 % and 20 % of the questions are held out by their hash. Raises AddendaError for whatever does not fit."""
+    from transformers import AutoConfig
+
+    folder, columns = Path(model).expanduser(), columns or {}
+    if not (folder / "config.json").is_file():
+        load_model(folder)  # raises with what is wrong
+    task = task_in(AutoConfig.from_pretrained(folder, local_files_only=True))
+    names = label_names(folder) if task == "label" else None
+    options = columns | ({"labels": names} if names else {})
+    train, parts = read(data, task=task, **options), {}
+    options |= {"labels": train.labels} if train.labels else {}
+    for split in SPLITS[1:]:
+        if Path(data).is_dir():
+            try:
+                parts[split] = read(data, task=task, split=split, **options)
+            except AddendaError:
+                continue
+    if "test" not in parts:
+        train, parts["test"] = train.split(0.2)
+    if "validation" not in parts:
+        train, parts["validation"] = train.split(0.1, seed=1)
+    outputs = len(train.labels) if train.labels else 1
+    loaded = load_model(folder, task=task, labels=outputs if task == "label" else None, dtype=dtype)
+    if train.form == "label" and not train.labels:
+        raise AddendaError(f"{data} holds numbers to predict; a comparison counts right answers, so it wants classes.")
+    said = {"train": train, **parts}
+    splits = {k: encode(d, loaded.tokenizer, max_length=max_length) for k, d in said.items()}
+    first = parts["test"].examples[0]
+    return Subject(
+        loaded.model,
+        loaded.tokenizer,
+        splits,
+        {"name": folder.name, "parameters": _count(loaded.model), "dtype": _dtype(loaded.model), "note": loaded.note},
+        {
+            "name": Path(data).name,
+            "description": f"{len(train)} training examples of form {train.form!r}",
+            "sizes": {k: len(v) for k, v in splits.items()},
+            "hashes": {k: d.digest for k, d in said.items()},
+            "metric": "exact match" if task == "causal" else "accuracy",
+            "example": {
+                "question": first.key[:500],
+                "answer": str(getattr(first, "answer", getattr(first, "label", ""))),
+            },
+        },
+        heads=loaded.heads,
+    )
+
+
+def choose_attention(subject: Subject, batch: int) -> dict[str, float]:
+    """Measure a training step's forward and backward with each attention implementation, set the fastest, for all arms.
+
+    Returns seconds by name (empty where the model has no choice).
+    """
+    import time
+
+    model, train = subject.model, subject.splits["train"]
+    if not hasattr(model, "set_attn_implementation"):
+        return {}
+    rows = sorted(range(len(train)), key=lambda i: -train.lengths[i])[len(train) // 4 :][:batch]
+    tensors = {k: t.to(device_of(model)) for k, t in Collator(train.pad, train.kind)([train[i] for i in rows]).items()}
+    first = next(p for p in model.parameters() if p.dim() > 1)
+    flag, seconds = first.requires_grad, {}
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for p, _ in flags:
+            p.requires_grad_(p is first)
+        for name in ("sdpa", "eager"):
+            try:
+                model.set_attn_implementation(name)
+            except (ValueError, ImportError):
+                continue
+            times = []
+            with training_mode(model, False):
+                for _ in range(3):
+                    started = time.perf_counter()
+                    score(model, tensors, train.kind).mean.backward()
+                    times.append(time.perf_counter() - started)
+                    first.grad = None
+            seconds[name] = min(times[1:])
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
+    model.set_attn_implementation(min(seconds, key=seconds.__getitem__))
+    return seconds
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _dtype(model: nn.Module) -> str:
+    return str(next(p for p in model.parameters() if p.dim() > 1).dtype).removeprefix("torch.")
+
+
+def seeded(seed: int) -> None:
+    """What torch draws itself (dropout) starts from the trial's seed."""
+    torch.manual_seed(seed)

@@ -1,0 +1,92 @@
+"""DoRA: each row of W turns by a low-rank change and gets a length of its own (Liu et al. 2024, arXiv 2402.09353).
+
+    V = W + s B A,   W' = diag(c) V,   c_i = (‖W_i‖ + d_i) / ‖V_i‖,   ‖V_i‖ held constant in backward
+
+    A (r × n)  Kaiming-uniform     B (m × r)  zeros     d (m)  zeros: the trained magnitude minus its start ‖W_i‖
+
+The paper writes column norms of a d × k weight; in torch's layout that is one norm for each output row, as in
+the released code and PEFT. The magnitude is trained as an offset: the gradients are the same, and c is
+exactly 1 at the start, because ‖V_i‖ is found as the square root of ‖W_i‖² + 2s (W Aᵀ ∘ B) 1 + s² (B A Aᵀ ∘
+B) 1, whose last two terms are then 0. So the m × n matrix V is never formed, and the start is the base bit
+for bit. (Weight decay pulls the offset to 0, the magnitude to its start; decay of the paper's magnitude pulls
+rows to 0.) Rows of zeros are safe.
+
+Cost: r (m + n) + m numbers a site. Beyond LoRA: m n r multiply-adds a step for W Aᵀ, whatever the batch, and
+one output- sized tensor kept for backward. Not for decoding one token at a time without merging first.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addenda.core.method import Base, Params, WeightMethod
+from addenda.core.random import Stream
+from addenda.core.registry import register
+
+
+@register(
+    "dora",
+    title="DoRA",
+    paper="Liu et al. 2024, arXiv:2402.09353",
+    equation="W' = diag(magnitude / ‖W + s B A‖_row) (W + s B A)",
+    hypothesis="The directions of the rows change at low rank, and their lengths should change independently.",
+    family="low-rank",
+)
+@dataclass(frozen=True)
+class DoRA(WeightMethod):
+    """alpha: None means alpha = rank, the scale s = alpha / rank is then 1."""
+
+    sized_by: ClassVar[str] = "rank"
+    rank: int = 8
+    alpha: float | None = None
+
+    def validate(self):
+        if self.rank < 1:
+            yield f"rank must be at least 1, got {self.rank}"
+
+    def check(self, m: int, n: int) -> str | None:
+        return f"rank {self.rank} is above min({m}, {n})" if self.rank > min(m, n) else None
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def derive(self, W: Tensor, rng: Stream) -> Params:
+        return {"square": W.square().sum(1)}
+
+    def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
+        m, n = W.shape
+        return {
+            "A": nn.Parameter(rng.kaiming_uniform(self.rank, n)),
+            "B": nn.Parameter(torch.zeros(m, self.rank)),
+            "magnitude": nn.Parameter(torch.zeros(m)),
+        }
+
+    def delta(self, W: Tensor, p: Params) -> Tensor:
+        c = self._ratio(W, p)[:, None]
+        return (c - 1) * W + (c * self.scale * p["B"]) @ p["A"]
+
+    def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
+        y = base(x)
+        c = self._ratio(base.weight, p)
+        own = y if base.bias is None else y - base.bias
+        B = (c * self.scale)[:, None] * p["B"]
+        low_rank = F.linear(F.linear(x, p["A"].to(x.dtype)), B.to(x.dtype))
+        return y + (c - 1).to(x.dtype) * own + low_rank
+
+    def _ratio(self, W: Tensor, p: Params) -> Tensor:
+        """c (m): differentiable in the magnitude only."""
+        with torch.no_grad():
+            A, B, square, s = p["A"], p["B"], p["square"], self.scale
+            tiny = torch.finfo(square.dtype).tiny
+            cross = ((W @ A.to(W.dtype).T).to(B.dtype) * B).sum(1)
+            gram = ((B @ (A @ A.T)) * B).sum(1)
+            norm = (square + 2 * s * cross + s * s * gram).clamp_min(tiny).sqrt()
+            start = square.clamp_min(tiny).sqrt()
+        return (start + p["magnitude"]) / norm
+
+    def trainable(self, m: int, n: int) -> int:
+        return self.rank * (m + n) + m

@@ -1,0 +1,23 @@
+"""Full fine-tuning: every entry of W is trained, the control of every claim about fewer parameters.
+
+W_eff = value, a float32 copy of W. Cost: m n numbers a site, with gradients and two Adam moments 16 bytes each.
+"""
+
+from dataclasses import dataclass
+
+from addenda.core.method import Replace
+from addenda.core.registry import register
+
+
+@register(
+    "full",
+    title="Full fine-tuning",
+    paper="the baseline of every paper here",
+    equation="W_eff = a trained copy of W",
+    hypothesis="None: the change may be anything.",
+    family="dense",
+    rate=5e-5,
+)
+@dataclass(frozen=True)
+class Full(Replace):
+    """No options."""

@@ -1,0 +1,97 @@
+"""LoLDU: r numbers on the diagonal between W's own triangular factors (Shi et al. 2024, arXiv 2410.13618).
+
+    W = P L D U   (LU with partial pivoting; L (m × k) unit lower, U (k × n) unit upper triangular, k = min(m, n))
+
+    ΔW = σ P L_r diag(d) U_r,   σ = α/r,   L_r the first r columns, U_r the first r rows, d (r) from zero
+
+    x (…, n) ── U_r (r × n) ── ∘ d ── P L_r (m × r) ── · σ ──┐
+         └──────────────────── W (m × n) ────────────────────┴── y
+
+The paper trains z = D_r + d beside a residual W − σ P L_r D_r U_r. This is the same model for the same
+gradients; the base stays as it is, and the start is exact. P is applied to the rows of L once. Traps: "the
+first r" is the order of the pivots, not of their size; L and U are not orthogonal, the paper's words
+notwithstanding; its best rows (r = 768) start from other values of z than D_r and so throw the pretrained
+weight away. The factors come from W at load, in float64 on the CPU. A pivot too small to divide by counts as
+1, so that its row of U stays as it is.
+
+Cost: r numbers a site (and one more with train_sigma); r (m + n) floats of memory and multiply-adds a token.
+Not for tasks far from the pretrained one: tens of numbers move little, and the learning rate decides (3e-3 in
+the paper).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addenda.core.method import Base, Params, Shape, WeightMethod
+from addenda.core.random import Stream
+from addenda.core.registry import register
+
+
+@register(
+    "loldu",
+    title="LoLDU",
+    paper="Shi et al. 2024, arXiv:2410.13618",
+    equation="ΔW = (α/r) P L_r diag(d) U_r, W = P L D U",
+    hypothesis="Rescaling the pretrained weight's own triangular components is enough of a change.",
+    family="spectral",
+)
+@dataclass(frozen=True)
+class LoLDU(WeightMethod):
+    """alpha: None means alpha = rank (σ = 1). train_sigma: σ is one more trained number."""
+
+    sized_by: ClassVar[str] = "rank"
+    rank: int = 8
+    alpha: float | None = None
+    train_sigma: bool = False
+
+    def validate(self):
+        if self.rank < 1:
+            yield f"rank must be at least 1, got {self.rank}"
+
+    def check(self, m: int, n: int) -> str | None:
+        return f"rank {self.rank} is above min({m}, {n})" if self.rank > min(m, n) else None
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def derive(self, W: Tensor, rng: Stream) -> Params:
+        LU, pivots, _ = torch.linalg.lu_factor_ex(W.cpu().double())
+        rows = list(range(len(W)))
+        for i, j in enumerate(pivots.tolist()):  # LAPACK's row swaps, counted from 1
+            rows[i], rows[j - 1] = rows[j - 1], rows[i]
+        L = LU[:, : self.rank].tril(-1)
+        L.fill_diagonal_(1.0)
+        lower = torch.empty_like(L)
+        lower[rows] = L  # P L
+        pivot = LU.diagonal()[: self.rank, None]
+        tiny = torch.finfo(torch.float32).eps * W.abs().max().item()
+        upper = LU[: self.rank].triu() / torch.where(pivot.abs() <= tiny, 1.0, pivot)
+        return {"lower": lower.to(W.dtype), "upper": upper.to(W.dtype)}
+
+    def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
+        own: Params = {"d": nn.Parameter(torch.zeros(self.rank))}
+        if self.train_sigma:
+            own["sigma"] = nn.Parameter(torch.tensor(float(self.scale)))
+        return own
+
+    def _diagonal(self, p: Params) -> Tensor:
+        return p["d"] * (p["sigma"] if self.train_sigma else self.scale)
+
+    def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
+        h = F.linear(x, p["upper"].to(x.dtype)) * self._diagonal(p).to(x.dtype)
+        return base(x) + F.linear(h, p["lower"].to(x.dtype))
+
+    def factors(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
+        return p["lower"] * self._diagonal(p), p["upper"]
+
+    def delta(self, W: Tensor, p: Params) -> Tensor:
+        B, A = self.factors(p, W.shape)
+        return B @ A
+
+    def trainable(self, m: int, n: int) -> int:
+        return self.rank + self.train_sigma

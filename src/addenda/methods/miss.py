@@ -1,0 +1,81 @@
+"""MiSS, first called Bone: one block D shared by all groups of the input (Kang & Yin 2024, arXiv 2409.15371).
+
+    S = Σ_j x[…, j r : (j+1) r]  (the last group padded with zeros)      y = x Wᵀ + S D      D (r × m), from 0
+
+    ΔW = Dᵀ T,   T = [I_r I_r … I_r] cut to n columns (r × n)
+
+So MiSS is a LoRA whose A is frozen to a tiled identity: rank at most r, no scale, and no input to keep for
+backward. With `mini=q`, D is r × q and serves m/q groups of outputs as well.
+
+Names: versions 1-3 of the paper call BAT "Bone", 4-5 call this one "Bone", 12 calls it "MiSS". The worked
+example of version 12 groups neighbours; its formula and every implementation group entries r apart, as here.
+Published learning rates (2e-5 for all methods) are too low for the LoRA beside them: tune each.
+
+Cost: r m numbers a site (r q); n additions and r m multiply-adds a token. Not for changes that must tell
+apart inputs that are a multiple of r apart: those are always added up.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addenda.core.method import Base, Params, Shape, WeightMethod
+from addenda.core.random import Stream
+from addenda.core.registry import register
+
+
+@register(
+    "miss",
+    title="MiSS (Bone)",
+    paper="Kang & Yin 2024, arXiv:2409.15371",
+    equation="ΔW = Dᵀ [I_r … I_r]",
+    hypothesis="The change needs no input directions of its own: sums over groups of inputs carry enough.",
+    family="block",
+)
+@dataclass(frozen=True)
+class MiSS(WeightMethod):
+    """rank: the width r of a group of inputs. mini: D has this many columns, repeated to the m outputs."""
+
+    sized_by: ClassVar[str] = "rank"
+    rank: int = 64
+    mini: int | None = None
+
+    def validate(self):
+        if self.rank < 1:
+            yield f"rank must be at least 1, got {self.rank}"
+        if self.mini is not None and self.mini < 1:
+            yield f"mini must be at least 1, got {self.mini}"
+
+    def check(self, m: int, n: int) -> str | None:
+        if self.rank > n:
+            return f"rank {self.rank} is above the input width {n}"
+        if self.mini is not None and m % self.mini:
+            return f"mini={self.mini} does not divide the output width {m}"
+        return None
+
+    def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
+        return {"D": nn.Parameter(torch.zeros(self.rank, self.mini or W.shape[0]))}
+
+    def _columns(self, D: Tensor, m: int) -> Tensor:
+        return D if self.mini is None else D.repeat(1, m // self.mini)
+
+    def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
+        y, r = base(x), self.rank
+        padded = F.pad(x, (0, -x.shape[-1] % r)) if x.shape[-1] % r else x
+        S = padded.reshape(*x.shape[:-1], -1, r).sum(-2)
+        return y + S @ self._columns(p["D"], y.shape[-1]).to(x.dtype)
+
+    def factors(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
+        (m, n), D = shape, p["D"]
+        T = torch.eye(self.rank, dtype=D.dtype, device=D.device).repeat(1, -(-n // self.rank))
+        return self._columns(D, m).T, T[:, :n]
+
+    def delta(self, W: Tensor, p: Params) -> Tensor:
+        B, A = self.factors(p, W.shape)
+        return B @ A
+
+    def trainable(self, m: int, n: int) -> int:
+        return self.rank * (self.mini or m)

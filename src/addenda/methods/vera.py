@@ -1,0 +1,76 @@
+"""VeRA: random matrices shared by all sites, two trained vectors a site (Kopiczko et al. 2023, arXiv 2310.11454).
+
+    ΔW = diag(b) B diag(d) A      A (r × n), B (m × r) frozen;  b (m) from 0, d (r) from 0.1
+
+    x (…, n) ── A ── ∘ d ── B ── ∘ b ──┐
+         └──────── W (m × n) ──────────┴── y
+
+A and B are Kaiming-uniform, ±√(6/fan-in) as in PEFT, drawn once for the widest input and the tallest output
+among the sites; smaller sites take the first columns and rows. They come from the seed and are never saved.
+
+Cost: m + r numbers a site; r (m + n) multiply-adds a token, at ranks of 256 to 1024 more than a LoRA's; one
+pair of projections in memory for all sites. Not for speed, and not where a head needs the same learning rate:
+VeRA wants a larger.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addenda.core.method import Base, Params, Shape, WeightMethod
+from addenda.core.random import Stream
+from addenda.core.registry import register
+
+
+@register(
+    "vera",
+    title="VeRA",
+    paper="Kopiczko et al. 2023, arXiv:2310.11454",
+    equation="ΔW = diag(b) B diag(d) A, A and B random and shared",
+    hypothesis="Random directions will do, the same ones everywhere; a site only needs to weigh them.",
+    family="low-rank",
+)
+@dataclass(frozen=True)
+class VeRA(WeightMethod):
+    """d_initial: the start of d."""
+
+    sized_by: ClassVar[str] = "rank"
+    rank: int = 256
+    d_initial: float = 0.1
+
+    def validate(self):
+        if self.rank < 1:
+            yield f"rank must be at least 1, got {self.rank}"
+        if self.d_initial == 0:
+            yield "d_initial must not be 0: with b = 0 no gradient would ever reach the adapter"
+
+    def shared(self, shapes: list[Shape], rng: Stream) -> Params:
+        m, n = (max(sizes) for sizes in zip(*shapes, strict=True))
+        a, b = (6 / n) ** 0.5, (6 / self.rank) ** 0.5
+        return {
+            "A": rng.uniform(self.rank, n, low=-a, high=a),
+            "B": rng.uniform(m, self.rank, low=-b, high=b),
+        }
+
+    def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
+        d = torch.full((self.rank,), float(self.d_initial))
+        return {"b": nn.Parameter(torch.zeros(len(W))), "d": nn.Parameter(d)}
+
+    def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
+        A, B = p["A"][:, : x.shape[-1]].to(x.dtype), p["B"][: len(p["b"])].to(x.dtype)
+        h = F.linear(x, A) * p["d"].to(x.dtype)
+        return base(x) + F.linear(h, B) * p["b"].to(x.dtype)
+
+    def factors(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
+        m, n = shape
+        return p["b"][:, None] * p["B"][:m], p["d"][:, None] * p["A"][:, :n]
+
+    def delta(self, W: Tensor, p: Params) -> Tensor:
+        B, A = self.factors(p, W.shape)
+        return B @ A
+
+    def trainable(self, m: int, n: int) -> int:
+        return m + self.rank

@@ -1,0 +1,151 @@
+"""The comparison itself, end to end on a tiny model: searches, final runs, going on, dropping, budgets."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import addenda
+from addenda.compare.budget import Budget, fitted
+from addenda.compare.run import Watch, compare
+from addenda.compare.search import cost, grid, rungs, search
+from addenda.compare.subject import from_files
+from addenda.core.errors import AddendaError
+
+sys.path.append(str(Path(__file__).parents[1] / "train"))
+from tiny_models import make_llama, make_tokenizer
+
+QUIET = Watch(say=lambda text: None)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder with a tiny causal LM, and sums as JSON Lines."""
+    make_llama().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [{"question": f"{a}+{b}=?", "answer": str(a + b)} for a in range(10) for b in range(10)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    return tmp_path / "model", tmp_path / "sums.jsonl", tmp_path / "record"
+
+
+def run(files, **options):
+    model, data, out = files
+    asked = {"methods": ["lora:rank=2", "shira"], "budget": "steps=4", "seeds": 2, "batch": 4, "watch": QUIET}
+    return compare(model, data, out=out, dtype="float32", **(asked | options))
+
+
+def test_a_comparison_leaves_a_record_and_a_report(files):
+    record = run(files, rates=2, full=True)
+    assert set(record.config["methods"]) == {"lora:rank=2", "shira", "full"}
+    assert len(record.trials_of("lora:rank=2", "search")) in (2, 3)  # one more beyond an edge
+    assert [t["seed"] for t in record.trials_of("shira", "final")] == [0, 1]
+    assert record.find("base", "control")
+    for t in record.trials_of(stage="final"):
+        assert len(t["test"]["items"]) == record.config["data"]["sizes"]["test"]
+        assert len(t["losses"]) == 4 and t["trainable"] > 0 and t["adapter_bytes"] > 0
+    assert record.config["methods"]["full"]["trainable"] == record.config["model"]["parameters"]
+    assert "lora" in (files[2] / "report.html").read_text().lower()
+
+
+def test_finished_runs_are_never_repeated(files):
+    first = run(files, rates=1)
+    done = sorted((files[2] / "trials").glob("*.json"))
+    done[-1].unlink()
+    ran = []
+    watch = Watch(say=lambda text: None, trial=lambda *what: ran.append(what[:3]))
+    again = run(files, rates=1, watch=watch)
+    assert len(ran) == 1 and len(again.trials) == len(first.trials)
+
+
+def test_the_same_command_gives_the_same_items(files):
+    one = run(files, rates=1)
+    (files[2] / "config.json").rename(files[2].parent / "kept.json")
+    two = compare(
+        *files[:2], ["lora:rank=2", "shira"], out=files[2].parent / "second", budget="steps=4", rates=1, batch=4,
+        dtype="float32", watch=QUIET,
+    )  # fmt: skip
+    for t in one.trials_of(stage="final"):
+        again = two.find(t["method"], "final", t["seed"])
+        assert again["losses"] == t["losses"] and again["test"]["items"] == t["test"]["items"]
+
+
+def test_another_comparison_in_the_same_place_is_refused(files):
+    run(files, rates=1)
+    with pytest.raises(AddendaError, match="Choose another --out"):
+        run(files, rates=1, methods=["lora:rank=2", "oft"])
+
+
+def test_what_does_not_fit_the_time_is_dropped_and_said(files):
+    record = run(files, rates=3, full=True, within=0.5)
+    assert len(record.config["methods"]) == 1 and record.config["search"] is None
+    assert any("left out" in note for note in record.config["notes"])
+    assert "1 learning rate" in " ".join(record.config["notes"])
+
+
+def test_a_no_leaves_nothing(files):
+    with pytest.raises(AddendaError, match="Nothing was run"):
+        run(files, watch=Watch(say=lambda text: None, ask=lambda question: False))
+    assert not files[2].exists()
+
+
+def test_seconds_become_steps_once(files):
+    record = run(files, rates=1, budget="seconds=0.2", seeds=1)
+    steps = {k: m["steps"] for k, m in record.config["methods"].items()}
+    assert all(record.find(k, "final", 0)["steps"] == n for k, n in steps.items())
+
+
+def test_a_budget_of_parameters_sets_the_size(files):
+    subject = from_files(*files[:2], dtype="float32")
+    for spec in ("lora", "shira", "oft", "miss", "svft:pattern=banded"):
+        method = fitted(subject.model, addenda.core.registry.build(spec), "linear", 3000)
+        trained = addenda.plan(subject.model, method).trainable
+        assert 0 < trained <= 3000, spec
+    with pytest.raises(AddendaError, match="smallest form"):
+        fitted(subject.model, addenda.core.registry.build("lora"), "linear", 10)
+
+
+@pytest.mark.parametrize("text", ["steps", "steps=", "steps=0", "hours=3", "steps=many"])
+def test_a_budget_that_makes_no_sense(text):
+    with pytest.raises(AddendaError, match="steps=40"):
+        Budget.parse(text)
+
+
+def test_bad_input_is_refused_before_anything_runs(files):
+    with pytest.raises(AddendaError, match="Did you mean 'lora'"):
+        run(files, methods=["lorra"])
+    with pytest.raises(AddendaError, match="named twice"):
+        run(files, methods=["lora", "lora"])
+    with pytest.raises(AddendaError, match="together"):
+        compare(files[0], None, watch=QUIET)
+    with pytest.raises(AddendaError, match="matches nothing"):
+        run(files, targets="nowhere")
+    assert not files[2].exists()
+
+
+def test_the_search_halves():
+    assert grid(1e-3, 3) == (3.2e-4, 1e-3, 3.2e-3)
+    assert grid(1e-3, 1) == (1e-3,)
+    assert rungs(5, 10) == [(5, 10), (2, 20)] and cost(5, 10) == 100 and cost(1, 10) == 0
+    ran = []
+
+    def one(rate, steps):
+        ran.append((rate, steps))
+        status = "diverged" if rate > 3 else "ok"
+        return {"status": status, "validation": [[steps, {"loss": abs(rate - 2)}]]}
+
+    assert search((1.0, 2.0, 3.0, 4.0), 10, one) == 2.0
+    assert ran == [(1.0, 10), (2.0, 10), (3.0, 10), (4.0, 10), (2.0, 20), (1.0, 20)]
+
+
+def test_the_search_goes_beyond_an_edge_while_it_gains():
+    ran = []
+
+    def one(rate, steps):
+        ran.append(rate)
+        return {"status": "ok", "validation": [[steps, {"loss": abs(rate - 50)}]]}
+
+    assert search((1.0, 2.0, 4.0), 10, one, further=2) == 16.0 and ran[3:] == [8.0, 16.0]
+    ran.clear()
+    assert search((64.0, 128.0), 10, one, further=2) == 64.0 and ran == [64.0, 128.0, 32.0]
+    assert search((3.0,), 10, one) == 3.0

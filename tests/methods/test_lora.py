@@ -1,0 +1,105 @@
+"""LoRA, rsLoRA and PiSSA against sums of outer products, and against PEFT."""
+
+import pytest
+import torch
+from torch import nn
+
+from addenda import AddendaError, attach
+from addenda.core.registry import build
+from addenda.methods.lora import LoRA
+
+
+@pytest.mark.parametrize(("options", "s"), [({}, 1), ({"alpha": 9.0}, 3), ({"alpha": 9.0, "scaling": "rs"}, 27**0.5)])
+@pytest.mark.parametrize("shape", [(12, 12), (15, 10), (10, 17)])
+def test_reference(check, shape, options, s):
+    at = check.make(LoRA(rank=3, **options), *shape)
+    A, B = at.p["A"].detach(), at.p["B"].detach()
+    want = s * sum(torch.outer(B[:, k], A[k]) for k in range(3))
+    torch.testing.assert_close(at.delta.detach(), want, rtol=1e-10, atol=1e-10)
+    check.forms_agree(at)
+    G, got = check.upstream(at)[1], check.gradients(at)
+    torch.testing.assert_close(got["A"], s * B.T @ G, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(got["B"], s * G @ A.T, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [None, 6.0])
+def test_pissa_is_the_papers_residual_form(check, alpha):
+    """W − s B₀A₀ + s (B₀+dB)(A₀+dA), with s B₀A₀ the best rank-3 approximation of W."""
+    at, s = check.make(LoRA(rank=3, alpha=alpha, origin="pissa"), 12, 7), (alpha or 3) / 3
+    U, S, Vh = torch.linalg.svd(at.W)
+    best = sum(S[k] * torch.outer(U[:, k], Vh[k]) for k in range(3))
+    A0, B0 = at.p["A0"], at.p["B0"]
+    torch.testing.assert_close(s * B0 @ A0, best, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(A0.norm(dim=1), B0.norm(dim=0))
+    new = at.W - best + s * (B0 + at.p["B"].detach()) @ (A0 + at.p["A"].detach())
+    torch.testing.assert_close(at.W + at.delta.detach(), new, rtol=1e-9, atol=1e-9)
+    check.forms_agree(at)
+    G, got = check.upstream(at)[1], check.gradients(at)
+    torch.testing.assert_close(got["A"], (s * (B0 + at.p["B"]).T @ G).detach(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(got["B"], (s * G @ (A0 + at.p["A"]).T).detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_start_and_counts(check):
+    for method in (LoRA(rank=4), LoRA(rank=4, alpha=3.0, origin="pissa"), build("rslora:rank=2"), build("pissa")):
+        check.starts_exactly(method)
+        check.starts_exactly(method, 50, 70)
+        check.counts(method)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("rs", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_peft_has_the_same_forward_and_gradients(rs, dtype):
+    peft = pytest.importorskip("peft")
+    base = nn.ModuleDict({"proj": nn.Linear(20, 12)}).to(dtype)
+    theirs = nn.ModuleDict({"proj": nn.Linear(20, 12)}).to(dtype)
+    theirs.load_state_dict(base.state_dict())
+    config = peft.LoraConfig(r=4, lora_alpha=6, use_rslora=rs, target_modules=["proj"])
+    layer = peft.get_peft_model(theirs, config).base_model.model["proj"]
+    method = LoRA(rank=4, alpha=6, scaling="rs" if rs else "classic")
+    tensors = next(t for _, t in attach(base, method, targets="proj").sites())
+    with torch.no_grad():
+        layer.lora_A["default"].weight.copy_(tensors.A)
+        layer.lora_B["default"].weight.copy_(tensors.B.normal_())
+    x = torch.randn(2, 5, 20).to(dtype)
+    mine, want = base["proj"](x), layer(x)
+    exact = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.05}
+    torch.testing.assert_close(mine, want, **exact)
+    mine.float().sum().backward(), want.float().sum().backward()
+    assert tensors.A.grad.dtype == torch.float32
+    torch.testing.assert_close(tensors.A.grad, layer.lora_A["default"].weight.grad.float(), **exact)
+    torch.testing.assert_close(tensors.B.grad, layer.lora_B["default"].weight.grad.float(), **exact)
+
+
+def test_dropout_acts_on_the_low_rank_path_in_training_only():
+    model, x = nn.ModuleDict({"proj": nn.Linear(20, 12)}), torch.randn(64, 20)
+    want = model["proj"](x).detach()
+    tensors = next(t for _, t in attach(model, LoRA(rank=4, dropout=0.5), targets="proj").sites())
+    assert torch.equal(model["proj"](x), want)  # B is still zero
+    with torch.no_grad():
+        tensors.B.normal_()
+    clean = want + x @ (tensors.B @ tensors.A).T
+    assert not torch.allclose(model["proj"](x), clean)
+    many = sum(model["proj"](x).detach() for _ in range(2000)) / 2000
+    torch.testing.assert_close(many, clean.detach(), rtol=0.3, atol=0.3)
+    model.eval()
+    torch.testing.assert_close(model["proj"](x), clean)
+
+
+def test_rs_keeps_the_gradient_of_b_constant_in_the_rank(check):
+    norms = {}
+    for rank in (2, 8, 32):
+        at = check.make(LoRA(rank=rank, alpha=8.0, scaling="rs"), 64, 64)
+        at.p["A"] = (torch.rand(rank, 64, dtype=torch.float64) * 2 - 1) / 8
+        at.p["B"], at.trainable = torch.zeros(64, rank, dtype=torch.float64, requires_grad=True), ["B"]
+        norms[rank] = check.gradients(at)["B"].norm().item()
+    assert max(norms.values()) / min(norms.values()) < 1.4
+
+
+def test_options_and_shapes_are_checked():
+    for options, message in (({"rank": 0}, "rank must"), ({"dropout": 1.0}, "dropout must"), ({"alpha": "x"}, "alpha")):
+        with pytest.raises(AddendaError, match=message):
+            LoRA(**options)
+    assert "above" in LoRA(rank=9).check(8, 20)
+    with pytest.raises(AddendaError, match="no option 'rnak'"):
+        build("lora:rnak=4")

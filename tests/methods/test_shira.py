@@ -1,0 +1,95 @@
+"""SHiRA: the change is on the mask and nowhere else, and each mask is what it says."""
+
+import pytest
+import torch
+
+from addenda import AddendaError
+from addenda.core.random import Stream
+from addenda.methods.shira import SHiRA
+
+MASKS = ("magnitude", "random", "struct", "gradient", "snip")
+SHAPES = [(12, 12), (15, 10), (10, 17)]
+
+
+def made(check, mask, m, n, density=0.3):
+    scores = torch.randn(m, n, dtype=torch.float64)
+    return check.make(SHiRA(density=density, mask=mask), m, n, calibration=scores), scores
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_reference(check, shape, mask):
+    at, _ = made(check, mask, *shape)
+    values, index = at.p["values"].detach(), at.p["index"].tolist()
+    assert len(index) == len(set(index)) == len(values) == at.method.trainable(*shape)
+    want = torch.zeros(shape, dtype=torch.float64)
+    for v, flat in zip(values, index, strict=True):
+        want[flat // shape[1], flat % shape[1]] = v
+    torch.testing.assert_close(at.delta.detach(), want, rtol=0, atol=0)
+    check.forms_agree(at)
+    G = check.upstream(at)[1]
+    torch.testing.assert_close(check.gradients(at)["values"], G.flatten()[index], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_score_masks_hold_the_largest(check, shape):
+    for mask in ("magnitude", "gradient", "snip"):
+        at, seen = made(check, mask, *shape)
+        score = {"magnitude": at.W.abs(), "gradient": seen, "snip": (at.W * seen).abs()}[mask].flatten()
+        inside = torch.zeros_like(score, dtype=torch.bool).index_fill(0, at.p["index"].long(), True)
+        assert score[inside].min() >= score[~inside].max(), mask
+
+
+def test_ties_fall_to_the_lower_index():
+    W = torch.ones(4, 5)
+    assert SHiRA(density=0.3).derive(W, Stream(0, "a"))["index"].tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_struct_masks_are_lines_and_the_diagonal(shape):
+    (m, n), method = shape, SHiRA(density=0.3, mask="struct")
+    mask = torch.zeros(m * n, dtype=torch.bool)
+    mask[method.derive(torch.empty(m, n), Stream(0, "a"))["index"].long()] = True
+    mask = mask.view(m, n)
+    rows, columns = mask.all(1), mask.all(0)
+    want = rows[:, None] | columns | torch.eye(m, n, dtype=torch.bool)
+    assert torch.equal(mask, want)
+    assert rows.sum() + columns.sum() > 0
+    assert int(mask.sum()) == method.trainable(m, n) <= 0.3 * m * n
+
+
+def test_calibration_sums_as_documented():
+    W, first, second = torch.randn(2, 2), torch.tensor([[1.0, -1], [2, -2]]), torch.tensor([[-1.0, -1], [2, 2]])
+    for mask, want in (("gradient", first.abs() + second.abs()), ("snip", first + second)):
+        method = SHiRA(mask=mask)
+        assert method.calibration == "gradient"
+        seen = method.calibrate(W, second, method.calibrate(W, first, None))
+        assert torch.equal(seen, want)
+    assert SHiRA().calibration is None
+
+
+def test_random_masks_differ_between_sites_and_repeat():
+    W, method = torch.empty(40, 40), SHiRA(mask="random", density=0.05)
+    first, second, again = (method.derive(W, Stream(0, path))["index"] for path in ("a", "b", "a"))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+def test_start_and_counts(check):
+    for mask in ("magnitude", "random", "struct"):
+        check.starts_exactly(SHiRA(mask=mask, density=0.05))
+        check.starts_exactly(SHiRA(mask=mask, density=0.05), 50, 70)
+        check.counts(SHiRA(mask=mask, density=0.05))
+    assert SHiRA(density=0.01).trainable(4096, 4096) == round(4096 * 4096 / 100)
+
+
+def test_a_diagonal_has_full_rank(check):
+    at, _ = made(check, "struct", 12, 12)
+    assert torch.linalg.matrix_rank(at.delta.detach()) == 12
+
+
+def test_options_and_shapes_are_checked():
+    for density in (0.0, 1.5):
+        with pytest.raises(AddendaError, match="density must be"):
+            SHiRA(density=density)
+    assert "diagonal" in SHiRA(mask="struct").check(64, 64)
