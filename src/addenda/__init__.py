@@ -1,31 +1,71 @@
-"""addenda: small changes to large models. Public names, nothing else."""
+"""addenda: small changes to large models. Public names, nothing else.
 
-from addenda import methods
-from addenda.core.adapter import Adapter, adapters
-from addenda.core.attach import attach, detach, disabled, status, switch
-from addenda.core.errors import AddendaError
-from addenda.core.files import inspect, load, save
-from addenda.core.merge import MergeReport, merge, unmerge
-from addenda.core.method import WeightMethod
-from addenda.core.plan import Plan, plan
-from addenda.core.registry import Info, catalogue, register
+Every name is imported on first use, so that `addenda --help` need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from addenda import methods as methods
+    from addenda.core.adapter import Adapter as Adapter
+    from addenda.core.adapter import adapters as adapters
+    from addenda.core.attach import attach as attach
+    from addenda.core.attach import detach as detach
+    from addenda.core.attach import disabled as disabled
+    from addenda.core.attach import status as status
+    from addenda.core.attach import switch as switch
+    from addenda.core.errors import AddendaError as AddendaError
+    from addenda.core.files import inspect as inspect
+    from addenda.core.files import load as load
+    from addenda.core.files import save as save
+    from addenda.core.merge import MergeReport as MergeReport
+    from addenda.core.merge import merge as merge
+    from addenda.core.merge import unmerge as unmerge
+    from addenda.core.method import WeightMethod as WeightMethod
+    from addenda.core.plan import Plan as Plan
+    from addenda.core.plan import plan as plan
+    from addenda.core.registry import Info as Info
+    from addenda.core.registry import catalogue as catalogue
+    from addenda.core.registry import register as register
+    from addenda.train.callback import TrainerCallback as TrainerCallback
+    from addenda.train.evaluate import evaluate as evaluate
+    from addenda.train.evaluate import generate as generate
+    from addenda.train.tune import tune as tune
 
 __version__ = "0.1.0"
 
+_NAMES = {
+    "core.adapter": "Adapter adapters",
+    "core.attach": "attach detach disabled status switch",
+    "core.errors": "AddendaError",
+    "core.files": "inspect load save",
+    "core.merge": "MergeReport merge unmerge",
+    "core.method": "WeightMethod",
+    "core.plan": "Plan plan",
+    "core.registry": "Info catalogue register",
+    "train.callback": "TrainerCallback",
+    "train.evaluate": "evaluate generate",
+    "train.tune": "tune",
+}
+_WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
+
 
 def __getattr__(name: str):
-    """The methods by class name (addenda.SVFT), and what needs transformers, imported on first use."""
-    import importlib
+    """The public names, and the methods by class name (addenda.SVFT)."""
+    if name.startswith("__"):
+        raise AttributeError(f"addenda has no {name!r}")
+    if name in _WHERE:
+        value = getattr(import_module(f"addenda.{_WHERE[name]}"), name)
+    else:
+        found = import_module("addenda.methods")
+        if name != "methods" and not hasattr(found, name):
+            raise AttributeError(f"addenda has no {name!r}")
+        value = found if name == "methods" else getattr(found, name)
+    globals()[name] = value
+    return value
 
-    lazy = {
-        "tune": "train.tune",
-        "evaluate": "train.tune",
-        "generate": "train.tune",
-        "TrainerCallback": "train.trainer",
-    }
-    if name in lazy:
-        return getattr(importlib.import_module(f"addenda.{lazy[name]}"), name)
-    try:
-        return getattr(methods, name)
-    except AttributeError:
-        raise AttributeError(f"addenda has no {name!r}") from None
+
+def __dir__() -> list[str]:
+    found = import_module("addenda.methods")
+    return sorted({*_WHERE, "methods", "__version__", *getattr(found, "__all__", ())})

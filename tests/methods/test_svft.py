@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from addenda import AddendaError
+from addenda.core.linalg import singular_triplets
 from addenda.core.random import Stream
-from addenda.methods.svft import SVFT, singular_basis
+from addenda.methods.svft import SVFT
 
 ALL = [{"pattern": "plain"}, {"pattern": "banded", "band": 2}, {"pattern": "random", "band": 2}]
 ALL += [{**o, "full_matrices": True} for o in ALL[1:]] + [{**ALL[1], "released": True}]
@@ -49,7 +50,7 @@ def test_reference(check, shape, options):
 @pytest.mark.parametrize("full", [False, True])
 def test_the_basis_is_the_weights_own(shape, full):
     W = torch.randn(*shape)
-    U, Vt = singular_basis(W, full)
+    U, _, Vt = singular_triplets(W, full)
     k, wide = min(shape), W.double()
     assert U.dtype == torch.float64
     assert (U.shape[1], Vt.shape[0]) == (shape if full else (k, k))
@@ -58,13 +59,13 @@ def test_the_basis_is_the_weights_own(shape, full):
     sigma = torch.linalg.svdvals(wide)
     torch.testing.assert_close((U[:, :k] * sigma) @ Vt[:k], wide)
     assert bool((U.gather(0, U.abs().argmax(0, keepdim=True)) > 0).all())
-    again = singular_basis(-W, full)[0]  # only v_i turns: the signs hang on u_i alone
+    again = singular_triplets(-W, full)[0]  # only v_i turns: the signs hang on u_i alone
     torch.testing.assert_close(again[:, :k], U[:, :k])
 
 
 def test_ill_weights_have_a_basis():
     for W in (torch.zeros(6, 4), torch.ones(4, 6), torch.eye(5)):
-        for t in singular_basis(W):
+        for t in singular_triplets(W):
             assert bool(t.isfinite().all())
 
 

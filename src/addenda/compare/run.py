@@ -55,6 +55,7 @@ def compare(
     dtype: str = "auto",
     columns: dict | None = None,
     max_length: int | None = None,
+    items: int | None = 500,
     command: str = "",
     title: str | None = None,
     watch: Watch | None = None,
@@ -66,7 +67,8 @@ def compare(
     budget: "steps=40", "seconds=120" (turned into steps once, per arm) or "parameters=500000" (each method's size
     option is set to reach it). rates: how many learning rates are tried per arm, around the catalogue's (1: no search);
     search_steps: for how long at first (a quarter of the steps, at least 10). full: full fine-tuning of every parameter
-    as a control. within: seconds that the whole may take. Raises AddendaError for bad input, before anything is run.
+    as a control. within: seconds it may take. items: how many of the test split are judged, and half as many of the ood
+    split (None: all). Raises AddendaError for bad input, before anything is run.
     """
     watch = watch or Watch()
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
@@ -81,6 +83,7 @@ def compare(
             subject = embedded(watch.say, dtype)
         else:
             subject = from_files(model, str(data), columns=columns, dtype=dtype, max_length=max_length)
+    subject = subject.limited(items)
     if budget.kind == "parameters":
         built = {label: fitted(subject.model, m, targets, int(budget.value)) for label, m in built.items()}
     settings = Settings(batch=batch)
@@ -137,8 +140,7 @@ def _fresh(
     seconds = {arm.label: step_seconds(subject, arm, settings, watch.say) for arm in arms}
     judge = sum(forward_seconds(subject, s) for s in ("test", "ood") if s in subject.splits)
     look = forward_seconds(subject, "validation") * min(1, settings.validation / len(subject.splits["validation"]))
-    few = sum(e.tokens for c in subject.controls.values() for e in c.values())
-    few /= max(1, sum(subject.splits[s].tokens for s in ("test", "ood") if s in subject.splits))
+    few = 1.5 * len(subject.controls)  # the shots are read once, but attended to by every question
 
     def steps_of(arm: Arm) -> int:
         return max(1, round(budget.value / seconds[arm.label])) if budget.kind == "seconds" else budget.steps

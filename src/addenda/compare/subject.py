@@ -1,7 +1,7 @@
 """What a comparison is about: one model, loaded once, and the same encoded data for every arm."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ from torch import nn
 
 from addenda.core.errors import AddendaError
 from addenda.train.batches import Collator
-from addenda.train.data import Chat, read
+from addenda.train.data import read
 from addenda.train.encode import Encoded, encode
 from addenda.train.load import label_names, load_model, task_in
 from addenda.train.loss import score
 from addenda.train.machine import device_of, training_mode
 
 SPLITS = ("train", "validation", "test", "ood")
+SHOTS = 8  # finished examples before the question, in the control without training
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,20 @@ class Subject:
     controls: dict[str, dict[str, Encoded]] = field(default_factory=dict)
     heads: tuple[str, ...] = ()
 
+    def limited(self, items: int | None) -> "Subject":
+        """The first `items` of the test split, half as many of ood: their order is that of a hash or of the file."""
+        if items is None:
+            return self
+        most = {"test": items, "ood": max(1, items // 2)}
+
+        def cut(splits: dict[str, Encoded]) -> dict[str, Encoded]:
+            return {k: e.take(range(min(len(e), most[k]))) if k in most else e for k, e in splits.items()}
+
+        splits = cut(self.splits)
+        about = self.about_data | {"sizes": {k: len(v) for k, v in splits.items()}}
+        controls = {k: cut(c) for k, c in self.controls.items()}
+        return replace(self, splits=splits, controls=controls, about_data=about)
+
     @property
     def causal(self) -> bool:
         return self.splits["train"].kind == "causal"
@@ -38,23 +53,18 @@ class Subject:
 
 def embedded(tell: Callable[[str], None], dtype: str = "auto") -> Subject:
     """The embedded model and task: see `train.embedded` and `train.task`."""
-    from addenda.train import task as tasks
     from addenda.train.embedded import NAME, model_folder
+    from addenda.train.task import chat, embedded_task
 
-    loaded = load_model(model_folder(tell), task="causal", dtype=dtype)
-    task = tasks.task()
+    loaded, task = load_model(model_folder(tell), task="causal", dtype=dtype), embedded_task()
 
-    def chats(examples, shots=()) -> list[Chat]:
-        said = [tasks.messages(e) if not shots else tasks.few_shot(e, shots) for e in examples]
-        return [Chat(tuple((m["role"], m["content"]) for m in messages)) for messages in said]
+    def encoded(split: str, shots=()) -> Encoded:
+        rows = [{"messages": chat(example, shots)} for example in task.splits[split]]
+        made = encode(read(rows), loaded.tokenizer)
+        return _last_turn(made) if shots else made
 
-    def encoded(examples, shots=()) -> Encoded:
-        made = encode(read(_data(chats(examples, shots))), loaded.tokenizer)
-        return made if not shots else _last_turn(made)
-
-    splits = {name: encoded(examples) for name, examples in task.splits.items() if name in SPLITS}
-    shots = task.splits["train"][: tasks.SHOTS]
-    few = {name: encoded(task.splits[name], shots) for name in ("test", "ood") if name in task.splits}
+    splits = {split: encoded(split) for split in SPLITS}
+    shots = task.splits["train"][:SHOTS]
     example = task.splits["test"][0]
     return Subject(
         loaded.model,
@@ -69,14 +79,8 @@ def embedded(tell: Callable[[str], None], dtype: str = "auto") -> Subject:
             "metric": task.metric,
             "example": {"question": example.question, "answer": example.answer},
         },
-        {f"base {tasks.SHOTS}-shot": few},
+        {f"base {SHOTS}-shot": {split: encoded(split, shots) for split in ("test", "ood")}},
     )
-
-
-def _data(chats: list[Chat]):
-    from addenda.train.data import Data
-
-    return Data(tuple(chats), "chat", source="the embedded task")
 
 
 def _last_turn(made: Encoded) -> Encoded:
@@ -86,7 +90,7 @@ def _last_turn(made: Encoded) -> Encoded:
         end = max(i for i, t in enumerate(row) if t != -100)
         first = next(i for i in range(end, -1, -1) if row[i] == -100) + 1
         labels.append([-100] * first + row[first:])
-    return Encoded(made.ids, labels, made.kind, made.pad, made.types, made.names)
+    return replace(made, labels=labels)
 
 
 def from_files(

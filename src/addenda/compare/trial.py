@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from addenda.compare.shots import evaluate_with_cache
 from addenda.compare.subject import Subject, seeded
 from addenda.core.attach import attach, detach
 from addenda.core.errors import AddendaError
@@ -102,7 +103,8 @@ def trial(
 def control(subject: Subject, label: str, splits: dict[str, Encoded]) -> dict:
     """The bare base on the given encodings."""
     started = time.perf_counter()
-    found = {s: judged(evaluate(subject.model, examples=e)) for s, e in splits.items()}
+    judge = evaluate_with_cache if subject.causal else lambda model, examples: evaluate(model, examples=examples)
+    found = {s: judged(judge(subject.model, e)) for s, e in splits.items()}
     seconds = time.perf_counter() - started
     return {"method": label, "seed": None, "stage": "control", "status": "ok", "seconds": seconds, **found}
 

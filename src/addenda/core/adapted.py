@@ -26,6 +26,7 @@ class SiteTensors(nn.Module):
         super().__init__()
         self.method = method
         self.frozen = tuple(k for k, t in own.items() if not isinstance(t, nn.Parameter))
+        self.shared = tuple(shared)  # in a stack of matrices, the same for all of them
         for name, tensor in own.items():
             if isinstance(tensor, nn.Parameter):
                 self._parameters[name] = tensor
@@ -56,7 +57,8 @@ class SiteTensors(nn.Module):
             if key in self._buffers:
                 self._buffers[key].copy_(value)
             else:
-                self._buffers[key] = value.clone().to(self._buffers[name].device)
+                fixed = self._buffers[name]  # one value for every matrix of a stack
+                self._buffers[key] = value.to(fixed.device).expand(fixed.shape).clone()
                 self._non_persistent_buffers_set.add(key)
         self.drawn = tuple(values)
 
@@ -71,6 +73,7 @@ class Slots(nn.Module):
         super().__init__()
         self.kinds: dict[str, Kind] = {}
         self.live: dict[str, tuple[SiteTensors, ...]] = {}
+        self.now: dict[tuple[str, bool], Tensor] | None = None  # effective raw parameters of the running forward
 
     def add(self, adapter: str, site: Site, tensors: SiteTensors) -> None:
         if adapter not in self._modules:
@@ -95,7 +98,7 @@ class Adapted:
     """Mixed in before the module's own class; see `adapt`."""
 
     def __reduce_ex__(self, protocol):
-        return _rebuild, (_original(type(self)), self._addenda_properties), self.__dict__.copy()
+        return _rebuild, (_original(type(self)), self._addenda_properties), self.__getstate__()
 
 
 def _original(cls: type) -> type:
@@ -114,9 +117,16 @@ def _derive(original: type, properties: tuple[str, ...]) -> type:
     def forward(self, *args, **kwargs):
         slots = self._modules["addenda"]
         live = slots.live.get("weight", ())
-        if not live or slots.kinds["weight"] == PARAMETER:
+        if live and slots.kinds["weight"] != PARAMETER:
+            x, *rest = args or [kwargs.pop(next(iter(kwargs)))]
+            return execute(self, original, slots.kinds["weight"], live, x, *rest, **kwargs)
+        if not any(slots.live.values()):
             return original.forward(self, *args, **kwargs)
-        return execute(self, original, slots.kinds["weight"], live, *args, **kwargs)
+        outer, slots.now = slots.now, {}
+        try:
+            return original.forward(self, *args, **kwargs)
+        finally:
+            slots.now = outer
 
     members = {
         "forward": forward,
@@ -128,13 +138,24 @@ def _derive(original: type, properties: tuple[str, ...]) -> type:
     return type(f"Adapted{original.__name__}", (Adapted, original), members)
 
 
+@cache
 def _property(name: str) -> property:
-    """The attribute of a raw parameter: its effective value while an adapter is live, else what is stored."""
+    """The attribute of a raw parameter: its effective value while an adapter is live, else what is stored.
+
+    Within one forward of the owner it is computed once, however often the owner reads it (once an expert, say).
+    """
 
     def read(self) -> Tensor | None:
-        stored = self._parameters[name]
-        live = self._modules["addenda"].live.get(name, ())
-        return effective(self._modules["addenda"].kinds[name], stored, live) if live else stored
+        slots, stored = self._modules["addenda"], self._parameters[name]
+        live, now = slots.live.get(name, ()), slots.now
+        if not live:
+            return stored
+        if now is None:
+            return effective(slots.kinds[name], stored, live)
+        key = (name, torch.is_grad_enabled())
+        if key not in now:
+            now[key] = effective(slots.kinds[name], stored, live)
+        return now[key]
 
     def write(self, value) -> None:
         self.register_parameter(name, value)

@@ -18,7 +18,7 @@ from addenda.core.errors import AddendaError
 from addenda.core.method import Params, Replace, Shape, WeightMethod
 from addenda.core.random import Stream
 from addenda.core.registry import build
-from addenda.core.sites import PARAMETER, Site, site_at
+from addenda.core.sites import EMBEDDING, PARAMETER, Site, owners_of, refusal, site_at
 from addenda.core.state import (
     Record,
     State,
@@ -29,7 +29,7 @@ from addenda.core.state import (
     state_of,
     unwrap,
 )
-from addenda.core.targets import Target, matching, resolve
+from addenda.core.targets import Target, all_paths, matching, resolve
 
 Spec = WeightMethod | str
 Progress = Callable[[int, int, str], None]  # (done, total, path)
@@ -62,15 +62,19 @@ def assign(
                 plan[site.path] = (site, chosen)
     if not plan:
         raise AddendaError("also_train takes every site that the targets name, so nothing is left for the method.")
-    problems = [f"{site.path}: {why}" for site, m in plan.values() if (why := _unfit(site, m))]
+    problems = [f"{site.path}: {why}" for site, m in plan.values() if (why := unfit(site, m))]
+    problems += [f"{site.path}: {why}" for site in heads if (why := refusal(model, site) or unfit(site, Replace()))]
     if problems:
         more = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise AddendaError(
-            f"{len(problems)} of {len(plan)} sites cannot take the method: {'; '.join(problems[:8])}{more}. "
+            f"{len(problems)} of {len(plan) + len(heads)} sites cannot take the method: "
+            f"{'; '.join(problems[:8])}{more}. "
             "Leave them out with exclude=, or give them another method with {target: method}."
         )
     for site in heads:
         plan[site.path] = (site, Replace())
+    order = {path: i for i, path in enumerate(all_paths(model))}
+    plan = dict(sorted(plan.items(), key=lambda item: order.get(item[0], len(order))))
     return list(plan.values()), tuple(dict.fromkeys(site.path for site in heads))
 
 
@@ -87,7 +91,14 @@ def _parameters_of(model: nn.Module, target: Target) -> list[Site]:
     return found
 
 
-def _unfit(site: Site, method: WeightMethod) -> str | None:
+def unfit(site: Site, method: WeightMethod) -> str | None:
+    """Why this site cannot take this method, or None."""
+    slots = slots_of(site.module)
+    if slots is not None and slots.kinds.get(site.parameter, site.kind) != site.kind:
+        held = slots.kinds[site.parameter].name
+        return f"another adapter holds this weight as a {held}, not as a {site.kind.name}; detach it first"
+    if method.dropout > 0 and (site.kind == PARAMETER or site.kind == EMBEDDING):
+        return f"dropout acts on the input of a product, and a {site.kind.name} has none; use dropout=0 here"
     if not method.any_shape:
         if site.weight.dim() < 2:
             return f"a vector of {site.weight.numel()} is no matrix"
@@ -143,6 +154,15 @@ def _ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
         )
     found = find_state(model)
     root, state = found if found else (unwrap(model), State())
+    if found and root is not unwrap(model):
+        raise AddendaError(
+            f"A part of this {type(unwrap(model)).__name__}, a {type(root).__name__}, carries adapters already. "
+            "Attach to that part again, or detach there first."
+        )
+    if not found and any(slots_of(m) is not None for m in root.modules()):
+        raise AddendaError(
+            f"This {type(root).__name__} is part of a model that carries adapters. Attach to that model."
+        )
     check_name(state, name)
     if state.merged is not None:
         raise AddendaError("A change is merged into the base. Call unmerge(model) first.")
@@ -158,16 +178,19 @@ def build_tensors(
     stored: dict[str, Params] | None = None,
 ) -> dict[str, SiteTensors]:
     """The tensors of every site by path: fresh ones, or the stored ones of a file; the model is not touched."""
-    shared = {}
+    drawn, placed = {}, {}
     for m in dict.fromkeys(m for _, m in plan):
         shapes: list[Shape] = [site.shape for site, own in plan if own == m]
-        shared[m] = m.shared(shapes, Stream(seed, "shared")) if m.has("shared") else {}
+        drawn[m] = m.shared(shapes, Stream(seed, "shared")) if m.has("shared") else {}
     built = {}
     for i, (site, m) in enumerate(plan):
         if progress:
             progress(i, len(plan), site.path)
         given = None if stored is None else stored[site.path]
-        built[site.path] = _at_site(site, m, seed, shared[m], (seen or {}).get(site.path), given)
+        where = (m, site.weight.device, site.weight.dtype)
+        if where not in placed:  # once, so that all sites hold the same tensors
+            placed[where] = _kept(drawn[m], site)
+        built[site.path] = _at_site(site, m, seed, placed[where], (seen or {}).get(site.path), given)
     if progress:
         progress(len(plan), len(plan), "")
     return built
@@ -201,9 +224,17 @@ def _at_site(
     moved = {
         k: nn.Parameter(t.detach().to(device)) if isinstance(t, nn.Parameter) else t.to(device) for k, t in own.items()
     }
-    return SiteTensors(
-        m, moved, {k: t.to(device) for k, t in derived.items()}, {k: t.to(device) for k, t in shared.items()}
-    )
+    return SiteTensors(m, moved, _kept(derived, site), shared)
+
+
+def _kept(tensors: Params, site: Site) -> Params:
+    """Derived and shared tensors as a site keeps them: on its device, matrices in the base's dtype (vectors cost
+    nothing and stay as they are). A product then needs no cast that would be kept for backward."""
+    like = site.weight
+    return {
+        k: t.to(like.device, like.dtype if t.is_floating_point() and t.dim() > 1 else t.dtype)
+        for k, t in tensors.items()
+    }
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
@@ -278,10 +309,10 @@ def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
 
 
 def _still_adapted(root: nn.Module, state: State) -> set[int]:
-    held = set()
+    held, owners = set(), owners_of(root)
     for record in state.records.values():
         for path in record.methods:
-            site = site_at(root, path)
+            site = site_at(root, path, owners)
             held |= {id(site.module), *(id(owner) for owner, _ in site.ties)}
     return held
 
@@ -292,6 +323,7 @@ def restore(root: nn.Module, state: State) -> None:
     for path, original in (state.merged or {}).items():
         site_at(root, path).weight.data.copy_(original)
     state.merged = None
+    state.fingerprints.clear()  # those of the copies that end here
 
 
 def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
@@ -316,7 +348,8 @@ def disabled(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        switch(model, [n for n in before if n in state.records])
+        if find_state(model) is not None:
+            switch(model, [n for n in before if n in state.records])
 
 
 def status(model: nn.Module) -> str:

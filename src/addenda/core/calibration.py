@@ -37,7 +37,7 @@ def calibrate(
         p.requires_grad_(False)
         p.grad = None
     hooks = [_collect(site, m, seen) for site, m in sites.values()]
-    was_training, count = model.training, 0
+    modes, count = {m: m.training for m in model.modules()}, 0
     model.eval()
     try:
         for batch in batches:
@@ -50,7 +50,8 @@ def calibrate(
         for p, flag, grad in flags.values():
             p.requires_grad_(flag)
             p.grad = grad
-        model.train(was_training)
+        for m, mode in modes.items():
+            m.training = mode
     if not count:
         raise AddendaError("calibration= held no batch; at least one is needed.")
     missed = [path for path in sites if path not in seen]

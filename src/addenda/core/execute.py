@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from addenda.core.adapted import SiteTensors
 
 
-def execute(module: nn.Module, original: type, kind: Kind, live: "Sequence[SiteTensors]", x: Tensor, *rest) -> Tensor:
+def execute(
+    module: nn.Module, original: type, kind: Kind, live: "Sequence[SiteTensors]", x: Tensor, *rest, **options
+) -> Tensor:
     """The output of an adapted module: its own product, changed by every live delta."""
     weight = module._parameters["weight"]
-    x, weight, bias = _autocast(x, weight, module._parameters.get("bias"))
+    x, weight, bias = _autocast(x, weight, getattr(module, "bias", None))  # the attribute: a trained bias
     plain = original.forward in (nn.Linear.forward,) or kind != LINEAR
 
     def product(x: Tensor, w: Tensor = weight) -> Tensor:
-        return kind.product(module, x, w, bias) if plain else original.forward(module, x, *rest)
+        return kind.product(module, x, w, bias) if plain else original.forward(module, x, *rest, **options)
 
     with torch.autocast(x.device.type, enabled=False):
         if kind.dense and len(live) == 1 and live[0].method.has("apply"):
@@ -57,7 +59,8 @@ def execute(module: nn.Module, original: type, kind: Kind, live: "Sequence[SiteT
 
 def effective(kind: Kind, weight: Tensor, live: "Sequence[SiteTensors]") -> Tensor:
     """The weight that acts: W + Σ ΔW, computed in float32 at least and rounded once to W's dtype, as stored."""
-    return _effective(kind, weight, [(t.method, t.tensors()) for t in live])
+    with torch.autocast(weight.device.type, enabled=False):
+        return _effective(kind, weight, [(t.method, t.tensors(), t.shared) for t in live])
 
 
 def _effective(kind: Kind, weight: Tensor, parts: "list[tuple]") -> Tensor:
@@ -65,9 +68,11 @@ def _effective(kind: Kind, weight: Tensor, parts: "list[tuple]") -> Tensor:
         return parts[0][0].effective(weight, parts[0][1]).to(weight.dtype)
     wide = torch.promote_types(weight.dtype, torch.float32)
     W = kind.to_matrix(weight).to(wide)
-    parts = [(m, to_float(p, wide)) for m, p in parts]
-    stacked = [[(m, p, W)] if W.dim() < 3 else [(m, {k: t[e] for k, t in p.items()}, W[e]) for e in range(len(W))]
-               for m, p in parts]  # fmt: skip
+    stacked = []
+    for m, p, shared in parts:
+        p = to_float(p, wide)
+        each = [p] if W.dim() < 3 else [{k: t if k in shared else t[e] for k, t in p.items()} for e in range(len(W))]
+        stacked.append([(m, q, W if W.dim() < 3 else W[e]) for e, q in enumerate(each)])
     if len(stacked) == 1:
         new = [m.effective(w, p) for m, p, w in stacked[0]]
     else:
@@ -81,7 +86,7 @@ def _effective(kind: Kind, weight: Tensor, parts: "list[tuple]") -> Tensor:
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """What autocast would do to a product's arguments: the paths below run with it switched off."""
-    if not (torch.is_autocast_enabled(x.device.type) and x.is_floating_point()):
+    if not (torch.is_autocast_enabled(x.device.type) and x.is_floating_point()) or x.dtype == torch.float64:
         return x, weight, bias
     dtype = torch.get_autocast_dtype(x.device.type)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -142,13 +147,15 @@ def _recomputed(
     kind: Kind, module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, parts: "list[SiteTensors]"
 ) -> Tensor:
     """op(x, W + Σ ΔW) whose backward computes the effective weight again."""
-    named = [(t.method, t.tensors()) for t in parts]
-    flat = [tensor for _, p in named for tensor in p.values()]
+    named = [(t.method, t.tensors(), t.shared) for t in parts]
+    flat = [tensor for _, p, _ in named for tensor in p.values()]
 
     def build(weight: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         it = iter(tensors)
-        return _effective(kind, weight, [(m, {k: next(it) for k in p}) for m, p in named])
+        return _effective(kind, weight, [(m, {k: next(it) for k in p}, shared) for m, p, shared in named])
 
+    if torch.compiler.is_compiling():  # cannot trace autograd.grad in a backward, and decides itself what to recompute
+        return kind.product(module, x, build(weight, flat), bias)
     return _Recompute.apply(build, kind, module, x, weight, bias, *flat)
 
 

@@ -75,12 +75,13 @@ def merge(
         raise AddendaError(f"rounding must be 'nearest' or 'stochastic', got {rounding!r}.")
     if dtype is not None:
         root.to(dtype)
-    was_training = root.training
+    modes = {m: m.training for m in root.modules()}
     root.eval()
     before = noise = None
     if verify is not None:
         before = _outputs(root, verify)
-        noise = _outputs(_wider(root), verify)
+        wide, wider = _wider(root)
+        noise = _outputs(wide, _in(verify, wider))
     state.merged, errors, lost, size = {}, {}, 0.0, 0.0
     names = state.active
     try:
@@ -107,7 +108,8 @@ def merge(
         apply_active(root, state, names)
         raise
     finally:
-        root.train(was_training)
+        for m, mode in modes.items():
+            m.training = mode
     return report
 
 
@@ -168,11 +170,21 @@ def _is_logits(root: nn.Module, output: Tensor) -> bool:
     return output.dim() >= 2 and output.shape[-1] > 1 and hasattr(root, "config") and not hasattr(root, "pooler")
 
 
-def _wider(root: nn.Module) -> nn.Module:
+def _in(batch: object, dtype: torch.dtype) -> object:
+    """The batch with its floating tensors in another dtype."""
+    if torch.is_tensor(batch):
+        return batch.to(dtype) if batch.is_floating_point() else batch
+    if isinstance(batch, Mapping):
+        return {k: _in(v, dtype) for k, v in batch.items()}
+    return batch
+
+
+def _wider(root: nn.Module) -> tuple[nn.Module, torch.dtype]:
     """A copy of the model in the next wider dtype: float32 for half precision, float64 for float32."""
     dtypes = {p.dtype for p in root.parameters()}
     half = any(torch.finfo(d).bits < 32 for d in dtypes if d.is_floating_point and not _is_adapter_only(root, d))
-    return copy.deepcopy(root).to(torch.float32 if half else torch.float64)
+    dtype = torch.float32 if half else torch.float64
+    return copy.deepcopy(root).to(dtype), dtype
 
 
 def _is_adapter_only(root: nn.Module, dtype: torch.dtype) -> bool:

@@ -16,6 +16,7 @@ embeddings as rows × width, transformers' `Conv1D` transposed, stacked expert w
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -57,8 +58,9 @@ class WeightMethod:
     """Base class of every method that changes a weight. Subclasses are frozen dataclasses of hyperparameters."""
 
     name: ClassVar[str] = ""
-    dropout: ClassVar[float] = 0.0  # a field in methods that have an additive path through their factors
+    dropout = 0.0  # a field in methods with an additive path through their factors; no annotation: no field here
     start: ClassVar[Start] = Start()
+    sized_by: ClassVar[str | None] = None  # the option that makes it larger: a comparison at equal parameters sets it
     any_shape: ClassVar[bool] = False  # True: takes vectors too, and the tensors are seen as they are stored
 
     # -- the mathematics ---------------------------------------------------------------------------------------
@@ -206,6 +208,8 @@ def _type_problem(method: WeightMethod, field: dataclasses.Field) -> str | None:
             expected.append("one of " + ", ".join(map(repr, typing.get_args(hint))))
         else:
             fits = isinstance(value, (int, float) if hint is float else hint)
+            if isinstance(value, float) and not math.isfinite(value):
+                return f"{field.name} must be finite, got {value!r}"
             if fits and not (isinstance(value, bool) and hint is not bool):
                 return None
             expected.append("None" if hint is type(None) else hint.__name__)

@@ -7,6 +7,7 @@ from torch import nn
 
 from addenda.core.attach import Spec, assign
 from addenda.core.errors import AddendaError
+from addenda.core.sites import kind_of
 from addenda.core.state import find_state, unwrap
 from addenda.core.targets import Target, called, grouped
 
@@ -30,7 +31,7 @@ class Plan:
 
     rows: tuple[Row, ...]
     base: int  # parameters of the base
-    skipped: dict[str, int]  # patterns of Linear, conv and Embedding modules that no target names, with counts
+    skipped: dict[str, int]  # patterns of layers and stacked experts that no target names, with counts
 
     @property
     def trainable(self) -> int:
@@ -67,8 +68,9 @@ class Plan:
             for row in table
         ]
         lines.append(
-            f"{len(self.rows)} sites, {self.trainable:,} trainable numbers ({self.trainable / max(self.base, 1):.3%} of "
-            f"{self.base:,}); file {_size(self.file_bytes)}, with gradients and Adam {_size(self.training_bytes)}"
+            f"{len(self.rows)} sites, {self.trainable:,} trainable numbers "
+            f"({self.trainable / max(self.base, 1):.3%} of {self.base:,}); "
+            f"file {_size(self.file_bytes)}, with gradients and Adam {_size(self.training_bytes)}"
         )
         if self.skipped:
             lines.append("left as they are: " + ", ".join(f"{p} ×{n}" for p, n in self.skipped.items()))
@@ -110,6 +112,12 @@ def plan(
         for site, m in assigned
     )
     taken = {row.path for row in rows} | {row.path.rpartition(".")[0] for row in rows}
-    left = grouped(path for path, _ in called(root) if path not in taken)
+    stacks = [
+        f"{path}.{name}"
+        for path, module in root.named_modules()
+        for name, p in module._parameters.items()
+        if p is not None and p.dim() == 3 and kind_of(module) is None and "addenda" not in path.split(".")
+    ]
+    left = grouped(path for path in [*(path for path, _ in called(root)), *stacks] if path not in taken)
     base = sum(p.numel() for n, p in root.named_parameters() if ".addenda." not in f".{n}")
     return Plan(rows, base, {pattern: len(paths) for pattern, paths in left.items()})

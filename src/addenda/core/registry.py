@@ -27,6 +27,7 @@ class Info:
     hypothesis: str  # what the method claims about the geometry of the change, in one sentence
     family: str  # low-rank | spectral | sparse | block | rotation | dense
     cls: type[WeightMethod]
+    rate: float = 1e-3  # where a search for its learning rate (AdamW) starts; measured here, not the paper's
     preset: dict = field(default_factory=dict)
 
     def build(self, **options) -> WeightMethod:
@@ -37,18 +38,20 @@ class Info:
 _catalogue: dict[str, Info] = {}
 
 
-def register(name: str, *, title: str, paper: str, equation: str, hypothesis: str, family: str) -> Callable:
+def register(
+    name: str, *, title: str, paper: str, equation: str, hypothesis: str, family: str, rate: float = 1e-3
+) -> Callable:
     """Class decorator: enter a weight method in the catalogue under `name`."""
 
     def enter(cls: type[WeightMethod]) -> type[WeightMethod]:
         cls.name = name
-        _enter(Info(name, title, paper, equation, hypothesis, family, cls))
+        _enter(Info(name, title, paper, equation, hypothesis, family, cls, rate))
         return cls
 
     return enter
 
 
-def variant(name: str, of: type[WeightMethod], preset: dict, **changed: str) -> None:
+def variant(name: str, of: type[WeightMethod], preset: dict, **changed) -> None:
     """Enter a named variant: `of` with preset options, its info record changed where `changed` says so."""
     _enter(dataclasses.replace(_catalogue[of.name], name=name, preset=preset, **changed))
 

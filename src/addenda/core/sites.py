@@ -61,11 +61,14 @@ def _conv_low_rank(module: nn.Module, x: Tensor, B: Tensor, A: Tensor) -> Tensor
 
 
 def _embedding(module: nn.Module, ids: Tensor, weight: Tensor, bias: None) -> Tensor:
-    return F.embedding(ids, weight, module.padding_idx, None, 2.0, module.scale_grad_by_freq, module.sparse)
+    return F.embedding(ids, weight, module.padding_idx, None, 2.0, module.scale_grad_by_freq)
 
 
 def _embedding_low_rank(module: nn.Module, ids: Tensor, B: Tensor, A: Tensor) -> Tensor:
-    return F.embedding(ids, B, module.padding_idx) @ A
+    y = F.embedding(ids, B) @ A
+    if module.padding_idx is None:
+        return y
+    return torch.where((ids == module.padding_idx)[..., None], y.detach(), y)  # its row learns nothing, from A either
 
 
 LINEAR = Kind("linear", _linear, _linear_low_rank, dense=True)
@@ -120,11 +123,28 @@ class Site:
         return int(torch.Size(s[:-2]).numel()) if len(s) > 2 else 1
 
 
-def site_at(model: nn.Module, path: str) -> Site:
+Owners = dict[int, list[tuple[str, nn.Module, str]]]  # id of a parameter -> (path of the module, module, name)
+
+
+def owners_of(model: nn.Module) -> Owners:
+    """Every parameter's owners in the model's order: more than one where weights are tied."""
+    found: Owners = {}
+    for path, module in model.named_modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                found.setdefault(id(p), []).append((path, module, name))
+    return found
+
+
+def site_at(model: nn.Module, path: str, owners: Owners | None = None) -> Site:
     """The site that a path names: a module that is called with its weight, or a raw parameter.
 
+    A tied raw parameter is the site of its first owner, whichever owner the path names. owners: `owners_of(model)`,
+    to save a pass over the model where many sites are wanted.
     Raises AddendaError when nothing is there or the weight cannot be adapted, with the reason.
     """
+    if "addenda" in path.split("."):
+        raise AddendaError(f"{path} belongs to an adapter, not to the base.")
     owner_path, _, leaf = path.rpartition(".")
     try:
         owner = model.get_submodule(owner_path)
@@ -140,11 +160,23 @@ def site_at(model: nn.Module, path: str) -> Site:
                 + repr(f"{path}.{next((n for n, _ in child.named_parameters()), 'weight')}")
                 + "."
             )
-        if _read_by_parent(owner):
-            return site_at(model, f"{path}.weight")
+        if child._parameters.get("weight") is None:
+            inside = next((n for n, _ in child.named_parameters() if n.startswith(("parametriz", "weight"))), None)
+            instead = f"; name one of them instead, e.g. {f'{path}.{inside}'!r}" if inside else ""
+            raise AddendaError(f"{path} computes its weight from other parameters{instead}.")
+        if _read_by_parent(owner) or (kind != LINEAR and _own_forward(child)):
+            return site_at(model, f"{path}.weight", owners)
         return Site(path, child, "weight", kind)
     if owner._parameters.get(leaf) is not None:
-        return Site(path, owner, leaf, PARAMETER, _other_owners(model, owner, leaf))
+        if isinstance(owner, nn.RNNBase):
+            raise AddendaError(
+                f"{path}: a {type(owner).__name__} keeps its weights in a list, out of an adapter's reach."
+            )
+        held = (owners or owners_of(model))[id(owner._parameters[leaf])]
+        first, module, name = held[0]
+        return Site(
+            f"{first}.{name}" if first else name, module, name, PARAMETER, tuple((m, n) for _, m, n in held[1:])
+        )
     raise AddendaError(f"The model has no module and no parameter {path!r}.")
 
 
@@ -153,16 +185,17 @@ def _read_by_parent(parent: nn.Module) -> bool:
     return isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
 
 
-def _other_owners(model: nn.Module, owner: nn.Module, name: str) -> tuple[tuple[nn.Module, str], ...]:
-    same = owner._parameters[name]
-    return tuple(
-        (m, n) for m in model.modules() for n, p in m._parameters.items() if p is same and (m is not owner or n != name)
-    )
+def _own_forward(module: nn.Module) -> bool:
+    """True where a subclass does more than its kind's product (a scaled embedding, a standardised convolution)."""
+    defining = next(c for c in type(module).__mro__ if "forward" in vars(c) and c.__module__ != "addenda.core.adapted")
+    return defining.__module__.split(".")[0] != "torch" and defining.__name__ != "Conv1D"
 
 
-def refusal(model: nn.Module, site: Site) -> str | None:
+def refusal(model: nn.Module, site: Site, owners: Owners | None = None) -> str | None:
     """Why the core cannot adapt this site with any method, or None."""
     w = site.weight
+    if nn.parameter.is_lazy(w):
+        return "its weight has no shape yet; run the model once first"
     if not w.is_floating_point():
         return f"its weight is {w.dtype}, and only floating weights can be changed"
     if w.is_meta:
@@ -171,8 +204,14 @@ def refusal(model: nn.Module, site: Site) -> str | None:
         return "its weight is sharded (DTensor): attach first, then shard"
     if site.kind == EMBEDDING and getattr(site.module, "max_norm", None) is not None:
         return "an Embedding with max_norm rewrites its own weight during the forward"
-    if site.kind != PARAMETER and (ties := _other_owners(model, site.module, site.parameter)):
-        others = [next(n for n, m in model.named_modules() if m is owner) for owner, _ in ties]
+    if site.kind != PARAMETER and "forward" in site.module.__dict__:
+        return (
+            "its forward was replaced on the instance (by accelerate's hooks?), so a change would not act; "
+            f"name the parameter '{site.path}.{site.parameter}' instead"
+        )
+    held = (owners or owners_of(model))[id(w)]
+    if site.kind != PARAMETER and len(held) > 1:
+        others = [path for path, module, _ in held if module is not site.module]
         return (
             f"its weight is tied to {', '.join(others)}, which would not follow; "
             f"name the parameter '{site.path}.{site.parameter}' to change both"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from addenda.core.adapted import SiteTensors, slots_of
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.method import WeightMethod
-from addenda.core.sites import Site, site_at
+from addenda.core.sites import owners_of, site_at
 
 _WRAPPERS = ("_orig_mod", "module")  # torch.compile; DataParallel, DDP
 
@@ -45,11 +45,19 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def find_state(model: nn.Module) -> tuple[nn.Module, State] | None:
-    """The (sub)module that carries the state and the state itself, or None when nothing is attached."""
-    for module in unwrap(model).modules():
-        if "_addenda" in module.__dict__:
-            return module, module.__dict__["_addenda"]
-    return None
+    """The (sub)module that carries the state and the state itself, or None when nothing is attached.
+
+    Raises AddendaError when several parts of the model carry adapters of their own.
+    """
+    found = [
+        (module, module.__dict__["_addenda"]) for module in unwrap(model).modules() if "_addenda" in module.__dict__
+    ]
+    if len(found) > 1:
+        raise AddendaError(
+            f"{len(found)} parts of this {type(unwrap(model)).__name__} carry adapters of their own "
+            f"({', '.join(type(m).__name__ for m, _ in found)}). Call with the part that you mean."
+        )
+    return found[0] if found else None
 
 
 def state_of(model: nn.Module) -> tuple[nn.Module, State]:
@@ -80,14 +88,12 @@ def check_name(state: State | None, name: str) -> None:
 
 def tensors_at(root: nn.Module, name: str, path: str) -> SiteTensors:
     """One adapter's tensors at one site."""
-    site = adapted_site(root, path)
-    slots = slots_of(site.module)
+    owner_path, _, leaf = path.rpartition(".")
+    owner = root.get_submodule(owner_path)
+    child = owner._modules.get(leaf)
+    slots = slots_of(owner if child is None else child)
     assert slots is not None
-    return slots._modules[name]._modules[site.parameter]
-
-
-def adapted_site(root: nn.Module, path: str) -> Site:
-    return site_at(root, path)
+    return slots._modules[name]._modules[leaf if child is None else "weight"]
 
 
 def apply_active(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
@@ -97,9 +103,10 @@ def apply_active(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
         slots = slots_of(module)
         if slots is not None:
             slots.activate(() if state.merged is not None else names)
+    owners = owners_of(root)
     for record in state.records.values():  # further owners of a tied parameter read the first owner's tensors
         for path in record.methods:
-            site = site_at(root, path)
+            site = site_at(root, path, owners)
             for owner, parameter in site.ties:
                 first, other = slots_of(site.module), slots_of(owner)
                 if first is not None and other is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from torch import nn
 
 from addenda.core.errors import AddendaError, nearest
-from addenda.core.sites import CONV, CONV1D, EMBEDDING, LINEAR, Site, kind_of, refusal, site_at
+from addenda.core.sites import CONV, CONV1D, EMBEDDING, LINEAR, Site, kind_of, owners_of, refusal, site_at
 
 Target = str | Callable[[str, nn.Module], bool]
 ROLES = ("attention", "mlp", "linear", "embedding", "conv", "parameters")
@@ -43,9 +43,9 @@ def resolve(model: nn.Module, targets: Target | Iterable[Target], exclude: Itera
         found = {p: True for p in found if p not in paths}
     if not found:
         raise AddendaError(f"Nothing is left: exclude={left_out!r} takes away all that targets={wanted!r} name.")
-    order = {path: i for i, path in enumerate(_paths(model))}
-    sites = [site_at(model, path) for path in sorted(found, key=lambda p: order.get(p, len(order)))]
-    problems = [f"{s.path}: {why}" for s in sites if (why := refusal(model, s))]
+    order, owners = {path: i for i, path in enumerate(all_paths(model))}, owners_of(model)
+    sites = [site_at(model, path, owners) for path in sorted(found, key=lambda p: order.get(p, len(order)))]
+    problems = [f"{s.path}: {why}" for s in sites if (why := refusal(model, s, owners))]
     if problems:
         raise AddendaError(f"{len(problems)} of {len(sites)} sites cannot be adapted: {'; '.join(problems[:8])}.")
     return _once(sites)
@@ -62,9 +62,9 @@ def matching(model: nn.Module, target: Target) -> list[str]:
             pattern = re.compile(target[3:])
         except re.error as error:
             raise AddendaError(f"The target {target!r} is no regular expression: {error}.") from None
-        return [path for path in _paths(model) if pattern.fullmatch(path)]
+        return [path for path in all_paths(model) if pattern.fullmatch(path)]
     globs = (target, f"*.{target}")
-    exact = [path for path in _paths(model) if any(fnmatch.fnmatchcase(path, g) for g in globs)]
+    exact = [path for path in all_paths(model) if any(fnmatch.fnmatchcase(path, g) for g in globs)]
     modules = {path for path, _ in called(model)}
     return [p for p in exact if p in modules] or exact
 
@@ -81,7 +81,7 @@ def called(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, m) for path, m in model.named_modules() if path and kind_of(m) is not None]
 
 
-def _paths(model: nn.Module) -> list[str]:
+def all_paths(model: nn.Module) -> list[str]:
     """Every path that can be a site: called modules and raw parameters, adapter tensors left out."""
     paths = []
     for path, module in model.named_modules(remove_duplicate=True):
@@ -96,7 +96,7 @@ def _paths(model: nn.Module) -> list[str]:
 def _role(model: nn.Module, role: str) -> list[str]:
     if role == "parameters":
         seen, paths = set(), []
-        for path in _paths(model):
+        for path in all_paths(model):
             owner, _, leaf = path.rpartition(".")
             tensor = model.get_submodule(owner)._parameters.get(leaf)
             if tensor is not None and id(tensor) not in seen:
@@ -131,10 +131,11 @@ def _under_attention(model: nn.Module, path: str) -> bool:
     parts = path.split(".")
     for depth in range(len(parts) - 1, 0, -1):
         owner = model.get_submodule(".".join(parts[:depth]))
-        if re.search(r"att(n|ention)", f"{parts[depth - 1]} {type(owner).__name__}", re.I):
-            return True
         if isinstance(owner, nn.ModuleList):
             return False
+        cls = re.sub(r"\w*(layer|block)$", "", type(owner).__name__, flags=re.I)  # a whole block is no attention
+        if re.search(r"att(n|ention)", f"{parts[depth - 1]} {cls}", re.I):
+            return True
     return False
 
 

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from addenda.core.linalg import singular_triplets
 from addenda.core.method import Params, Shape, WeightMethod
 from addenda.core.random import Stream
 from addenda.core.registry import register, variant
@@ -44,6 +45,8 @@ class LoRA(WeightMethod):
     def validate(self):
         if self.rank < 1:
             yield f"rank must be at least 1, got {self.rank}"
+        if self.alpha is not None and self.alpha <= 0:
+            yield f"alpha must be above 0, got {self.alpha}"
         if not 0 <= self.dropout < 1:
             yield f"dropout must be in [0, 1), got {self.dropout}"
 
@@ -58,9 +61,10 @@ class LoRA(WeightMethod):
     def derive(self, W: Tensor, rng: Stream) -> Params:
         if self.origin == "zero":
             return {}
-        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        U, S, Vt = singular_triplets(W)
         root = (S[: self.rank] / self.scale).sqrt()
-        return {"A0": root[:, None] * Vh[: self.rank], "B0": U[:, : self.rank] * root}
+        A0, B0 = root[:, None] * Vt[: self.rank], U[:, : self.rank] * root
+        return {"A0": A0.to(W.dtype), "B0": B0.to(W.dtype)}
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         m, n = W.shape

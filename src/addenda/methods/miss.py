@@ -65,7 +65,7 @@ class MiSS(WeightMethod):
     def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
         y, r = base(x), self.rank
         padded = F.pad(x, (0, -x.shape[-1] % r)) if x.shape[-1] % r else x
-        S = padded.reshape(*x.shape[:-1], -1, r).sum(-2)
+        S = padded.unflatten(-1, (padded.shape[-1] // r, r)).sum(-2)
         return y + S @ self._columns(p["D"], y.shape[-1]).to(x.dtype)
 
     def factors(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:

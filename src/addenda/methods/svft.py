@@ -16,9 +16,9 @@ values of N(0, 2/N), times a trained gate that starts at sigmoid(0) = ½ and sta
 U and V are found again from W at load and never saved. The SVD runs in float64 on the CPU, so that machines agree
 to float32's precision wherever singular values are distinct (0.25 s for 1536 × 576 on one core; 30 s for all 210
 linears of SmolLM2-135M). A pair (u_i, v_i) is unique up to a sign, fixed so that the largest entry of u_i is
-positive. The factors are kept in float32, and cast where the model computes in less.
+positive. The core keeps the factors in the base's dtype.
 
-Cost: k (m + n) floats of memory a site, at least that of W again, and k (m + n) + k² multiply-adds a token.
+Cost: k (m + n) numbers of memory a site, at least that of W again, and k (m + n) + k² multiply-adds a token.
 Not for wide layers under a tight memory limit, and not for changes that W's own directions cannot express.
 """
 
@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addenda.core.linalg import singular_triplets
 from addenda.core.method import Base, Params, Shape, Start, WeightMethod
 from addenda.core.random import Stream
 from addenda.core.registry import register
@@ -90,7 +91,7 @@ class SVFT(WeightMethod):
     # -- the contract
 
     def derive(self, W: Tensor, rng: Stream) -> Params:
-        U, Vt = singular_basis(W, self.full_matrices)
+        U, _, Vt = singular_triplets(W, self.full_matrices)
         found = {"U": U.to(W.dtype), "Vt": Vt.to(W.dtype)}
         return found if self.pattern == "plain" else {**found, "index": self._positions(U, Vt, rng).int()}
 
@@ -130,17 +131,3 @@ class SVFT(WeightMethod):
         band = 0 if self.pattern == "plain" else self.band
         lengths = (max(0, min(rows, columns - o) - max(0, -o)) for o in range(-band, band + 1))
         return sum(lengths) + self.released
-
-
-def singular_basis(W: Tensor, full_matrices: bool = False) -> tuple[Tensor, Tensor]:
-    """U and Vᵀ of W = U Σ Vᵀ in float64 on the CPU, singular values falling, the largest entry of each u_i positive."""
-    W, k = W.cpu().double(), min(W.shape)
-    if W.shape[0] >= W.shape[1]:
-        U, _, Vt = torch.linalg.svd(W, full_matrices=full_matrices)
-    else:  # LAPACK takes several times as long for a wide matrix as for a tall one
-        V, _, Ut = torch.linalg.svd(W.T, full_matrices=full_matrices)
-        U, Vt = Ut.T, V.T
-    largest = U.gather(0, U.abs().argmax(0, keepdim=True))[0]
-    sign = torch.where(largest < 0, -1.0, 1.0)
-    Vt[:k] *= sign[:k, None]
-    return U * sign, Vt.contiguous()

@@ -1,0 +1,64 @@
+"""What several commands share: options, and the embedded defaults for a model and data that were not named."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[
+    Path | None, typer.Option("--model", "-m", help="Folder of a transformers model. Default: the embedded one.")
+]
+DataFile = Annotated[
+    Path | None,
+    typer.Option("--data", "-d", help="JSONL, CSV, Parquet, or a folder of datasets. Default: the embedded task."),
+]
+Method = Annotated[str, typer.Option("--method", help="A method and its options, e.g. lora:rank=16 (see methods).")]
+Targets = Annotated[str, typer.Option("--targets", help="Roles, globs or re:… of the sites, separated by commas.")]
+Exclude = Annotated[str, typer.Option("--exclude", help="Targets to leave out, separated by commas.")]
+Question = Annotated[str | None, typer.Option("--question", help="Column of the prompts.")]
+Answer = Annotated[str | None, typer.Option("--answer", help="Column of the answers.")]
+Text = Annotated[str | None, typer.Option("--text", help="Column of the texts to classify.")]
+Label = Annotated[str | None, typer.Option("--label", help="Column of the labels.")]
+MaxLength = Annotated[int | None, typer.Option("--max-length", help="Longest example in tokens.")]
+Overflow = Annotated[str, typer.Option("--overflow", help="Longer examples: error, drop or truncate.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float32 or float16.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, … Default: CUDA where there is one.")]
+
+
+def say(text: str) -> None:
+    """One line of progress on stderr."""
+    typer.echo(text, err=True)
+
+
+def model_or_default(model: Path | None) -> Path:
+    """The folder named, or the embedded model's."""
+    if model is not None:
+        return model
+    from addenda.train.embedded import model_folder
+
+    return model_folder(say)
+
+
+def data_or_default(data: Path | None) -> Any:
+    """The path named, or the embedded task with its splits."""
+    if data is not None:
+        return data
+    from addenda.train.task import embedded_task
+
+    return embedded_task()
+
+
+def columns_of(**named: str | None) -> dict[str, str]:
+    """The columns that were named."""
+    return {k: v for k, v in named.items() if v is not None}
+
+
+def listed(text: str) -> list[str]:
+    """ "a, b" as ["a", "b"]; what begins with re: is one expression, commas and all."""
+    if text.startswith("re:"):
+        return [text]
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+Register = Callable[[typer.Typer], None]

@@ -1,0 +1,95 @@
+"""`addenda compare`: methods side by side on one model, data and budget; `addenda report` draws a record again."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from addenda.cli.common import Answer, DataFile, Dtype, Label, MaxLength, Model, Question, Targets, Text, columns_of
+
+METHODS = "lora,svft:pattern=banded;band=8,shira"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(compare)
+    app.command()(report)
+
+
+def compare(
+    model: Model = None,
+    data: DataFile = None,
+    methods: Annotated[
+        str, typer.Option("--methods", help="Arms, separated by commas; options as in svft:pattern=banded;band=8.")
+    ] = METHODS,
+    budget: Annotated[
+        str, typer.Option("--budget", help="steps=40, seconds=120 or parameters=500000, the same for every arm.")
+    ] = "steps=40",
+    seeds: Annotated[int, typer.Option("--seeds", help="Final runs of every arm.")] = 2,
+    rates: Annotated[int, typer.Option("--rates", help="Learning rates tried for every arm; 1: no search.")] = 3,
+    search_steps: Annotated[
+        int | None, typer.Option("--search-steps", help="Steps of a first look at a rate. Default: a quarter.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Full fine-tuning of all parameters as a control.")] = False,
+    batch: Annotated[int, typer.Option("--batch", help="Examples a step.")] = 16,
+    targets: Targets = "linear",
+    within: Annotated[
+        float | None, typer.Option("--within", help="Seconds it may take: rates, then arms, are dropped to fit.")
+    ] = None,
+    items: Annotated[int, typer.Option("--items", help="Test examples judged; 0: all. Half as many of ood.")] = 500,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Record directory; an interrupted one goes on.")] = Path(
+        "runs/compare"
+    ),
+    question: Question = None,
+    answer: Answer = None,
+    text: Text = None,
+    label: Label = None,
+    max_length: MaxLength = None,
+    dtype: Dtype = "auto",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the long part.")] = False,
+) -> None:
+    """Which method is worth it here? Same model, data and budget, several seeds, intervals, a report."""
+    from addenda.core.registry import build
+
+    chosen = [spec.strip().replace(";", ",") for spec in methods.split(",") if spec.strip()]
+    for spec in chosen:
+        build(spec)  # a mistake here should not cost the seconds that transformers takes
+    from addenda.compare.live import Board, terminal
+    from addenda.compare.report import summary
+    from addenda.compare.run import compare as run
+
+    def ask(text: str) -> bool:
+        if yes:
+            return True
+        if not terminal():
+            typer.echo("Nobody is there to answer; --yes answers beforehand.", err=True)
+            return False
+        return typer.confirm(text, default=True, err=True)
+
+    with Board() as board:
+        record = run(
+            model, data, chosen, out=out, budget=budget, seeds=seeds, rates=rates, search_steps=search_steps, full=full,
+            batch=batch, targets=targets, within=within, dtype=dtype, max_length=max_length, items=items or None,
+            columns=columns_of(question=question, answer=answer, text=text, label=label),
+            command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(ask),
+        )  # fmt: skip
+    _print(summary(record))
+
+
+def report(
+    record: Annotated[Path, typer.Argument(help="A record directory.")],
+) -> None:
+    """Draw the report of a record again, and print its table."""
+    from addenda.compare.record import Record
+    from addenda.compare.report import summary, write_report
+
+    path = write_report(record)
+    _print(summary(Record.read(record)))
+    typer.echo(f"Report: {path}")
+
+
+def _print(table) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -1,0 +1,114 @@
+"""`addenda eval` and `addenda generate`: a model, with or without an adapter."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from addenda.cli.common import (
+    Answer,
+    DataFile,
+    Device,
+    Dtype,
+    Label,
+    MaxLength,
+    Model,
+    Overflow,
+    Question,
+    Text,
+    columns_of,
+    data_or_default,
+    model_or_default,
+)
+
+Adapter = Annotated[Path | None, typer.Option("--adapter", "-a", help="Adapter file; without it, the base.")]
+Batch = Annotated[int, typer.Option("--batch", help="Examples at once.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("eval")(evaluate)
+    app.command()(generate)
+
+
+def evaluate(
+    model: Model = None,
+    data: DataFile = None,
+    adapter: Adapter = None,
+    split: Annotated[str, typer.Option("--split", help="Which part of the data.")] = "test",
+    batch: Batch = 32,
+    question: Question = None,
+    answer: Answer = None,
+    text: Text = None,
+    label: Label = None,
+    max_length: MaxLength = None,
+    overflow: Overflow = "error",
+    dtype: Dtype = "auto",
+    device: Device = None,
+    items: Annotated[Path | None, typer.Option("--items", help="Write one JSON line per example here.")] = None,
+) -> None:
+    """Judge a model on data: loss, and how many examples are right."""
+    source = data_or_default(data)
+    loaded = _load(model, adapter, dtype, device)
+    from addenda.train.evaluate import evaluate as judge
+    from addenda.train.load import label_names, labels_beside
+
+    columns = columns_of(question=question, answer=answer, text=text, label=label)
+    names = labels_beside(adapter) or label_names(loaded.source)
+    made = judge(
+        loaded.model, loaded.tokenizer, source, batch=batch, split=split,
+        max_length=max_length, overflow=overflow, **columns, **({"labels": names} if names else {}),
+    )  # fmt: skip
+    typer.echo(made)
+    if items is not None:
+        right = made.items or [None] * len(made.losses)
+        rows = zip(right, made.losses, strict=True)
+        items.write_text("".join(json.dumps({"right": r, "loss": loss}) + "\n" for r, loss in rows), encoding="utf-8")
+        typer.echo(f"written: {items}")
+
+
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts; - reads one per line from stdin.")],
+    model: Model = None,
+    adapter: Adapter = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")] = 64,
+    system: Annotated[
+        str | None, typer.Option("--system", help="System prompt. Default: the embedded task's, for its model.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Leave the chat template out.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Write greedy answers to prompts."""
+    if prompts == ["-"]:
+        prompts = [line for line in typer.get_text_stream("stdin").read().splitlines() if line.strip()]
+    loaded = _load(model, adapter, dtype, device)
+    from addenda.train.evaluate import generate as write
+
+    if system is None and model is None and not plain:
+        from addenda.train.task import SYSTEM as system  # noqa: N811
+    given = _under(system, prompts) if system else prompts
+    chat = False if plain else None
+    for answer in write(loaded.model, loaded.tokenizer, given, max_new_tokens=max_new_tokens, chat=chat):
+        typer.echo(answer)
+
+
+def _under(system: str, prompts: list[str]) -> list:
+    from addenda.train.data import Chat
+
+    return [Chat((("system", system), ("user", p), ("assistant", ""))) for p in prompts]
+
+
+def _load(model: Path | None, adapter: Path | None, dtype: str, device: str | None):
+    from addenda.train.load import load_model, wanted_by
+
+    loaded = load_model(model_or_default(model), dtype=dtype, device=device, **wanted_by(adapter))
+    heads: tuple[str, ...] = ()
+    if adapter is not None:
+        from addenda.core.files import load
+        from addenda.core.state import record_of
+
+        load(loaded.model, adapter)
+        heads = record_of(loaded.model, "default")[2].also_train
+    loaded.check_heads(heads)
+    return loaded

@@ -1,0 +1,17 @@
+"""`addenda inspect`: what an adapter file holds; no model needed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(inspect)
+
+
+def inspect(file: Annotated[Path, typer.Argument(help="An adapter file.")]) -> None:
+    """Show the methods, sites and size of an adapter file."""
+    from addenda.core.files import inspect as describe
+
+    typer.echo(describe(file))

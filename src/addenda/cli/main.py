@@ -1,0 +1,44 @@
+"""The entry point `addenda`: one typer application, one file for each command or group of commands."""
+
+import sys
+from importlib import import_module
+
+import typer
+
+COMMANDS = ("methods", "plan", "tune", "compare", "evaluate", "demo", "inspect")
+
+app = typer.Typer(
+    name="addenda",
+    help="Small changes to large models: fit, compare, move, combine and ship adapters of a frozen model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def options(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> None:
+    """Options of all commands."""
+
+
+for command in COMMANDS:
+    import_module(f"addenda.cli.{command}").register(app)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 something that the user can mend, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments)
+    except KeyboardInterrupt:
+        print("addenda: interrupted. The same command goes on from its last checkpoint.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        from addenda.core.errors import AddendaError
+
+        if not isinstance(error, AddendaError) or "--debug" in arguments:
+            raise
+        print(f"addenda: {error}", file=sys.stderr)
+        sys.exit(2)

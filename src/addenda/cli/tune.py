@@ -1,0 +1,93 @@
+"""`addenda tune`: adapt a model to data, resumable."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from addenda.cli.common import (
+    Answer,
+    DataFile,
+    Device,
+    Dtype,
+    Exclude,
+    Label,
+    MaxLength,
+    Method,
+    Model,
+    Overflow,
+    Question,
+    Targets,
+    Text,
+    columns_of,
+    data_or_default,
+    listed,
+    model_or_default,
+    say,
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(tune)
+
+
+def tune(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the adapter, card, record and checkpoints.")],
+    model: Model = None,
+    data: DataFile = None,
+    method: Method = "lora",
+    targets: Targets = "linear",
+    exclude: Exclude = "",
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data (1 without --steps).")] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Examples a step.")] = 16,
+    accumulate: Annotated[int, typer.Option("--accumulate", help="Parts of a batch, to save memory.")] = 1,
+    rate: Annotated[float, typer.Option("--rate", help="Highest learning rate.")] = 1e-3,
+    schedule: Annotated[str, typer.Option("--schedule", help="linear, cosine or constant.")] = "linear",
+    warmup: Annotated[float, typer.Option("--warmup", help="Warm-up: steps, or a share below 1.")] = 0.05,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of the adapter's tensors.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of start, order and dropout.")] = 0,
+    eval_data: Annotated[
+        str | None, typer.Option("--eval", help="Data to judge by, or a share of --data such as 0.1.")
+    ] = None,
+    eval_every: Annotated[int | None, typer.Option("--eval-every", help="Steps between evaluations.")] = None,
+    early_stop: Annotated[int | None, typer.Option("--early-stop", help="Evaluations without gain.")] = None,
+    question: Question = None,
+    answer: Answer = None,
+    text: Text = None,
+    label: Label = None,
+    max_length: MaxLength = None,
+    overflow: Overflow = "error",
+    dtype: Dtype = "auto",
+    device: Device = None,
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted run in --out.")] = True,
+) -> None:
+    """Train an adapter; killed at any moment, the same command goes on."""
+    from addenda.core.registry import build
+
+    chosen = build(method)  # a mistake here should not cost the seconds that transformers takes
+    from addenda.train.progress import judged
+    from addenda.train.tune import tune as run
+
+    made = run(
+        model_or_default(model), data_or_default(data), chosen, targets=listed(targets), exclude=listed(exclude),
+        out=out, steps=steps, epochs=epochs, batch=batch, accumulate=accumulate, rate=rate, schedule=schedule,
+        warmup=warmup, weight_decay=weight_decay, seed=seed, eval_data=_share(eval_data), eval_every=eval_every,
+        early_stop=early_stop, max_length=max_length, overflow=overflow, dtype=dtype, device=device, resume=resume,
+        columns=columns_of(question=question, answer=answer, text=text, label=label),
+    )  # fmt: skip
+    if made.resumed_from:
+        say(f"went on from step {made.resumed_from}")
+    for when, result in (("before", made.before), ("after", made.after)):
+        if result:
+            typer.echo(f"{when}: {judged(result)}")
+    memory = "" if made.peak_memory is None else f", {made.peak_memory / 2**20:,.0f} MiB above the model"
+    typer.echo(f"{made.step_seconds:.3f} s a step, {made.tokens_per_second:,.0f} tokens/s{memory}")
+    typer.echo(f"written: {made.path}, with README.md and run.json")
+
+
+def _share(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,1 @@
+"""Training: data, loss, a trainer with strict checkpoints, and `tune`, which does it all."""

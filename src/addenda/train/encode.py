@@ -1,0 +1,236 @@
+"""Examples as token ids: what the model reads, and where the loss looks.
+
+A causal LM's example is a row of segments, each tokenised on its own, so that the prompt has the very tokens that
+`generate` starts from. Learned are the assistant's turns, each up to and including its end token; the rest of the row
+has the label −100. With a chat template the segments are cut from the rendered chat; without one they are the plain
+question, answer and end-of-text token, one after the other.
+
+    ids     <|im_start|> user ⏎ 3 + 4 = ? <|im_end|> ⏎ <|im_start|> assistant ⏎    7    <|im_end|>
+    labels       −100  …                                                −100       7    <|im_end|>
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from addenda.core.errors import AddendaError
+from addenda.train.data import Chat, Data, Labelled, Pair
+
+IGNORE = -100
+Kind = Literal["causal", "class", "value"]
+Overflow = Literal["error", "drop", "truncate"]
+
+
+@dataclass(frozen=True)
+class Encoded(torch.utils.data.Dataset):
+    """Tokenised examples. ids: token ids; labels: for "causal" a list beside each row, else one number each."""
+
+    ids: list[list[int]]
+    labels: list[Any]
+    kind: Kind
+    pad: int
+    types: list[list[int]] | None = None  # token_type_ids, where the tokenizer has them
+    names: tuple[str, ...] | None = None  # of the classes
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> dict:
+        row = {"input_ids": self.ids[i], "labels": self.labels[i]}
+        return row if self.types is None else row | {"token_type_ids": self.types[i]}
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row) for row in self.ids]
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.ids))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of ids and labels."""
+        made = hashlib.sha256(self.kind.encode())
+        for ids, label in zip(self.ids, self.labels, strict=True):
+            made.update(f"{ids}{label}".encode())
+        return made.hexdigest()
+
+    def take(self, rows: Sequence[int]) -> "Encoded":
+        """The examples at these positions, in this order."""
+        types = None if self.types is None else [self.types[i] for i in rows]
+        return replace(self, ids=[self.ids[i] for i in rows], labels=[self.labels[i] for i in rows], types=types)
+
+
+def encode(
+    data: Data,
+    tokenizer,
+    *,
+    max_length: int | None = None,
+    overflow: Overflow = "error",
+    chat: bool | None = None,
+) -> Encoded:
+    """Tokenise the examples. chat: use the tokenizer's chat template (None: if it has one).
+
+    max_length: the model's context in tokens, None for no limit. overflow: what to do with a longer example: an error,
+    drop it, or cut the prompt from the left (a classifier's text from the right); an answer is never cut.
+    Raises AddendaError for examples that do not fit, by index, and for a tokenizer without an end token.
+    """
+    if data.form == "label":
+        kind, (ids, labels, types) = ("class" if data.labels else "value"), _texts(data, tokenizer)
+    else:
+        kind, types = "causal", None
+        ids, labels = _turns(data, tokenizer, use_chat(tokenizer, chat))
+    pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    made = Encoded(ids, labels, kind, pad, types, data.labels)
+    return made if max_length is None else _fit(made, max_length, overflow, data.source)
+
+
+def use_chat(tokenizer, chat: bool | None) -> bool:
+    has = bool(getattr(tokenizer, "chat_template", None))
+    if chat and not has:
+        raise AddendaError(
+            "chat=True wants a tokenizer with a chat template, and this one has none. Leave chat out for plain text."
+        )
+    return has if chat is None else chat
+
+
+def prompt_ids(tokenizer, question: str | Chat, chat: bool | None = None) -> list[int]:
+    """The token ids that `generate` starts from: those of a training example, up to the answer."""
+    example = question if isinstance(question, Chat) else Pair(question, "")
+    segments = _segments(example, tokenizer, use_chat(tokenizer, chat))
+    first = next(i for i, (_, learned) in reversed(list(enumerate(segments))) if learned)
+    plain = not use_chat(tokenizer, chat)
+    rows = tokenizer([s for s, _ in segments[:first]], add_special_tokens=False)["input_ids"]
+    return (_start(tokenizer) if plain else []) + [t for row in rows for t in row]
+
+
+def end_ids(model, tokenizer) -> list[int]:
+    """Tokens that end an answer: the tokenizer's, the model's, and the chat template's end of turn."""
+    ends = {tokenizer.eos_token_id}
+    for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
+        own = getattr(config, "eos_token_id", None)
+        ends |= set(own) if isinstance(own, (list, tuple)) else {own}
+    if use_chat(tokenizer, None):
+        (_, labels) = _turns(Data((Pair("a", "b"),), "pair"), tokenizer, True)
+        ends.add(labels[0][-1])
+    return sorted(t for t in ends if t is not None)
+
+
+def _segments(example: Pair | Chat, tokenizer, chat: bool) -> list[tuple[str, bool]]:
+    """(text, learned) in order. Raises ValueError where a chat template rewrites earlier turns."""
+    if not chat:
+        if isinstance(example, Pair):
+            return [(example.question, False), (example.answer, True)]
+        return [(text + ("" if role == "assistant" else "\n"), role == "assistant") for role, text in example.messages]
+    if isinstance(example, Pair):
+        turns = [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.answer}]
+    else:
+        turns = [{"role": role, "content": text} for role, text in example.messages]
+    segments, done = [], ""
+    for i, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        prompt = tokenizer.apply_chat_template(turns[:i], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(turns[: i + 1], tokenize=False)
+        if not (prompt.startswith(done) and whole.startswith(prompt)):
+            raise ValueError("the chat template rewrites what came before turn " + str(i))
+        segments += [(prompt[len(done) :], False), (whole[len(prompt) :], True)]
+        done = whole
+    return segments
+
+
+def _start(tokenizer) -> list[int]:
+    """What the tokenizer itself puts before a text (a beginning-of-text token, or nothing)."""
+    first = tokenizer("a")["input_ids"][:1]
+    return first if first and first[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
+
+
+def _turns(data: Data, tokenizer, chat: bool) -> tuple[list[list[int]], list[list[int]]]:
+    if tokenizer.eos_token_id is None and not chat:
+        raise AddendaError(
+            "The tokenizer has neither an end-of-text token nor a chat template, so an answer has no end. "
+            "Set tokenizer.eos_token."
+        )
+    rows, problems = [], []
+    for i, example in enumerate(data.examples):
+        try:
+            rows.append(_segments(example, tokenizer, chat))
+        except ValueError as error:
+            problems.append(f"row {i}: {error}")
+    if problems:
+        raise AddendaError(
+            f"{len(problems)} of {len(data)} chats of {data.source} cannot be masked so that only answers are learned: "
+            f"{'; '.join(problems[:3])}. Give one assistant's turn per example, or chat=False for plain text."
+        )
+    tokens = iter(tokenizer([s for row in rows for s, _ in row], add_special_tokens=False)["input_ids"])
+    special = set(tokenizer.all_special_ids)
+    special |= {i for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items() if getattr(t, "special", False)}
+    start = [] if chat else _start(tokenizer)
+    ids, labels = [], []
+    for row in rows:
+        own, wanted = list(start), [IGNORE] * len(start)
+        for at, (_, learned) in enumerate(row):
+            part = list(next(tokens))
+            if learned:
+                part, rest = _end(part, special, tokenizer.eos_token_id, chat)
+                own, wanted = own + part, wanted + part
+                part = rest if at < len(row) - 1 else []
+            own, wanted = own + part, wanted + [IGNORE] * len(part)
+        ids.append(own)
+        labels.append(wanted)
+    empty = [i for i, row in enumerate(labels) if all(t == IGNORE for t in row[1:]) or row[0] != IGNORE]
+    if empty:
+        raise AddendaError(f"{len(empty)} examples of {data.source} have no prompt or no answer: rows {empty[:8]}.")
+    return ids, labels
+
+
+def _end(part: list[int], special: set[int], eos: int | None, chat: bool) -> tuple[list[int], list[int]]:
+    """(what is learned, what the template puts behind it): up to the last special token, or with an end added."""
+    last = max((i for i, t in enumerate(part) if t in special), default=None) if chat else None
+    if last is not None:
+        return part[: last + 1], part[last + 1 :]
+    return part + ([] if eos is None else [eos]), []
+
+
+def _texts(data: Data, tokenizer) -> tuple[list[list[int]], list, list[list[int]] | None]:
+    examples: list[Labelled] = list(data.examples)  # type: ignore[arg-type]
+    pairs = [e.pair for e in examples]
+    if any(p is None for p in pairs) and not all(p is None for p in pairs):
+        raise AddendaError(f"Some examples of {data.source} have a second text and some have none.")
+    made = tokenizer([e.text for e in examples], None if pairs[0] is None else pairs)
+    types = made.get("token_type_ids")
+    ids = [list(row) for row in made["input_ids"]]
+    return ids, [e.label for e in examples], None if types is None else [list(row) for row in types]
+
+
+def _fit(made: Encoded, limit: int, overflow: Overflow, source: str) -> Encoded:
+    if overflow not in ("error", "drop", "truncate"):
+        raise AddendaError(f"overflow must be 'error', 'drop' or 'truncate', got {overflow!r}.")
+    long = [i for i, n in enumerate(made.lengths) if n > limit]
+    if not long:
+        return made
+    worst = max(long, key=lambda i: made.lengths[i])
+    answers = [i for i in long if made.kind == "causal" and sum(t != IGNORE for t in made.labels[i]) >= limit]
+    if answers and overflow != "drop":
+        raise AddendaError(
+            f"{len(answers)} of {len(made)} examples of {source} have answers longer than the context of {limit} "
+            f"tokens (rows {answers[:8]}). Raise max_length, shorten them, or leave them out with overflow='drop'."
+        )
+    if overflow == "error":
+        raise AddendaError(
+            f"{len(long)} of {len(made)} examples of {source} are longer than {limit} tokens (rows {long[:8]}; the "
+            f"longest, row {worst}, has {made.lengths[worst]}). Raise max_length, or choose "
+            "overflow='drop' or 'truncate'."
+        )
+    if overflow == "drop":
+        kept = [i for i in range(len(made)) if i not in set(long)]
+        if not kept:
+            raise AddendaError(f"overflow='drop' drops all {len(made)} examples of {source}: all exceed {limit}.")
+        return made.take(kept)
+    cut = slice(-limit, None) if made.kind == "causal" else slice(0, limit)
+    labels = [row[cut] for row in made.labels] if made.kind == "causal" else made.labels
+    types = None if made.types is None else [row[cut] for row in made.types]
+    return replace(made, ids=[row[cut] for row in made.ids], labels=labels, types=types)

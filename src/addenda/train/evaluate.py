@@ -1,0 +1,127 @@
+"""Judging a model: teacher-forced exact match or accuracy, item by item, and greedy generation."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from addenda.core.errors import AddendaError
+from addenda.train.batches import Collator
+from addenda.train.data import Chat, read
+from addenda.train.encode import Encoded, Overflow, encode, end_ids, prompt_ids
+from addenda.train.loss import score
+from addenda.train.machine import device_of, training_mode
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """items: 1 right, 0 wrong, in the order of the examples (empty for values); loss: mean over labels, in nats."""
+
+    items: list[int]
+    accuracy: float | None
+    loss: float
+    losses: list[float]  # of each example, mean over its labels
+    seconds: float
+    tokens: int
+
+    def __str__(self) -> str:
+        right = f"{sum(self.items)} of {len(self.items)} right ({self.accuracy:.1%}), " if self.items else ""
+        return f"{right}loss {self.loss:.4f}, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s"
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    tokenizer=None,
+    examples: Any = None,
+    *,
+    batch: int = 32,
+    max_length: int | None = None,
+    overflow: Overflow = "error",
+    chat: bool | None = None,
+    **columns,
+) -> Evaluation:
+    """Loss and greedy correctness of every example, in evaluation mode; draws no random number.
+
+    A causal LM is right when the most likely token is the right one at every token of the answer and at its end token:
+    exactly when greedy `generate` from the same prompt would write that answer. examples: Encoded, or what `data.read`
+    takes, with its options as columns. Raises AddendaError for examples that do not fit.
+    """
+    if not isinstance(examples, Encoded):
+        if tokenizer is None:
+            raise AddendaError("evaluate wants a tokenizer for examples that are not Encoded.")
+        data = read(examples, task=task_of(model), **columns)
+        examples = encode(data, tokenizer, max_length=max_length, overflow=overflow, chat=chat)
+    if not len(examples):
+        raise AddendaError("There is no example to evaluate.")
+    started, device = time.perf_counter(), device_of(model)
+    lengths, collate = examples.lengths, Collator(examples.pad, examples.kind)
+    order = sorted(range(len(examples)), key=lambda i: -lengths[i])
+    total, count = 0.0, 0
+    items, losses = [0] * len(order), [0.0] * len(order)
+    with training_mode(model, False):
+        for at in range(0, len(order), batch):
+            rows = order[at : at + batch]
+            tensors = {k: t.to(device) for k, t in collate([examples[i] for i in rows]).items()}
+            made = score(model, tensors, examples.kind, right=True)
+            total, count = total + float(made.total), count + made.count
+            for i, mean in zip(rows, made.means.tolist(), strict=True):
+                losses[i] = mean
+            if made.right is not None:
+                for i, right in zip(rows, made.right.tolist(), strict=True):
+                    items[i] = int(right)
+    judged = examples.kind != "value"
+    accuracy = sum(items) / len(items) if judged else None
+    seconds = time.perf_counter() - started
+    return Evaluation(items if judged else [], accuracy, total / count, losses, seconds, examples.tokens)
+
+
+def task_of(model: nn.Module):
+    """ "label" for a sequence classifier, else "causal"."""
+    return "label" if "ForSequenceClassification" in type(model).__name__ else "causal"
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    tokenizer,
+    prompts: Sequence[str | Chat],
+    *,
+    max_new_tokens: int = 64,
+    batch: int = 16,
+    chat: bool | None = None,
+) -> list[str]:
+    """Greedy answers, in the order of the prompts, special tokens left out. Prompts go through the chat template.
+
+    Raises AddendaError for a model that cannot generate, and for no prompt or an empty one.
+    """
+    from transformers import GenerationConfig
+
+    if not hasattr(model, "generate") or task_of(model) == "label":
+        raise AddendaError(f"{type(model).__name__} cannot generate text; a causal LM can.")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    empty = [i for i, p in enumerate(prompts) if isinstance(p, str) and not p.strip()]
+    if not prompts or empty:
+        raise AddendaError(f"generate wants at least one prompt, none of them empty; empty: {empty or 'all'}.")
+    ends, device = end_ids(model, tokenizer), device_of(model)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends or None, use_cache=True
+    )
+    ids = [prompt_ids(tokenizer, p, chat) for p in prompts]
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    answers = [""] * len(ids)
+    with training_mode(model, False):
+        for at in range(0, len(order), batch):
+            rows = order[at : at + batch]
+            longest = max(len(ids[i]) for i in rows)
+            given = torch.tensor([[pad] * (longest - len(ids[i])) + ids[i] for i in rows], device=device)
+            mask = torch.tensor([[0] * (longest - len(ids[i])) + [1] * len(ids[i]) for i in rows], device=device)
+            made = model.generate(input_ids=given, attention_mask=mask, generation_config=config)
+            for i, row in zip(rows, made[:, longest:].tolist(), strict=True):
+                stop = next((k for k, t in enumerate(row) if t in ends), len(row))
+                answers[i] = tokenizer.decode(row[:stop], skip_special_tokens=True)
+    return answers

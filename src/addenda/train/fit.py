@@ -1,0 +1,230 @@
+"""The core of every run: fit an attached adapter to encoded data. `tune` and `compare` both call it."""
+
+import hashlib
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from addenda.core.adapter import Adapter
+from addenda.core.errors import AddendaError
+from addenda.core.state import record_of
+from addenda.train import checkpoint
+from addenda.train.batches import batches
+from addenda.train.encode import Encoded
+from addenda.train.machine import Peak, device_of, resident, training_mode
+from addenda.train.settings import Settings
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a progress function is told after every step and every evaluation."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+    seconds_left: float
+    evaluation: dict | None = None  # {"step", "loss", "accuracy", "items"} right after an evaluation
+
+
+Progress = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """losses: (step, mean over label tokens) of all steps, those before a resume too; times are of this call alone."""
+
+    adapter: Adapter
+    steps: int
+    losses: list[tuple[int, float]]
+    evaluations: list[dict] = field(default_factory=list)  # {"step", "loss", "accuracy", "items"}
+    tokens: int = 0  # read in this call, padding not counted
+    tokens_per_second: float = 0.0
+    step_seconds: float = 0.0  # median of a step: forward, backward, optimizer
+    seconds: float = 0.0  # sum of all steps
+    peak_memory: int | None = None  # bytes above the floor, at the worst moment
+    memory_floor: int | None = None  # bytes in use before, see `fit`
+    resumed_from: int = 0
+    best_step: int | None = None  # with early_stop: the evaluation whose values the adapter has now
+
+
+def fit(
+    model: nn.Module,
+    adapter: Adapter,
+    train: Encoded,
+    *,
+    steps: int | Sequence[Sequence[int]],
+    batch: int = 16,
+    rate: float = 1e-3,
+    schedule: str = "linear",
+    warmup: float = 0.05,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    accumulate: int = 1,
+    seed: int = 0,
+    group: bool = True,
+    optimizer: Callable | None = None,
+    eval: Encoded | None = None,
+    eval_every: int | Sequence[int] | None = None,
+    early_stop: int | None = None,
+    out: str | Path | None = None,
+    save_every: int | None = None,
+    keep: int = 2,
+    resume: bool = False,
+    progress: Progress | None = None,
+    memory_floor: int | None = None,
+    **arguments,
+) -> FitResult:
+    """Train the adapter and nothing else; the model keeps its flags, its configuration and its base's bits.
+
+    steps: how many optimizer steps, or the rows of each of them (positions in `train`). batch … group: see `Settings`
+    and `batches.batches`. optimizer: (adapter, rate, weight_decay) -> torch optimizer; AdamW if not given.
+    eval_every: after every so many steps, or a list of steps; with `eval`, the default is ten times in the run, at most
+    every 20th step. early_stop: after so many evaluations without a better loss; the adapter then gets its best values.
+    out: a folder for checkpoints (None: none), written every save_every steps (default: ten times, at most every 5th)
+    and at the end. resume: go on with the newest one there, if there is one. memory_floor: bytes in use by the loaded
+    model (`machine.resident()` before attach); taken at the call if not given. arguments: more of
+    transformers.TrainingArguments.
+
+    Raises AddendaError for impossible settings, an adapter that cannot train, a diverged loss, a tensor that gets no
+    gradient, and a checkpoint of another run.
+    """
+    _trainable(model, adapter)
+    if not len(train):
+        raise AddendaError("There is no example to train on.")
+    data = train.digest
+    if isinstance(steps, int):
+        settings = Settings(
+            steps,
+            batch,
+            rate,
+            schedule,
+            warmup,
+            weight_decay,
+            clip,
+            accumulate,
+            seed,
+            group,
+            data,
+            early_stop,  # type: ignore[arg-type]
+        )
+        rows = batches(train.lengths, batch, steps, seed, group, accumulate)
+    else:
+        rows = [list(r) for r in steps]
+        _check_rows(rows, len(train), accumulate)
+        settings = Settings(
+            len(rows), max(map(len, rows)), rate, schedule, warmup, weight_decay, clip, accumulate, seed, False,  # type: ignore[arg-type]
+            f"{data} in given order {hashlib.sha256(repr(rows).encode()).hexdigest()}", early_stop,
+        )  # fmt: skip
+    total = settings.steps
+    if early_stop is not None and eval is None:
+        raise AddendaError("early_stop looks at the loss on eval data; give eval=.")
+    evaluations = _when(eval_every, total, 20) if eval is not None else frozenset()
+    saves = _when(save_every, total, 5) | {total} if out is not None else frozenset()
+    if resume and out is None:
+        raise AddendaError("resume=True wants the folder of the checkpoints: give out=.")
+    start = checkpoint.latest(out) if resume and out is not None else None
+    if out is not None and start is None:
+        checkpoint.clear(out)
+
+    from addenda.train.trainer import AdapterTrainer  # transformers takes seconds to import
+
+    device = device_of(model)
+    floor = resident(device) if memory_floor is None else memory_floor
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="addenda-"))
+    cache = getattr(getattr(model, "config", None), "use_cache", None)
+    resumed_from = int(start.name.split("-")[1]) if start else 0
+    try:
+        with training_mode(model, True), Peak(device) as peak:
+            trainer = AdapterTrainer(
+                adapter, train, rows, settings, out=folder, eval_data=eval, evaluations=evaluations, saves=saves,
+                keep=keep, optimizer=optimizer, watch=_watch(progress, total), **arguments,
+            )  # fmt: skip
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
+            if early_stop is not None:
+                trainer.take_best()
+    finally:
+        if cache is not None:
+            model.config.use_cache = cache
+        model.__dict__.pop("_is_accelerate_prepared", None)
+        for p in adapter.parameters():
+            p.grad = None
+        if out is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    log = trainer.state.log_history
+    evaluated = _evaluations(log)
+    seconds = sum(trainer.seconds)
+    return FitResult(
+        adapter,
+        trainer.state.global_step,
+        [(e["step"], e["loss"]) for e in log if "loss" in e],
+        evaluated,
+        trainer.tokens,
+        trainer.tokens / seconds if seconds else 0.0,
+        statistics.median(trainer.seconds) if trainer.seconds else 0.0,
+        seconds,
+        None if peak.bytes is None or floor is None else max(peak.bytes - floor, 0),
+        floor,
+        resumed_from,
+        min(evaluated, key=lambda e: e["loss"])["step"] if early_stop is not None and evaluated else None,
+    )
+
+
+def _trainable(model: nn.Module, adapter: Adapter) -> None:
+    root, state, _ = record_of(adapter.model, adapter.name)
+    if root is not model and root not in set(model.modules()):
+        raise AddendaError(f"Adapter {adapter.name!r} is attached to another model than the one given.")
+    if state.merged is not None or adapter.name not in state.active:
+        raise AddendaError(f"Adapter {adapter.name!r} does not act now. Call switch(model, {adapter.name!r}) first.")
+    if not any(p.requires_grad for p in adapter.parameters()):
+        raise AddendaError(
+            f"No tensor of adapter {adapter.name!r} may train. Call adapter.requires_grad_(True), or load it with "
+            "trainable=True."
+        )
+
+
+def _check_rows(rows: list[list[int]], n: int, accumulate: int) -> None:
+    wrong = [i for i, r in enumerate(rows) if len(r) < accumulate or not all(0 <= k < n for k in r)]
+    if wrong or not rows:
+        raise AddendaError(
+            f"Steps as lists of rows want positions from 0 to {n - 1}, at least {accumulate} in every step; "
+            f"{f'steps {wrong[:5]} have others' if wrong else 'there is no step'}."
+        )
+
+
+def _when(every: int | Sequence[int] | None, total: int, least: int) -> frozenset[int]:
+    if isinstance(every, Sequence):
+        return frozenset(every)
+    if every is not None and every < 1:
+        raise AddendaError(f"eval_every and save_every count steps, at least 1; got {every}.")
+    return frozenset(range(0, total + 1, every or max(least, total // 10))) - {0} | {total}
+
+
+def _evaluations(log: list[dict]) -> list[dict]:
+    return [
+        {"step": e["step"], "loss": e["eval_loss"], "accuracy": e["eval_accuracy"], "items": e["eval_items"]}
+        for e in log
+        if "eval_loss" in e
+    ]
+
+
+def _watch(progress: Progress | None, total: int):
+    if progress is None:
+        return None
+
+    def tell(trainer) -> None:
+        log = trainer.state.log_history
+        step, seconds = trainer.state.global_step, sum(trainer.seconds)
+        loss = next((e["loss"] for e in reversed(log) if "loss" in e), float("nan"))
+        if not ("loss" in log[-1] or "eval_loss" in log[-1]) or not trainer.seconds:
+            return
+        left = seconds / len(trainer.seconds) * (total - step)
+        found = _evaluations(log[-1:])
+        progress(Event(step, total, loss, trainer.tokens / seconds, left, found[0] if found else None))
+
+    return tell

@@ -1,0 +1,120 @@
+"""The loss, and whether each example is right, computed only where the loss looks.
+
+A causal LM's logits are needed at the few positions that predict a label, and its head is often its largest product
+(SmolLM2: 576 × 49,152). So the model is asked for those positions only: by a mask where this version of transformers
+takes one, else by the union over the batch of the positions, else for all. `labels=` is never passed along: the model
+would compare the chosen logits with labels at other positions, silently.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addenda.core.errors import AddendaError
+from addenda.core.state import unwrap
+from addenda.train.encode import IGNORE, Kind
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one batch of B examples says. total carries the gradient."""
+
+    total: Tensor  # () float32: summed loss over all labels
+    count: int  # labels: tokens to predict, or examples
+    sums: Tensor  # (B) float32: summed loss of each example, detached
+    counts: Tensor  # (B) int64: labels of each example
+    right: Tensor | None  # (B) bool: right at every label; None when not asked for, or for values
+
+    @property
+    def mean(self) -> Tensor:
+        """() the mean over labels: over tokens for a causal LM, over examples for a classifier."""
+        return self.total / max(self.count, 1)
+
+    @property
+    def means(self) -> Tensor:
+        """(B) the mean loss of each example."""
+        return self.sums / self.counts.clamp(min=1)
+
+
+def score(model: nn.Module, batch: dict[str, Tensor], kind: Kind, *, right: bool = False) -> Score:
+    """Run the model on a batch of `Collator` and compare with its labels. right: also judge every example.
+
+    Raises AddendaError when the model returns no logits, or logits that do not fit the labels.
+    """
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    labels = batch["labels"]
+    if kind != "causal":
+        return _classify(_logits(model(**inputs)), labels, kind, right)
+    seen = labels[:, 1:] != IGNORE  # (B, T-1): position t predicts the label at t+1
+    wanted = labels[:, 1:][seen]  # (N)
+    owner = seen.nonzero()[:, 0]  # (N) the example of each label
+    logits = _at(model, inputs, seen)  # (N, vocabulary)
+    if logits.shape[0] != wanted.shape[0] or int(wanted.max()) >= logits.shape[1]:
+        raise AddendaError(
+            f"The model's logits have the shape {tuple(logits.shape)} for {wanted.shape[0]} labels up to "
+            f"{int(wanted.max())}. Model and tokenizer do not belong together."
+        )
+    losses = F.cross_entropy(logits.float(), wanted, reduction="none")
+    n = labels.shape[0]
+    sums = torch.zeros(n, device=losses.device).index_add_(0, owner, losses.detach())
+    verdict = None
+    if right:
+        wrong = (logits.detach().argmax(-1) != wanted).long()
+        verdict = torch.zeros(n, dtype=torch.long, device=wrong.device).index_add_(0, owner, wrong) == 0
+    return Score(losses.sum(), len(wanted), sums, seen.sum(1), verdict)
+
+
+def _at(model: nn.Module, inputs: dict[str, Tensor], seen: Tensor) -> Tensor:
+    """(N, vocabulary): the logits at the true positions of `seen` (B × T-1), row by row."""
+    how = keeps(model)
+    if how == "mask":
+        mask = F.pad(seen, (0, 1))  # nothing is predicted at the last position
+        logits = _logits(model(**inputs, logits_to_keep=mask))
+        if logits.dim() == 2:
+            return logits
+    elif how == "positions":
+        positions = seen.any(0).nonzero()[:, 0]
+        logits = _logits(model(**inputs, logits_to_keep=positions))
+        if logits.shape[1] == len(positions):
+            return logits[seen[:, positions]]
+    logits = _logits(model(**inputs))
+    return logits[:, :-1][seen]
+
+
+def keeps(model: nn.Module) -> str:
+    """How a model can be asked for some logits only: by "mask", by "positions", or not at all ("")."""
+    forward: Callable = inspect.unwrap(type(unwrap(model)).forward)
+    if "logits_to_keep" not in inspect.signature(forward).parameters:
+        return ""
+    return "mask" if "slice_logits_to_keep" in forward.__globals__ else "positions"
+
+
+def _logits(output) -> Tensor:
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        raise AddendaError(
+            f"The model returned {type(output).__name__} without logits. Give a causal LM or a sequence classifier."
+        )
+    return logits
+
+
+def _classify(logits: Tensor, labels: Tensor, kind: Kind, right: bool) -> Score:
+    n = labels.shape[0]
+    ones = torch.ones(n, dtype=torch.long, device=labels.device)
+    if kind == "value":
+        if logits.shape != (n, 1):
+            raise AddendaError(f"Values want a model with one output (num_labels=1), this one has {logits.shape[-1]}.")
+        losses = (logits[:, 0].float() - labels.float()) ** 2
+        return Score(losses.sum(), n, losses.detach(), ones, None)
+    if logits.dim() != 2 or int(labels.max()) >= logits.shape[1]:
+        raise AddendaError(
+            f"The model gives logits of shape {tuple(logits.shape)}, but there is a label {int(labels.max())}. Load it "
+            f"with num_labels of at least {int(labels.max()) + 1}, as a sequence classifier."
+        )
+    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    verdict = (logits.detach().argmax(-1) == labels) if right else None
+    return Score(losses.sum(), n, losses.detach(), ones, verdict)

@@ -1,0 +1,57 @@
+"""Progress of a run: a bar on a terminal, else plain lines that a log can hold."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from addenda.train.fit import Event, Progress
+
+
+@contextmanager
+def shown(title: str = "tune", stream=None) -> Iterator[Progress]:
+    """A progress function for `fit`, on stderr."""
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        yield lambda event: _line(event, title, stream)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[says]}"))
+    with Bar(*columns, TimeRemainingColumn(), console=Console(file=stream)) as bar:
+        task = bar.add_task(title, total=None, says="")
+
+        def tell(event: Event) -> None:
+            if event.evaluation:
+                bar.console.print(f"step {event.step}: {judged(event.evaluation)}")
+            says = f"loss {event.loss:.4f}, {event.tokens_per_second:,.0f} tokens/s"
+            bar.update(task, total=event.steps, completed=event.step, says=says)
+
+        yield tell
+
+
+def _line(event: Event, title: str, stream) -> None:
+    if event.evaluation:
+        print(f"{title}: step {event.step}: {judged(event.evaluation)}", file=stream, flush=True)
+    elif event.step % max(1, event.steps // 20) == 0 or event.step in (1, event.steps):
+        print(
+            f"{title}: step {event.step}/{event.steps}, loss {event.loss:.4f}, "
+            f"{event.tokens_per_second:,.0f} tokens/s, {clock(event.seconds_left)} left",
+            file=stream,
+            flush=True,
+        )
+
+
+def judged(evaluation: dict) -> str:
+    """An evaluation in a few words."""
+    accuracy = evaluation.get("accuracy")
+    share = "" if accuracy is None else f", {accuracy:.1%} of {len(evaluation['items'])} right"
+    return f"evaluation loss {evaluation['loss']:.4f}{share}"
+
+
+def clock(seconds: float) -> str:
+    """75.2 -> "1:15"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,267 @@
+"""transformers' Trainer for adapters: checkpoints without the base, loaded strictly; a resume that continues exactly.
+
+A plain Trainer writes the whole model and loads it non-strictly. `AdapterTrainer` writes the adapter, the optimizer,
+the scheduler, the random generators and its own state; on one machine a run that was killed and resumed ends with the
+very bits of the uninterrupted one. For a Trainer of your own, see `TrainerCallback`.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from addenda.core.adapter import Adapter
+from addenda.core.errors import AddendaError
+from addenda.train import checkpoint
+from addenda.train.batches import Collator
+from addenda.train.callback import TrainerCallback
+from addenda.train.encode import IGNORE, Encoded
+from addenda.train.evaluate import evaluate
+from addenda.train.loss import score
+from addenda.train.settings import Settings
+
+Optimizers = Callable[[Adapter, float, float], torch.optim.Optimizer]  # (adapter, rate, weight_decay)
+
+
+class Rows(Sampler):
+    """The rows of every micro-batch of the run, in order: one list each."""
+
+    def __init__(self, rows: list[list[int]], batch: int):
+        self.rows, self.batch_size, self.drop_last = rows, batch, False
+
+    def __iter__(self):
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class AdapterTrainer(transformers.Trainer):
+    """One run over given rows. The whole run is one "epoch" of transformers', so that a resume skips by counting.
+
+    rows: for every step the positions of its examples in `train`. evaluations, saves: steps after which to do so.
+    out: where checkpoints go. watch: called after every step.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        train: Encoded,
+        rows: list[list[int]],
+        settings: Settings,
+        *,
+        out: Path,
+        eval_data: Encoded | None = None,
+        evaluations: frozenset[int] = frozenset(),
+        saves: frozenset[int] = frozenset(),
+        keep: int = 2,
+        optimizer: Optimizers | None = None,
+        watch: Callable[["AdapterTrainer"], None] | None = None,
+        **arguments: Any,
+    ):
+        self.adapter, self.settings, self.make_optimizer = adapter, settings, optimizer or adamw
+        self.rows = [part for step in rows for part in _parts(step, settings.accumulate)]
+        self.evaluations, self.saves, self.keep = evaluations, saves, keep
+        self.seconds, self.tokens, self.best = [], 0, None
+        args = transformers.TrainingArguments(
+            output_dir=str(out),
+            max_steps=settings.steps,
+            per_device_train_batch_size=math.ceil(settings.batch / settings.accumulate),
+            gradient_accumulation_steps=settings.accumulate,
+            max_grad_norm=settings.clip,
+            seed=settings.seed,
+            use_cpu=next(adapter.model.parameters()).device.type == "cpu",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            eval_strategy="no",
+            disable_tqdm=True,
+            report_to="none",
+            dataloader_pin_memory=False,
+            accelerator_config={"split_batches": True},
+            **arguments,
+        )
+        model = adapter.model
+        quantised = getattr(model, "is_quantized", False) and not getattr(model, "_hf_peft_config_loaded", False)
+        if quantised:  # transformers refuses quantised bases unless it believes that PEFT's adapter is there
+            model._hf_peft_config_loaded = True
+        try:
+            super().__init__(
+                model, args, Collator(train.pad, train.kind), train, eval_data, callbacks=[_Conductor(self, watch)]
+            )
+        finally:
+            if quantised:
+                model._hf_peft_config_loaded = False
+        self.remove_callback(transformers.PrinterCallback)
+        self.add_callback(_Steps(adapter))
+        self.model_accepts_loss_kwargs = True
+
+    # -- a step ----------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        rows = Rows(self.rows, self.args.per_device_train_batch_size)
+        return self.accelerator.prepare(
+            DataLoader(self.train_dataset, batch_sampler=rows, collate_fn=self.data_collator)
+        )
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = self.make_optimizer(self.adapter, self.settings.rate, self.settings.weight_decay)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.lr_scheduler is None:
+            chosen = optimizer or self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, self.settings.multiplier())
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        """Labels of one optimizer step, over its parts and over all processes."""
+        causal = self.train_dataset.kind == "causal"
+        labels = [b["labels"][:, 1:] if causal else b["labels"] for b in batch_samples]
+        count = torch.stack([(t != IGNORE).sum() if causal else torch.tensor(t.numel()) for t in labels]).sum()
+        return self.accelerator.gather(count.to(device)).sum() if self.args.world_size > 1 else count.to(device)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Summed loss over the labels of the whole step (all parts, all processes)."""
+        made = score(model, inputs, self.train_dataset.kind)
+        self.tokens += int(inputs["attention_mask"].sum())
+        loss = made.mean if num_items_in_batch is None else made.total / num_items_in_batch * self.args.world_size
+        return (loss, None) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not bool(torch.isfinite(loss)):
+            raise AddendaError(
+                f"The loss is {loss.item()} at step {self.state.global_step + 1} with rate {self.settings.rate:g}: the "
+                "run has diverged. Use a smaller rate, a longer warm-up, or dtype='float32'."
+            )
+        return loss
+
+    def _clip_grad_norm(self, model):
+        if self.args.world_size > 1:
+            return super()._clip_grad_norm(model)
+        return torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        return grad_norm
+
+    def floating_point_ops(self, inputs) -> int:
+        return 0  # transformers walks over all parameters for it, every step
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict:
+        """Our own evaluation, which draws no random number; early stopping looks at its loss."""
+        data = eval_dataset if eval_dataset is not None else self.eval_dataset
+        made = evaluate(self.model, examples=data, batch=max(self.settings.batch, 32))
+        metrics = {f"{metric_key_prefix}_loss": made.loss, f"{metric_key_prefix}_accuracy": made.accuracy}
+        before = [e["eval_loss"] for e in self.state.log_history if "eval_loss" in e]
+        self.log(metrics | {f"{metric_key_prefix}_items": "".join(map(str, made.items))})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        patience = self.settings.early_stop
+        if patience is not None:
+            losses = [*before, made.loss]
+            best = losses.index(min(losses))
+            if best == len(losses) - 1:
+                self.best = {k: t.clone() for k, t in self.adapter.state_dict().items()}
+                if self.saves:
+                    self.adapter.save(Path(self.args.output_dir) / "best.safetensors")
+            if len(losses) - 1 - best >= patience:
+                self.control.should_training_stop = True
+        return metrics
+
+    def take_best(self) -> None:
+        """Put the values of the best evaluation back into the adapter."""
+        if self.best is None and (Path(self.args.output_dir) / "best.safetensors").is_file():
+            self.best = checkpoint.read(Path(self.args.output_dir) / "best.safetensors")[1]
+        if self.best is not None:
+            self.adapter.load_state_dict(self.best)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The adapter only."""
+        if self.args.should_save:
+            checkpoint.write(self.adapter, output_dir or self.args.output_dir, asdict(self.settings))
+
+    def _save_checkpoint(self, model, trial) -> None:
+        final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        staging = final.with_name(f".{final.name}")
+        staging.mkdir(parents=True, exist_ok=True)
+        self.save_model(str(staging))
+        self._save_optimizer_and_scheduler(str(staging))
+        self._save_scaler(str(staging))
+        self._save_rng_state(str(staging))
+        if self.args.should_save:
+            self.state.save_to_json(os.path.join(staging, checkpoint.STATE))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoint.finish(staging, final, self.keep)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        note = checkpoint.note_of(resume_from_checkpoint)
+        other = self.settings.differences(note["settings"])
+        if other:
+            raise AddendaError(
+                f"The checkpoint {resume_from_checkpoint} belongs to another run: {'; '.join(other)}. Repeat the call "
+                "with its settings to go on with it, or start again with resume=False or in another folder."
+            )
+        checkpoint.restore(self.adapter, resume_from_checkpoint)
+
+    def _load_callback_state(self) -> None:
+        pass  # ours keep none
+
+
+class _Steps(TrainerCallback):
+    """Inside AdapterTrainer, which saves and restores by itself."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        pass
+
+    def on_save(self, args, state, control, **kwargs):
+        pass
+
+
+class _Conductor(transformers.TrainerCallback):
+    """Says when to evaluate and to save, takes the time of every step, and tells who watches."""
+
+    def __init__(self, trainer: AdapterTrainer, watch: Callable[[AdapterTrainer], None] | None):
+        self.trainer, self.watch, self.started = trainer, watch, 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.seconds.append(time.perf_counter() - self.started)
+        control.should_log = True
+        control.should_evaluate = state.global_step in self.trainer.evaluations
+        control.should_save = state.global_step in self.trainer.saves
+        return control
+
+    def on_log(self, args, state, control, **kwargs):
+        if self.watch is not None:
+            self.watch(self.trainer)
+
+
+def _parts(rows: list[int], accumulate: int) -> list[list[int]]:
+    size = len(rows) / accumulate
+    return [rows[round(i * size) : round((i + 1) * size)] for i in range(accumulate)]
+
+
+def adamw(adapter: Adapter, rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """AdamW over the adapter's trainable tensors, fused where torch can."""
+    live = [p for p in adapter.parameters() if p.requires_grad]
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in live)
+    return torch.optim.AdamW(live, lr=rate, weight_decay=weight_decay, fused=fused)

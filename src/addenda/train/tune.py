@@ -1,0 +1,207 @@
+"""`tune`: a model, data and a method in; an adapter, its measurements and everything to repeat it out.
+
+    made = addenda.tune("models/SmolLM2", "sums.jsonl", "lora:rank=16", out="run/", steps=200, eval_data=0.1)
+    print(made.after, made.tokens_per_second)
+
+The folder `out` holds adapter.safetensors, README.md (a model card), run.json (everything to run it again) and
+checkpoints/. Killed at any moment, the same call goes on where it stopped and ends with the same bits.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from addenda.core.attach import Spec, attach
+from addenda.core.errors import AddendaError
+from addenda.core.files import save
+from addenda.core.registry import build
+from addenda.core.targets import Target
+from addenda.train.batches import Collator, batches
+from addenda.train.card import write_card, write_run
+from addenda.train.data import Data, read
+from addenda.train.encode import Encoded, Overflow, encode
+from addenda.train.evaluate import evaluate, generate, task_of
+from addenda.train.fit import FitResult, Progress, fit
+from addenda.train.load import Loaded, config_of, label_names, load_model, task_in
+from addenda.train.loss import score
+from addenda.train.machine import device_of, resident
+from addenda.train.progress import shown
+from addenda.train.rows import splits_of
+
+__all__ = ["TuneResult", "evaluate", "generate", "tune"]
+
+
+@dataclass(frozen=True)
+class TuneResult(FitResult):
+    """What `fit` returns, the model with the adapter on it, and the evaluations before and after (or None)."""
+
+    model: nn.Module | None = None
+    tokenizer: Any = None
+    before: dict | None = None  # {"loss", "accuracy", "items"} of the base
+    after: dict | None = None
+    path: Path | None = None  # adapter.safetensors
+
+
+def tune(
+    model: str | Path | nn.Module,
+    data: Any,
+    method: Spec | Mapping[Target, Spec] = "lora",
+    *,
+    tokenizer: Any = None,
+    targets: Target | Iterable[Target] = "linear",
+    exclude: Iterable[Target] = (),
+    also_train: str | Sequence[str] = "auto",
+    out: str | Path | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch: int = 16,
+    seed: int = 0,
+    eval_data: Any = None,
+    max_length: int | None = None,
+    overflow: Overflow = "error",
+    chat: bool | None = None,
+    columns: dict | None = None,
+    dtype: Any = "auto",
+    device: Any = None,
+    resume: bool = True,
+    progress: Progress | bool = True,
+    name: str = "default",
+    **options,
+) -> TuneResult:
+    """Adapt a model to data.
+
+    model: a folder of transformers' (causal LM, classifier or encoder), or a loaded module with tokenizer=. data: what
+    `data.read` takes; columns: its options by name. method, targets, exclude: see `attach`; methods that look at data
+    first see eight batches of the training data. also_train: modules trained as whole copies; "auto": a classifier's
+    head and whatever came without weights. steps or epochs (1 if neither). eval_data: data, or a share of it to hold
+    out by questions. max_length, overflow, chat: see `encode`. dtype: "auto" is bfloat16 where it is fast; a loaded
+    module keeps its own. progress: shown on stderr, or a function, or False. options: rate, schedule, eval_every,
+    early_stop, … as in `fit`.
+
+    Raises AddendaError for whatever a user could mend: model, data, method, settings, an interrupted run of others.
+    """
+    if steps is not None and epochs is not None:
+        raise AddendaError(f"Give steps or epochs, not both; got steps={steps} and epochs={epochs}.")
+    chosen = build(method) if isinstance(method, str) else method
+    loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns or {}, dtype, device, seed)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
+    loaded.check_heads(tuple(heads))
+    limit = max_length or context(model, tokenizer)
+    encoded, *more = [
+        encode(d, tokenizer, max_length=limit, overflow=overflow, chat=chat) for d in (train, held) if d is not None
+    ]
+    tested = more[0] if more else None
+    steps = steps if steps is not None else math.ceil((epochs or 1) * math.ceil(len(encoded) / batch))
+    before = _judge(model, tested)
+    floor = resident(device_of(model))
+    adapter = attach(
+        model, chosen, targets=targets, exclude=exclude, also_train=heads, name=name, seed=seed,
+        calibration=calibration(model, encoded, batch, seed), loss=lambda m, b: score(m, b, encoded.kind).mean,
+    )  # fmt: skip
+    folder = None if out is None else Path(out)
+    with shown(f"tune {getattr(chosen, 'name', '')}") if progress is True else nullcontext(progress or None) as tell:
+        made = fit(
+            model, adapter, encoded, steps=steps, batch=batch, seed=seed, eval=tested, progress=tell,
+            out=None if folder is None else folder / "checkpoints", resume=resume and folder is not None,
+            memory_floor=floor, **options,
+        )  # fmt: skip
+    last = made.evaluations[-1] if made.evaluations else None
+    ended = last is not None and last["step"] == (made.best_step or made.steps)
+    after = {k: last[k] for k in ("loss", "accuracy", "items")} if ended else _judge(model, tested)
+    path = None
+    if folder is not None:
+        path = save(adapter, folder / "adapter.safetensors")
+        told = {
+            "method": _described(chosen), "targets": targets, "exclude": exclude, "also_train": list(heads),
+            "steps": steps, "epochs": epochs, "batch": batch, "rate": 1e-3, "seed": seed, "max_length": limit, "overflow": overflow,
+            "chat": chat, "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "note": loaded.note,
+            "columns": columns or {}, **options,
+        }  # fmt: skip
+        known = {"train": train.source, "form": train.form, "examples": len(train), "digest": train.digest}
+        known["labels"] = train.labels
+        if held is not None:
+            known |= {"eval": held.source, "eval_examples": len(held), "eval_digest": held.digest}
+        run = write_run(folder, base=loaded.source, options=told, data=known, made=made, before=before, after=after)
+        write_card(folder, adapter, run)
+    return TuneResult(**vars(made), model=model, tokenizer=tokenizer, before=before, after=after, path=path)
+
+
+def _prepare(
+    model, data, eval_data, tokenizer, columns: dict, dtype, device, seed: int
+) -> tuple[Loaded, Data, Data | None]:
+    """The model, the training data and the data to judge by, read in the order in which they depend on each other."""
+    if isinstance(model, nn.Module):
+        if tokenizer is None:
+            raise AddendaError("A loaded model wants its tokenizer=; a folder brings its own.")
+        task = task_of(model)
+        names = None
+        loaded = Loaded(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__)
+    elif isinstance(model, str | Path):
+        task = data_task(data) or task_in(config_of(Path(model).expanduser()))
+        names, loaded = label_names(model), None
+    else:
+        raise AddendaError(f"Expected a folder or a torch.nn.Module as the model, got {type(model).__name__}.")
+    if hasattr(data, "splits") and eval_data is None:
+        eval_data = read(data, split="validation")
+    options: dict[str, Any] = ({"labels": names} if task == "label" and names else {}) | columns
+    train = read(data, task=task, **options)
+    if isinstance(eval_data, float):
+        train, held = train.split(eval_data, seed)
+    elif eval_data is None:
+        held = None
+    else:
+        options |= {"labels": train.labels} if train.labels else {}
+        found = splits_of(eval_data)
+        part = next((s for s in ("validation", "test") if s in found), "train")
+        held = read(eval_data, task=task, split=part, **options)
+    if loaded is None:
+        outputs = (len(train.labels) if train.labels else 1) if task == "label" else None
+        loaded = load_model(model, task=task, labels=outputs, dtype=dtype, device=device, seed=seed)
+        if train.labels and not names:
+            config: Any = loaded.model.config
+            config.id2label = dict(enumerate(train.labels))
+            config.label2id = {n: i for i, n in enumerate(train.labels)}
+    if (train.form == "label") != (task_of(loaded.model) == "label"):
+        raise AddendaError(
+            f"{train.source} holds {train.form} examples, which a {type(loaded.model).__name__} cannot learn."
+        )
+    return loaded, train, held
+
+
+def data_task(data: Any):
+    """What the data alone says about the task: Data of texts with labels is for a classifier; else unknown (None)."""
+    return ("label" if data.form == "label" else "causal") if isinstance(data, Data) else None
+
+
+def context(model: nn.Module, tokenizer) -> int | None:
+    """How many tokens fit: the smaller of what tokenizer and configuration say; None if neither does."""
+    config = getattr(model, "config", None)
+    said = [getattr(tokenizer, "model_max_length", None), getattr(config, "max_position_embeddings", None)]
+    known = [n for n in said if isinstance(n, int) and 0 < n < 10**6]
+    return min(known) if known else None
+
+
+def calibration(model: nn.Module, train: Encoded, batch: int, seed: int, count: int = 8):
+    """The batches that methods with a calibrated start see: the first of the run, made only when asked for."""
+    collate, device = Collator(train.pad, train.kind), device_of(model)
+    for rows in batches(train.lengths, batch, count, seed):
+        yield {k: t.to(device) for k, t in collate([train[i] for i in rows]).items()}
+
+
+def _described(chosen) -> Any:
+    if isinstance(chosen, Mapping):
+        return {str(target): _described(m) for target, m in chosen.items()}
+    return chosen if isinstance(chosen, str) else {"name": chosen.name, "options": chosen.options(defaults=True)}
+
+
+def _judge(model: nn.Module, tested: Encoded | None) -> dict | None:
+    if tested is None:
+        return None
+    made = evaluate(model, examples=tested)
+    return {"loss": made.loss, "accuracy": made.accuracy, "items": "".join(map(str, made.items))}

@@ -1,0 +1,82 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from addenda.cli.main import run
+
+
+def call(*arguments, code=0):
+    with pytest.raises(SystemExit) as stopped:
+        run([str(a) for a in arguments])
+    assert (stopped.value.code or 0) == code
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(__file__.replace("/cli/test_cli.py", "/train"))
+    from tiny_models import make_llama, make_tokenizer
+
+    make_llama().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    rows = "".join(f'{{"question": "{a}+{b}=?", "answer": "{a + b}"}}\n' for a in range(5) for b in range(5))
+    (tmp_path / "sums.jsonl").write_text(rows)
+    return tmp_path
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom addenda.cli.main import run\ntry:\n    run(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'heavy'"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "setup-demo" in done.stdout
+    assert time.perf_counter() - started < 5  # 0.4 s of processor; the machine may be busy
+
+
+def test_methods(capsys):
+    call("methods")
+    assert "shira" in capsys.readouterr().out
+    call("methods", "lora")
+    shown = capsys.readouterr().out
+    assert "arXiv:2106.09685" in shown
+    assert "rank = 8    int" in shown
+    call("methods", "lroa", code=2)
+    assert "Did you mean 'lora'" in capsys.readouterr().err
+
+
+def test_an_error_is_one_paragraph(folder, capsys):
+    call("plan", "--model", folder / "modl", code=2)
+    says = capsys.readouterr().err
+    assert says.startswith("addenda: Expected the folder of a transformers model")
+    assert "Did you mean 'model'" in says
+    assert "Traceback" not in says
+    assert says.count("\n") == 1
+    from addenda.core.errors import AddendaError
+
+    with pytest.raises(AddendaError):
+        run(["--debug", "plan", "--model", str(folder / "modl")])
+    call("tune", "--out", folder / "run", "--method", "lora:rnk=2", code=2)
+    assert "no option 'rnk'" in capsys.readouterr().err
+
+
+def test_the_commands_belong_together(folder, capsys):
+    model, data, out = folder / "model", folder / "sums.jsonl", folder / "run"
+    common = ["--model", model, "--dtype", "float32"]
+    call("plan", *common, "--method", "lora:rank=2", "--targets", "q_proj,v_proj")
+    assert "4 sites" in capsys.readouterr().out
+    call("tune", *common, "--data", data, "--out", out, "--steps", 3, "--batch", 5, "--eval", "0.3")
+    told = capsys.readouterr()
+    assert "after: evaluation loss" in told.out
+    assert "tune lora: step 3/3, loss" in told.err
+    call("eval", *common, "--data", data, "--adapter", out / "adapter.safetensors", "--items", folder / "items.jsonl")
+    assert "of 25 right" in capsys.readouterr().out
+    assert len((folder / "items.jsonl").read_text().splitlines()) == 25
+    call("generate", "1+1=?", *common, "--adapter", out / "adapter.safetensors", "--max-new-tokens", 2)
+    capsys.readouterr()
+    call("inspect", out / "adapter.safetensors")
+    assert "lora" in capsys.readouterr().out
+    call("inspect", data, code=2)

@@ -1,0 +1,110 @@
+"""Every method of the catalogue with options that fit the tiny models, and what the contract tests do to it."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import addenda as ad
+from addenda.core.adapted import effective_weight, original_class, slots_of
+from addenda.core.method import WeightMethod
+from addenda.core.sites import Site, site_at
+
+OPTIONS = {  # what the shapes 8 × 8, 16 × 8, 8 × 16 and 32 × 8 need
+    "oft": {"block": 4},
+    "boft": {"block": 2, "factors": 2},
+    "vera": {"rank": 8},
+    "miss": {"rank": 4},
+    "bat": {"rank": 4},
+    "shira": {"density": 0.2},
+    "svft": {"band": 2},
+}
+SMALL = {"rank": 4, "alpha": 8.0}  # for methods that have these options
+
+
+def method_of(name: str) -> WeightMethod:
+    entry = ad.core.registry.info(name)
+    fields = {f for f in entry.cls.__dataclass_fields__ if f not in ("dropout",)}
+    given = {k: v for k, v in SMALL.items() if k in fields} | OPTIONS.get(name, {})
+    return entry.build(**{k: v for k, v in given.items() if k in fields})
+
+
+NAMES = [i.name for i in ad.catalogue()]
+METHODS = {name: method_of(name) for name in NAMES}
+
+
+def loss_of(model: nn.Module, batch) -> Tensor:
+    return model(batch).square().mean()
+
+
+def attach(model: nn.Module, which: str | WeightMethod, batch=None, /, **options) -> ad.Adapter:
+    """Attach with data where the method wants it."""
+    method = METHODS[which] if isinstance(which, str) else which
+    if method.calibration:
+        options |= {"calibration": [batch], "loss": loss_of}
+    return ad.attach(model, method, **options)
+
+
+def stir(adapter: ad.Adapter, size: float = 0.05, seed: int = 1) -> ad.Adapter:
+    """Move every trainable tensor away from its start, as training would."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.add_(torch.randn(p.shape, generator=g).to(p) * size)
+    return adapter
+
+
+def sites(model: nn.Module, adapter: ad.Adapter) -> Iterator[Site]:
+    for path in adapter.methods:
+        yield site_at(adapter.model, path)
+
+
+def effective(site: Site, dtype: torch.dtype) -> Tensor:
+    slots = slots_of(site.module)
+    assert slots is not None
+    return effective_weight(site, slots.live[site.parameter], dtype)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm().clamp_min(1e-30))
+
+
+def bits(model: nn.Module) -> dict[str, Tensor]:
+    """The base's entries, copied."""
+    return {k: v.detach().clone() for k, v in model.state_dict().items() if ".addenda." not in f".{k}"}
+
+
+def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+_CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+
+
+def with_weight(site: Site, x: Tensor, weight: Tensor) -> Tensor:
+    """What torch itself computes at a site with another weight: an oracle that shares no code with the core."""
+    m, bias = site.module, getattr(site.module, "bias", None)
+    if isinstance(m, nn.Linear):
+        return F.linear(x, weight, bias)
+    if isinstance(m, nn.Embedding):
+        return F.embedding(x, weight, m.padding_idx)
+    if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        same = {k: getattr(m, k) for k in _CONV}
+        other = original_class(m)(**same, bias=bias is not None).to(weight)
+        state = {"weight": weight} | ({} if bias is None else {"bias": bias})
+        return torch.func.functional_call(other, state, (x,))
+    return x @ weight + bias  # transformers' Conv1D
+
+
+def flags(model: nn.Module) -> dict[str, bool]:
+    return {n: p.requires_grad for n, p in model.named_parameters() if ".addenda." not in f".{n}"}
+
+
+def train(model: nn.Module, adapter: ad.Adapter, batch: Tensor, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        loss_of(model, batch).backward()
+        optimizer.step()
+        adapter.step()
+        optimizer.zero_grad()

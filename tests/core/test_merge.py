@@ -1,0 +1,138 @@
+"""Merging: exact where it can be, refused where rounding takes the change, and always undone exactly."""
+
+import copy
+
+import pytest
+import torch
+from shared import bits, relative, same_bits, stir
+
+import addenda as ad
+from addenda.core.errors import AddendaError
+from addenda.core.merge import _rounded
+from addenda.core.random import Stream
+
+LORA = ad.LoRA(rank=2)
+
+
+def test_float32_merge_proves_itself(llama, ids):
+    stir(ad.attach(llama, LORA), 0.3)
+    y = llama(ids).logits
+    report = ad.merge(llama, verify={"input_ids": ids})
+    assert report.top1 == 1.0
+    assert report.kl <= 2 * report.noise_kl + 1e-9
+    assert report.dtype == "float32"
+    assert set(report.sites) == set(ad.adapters(llama)["default"].methods)
+    assert "merged 14 sites in float32" in str(report)
+    assert relative(llama(ids).logits, y) < 1e-5
+    assert "base merged" in ad.status(llama)
+
+
+def test_a_small_change_in_bfloat16_is_refused_and_undone(tiny, ids):
+    tiny.bfloat16()
+    stir(ad.attach(tiny, LORA), 0.001)
+    before, y = bits(tiny), tiny(ids)
+    with pytest.raises(AddendaError, match=r"The merge was undone.*rounding='stochastic'"):
+        ad.merge(tiny)
+    assert same_bits(bits(tiny), before)
+    assert torch.equal(tiny(ids), y)
+    report = ad.merge(tiny, allow_loss=1.0)
+    assert report.total > 0.25
+    ad.unmerge(tiny)
+    assert same_bits(bits(tiny), before)
+    ad.merge(tiny, dtype=torch.float32)
+    assert tiny.score.weight.dtype == torch.float32
+
+
+def test_stochastic_rounding_is_unbiased_and_seeded():
+    exact = torch.full((20_000,), 1.0 + 2.0**-10)
+    rounded = _rounded(exact, torch.bfloat16, "stochastic", Stream(0, "x"))
+    assert set(rounded.unique().tolist()) == {1.0, 1.0078125}
+    assert abs(float(rounded.float().mean()) - float(exact[0])) < 2e-4
+    assert torch.equal(rounded, _rounded(exact, torch.bfloat16, "stochastic", Stream(0, "x")))
+    negative = _rounded(-exact, torch.bfloat16, "stochastic", Stream(0, "x"))
+    assert abs(float(negative.float().mean()) + float(exact[0])) < 2e-4
+    kept = torch.tensor([0.0, 1.0, -2.5])
+    assert torch.equal(_rounded(kept, torch.bfloat16, "stochastic", Stream(0)).float(), kept)
+
+
+def test_wrong_states(tiny, ids):
+    stir(ad.attach(tiny, LORA))
+    with pytest.raises(AddendaError, match="Nothing is merged"):
+        ad.unmerge(tiny)
+    with pytest.raises(AddendaError, match="rounding must be"):
+        ad.merge(tiny, rounding="up")
+    with pytest.raises(AddendaError, match="keep_merged=True wants"):
+        ad.detach(tiny, keep_merged=True)
+    ad.merge(tiny)
+    for call in (lambda: ad.merge(tiny), lambda: ad.switch(tiny, None), lambda: ad.attach(tiny, LORA, name="b")):
+        with pytest.raises(AddendaError, match="merged"):
+            call()
+    ad.unmerge(tiny)
+    ad.switch(tiny, None)
+    with pytest.raises(AddendaError, match="No adapter is active"):
+        ad.merge(tiny)
+
+
+def test_modes_and_flags_are_given_back(tiny, ids):
+    stir(ad.attach(tiny, LORA))
+    tiny.train()
+    tiny.layers[0].eval()
+    ad.merge(tiny, verify=ids)
+    assert tiny.layers[1].up_proj.training
+    assert not tiny.layers[0].up_proj.training
+
+
+def test_a_batch_of_floats_is_widened_with_the_model(tiny_conv, vit):
+    stir(ad.attach(tiny_conv, LORA, targets=["conv", "score"]), 0.2)
+    ad.merge(tiny_conv, verify=torch.randn(2, 4, 8))
+    stir(ad.attach(vit, LORA), 0.2)
+    ad.merge(vit, verify={"pixel_values": torch.randn(1, 3, 8, 8)})
+
+
+def test_detaching_while_merged(tiny, ids):
+    before = bits(tiny)
+    stir(ad.attach(tiny, LORA, also_train=["score"]))
+    y = tiny(ids)
+    ad.merge(tiny)
+    ad.detach(tiny)
+    assert same_bits(bits(tiny), before)
+    stir(ad.attach(tiny, LORA, also_train=["score"]))
+    ad.merge(tiny)
+    ad.detach(tiny, keep_merged=True)
+    assert not same_bits(bits(tiny), before)
+    assert relative(tiny(ids), y) < 1e-5
+    assert all(p.requires_grad for p in tiny.parameters())
+
+
+def test_one_of_two_merged_goes(tiny, ids):
+    stir(ad.attach(tiny, LORA, name="a"), 0.3)
+    y = tiny(ids)
+    stir(ad.attach(tiny, LORA, name="b"), 0.3, seed=4)
+    ad.switch(tiny, ["a", "b"])
+    before = bits(tiny)
+    ad.merge(tiny)
+    twin = copy.deepcopy(tiny)
+    ad.detach(tiny, "b")
+    assert same_bits(bits(tiny), before)
+    assert torch.equal(tiny(ids), y)
+    ad.unmerge(twin)
+    assert same_bits(bits(twin), before)
+
+
+def test_a_failing_batch_restores_the_base(tiny, ids):
+    stir(ad.attach(tiny, LORA))
+    before = bits(tiny)
+    calls, real = [], type(tiny).forward
+
+    def forward(*a):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("late")
+        return real(tiny, *a)
+
+    tiny.forward = forward
+    with pytest.raises((RuntimeError, AddendaError)):
+        ad.merge(tiny, verify=ids)
+    del tiny.forward
+    assert same_bits(bits(tiny), before)
+    ad.merge(tiny)

@@ -1,0 +1,211 @@
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from tiny_models import SUMS, make_llama, make_tokenizer
+
+import addenda as ad
+from addenda.core.errors import AddendaError
+from addenda.train import checkpoint
+from addenda.train.batches import Collator, batches
+from addenda.train.callback import TrainerCallback
+from addenda.train.data import read
+from addenda.train.encode import encode
+from addenda.train.fit import fit
+
+METHOD = ad.LoRA(rank=4, dropout=0.25)
+
+
+def data():
+    return encode(read(SUMS), make_tokenizer())
+
+
+def run(train, method=METHOD, **options):
+    model = make_llama()
+    adapter = ad.attach(model, method, seed=3)
+    return model, adapter, fit(model, adapter, train, **{"steps": 12, "batch": 8, "rate": 1e-2, "seed": 5} | options)
+
+
+def values(adapter):
+    return {k: t.clone() for k, t in adapter.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_at(step):
+    def watch(event):
+        if event.step == step and event.evaluation is None:
+            raise KilledError
+
+    return watch
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, accumulate):
+    train = data()
+    options = {"eval": train, "eval_every": 5, "save_every": 4, "accumulate": accumulate}
+    _, whole, result = run(train, **options)
+    with pytest.raises(KilledError):
+        run(train, out=tmp_path, progress=killed_at(11), **options)
+    assert checkpoint.latest(tmp_path).name == "checkpoint-8"
+    shutil.copytree(tmp_path / "checkpoint-8", tmp_path / ".checkpoint-12")  # a kill while writing the next
+    (tmp_path / ".checkpoint-12" / "optimizer.pt").write_bytes(b"half")
+    torch.manual_seed(99)
+    _, parts, again = run(train, out=tmp_path, resume=True, **options)
+    assert again.resumed_from == 8
+    assert same(values(whole), values(parts))
+    assert whole.step_count == parts.step_count == 12
+    assert again.losses == result.losses
+    assert again.evaluations == result.evaluations
+    assert [p.name for p in checkpoint.all_of(tmp_path)] == ["checkpoint-8", "checkpoint-12"]
+    _, finished, more = run(train, out=tmp_path, resume=True, **options)  # nothing is left to do
+    assert same(values(whole), values(finished))
+    assert more.tokens == 0
+
+
+def test_a_checkpoint_holds_the_adapter_and_nothing_of_the_base(tmp_path):
+    _, adapter, _ = run(data(), out=tmp_path, steps=2)
+    folder = checkpoint.latest(tmp_path)
+    names = {"adapter.safetensors", "addenda.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert {p.name for p in folder.iterdir()} == names | {"trainer_state.json"}
+    assert same(load_file(folder / "adapter.safetensors"), values(adapter))
+    moments = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
+    assert sum(t.numel() for s in moments.values() for t in s.values() if t.numel() > 1) == 2 * adapter.trainable
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 4 * 4 * adapter.trainable + 100_000
+    fresh = make_llama()
+    loaded = ad.load(fresh, folder / "adapter.safetensors")  # a checkpoint's file is an adapter file
+    assert same(values(loaded), values(adapter))
+
+
+def test_base_and_flags_are_as_before(tmp_path):
+    reference = make_llama()
+    model, adapter, result = run(data(), steps=5)
+    assert not list(tmp_path.iterdir())
+    assert model.config.use_cache == reference.config.use_cache
+    assert not model.training
+    assert not hasattr(model, "_is_accelerate_prepared")
+    assert all(p.grad is None for p in model.parameters())
+    assert result.steps == adapter.step_count == 5
+    assert result.tokens > 0
+    assert result.step_seconds > 0
+    ad.detach(model)
+    assert same(model.state_dict(), reference.state_dict())
+
+
+def test_parts_of_a_batch_give_the_same_run():
+    train = data()
+    plain = run(train, ad.LoRA(rank=4), steps=4)[2]
+    parts = run(train, ad.LoRA(rank=4), steps=4, accumulate=4)[2]
+    assert [x for _, x in plain.losses] == pytest.approx([x for _, x in parts.losses], rel=1e-4)
+
+
+def test_given_rows_are_the_order():
+    train = data()
+    rows = batches(train.lengths, 8, 4, seed=5)
+    by_seed, by_rows = run(train, steps=4)[2], run(train, steps=rows)[2]
+    assert by_seed.losses == by_rows.losses
+    with pytest.raises(AddendaError, match=r"positions from 0 to 63.*steps \[1\]"):
+        run(train, steps=[[0], [64]])
+
+
+def test_early_stop_gives_the_best_values_back(tmp_path):
+    train = data()
+    _, adapter, result = run(
+        train, steps=40, rate=0.2, schedule="constant", eval=train, eval_every=2, early_stop=2, out=tmp_path
+    )
+    losses = [e["loss"] for e in result.evaluations]
+    assert len(losses) < 20
+    assert result.best_step == 2 * (losses.index(min(losses)) + 1)
+    assert same(load_file(tmp_path / "best.safetensors"), values(adapter))
+
+
+def test_schedules_follow_the_step(tmp_path):
+    from addenda.train.settings import Settings
+
+    linear = Settings(10, warmup=0.2).multiplier()
+    assert [linear(i) for i in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8])
+    assert all(
+        0 < Settings(7, schedule=s, warmup=3).multiplier()(i) <= 1 for s in ("linear", "cosine") for i in range(7)
+    )
+    assert Settings(1).multiplier()(0) == 1
+
+
+def test_another_run_or_adapter_is_not_resumed(tmp_path):
+    train = data()
+    run(train, out=tmp_path, steps=2)
+    for options, says in [({"rate": 1e-3}, "rate was 0.01, now 0.001"), ({"seed": 6}, "seed was 5, now 6")]:
+        with pytest.raises(AddendaError, match=says):
+            run(train, out=tmp_path, resume=True, **{"steps": 2} | options)
+    with pytest.raises(AddendaError, match="another adapter: the method is"):
+        run(train, ad.LoRA(rank=2), out=tmp_path, resume=True, steps=2)
+    run(train, ad.LoRA(rank=2), out=tmp_path, steps=2)  # without resume it starts over
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"rate": -1.0, "batch": 0}, "batch must be at least 1.*rate must be a positive"),
+        ({"schedule": "step"}, "schedule must be"),
+        ({"accumulate": 9}, "accumulate must be from 1 to batch=8"),
+        ({"resume": True}, "give out="),
+        ({"early_stop": 1}, "give eval="),
+        ({"rate": 1e30, "clip": 0.0}, "the run has diverged"),
+    ],
+)
+def test_bad_settings(options, says):
+    with pytest.raises(AddendaError, match=says):
+        run(data(), **options)
+
+
+def test_adapters_that_cannot_train():
+    train, model = data(), make_llama()
+    adapter = ad.attach(model, METHOD).requires_grad_(False)
+    with pytest.raises(AddendaError, match="No tensor of adapter 'default' may train"):
+        fit(model, adapter, train, steps=1)
+    adapter.requires_grad_(True)
+    ad.switch(model, None)
+    with pytest.raises(AddendaError, match="does not act now"):
+        fit(model, adapter, train, steps=1)
+    with pytest.raises(AddendaError, match="attached to another model"):
+        fit(make_llama(), adapter, train, steps=1)
+
+
+def plain_trainer(train, out, steps, resume=None, **options):
+    model = make_llama()
+    adapter = ad.attach(model, METHOD, seed=3)
+    args = transformers.TrainingArguments(
+        output_dir=str(out), max_steps=steps, per_device_train_batch_size=8, learning_rate=1e-2, save_steps=3, seed=1,
+        report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, logging_strategy="no",
+    )  # fmt: skip
+    trainer = transformers.Trainer(
+        model, args, Collator(train.pad, train.kind), train, callbacks=[TrainerCallback(adapter), *options.values()]
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train(resume_from_checkpoint=resume)
+    return adapter
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers", "ignore::UserWarning:transformers")
+def test_the_callback_saves_and_restores_in_a_plain_trainer(tmp_path):
+    train = data()
+    whole = plain_trainer(train, tmp_path / "a", 6)
+    assert whole.step_count == 6
+    folder = tmp_path / "a" / "checkpoint-3"
+    assert json.loads((folder / "addenda.json").read_text())["step"] == 3
+    assert load_file(folder / "adapter.safetensors").keys() == whole.state_dict().keys()
+    resumed = plain_trainer(train, tmp_path / "a", 6, resume=str(folder))
+    assert resumed.step_count == 6
+    assert same(values(whole), values(resumed))
+    (folder / "adapter.safetensors").unlink()
+    with pytest.raises(AddendaError, match=r"no file .*adapter"):
+        plain_trainer(train, tmp_path / "a", 6, resume=str(folder))
