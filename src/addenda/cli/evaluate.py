@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -53,11 +53,13 @@ def evaluate(
     from addenda.train.evaluate import evaluate as judge
     from addenda.train.load import label_names, labels_beside
 
-    columns = columns_of(question=question, answer=answer, text=text, label=label)
+    columns: dict[str, Any] = columns_of(question=question, answer=answer, text=text, label=label)
     names = labels_beside(adapter) or label_names(loaded.source)
+    if names:
+        columns["labels"] = names
     made = judge(
         loaded.model, loaded.tokenizer, source, batch=batch, split=split,
-        max_length=max_length, overflow=overflow, **columns, **({"labels": names} if names else {}),
+        max_length=max_length, overflow=cast(Any, overflow), **columns,
     )  # fmt: skip
     typer.echo(made)
     if items is not None:

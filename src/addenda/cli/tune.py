@@ -1,7 +1,7 @@
 """`addenda tune`: adapt a model to data, resumable."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -73,7 +73,8 @@ def tune(
         model_or_default(model), data_or_default(data), chosen, targets=listed(targets), exclude=listed(exclude),
         out=out, steps=steps, epochs=epochs, batch=batch, accumulate=accumulate, rate=rate, schedule=schedule,
         warmup=warmup, weight_decay=weight_decay, seed=seed, eval_data=_share(eval_data), eval_every=eval_every,
-        early_stop=early_stop, max_length=max_length, overflow=overflow, dtype=dtype, device=device, resume=resume,
+        early_stop=early_stop, max_length=max_length,
+        overflow=cast(Any, overflow), dtype=dtype, device=device, resume=resume,
         columns=columns_of(question=question, answer=answer, text=text, label=label),
     )  # fmt: skip
     if made.resumed_from:

@@ -45,6 +45,7 @@ def evaluate_with_cache(model: nn.Module, examples: Encoded, batch: int = 32) ->
             cache = copy.deepcopy(read)
             cache.batch_repeat_interleave(len(part))
             made = score(model, tensors | {"past_key_values": cache, "use_cache": True}, examples.kind, right=True)
+            assert made.right is not None
             total, count = total + float(made.total), count + made.count
             for i, mean, right in zip(part, made.means.tolist(), made.right.tolist(), strict=True):
                 losses[i], items[i] = mean, int(right)

@@ -110,7 +110,7 @@ def from_files(
         load_model(folder)  # raises with what is wrong
     task = task_in(AutoConfig.from_pretrained(folder, local_files_only=True))
     names = label_names(folder) if task == "label" else None
-    options = columns | ({"labels": names} if names else {})
+    options: dict[str, Any] = columns | ({"labels": names} if names else {})
     train, parts = read(data, task=task, **options), {}
     options |= {"labels": train.labels} if train.labels else {}
     for split in SPLITS[1:]:
@@ -157,13 +157,14 @@ def choose_attention(subject: Subject, batch: int) -> dict[str, float]:
     """
     import time
 
-    model, train = subject.model, subject.splits["train"]
+    model: Any = subject.model
+    train = subject.splits["train"]
     if not hasattr(model, "set_attn_implementation"):
         return {}
     rows = sorted(range(len(train)), key=lambda i: -train.lengths[i])[len(train) // 4 :][:batch]
     tensors = {k: t.to(device_of(model)) for k, t in Collator(train.pad, train.kind)([train[i] for i in rows]).items()}
     first = next(p for p in model.parameters() if p.dim() > 1)
-    flag, seconds = first.requires_grad, {}
+    seconds = {}
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
         for p, _ in flags:

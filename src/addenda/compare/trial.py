@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from addenda.compare.shots import evaluate_with_cache
 from addenda.compare.subject import Subject, seeded
@@ -64,7 +67,7 @@ def trial(
     seeded(seed)
     adapter = attach(
         model, arm.method, targets=arm.targets, also_train=subject.heads, name="trial", seed=seed,
-        calibration=calibration(model, train, settings.batch, seed), loss=lambda m, b: score(m, b, train.kind).mean,
+        calibration=calibration(model, train, settings.batch, seed), loss=_loss(train),
     )  # fmt: skip
     told = {"method": arm.label, "seed": seed, "stage": stage, "rate": rate, "steps": steps}
     told |= {"trainable": adapter.trainable, "attach_seconds": adapter.seconds, "status": "ok", "note": ""}
@@ -121,7 +124,7 @@ def step_seconds(subject: Subject, arm: Arm, settings: Settings, tell: Callable[
     adapter = attach(
         subject.model, arm.method, targets=arm.targets, also_train=subject.heads, name="trial",
         calibration=calibration(subject.model, train, settings.batch, 0, 1),
-        loss=lambda m, b: score(m, b, train.kind).mean,
+        loss=_loss(train),
     )  # fmt: skip
     times: list[float] = []
     try:
@@ -136,6 +139,11 @@ def forward_seconds(subject: Subject, split: str) -> float:
     part = _some(subject.splits[split], max(16, len(subject.splits[split]) // 16))
     made = evaluate(subject.model, examples=part)
     return made.seconds / len(part) * len(subject.splits[split])
+
+
+def _loss(train: Encoded) -> Callable[[Any, Any], Tensor]:
+    """What methods that look at data first see."""
+    return lambda model, batch: score(model, batch, train.kind).mean
 
 
 def _looks(steps: int, stage: str) -> list[int]:

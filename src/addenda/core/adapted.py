@@ -10,6 +10,7 @@ Only `forward` (for modules called with their weight) and the attribute of a raw
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,11 +92,13 @@ class Slots(nn.Module):
     def activate(self, adapters: tuple[str, ...]) -> None:
         for parameter in self.kinds:
             held = [self._modules[a]._modules.get(parameter) for a in adapters if a in self._modules]
-            self.live[parameter] = tuple(h for h in held if h is not None)
+            self.live[parameter] = tuple(h for h in held if isinstance(h, SiteTensors))
 
 
 class Adapted:
     """Mixed in before the module's own class; see `adapt`."""
+
+    _addenda_properties: tuple[str, ...]
 
     def __reduce_ex__(self, protocol):
         return _rebuild, (_original(type(self)), self._addenda_properties), self.__getstate__()
@@ -106,7 +109,7 @@ def _original(cls: type) -> type:
 
 
 def _rebuild(original: type, properties: tuple[str, ...]) -> nn.Module:
-    cls = _derive(original, properties)
+    cls: Any = _derive(original, properties)
     return cls.__new__(cls)
 
 
@@ -170,11 +173,9 @@ def original_class(module: nn.Module) -> type:
 
 def adapt(site: Site) -> Slots:
     """Extend the class of the site's module (and of further owners of the same tensor) and give it its slots."""
-    slots = site.module._modules.get("addenda")
-    if slots is None:
-        slots = Slots()
+    slots = slots_of(site.module) or Slots()
     for module, parameter in ((site.module, site.parameter), *site.ties):
-        properties = set(getattr(module, "_addenda_properties", ()))
+        properties: set[str] = set(getattr(module, "_addenda_properties", ()))
         if site.kind == PARAMETER:
             properties.add(parameter)
         if module is site.module:
@@ -193,7 +194,8 @@ def release(module: nn.Module) -> None:
 
 
 def slots_of(module: nn.Module) -> Slots | None:
-    return module._modules.get("addenda") if isinstance(module, Adapted) else None
+    slots = module._modules.get("addenda") if isinstance(module, Adapted) else None
+    return slots if isinstance(slots, Slots) else None
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ class Adapter:
         """Trainable tensors by "path/tensor", the adapter's name not in it."""
         for path, tensors in self.sites():
             for key, p in tensors._parameters.items():
+                assert p is not None
                 yield f"{path}/{key}", p
 
     def parameters(self) -> list[nn.Parameter]:

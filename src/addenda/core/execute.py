@@ -28,6 +28,7 @@ def execute(
 ) -> Tensor:
     """The output of an adapted module: its own product, changed by every live delta."""
     weight = module._parameters["weight"]
+    assert weight is not None
     x, weight, bias = _autocast(x, weight, getattr(module, "bias", None))  # the attribute: a trained bias
     plain = original.forward in (nn.Linear.forward,) or kind != LINEAR
 
@@ -191,7 +192,7 @@ class _Recompute(torch.autograd.Function):
                 wd = built.detach().requires_grad_()
                 bd = None if bias is None else bias.detach().requires_grad_(need_bias)
                 y = ctx.kind.product(ctx.module, xd, wd, bd)
-                inputs = [t for t, n in ((wd, True), (xd, need_x), (bd, need_bias)) if n]
+                inputs = [t for t, n in ((wd, True), (xd, need_x), (bd, need_bias)) if n and t is not None]
                 grads = iter(torch.autograd.grad(y, inputs, gy))
                 gbuilt, gx, gbias = (
                     next(grads),

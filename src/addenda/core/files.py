@@ -45,7 +45,7 @@ def fingerprint(state: State, site: Site) -> str:
     known = state.fingerprints.get(site.path)
     if known is None or known[0] != identity:
         data = own.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        state.fingerprints[site.path] = known = (identity, hashlib.sha256(data).hexdigest())
+        state.fingerprints[site.path] = known = (identity, hashlib.sha256(data.data).hexdigest())
     return known[1]
 
 
@@ -92,7 +92,7 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
         }
         if not head:
             entry |= {"hash": fingerprint(state, site), "sample": sample(state, site)}
-        derived = {k: held._buffers[k] for k in _derived(held)}
+        derived = _derived(held)
         entry["checks"] = {k: checksum(k, t) for k, t in derived.items()}
         for key, tensor in (held.stored() | (derived if basis else {})).items():
             if type(tensor).__name__ == "DTensor":
@@ -215,8 +215,9 @@ def _check_form(header: dict, tensors: dict[str, Tensor]) -> None:
 
 
 def _numbers(value: object, count: int | None = None) -> bool:
-    fits = isinstance(value, list) and all(type(v) in (int, float) for v in value)
-    return fits and count in (None, len(value))
+    if not isinstance(value, list) or not all(type(v) in (int, float) for v in value):
+        return False
+    return count in (None, len(value))
 
 
 def load(
@@ -383,8 +384,9 @@ def _template(site: Site, method: WeightMethod) -> dict:
     return {k: _of(t, k in fresh._parameters) for k, t in fresh.stored().items()}
 
 
-def _derived(held: SiteTensors) -> list[str]:
-    return [k for k in held._non_persistent_buffers_set if not k.endswith(" in training")]
+def _derived(held: SiteTensors) -> Params:
+    names = (k for k in held._non_persistent_buffers_set if not k.endswith(" in training"))
+    return {k: t for k in names if (t := held._buffers[k]) is not None}
 
 
 def _same_factors(
@@ -394,20 +396,19 @@ def _same_factors(
     wrong = []
     for s in header["sites"]:
         held = built[s["path"]]
+        derived = _derived(held)
         for key, want in s["checks"].items():
-            if key not in held._buffers:
+            if key not in derived:
                 raise AddendaError(f"{path}: {s['path']} has no derived tensor {key!r} in this version of addenda.")
             if header["basis"]:
                 given = tensors[f"{s['path']}/{key}"]
-                if _of(given, False) != _of(held._buffers[key], False) or not _same_checksum(
-                    want, checksum(key, given)
-                ):
+                if _of(given, False) != _of(derived[key], False) or not _same_checksum(want, checksum(key, given)):
                     wrong.append(f"{s['path']}/{key}")
                 elif why := _not_sane(given, sizes[s["path"]]):
                     raise AddendaError(f"{path}: {s['path']}/{key} {why}; nothing was loaded.")
                 else:
-                    held._buffers[key] = given.to(held._buffers[key])
-            elif not _same_checksum(want, checksum(key, held._buffers[key])):
+                    held._buffers[key] = given.to(derived[key])
+            elif not _same_checksum(want, checksum(key, derived[key])):
                 wrong.append(f"{s['path']}/{key}")
     if wrong:
         raise AddendaError(

@@ -132,10 +132,11 @@ def _judged(
     )
     if verify is not None:
         after = _outputs(root, verify)
-        report = replace(report, output=_distance(after, before), noise_output=_distance(before, noise))
-        floor = 2 * report.noise_output + 1e-6
-        bad = report.output > floor
-        said = f"the outputs move by {report.output:.2e}, more than twice the noise of {report.dtype} ({floor / 2:.2e})"
+        moved, usual = _distance(after, before), _distance(before, noise)
+        report = replace(report, output=moved, noise_output=usual)
+        floor = 2 * usual + 1e-6
+        bad = moved > floor
+        said = f"the outputs move by {moved:.2e}, more than twice the noise of {report.dtype} ({floor / 2:.2e})"
         if _is_logits(root, before):
             kl, top1 = _divergence(before, after)
             noise_kl, _ = _divergence(noise, before)

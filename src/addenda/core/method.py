@@ -30,7 +30,7 @@ from addenda.core.errors import AddendaError, nearest
 from addenda.core.random import Stream
 
 Params = dict[str, Tensor]
-Shape = tuple[int, int]
+Shape = tuple[int, int] | torch.Size
 
 
 @dataclass(frozen=True)

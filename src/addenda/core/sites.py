@@ -6,6 +6,7 @@ its product is computed with any weight; nothing else in the library branches on
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,24 +36,24 @@ class Kind:
         return matrix.t() if self.transposed else matrix.reshape(like.shape)
 
 
-def _linear(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _linear(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def _linear_low_rank(module: nn.Module, x: Tensor, B: Tensor, A: Tensor) -> Tensor:
+def _linear_low_rank(module: Any, x: Tensor, B: Tensor, A: Tensor) -> Tensor:
     return F.linear(F.linear(x, A), B)
 
 
-def _conv1d(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _conv1d(module: Any, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
     y = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
     return y.view(*x.shape[:-1], weight.shape[1])
 
 
-def _conv(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _conv(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return module._conv_forward(x, weight, bias)
 
 
-def _conv_low_rank(module: nn.Module, x: Tensor, B: Tensor, A: Tensor) -> Tensor:
+def _conv_low_rank(module: Any, x: Tensor, B: Tensor, A: Tensor) -> Tensor:
     """B A as two convolutions. The r filters of A serve every group; B's rows belong to their own group."""
     groups, kernel = module.groups, module.weight.shape[1:]
     h = module._conv_forward(x, A.view(-1, *kernel).repeat(groups, *[1] * len(kernel)), None)
@@ -60,11 +61,11 @@ def _conv_low_rank(module: nn.Module, x: Tensor, B: Tensor, A: Tensor) -> Tensor
     return pointwise(h, B.view(*B.shape, *[1] * (len(kernel) - 1)), groups=groups)
 
 
-def _embedding(module: nn.Module, ids: Tensor, weight: Tensor, bias: None) -> Tensor:
+def _embedding(module: Any, ids: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.embedding(ids, weight, module.padding_idx, None, 2.0, module.scale_grad_by_freq)
 
 
-def _embedding_low_rank(module: nn.Module, ids: Tensor, B: Tensor, A: Tensor) -> Tensor:
+def _embedding_low_rank(module: Any, ids: Tensor, B: Tensor, A: Tensor) -> Tensor:
     y = F.embedding(ids, B) @ A
     if module.padding_idx is None:
         return y
@@ -104,7 +105,9 @@ class Site:
     @property
     def weight(self) -> Tensor:
         """The base's tensor, as stored and never changed (a merged weight while merged)."""
-        return self.module._parameters[self.parameter]
+        weight = self.module._parameters[self.parameter]
+        assert weight is not None
+        return weight
 
     @property
     def matrix(self) -> Tensor:

@@ -93,7 +93,9 @@ def tensors_at(root: nn.Module, name: str, path: str) -> SiteTensors:
     child = owner._modules.get(leaf)
     slots = slots_of(owner if child is None else child)
     assert slots is not None
-    return slots._modules[name]._modules[leaf if child is None else "weight"]
+    held = slots._modules[name]._modules[leaf if child is None else "weight"]
+    assert isinstance(held, SiteTensors)
+    return held
 
 
 def apply_active(root: nn.Module, state: State, names: tuple[str, ...]) -> None:

@@ -35,7 +35,7 @@ def resolve(model: nn.Module, targets: Target | Iterable[Target], exclude: Itera
         paths = matching(model, target)
         if not paths:
             raise AddendaError(_nothing(model, target))
-        found.update(dict.fromkeys(paths))
+        found.update(dict.fromkeys(paths, True))
     for target in left_out:
         paths = set(matching(model, target))
         if not paths:

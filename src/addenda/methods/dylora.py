@@ -90,11 +90,11 @@ def set_rank(adapter: Adapter, rank: int) -> None:
 
     Raises AddendaError when the adapter has no DyLoRA site or the rank is not within one's range.
     """
-    sites = [t for _, t in adapter.sites() if isinstance(t.method, DyLoRA)]
+    sites = [(t, t.method.rank) for _, t in adapter.sites() if isinstance(t.method, DyLoRA)]
     if not sites:
         raise AddendaError(f"{adapter.name!r} has no DyLoRA site whose rank could be set.")
-    for t in sites:
-        if not 1 <= rank <= t.method.rank:
-            raise AddendaError(f"rank must be from 1 to {t.method.rank}, got {rank}.")
-    for t in sites:
+    least = min(most for _, most in sites)
+    if not 1 <= rank <= least:
+        raise AddendaError(f"rank must be from 1 to {least}, got {rank}.")
+    for t, _ in sites:
         t.stored()["active"].fill_(rank)

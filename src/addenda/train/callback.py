@@ -22,7 +22,7 @@ class TrainerCallback(transformers.TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Load the checkpoint that the Trainer resumes from. Raises AddendaError where it holds no adapter."""
         if state.global_step > 0:
-            own = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            own = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             checkpoint.restore(self.adapter, self.resume_from or own)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
@@ -30,4 +30,4 @@ class TrainerCallback(transformers.TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if args.should_save:
-            checkpoint.write(self.adapter, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            checkpoint.write(self.adapter, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")

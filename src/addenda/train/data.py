@@ -220,7 +220,8 @@ def _pair(row: dict, wanted: dict[str, str]) -> Pair:
 
 def _chat(row: dict, column: str) -> Chat:
     turns = row.get(column)
-    if not isinstance(turns, (list, tuple)) or not turns:
+    turns = list(turns) if isinstance(turns, (list, tuple)) else turns
+    if not isinstance(turns, list) or not turns:
         raise ValueError(f"column {column!r} holds {turns!r}, a list of messages was expected")
     if not all(isinstance(t, Mapping) and {"role", "content"} <= set(t) for t in turns):
         raise ValueError(f"column {column!r}: every message needs 'role' and 'content', got {turns[0]!r}")
@@ -230,7 +231,7 @@ def _chat(row: dict, column: str) -> Chat:
 
 
 def _labelled(rows: list[dict], wanted: dict[str, str], names: Sequence[str] | None, source: str) -> Data:
-    values = [row.get(wanted["label"]) for row in rows]
+    values: list[Any] = [row.get(wanted["label"]) for row in rows]
     if names is None and any(isinstance(v, float) for v in values):
         names = None  # values: regression
     elif names is None:

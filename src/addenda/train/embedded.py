@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 from addenda.core.errors import AddendaError
 
@@ -166,13 +167,13 @@ def _write_model(gguf: Path, folder: Path, progress: Progress) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with _quiet_and_offline():
         progress(f"Converting {NAME}, once: the tokenizer (about 20 s).")
         AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
         progress(f"Converting {NAME}, once: the weights (about 30 s).")
         read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        config = read.config
+        config: Any = read.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # save_pretrained refuses a model read from GGUF, so a fresh one is saved
         clean = LlamaForCausalLM(config).float()
@@ -221,19 +222,19 @@ def _quiet_and_offline() -> Iterator[None]:
     from transformers.utils import logging
 
     bars, level, offline = logging.is_progress_bar_enabled(), logging.get_verbosity(), constants.HF_HUB_OFFLINE
-    tqdm = vars(reader).get("tqdm")  # the reader draws its own bar, whatever the setting says
+    tqdm = getattr(reader, "tqdm", None)  # the reader draws its own bar, whatever the setting says
     try:
         logging.disable_progress_bar()
         logging.set_verbosity_error()
         constants.HF_HUB_OFFLINE = True
         if tqdm:
-            vars(reader)["tqdm"] = partial(tqdm, disable=True)
+            reader.__dict__["tqdm"] = partial(tqdm, disable=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         if tqdm:
-            vars(reader)["tqdm"] = tqdm
+            reader.__dict__["tqdm"] = tqdm
         constants.HF_HUB_OFFLINE = offline
         logging.set_verbosity(level)
         if bars:

@@ -157,7 +157,7 @@ def _turns(data: Data, tokenizer, chat: bool) -> tuple[list[list[int]], list[lis
     rows, problems = [], []
     for i, example in enumerate(data.examples):
         try:
-            rows.append(_segments(example, tokenizer, chat))
+            rows.append(_segments(example, tokenizer, chat))  # type: ignore[arg-type]
         except ValueError as error:
             problems.append(f"row {i}: {error}")
     if problems:

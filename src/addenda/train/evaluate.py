@@ -86,7 +86,7 @@ def task_of(model: nn.Module):
 
 @torch.no_grad()
 def generate(
-    model: nn.Module,
+    model: Any,
     tokenizer,
     prompts: Sequence[str | Chat],
     *,

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -61,7 +62,7 @@ def fit(
     steps: int | Sequence[Sequence[int]],
     batch: int = 16,
     rate: float = 1e-3,
-    schedule: str = "linear",
+    schedule: Any = "linear",
     warmup: float = 0.05,
     weight_decay: float = 0.0,
     clip: float = 1.0,
@@ -150,7 +151,7 @@ def fit(
                 trainer.take_best()
     finally:
         if cache is not None:
-            model.config.use_cache = cache
+            model.config.use_cache = cache  # type: ignore[attr-defined]
         model.__dict__.pop("_is_accelerate_prepared", None)
         for p in adapter.parameters():
             p.grad = None
@@ -162,7 +163,7 @@ def fit(
     return FitResult(
         adapter,
         trainer.state.global_step,
-        [(e["step"], e["loss"]) for e in log if "loss" in e],
+        [(int(e["step"]), e["loss"]) for e in log if "loss" in e],
         evaluated,
         trainer.tokens,
         trainer.tokens / seconds if seconds else 0.0,

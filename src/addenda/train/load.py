@@ -5,7 +5,7 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -66,11 +66,13 @@ def load_model(
     import transformers
 
     folder = Path(path).expanduser()
-    config = config_of(folder)
+    config: Any = config_of(folder)
     task = task or task_in(config)
     where = pick_device(device)
     kind, why = pick_dtype(dtype, where)
-    auto = transformers.AutoModelForCausalLM if task == "causal" else transformers.AutoModelForSequenceClassification
+    auto: Any = (
+        transformers.AutoModelForCausalLM if task == "causal" else transformers.AutoModelForSequenceClassification
+    )
     own = any("ForSequenceClassification" in a for a in config.architectures or ())
     if labels is not None and task == "label":
         if own and config.num_labels != labels:
@@ -115,7 +117,7 @@ def task_in(config) -> Literal["causal", "label"]:
 
 def label_names(folder: str | Path) -> list[str] | None:
     """The names of a classifier's outputs in its own order, where they say more than LABEL_0."""
-    config = config_of(Path(folder).expanduser())
+    config: Any = config_of(Path(folder).expanduser())
     own = any("ForSequenceClassification" in a for a in config.architectures or ())
     names = [config.id2label[i] for i in sorted(config.id2label)] if own and config.num_labels > 1 else []
     return names if names and not all(n.startswith("LABEL_") for n in names) else None

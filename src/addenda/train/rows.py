@@ -65,7 +65,9 @@ def _folder(path: Path, split: str) -> tuple[list, dict[str, list[str]], str]:
         found = load_from_disk(str(path))
         if isinstance(found, DatasetDict):
             if split not in found:
-                raise AddendaError(f"{path} has no split {split!r}; it has {', '.join(found)}. Choose one with split=.")
+                raise AddendaError(
+                    f"{path} has no split {split!r}; it has {', '.join(map(str, found))}. Choose one with split=."
+                )
             found = found[split]
         rows, known, _ = rows_of(found)
         return rows, known, f"{path}[{split}]"

@@ -70,6 +70,7 @@ class AdapterTrainer(transformers.Trainer):
         **arguments: Any,
     ):
         self.adapter, self.settings, self.make_optimizer = adapter, settings, optimizer or adamw
+        self.data, self.out = train, Path(out)
         self.rows = [part for step in rows for part in _parts(step, settings.accumulate)]
         self.evaluations, self.saves, self.keep = evaluations, saves, keep
         self.seconds, self.tokens, self.best = [], 0, None
@@ -91,7 +92,7 @@ class AdapterTrainer(transformers.Trainer):
             accelerator_config={"split_batches": True},
             **arguments,
         )
-        model = adapter.model
+        model: Any = adapter.model
         quantised = getattr(model, "is_quantized", False) and not getattr(model, "_hf_peft_config_loaded", False)
         if quantised:  # transformers refuses quantised bases unless it believes that PEFT's adapter is there
             model._hf_peft_config_loaded = True
@@ -110,9 +111,7 @@ class AdapterTrainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         rows = Rows(self.rows, self.args.per_device_train_batch_size)
-        return self.accelerator.prepare(
-            DataLoader(self.train_dataset, batch_sampler=rows, collate_fn=self.data_collator)
-        )
+        return self.accelerator.prepare(DataLoader(self.data, batch_sampler=rows, collate_fn=self.data_collator))
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -128,14 +127,15 @@ class AdapterTrainer(transformers.Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         """Labels of one optimizer step, over its parts and over all processes."""
-        causal = self.train_dataset.kind == "causal"
-        labels = [b["labels"][:, 1:] if causal else b["labels"] for b in batch_samples]
-        count = torch.stack([(t != IGNORE).sum() if causal else torch.tensor(t.numel()) for t in labels]).sum()
-        return self.accelerator.gather(count.to(device)).sum() if self.args.world_size > 1 else count.to(device)
+        causal = self.data.kind == "causal"
+        labels: list[Tensor] = [b["labels"][:, 1:] if causal else b["labels"] for b in batch_samples]
+        count: Any = torch.stack([(t != IGNORE).sum() if causal else torch.tensor(t.numel()) for t in labels]).sum()
+        together: Any = self.accelerator.gather(count.to(device))  # a no-op for one process
+        return together.sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Summed loss over the labels of the whole step (all parts, all processes)."""
-        made = score(model, inputs, self.train_dataset.kind)
+        made = score(model, inputs, self.data.kind)
         self.tokens += int(inputs["attention_mask"].sum())
         loss = made.mean if num_items_in_batch is None else made.total / num_items_in_batch * self.args.world_size
         return (loss, None) if return_outputs else loss
@@ -165,10 +165,11 @@ class AdapterTrainer(transformers.Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict:
         """Our own evaluation, which draws no random number; early stopping looks at its loss."""
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
-        made = evaluate(self.model, examples=data, batch=max(self.settings.batch, 32))
+        made = evaluate(self.adapter.model, examples=data, batch=max(self.settings.batch, 32))
         metrics = {f"{metric_key_prefix}_loss": made.loss, f"{metric_key_prefix}_accuracy": made.accuracy}
         before = [e["eval_loss"] for e in self.state.log_history if "eval_loss" in e]
-        self.log(metrics | {f"{metric_key_prefix}_items": "".join(map(str, made.items))})
+        logs: dict[str, Any] = metrics | {f"{metric_key_prefix}_items": "".join(map(str, made.items))}
+        self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         patience = self.settings.early_stop
         if patience is not None:
@@ -177,15 +178,15 @@ class AdapterTrainer(transformers.Trainer):
             if best == len(losses) - 1:
                 self.best = {k: t.clone() for k, t in self.adapter.state_dict().items()}
                 if self.saves:
-                    self.adapter.save(Path(self.args.output_dir) / "best.safetensors")
+                    self.adapter.save(self.out / "best.safetensors")
             if len(losses) - 1 - best >= patience:
                 self.control.should_training_stop = True
         return metrics
 
     def take_best(self) -> None:
         """Put the values of the best evaluation back into the adapter."""
-        if self.best is None and (Path(self.args.output_dir) / "best.safetensors").is_file():
-            self.best = checkpoint.read(Path(self.args.output_dir) / "best.safetensors")[1]
+        if self.best is None and (self.out / "best.safetensors").is_file():
+            self.best = checkpoint.read(self.out / "best.safetensors")[1]
         if self.best is not None:
             self.adapter.load_state_dict(self.best)
 
@@ -194,10 +195,10 @@ class AdapterTrainer(transformers.Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter only."""
         if self.args.should_save:
-            checkpoint.write(self.adapter, output_dir or self.args.output_dir, asdict(self.settings))
+            checkpoint.write(self.adapter, output_dir or self.out, asdict(self.settings))
 
     def _save_checkpoint(self, model, trial) -> None:
-        final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        final = self.out / f"checkpoint-{self.state.global_step}"
         staging = final.with_name(f".{final.name}")
         staging.mkdir(parents=True, exist_ok=True)
         self.save_model(str(staging))

@@ -102,7 +102,7 @@ def tune(
     floor = resident(device_of(model))
     adapter = attach(
         model, chosen, targets=targets, exclude=exclude, also_train=heads, name=name, seed=seed,
-        calibration=calibration(model, encoded, batch, seed), loss=lambda m, b: score(m, b, encoded.kind).mean,
+        calibration=calibration(model, encoded, batch, seed), loss=lambda m, b: score(m, b, encoded.kind).mean,  # type: ignore[arg-type]
     )  # fmt: skip
     folder = None if out is None else Path(out)
     with shown(f"tune {getattr(chosen, 'name', '')}") if progress is True else nullcontext(progress or None) as tell:
@@ -113,15 +113,16 @@ def tune(
         )  # fmt: skip
     last = made.evaluations[-1] if made.evaluations else None
     ended = last is not None and last["step"] == (made.best_step or made.steps)
-    after = {k: last[k] for k in ("loss", "accuracy", "items")} if ended else _judge(model, tested)
+    kept = {k: last[k] for k in ("loss", "accuracy", "items")} if ended and last else None
+    after = kept or _judge(model, tested)
     path = None
     if folder is not None:
         path = save(adapter, folder / "adapter.safetensors")
         told = {
             "method": _described(chosen), "targets": targets, "exclude": exclude, "also_train": list(heads),
-            "steps": steps, "epochs": epochs, "batch": batch, "rate": 1e-3, "seed": seed, "max_length": limit, "overflow": overflow,
-            "chat": chat, "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "note": loaded.note,
-            "columns": columns or {}, **options,
+            "steps": steps, "epochs": epochs, "batch": batch, "rate": 1e-3, "seed": seed, "max_length": limit,
+            "overflow": overflow, "chat": chat, "columns": columns or {}, "note": loaded.note,
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), **options,
         }  # fmt: skip
         known = {"train": train.source, "form": train.form, "examples": len(train), "digest": train.digest}
         known["labels"] = train.labels
@@ -162,7 +163,7 @@ def _prepare(
         held = read(eval_data, task=task, split=part, **options)
     if loaded is None:
         outputs = (len(train.labels) if train.labels else 1) if task == "label" else None
-        loaded = load_model(model, task=task, labels=outputs, dtype=dtype, device=device, seed=seed)
+        loaded = load_model(str(model), task=task, labels=outputs, dtype=dtype, device=device, seed=seed)
         if train.labels and not names:
             config: Any = loaded.model.config
             config.id2label = dict(enumerate(train.labels))
