@@ -11,10 +11,10 @@ from addenda.train.task import Example, chat, deduplicated, embedded_task, few_s
 pytest.importorskip("reasoning_gym", reason="the embedded task needs the extra: pip install 'addenda[demo]'")
 
 GOLDEN = {
-    "train": "b285521a338c87873299e09494fd717099dfc0c131490ff06b5ccf4af279aea3",
-    "validation": "439b30b93a14f770842508158eb159f0c2c99cd9841cfa23d6d4b05d4810422d",
-    "test": "1c5ac72abe0e2d0f344899ee3ca987e359033ae34afc991a8701115cb895ef7c",
-    "ood": "c0035f59a5bfa267ae7c6675787d2675c8a8452258a302a8513d8276ffc0ce44",
+    "train": "c789fad8fafa05e98e72635d8e43583599d98c538ed286737681db90024bf3a6",
+    "validation": "b7c6fb3be553627ed568603f2637795d642bb477e73704cb6978d540f68f3db8",
+    "test": "aed1b11e3e0c829977da64c0b63d1c68d848d9956bef1af338cbaa8cbc9de911",
+    "ood": "472d43d9677dd9ac7f0496b1de33e5be871232ee0403d83959b89b19dd77bd18",
 }
 
 
@@ -42,19 +42,18 @@ def test_every_split_is_large_enough():
     assert sizes["validation"] >= 400
     assert sizes["test"] >= 500
     assert sizes["ood"] >= 200
-    assert 100 * sizes["train"] < 2 * (module.HIGH - module.LOW) ** module.NUMBERS  # questions there could be
+    assert 100 * sizes["train"] < 2 * (2 * module.LARGEST) ** module.NUMBERS  # questions there could be
 
 
-@pytest.mark.parametrize(
-    ("name", "n"), [("train", module.NUMBERS), ("test", module.NUMBERS), ("ood", module.OOD_NUMBERS)]
-)
-def test_answers_are_right_and_lists_as_long_as_said(name, n):
+@pytest.mark.parametrize("name", ["train", "validation", "test", "ood"])
+def test_answers_are_right_and_numbers_as_large_as_said(name):
     for example in embedded_task().splits[name]:
         given = numbers(example)
-        assert len(given) == n
-        down = example.question.startswith("Sort in descending order: ")
+        assert len(given) == module.NUMBERS
+        down = example.question.startswith("Sort descending: ")
         assert example.answer == " ".join(str(v) for v in sorted(given, reverse=down))
-    assert module.OOD_NUMBERS > module.NUMBERS
+        largest = max(map(abs, given))
+        assert module.LARGEST < largest <= module.OOD_LARGEST if name == "ood" else largest <= module.LARGEST
 
 
 def test_both_directions_come_up_equally_often():
@@ -71,18 +70,18 @@ def test_a_split_depends_on_the_question_alone():
 
 
 def test_questions_that_differ_in_case_or_spacing_are_one():
-    first = Example("Sort in ascending order: 2 1", "1 2")
-    assert deduplicated([first, Example("sort in  ascending order: 2 1 ", "?")]) == [first]
+    first = Example("Sort ascending: 2 1", "1 2")
+    assert deduplicated([first, Example("sort  ascending: 2 1 ", "?")]) == [first]
 
 
 def test_a_shared_question_is_an_error_that_names_it():
-    twice = Example("Sort in ascending order: 2 1", "1 2")
+    twice = Example("Sort ascending: 2 1", "1 2")
     with pytest.raises(AddendaError, match=r"train and test .* share 1 questions.*2 1"):
         module._check_disjoint({"train": [twice], "test": [twice]})
 
 
 def test_messages_end_with_the_answer_or_wait_for_it():
-    example = Example("Sort in ascending order: 2 1", "1 2")
+    example = Example("Sort ascending: 2 1", "1 2")
     assert [m["role"] for m in chat(example)] == ["system", "user", "assistant"]
     assert chat(example)[-1]["content"] == "1 2"
     assert chat(example, answer=False) == chat(example)[:-1]

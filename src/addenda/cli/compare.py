@@ -9,7 +9,7 @@ import typer
 
 from addenda.cli.common import Answer, DataFile, Dtype, Label, MaxLength, Model, Question, Targets, Text, columns_of
 
-METHODS = "lora,svft:pattern=banded;band=8,shira"
+METHODS = "lora,miss:rank=16,shira"
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +32,7 @@ def compare(
         int | None, typer.Option("--search-steps", help="Steps of a first look at a rate. Default: a quarter.")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Full fine-tuning of all parameters as a control.")] = False,
-    batch: Annotated[int, typer.Option("--batch", help="Examples a step.")] = 16,
+    batch: Annotated[int, typer.Option("--batch", help="Examples a step.")] = 8,
     targets: Targets = "linear",
     within: Annotated[
         float | None, typer.Option("--within", help="Seconds it may take: rates, then arms, are dropped to fit.")

@@ -23,9 +23,12 @@ def methods(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("method", "family", "ΔW", "claims that", box=None, pad_edge=False)
+    from addenda.core.capabilities import probe
+
+    table = Table("method", "family", "ΔW", "claims that", "can (tried just now)", box=None, pad_edge=False)
     for i in found:
-        table.add_row(*map(Text, (i.name, i.family, i.equation, i.hypothesis)))  # brackets are no markup
+        can = str(probe(i.build()))
+        table.add_row(*map(Text, (i.name, i.family, i.equation, i.hypothesis, can)))  # brackets are no markup
     console = Console()
     console.print(table)
     console.print(f"\n{len(found)} methods. `addenda methods NAME` shows one in full, with its options.", markup=False)
@@ -35,12 +38,16 @@ def _full(entry) -> str:
     import dataclasses
     import inspect
 
+    from addenda.core.capabilities import probe
+
     made = entry.build()
     lines = [
         f"{entry.name}: {entry.title} ({entry.family})",
         f"  paper       {entry.paper}",
         f"  equation    {entry.equation}",
         f"  hypothesis  {entry.hypothesis}",
+        f"  can         {probe(made)}",
+        f"  rate        {entry.rate:g} (where a search for AdamW's learning rate starts)",
         "  options",
     ]
     for f in dataclasses.fields(entry.cls):

@@ -41,7 +41,7 @@ class Watch:
 def compare(
     model: str | Path | None = None,
     data: str | Path | None = None,
-    methods: Iterable[str] = ("lora", "svft:pattern=banded,band=8", "shira"),
+    methods: Iterable[str] = ("lora", "miss:rank=16", "shira"),
     *,
     out: str | Path = "runs/compare",
     budget: str | Budget = "steps=40",
@@ -49,7 +49,7 @@ def compare(
     rates: int = 3,
     search_steps: int | None = None,
     full: bool = False,
-    batch: int = 16,
+    batch: int = 8,
     targets: str = "linear",
     within: float | None = None,
     dtype: str = "auto",

@@ -1,4 +1,4 @@
-"""Few-shot judging at the cost of zero-shot: what all examples begin with is read once and kept as a cache."""
+"""Judging with a shared beginning: what all examples begin with (template, shots) is read once and kept as a cache."""
 
 import copy
 import time
@@ -15,6 +15,8 @@ from addenda.train.machine import device_of, training_mode
 
 def common_prefix(examples: Encoded) -> int:
     """How many first tokens all examples share, one short of where the first of them is judged."""
+    if examples.kind != "causal":
+        return 0
     first, last = min(examples.ids), max(examples.ids)
     shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     judged = min(next(i for i, t in enumerate(row) if t != -100) for row in examples.labels)
@@ -25,7 +27,7 @@ def common_prefix(examples: Encoded) -> int:
 def evaluate_with_cache(model: nn.Module, examples: Encoded, batch: int = 32) -> Evaluation:
     """As `evaluate`, for a causal LM; the same verdicts up to rounding, with the shared tokens computed once."""
     n = common_prefix(examples)
-    if n < 32 or not hasattr(getattr(model, "config", None), "use_cache"):
+    if n < 8 or not hasattr(getattr(model, "config", None), "use_cache"):
         return evaluate(model, examples=examples, batch=batch)
     started, device = time.perf_counter(), device_of(model)
     rows = [

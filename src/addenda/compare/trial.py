@@ -18,7 +18,7 @@ from addenda.core.errors import AddendaError
 from addenda.core.files import save
 from addenda.core.method import WeightMethod
 from addenda.train.encode import Encoded
-from addenda.train.evaluate import Evaluation, evaluate
+from addenda.train.evaluate import Evaluation
 from addenda.train.fit import Progress, fit
 from addenda.train.loss import score
 from addenda.train.machine import device_of, resident
@@ -39,11 +39,11 @@ class Arm:
 class Settings:
     """What all arms share."""
 
-    batch: int = 16
+    batch: int = 8
     schedule: str = "linear"
     warmup: float = 0.05
     weight_decay: float = 0.0
-    validation: int = 200  # examples of the validation split looked at while training
+    validation: int = 64  # examples of the validation split looked at while training
 
 
 def trial(
@@ -93,7 +93,7 @@ def trial(
         }
         if stage != "search":
             told |= {
-                s: judged(evaluate(model, examples=subject.splits[s])) for s in ("test", "ood") if s in subject.splits
+                s: judged(evaluate_with_cache(model, subject.splits[s])) for s in ("test", "ood") if s in subject.splits
             }
             told["adapter_bytes"] = _file_size(adapter)
         if not made.losses or not math.isfinite(made.losses[-1][1]):
@@ -106,8 +106,7 @@ def trial(
 def control(subject: Subject, label: str, splits: dict[str, Encoded]) -> dict:
     """The bare base on the given encodings."""
     started = time.perf_counter()
-    judge = evaluate_with_cache if subject.causal else lambda model, examples: evaluate(model, examples=examples)
-    found = {s: judged(judge(subject.model, e)) for s, e in splits.items()}
+    found = {s: judged(evaluate_with_cache(subject.model, e)) for s, e in splits.items()}
     seconds = time.perf_counter() - started
     return {"method": label, "seed": None, "stage": "control", "status": "ok", "seconds": seconds, **found}
 
@@ -137,7 +136,7 @@ def step_seconds(subject: Subject, arm: Arm, settings: Settings, tell: Callable[
 def forward_seconds(subject: Subject, split: str) -> float:
     """Seconds that judging a whole split takes, from a sixteenth of it."""
     part = _some(subject.splits[split], max(16, len(subject.splits[split]) // 16))
-    made = evaluate(subject.model, examples=part)
+    made = evaluate_with_cache(subject.model, part)
     return made.seconds / len(part) * len(subject.splits[split])
 
 

@@ -44,6 +44,9 @@ def execute(
             B, A = _factors(thin[0], kind, weight)
             w = weight if kind == LINEAR else weight.t()
             return LowRankLinear.apply(x, _dropped(x, thin[0]), w, bias, B, A)
+        if len(live) == 1 and kind == LINEAR and plain and live[0].method.has("sparse"):
+            index, values = live[0].method.sparse(live[0].tensors(), kind.to_matrix(weight).shape)
+            return SparseLinear.apply(x, weight, bias, index, values)
         if rest_ and plain:
             y = _recomputed(kind, module, x, weight, bias, rest_)
         else:
@@ -142,6 +145,37 @@ class LowRankLinear(torch.autograd.Function):
         gb = (flat.t() @ h.view(-1, h.shape[-1])).to(B.dtype) if need_b else None
         ga = (gh.t() @ path).to(A.dtype) if need_a else None
         return gx, gd, gw, gbias, gb, ga
+
+
+class SparseLinear(torch.autograd.Function):
+    """y = x (W + scatter(values))ᵀ + bias, in one product: the K entries are written into a passing copy of W.
+
+    Shapes: x (…, n); W (m, n); index, values (K), flat positions of W. Backward makes the copy again and gathers the
+    gradient of the values out of one dense product, which is dropped at once.
+    """
+
+    @staticmethod
+    def forward(ctx, x, W, bias, index, values):
+        ctx.save_for_backward(x, W, index, values)
+        return F.linear(x, _scattered(W, index, values), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy):
+        x, W, index, values = ctx.saved_tensors
+        need_x, need_w, need_bias, _, need_values = ctx.needs_input_grad
+        flat = gy.reshape(-1, gy.shape[-1])
+        gx = (flat @ _scattered(W, index, values)).view(x.shape) if need_x else None
+        gw = flat.t() @ x.reshape(-1, x.shape[-1]) if need_w or need_values else None
+        gvalues = gw.flatten()[index].to(values.dtype) if need_values and gw is not None else None
+        return gx, gw if need_w else None, flat.sum(0) if need_bias else None, None, gvalues
+
+
+def _scattered(W: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """A copy of W with W + values at the flat positions, added in float32 at least and rounded once."""
+    flat = W.detach().flatten().clone() if W.is_contiguous() else W.detach().flatten()
+    flat[index] = (flat[index].to(torch.promote_types(values.dtype, W.dtype)) + values).to(W.dtype)
+    return flat.view(W.shape)
 
 
 def _recomputed(

@@ -34,6 +34,7 @@ from addenda.core.registry import register
     equation="ΔW[a, c] = W[a, c] B[a] + B[a], in blocks of r × r",
     hypothesis="The change is the pretrained weight seen through one small matrix for each strip of blocks.",
     family="block",
+    rate=1e-3,
 )
 @dataclass(frozen=True)
 class BAT(WeightMethod):

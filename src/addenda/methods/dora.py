@@ -34,6 +34,7 @@ from addenda.core.registry import register
     equation="W' = diag(magnitude / ‖W + s B A‖_row) (W + s B A)",
     hypothesis="The directions of the rows change at low rank, and their lengths should change independently.",
     family="low-rank",
+    rate=3e-3,
 )
 @dataclass(frozen=True)
 class DoRA(WeightMethod):

@@ -36,6 +36,7 @@ from addenda.core.registry import register
     equation="ΔW = (α/b) B[:, :b] A[:b], b drawn every step",
     hypothesis="The change has low rank, and its directions can be ordered so that any first few do best.",
     family="low-rank",
+    rate=3e-3,
 )
 @dataclass(frozen=True)
 class DyLoRA(WeightMethod):

@@ -16,7 +16,7 @@ from addenda.core.registry import register
     equation="W_eff = a trained copy of W",
     hypothesis="None: the change may be anything.",
     family="dense",
-    rate=5e-5,
+    rate=1e-4,
 )
 @dataclass(frozen=True)
 class Full(Replace):

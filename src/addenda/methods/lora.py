@@ -30,6 +30,7 @@ from addenda.core.registry import register, variant
     equation="ΔW = (α/r) B A",
     hypothesis="The change that a task needs has low rank, in directions that need not be those of W.",
     family="low-rank",
+    rate=3e-3,
 )
 @dataclass(frozen=True)
 class LoRA(WeightMethod):
@@ -102,4 +103,5 @@ variant(
     paper="Meng et al. 2024, arXiv:2404.02948",
     equation="ΔW = s ((B0+dB)(A0+dA) − B0 A0), s B0 A0 the r largest singular triplets of W",
     hypothesis="The change lies near the principal singular directions of W.",
+    rate=1e-3,
 )

@@ -27,6 +27,7 @@ from addenda.core.registry import register
     equation="W' = W Rᵀ, R = blockdiag(Cayley(Q_i))",
     hypothesis="The pretrained angles between neurons are right; a task only needs its inputs turned.",
     family="rotation",
+    rate=1e-2,
 )
 @dataclass(frozen=True)
 class OFT(WeightMethod):

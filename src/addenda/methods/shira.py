@@ -29,6 +29,7 @@ from addenda.core.registry import register
     equation="ΔW = scatter(values at K fixed positions)",
     hypothesis="Changing one weight in a hundred, chosen beforehand, is enough; the change needs no low rank.",
     family="sparse",
+    rate=1e-2,
 )
 @dataclass(frozen=True)
 class SHiRA(WeightMethod):

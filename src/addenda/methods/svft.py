@@ -42,6 +42,7 @@ from addenda.core.registry import register
     equation="ΔW = U M Vᵀ, M sparse, W = U Σ Vᵀ",
     hypothesis="The change is sparse in W's own singular basis: it rescales and mixes directions W already uses.",
     family="spectral",
+    rate=3e-2,
 )
 @dataclass(frozen=True)
 class SVFT(WeightMethod):

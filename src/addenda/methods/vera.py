@@ -32,6 +32,7 @@ from addenda.core.registry import register
     equation="ΔW = diag(b) B diag(d) A, A and B random and shared",
     hypothesis="Random directions will do, the same ones everywhere; a site only needs to weigh them.",
     family="low-rank",
+    rate=3e-2,
 )
 @dataclass(frozen=True)
 class VeRA(WeightMethod):

@@ -1,0 +1,45 @@
+"""Probing finds what is there, and does not find what is not."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import addenda
+from addenda.core.capabilities import probe
+from addenda.core.method import WeightMethod
+
+
+def test_the_catalogue_can_what_its_mathematics_says():
+    can = {i.name: probe(i.build()) for i in addenda.catalogue()}
+    assert all(c.linear and c.mergeable and c.exact_start for c in can.values())
+    assert {n for n, c in can.items() if c.sparse} == {"shira"}
+    assert not any(can[n].low_rank for n in ("dora", "oft", "shira", "bat", "full"))
+    assert all(can[n].low_rank for n in ("lora", "pissa", "rslora", "dylora", "miss", "svft", "loldu"))
+    assert "low rank" in str(can["lora"])
+
+
+def test_a_method_with_calibrated_masks_is_probed_too():
+    assert probe(addenda.SHiRA(mask="gradient")).sparse
+
+
+def test_a_wrong_claim_is_not_believed():
+    @dataclass(frozen=True)
+    class Wrong(WeightMethod):
+        """Its factors are not its ΔW, and its start is not the base."""
+
+        def init(self, W, rng, p):
+            return {"b": nn.Parameter(torch.ones(W.shape[0])), "a": nn.Parameter(torch.ones(W.shape[1]))}
+
+        def delta(self, W, p):
+            return p["b"][:, None] * p["a"]
+
+        def factors(self, p, shape):
+            return 2 * p["b"][:, None], p["a"][None]
+
+        def trainable(self, m, n):
+            return m + n
+
+    found = probe(Wrong())
+    assert not found.low_rank and not found.exact_start and not found.linear
+    assert found.parameter  # there only ΔW is asked
