@@ -143,7 +143,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
 
 def test_the_winner_at_the_edge_of_the_grid_is_named(tmp_path):
     text = Page(report.page(build(tmp_path))).text
-    assert "at the edge of what was tried for LoRA: a rate beyond" in text
+    assert "at the edge of what was tried for LoRA: one beyond" in text
     assert text.count("at the edge of the grid") == 1
     assert "No learning-rate search" not in text
 

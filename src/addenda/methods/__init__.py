@@ -14,4 +14,4 @@ globals().update({i.cls.__name__: i.cls for i in catalogue()})
 
 
 def __getattr__(name: str) -> type[WeightMethod]:
-    raise AttributeError(f"addenda.methods has no {name!r}; addenda.methods() lists what there is")
+    raise AttributeError(f"addenda.methods has no {name!r}; addenda.catalogue() lists what there is")
