@@ -214,3 +214,12 @@ def test_save_with_data_started_methods(tiny, ids, tmp_path):
     ad.detach(tiny)
     ad.load(tiny, file)
     assert torch.equal(tiny(ids), y)
+
+
+def test_a_base_changed_behind_autograds_back_is_noticed(tmp_path):
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(8, 8)})
+    adapter = ad.attach(model, "lora:rank=2")
+    adapter.save(tmp_path / "x.safetensors")
+    model["a"].weight.data[0, 0] += 1.0
+    with pytest.raises(AddendaError, match="other base weights"):
+        ad.load(model, tmp_path / "x.safetensors", name="again")

@@ -41,7 +41,9 @@ _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def fingerprint(state: State, site: Site) -> str:
     """SHA-256 of the base's own stored bytes at a site (before any merge), remembered until the tensor changes."""
     own = (state.merged or {}).get(site.path, site.weight)
-    identity = (own.data_ptr(), own._version, own.dtype, tuple(own.shape))
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[own.element_size()]
+    total = int(own.detach().view(bits).sum(dtype=torch.int64))  # sees what was written behind autograd's back
+    identity = (own.data_ptr(), own._version, own.dtype, tuple(own.shape), total)
     known = state.fingerprints.get(site.path)
     if known is None or known[0] != identity:
         data = own.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
