@@ -77,7 +77,7 @@ def test_another_comparison_in_the_same_place_is_refused(files):
 
 
 def test_what_does_not_fit_the_time_is_dropped_and_said(files):
-    record = run(files, rates=3, full=True, within=0.5)
+    record = run(files, rates=3, full=True, within=0.05)
     assert len(record.config["methods"]) == 1 and record.config["search"] is None
     assert any("left out" in note for note in record.config["notes"])
     assert "1 learning rate" in " ".join(record.config["notes"])

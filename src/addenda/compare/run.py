@@ -1,7 +1,8 @@
 """`compare`: which method is worth it here? Same model, data and budget for every arm, seeds, intervals, a record.
 
-The step time of every arm is measured first and the wall time predicted; where it would exceed `within`, rates of the
-search go first, then the full fine-tuning control, then methods from the end of the list, and the record says so.
+The step time of every arm is measured first and the wall time predicted; where it would exceed `within`, test items go
+first (down to 200), then rates of the search, then the full fine-tuning control, then methods from the end of the list,
+and the record says so.
 A run that is in the record is never repeated, so an interrupted comparison goes on with the same command.
 """
 
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from addenda.compare.budget import Budget, fitted
 from addenda.compare.record import Record, trial_name
@@ -26,6 +28,7 @@ from addenda.train.fit import Event
 from addenda.train.machine import hardware, versions
 
 FULL = "full"
+LEAST_ITEMS = 200  # of the test split, where time is short
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,12 @@ def compare(
     out = Path(out)
     if (out / "config.json").exists():
         record = _going_on(out, watch)
-        arms = _as_recorded(arms, record)
-        seeds_ = record.config["seeds"]
+        arms, subject = _as_recorded(arms, record), _as_judged(subject, record)
     else:
-        record, arms, seeds_ = _fresh(
+        record, arms, subject = _fresh(
             out, subject, arms, settings, budget, list(range(seeds)), search_steps, within, command, title, watch
         )
-    _run(record, subject, arms, settings, seeds_, watch)
+    _run(record, subject, arms, settings, record.config["seeds"], watch)
     record = Record.read(out)
     report = write_report(out)
     watch.done(record)
@@ -134,7 +136,7 @@ def _fresh(
     command: str,
     title: str | None,
     watch: Watch,
-) -> tuple[Record, list[Arm], list[int]]:
+) -> tuple[Record, list[Arm], Subject]:
     """Measure, predict, drop what does not fit, ask, and write the configuration."""
     attention = choose_attention(subject, settings.batch)
     seconds = {arm.label: step_seconds(subject, arm, settings, watch.say) for arm in arms}
@@ -157,6 +159,13 @@ def _fresh(
         return 1.1 * total
 
     notes: list[str] = []
+    if within is not None and predicted(arms) > within and len(subject.splits["test"]) > LEAST_ITEMS:
+        notes.append(
+            f"Only the first {LEAST_ITEMS} test items are judged: {_minutes(predicted(arms))} were predicted with all "
+            f"{len(subject.splits['test'])}, more than the {_minutes(within)} allowed."
+        )
+        judge *= LEAST_ITEMS / len(subject.splits["test"])
+        subject = subject.limited(LEAST_ITEMS)
     arms = _fitting(arms, predicted, within, notes)
     steps = {arm.label: steps_of(arm) for arm in arms}
     total = predicted(arms)
@@ -165,7 +174,7 @@ def _fresh(
         "title": title or f"{', '.join(a.label for a in arms)} on {subject.about_data['name']}",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "model": subject.about_model | {"attention": attention},
+        "model": subject.about_model | {"attention": attention[0], "attention_seconds": attention[1]},
         "data": subject.about_data,
         "budget": {"kind": budget.kind, "value": budget.value, "steps": max(steps.values()), "batch": settings.batch},
         "methods": _titled({arm.label: _about(arm, subject, steps[arm.label]) for arm in arms}),
@@ -186,7 +195,7 @@ def _fresh(
     )
     if not watch.ask(f"Run for about {_minutes(total)}?"):
         raise AddendaError(f"Nothing was run. {out} was not written.")
-    return Record.write_config(out, config), arms, seeds
+    return Record.write_config(out, config), arms, subject
 
 
 def _fitting(arms: list[Arm], predicted: Callable, within: float | None, notes: list[str]) -> list[Arm]:
@@ -252,6 +261,14 @@ def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
     if differing:
         raise AddendaError(f"{record.path} has other options for {', '.join(differing)}. Choose another --out.")
     return [replace(kept[label], rates=tuple(m["rates"])) for label, m in known.items()]
+
+
+def _as_judged(subject: Subject, record: Record) -> Subject:
+    """The subject with the recorded number of test items and attention implementation."""
+    if record.config["model"].get("attention"):
+        model: Any = subject.model
+        model.set_attn_implementation(record.config["model"]["attention"])
+    return subject.limited(record.config["data"]["sizes"]["test"])
 
 
 def _run(record: Record, subject: Subject, arms: list[Arm], settings: Settings, seeds: list[int], watch: Watch) -> None:

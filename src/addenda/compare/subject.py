@@ -150,17 +150,17 @@ def from_files(
     )
 
 
-def choose_attention(subject: Subject, batch: int) -> dict[str, float]:
+def choose_attention(subject: Subject, batch: int) -> tuple[str | None, dict[str, float]]:
     """Measure a training step's forward and backward with each attention implementation, set the fastest, for all arms.
 
-    Returns seconds by name (empty where the model has no choice).
+    Returns its name and the seconds of each (None and nothing where the model has no choice).
     """
     import time
 
     model: Any = subject.model
     train = subject.splits["train"]
     if not hasattr(model, "set_attn_implementation"):
-        return {}
+        return None, {}
     rows = sorted(range(len(train)), key=lambda i: -train.lengths[i])[len(train) // 4 :][:batch]
     tensors = {k: t.to(device_of(model)) for k, t in Collator(train.pad, train.kind)([train[i] for i in rows]).items()}
     first = next(p for p in model.parameters() if p.dim() > 1)
@@ -185,8 +185,9 @@ def choose_attention(subject: Subject, batch: int) -> dict[str, float]:
     finally:
         for p, flag in flags:
             p.requires_grad_(flag)
-    model.set_attn_implementation(min(seconds, key=seconds.__getitem__))
-    return seconds
+    best = min(seconds, key=seconds.__getitem__)
+    model.set_attn_implementation(best)
+    return best, seconds
 
 
 def _count(model: nn.Module) -> int:

@@ -146,8 +146,9 @@ def _loss(train: Encoded) -> Callable[[Any, Any], Tensor]:
 
 
 def _looks(steps: int, stage: str) -> list[int]:
-    """When validation is looked at: four times in a run, once in a search."""
-    return [steps] if stage == "search" else sorted({max(1, round(steps * k / 4)) for k in range(1, 5)})
+    """When validation is looked at: once in a search, twice in a short run, else four times."""
+    times = 1 if stage == "search" else 2 if steps <= 50 else 4
+    return sorted({max(1, round(steps * k / times)) for k in range(1, times + 1)})
 
 
 def _some(split: Encoded, n: int) -> Encoded:

@@ -74,13 +74,13 @@ def probe(method: WeightMethod) -> Capabilities:
 
 def _try(model: nn.ModuleDict, path: str, method: WeightMethod, x: Tensor) -> dict[str, bool]:
     """On one layer: whether its output is that of the effective weight, and what the faster forms say."""
-    nothing = dict.fromkeys(("agrees", "low_rank", "sparse", "mergeable", "exact_start"), False)
+    nothing: dict[str, bool] = dict.fromkeys(("agrees", "low_rank", "sparse", "mergeable", "exact_start"), False)
     layer = model["layer"]
     before = layer(x)
     seen = [{"x": x}] if method.calibration else None
     try:
         with torch.enable_grad():
-            attach(model, method, targets=path, calibration=seen, loss=lambda m, b: m["layer"](b["x"]).square().sum())
+            attach(model, method, targets=path, calibration=seen, loss=lambda *_: layer(x).square().sum())
         exact = torch.equal(layer(x), before)
         model.eval()  # without the values that schedules draw for training
         site, tensors = site_at(model, path), tensors_at(model, "default", path)
