@@ -42,7 +42,9 @@ def tune(
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data (1 without --steps).")] = None,
     batch: Annotated[int, typer.Option("--batch", help="Examples a step.")] = 16,
     accumulate: Annotated[int, typer.Option("--accumulate", help="Parts of a batch, to save memory.")] = 1,
-    rate: Annotated[float, typer.Option("--rate", help="Highest learning rate.")] = 1e-3,
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Highest learning rate. Default: the catalogue's for the method.")
+    ] = None,
     schedule: Annotated[str, typer.Option("--schedule", help="linear, cosine or constant.")] = "linear",
     warmup: Annotated[float, typer.Option("--warmup", help="Warm-up: steps, or a share below 1.")] = 0.05,
     weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of the adapter's tensors.")] = 0.0,

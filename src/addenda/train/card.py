@@ -55,7 +55,7 @@ def write_card(folder: Path, adapter: Adapter, run: dict) -> None:
         "---",
         f"# An adapter of {Path(run['base']).name}",
         "",
-        f"A small change to the frozen model `{run['base']}`, trained with [addenda](https://github.com/addenda/addenda).",
+        f"A small change to the frozen model `{run['base']}`, trained with addenda.",
         "",
         "| | |",
         "| --- | --- |",

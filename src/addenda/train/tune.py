@@ -19,7 +19,8 @@ from torch import nn
 from addenda.core.attach import Spec, attach
 from addenda.core.errors import AddendaError
 from addenda.core.files import save
-from addenda.core.registry import build
+from addenda.core.method import WeightMethod
+from addenda.core.registry import build, catalogue
 from addenda.core.targets import Target
 from addenda.train.batches import Collator, batches
 from addenda.train.card import write_card, write_run
@@ -80,7 +81,8 @@ def tune(
     first see eight batches of the training data. also_train: modules trained as whole copies; "auto": a classifier's
     head and whatever came without weights. steps or epochs (1 if neither). eval_data: data, or a share of it to hold
     out by questions. max_length, overflow, chat: see `encode`. dtype: "auto" is bfloat16 where it is fast; a loaded
-    module keeps its own. progress: shown on stderr, or a function, or False. options: rate, schedule, eval_every,
+    module keeps its own. progress: shown on stderr, or a function, or False. options: rate (if not given, where the
+    catalogue starts a search for the method's), schedule, eval_every,
     early_stop, … as in `fit`.
 
     Raises AddendaError for whatever a user could mend: model, data, method, settings, an interrupted run of others.
@@ -88,6 +90,8 @@ def tune(
     if steps is not None and epochs is not None:
         raise AddendaError(f"Give steps or epochs, not both; got steps={steps} and epochs={epochs}.")
     chosen = build(method) if isinstance(method, str) else method
+    if options.get("rate") is None:
+        options["rate"] = starting_rate(chosen)
     loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns or {}, dtype, device, seed)
     model, tokenizer = loaded.model, loaded.tokenizer
     heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
@@ -120,7 +124,7 @@ def tune(
         path = save(adapter, folder / "adapter.safetensors")
         told = {
             "method": _described(chosen), "targets": targets, "exclude": exclude, "also_train": list(heads),
-            "steps": steps, "epochs": epochs, "batch": batch, "rate": 1e-3, "seed": seed, "max_length": limit,
+            "steps": steps, "epochs": epochs, "batch": batch, "seed": seed, "max_length": limit,
             "overflow": overflow, "chat": chat, "columns": columns or {}, "note": loaded.note,
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), **options,
         }  # fmt: skip
@@ -173,6 +177,12 @@ def _prepare(
             f"{train.source} holds {train.form} examples, which a {type(loaded.model).__name__} cannot learn."
         )
     return loaded, train, held
+
+
+def starting_rate(method: Any) -> float:
+    """Where the catalogue starts a search for this method's learning rate; 1e-3 for several methods together."""
+    known = [i.rate for i in catalogue() if isinstance(method, WeightMethod) and i.name == method.name]
+    return known[0] if known else 1e-3
 
 
 def data_task(data: Any):
