@@ -28,6 +28,7 @@ from addenda.train.fit import Event
 from addenda.train.machine import hardware, versions
 
 FULL = "full"
+CHECKPOINT_SECONDS = 300.0  # of training between two checkpoints of one run
 LEAST_ITEMS = 200  # of the test split, where time is short
 
 
@@ -285,12 +286,13 @@ def _run(record: Record, subject: Subject, arms: list[Arm], settings: Settings, 
         nonlocal record
         found = record.find(arm.label, stage, seed, rate, steps)
         if found is None:
-            folder = partial / trial_name(
-                {"method": arm.label, "stage": stage, "seed": seed, "rate": rate, "steps": steps}
-            )
+            name = trial_name({"method": arm.label, "stage": stage, "seed": seed, "rate": rate, "steps": steps})
+            pace, folder = known.get("measured_step_seconds", {}).get(arm.label, 1.0), partial / name
+            long = pace * steps > CHECKPOINT_SECONDS  # a shorter run is quicker repeated than saved ten times
             found = trial(
                 subject, arm, settings, stage=stage, seed=seed, rate=rate, steps=steps,
-                progress=watch.trial(arm.label, stage, seed, rate), checkpoints=folder if stage == "final" else None,
+                progress=watch.trial(arm.label, stage, seed, rate), checkpoints=folder if long else None,
+                save_every=max(1, round(CHECKPOINT_SECONDS / pace)),
             )  # fmt: skip
             record = record.write_trial(found)
             shutil.rmtree(folder, ignore_errors=True)

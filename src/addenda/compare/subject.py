@@ -1,5 +1,7 @@
 """What a comparison is about: one model, loaded once, and the same encoded data for every arm."""
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -155,34 +157,30 @@ def choose_attention(subject: Subject, batch: int) -> tuple[str | None, dict[str
 
     Returns its name and the seconds of each (None and nothing where the model has no choice).
     """
-    import time
-
     model: Any = subject.model
     train = subject.splits["train"]
     if not hasattr(model, "set_attn_implementation"):
         return None, {}
     rows = sorted(range(len(train)), key=lambda i: -train.lengths[i])[len(train) // 4 :][:batch]
     tensors = {k: t.to(device_of(model)) for k, t in Collator(train.pad, train.kind)([train[i] for i in rows]).items()}
-    first = next(p for p in model.parameters() if p.dim() > 1)
-    seconds = {}
     flags = [(p, p.requires_grad) for p in model.parameters()]
+    hook = model.get_input_embeddings().register_forward_hook(lambda module, ids, y: y.requires_grad_())
+    seconds: dict[str, float] = {}
     try:
         for p, _ in flags:
-            p.requires_grad_(p is first)
-        for name in ("sdpa", "eager"):
-            try:
-                model.set_attn_implementation(name)
-            except (ValueError, ImportError):
-                continue
-            times = []
-            with training_mode(model, False):
-                for _ in range(3):
+            p.requires_grad_(False)
+        with training_mode(model, True):
+            for _ in range(4):  # in turn, and the fastest counts: the machine may be shared
+                for name in ("sdpa", "eager"):
+                    try:
+                        model.set_attn_implementation(name)
+                    except (ValueError, ImportError):
+                        continue
                     started = time.perf_counter()
                     score(model, tensors, train.kind).mean.backward()
-                    times.append(time.perf_counter() - started)
-                    first.grad = None
-            seconds[name] = min(times[1:])
+                    seconds[name] = min(seconds.get(name, math.inf), time.perf_counter() - started)
     finally:
+        hook.remove()
         for p, flag in flags:
             p.requires_grad_(flag)
     best = min(seconds, key=seconds.__getitem__)

@@ -57,6 +57,7 @@ def trial(
     steps: int,
     progress: Progress | None = None,
     checkpoints: Path | None = None,
+    save_every: int | None = None,
 ) -> dict:
     """Run once and return what the record keeps (see `compare.record`). stage: "search" judges on validation only.
 
@@ -78,7 +79,7 @@ def trial(
                 model, adapter, train, steps=steps, batch=settings.batch, rate=rate, schedule=settings.schedule,
                 warmup=settings.warmup, weight_decay=settings.weight_decay, seed=seed, eval=validation,
                 eval_every=_looks(steps, stage), progress=progress, memory_floor=floor,
-                out=checkpoints, resume=checkpoints is not None,
+                out=checkpoints, save_every=save_every, resume=checkpoints is not None,
             )  # fmt: skip
         except AddendaError as error:
             if "diverged" not in str(error):
