@@ -19,7 +19,7 @@ from addenda.compare.record import Record, trial_name
 from addenda.compare.report import write_report
 from addenda.compare.search import cost, grid, search
 from addenda.compare.subject import Subject, choose_attention, embedded, from_files
-from addenda.compare.trial import Arm, Settings, control, forward_seconds, step_seconds, trial
+from addenda.compare.trial import Arm, Settings, control, forward_seconds, looks, step_seconds, trial
 from addenda.core.errors import AddendaError
 from addenda.core.method import WeightMethod
 from addenda.core.plan import plan
@@ -145,6 +145,8 @@ def _fresh(
     look = forward_seconds(subject, "validation") * min(1, settings.validation / len(subject.splits["validation"]))
     few = 1.5 * len(subject.controls)  # the shots are read once, but attended to by every question
 
+    further = 0 if within is not None else 1  # rates beyond an edge of the grid: not where time is short
+
     def steps_of(arm: Arm) -> int:
         return max(1, round(budget.value / seconds[arm.label])) if budget.kind == "seconds" else budget.steps
 
@@ -155,9 +157,11 @@ def _fresh(
         total = judge * (1 + few)
         for arm in arms:
             n = len(arm.rates)
-            total += seconds[arm.label] * cost(n, first(arm)) + look * (n if n > 1 else 0)
-            total += len(seeds) * (seconds[arm.label] * steps_of(arm) + judge + 4 * look)
-        return 1.1 * total
+            total += seconds[arm.label] * cost(n, first(arm), further) + look * (n if n > 1 else 0)
+            total += len(seeds) * (
+                seconds[arm.label] * steps_of(arm) + judge + len(looks(steps_of(arm), "final")) * look
+            )
+        return 1.05 * total
 
     notes: list[str] = []
     if within is not None and predicted(arms) > within and len(subject.splits["test"]) > LEAST_ITEMS:
@@ -180,7 +184,12 @@ def _fresh(
         "budget": {"kind": budget.kind, "value": budget.value, "steps": max(steps.values()), "batch": settings.batch},
         "methods": _titled({arm.label: _about(arm, subject, steps[arm.label]) for arm in arms}),
         "seeds": seeds,
-        "search": {"kind": "successive halving", "rates": searched, "steps": {a.label: first(a) for a in arms}}
+        "search": {
+            "kind": "successive halving",
+            "rates": searched,
+            "steps": {a.label: first(a) for a in arms},
+            "further": further,
+        }
         if searched
         else None,
         "versions": versions(),
@@ -299,10 +308,12 @@ def _run(record: Record, subject: Subject, arms: list[Arm], settings: Settings, 
             watch.done(record)
         return found
 
-    best = {}
+    best, how = {}, known["search"] or {"steps": {}, "further": 0}
     for arm in arms:
-        steps = (known["search"] or {}).get("steps", {}).get(arm.label, 10)
-        best[arm.label] = search(arm.rates, steps, lambda rate, n, arm=arm: once(arm, "search", 1000, rate, n))
+        steps = how["steps"].get(arm.label, 10)
+        best[arm.label] = search(
+            arm.rates, steps, lambda rate, n, arm=arm: once(arm, "search", 1000, rate, n), how["further"]
+        )
     for seed in seeds:
         for arm in arms:
             once(arm, "final", seed, best[arm.label], known["methods"][arm.label]["steps"])

@@ -50,6 +50,6 @@ def _score(trial: dict) -> float:
     return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
-def cost(rates: int, steps: int) -> int:
-    """Steps that the search of one arm takes, one rate beyond the grid included."""
-    return sum(n * s for n, s in rungs(rates, steps)) + (steps if rates > 1 else 0)
+def cost(rates: int, steps: int, further: int = 1) -> int:
+    """Steps that the search of one arm may take, `further` rates beyond the grid included."""
+    return sum(n * s for n, s in rungs(rates, steps)) + (further * steps if rates > 1 else 0)

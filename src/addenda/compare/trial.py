@@ -78,7 +78,7 @@ def trial(
             made = fit(
                 model, adapter, train, steps=steps, batch=settings.batch, rate=rate, schedule=settings.schedule,
                 warmup=settings.warmup, weight_decay=settings.weight_decay, seed=seed, eval=validation,
-                eval_every=_looks(steps, stage), progress=progress, memory_floor=floor,
+                eval_every=looks(steps, stage), progress=progress, memory_floor=floor,
                 out=checkpoints, save_every=save_every, resume=checkpoints is not None,
             )  # fmt: skip
         except AddendaError as error:
@@ -135,8 +135,8 @@ def step_seconds(subject: Subject, arm: Arm, settings: Settings, tell: Callable[
 
 
 def forward_seconds(subject: Subject, split: str) -> float:
-    """Seconds that judging a whole split takes, from a sixteenth of it."""
-    part = _some(subject.splits[split], max(16, len(subject.splits[split]) // 16))
+    """Seconds that judging a whole split takes, from a part of it."""
+    part = _some(subject.splits[split], 128)
     made = evaluate_with_cache(subject.model, part)
     return made.seconds / len(part) * len(subject.splits[split])
 
@@ -146,7 +146,7 @@ def _loss(train: Encoded) -> Callable[[Any, Any], Tensor]:
     return lambda model, batch: score(model, batch, train.kind).mean
 
 
-def _looks(steps: int, stage: str) -> list[int]:
+def looks(steps: int, stage: str) -> list[int]:
     """When validation is looked at: once in a search, twice in a short run, else four times."""
     times = 1 if stage == "search" else 2 if steps <= 50 else 4
     return sorted({max(1, round(steps * k / times)) for k in range(1, times + 1)})
