@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/addenda setup-demo
-	$(BIN)/addenda compare --within 600 --yes --out $(OUT)
+	$(BIN)/addenda compare --batch 4 --within 600 --yes --out $(OUT)
 
 test: setup
 	$(BIN)/addenda setup-demo
