@@ -38,7 +38,7 @@ from addenda.core.registry import register
     equation="ΔW = (α/r) P L_r diag(d) U_r, W = P L D U",
     hypothesis="Rescaling the pretrained weight's own triangular components is enough of a change.",
     family="spectral",
-    rate=3e-2,
+    rate=3e-3,
 )
 @dataclass(frozen=True)
 class LoLDU(WeightMethod):

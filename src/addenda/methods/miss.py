@@ -34,7 +34,7 @@ from addenda.core.registry import register
     equation="ΔW = Dᵀ [I_r … I_r]",
     hypothesis="The change needs no input directions of its own: sums over groups of inputs carry enough.",
     family="block",
-    rate=1e-3,
+    rate=3e-4,
 )
 @dataclass(frozen=True)
 class MiSS(WeightMethod):

@@ -29,7 +29,7 @@ from addenda.core.registry import register
     equation="ΔW = scatter(values at K fixed positions)",
     hypothesis="Changing one weight in a hundred, chosen beforehand, is enough; the change needs no low rank.",
     family="sparse",
-    rate=1e-2,
+    rate=3e-3,
 )
 @dataclass(frozen=True)
 class SHiRA(WeightMethod):
