@@ -107,7 +107,6 @@ def compare(
     _run(record, subject, arms, settings, record.config["seeds"], watch)
     record = Record.read(out)
     report = write_report(out)
-    watch.done(record)
     watch.say(f"Report: {report}")
     return record
 
