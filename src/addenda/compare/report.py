@@ -127,7 +127,7 @@ def budget(record: Record) -> str:
         return f"in {value:g} seconds of training"
     if b.get("kind") == "parameters":
         return f"at about {count(value)} trainable parameters"
-    return f"at {value:,} steps"
+    return f"at {round(value):,} steps"
 
 
 def _titles(record: Record) -> dict[str, str]:
