@@ -12,7 +12,7 @@ Item i of a reasoning-gym data set is drawn from `Random(seed + i)`, so sets wit
 drawn as "seed 1, seed 2, seed 3" would share nearly all. Here one pool is drawn, deduplicated by the normalised
 question and cut by a hash of the question: an example's split depends on nothing but its text. `ood` (out of
 distribution) holds numbers of up to four digits instead of three, from seeds that the pool does not touch. (Lists of
-four numbers were tried: after 60 steps no method got a single one right.)
+four numbers were tried: after 60 steps neither LoRA nor norms alone got one of 200 right.)
 """
 
 import hashlib
