@@ -10,7 +10,7 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick lint setup clean
+.PHONY: demo test quick lint setup count clean
 
 setup: $(VENV)/.installed
 
@@ -36,6 +36,11 @@ lint: setup
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
 	$(BIN)/pyright
+
+# lines that are neither blank nor comment, file by file
+count:
+	@for f in $$(find src/addenda -name '*.py' | sort); do \
+		awk -v f=$$f '!/^[[:space:]]*(#|$$)/ {n++} END {printf "%5d %s\n", n, f}' $$f; done
 
 clean:
 	rm -rf $(VENV) runs

@@ -10,7 +10,6 @@ from torch import nn
 
 import addenda as ad
 from addenda.core.adapted import slots_of
-from addenda.core.attach import renamed
 from addenda.core.errors import AddendaError
 
 LORA = ad.LoRA(rank=2)
@@ -255,7 +254,6 @@ def test_progress_and_repr(tiny):
     assert repr(adapter) == "Adapter('default': lora, 2 sites, 64 trainable)"
     assert adapter.seconds > 0
     assert "1 adapter(s), base untouched" in ad.status(tiny)
-    assert renamed(LORA, rank=4) == ad.LoRA(rank=4)
 
 
 # -- the handle ----------------------------------------------------------------------------------------------------

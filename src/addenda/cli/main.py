@@ -6,8 +6,8 @@ from importlib import import_module
 
 import typer
 
-# Threads wait for each other asleep, not spinning: on two cores, one of them used by another process, a step of SmolLM2
-# took 3.0 s instead of 16. libgomp reads this when torch is imported.
+# Threads wait for each other asleep, not spinning: a step is several times faster where another process uses one of two
+# cores, and little slower where none does. libgomp reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = ("methods", "plan", "tune", "compare", "evaluate", "demo", "inspect")

@@ -85,6 +85,7 @@ def tune(
         if result:
             typer.echo(f"{when}: {judged(result)}")
     memory = "" if made.peak_memory is None else f", {made.peak_memory / 2**20:,.0f} MiB above the model"
+    typer.echo(f"attached in {made.adapter.seconds:.1f} s, {made.adapter.trainable:,} trained numbers")
     typer.echo(f"{made.step_seconds:.3f} s a step, {made.tokens_per_second:,.0f} tokens/s{memory}")
     typer.echo(f"written: {made.path}, with README.md and run.json")
 

@@ -20,7 +20,6 @@ class Board:
         self.console = console or Console(stderr=True)
         self.live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
         self.started, self.rows, self.now = time.monotonic(), {}, None
-        self.total: int | None = None
 
     def __enter__(self) -> "Board":
         return self

@@ -10,13 +10,13 @@ Files are strict JSON: a loss that is not finite is stored as null.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from addenda.core.atomic import write_atomically
 from addenda.core.errors import AddendaError
 
 SCHEMA = 1
@@ -245,18 +245,4 @@ def _plain(value: Any) -> Any:
 
 def _write(file: Path, value: Any) -> None:
     """Write `value` as JSON to `file`: whole, on disk, or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as out:
-            json.dump(value, out, indent=1, ensure_ascii=False, allow_nan=False)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the rename itself must reach the disk too
-        directory = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    write_atomically(file, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode())

@@ -5,7 +5,6 @@ Blue says "not beaten by any other method", vermilion says "diverged", everythin
 in words. Accuracies are shown in percent, differences in points. Plots are in `figures.py`.
 """
 
-import os
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -18,15 +17,14 @@ from addenda.compare.figures import axis, curves, scatters
 from addenda.compare.record import Record
 from addenda.compare.stats import Comparison, analyse
 from addenda.compare.words import count, duration, listed, lower, percent, points, rate, size, whole
+from addenda.core.atomic import write_atomically
 
 
 def write_report(record_dir: str | Path) -> Path:
     """Write `report.html` into the record directory, whole or not at all; returns its path."""
     record = Record.read(record_dir)
     file = record.path / "report.html"
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(page(record), encoding="utf-8")
-    os.replace(temporary, file)
+    write_atomically(file, page(record).encode())
     return file
 
 

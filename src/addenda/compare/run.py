@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from addenda.compare.budget import Budget, fitted
+from addenda.compare.costs import Costs, fit_within, measure, minutes
 from addenda.compare.record import Record, trial_name
 from addenda.compare.report import write_report
-from addenda.compare.search import cost, grid, search
+from addenda.compare.search import grid, search
 from addenda.compare.subject import Subject, choose_attention, embedded, from_files
-from addenda.compare.trial import Arm, Settings, control, forward_seconds, looks, step_seconds, trial
+from addenda.compare.trial import Arm, Settings, control, trial
 from addenda.core.errors import AddendaError
 from addenda.core.method import WeightMethod
 from addenda.core.plan import plan
@@ -29,7 +30,6 @@ from addenda.train.machine import hardware, versions
 
 FULL = "full"
 CHECKPOINT_SECONDS = 300.0  # of training between two checkpoints of one run
-LEAST_ITEMS = 200  # of the test split, where time is short
 
 
 @dataclass(frozen=True)
@@ -138,93 +138,46 @@ def _fresh(
     watch: Watch,
 ) -> tuple[Record, list[Arm], Subject]:
     """Measure, predict, drop what does not fit, ask, and write the configuration."""
-    attention = choose_attention(subject, settings.batch)
-    seconds = {arm.label: step_seconds(subject, arm, settings, watch.say) for arm in arms}
-    judge = sum(forward_seconds(subject, s) for s in ("test", "ood") if s in subject.splits)
-    look = forward_seconds(subject, "validation") * min(1, settings.validation / len(subject.splits["validation"]))
-    few = 1.5 * len(subject.controls)  # the shots are read once, but attended to by every question
-
+    attention, timed = choose_attention(subject, settings.batch)
     further = 0 if within is not None else 1  # rates beyond an edge of the grid: not where time is short
-
-    def steps_of(arm: Arm) -> int:
-        return max(1, round(budget.value / seconds[arm.label])) if budget.kind == "seconds" else budget.steps
-
-    def first(arm: Arm) -> int:
-        return search_steps or max(min(10, steps_of(arm)), steps_of(arm) // 4)
-
-    def predicted(arms: list[Arm]) -> float:
-        total = judge * (1 + few)
-        for arm in arms:
-            n = len(arm.rates)
-            total += seconds[arm.label] * cost(n, first(arm), further) + look * (n if n > 1 else 0)
-            total += len(seeds) * (
-                seconds[arm.label] * steps_of(arm) + judge + len(looks(steps_of(arm), "final")) * look
-            )
-        return 1.05 * total
-
-    notes: list[str] = []
-    if within is not None and predicted(arms) > within and len(subject.splits["test"]) > LEAST_ITEMS:
-        notes.append(
-            f"Only the first {LEAST_ITEMS} test items are judged: {_minutes(predicted(arms))} were predicted with all "
-            f"{len(subject.splits['test'])}, more than the {_minutes(within)} allowed."
-        )
-        judge *= LEAST_ITEMS / len(subject.splits["test"])
-        subject = subject.limited(LEAST_ITEMS)
-    arms = _fitting(arms, predicted, within, notes)
-    steps = {arm.label: steps_of(arm) for arm in arms}
-    total = predicted(arms)
-    searched = {arm.label: list(arm.rates) for arm in arms if len(arm.rates) > 1}
+    costs = measure(subject, arms, settings, budget, len(seeds), search_steps, further, watch.say)
+    measured, notes = costs.step, []
+    if within is not None:
+        costs, arms, subject, notes = fit_within(costs, arms, subject, within)
+    steps = {arm.label: costs.steps(arm) for arm in arms}
+    total = costs.total(arms)
     config = {
         "title": title or f"{', '.join(a.label for a in arms)} on {subject.about_data['name']}",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "model": subject.about_model | {"attention": attention[0], "attention_seconds": attention[1]},
+        "model": subject.about_model | {"attention": attention, "attention_seconds": timed},
         "data": subject.about_data,
         "budget": {"kind": budget.kind, "value": budget.value, "steps": max(steps.values()), "batch": settings.batch},
         "methods": _titled({arm.label: _about(arm, subject, steps[arm.label]) for arm in arms}),
         "seeds": seeds,
-        "search": {
-            "kind": "successive halving",
-            "rates": searched,
-            "steps": {a.label: first(a) for a in arms},
-            "further": further,
-        }
-        if searched
-        else None,
+        "search": _search_of(arms, costs),
         "versions": versions(),
         "hardware": hardware(),
         "predicted_seconds": total,
-        "measured_step_seconds": seconds,
+        "measured_step_seconds": measured,
         "notes": notes,
     }
     watch.say(
-        f"{len(arms)} arms, {len(seeds)} seeds, {max(steps.values())} steps: about {_minutes(total)}"
-        + "".join(f"; {label} {s:.2f} s a step" for label, s in seconds.items())
+        f"{len(arms)} arms, {len(seeds)} seeds, {max(steps.values())} steps: about {minutes(total)}"
+        + "".join(f"; {label} {s:.2f} s a step" for label, s in measured.items())
         + "".join(f"\n{note}" for note in notes)
     )
-    if not watch.ask(f"Run for about {_minutes(total)}?"):
+    if not watch.ask(f"Run for about {minutes(total)}?"):
         raise AddendaError(f"Nothing was run. {out} was not written.")
     return Record.write_config(out, config), arms, subject
 
 
-def _fitting(arms: list[Arm], predicted: Callable, within: float | None, notes: list[str]) -> list[Arm]:
-    """Drop rates, then the full control, then methods from the end, until the prediction is within the limit."""
-    if within is None:
-        return arms
-    asked = predicted(arms)
-    if asked <= within:
-        return arms
-    why = f"{_minutes(asked)} were predicted, more than the {_minutes(within)} allowed"
-    for n in (2, 1):
-        if len(arms[0].rates) > n and predicted(arms) > within:
-            middle = [a.rates[len(a.rates) // 2 - (n == 2) : len(a.rates) // 2 + 1] for a in arms]
-            arms = [replace(a, rates=m) for a, m in zip(arms, middle, strict=True)]
-            notes.append(f"The search was cut to {n} learning rate{'s' * (n > 1)} per method: {why}.")
-    while predicted(arms) > within and len(arms) > 1:
-        gone = arms[-1]
-        arms = arms[:-1]
-        notes.append(f"{gone.label} was left out: {why}.")
-    return arms
+def _search_of(arms: list[Arm], costs: Costs) -> dict | None:
+    """What is recorded of the search, or None where every arm has one rate."""
+    searched = {arm.label: list(arm.rates) for arm in arms if len(arm.rates) > 1}
+    steps = {arm.label: costs.first(arm) for arm in arms}
+    kind = "successive halving"
+    return {"kind": kind, "rates": searched, "steps": steps, "further": costs.further} if searched else None
 
 
 def _about(arm: Arm, subject: Subject, steps: int) -> dict:
@@ -283,8 +236,7 @@ def _as_judged(subject: Subject, record: Record) -> Subject:
 def _run(record: Record, subject: Subject, arms: list[Arm], settings: Settings, seeds: list[int], watch: Watch) -> None:
     """Every run that the record lacks, searches first, then seed by seed so that early seeds are complete."""
     known, partial = record.config, record.path / "partial"
-    tested = {s: subject.splits[s] for s in ("test", "ood") if s in subject.splits}
-    for label, splits in {"base": tested, **subject.controls}.items():
+    for label, splits in {"base": subject.tested, **subject.controls}.items():
         if record.find(label, "control") is None:
             watch.trial(label, "control", None, None)
             record = record.write_trial(control(subject, label, splits))
@@ -317,7 +269,3 @@ def _run(record: Record, subject: Subject, arms: list[Arm], settings: Settings, 
         for arm in arms:
             once(arm, "final", seed, best[arm.label], known["methods"][arm.label]["steps"])
     shutil.rmtree(partial, ignore_errors=True)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"

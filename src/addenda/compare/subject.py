@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from addenda.core.borrow import frozen, training_mode
 from addenda.core.errors import AddendaError
 from addenda.train.batches import Collator
-from addenda.train.data import read
+from addenda.train.data import of_task, read
 from addenda.train.encode import Encoded, encode
-from addenda.train.load import label_names, load_model, task_in
+from addenda.train.load import config_of, label_names, load_model, task_in
 from addenda.train.loss import score
-from addenda.train.machine import device_of, training_mode
+from addenda.train.machine import device_of
 
 SPLITS = ("train", "validation", "test", "ood")
 SHOTS = 8  # finished examples before the question, in the control without training
@@ -41,7 +41,7 @@ class Subject:
         most = {"test": items, "ood": max(1, items // 2)}
 
         def cut(splits: dict[str, Encoded]) -> dict[str, Encoded]:
-            return {k: e.take(range(min(len(e), most[k]))) if k in most else e for k, e in splits.items()}
+            return {k: e.first(most.get(k, len(e))) for k, e in splits.items()}
 
         splits = cut(self.splits)
         about = self.about_data | {"sizes": {k: len(v) for k, v in splits.items()}}
@@ -49,20 +49,20 @@ class Subject:
         return replace(self, splits=splits, controls=controls, about_data=about)
 
     @property
-    def causal(self) -> bool:
-        return self.splits["train"].kind == "causal"
+    def tested(self) -> dict[str, Encoded]:
+        """The splits that final runs and the base are judged on."""
+        return {s: self.splits[s] for s in ("test", "ood") if s in self.splits}
 
 
 def embedded(tell: Callable[[str], None], dtype: str = "auto") -> Subject:
     """The embedded model and task: see `train.embedded` and `train.task`."""
     from addenda.train.embedded import NAME, model_folder
-    from addenda.train.task import chat, embedded_task
+    from addenda.train.task import embedded_task
 
     loaded, task = load_model(model_folder(tell), task="causal", dtype=dtype), embedded_task()
 
     def encoded(split: str, shots=()) -> Encoded:
-        rows = [{"messages": chat(example, shots)} for example in task.splits[split]]
-        made = encode(read(rows), loaded.tokenizer)
+        made = encode(of_task(task, split, shots), loaded.tokenizer)
         return _last_turn(made) if shots else made
 
     splits = {split: encoded(split) for split in SPLITS}
@@ -105,12 +105,8 @@ def from_files(
 ) -> Subject:
     """A transformers folder and a data file or folder. Validation and test come from the folder's own splits, else
     10 % and 20 % of the questions are held out by their hash. Raises AddendaError for whatever does not fit."""
-    from transformers import AutoConfig
-
     folder, columns = Path(model).expanduser(), columns or {}
-    if not (folder / "config.json").is_file():
-        load_model(folder)  # raises with what is wrong
-    task = task_in(AutoConfig.from_pretrained(folder, local_files_only=True))
+    task = task_in(config_of(folder))
     names = label_names(folder) if task == "label" else None
     options: dict[str, Any] = columns | ({"labels": names} if names else {})
     train, parts = read(data, task=task, **options), {}
@@ -161,15 +157,13 @@ def choose_attention(subject: Subject, batch: int) -> tuple[str | None, dict[str
     train = subject.splits["train"]
     if not hasattr(model, "set_attn_implementation"):
         return None, {}
-    rows = sorted(range(len(train)), key=lambda i: -train.lengths[i])[len(train) // 4 :][:batch]
+    lengths = train.lengths
+    rows = sorted(range(len(train)), key=lambda i: -lengths[i])[len(train) // 4 :][:batch]
     tensors = {k: t.to(device_of(model)) for k, t in Collator(train.pad, train.kind)([train[i] for i in rows]).items()}
-    flags = [(p, p.requires_grad) for p in model.parameters()]
     hook = model.get_input_embeddings().register_forward_hook(lambda module, ids, y: y.requires_grad_())
     seconds: dict[str, float] = {}
     try:
-        for p, _ in flags:
-            p.requires_grad_(False)
-        with training_mode(model, True):
+        with frozen(model), training_mode(model, True):
             for _ in range(4):  # in turn, and the fastest counts: the machine may be shared
                 for name in ("sdpa", "eager"):
                     try:
@@ -181,8 +175,6 @@ def choose_attention(subject: Subject, batch: int) -> tuple[str | None, dict[str
                     seconds[name] = min(seconds.get(name, math.inf), time.perf_counter() - started)
     finally:
         hook.remove()
-        for p, flag in flags:
-            p.requires_grad_(flag)
     best = min(seconds, key=seconds.__getitem__)
     model.set_attn_implementation(best)
     return best, seconds
@@ -194,8 +186,3 @@ def _count(model: nn.Module) -> int:
 
 def _dtype(model: nn.Module) -> str:
     return str(next(p for p in model.parameters() if p.dim() > 1).dtype).removeprefix("torch.")
-
-
-def seeded(seed: int) -> None:
-    """What torch draws itself (dropout) starts from the trial's seed."""
-    torch.manual_seed(seed)

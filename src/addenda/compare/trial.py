@@ -3,18 +3,18 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from torch import Tensor
+import torch
 
 from addenda.compare.shots import evaluate_with_cache
-from addenda.compare.subject import Subject, seeded
+from addenda.compare.subject import Subject
+from addenda.core.adapter import Adapter
 from addenda.core.attach import attach, detach
-from addenda.core.errors import AddendaError
 from addenda.core.files import save
 from addenda.core.method import WeightMethod
 from addenda.train.encode import Encoded
@@ -22,6 +22,7 @@ from addenda.train.evaluate import Evaluation
 from addenda.train.fit import Progress, fit
 from addenda.train.loss import score
 from addenda.train.machine import device_of, resident
+from addenda.train.trainer import DivergedError
 from addenda.train.tune import calibration
 
 
@@ -65,25 +66,19 @@ def trial(
     """
     model, train = subject.model, subject.splits["train"]
     floor, started = resident(device_of(model)), time.perf_counter()
-    seeded(seed)
-    adapter = attach(
-        model, arm.method, targets=arm.targets, also_train=subject.heads, name="trial", seed=seed,
-        calibration=calibration(model, train, settings.batch, seed), loss=_loss(train),
-    )  # fmt: skip
-    told = {"method": arm.label, "seed": seed, "stage": stage, "rate": rate, "steps": steps}
-    told |= {"trainable": adapter.trainable, "attach_seconds": adapter.seconds, "status": "ok", "note": ""}
-    validation = _some(subject.splits["validation"], settings.validation)
-    try:
+    torch.manual_seed(seed)  # of dropout
+    with attached(subject, arm, settings, seed) as adapter:
+        told = {"method": arm.label, "seed": seed, "stage": stage, "rate": rate, "steps": steps}
+        told |= {"trainable": adapter.trainable, "attach_seconds": adapter.seconds, "status": "ok", "note": ""}
         try:
             made = fit(
                 model, adapter, train, steps=steps, batch=settings.batch, rate=rate, schedule=settings.schedule,
-                warmup=settings.warmup, weight_decay=settings.weight_decay, seed=seed, eval=validation,
-                eval_every=looks(steps, stage), progress=progress, memory_floor=floor,
-                out=checkpoints, save_every=save_every, resume=checkpoints is not None,
+                warmup=settings.warmup, weight_decay=settings.weight_decay, seed=seed,
+                eval=subject.splits["validation"].first(settings.validation), eval_every=looks(steps, stage),
+                progress=progress, memory_floor=floor, out=checkpoints, save_every=save_every,
+                resume=checkpoints is not None,
             )  # fmt: skip
-        except AddendaError as error:
-            if "diverged" not in str(error):
-                raise
+        except DivergedError as error:
             return told | _diverged(str(error), time.perf_counter() - started)
         told |= {
             "losses": [[s, loss] for s, loss in made.losses],
@@ -93,13 +88,24 @@ def trial(
             "peak_bytes": made.peak_memory,
         }
         if stage != "search":
-            told |= {
-                s: judged(evaluate_with_cache(model, subject.splits[s])) for s in ("test", "ood") if s in subject.splits
-            }
+            told |= {s: judged(evaluate_with_cache(model, e)) for s, e in subject.tested.items()}
             told["adapter_bytes"] = _file_size(adapter)
         if not made.losses or not math.isfinite(made.losses[-1][1]):
             told |= _diverged("the loss is not finite", 0.0)
         return told | {"seconds": time.perf_counter() - started}
+
+
+@contextmanager
+def attached(subject: Subject, arm: Arm, settings: Settings, seed: int, batches: int = 8) -> Iterator[Adapter]:
+    """The arm's adapter on the model, for the length of a `with` block. batches: what a calibrated method may see."""
+    model, train = subject.model, subject.splits["train"]
+    adapter = attach(
+        model, arm.method, targets=arm.targets, also_train=subject.heads, name="trial", seed=seed,
+        calibration=calibration(model, train, settings.batch, seed, batches),
+        loss=lambda m, b: score(m, cast(dict, b), train.kind).mean,
+    )  # fmt: skip
+    try:
+        yield adapter
     finally:
         detach(model, "trial")
 
@@ -116,50 +122,16 @@ def judged(made: Evaluation) -> dict:
     return {"accuracy": made.accuracy, "loss": made.loss, "items": "".join(map(str, made.items))}
 
 
-def step_seconds(subject: Subject, arm: Arm, settings: Settings, tell: Callable[[str], None]) -> float:
-    """Seconds of one training step of an arm: the faster of two after a first one."""
-    train = subject.splits["train"]
-    rows = [[i % len(train) for i in range(k * settings.batch, (k + 1) * settings.batch)] for k in range(3)]
-    tell(f"measuring {arm.label}")
-    adapter = attach(
-        subject.model, arm.method, targets=arm.targets, also_train=subject.heads, name="trial",
-        calibration=calibration(subject.model, train, settings.batch, 0, 1),
-        loss=_loss(train),
-    )  # fmt: skip
-    times: list[float] = []
-    try:
-        fit(subject.model, adapter, train, steps=rows, rate=1e-6, progress=lambda e: times.append(time.perf_counter()))
-    finally:
-        detach(subject.model, "trial")
-    return min(b - a for a, b in pairwise(times))
-
-
-def forward_seconds(subject: Subject, split: str) -> float:
-    """Seconds that judging a whole split takes, from a part of it."""
-    part = _some(subject.splits[split], 128)
-    made = evaluate_with_cache(subject.model, part)
-    return made.seconds / len(part) * len(subject.splits[split])
-
-
-def _loss(train: Encoded) -> Callable[[Any, Any], Tensor]:
-    """What methods that look at data first see."""
-    return lambda model, batch: score(model, batch, train.kind).mean
-
-
 def looks(steps: int, stage: str) -> list[int]:
     """When validation is looked at: once in a search, twice in a short run, else four times."""
     times = 1 if stage == "search" else 2 if steps <= 50 else 4
     return sorted({max(1, round(steps * k / times)) for k in range(1, times + 1)})
 
 
-def _some(split: Encoded, n: int) -> Encoded:
-    return split if len(split) <= n else split.take(range(n))
-
-
 def _diverged(why: str, seconds: float) -> dict:
     return {"status": "diverged", "note": why, "seconds": seconds, "losses": [], "validation": []}
 
 
-def _file_size(adapter) -> int:
+def _file_size(adapter: Adapter) -> int:
     with tempfile.TemporaryDirectory() as folder:
         return save(adapter, Path(folder) / "adapter.safetensors").stat().st_size

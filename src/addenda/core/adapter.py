@@ -25,6 +25,11 @@ class Adapter:
         return record_of(self.model, self.name)[2].methods
 
     @property
+    def kinds(self) -> str:
+        """The names of its methods, for people."""
+        return ", ".join(dict.fromkeys(m.name or "full copy" for m in self.methods.values()))
+
+    @property
     def seconds(self) -> float:
         """How long attaching took."""
         return record_of(self.model, self.name)[2].seconds
@@ -142,8 +147,7 @@ class Adapter:
                 )
 
     def __repr__(self) -> str:
-        kinds = ", ".join(dict.fromkeys(m.name or "full copy" for m in self.methods.values()))
-        return f"Adapter({self.name!r}: {kinds}, {len(self.methods)} sites, {self.trainable:,} trainable)"
+        return f"Adapter({self.name!r}: {self.kinds}, {len(self.methods)} sites, {self.trainable:,} trainable)"
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:

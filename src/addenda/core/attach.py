@@ -6,7 +6,6 @@ Everything is computed before the model is changed, so that a refused call leave
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +53,7 @@ def assign(
     for target, spec in groups:
         chosen = build(spec) if isinstance(spec, str) else spec
         if not isinstance(chosen, WeightMethod):
-            raise AddendaError(f"Expected a method such as addenda.LoRA(rank=8) or its name, got {chosen!r}.")
+            raise AddendaError(f"Expected a method such as addenda.catalogue() lists, or its name, got {chosen!r}.")
         for site in resolve(model, target, exclude):
             if site.path in plan:
                 raise AddendaError(f"{site.path} is named by two targets; exclude it from one of them.")
@@ -132,14 +131,14 @@ def attach(
     the name is taken, a merged change is in the base, data is missing for a calibrated method, or the model is sharded.
     """
     started = time.perf_counter()
-    root, state = _ready(model, name)
+    root, state = ready(model, name)
     plan, heads = assign(root, method, targets, exclude, also_train)
     seen = calibrate(root, plan, calibration, loss)
     built = build_tensors(plan, seed, progress, seen=seen)
     return install(root, state, name, plan, built, heads, seed, freeze, started)
 
 
-def _ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
+def ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
     """The module that carries the state and the state; raises when nothing can be attached now."""
     if not isinstance(model, nn.Module):
         raise AddendaError(f"Expected a torch.nn.Module as the model, got {type(model).__name__}.")
@@ -320,8 +319,9 @@ def _still_adapted(root: nn.Module, state: State) -> set[int]:
 @torch.no_grad()
 def restore(root: nn.Module, state: State) -> None:
     """Write the base's own bits back after a merge."""
+    owners = owners_of(root)
     for path, original in (state.merged or {}).items():
-        site_at(root, path).weight.data.copy_(original)
+        site_at(root, path, owners).weight.data.copy_(original)
     state.merged = None
     state.fingerprints.clear()  # those of the copies that end here
 
@@ -364,15 +364,9 @@ def status(model: nn.Module) -> str:
     for name, record in state.records.items():
         adapter = Adapter(root, name)
         mark = "active" if name in state.active else "idle"
-        kinds = ", ".join(dict.fromkeys(m.name or "full copy" for m in record.methods.values()))
         trains = any(p.requires_grad for p in adapter.parameters())
         lines.append(
-            f"  {name}: {mark}, {kinds}, {len(record.methods)} sites, {adapter.trainable:,} trainable parameters"
-            f"{'' if trains else ' (not training)'}, step {record.step}"
+            f"  {name}: {mark}, {adapter.kinds}, {len(record.methods)} sites, "
+            f"{adapter.trainable:,} trainable parameters{'' if trains else ' (not training)'}, step {record.step}"
         )
     return "\n".join(lines)
-
-
-def renamed(method: WeightMethod, **options) -> WeightMethod:
-    """A copy of a method with other options."""
-    return replace(method, **options)

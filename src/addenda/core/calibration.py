@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from addenda.core.borrow import frozen, training_mode
 from addenda.core.errors import AddendaError
 from addenda.core.method import WeightMethod
 from addenda.core.sites import Site
@@ -32,26 +33,17 @@ def calibrate(
             "a list of dicts for model(**batch), or of anything with loss=function(model, batch)."
         )
     seen: dict[str, Tensor] = {}
-    flags = {id(p): (p, p.requires_grad, p.grad) for p in model.parameters()}
-    for p, _, _ in flags.values():
-        p.requires_grad_(False)
-        p.grad = None
-    hooks = [_collect(site, m, seen) for site, m in sites.values()]
-    modes, count = {m: m.training for m in model.modules()}, 0
-    model.eval()
-    try:
-        for batch in batches:
-            with torch.enable_grad():
-                (loss(model, batch) if loss else _default_loss(model, batch)).backward()
-            count += 1
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for p, flag, grad in flags.values():
-            p.requires_grad_(flag)
-            p.grad = grad
-        for m, mode in modes.items():
-            m.training = mode
+    count = 0
+    with frozen(model), training_mode(model, False):
+        hooks = [_collect(site, m, seen) for site, m in sites.values()]
+        try:
+            for batch in batches:
+                with torch.enable_grad():
+                    (loss(model, batch) if loss else _default_loss(model, batch)).backward()
+                count += 1
+        finally:
+            for hook in hooks:
+                hook.remove()
     if not count:
         raise AddendaError("calibration= held no batch; at least one is needed.")
     missed = [path for path in sites if path not in seen]

@@ -1,9 +1,10 @@
-"""How an adapted layer computes: one of three paths, chosen by what the live methods offer.
+"""How an adapted layer computes: one of four paths, chosen by what the live methods offer.
 
 1. exact low rank: the rank-r products are accumulated into the base product; backward keeps the input and the
    r-wide intermediate, and casts the factors, never the input;
 2. a method's own `apply` on the activations;
-3. anything else: y = op(x, W + ΔW), where backward recomputes W + ΔW instead of keeping it.
+3. sparse: the entries are written into a passing copy of W, and their gradient is gathered;
+4. anything else: y = op(x, W + ΔW), where backward recomputes W + ΔW instead of keeping it.
 
 No path keeps a dense copy of a weight between forward and backward.
 """
@@ -30,10 +31,10 @@ def execute(
     weight = module._parameters["weight"]
     assert weight is not None
     x, weight, bias = _autocast(x, weight, getattr(module, "bias", None))  # the attribute: a trained bias
-    plain = original.forward in (nn.Linear.forward,) or kind != LINEAR
+    plain = original.forward is nn.Linear.forward or kind != LINEAR
 
-    def product(x: Tensor, w: Tensor = weight) -> Tensor:
-        return kind.product(module, x, w, bias) if plain else original.forward(module, x, *rest, **options)
+    def product(x: Tensor) -> Tensor:
+        return kind.product(module, x, weight, bias) if plain else original.forward(module, x, *rest, **options)
 
     with torch.autocast(x.device.type, enabled=False):
         if kind.dense and len(live) == 1 and live[0].method.has("apply"):
@@ -80,11 +81,7 @@ def _effective(kind: Kind, weight: Tensor, parts: "list[tuple]") -> Tensor:
     if len(stacked) == 1:
         new = [m.effective(w, p) for m, p, w in stacked[0]]
     else:
-        new = [
-            w + sum(m.delta(w, p) for m, p, w in several)
-            for several in zip(*stacked, strict=True)
-            for w in [several[0][2]]
-        ]
+        new = [each[0][2] + sum(m.delta(w, p) for m, p, w in each) for each in zip(*stacked, strict=True)]
     return kind.from_matrix(new[0] if W.dim() < 3 else torch.stack(new), weight).to(weight.dtype)
 
 

@@ -9,8 +9,6 @@ that can be computed again is stored, only a checksum of it. No pickle, no code 
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Literal
@@ -23,7 +21,8 @@ from torch import Tensor, nn
 
 from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter
-from addenda.core.attach import _ready, build_tensors, install, unfit
+from addenda.core.atomic import write_atomically
+from addenda.core.attach import build_tensors, install, ready, unfit
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.method import Params, Replace, WeightMethod
 from addenda.core.random import Stream
@@ -79,9 +78,9 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
     root, state, record = record_of(adapter.model, adapter.name)
     methods = list(dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train))
     tensors: dict[str, Tensor] = {}
-    sites, problems = [], []
+    sites, problems, owners = [], [], owners_of(root)
     for site_path, held in adapter.sites():
-        site = site_at(root, site_path)
+        site = site_at(root, site_path, owners)
         head = site_path in record.also_train
         entry = {
             "path": site_path,
@@ -122,27 +121,6 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
     # one entry only: safetensors writes several in random order, and equal adapters should be equal files
     write_atomically(path, to_bytes(tensors, {"addenda": json.dumps(header)}))
     return path
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target, flush to disk, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
@@ -240,7 +218,7 @@ def load(
     started = time.perf_counter()
     if base not in ("exact", "compatible"):
         raise AddendaError(f"base must be 'exact' or 'compatible', got {base!r}.")
-    root, state = _ready(model, name)
+    root, state = ready(model, name)
     header, tensors = read(path)
     methods = [info(m["name"]).cls(**_known(m)) for m in header["methods"]]
     plan = _match(root, header, methods, path)

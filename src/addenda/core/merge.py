@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from addenda.core.adapted import Adapted, effective_weight, slots_of
 from addenda.core.attach import restore
+from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
 from addenda.core.random import Stream
-from addenda.core.sites import site_at
-from addenda.core.state import apply_active, state_of
+from addenda.core.sites import owners_of, site_at
+from addenda.core.state import State, apply_active, state_of
 
 _UNSEEN_LIMIT = 0.25  # share of the change that rounding may take when no batch is there to judge by
 
@@ -75,18 +76,24 @@ def merge(
         raise AddendaError(f"rounding must be 'nearest' or 'stochastic', got {rounding!r}.")
     if dtype is not None:
         root.to(dtype)
-    modes = {m: m.training for m in root.modules()}
-    root.eval()
+    with training_mode(root, False):
+        return _merged(root, state, verify, rounding, allow_loss, seed)
+
+
+def _merged(
+    root: nn.Module, state: State, verify: object | None, rounding: str, allow_loss: float | None, seed: int
+) -> MergeReport:
     before = noise = None
     if verify is not None:
         before = _outputs(root, verify)
         wide, wider = _wider(root)
         noise = _outputs(wide, _in(verify, wider))
+    owners = owners_of(root)
     state.merged, errors, lost, size = {}, {}, 0.0, 0.0
     names = state.active
     try:
         for path in dict.fromkeys(p for n in names for p in state.records[n].methods):
-            site = site_at(root, path)
+            site = site_at(root, path, owners)
             slots = slots_of(site.module)
             assert slots is not None
             exact = effective_weight(
@@ -107,9 +114,6 @@ def merge(
         restore(root, state)
         apply_active(root, state, names)
         raise
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
     return report
 
 

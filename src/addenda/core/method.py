@@ -216,6 +216,11 @@ def _type_problem(method: WeightMethod, field: dataclasses.Field) -> str | None:
     return f"{field.name} must be {' or '.join(expected)}, got {value!r}"
 
 
+def too_high(rank: int, m: int, n: int) -> str | None:
+    """Why an m × n matrix cannot have this rank, or None: a `check` of low-rank methods."""
+    return f"rank {rank} is above min({m}, {n})" if rank > min(m, n) else None
+
+
 def to_float(p: Params, dtype: torch.dtype = torch.float32) -> Params:
     """The same dict with floating tensors in one dtype; integer tensors as they are."""
     return {k: t.to(dtype) if t.is_floating_point() else t for k, t in p.items()}

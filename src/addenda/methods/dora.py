@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addenda.core.method import Base, Params, WeightMethod
+from addenda.core.method import Base, Params, WeightMethod, too_high
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -49,7 +49,7 @@ class DoRA(WeightMethod):
             yield f"rank must be at least 1, got {self.rank}"
 
     def check(self, m: int, n: int) -> str | None:
-        return f"rank {self.rank} is above min({m}, {n})" if self.rank > min(m, n) else None
+        return too_high(self.rank, m, n)
 
     @property
     def scale(self) -> float:

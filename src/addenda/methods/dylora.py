@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from addenda.core.adapter import Adapter
 from addenda.core.errors import AddendaError
-from addenda.core.method import Params, Shape, WeightMethod
+from addenda.core.method import Params, Shape, WeightMethod, too_high
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -56,7 +56,7 @@ class DyLoRA(WeightMethod):
             yield f"dropout must be in [0, 1), got {self.dropout}"
 
     def check(self, m: int, n: int) -> str | None:
-        return f"rank {self.rank} is above min({m}, {n})" if self.rank > min(m, n) else None
+        return too_high(self.rank, m, n)
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         m, n = W.shape

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.linalg import singular_triplets
-from addenda.core.method import Params, Shape, WeightMethod
+from addenda.core.method import Params, Shape, WeightMethod, too_high
 from addenda.core.random import Stream
 from addenda.core.registry import register, variant
 
@@ -57,7 +57,7 @@ class LoRA(WeightMethod):
         return alpha / (self.rank if self.scaling == "classic" else self.rank**0.5)
 
     def check(self, m: int, n: int) -> str | None:
-        return f"rank {self.rank} is above min({m}, {n})" if self.rank > min(m, n) else None
+        return too_high(self.rank, m, n)
 
     def derive(self, W: Tensor, rng: Stream) -> Params:
         if self.origin == "zero":

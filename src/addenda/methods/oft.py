@@ -54,7 +54,8 @@ class OFT(WeightMethod):
         skew = skew.to(torch.promote_types(skew.dtype, torch.float32))  # no solve in half precision
         row, column = torch.triu_indices(b, b, 1, device=skew.device)
         Q = skew.new_zeros(len(skew), b, b)
-        Q = Q.index_put((slice_all(skew), row, column), skew)
+        every = torch.arange(len(skew), device=skew.device)[:, None]
+        Q = Q.index_put((every, row, column), skew)
         Q = Q - Q.transpose(1, 2)
         eye = torch.eye(b, dtype=skew.dtype, device=skew.device)
         return torch.linalg.solve(eye + Q, eye - Q)  # (I + Q)⁻¹ and (I − Q) commute
@@ -75,7 +76,3 @@ class OFT(WeightMethod):
 
     def trainable(self, m: int, n: int) -> int:
         return (1 if self.block_share else n // self.block) * self.block * (self.block - 1) // 2
-
-
-def slice_all(skew: Tensor) -> Tensor:
-    return torch.arange(len(skew), device=skew.device)[:, None]

@@ -14,9 +14,9 @@ values of N(0, 2/N), times a trained gate that starts at sigmoid(0) = ½ and sta
 `released=True` does the same.
 
 U and V are found again from W at load and never saved. The SVD runs in float64 on the CPU, so that machines agree
-to float32's precision wherever singular values are distinct (0.25 s for 1536 × 576 on one core; 30 s for all 210
-linears of SmolLM2-135M). A pair (u_i, v_i) is unique up to a sign, fixed so that the largest entry of u_i is
-positive. The core keeps the factors in the base's dtype.
+to float32's precision wherever singular values are distinct; `addenda tune` prints how long attaching took. A pair
+(u_i, v_i) is unique up to a sign, fixed so that the largest entry of u_i is positive. The core keeps the factors in the
+base's dtype.
 
 Cost: k (m + n) numbers of memory a site, at least that of W again, and k (m + n) + k² multiply-adds a token.
 Not for wide layers under a tight memory limit, and not for changes that W's own directions cannot express.

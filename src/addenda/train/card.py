@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from addenda.core.adapter import Adapter
-from addenda.core.files import write_atomically
+from addenda.core.atomic import write_atomically
 from addenda.train.fit import FitResult
 from addenda.train.machine import hardware, versions
 from addenda.train.progress import judged

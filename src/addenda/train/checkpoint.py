@@ -14,8 +14,9 @@ import shutil
 from pathlib import Path
 
 from addenda.core.adapter import Adapter
+from addenda.core.atomic import write_atomically
 from addenda.core.errors import AddendaError
-from addenda.core.files import read, save, write_atomically
+from addenda.core.files import read, save
 from addenda.core.state import record_of
 
 FILE, NOTE, STATE = "adapter.safetensors", "addenda.json", "trainer_state.json"

@@ -98,13 +98,13 @@ class Data:
         return replace(self, examples=parts[0]), replace(self, examples=parts[1])
 
 
-def of_task(task: Any, split: str) -> Data:
-    """One split of a task with `splits`, as chats under the task's system prompt."""
+def of_task(task: Any, split: str, shots: Sequence = ()) -> Data:
+    """One split of a task with `splits`, as chats under the task's system prompt, each after the shots."""
     from addenda.train.task import chat
 
     if split not in task.splits:
         raise AddendaError(f"The task {task.name} has no split {split!r}; it has {', '.join(task.splits)}.")
-    rows = [{"messages": chat(example)} for example in task.splits[split]]
+    rows = [{"messages": chat(example, shots)} for example in task.splits[split]]
     return replace(read(rows), source=f"{task.name}[{split}]")
 
 

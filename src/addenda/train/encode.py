@@ -12,6 +12,7 @@ question, answer and end-of-text token, one after the other.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -42,7 +43,7 @@ class Encoded(torch.utils.data.Dataset):
         row = {"input_ids": self.ids[i], "labels": self.labels[i]}
         return row if self.types is None else row | {"token_type_ids": self.types[i]}
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         return [len(row) for row in self.ids]
 
@@ -50,13 +51,17 @@ class Encoded(torch.utils.data.Dataset):
     def tokens(self) -> int:
         return sum(map(len, self.ids))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of ids and labels."""
         made = hashlib.sha256(self.kind.encode())
         for ids, label in zip(self.ids, self.labels, strict=True):
             made.update(f"{ids}{label}".encode())
         return made.hexdigest()
+
+    def first(self, n: int) -> "Encoded":
+        """The first n examples, or all if there are fewer."""
+        return self if len(self) <= n else self.take(range(n))
 
     def take(self, rows: Sequence[int]) -> "Encoded":
         """The examples at these positions, in this order."""

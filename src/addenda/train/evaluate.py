@@ -1,19 +1,21 @@
 """Judging a model: teacher-forced exact match or accuracy, item by item, and greedy generation."""
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
 from addenda.train.batches import Collator
 from addenda.train.data import Chat, read
 from addenda.train.encode import Encoded, Overflow, encode, end_ids, prompt_ids
 from addenda.train.loss import score
-from addenda.train.machine import device_of, training_mode
+from addenda.train.machine import device_of
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,15 @@ def evaluate(
     max_length: int | None = None,
     overflow: Overflow = "error",
     chat: bool | None = None,
+    prefix: int = 0,
     **columns,
 ) -> Evaluation:
     """Loss and greedy correctness of every example, in evaluation mode; draws no random number.
 
     A causal LM is right when the most likely token is the right one at every token of the answer and at its end token:
     exactly when greedy `generate` from the same prompt would write that answer. examples: Encoded, or what `data.read`
-    takes, with its options as columns. Raises AddendaError for examples that do not fit.
+    takes, with its options as columns. prefix: how many first tokens all examples of a causal LM share; they are read
+    once and kept as a cache, which changes results by rounding only. Raises AddendaError for examples that do not fit.
     """
     if not isinstance(examples, Encoded):
         if tokenizer is None:
@@ -63,10 +67,13 @@ def evaluate(
     total, count = 0.0, 0
     items, losses = [0] * len(order), [0.0] * len(order)
     with training_mode(model, False):
+        first = torch.tensor([examples.ids[0][:prefix]], device=device)
+        cache = model(input_ids=first, use_cache=True).past_key_values if prefix else None
         for at in range(0, len(order), batch):
             rows = order[at : at + batch]
-            tensors = {k: t.to(device) for k, t in collate([examples[i] for i in rows]).items()}
-            made = score(model, tensors, examples.kind, right=True)
+            batched = collate([{k: v[prefix:] if prefix else v for k, v in examples[i].items()} for i in rows])
+            tensors = {k: t.to(device) for k, t in batched.items()}
+            made = score(model, read_before(tensors, cache, prefix), examples.kind, right=True)
             total, count = total + float(made.total), count + made.count
             for i, mean in zip(rows, made.means.tolist(), strict=True):
                 losses[i] = mean
@@ -77,6 +84,17 @@ def evaluate(
     accuracy = sum(items) / len(items) if judged else None
     seconds = time.perf_counter() - started
     return Evaluation(items if judged else [], accuracy, total / count, losses, seconds, examples.tokens)
+
+
+def read_before(batch: dict[str, Tensor], cache: Any, n: int) -> dict[str, Any]:
+    """The model's inputs for a batch whose first n tokens are in a cache of one row; without a cache the batch."""
+    if cache is None:
+        return batch
+    cache, rows = copy.deepcopy(cache), len(batch["input_ids"])
+    cache.batch_repeat_interleave(rows)
+    seen = batch["attention_mask"].new_ones(rows, n)
+    mask = torch.cat([seen, batch["attention_mask"]], 1)
+    return batch | {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
 
 
 def task_of(model: nn.Module):

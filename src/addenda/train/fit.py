@@ -12,12 +12,13 @@ from typing import Any
 from torch import nn
 
 from addenda.core.adapter import Adapter
+from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
 from addenda.core.state import record_of
 from addenda.train import checkpoint
 from addenda.train.batches import batches
 from addenda.train.encode import Encoded
-from addenda.train.machine import Peak, device_of, resident, training_mode
+from addenda.train.machine import Peak, device_of, resident
 from addenda.train.settings import Settings
 
 

@@ -143,15 +143,3 @@ class Peak:
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter lies."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-@contextlib.contextmanager
-def training_mode(model: nn.Module, training: bool):
-    """The whole model in training or evaluation mode, and every module's own flag back afterwards."""
-    before = [(m, m.training) for m in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, flag in before:
-            module.training = flag

@@ -31,6 +31,10 @@ from addenda.train.settings import Settings
 Optimizers = Callable[[Adapter, float, float], torch.optim.Optimizer]  # (adapter, rate, weight_decay)
 
 
+class DivergedError(AddendaError):
+    """The loss is no longer finite."""
+
+
 class Rows(Sampler):
     """The rows of every micro-batch of the run, in order: one list each."""
 
@@ -143,7 +147,7 @@ class AdapterTrainer(transformers.Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not bool(torch.isfinite(loss)):
-            raise AddendaError(
+            raise DivergedError(
                 f"The loss is {loss.item()} at step {self.state.global_step + 1} with rate {self.settings.rate:g}: the "
                 "run has diverged. Use a smaller rate, a longer warm-up, or dtype='float32'."
             )

@@ -1,0 +1,33 @@
+"""What a passing look at a model changes on it, and gives back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The whole model in training or evaluation mode, and every module's own flag back afterwards."""
+    before = [(m, m.training) for m in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, flag in before:
+            module.training = flag
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient or holds one; flags and `.grad` are as before afterwards."""
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    for p, _, _ in before:
+        p.requires_grad_(False)
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, flag, grad in before:
+            p.requires_grad_(flag)
+            p.grad = grad
