@@ -7,7 +7,7 @@ from torch import nn
 
 import addenda
 from addenda.core.capabilities import probe
-from addenda.core.method import WeightMethod
+from addenda.core.method import Factors, WeightMethod
 
 
 def test_the_catalogue_can_what_its_mathematics_says():
@@ -35,7 +35,7 @@ def test_a_wrong_claim_is_not_believed():
             return p["b"][:, None] * p["a"]
 
         def factors(self, p, shape):
-            return 2 * p["b"][:, None], p["a"][None]
+            return Factors(2 * p["b"][:, None], p["a"][None])
 
         def trainable(self, m, n):
             return m + n

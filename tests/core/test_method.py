@@ -116,9 +116,10 @@ def test_a_method_of_ones_own_is_one_class(tiny, ids, tmp_path):
 def test_missing_hooks_raise():
     method = WeightMethod()
     for call in (
-        lambda: method.init(None, None, {}), lambda: method.delta(None, {}), lambda: method.factors({}, (1, 1)),
+        lambda: method.init(None, None, {}), lambda: method.delta(torch.ones(1, 1), {}),
+        lambda: method.factors({}, (1, 1)),
         lambda: method.sparse({}, (1, 1)), lambda: method.apply(None, None, {}), lambda: method.trainable(1, 1),
-        lambda: method.calibrate(None, None, None),
+        lambda: method.calibrate(None, None, None), lambda: method.magnitude(None, {}),
     ):  # fmt: skip
         with pytest.raises(NotImplementedError):
             call()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import addenda
+from addenda.core.execute import FactoredLinear
 from addenda.core.method import Base, WeightMethod, to_float
 from addenda.core.random import Stream
 
@@ -35,8 +36,12 @@ class At:
         return self.method.delta(self.W, self.p)
 
     def apply(self, x: Tensor | None = None) -> Tensor:
-        base = Base(lambda x: F.linear(x, self.W, self.bias), self.W, self.bias)
-        return self.method.apply(self.x if x is None else x, base, self.p)
+        """The output without forming ΔW: through the factors as the core runs them, or the method's own `apply`."""
+        x, m = self.x if x is None else x, self.method
+        if m.has("factors"):
+            c = m.magnitude(self.W, self.p) if m.has("magnitude") else None
+            return FactoredLinear.apply(x, 0.0, self.W, self.bias, c, *m.factors(self.p, self.W.shape))
+        return m.apply(x, Base(lambda x: F.linear(x, self.W, self.bias), self.W, self.bias), self.p)
 
     def dense(self) -> Tensor:
         return self.x @ (self.W + self.delta).T + self.bias
@@ -64,15 +69,18 @@ def forms_agree(at: At, tolerance: float = 1e-10) -> None:
     delta, shape = at.delta, at.W.shape
     torch.testing.assert_close(at.method.effective(at.W, at.p), at.W + delta, rtol=tolerance, atol=tolerance)
     if at.method.has("factors"):
-        B, A = at.method.factors(at.p, shape)
-        torch.testing.assert_close(B @ A, delta, rtol=tolerance, atol=tolerance)
+        B, A = at.method.factors(at.p, shape).pair()
+        product = (
+            (at.W + B @ A) * at.method.magnitude(at.W, at.p)[:, None] - at.W if at.method.has("magnitude") else B @ A
+        )
+        torch.testing.assert_close(product, delta, rtol=tolerance, atol=tolerance)
     if at.method.has("sparse"):
         index, values = at.method.sparse(at.p, shape)
         flat = delta.flatten()
         torch.testing.assert_close(flat[index.long()], values, rtol=tolerance, atol=tolerance)
         assert flat.count_nonzero() <= len(values)
         assert bool((index.diff() > 0).all())
-    if at.method.has("apply"):
+    if at.method.has("apply") or at.method.has("factors"):
         want = at.dense()
         torch.testing.assert_close(at.apply(), want, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(at.apply(at.x[0, 0]), want[0, 0], rtol=tolerance, atol=tolerance)

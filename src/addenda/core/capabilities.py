@@ -93,7 +93,7 @@ def _try(model: nn.ModuleDict, path: str, method: WeightMethod, x: Tensor) -> di
         if new.dim() == 2 and site.kind != PARAMETER:
             change = site.kind.to_matrix(new - site.weight)
             if method.has("factors"):
-                B, A = method.factors(tensors.tensors(), site.shape)
+                B, A = method.factors(tensors.tensors(), site.shape).pair()
                 report["low_rank"] = _near(B @ A, change)
             if method.has("sparse"):
                 index, values = method.sparse(tensors.tensors(), site.shape)

@@ -1,7 +1,7 @@
 """How an adapted layer computes: one of four paths, chosen by what the live methods offer.
 
-1. exact low rank: the rank-r products are accumulated into the base product; backward keeps the input and the
-   r-wide intermediate, and casts the factors, never the input;
+1. exact low rank, scaled rows included: the thin products are accumulated into the base product; backward keeps the
+   thin intermediate, and the input only where a factor on its side learns;
 2. a method's own `apply` on the activations;
 3. sparse: the entries are written into a passing copy of W, and their gradient is gathered;
 4. anything else: y = op(x, W + ΔW), where backward recomputes W + ΔW instead of keeping it.
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from addenda.core.method import Base, to_float
+from addenda.core.method import Base, Factors, WeightMethod, spread, to_float
 from addenda.core.sites import CONV1D, LINEAR, PARAMETER, Kind
 
 if TYPE_CHECKING:
@@ -37,17 +37,19 @@ def execute(
         return kind.product(module, x, weight, bias) if plain else original.forward(module, x, *rest, **options)
 
     with torch.autocast(x.device.type, enabled=False):
+        thin = [t for t in live if _thin(t.method)]
+        if plain and kind.dense and len(live) == 1 and live[0].method.has("factors"):
+            return _factored(kind, x, weight, bias, live[0])
         if kind.dense and len(live) == 1 and live[0].method.has("apply"):
             return live[0].method.apply(x, Base(product, kind.to_matrix(weight.detach()), bias), live[0].tensors())
-        thin = [t for t in live if t.method.has("factors")]
-        rest_ = [t for t in live if not t.method.has("factors")]
-        if len(thin) == 1 and not rest_ and plain and kind.dense:
-            B, A = _factors(thin[0], kind, weight)
-            w = weight if kind == LINEAR else weight.t()
-            return LowRankLinear.apply(x, _dropped(x, thin[0]), w, bias, B, A)
+        if plain and kind.dense and len(live) == len(thin) and not any(_dropout(t) for t in thin):
+            B, A = zip(*(_factors(t, kind, weight).pair() for t in thin), strict=True)
+            w = kind.to_matrix(weight)
+            return FactoredLinear.apply(x, 0.0, w, bias, None, torch.cat(B, 1), torch.cat(A), None, None, None)
         if len(live) == 1 and kind == LINEAR and plain and live[0].method.has("sparse"):
             index, values = live[0].method.sparse(live[0].tensors(), kind.to_matrix(weight).shape)
             return SparseLinear.apply(x, weight, bias, index, values)
+        rest_ = [t for t in live if not _thin(t.method)]
         if rest_ and plain:
             y = _recomputed(kind, module, x, weight, bias, rest_)
         else:
@@ -56,10 +58,21 @@ def execute(
                 change = t.method.delta(weight.detach().float(), to_float(t.tensors())).to(x.dtype)
                 y = y + F.linear(x, change)
         for t in thin:
-            B, A = _factors(t, kind, weight)
-            dropped = _dropped(x, t)
-            y = y + kind.low_rank(module, x if dropped is None else dropped, B.to(y.dtype), A.to(y.dtype))
+            B, A = _factors(t, kind, weight).pair()
+            path = F.dropout(x, p) if (p := _dropout(t)) and x.is_floating_point() else x
+            y = y + kind.low_rank(module, path, B.to(y.dtype), A.to(y.dtype))
         return y
+
+
+def _thin(method: WeightMethod) -> bool:
+    """Whether ΔW alone is the product of the factors."""
+    return method.has("factors") and not method.has("magnitude")
+
+
+def _factored(kind: Kind, x: Tensor, weight: Tensor, bias: Tensor | None, t: "SiteTensors") -> Tensor:
+    W, p = kind.to_matrix(weight), t.tensors()
+    c = t.method.magnitude(W.detach(), p) if t.method.has("magnitude") else None
+    return FactoredLinear.apply(x, _dropout(t), W, bias, c, *t.method.factors(p, (W.shape[0], W.shape[1])))
 
 
 def effective(kind: Kind, weight: Tensor, live: "Sequence[SiteTensors]") -> Tensor:
@@ -93,55 +106,102 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def _factors(t: "SiteTensors", kind: Kind, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _factors(t: "SiteTensors", kind: Kind, weight: Tensor) -> Factors:
     shape = kind.to_matrix(weight).shape
     return t.method.factors(t.tensors(), (shape[0], shape[1]))
 
 
-def _dropped(x: Tensor, t: "SiteTensors") -> Tensor | None:
-    """The input of the additive path under dropout, or None when it is x itself."""
-    return F.dropout(x, t.method.dropout) if t.training and t.method.dropout > 0 and x.is_floating_point() else None
+def _dropout(t: "SiteTensors") -> float:
+    return t.method.dropout if t.training else 0.0
 
 
-class LowRankLinear(torch.autograd.Function):
-    """y = x Wᵀ + bias + (x' Aᵀ) Bᵀ, with x' = x unless dropout made another.
+class FactoredLinear(torch.autograd.Function):
+    """y = x (W + diag(rows) B M A)ᵀ + bias in two passes over y; with c, diag(c) stands before the bracket.
 
-    Shapes: x (…, n); W (m, n) or any strided view of it; B (m, r); A (r, n). Saved for backward: x, the r-wide
-    intermediate, and references to W, B and A. B and A may be float32 masters: they are cast, x never is.
+    Shapes: x (…, n); W (m, n) or any strided view of it; c, rows (m); the rest as in `Factors`. drop: the share of x
+    that the low-rank path does not see. Kept for backward: the s-wide x Aᵀ, x only where A or W learns (bits of what
+    was dropped beside it), y only where c learns, and references. B, A, … may be float32 masters: they are cast for
+    every product, and x never is.
     """
 
     @staticmethod
-    def forward(ctx, x, dropped, W, bias, B, A):
+    def forward(ctx, x, drop, W, bias, c, B, A, middle, index, rows):
+        _, _, need_w, _, need_c, need_b, need_a, need_middle, _, need_rows = ctx.needs_input_grad
+        seen = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - drop) if drop else None
+        h = _rows(F.linear(x if seen is None else x * seen, A.to(x.dtype)))
+        if drop:
+            h = h / (1 - drop)
         y = F.linear(x, W, bias)
-        path = x if dropped is None else dropped
-        h = F.linear(path, A.to(x.dtype))
-        y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), B.to(x.dtype).t())
-        ctx.save_for_backward(x, dropped, W, h, B, A)
+        _rows(y).addmm_(_through(h, B, A, middle, index), _scaled(B, rows, x.dtype).t())
+        if c is not None:
+            y.mul_(c)
+            if bias is not None:
+                y.add_((1 - c) * bias)
+        ctx.drop = drop
+        ctx.save_for_backward(
+            x if need_a or need_w else None, seen, W, bias, c, B, A, middle, index, rows,
+            h if need_b or need_rows or need_middle else None, y.detach() if need_c else None,
+        )  # fmt: skip
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gy):
-        x, dropped, W, h, B, A = ctx.saved_tensors
-        need_x, need_dropped, need_w, need_bias, need_b, need_a = ctx.needs_input_grad
-        flat = gy.reshape(-1, gy.shape[-1])
-        path = (x if dropped is None else dropped).reshape(-1, x.shape[-1])
-        gh = flat @ B.to(gy.dtype)
-        gx = gd = gw = gbias = None
-        if need_x:
-            gx = flat @ W
-            if dropped is None:
-                gx.addmm_(gh, A.to(gy.dtype))
-            gx = gx.view(x.shape)
-        if need_dropped:
-            gd = (gh @ A.to(gy.dtype)).view(x.shape)
-        if need_w:
-            gw = flat.t() @ x.reshape(-1, x.shape[-1])
+        x, seen, W, bias, c, B, A, middle, index, rows, h, y = ctx.saved_tensors
+        need_x, _, need_w, need_bias, need_c, need_b, need_a, need_middle, _, need_rows = ctx.needs_input_grad
+        g, dtype = _rows(gy), gy.dtype
+        gx = gw = gbias = gc = gb = ga = gmiddle = grows = None
         if need_bias:
-            gbias = flat.sum(0)
-        gb = (flat.t() @ h.view(-1, h.shape[-1])).to(B.dtype) if need_b else None
-        ga = (gh.t() @ path).to(A.dtype) if need_a else None
-        return gx, gd, gw, gbias, gb, ga
+            gbias = g.sum(0)
+        if need_c:
+            own = _rows(y) if bias is None else _rows(y) - bias
+            gc = (g * own).sum(0, dtype=c.dtype) / c
+        if c is not None:
+            g = torch.mul(g, c, out=torch.empty_like(g))
+        gk = g @ _scaled(B, rows, dtype)
+        if need_b or need_rows:
+            gleft = (g.t() @ _through(h, B, A, middle, index)).to(B.dtype)
+            gb = (gleft if rows is None else gleft * rows[:, None]) if need_b else None
+            grows = (gleft * B).sum(1).to(rows.dtype) if need_rows else None
+        gh = gk
+        if middle is not None and index is None:
+            gmiddle = (gk * h).sum(0, dtype=middle.dtype) if need_middle else None
+            gh = gk * middle.to(dtype)
+        elif middle is not None:
+            gmiddle = (gk.t() @ h).flatten()[index].to(middle.dtype) if need_middle else None
+            gh = gk @ spread(middle.to(dtype), index, B.shape[1], len(A))
+        if ctx.drop:
+            gh = gh / (1 - ctx.drop)
+        if need_a:
+            ga = (gh.t() @ _rows(x if seen is None else x * seen)).to(A.dtype)
+        if need_w:
+            gw = g.t() @ _rows(x)
+        if need_x:
+            gx = g @ W
+            if seen is None:
+                gx.addmm_(gh, A.to(dtype))
+            else:
+                gx.add_((gh @ A.to(dtype)).mul_(_rows(seen)))
+            gx = gx.view(*gy.shape[:-1], gx.shape[-1])
+        return gx, None, gw, gbias, gc, gb, ga, gmiddle, None, grows
+
+
+def _rows(t: Tensor) -> Tensor:
+    """(tokens, width), whatever the leading dimensions."""
+    return t.reshape(-1, t.shape[-1])
+
+
+def _scaled(B: Tensor, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (B if rows is None else rows[:, None] * B).to(dtype)
+
+
+def _through(h: Tensor, B: Tensor, A: Tensor, middle: Tensor | None, index: Tensor | None) -> Tensor:
+    """h Mᵀ."""
+    if middle is None:
+        return h
+    if index is None:
+        return h * middle.to(h.dtype)
+    return F.linear(h, spread(middle.to(h.dtype), index, B.shape[1], len(A)))
 
 
 class SparseLinear(torch.autograd.Function):

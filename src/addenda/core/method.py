@@ -21,7 +21,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,35 @@ class Base:
         return self.product(x)
 
 
+class Factors(NamedTuple):
+    """ΔW = diag(rows) B M A, exactly: what the fused low-rank path works with.
+
+    B: m × r; A: s × n; M: r × s, which is the identity where middle is None, diag(middle) where middle is a vector of
+    r numbers, and zero except for the values `middle` (K) at the flat positions `index` (K). rows: m numbers, or None.
+    Only what requires a gradient gets one, and only what that takes is kept for backward.
+    """
+
+    B: Tensor
+    A: Tensor
+    middle: Tensor | None = None
+    index: Tensor | None = None
+    rows: Tensor | None = None
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """(m × s, s × n): two matrices whose product is ΔW."""
+        B = self.B if self.rows is None else self.rows[:, None] * self.B
+        if self.middle is None:
+            return B, self.A
+        if self.index is None:
+            return B * self.middle, self.A
+        return B @ spread(self.middle, self.index, B.shape[1], len(self.A)).to(B.dtype), self.A
+
+
+def spread(values: Tensor, index: Tensor, rows: int, columns: int) -> Tensor:
+    """rows × columns: zero except for the values (K) at the flat positions (K)."""
+    return values.new_zeros(rows * columns).index_put((index,), values).view(rows, columns)
+
+
 @dataclass(frozen=True)
 class WeightMethod:
     """Base class of every method that changes a weight. Subclasses are frozen dataclasses of hyperparameters."""
@@ -70,8 +99,12 @@ class WeightMethod:
         raise NotImplementedError
 
     def delta(self, W: Tensor, p: Params) -> Tensor:
-        """ΔW, m × n: a pure, differentiable function of W and the tensors p, all in one floating dtype."""
-        raise NotImplementedError
+        """ΔW, m × n: a pure, differentiable function of W and the tensors p, all in one floating dtype.
+
+        Without one of its own, a method's ΔW is the product of its factors.
+        """
+        B, A = self.factors(p, W.shape).pair()
+        return B @ A
 
     def effective(self, W: Tensor, p: Params) -> Tensor:
         """W + ΔW. Override only where ΔW is not what is stored."""
@@ -102,8 +135,12 @@ class WeightMethod:
 
     # -- optional: faster forms ------------------------------------------------------------------------------------
 
-    def factors(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
-        """(B: m × r, A: r × n) with ΔW = B A exactly, every scale included."""
+    def factors(self, p: Params, shape: Shape) -> Factors:
+        """ΔW as a product of thin matrices (see `Factors`), every scale included."""
+        raise NotImplementedError
+
+    def magnitude(self, W: Tensor, p: Params) -> Tensor:
+        """c (m), where W + ΔW = diag(c) (W + product of the factors); W is in the base's dtype."""
         raise NotImplementedError
 
     def sparse(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:

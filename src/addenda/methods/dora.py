@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addenda.core.method import Base, Params, WeightMethod, too_high
+from addenda.core.method import Factors, Params, Shape, WeightMethod, too_high
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -67,18 +66,13 @@ class DoRA(WeightMethod):
         }
 
     def delta(self, W: Tensor, p: Params) -> Tensor:
-        c = self._ratio(W, p)[:, None]
+        c = self.magnitude(W, p)[:, None]
         return (c - 1) * W + (c * self.scale * p["B"]) @ p["A"]
 
-    def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
-        y = base(x)
-        c = self._ratio(base.weight, p)
-        own = y if base.bias is None else y - base.bias
-        B = (c * self.scale)[:, None] * p["B"]
-        low_rank = F.linear(F.linear(x, p["A"].to(x.dtype)), B.to(x.dtype))
-        return y + (c - 1).to(x.dtype) * own + low_rank
+    def factors(self, p: Params, shape: Shape) -> Factors:
+        return Factors(p["B"], p["A"], None if self.scale == 1 else p["A"].new_full((self.rank,), self.scale))
 
-    def _ratio(self, W: Tensor, p: Params) -> Tensor:
+    def magnitude(self, W: Tensor, p: Params) -> Tensor:
         """c (m): differentiable in the magnitude only."""
         with torch.no_grad():
             A, B, square, s = p["A"], p["B"], p["square"], self.scale

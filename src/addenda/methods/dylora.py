@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from addenda.core.adapter import Adapter
 from addenda.core.errors import AddendaError
-from addenda.core.method import Params, Shape, WeightMethod, too_high
+from addenda.core.method import Factors, Params, Shape, WeightMethod, too_high
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -69,18 +69,14 @@ class DyLoRA(WeightMethod):
     def on_step(self, step: int, rng: Stream) -> Params:
         return {"active": torch.tensor(rng.integer(self.min_rank, self.rank))}
 
-    def factors(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
+    def factors(self, p: Params, shape: Shape) -> Factors:
         A, B, b = p["A"], p["B"], p["active"]
         rank = torch.arange(1, self.rank + 1, device=A.device)
         if self.frozen:
             last = rank == b
             A, B = torch.where(last[:, None], A, A.detach()), torch.where(last, B, B.detach())
         alpha = self.rank if self.alpha is None else self.alpha
-        return B * ((rank <= b).to(B.dtype) * (alpha / b.to(B.dtype))), A
-
-    def delta(self, W: Tensor, p: Params) -> Tensor:
-        B, A = self.factors(p, W.shape)
-        return B @ A
+        return Factors(B, A, (rank <= b).to(B.dtype) * (alpha / b.to(B.dtype)))
 
     def trainable(self, m: int, n: int) -> int:
         return self.rank * (m + n)

@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addenda.core.method import Base, Params, Shape, WeightMethod, too_high
+from addenda.core.method import Factors, Params, Shape, WeightMethod, too_high
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -80,19 +79,9 @@ class LoLDU(WeightMethod):
             own["sigma"] = nn.Parameter(torch.tensor(float(self.scale)))
         return own
 
-    def _diagonal(self, p: Params) -> Tensor:
-        return p["d"] * (p["sigma"] if self.train_sigma else self.scale)
-
-    def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
-        h = F.linear(x, p["upper"].to(x.dtype)) * self._diagonal(p).to(x.dtype)
-        return base(x) + F.linear(h, p["lower"].to(x.dtype))
-
-    def factors(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
-        return p["lower"] * self._diagonal(p), p["upper"]
-
-    def delta(self, W: Tensor, p: Params) -> Tensor:
-        B, A = self.factors(p, W.shape)
-        return B @ A
+    def factors(self, p: Params, shape: Shape) -> Factors:
+        sigma = p["sigma"] if self.train_sigma else self.scale
+        return Factors(p["lower"], p["upper"], p["d"] * sigma)
 
     def trainable(self, m: int, n: int) -> int:
         return self.rank + self.train_sigma

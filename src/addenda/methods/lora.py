@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.linalg import singular_triplets
-from addenda.core.method import Params, Shape, WeightMethod, too_high
+from addenda.core.method import Factors, Params, Shape, WeightMethod, too_high
 from addenda.core.random import Stream
 from addenda.core.registry import register, variant
 
@@ -72,15 +72,11 @@ class LoRA(WeightMethod):
         A = rng.kaiming_uniform(self.rank, n) if self.origin == "zero" else torch.zeros(self.rank, n)
         return {"A": nn.Parameter(A), "B": nn.Parameter(torch.zeros(m, self.rank))}
 
-    def factors(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
+    def factors(self, p: Params, shape: Shape) -> Factors:
         A, B = p["A"], p["B"]
         if self.origin == "pissa":
             A, B = torch.cat([A, p["A0"]]), torch.cat([p["B0"] + B, B], 1)
-        return (B if self.scale == 1 else B * self.scale), A
-
-    def delta(self, W: Tensor, p: Params) -> Tensor:
-        B, A = self.factors(p, W.shape)
-        return B @ A
+        return Factors(B, A, None if self.scale == 1 else A.new_full((len(A),), self.scale))
 
     def trainable(self, m: int, n: int) -> int:
         return self.rank * (m + n)

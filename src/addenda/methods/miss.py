@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addenda.core.method import Base, Params, Shape, WeightMethod
+from addenda.core.method import Factors, Params, Shape, WeightMethod
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -57,26 +56,17 @@ class MiSS(WeightMethod):
             return f"mini={self.mini} does not divide the output width {m}"
         return None
 
+    def shared(self, shapes: list[Shape], rng: Stream) -> Params:
+        widest = max(n for _, n in shapes)
+        return {"T": torch.eye(self.rank).repeat(1, -(-widest // self.rank))}
+
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         return {"D": nn.Parameter(torch.zeros(self.rank, self.mini or W.shape[0]))}
 
-    def _columns(self, D: Tensor, m: int) -> Tensor:
-        return D if self.mini is None else D.repeat(1, m // self.mini)
-
-    def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
-        y, r = base(x), self.rank
-        padded = F.pad(x, (0, -x.shape[-1] % r)) if x.shape[-1] % r else x
-        S = padded.unflatten(-1, (padded.shape[-1] // r, r)).sum(-2)
-        return y + S @ self._columns(p["D"], y.shape[-1]).to(x.dtype)
-
-    def factors(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
-        (m, n), D = shape, p["D"]
-        T = torch.eye(self.rank, dtype=D.dtype, device=D.device).repeat(1, -(-n // self.rank))
-        return self._columns(D, m).T, T[:, :n]
-
-    def delta(self, W: Tensor, p: Params) -> Tensor:
-        B, A = self.factors(p, W.shape)
-        return B @ A
+    def factors(self, p: Params, shape: Shape) -> Factors:
+        m, n = shape
+        D = p["D"] if self.mini is None else p["D"].repeat(1, m // self.mini)
+        return Factors(D.T, p["T"][:, :n])
 
     def trainable(self, m: int, n: int) -> int:
         return self.rank * (self.mini or m)

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addenda.core.method import Base, Params, Shape, WeightMethod
+from addenda.core.method import Factors, Params, Shape, WeightMethod
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -60,18 +59,9 @@ class VeRA(WeightMethod):
         d = torch.full((self.rank,), float(self.d_initial))
         return {"b": nn.Parameter(torch.zeros(len(W))), "d": nn.Parameter(d)}
 
-    def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
-        A, B = p["A"][:, : x.shape[-1]].to(x.dtype), p["B"][: len(p["b"])].to(x.dtype)
-        h = F.linear(x, A) * p["d"].to(x.dtype)
-        return base(x) + F.linear(h, B) * p["b"].to(x.dtype)
-
-    def factors(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
+    def factors(self, p: Params, shape: Shape) -> Factors:
         m, n = shape
-        return p["b"][:, None] * p["B"][:m], p["d"][:, None] * p["A"][:, :n]
-
-    def delta(self, W: Tensor, p: Params) -> Tensor:
-        B, A = self.factors(p, W.shape)
-        return B @ A
+        return Factors(p["B"][:m], p["A"][:, :n], middle=p["d"], rows=p["b"])
 
     def trainable(self, m: int, n: int) -> int:
         return m + self.rank
