@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import addenda
-from addenda.core.execute import FactoredLinear
+from addenda.core.execute import factored_linear
 from addenda.core.method import Base, WeightMethod, to_float
 from addenda.core.random import Stream
 
@@ -40,7 +40,7 @@ class At:
         x, m = self.x if x is None else x, self.method
         if m.has("factors"):
             c = m.magnitude(self.W, self.p) if m.has("magnitude") else None
-            return FactoredLinear.apply(x, 0.0, self.W, self.bias, c, *m.factors(self.p, self.W.shape))
+            return factored_linear(x, 0.0, self.W, self.bias, c, m.factors(self.p, self.W.shape))
         return m.apply(x, Base(lambda x: F.linear(x, self.W, self.bias), self.W, self.bias), self.p)
 
     def dense(self) -> Tensor:

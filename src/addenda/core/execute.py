@@ -36,32 +36,39 @@ def execute(
     def product(x: Tensor) -> Tensor:
         return kind.product(module, x, weight, bias) if plain else original.forward(module, x, *rest, **options)
 
+    if not torch.is_autocast_enabled(x.device.type):
+        return _run(module, kind, live, x, weight, bias, product, plain)
     with torch.autocast(x.device.type, enabled=False):
-        thin = [t for t in live if _thin(t.method)]
-        if plain and kind.dense and len(live) == 1 and live[0].method.has("factors"):
-            return _factored(kind, x, weight, bias, live[0])
-        if kind.dense and len(live) == 1 and live[0].method.has("apply"):
-            return live[0].method.apply(x, Base(product, kind.to_matrix(weight.detach()), bias), live[0].tensors())
-        if plain and kind.dense and len(live) == len(thin) and not any(_dropout(t) for t in thin):
-            B, A = zip(*(_factors(t, kind, weight).pair() for t in thin), strict=True)
-            w = kind.to_matrix(weight)
-            return FactoredLinear.apply(x, 0.0, w, bias, None, torch.cat(B, 1), torch.cat(A), None, None, None)
-        if len(live) == 1 and kind == LINEAR and plain and live[0].method.has("sparse"):
-            index, values = live[0].method.sparse(live[0].tensors(), kind.to_matrix(weight).shape)
+        return _run(module, kind, live, x, weight, bias, product, plain)
+
+
+def _run(module, kind: Kind, live: "Sequence[SiteTensors]", x, weight, bias, product, plain: bool) -> Tensor:
+    if kind.dense and len(live) == 1:
+        t, m = live[0], live[0].method
+        if plain and m.has("factors"):
+            return _factored(kind, x, weight, bias, t)
+        if m.has("apply"):
+            return m.apply(x, Base(product, kind.to_matrix(weight.detach()), bias), t.tensors())
+        if plain and kind == LINEAR and m.has("sparse"):
+            index, values = m.sparse(t.tensors(), weight.shape)
             return SparseLinear.apply(x, weight, bias, index, values)
-        rest_ = [t for t in live if not _thin(t.method)]
-        if rest_ and plain:
-            y = _recomputed(kind, module, x, weight, bias, rest_)
-        else:
-            y = product(x)
-            for t in rest_:  # a subclass with a forward of its own: add what the change alone contributes
-                change = t.method.delta(weight.detach().float(), to_float(t.tensors())).to(x.dtype)
-                y = y + F.linear(x, change)
-        for t in thin:
-            B, A = _factors(t, kind, weight).pair()
-            path = F.dropout(x, p) if (p := _dropout(t)) and x.is_floating_point() else x
-            y = y + kind.low_rank(module, path, B.to(y.dtype), A.to(y.dtype))
-        return y
+    thin = [t for t in live if _thin(t.method)]
+    if plain and kind.dense and len(live) == len(thin) and not any(_dropout(t) for t in thin):
+        B, A = zip(*(_factors(t, kind, weight).pair() for t in thin), strict=True)
+        return factored_linear(x, 0.0, kind.to_matrix(weight), bias, None, Factors(torch.cat(B, 1), torch.cat(A)))
+    rest = [t for t in live if not _thin(t.method)]
+    if rest and plain:
+        y = _recomputed(kind, module, x, weight, bias, rest)
+    else:
+        y = product(x)
+        for t in rest:  # a subclass with a forward of its own: add what the change alone contributes
+            change = t.method.delta(weight.detach().float(), to_float(t.tensors())).to(x.dtype)
+            y = y + F.linear(x, change)
+    for t in thin:
+        B, A = _factors(t, kind, weight).pair()
+        path = F.dropout(x, p) if (p := _dropout(t)) and x.is_floating_point() else x
+        y = y + kind.low_rank(module, path, B.to(y.dtype), A.to(y.dtype))
+    return y
 
 
 def _thin(method: WeightMethod) -> bool:
@@ -72,7 +79,7 @@ def _thin(method: WeightMethod) -> bool:
 def _factored(kind: Kind, x: Tensor, weight: Tensor, bias: Tensor | None, t: "SiteTensors") -> Tensor:
     W, p = kind.to_matrix(weight), t.tensors()
     c = t.method.magnitude(W.detach(), p) if t.method.has("magnitude") else None
-    return FactoredLinear.apply(x, _dropout(t), W, bias, c, *t.method.factors(p, (W.shape[0], W.shape[1])))
+    return factored_linear(x, _dropout(t), W, bias, c, t.method.factors(p, (W.shape[0], W.shape[1])))
 
 
 def effective(kind: Kind, weight: Tensor, live: "Sequence[SiteTensors]") -> Tensor:
@@ -115,31 +122,49 @@ def _dropout(t: "SiteTensors") -> float:
     return t.method.dropout if t.training else 0.0
 
 
-class FactoredLinear(torch.autograd.Function):
-    """y = x (W + diag(rows) B M A)ᵀ + bias in two passes over y; with c, diag(c) stands before the bracket.
+def factored_linear(
+    x: Tensor, drop: float, W: Tensor, bias: Tensor | None, c: Tensor | None, factors: Factors
+) -> Tensor:
+    """y = x (W + ΔW)ᵀ + bias, where the factors' product is ΔW; with c, diag(c) stands before W + ΔW.
 
-    Shapes: x (…, n); W (m, n) or any strided view of it; c, rows (m); the rest as in `Factors`. drop: the share of x
-    that the low-rank path does not see. Kept for backward: the s-wide x Aᵀ, x only where A or W learns (bits of what
-    was dropped beside it), y only where c learns, and references. B, A, … may be float32 masters: they are cast for
-    every product, and x never is.
+    Shapes: x (…, n); W (m, n) or any strided view of it; bias, c (m). drop: the share of x that ΔW does not see.
+    """
+    if torch.is_grad_enabled():
+        return FactoredLinear.apply(x, drop, W, bias, c, *factors)
+    return _forward(x, drop, W, bias, c, *factors)[0]
+
+
+def _forward(x, drop, W, bias, c, B, A, middle, index, rows):
+    """The output, and what backward may want: factors in x's dtype, the thin intermediate, the entries of x it saw."""
+    seen = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - drop) if drop else None
+    A, left = A.to(x.dtype), _scaled(B, rows, x.dtype)
+    h = _rows(F.linear(x if seen is None else x * seen, A))
+    if drop:
+        h = h / (1 - drop)
+    y = F.linear(x, W, bias)
+    _rows(y).addmm_(_through(h, left, A, middle, index), left.t())
+    if c is not None:
+        y.mul_(c)
+        if bias is not None:
+            y.add_((1 - c) * bias)
+    return y, left, A, h, seen
+
+
+class FactoredLinear(torch.autograd.Function):
+    """`factored_linear` in two passes over y, forward and backward.
+
+    Kept for backward: the s-wide x Aᵀ, x only where A or W learns (bits of what was dropped beside it), y only where c
+    learns, and references. B, A, … may be float32 masters: they are cast for every product, and x never is.
     """
 
     @staticmethod
     def forward(ctx, x, drop, W, bias, c, B, A, middle, index, rows):
         _, _, need_w, _, need_c, need_b, need_a, need_middle, _, need_rows = ctx.needs_input_grad
-        seen = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - drop) if drop else None
-        h = _rows(F.linear(x if seen is None else x * seen, A.to(x.dtype)))
-        if drop:
-            h = h / (1 - drop)
-        y = F.linear(x, W, bias)
-        _rows(y).addmm_(_through(h, B, A, middle, index), _scaled(B, rows, x.dtype).t())
-        if c is not None:
-            y.mul_(c)
-            if bias is not None:
-                y.add_((1 - c) * bias)
-        ctx.drop = drop
+        y, left, right, h, seen = _forward(x, drop, W, bias, c, B, A, middle, index, rows)
+        ctx.drop, ctx.dtypes = drop, (B.dtype, A.dtype)
         ctx.save_for_backward(
-            x if need_a or need_w else None, seen, W, bias, c, B, A, middle, index, rows,
+            x if need_a or need_w else None, seen, W, bias, c, B if rows is not None else left, right,
+            middle, index, rows,
             h if need_b or need_rows or need_middle else None, y.detach() if need_c else None,
         )  # fmt: skip
         return y
@@ -160,9 +185,9 @@ class FactoredLinear(torch.autograd.Function):
             g = torch.mul(g, c, out=torch.empty_like(g))
         gk = g @ _scaled(B, rows, dtype)
         if need_b or need_rows:
-            gleft = (g.t() @ _through(h, B, A, middle, index)).to(B.dtype)
+            gleft = (g.t() @ _through(h, B, A, middle, index)).to(ctx.dtypes[0])
             gb = (gleft if rows is None else gleft * rows[:, None]) if need_b else None
-            grows = (gleft * B).sum(1).to(rows.dtype) if need_rows else None
+            grows = (gleft * B).sum(1, dtype=rows.dtype) if need_rows else None
         gh = gk
         if middle is not None and index is None:
             gmiddle = (gk * h).sum(0, dtype=middle.dtype) if need_middle else None
@@ -173,15 +198,15 @@ class FactoredLinear(torch.autograd.Function):
         if ctx.drop:
             gh = gh / (1 - ctx.drop)
         if need_a:
-            ga = (gh.t() @ _rows(x if seen is None else x * seen)).to(A.dtype)
+            ga = (gh.t() @ _rows(x if seen is None else x * seen)).to(ctx.dtypes[1])
         if need_w:
             gw = g.t() @ _rows(x)
         if need_x:
             gx = g @ W
             if seen is None:
-                gx.addmm_(gh, A.to(dtype))
+                gx.addmm_(gh, A)
             else:
-                gx.add_((gh @ A.to(dtype)).mul_(_rows(seen)))
+                gx.add_((gh @ A).mul_(_rows(seen)))
             gx = gx.view(*gy.shape[:-1], gx.shape[-1])
         return gx, None, gw, gbias, gc, gb, ga, gmiddle, None, grows
 

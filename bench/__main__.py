@@ -1,0 +1,43 @@
+"""python -m bench steps|scaling|inference|tune|all [--out records/bench]: measure, write a record, print a table."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+COMMANDS = ("steps", "scaling", "inference", "tune", "memory")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("what", choices=(*COMMANDS, "all"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", default="llama94m")
+    parser.add_argument("--tokens", default="4x256", help="batch x length")
+    parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--arms", help="comma separated; default: all")
+    parser.add_argument("--out", type=Path, help="folder of the record")
+    given = parser.parse_args()
+    from importlib import import_module
+
+    import peft  # noqa: F401  every process is forked from this one: what is imported here is imported once
+    import transformers
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+    from addenda.train.machine import hardware, versions
+
+    transformers.logging.set_verbosity_error()
+    for what in COMMANDS if given.what == "all" else (given.what,):
+        found, text = import_module(f"bench.{what}").run(given)
+        print(text)
+        if given.out is not None:
+            given.out.mkdir(parents=True, exist_ok=True)
+            command = "python -m bench " + " ".join(a for a in sys.argv[1:])
+            about = {"command": command, "versions": versions() | {"peft": peft.__version__}, "hardware": hardware()}
+            (given.out / f"{what}.json").write_text(json.dumps(about | {"found": found}, indent=1) + "\n")
+            (given.out / f"{what}.md").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What is measured: a model, and the arms that train it. An arm's text form is `kind/what`:
+
+floor                       the frozen base: forward and the gradient of the embedding's output, no optimizer
+full                        every weight trained
+ours/lora:rank=16           a method of addenda
+dense/svft                  the same method as plain autograd has it: W + ΔW made for every product, and kept
+ours/lora:rank=16*4         four adapters that all act and train; +4: four more that only lie there
+peft/lora                   the peer's, at the same number of trained parameters
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MODELS = {
+    "llama94m": dict(hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, vocab_size=12000),
+    "llama24m": dict(hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6, vocab_size=12000),
+    "llama210m": dict(hidden_size=1024, intermediate_size=2816, num_hidden_layers=16, num_attention_heads=16, vocab_size=12000),
+}  # fmt: skip
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def build(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """A LLaMA-shaped model with random weights, or "smollm2": the embedded pretrained one."""
+    import transformers
+
+    torch.manual_seed(0)
+    if name == "smollm2":
+        from addenda.train.embedded import model_folder
+
+        model = transformers.AutoModelForCausalLM.from_pretrained(model_folder(), dtype=dtype)
+    else:
+        torch.set_default_dtype(dtype)
+        config = transformers.LlamaConfig(**MODELS[name], tie_word_embeddings=True)
+        model = transformers.LlamaForCausalLM(config)
+        torch.set_default_dtype(torch.float32)
+    model.set_attn_implementation(attention)
+    model.config.use_cache = False
+    return model.train()
+
+
+def prepare(arm: str, model: nn.Module) -> tuple[nn.Module, int]:
+    """Make the model train as the arm does: (what is called, number of trained parameters)."""
+    kind, _, what = arm.partition("/")
+    ready: Callable[..., nn.Module] = {"floor": _floor, "full": _full, "ours": _ours, "dense": _dense, "peft": _peft}[
+        kind
+    ]
+    ready_model = ready(model, what)
+    return ready_model, sum(p.numel() for p in ready_model.parameters() if p.requires_grad)
+
+
+def _floor(model: Any, what: str) -> nn.Module:
+    model.requires_grad_(False)
+    model.get_input_embeddings().register_forward_hook(lambda module, ids, y: y.requires_grad_())
+    return model
+
+
+def _full(model: nn.Module, what: str) -> nn.Module:
+    return model.requires_grad_(True)
+
+
+def _ours(model: nn.Module, what: str) -> nn.Module:
+    """`spec*4`: four adapters that all act; `spec+4`: four more that do not."""
+    import addenda
+
+    spec, sign, count = what.partition("*") if "*" in what else what.partition("+")
+    names = [f"a{i}" for i in range(int(count or 1) if sign != "+" else 1 + int(count))]
+    for name in names:
+        addenda.attach(model, spec, name=name)
+    addenda.switch(model, names if sign == "*" else names[-1])
+    for adapter in addenda.adapters(model).values():
+        adapter.requires_grad_(sign == "*" or adapter.name == names[-1])
+    return model
+
+
+def _dense(model: nn.Module, what: str) -> nn.Module:
+    """Every product with W + ΔW as autograd keeps it: what a paper's own code mostly does."""
+    import addenda.core.adapted as adapted
+    from addenda.core.method import to_float
+
+    def execute(module, original, kind, live, x: Tensor, *rest, **options) -> Tensor:
+        (t,) = live
+        return F.linear(x, t.method.effective(module._parameters["weight"].float(), to_float(t.tensors())).to(x.dtype))
+
+    adapted.execute = execute
+    return _ours(model, what)
+
+
+def _peft(model: Any, what: str) -> nn.Module:
+    import peft
+
+    configs: dict[str, Callable[[], Any]] = {
+        "lora": lambda: peft.LoraConfig(r=16, lora_alpha=16, target_modules=LINEAR),
+        "rslora": lambda: peft.LoraConfig(r=16, lora_alpha=16, use_rslora=True, target_modules=LINEAR),
+        "pissa": lambda: peft.LoraConfig(r=16, lora_alpha=16, init_lora_weights="pissa_niter_4", target_modules=LINEAR),
+        "olora": lambda: peft.LoraConfig(r=16, lora_alpha=16, init_lora_weights="olora", target_modules=LINEAR),
+        "dora": lambda: peft.LoraConfig(r=16, lora_alpha=16, use_dora=True, target_modules=LINEAR),
+        "miss": lambda: peft.MissConfig(r=64, target_modules=LINEAR),
+        "vera": lambda: peft.VeraConfig(r=256, target_modules=LINEAR, save_projection=False),
+        "oft": lambda: peft.OFTConfig(oft_block_size=32, target_modules=LINEAR),
+        "shira": lambda: peft.ShiraConfig(r=16, target_modules=LINEAR),
+        "loha": lambda: peft.LoHaConfig(r=16, alpha=16, target_modules=LINEAR),
+        "lokr": lambda: peft.LoKrConfig(r=16, alpha=16, target_modules=LINEAR),
+        "hra": lambda: peft.HRAConfig(r=8, target_modules=LINEAR),
+        "boft": lambda: peft.BOFTConfig(boft_block_size=32, target_modules=LINEAR),
+        "adalora": lambda: peft.AdaLoraConfig(r=16, target_modules=LINEAR, total_step=1000),
+        "fourierft": lambda: peft.FourierFTConfig(n_frequency=1000, target_modules=LINEAR),
+        "c3a": lambda: peft.C3AConfig(block_size=64, target_modules=LINEAR),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.get_peft_model(model, configs[what]())
