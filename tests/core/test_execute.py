@@ -81,6 +81,7 @@ KEPT = {  # numbers a token besides the input, which adapted neighbours share
     "svft:pattern=banded,band=2": WIDTH,
     "miss:rank=8": 8,
     "shira": 0,
+    "shira:mask=block,block=16": 0,
     "oft:block=4": 0,
 }
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import addenda
-from addenda.core.execute import factored_linear
+from addenda.core.execute import BlockLinear, factored_linear
 from addenda.core.method import Base, WeightMethod, to_float
 from addenda.core.random import Stream
 
@@ -38,6 +38,8 @@ class At:
     def apply(self, x: Tensor | None = None) -> Tensor:
         """The output without forming ΔW: through the factors as the core runs them, or the method's own `apply`."""
         x, m = self.x if x is None else x, self.method
+        if m.has("blocks"):
+            return BlockLinear.apply(x, self.W, self.bias, *m.blocks(self.p, self.W.shape))
         if m.has("factors"):
             c = m.magnitude(self.W, self.p) if m.has("magnitude") else None
             return factored_linear(x, 0.0, self.W, self.bias, c, m.factors(self.p, self.W.shape))
@@ -80,7 +82,7 @@ def forms_agree(at: At, tolerance: float = 1e-10) -> None:
         torch.testing.assert_close(flat[index.long()], values, rtol=tolerance, atol=tolerance)
         assert flat.count_nonzero() <= len(values)
         assert bool((index.diff() > 0).all())
-    if at.method.has("apply") or at.method.has("factors"):
+    if any(map(at.method.has, ("apply", "factors", "blocks"))):
         want = at.dense()
         torch.testing.assert_close(at.apply(), want, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(at.apply(at.x[0, 0]), want[0, 0], rtol=tolerance, atol=tolerance)

@@ -76,10 +76,10 @@ def test_random_masks_differ_between_sites_and_repeat():
 
 
 def test_start_and_counts(check):
-    for mask in ("magnitude", "random", "struct"):
-        check.starts_exactly(SHiRA(mask=mask, density=0.05))
-        check.starts_exactly(SHiRA(mask=mask, density=0.05), 50, 70)
-        check.counts(SHiRA(mask=mask, density=0.05))
+    for mask in ("magnitude", "random", "struct", "block"):
+        check.starts_exactly(SHiRA(mask=mask, density=0.05, block=2))
+        check.starts_exactly(SHiRA(mask=mask, density=0.05, block=2), 50, 70)
+        check.counts(SHiRA(mask=mask, density=0.05, block=2))
     assert SHiRA(density=0.01).trainable(4096, 4096) == round(4096 * 4096 / 100)
 
 
@@ -93,3 +93,28 @@ def test_options_and_shapes_are_checked():
         with pytest.raises(AddendaError, match="density must be"):
             SHiRA(density=density)
     assert "diagonal" in SHiRA(mask="struct").check(64, 64)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 12), (16, 4)])
+def test_block_masks_are_the_heaviest_blocks_and_run_as_small_products(check, shape):
+    at = check.make(SHiRA(density=0.3, mask="block", block=4), *shape)
+    score = at.W.abs().unfold(0, 4, 4).unfold(1, 4, 4).sum((-1, -2)).flatten()
+    wanted = sorted(score.topk(at.method.trainable(*shape) // 16).indices.tolist())
+    assert at.p["index"].tolist() == wanted
+    want = torch.zeros(shape, dtype=torch.float64)
+    for block, values in zip(wanted, at.p["values"].detach().view(-1, 4, 4), strict=True):
+        r, c = divmod(block, shape[1] // 4)
+        want[4 * r : 4 * r + 4, 4 * c : 4 * c + 4] = values
+    torch.testing.assert_close(at.delta.detach(), want, rtol=0, atol=0)
+    check.forms_agree(at)
+    through = check.gradients(at, "apply")["values"]
+    torch.testing.assert_close(check.gradients(at)["values"], through, rtol=1e-12, atol=1e-12)
+    x = at.x.clone().requires_grad_()
+    at.apply(x).sum().backward()
+    torch.testing.assert_close(x.grad, (at.W + want).sum(0).expand_as(x), rtol=1e-12, atol=1e-12)
+
+
+def test_blocks_that_do_not_fit_are_refused():
+    assert "does not divide" in SHiRA(mask="block", block=32).check(64, 40)
+    with pytest.raises(AddendaError, match="block must be at least 1"):
+        SHiRA(block=0)

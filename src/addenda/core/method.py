@@ -147,6 +147,10 @@ class WeightMethod:
         """(index: K sorted flat positions in the m × n matrix, values: K) with ΔW zero elsewhere."""
         raise NotImplementedError
 
+    def blocks(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows: K, columns: K, values: K × b × b): ΔW is zero but for K blocks, with corners at b · (row, column)."""
+        raise NotImplementedError
+
     def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
         """The adapted layer's output (…, m) from x (…, n) without forming ΔW. Tensors in p keep their own dtype."""
         raise NotImplementedError

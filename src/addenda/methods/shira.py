@@ -6,6 +6,8 @@ The masks of the paper: "magnitude" (the K largest |W|), "random", "struct" (who
 "gradient" (the K largest Σ|G| over calibration batches) and "snip" (the K largest |W ∘ ΣG|). The paper leaves open how
 batches are combined: here |G| is summed for "gradient", as a measure of how often an entry is wanted, and G itself for
 "snip", as in SNIP (Lee et al. 2018). Ties fall to the lower flat index. Every site draws a mask of its own.
+Not of the paper: "block" takes whole blocks of b × b entries, those with the largest Σ|W|. Its gradients need products
+of that size only; every other mask needs the dense product that full fine-tuning needs.
 
 Cost: K numbers a site. The change may have full rank. Low density and few steps favour it; struct masks did badly on
 language in the paper.
@@ -33,15 +35,21 @@ from addenda.core.registry import register
 )
 @dataclass(frozen=True)
 class SHiRA(WeightMethod):
-    """density: the share of entries that are trained. mask: how they are chosen, see the module."""
+    """density: the share of entries that are trained. mask: how they are chosen, see the module. block: the side b."""
 
     sized_by: ClassVar[str] = "density"
     density: float = 0.01
-    mask: Literal["magnitude", "random", "struct", "gradient", "snip"] = "magnitude"
+    mask: Literal["magnitude", "random", "struct", "gradient", "snip", "block"] = "magnitude"
+    block: int = 32
 
     def validate(self):
         if not 0 < self.density <= 1:
             yield f"density must be in (0, 1], got {self.density}"
+        if self.block < 1:
+            yield f"block must be at least 1, got {self.block}"
+
+    def has(self, hook: str) -> bool:
+        return super().has(hook) and (hook != "blocks" or self.mask == "block")
 
     @property
     def calibration(self):
@@ -52,6 +60,8 @@ class SHiRA(WeightMethod):
         return G.clone() if seen is None else seen + G
 
     def check(self, m: int, n: int) -> str | None:
+        if self.mask == "block" and (m % self.block or n % self.block):
+            return f"block={self.block} does not divide both of {m} × {n}"
         if self.mask == "struct" and self.density * m * n < min(m, n):
             return f"a struct mask holds the diagonal: density must be at least {min(m, n) / (m * n):.2g} at {m} × {n}"
         return None
@@ -62,11 +72,14 @@ class SHiRA(WeightMethod):
             return {"index": rng.choice(m * n, self.trainable(m, n)).int()}
         if self.mask == "struct":
             return {"index": _struct(m, n, *self._lines(m, n), rng).int()}
+        if self.mask == "block":
+            score = W.abs().view(m // self.block, self.block, n // self.block, self.block).sum((1, 3))
+            return {"index": _largest(score, self._blocks(m, n)).int()}
         return {"index": _largest(W.abs(), self.trainable(m, n)).int()} if self.mask == "magnitude" else {}
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         K = self.trainable(*W.shape)
-        own: Params = {"values": nn.Parameter(torch.zeros(K))}
+        own: Params = {"values": nn.Parameter(torch.zeros(K))}  # of "block": block after block, b × b each
         if self.mask == "gradient":
             own["index"] = _largest(p["calibration"], K).int()
         if self.mask == "snip":
@@ -74,19 +87,36 @@ class SHiRA(WeightMethod):
         return own
 
     def sparse(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
-        return p["index"], p["values"]
+        if self.mask != "block":
+            return p["index"], p["values"]
+        rows, columns, values = self.blocks(p, shape)
+        side = torch.arange(self.block, device=rows.device)
+        row = (rows[:, None, None] * self.block + side[:, None]) * shape[1]
+        index, order = (row + columns[:, None, None] * self.block + side).flatten().sort()
+        return index, values.flatten()[order]
+
+    def blocks(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+        across = shape[1] // self.block
+        return p["index"] // across, p["index"] % across, p["values"].view(-1, self.block, self.block)
 
     def delta(self, W: Tensor, p: Params) -> Tensor:
-        return W.new_zeros(W.numel()).index_put((p["index"],), p["values"]).view(W.shape)
+        index, values = self.sparse(p, W.shape)
+        return W.new_zeros(W.numel()).index_put((index,), values).view(W.shape)
 
     def effective(self, W: Tensor, p: Params) -> Tensor:
-        return W.flatten().index_put((p["index"],), p["values"], accumulate=True).view(W.shape)
+        index, values = self.sparse(p, W.shape)
+        return W.flatten().index_put((index,), values, accumulate=True).view(W.shape)
 
     def trainable(self, m: int, n: int) -> int:
+        if self.mask == "block":
+            return self._blocks(m, n) * self.block**2
         if self.mask == "struct":
             rows, columns = self._lines(m, n)
             return rows * n + columns * m - rows * columns + min(m, n) - rows - columns
         return max(1, round(self.density * m * n))
+
+    def _blocks(self, m: int, n: int) -> int:
+        return max(1, round(self.density * m * n / self.block**2))
 
     def _lines(self, m: int, n: int) -> tuple[int, int]:
         """How many whole rows and columns fit beside the diagonal, taken in turn, never above the budget."""
