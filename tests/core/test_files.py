@@ -163,8 +163,8 @@ def test_a_basis_that_comes_out_differently_is_noticed(tiny, ids, tmp_path, monk
 
     real = lora.singular_triplets
 
-    def other(W):
-        U, S, Vt = real(W)
+    def other(W, rank):
+        U, S, Vt = real(W, rank)
         return -U, S, -Vt
 
     monkeypatch.setattr(lora, "singular_triplets", other)

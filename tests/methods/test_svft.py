@@ -50,7 +50,7 @@ def test_reference(check, shape, options):
 @pytest.mark.parametrize("full", [False, True])
 def test_the_basis_is_the_weights_own(shape, full):
     W = torch.randn(*shape)
-    U, _, Vt = singular_triplets(W, full)
+    U, _, Vt = singular_triplets(W, full_matrices=full)
     k, wide = min(shape), W.double()
     assert U.dtype == torch.float64
     assert (U.shape[1], Vt.shape[0]) == (shape if full else (k, k))
@@ -59,7 +59,7 @@ def test_the_basis_is_the_weights_own(shape, full):
     sigma = torch.linalg.svdvals(wide)
     torch.testing.assert_close((U[:, :k] * sigma) @ Vt[:k], wide)
     assert bool((U.gather(0, U.abs().argmax(0, keepdim=True)) > 0).all())
-    again = singular_triplets(-W, full)[0]  # only v_i turns: the signs hang on u_i alone
+    again = singular_triplets(-W, full_matrices=full)[0]  # only v_i turns: the signs hang on u_i alone
     torch.testing.assert_close(again[:, :k], U[:, :k])
 
 

@@ -1,22 +1,52 @@
-"""Factorisations that come out alike on every machine: float64, on the CPU, signs fixed."""
+"""Factorisations that come out alike on every machine: refined in float64, on the CPU, signs fixed."""
 
 import torch
 from torch import Tensor
 
+_LEAST = 1e-5  # singular values below this share of the largest are lost when they are squared
+_MORE = 16  # directions looked at beyond those asked for, so that a small gap behind the last one does no harm
 
-def singular_triplets(W: Tensor, full_matrices: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """U (m × k), Σ (k), Vᵀ (k × n) of W = U Σ Vᵀ in float64 on the CPU, k = min(m, n), singular values falling.
 
-    A pair (u_i, v_i) is unique up to its sign, which is fixed so that the largest entry of u_i is positive; pairs of
-    equal singular values may still turn among themselves. full_matrices: U m × m and Vᵀ n × n.
+def singular_triplets(
+    W: Tensor, rank: int | None = None, *, full_matrices: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """U (m × k), Σ (k), Vᵀ (k × n) of W = U Σ Vᵀ in float64 on the CPU, singular values falling.
+
+    k = min(m, n), or the given rank: only the largest. A pair (u_i, v_i) is unique up to its sign, which is fixed so
+    that the largest entry of u_i is positive; pairs of equal singular values may still turn among themselves.
+    full_matrices: U m × m and Vᵀ n × n.
     """
-    W, k = W.cpu().double(), min(W.shape)
-    if W.shape[0] >= W.shape[1]:
-        U, S, Vt = torch.linalg.svd(W, full_matrices=full_matrices)
-    else:  # LAPACK takes several times as long for a wide matrix as for a tall one
-        V, S, Ut = torch.linalg.svd(W.T, full_matrices=full_matrices)
-        U, Vt = Ut.T, V.T
+    W, k = W.cpu(), rank or min(W.shape)
+    tall = W if W.shape[0] >= W.shape[1] else W.T
+    left, S, right = (None if full_matrices else _from_gram(tall, rank)) or _exact(tall, full_matrices)
+    U, V = (left, right) if tall is W else (right, left)
+    if rank is not None:
+        U, S, V = U[:, :k], S[:k], V[:, :k]
     largest = U.gather(0, U.abs().argmax(0, keepdim=True))[0]
     sign = torch.where(largest < 0, -1.0, 1.0)
-    Vt[:k] *= sign[:k, None]
-    return U * sign, S, Vt.contiguous()
+    V[:, :k] *= sign[:k]
+    return U * sign, S, V.T.contiguous()
+
+
+def _exact(tall: Tensor, full_matrices: bool) -> tuple[Tensor, Tensor, Tensor]:
+    U, S, Vt = torch.linalg.svd(tall.double(), full_matrices=full_matrices)
+    return U, S, Vt.T
+
+
+def _from_gram(tall: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor] | None:
+    """From the eigenvectors of the smaller Gram matrix, several times faster; None where that is not accurate.
+
+    A few leading ones are found in float32 and refined in float64: one power step on more directions than asked for,
+    then the decomposition inside them.
+    """
+    few = rank is not None and 2 * (rank + _MORE) < tall.shape[1]
+    part = tall.float() if few else tall.double()
+    squares, V = torch.linalg.eigh(part.T @ part)
+    if few:
+        tall = tall.double()
+        V = torch.linalg.qr(tall.T @ (tall @ V[:, -rank - _MORE :].double())).Q  # type: ignore[operator]
+        U, S, turn = torch.linalg.svd(tall @ V, full_matrices=False)
+        return (U, S, V @ turn.T) if S[rank - 1] > _LEAST * S[0] else None  # type: ignore[operator]
+    S = squares.clamp_min(0).sqrt().flip(0)
+    V = V.flip(1)
+    return (part @ V / S, S, V) if S[-1] > _LEAST * S[0] else None

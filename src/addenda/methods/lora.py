@@ -62,9 +62,9 @@ class LoRA(WeightMethod):
     def derive(self, W: Tensor, rng: Stream) -> Params:
         if self.origin == "zero":
             return {}
-        U, S, Vt = singular_triplets(W)
-        root = (S[: self.rank] / self.scale).sqrt()
-        A0, B0 = root[:, None] * Vt[: self.rank], U[:, : self.rank] * root
+        U, S, Vt = singular_triplets(W, self.rank)
+        root = (S / self.scale).sqrt()
+        A0, B0 = root[:, None] * Vt, U * root
         return {"A0": A0.to(W.dtype), "B0": B0.to(W.dtype)}
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:

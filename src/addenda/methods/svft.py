@@ -91,7 +91,7 @@ class SVFT(WeightMethod):
     # -- the contract
 
     def derive(self, W: Tensor, rng: Stream) -> Params:
-        U, _, Vt = singular_triplets(W, self.full_matrices)
+        U, _, Vt = singular_triplets(W, full_matrices=self.full_matrices)
         found = {"U": U.to(W.dtype), "Vt": Vt.to(W.dtype)}
         return found if self.pattern == "plain" else {**found, "index": self._positions(U, Vt, rng).int()}
 
