@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from addenda.core.method import Base, to_float
+from addenda.core.recompute import as_recipe
 from addenda.core.sites import CONV1D, LINEAR, PARAMETER, Kind
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ def execute(
     module: nn.Module, original: type, kind: Kind, live: "Sequence[SiteTensors]", x: Tensor, *rest, **options
 ) -> Tensor:
     """The output of an adapted module: its own product, changed by every live delta."""
+    with as_recipe(x):
+        return _execute(module, original, kind, live, x, *rest, **options)
+
+
+def _execute(
+    module: nn.Module, original: type, kind: Kind, live: "Sequence[SiteTensors]", x: Tensor, *rest, **options
+) -> Tensor:
     weight = module._parameters["weight"]
     assert weight is not None
     x, weight, bias = _autocast(x, weight, getattr(module, "bias", None))  # the attribute: a trained bias
