@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from addenda.core.files import inspect as inspect
     from addenda.core.files import load as load
     from addenda.core.files import save as save
+    from addenda.core.lean import lean as lean
+    from addenda.core.lean import unlean as unlean
     from addenda.core.merge import MergeReport as MergeReport
     from addenda.core.merge import merge as merge
     from addenda.core.merge import unmerge as unmerge
@@ -40,6 +42,7 @@ _NAMES = {
     "core.attach": "attach detach disabled status switch",
     "core.errors": "AddendaError",
     "core.files": "inspect load save",
+    "core.lean": "lean unlean",
     "core.merge": "MergeReport merge unmerge",
     "core.method": "WeightMethod",
     "core.plan": "Plan plan",

@@ -1,5 +1,7 @@
 """`addenda plan`: what would be attached where, and what it costs; nothing is changed."""
 
+from typing import Annotated
+
 import typer
 
 from addenda.cli.common import Dtype, Exclude, Method, Model, Targets, listed, model_or_default
@@ -15,12 +17,27 @@ def plan(
     targets: Targets = "linear",
     exclude: Exclude = "",
     dtype: Dtype = "auto",
+    batch: Annotated[
+        int | None, typer.Option("--batch", help="With --length: predict memory and FLOPs of a step.")
+    ] = None,
+    length: Annotated[int | None, typer.Option("--length", help="Tokens of an example.")] = None,
+    labelled: Annotated[float, typer.Option("--labelled", help="Share of the tokens that have a label.")] = 1.0,
 ) -> None:
-    """Show the sites, shapes, trained numbers and bytes of a method on a model."""
+    """Show the sites, shapes, trained numbers and bytes of a method on a model, and what a step of training takes."""
     from addenda.core.plan import plan as make
     from addenda.core.registry import build
     from addenda.train.load import load_model
 
     chosen = build(method)  # before the model is read, which takes longer
     loaded = load_model(model_or_default(model), dtype=dtype, device="cpu")
-    typer.echo(make(loaded.model, chosen, targets=listed(targets), exclude=listed(exclude), also_train=loaded.heads))
+    made = make(
+        loaded.model,
+        chosen,
+        targets=listed(targets),
+        exclude=listed(exclude),
+        also_train=loaded.heads,
+        batch=batch,
+        length=length,
+        labelled=labelled,
+    )
+    typer.echo(made)

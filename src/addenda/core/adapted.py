@@ -171,6 +171,11 @@ def original_class(module: nn.Module) -> type:
     return _original(type(module)) if isinstance(module, Adapted) else type(module)
 
 
+def set_original_class(module: nn.Module, cls: type) -> None:
+    """Give the module another class of its own; if it is adapted it stays so."""
+    module.__class__ = _derive(cls, module._addenda_properties) if isinstance(module, Adapted) else cls
+
+
 def adapt(site: Site) -> Slots:
     """Extend the class of the site's module (and of further owners of the same tensor) and give it its slots."""
     slots = slots_of(site.module) or Slots()

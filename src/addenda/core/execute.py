@@ -11,6 +11,7 @@ No path keeps a dense copy of a weight between forward and backward.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from addenda.core.method import Base, Factors, WeightMethod, spread, to_float
+from addenda.core.recompute import as_recipe
 from addenda.core.sites import CONV1D, LINEAR, PARAMETER, Kind
 
 if TYPE_CHECKING:
@@ -37,9 +39,9 @@ def execute(
     def product(x: Tensor) -> Tensor:
         return kind.product(module, x, weight, bias) if plain else original.forward(module, x, *rest, **options)
 
-    if not torch.is_autocast_enabled(x.device.type):
-        return _run(module, kind, live, x, weight, bias, product, plain)
-    with torch.autocast(x.device.type, enabled=False):
+    device = x.device.type
+    off = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    with as_recipe(x), off:
         return _run(module, kind, live, x, weight, bias, product, plain)
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from addenda.core.attach import Spec, assign
 from addenda.core.errors import AddendaError
+from addenda.core.memory import Step, predict
 from addenda.core.sites import kind_of
 from addenda.core.state import find_state, unwrap
 from addenda.core.targets import Target, called, grouped
@@ -32,6 +33,7 @@ class Plan:
     rows: tuple[Row, ...]
     base: int  # parameters of the base
     skipped: dict[str, int]  # patterns of layers and stacked experts that no target names, with counts
+    step: Step | None = None  # what a training step takes, where batch and length were given
 
     @property
     def trainable(self) -> int:
@@ -74,6 +76,14 @@ class Plan:
         )
         if self.skipped:
             lines.append("left as they are: " + ", ".join(f"{p} ×{n}" for p, n in self.skipped.items()))
+        if self.step:
+            s, parts = self.step, ("adapter", "optimizer", "gradients", "activations", "temporaries")
+            lines += [
+                f"a step of {s.batch} × {s.length} tokens: {s.flop_ratio:.2f} × the floor's FLOPs ({s.flops:.3g})",
+                f"memory at its peak: {_size(s.above)} above the loaded model ({_size(s.weights)}), "
+                f"{s.above / s.floor:.2f} × the floor's: "
+                + ", ".join(f"{part} {_size(getattr(s, part))}" for part in parts),
+            ]
         return "\n".join(line.rstrip() for line in lines)
 
 
@@ -92,8 +102,15 @@ def plan(
     targets: Target | Iterable[Target] = "linear",
     exclude: Iterable[Target] = (),
     also_train: Iterable[Target] = (),
+    batch: int | None = None,
+    length: int | None = None,
+    labelled: float = 1.0,
 ) -> Plan:
-    """A dry run of `attach`: the sites, their shapes and what they cost. Raises what attach would; changes nothing."""
+    """A dry run of `attach`: the sites, their shapes and what they cost. Raises what attach would; changes nothing.
+
+    batch, length: also predict the memory and the FLOPs of one training step of batch × length token ids, see
+    `core.memory`; labelled: the share of positions that have a label, and so logits.
+    """
     if not isinstance(model, nn.Module):
         raise AddendaError(f"Expected a torch.nn.Module as the model, got {type(model).__name__}.")
     found = find_state(model)
@@ -120,4 +137,7 @@ def plan(
     ]
     left = grouped(path for path in [*(path for path, _ in called(root)), *stacks] if path not in taken)
     base = sum(p.numel() for n, p in root.named_parameters() if ".addenda." not in f".{n}")
-    return Plan(rows, base, {pattern: len(paths) for pattern, paths in left.items()})
+    if (batch is None) != (length is None):
+        raise AddendaError(f"A step has a batch and a length: give both or neither, got {batch} and {length}.")
+    step = predict(root, assigned, heads, batch, length, labelled) if batch is not None and length is not None else None
+    return Plan(rows, base, {pattern: len(paths) for pattern, paths in left.items()}, step)
