@@ -67,7 +67,11 @@ def test_the_commands_belong_together(folder, capsys):
     model, data, out = folder / "model", folder / "sums.jsonl", folder / "run"
     common = ["--model", model, "--dtype", "float32"]
     call("plan", *common, "--method", "lora:rank=2", "--targets", "q_proj,v_proj")
-    assert "4 sites" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "4 sites" in shown and "peak" not in shown
+    call("plan", *common, "--batch", 2, "--length", 16, "--labelled", 0.5)
+    shown = capsys.readouterr().out
+    assert "a step of 2 × 16 tokens" in shown and "memory at its peak" in shown
     call("tune", *common, "--data", data, "--out", out, "--steps", 3, "--batch", 5, "--eval", "0.3")
     told = capsys.readouterr()
     assert "after: evaluation loss" in told.out
