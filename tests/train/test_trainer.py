@@ -9,7 +9,7 @@ from tiny_models import SUMS, make_llama, make_tokenizer
 
 import addenda as ad
 from addenda.core.errors import AddendaError
-from addenda.train import checkpoint
+from addenda.train import attention, checkpoint, chunked
 from addenda.train.batches import Collator, batches
 from addenda.train.callback import TrainerCallback
 from addenda.train.data import read
@@ -86,6 +86,42 @@ def test_a_checkpoint_holds_the_adapter_and_nothing_of_the_base(tmp_path):
     assert same(values(loaded), values(adapter))
 
 
+def test_a_resumed_run_keeps_what_was_measured(tmp_path, monkeypatch):
+    train, found = data(), attention.Attention("eager", {"sdpa": 2.0, "eager": 1.0})
+    monkeypatch.setattr(attention, "FEW", 12)
+    monkeypatch.setattr(attention, "measure", lambda *_: found)
+    monkeypatch.setattr(chunked, "MANY", 0)
+    _, whole, result = run(train)
+    assert result.choices["attention"] == {"name": "eager", "seconds": {"sdpa": 2.0, "eager": 1.0}}
+    assert result.choices["loss"]["name"] == "chunked"
+    with pytest.raises(KilledError):
+        run(train, out=tmp_path, save_every=4, progress=killed_at(6))
+    monkeypatch.setattr(attention, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(chunked, "choose", lambda *_: pytest.fail("chosen again"))
+    model, parts, again = run(train, out=tmp_path, save_every=4, resume=True)
+    assert (again.resumed_from, again.choices) == (4, result.choices)
+    assert model.config._attn_implementation == "sdpa"  # its own, afterwards
+    assert same(values(whole), values(parts))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention": "eager"},
+        {"loss": "chunked"},
+        {"group": False, "steps": [list(range(8))] * 6},
+        {"checkpointing": True},
+    ],
+)
+def test_how_it_is_computed_changes_rounding_only(options):
+    train = data()
+    common = {"attention": "sdpa", "loss": "logits", "steps": options.get("steps", 6)}
+    plain = run(train, **common)
+    made = run(train, **common | options)
+    assert [x for _, x in made[2].losses] == pytest.approx([x for _, x in plain[2].losses], abs=1e-5)
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in made[0].modules())
+
+
 def test_base_and_flags_are_as_before(tmp_path):
     reference = make_llama()
     model, adapter, result = run(data(), steps=5)
@@ -139,10 +175,21 @@ def test_schedules_follow_the_step(tmp_path):
     assert Settings(1).multiplier()(0) == 1
 
 
+def adamw_too(adapter, rate, weight_decay):
+    return torch.optim.AdamW(adapter.parameters(), rate, weight_decay=weight_decay)
+
+
 def test_another_run_or_adapter_is_not_resumed(tmp_path):
     train = data()
     run(train, out=tmp_path, steps=2)
-    for options, says in [({"rate": 1e-3}, "rate was 0.01, now 0.001"), ({"seed": 6}, "seed was 5, now 6")]:
+    for options, says in [
+        ({"rate": 1e-3}, "rate was 0.01, now 0.001"),
+        ({"seed": 6}, "seed was 5, now 6"),
+        ({"attention": "eager"}, "attention was 'sdpa', now 'eager'"),
+        ({"loss": "chunked"}, "loss was 'logits', now 'chunked'"),
+        ({"checkpointing": True}, "checkpointing was False, now True"),
+        ({"optimizer": adamw_too}, "optimizer was 'adamw', now 'adamw_too'"),
+    ]:
         with pytest.raises(AddendaError, match=says):
             run(train, out=tmp_path, resume=True, **{"steps": 2} | options)
     with pytest.raises(AddendaError, match="another adapter: the method is"):
@@ -159,6 +206,8 @@ def test_another_run_or_adapter_is_not_resumed(tmp_path):
         ({"accumulate": 9}, "accumulate must be from 1 to batch=8"),
         ({"resume": True}, "give out="),
         ({"early_stop": 1}, "give eval="),
+        ({"loss": "whole"}, "loss must be"),
+        ({"attention": "flush"}, "attention='flush' cannot be"),
         ({"rate": 1e30, "clip": 0.0}, "the run has diverged"),
     ],
 )

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+DATA, SPEED = "Columns and lengths", "Speed and memory"  # panels of --help
+
 Model = Annotated[
     Path | None, typer.Option("--model", "-m", help="Folder of a transformers model. Default: the embedded one.")
 ]
@@ -16,14 +18,18 @@ DataFile = Annotated[
 Method = Annotated[str, typer.Option("--method", help="A method and its options, e.g. lora:rank=16 (see methods).")]
 Targets = Annotated[str, typer.Option("--targets", help="Roles, globs or re:… of the sites, separated by commas.")]
 Exclude = Annotated[str, typer.Option("--exclude", help="Targets to leave out, separated by commas.")]
-Question = Annotated[str | None, typer.Option("--question", help="Column of the prompts.")]
-Answer = Annotated[str | None, typer.Option("--answer", help="Column of the answers.")]
-Text = Annotated[str | None, typer.Option("--text", help="Column of the texts to classify.")]
-Label = Annotated[str | None, typer.Option("--label", help="Column of the labels.")]
-MaxLength = Annotated[int | None, typer.Option("--max-length", help="Longest example in tokens.")]
-Overflow = Annotated[str, typer.Option("--overflow", help="Longer examples: error, drop or truncate.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float32 or float16.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, … Default: CUDA where there is one.")]
+Question = Annotated[str | None, typer.Option("--question", help="Column of the prompts.", rich_help_panel=DATA)]
+Answer = Annotated[str | None, typer.Option("--answer", help="Column of the answers.", rich_help_panel=DATA)]
+Text = Annotated[str | None, typer.Option("--text", help="Column of the texts to classify.", rich_help_panel=DATA)]
+Label = Annotated[str | None, typer.Option("--label", help="Column of the labels.", rich_help_panel=DATA)]
+MaxLength = Annotated[int | None, typer.Option("--max-length", help="Longest example in tokens.", rich_help_panel=DATA)]
+Overflow = Annotated[
+    str, typer.Option("--overflow", help="Longer examples: error, drop or truncate.", rich_help_panel=DATA)
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float32 or float16.", rich_help_panel=SPEED)]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, … Default: CUDA where there is one.", rich_help_panel=SPEED)
+]
 
 
 def say(text: str) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from addenda.cli.common import (
+    SPEED,
     Answer,
     DataFile,
     Device,
@@ -27,6 +28,14 @@ from addenda.cli.common import (
 )
 
 
+def _training(name: str, what: str):
+    return typer.Option(name, help=what, rich_help_panel="Training")
+
+
+def _speed(name: str, what: str):
+    return typer.Option(name, help=what, rich_help_panel=SPEED)
+
+
 def register(app: typer.Typer) -> None:
     app.command()(tune)
 
@@ -38,22 +47,27 @@ def tune(
     method: Method = "lora",
     targets: Targets = "linear",
     exclude: Exclude = "",
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data (1 without --steps).")] = None,
-    batch: Annotated[int, typer.Option("--batch", help="Examples a step.")] = 16,
-    accumulate: Annotated[int, typer.Option("--accumulate", help="Parts of a batch, to save memory.")] = 1,
+    steps: Annotated[int | None, _training("--steps", "Optimizer steps.")] = None,
+    epochs: Annotated[
+        float | None,
+        _training("--epochs", "Passes over the data (1 without --steps)."),
+    ] = None,
+    batch: Annotated[int, _training("--batch", "Examples a step.")] = 16,
+    accumulate: Annotated[int, _speed("--accumulate", "Parts of a batch, to save memory.")] = 1,
     rate: Annotated[
-        float | None, typer.Option("--rate", help="Highest learning rate. Default: the catalogue's for the method.")
+        float | None,
+        _training("--rate", "Highest learning rate. Default: the catalogue's for the method."),
     ] = None,
-    schedule: Annotated[str, typer.Option("--schedule", help="linear, cosine or constant.")] = "linear",
-    warmup: Annotated[float, typer.Option("--warmup", help="Warm-up: steps, or a share below 1.")] = 0.05,
-    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of the adapter's tensors.")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of start, order and dropout.")] = 0,
+    schedule: Annotated[str, _training("--schedule", "linear, cosine or constant.")] = "linear",
+    warmup: Annotated[float, _training("--warmup", "Warm-up: steps, or a share below 1.")] = 0.05,
+    weight_decay: Annotated[float, _training("--weight-decay", "Of the adapter's tensors.")] = 0.0,
+    seed: Annotated[int, _training("--seed", "Of start, order and dropout.")] = 0,
     eval_data: Annotated[
-        str | None, typer.Option("--eval", help="Data to judge by, or a share of --data such as 0.1.")
+        str | None,
+        _training("--eval", "Data to judge by, or a share of --data such as 0.1."),
     ] = None,
-    eval_every: Annotated[int | None, typer.Option("--eval-every", help="Steps between evaluations.")] = None,
-    early_stop: Annotated[int | None, typer.Option("--early-stop", help="Evaluations without gain.")] = None,
+    eval_every: Annotated[int | None, _training("--eval-every", "Steps between evaluations.")] = None,
+    early_stop: Annotated[int | None, _training("--early-stop", "Evaluations without gain.")] = None,
     question: Question = None,
     answer: Answer = None,
     text: Text = None,
@@ -63,12 +77,20 @@ def tune(
     dtype: Dtype = "auto",
     device: Device = None,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run in --out.")] = True,
+    attention: Annotated[
+        str, _speed("--attention", "auto measures sdpa and eager here; a name takes that one.")
+    ] = "auto",
+    loss: Annotated[str, _speed("--loss", "auto, logits (of all labels at once) or chunked (saves memory).")] = "auto",
+    group: Annotated[bool, _speed("--group/--no-group", "Rows of like length together.")] = True,
+    compile: Annotated[bool, _speed("--compile", "torch.compile; says after how many steps it pays.")] = False,
+    checkpointing: Annotated[bool, _speed("--checkpointing", "Compute activations again, to save memory.")] = False,
+    optimizer: Annotated[str, _speed("--optimizer", "adamw, adamw-8bit or paged-adamw-8bit (bitsandbytes).")] = "adamw",
 ) -> None:
     """Train an adapter; killed at any moment, the same command goes on."""
     from addenda.core.registry import build
 
     chosen = build(method)  # a mistake here should not cost the seconds that transformers takes
-    from addenda.train.progress import judged
+    from addenda.train.progress import judged, told
     from addenda.train.tune import tune as run
 
     made = run(
@@ -76,7 +98,8 @@ def tune(
         out=out, steps=steps, epochs=epochs, batch=batch, accumulate=accumulate, rate=rate, schedule=schedule,
         warmup=warmup, weight_decay=weight_decay, seed=seed, eval_data=_share(eval_data), eval_every=eval_every,
         early_stop=early_stop, max_length=max_length,
-        overflow=cast(Any, overflow), dtype=dtype, device=device, resume=resume,
+        overflow=cast(Any, overflow), dtype=dtype, device=device, resume=resume, attention=attention,
+        loss=cast(Any, loss), group=group, compile=compile, checkpointing=checkpointing, optimizer=optimizer,
         columns=columns_of(question=question, answer=answer, text=text, label=label),
     )  # fmt: skip
     if made.resumed_from:
@@ -87,6 +110,8 @@ def tune(
     memory = "" if made.peak_memory is None else f", {made.peak_memory / 2**20:,.0f} MiB above the model"
     typer.echo(f"attached in {made.adapter.seconds:.1f} s, {made.adapter.trainable:,} trained numbers")
     typer.echo(f"{made.step_seconds:.3f} s a step, {made.tokens_per_second:,.0f} tokens/s{memory}")
+    for line in told(made.choices):
+        typer.echo(line)
     typer.echo(f"written: {made.path}, with README.md and run.json")
 
 

@@ -12,19 +12,19 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from addenda.compare.budget import Budget, fitted
 from addenda.compare.costs import Costs, fit_within, measure, minutes
 from addenda.compare.record import Record, trial_name
 from addenda.compare.report import write_report
 from addenda.compare.search import grid, search
-from addenda.compare.subject import Subject, choose_attention, embedded, from_files
+from addenda.compare.subject import Subject, embedded, from_files
 from addenda.compare.trial import Arm, Settings, control, trial
 from addenda.core.errors import AddendaError
 from addenda.core.method import WeightMethod
 from addenda.core.plan import plan
 from addenda.core.registry import build, info
+from addenda.train import attention
 from addenda.train.fit import Event
 from addenda.train.machine import hardware, versions
 
@@ -138,7 +138,8 @@ def _fresh(
     watch: Watch,
 ) -> tuple[Record, list[Arm], Subject]:
     """Measure, predict, drop what does not fit, ask, and write the configuration."""
-    attention, timed = choose_attention(subject, settings.batch)
+    chosen = attention.measure(subject.model, subject.splits["train"], settings.batch)
+    attention.put(subject.model, chosen.name)
     further = 0 if within is not None else 1  # rates beyond an edge of the grid: not where time is short
     costs = measure(subject, arms, settings, budget, len(seeds), search_steps, further, watch.say)
     measured, notes = costs.step, []
@@ -150,7 +151,7 @@ def _fresh(
         "title": title or f"{', '.join(a.label for a in arms)} on {subject.about_data['name']}",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "model": subject.about_model | {"attention": attention, "attention_seconds": timed},
+        "model": subject.about_model | {"attention": chosen.name, "attention_seconds": chosen.seconds},
         "data": subject.about_data,
         "budget": {"kind": budget.kind, "value": budget.value, "steps": max(steps.values()), "batch": settings.batch},
         "methods": _titled({arm.label: _about(arm, subject, steps[arm.label]) for arm in arms}),
@@ -227,9 +228,7 @@ def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
 
 def _as_judged(subject: Subject, record: Record) -> Subject:
     """The subject with the recorded number of test items and attention implementation."""
-    if record.config["model"].get("attention"):
-        model: Any = subject.model
-        model.set_attn_implementation(record.config["model"]["attention"])
+    attention.put(subject.model, record.config["model"].get("attention"))
     return subject.limited(record.config["data"]["sizes"]["test"])
 
 

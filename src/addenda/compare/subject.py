@@ -1,7 +1,5 @@
 """What a comparison is about: one model, loaded once, and the same encoded data for every arm."""
 
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,14 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from addenda.core.borrow import frozen, training_mode
 from addenda.core.errors import AddendaError
-from addenda.train.batches import Collator
 from addenda.train.data import of_task, read
 from addenda.train.encode import Encoded, encode
 from addenda.train.load import config_of, label_names, load_model, task_in
-from addenda.train.loss import score
-from addenda.train.machine import device_of
 
 SPLITS = ("train", "validation", "test", "ood")
 SHOTS = 8  # finished examples before the question, in the control without training
@@ -146,38 +140,6 @@ def from_files(
         },
         heads=loaded.heads,
     )
-
-
-def choose_attention(subject: Subject, batch: int) -> tuple[str | None, dict[str, float]]:
-    """Measure a training step's forward and backward with each attention implementation, set the fastest, for all arms.
-
-    Returns its name and the seconds of each (None and nothing where the model has no choice).
-    """
-    model: Any = subject.model
-    train = subject.splits["train"]
-    if not hasattr(model, "set_attn_implementation"):
-        return None, {}
-    lengths = train.lengths
-    rows = sorted(range(len(train)), key=lambda i: -lengths[i])[len(train) // 4 :][:batch]
-    tensors = {k: t.to(device_of(model)) for k, t in Collator(train.pad, train.kind)([train[i] for i in rows]).items()}
-    hook = model.get_input_embeddings().register_forward_hook(lambda module, ids, y: y.requires_grad_())
-    seconds: dict[str, float] = {}
-    try:
-        with frozen(model), training_mode(model, True):
-            for _ in range(4):  # in turn, and the fastest counts: the machine may be shared
-                for name in ("sdpa", "eager"):
-                    try:
-                        model.set_attn_implementation(name)
-                    except (ValueError, ImportError):
-                        continue
-                    started = time.perf_counter()
-                    score(model, tensors, train.kind).mean.backward()
-                    seconds[name] = min(seconds.get(name, math.inf), time.perf_counter() - started)
-    finally:
-        hook.remove()
-    best = min(seconds, key=seconds.__getitem__)
-    model.set_attn_implementation(best)
-    return best, seconds
 
 
 def _count(model: nn.Module) -> int:

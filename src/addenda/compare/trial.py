@@ -76,7 +76,7 @@ def trial(
                 warmup=settings.warmup, weight_decay=settings.weight_decay, seed=seed,
                 eval=subject.splits["validation"].first(settings.validation), eval_every=looks(steps, stage),
                 progress=progress, memory_floor=floor, out=checkpoints, save_every=save_every,
-                resume=checkpoints is not None,
+                resume=checkpoints is not None, attention=None,  # chosen once, for all arms
             )  # fmt: skip
         except DivergedError as error:
             return told | _diverged(str(error), time.perf_counter() - started)

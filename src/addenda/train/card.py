@@ -36,6 +36,7 @@ def write_run(folder: Path, *, base: str, options: dict, data: dict, made: FitRe
         "peak_memory_above_model": made.peak_memory,
         "resumed_from": made.resumed_from,
         "best_step": made.best_step,
+        "choices": made.choices,
     }
     write_atomically(folder / "run.json", json.dumps(run, indent=1, default=str, ensure_ascii=False).encode())
     return run

@@ -1,7 +1,7 @@
 """Checkpoints: a folder `checkpoint-STEP` with the adapter, its step and what a resumed run must have in common.
 
     adapter.safetensors   the adapter, heads included, as `core.files` writes it; never a weight of the base
-    addenda.json          the step of its schedules, and the settings of the run
+    addenda.json          the step of its schedules, the settings of the run, and what was chosen by measuring
     optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json      transformers' own
 
 A folder takes its name only when everything in it is on disk, so a kill leaves a whole checkpoint or none.
@@ -22,11 +22,11 @@ from addenda.core.state import record_of
 FILE, NOTE, STATE = "adapter.safetensors", "addenda.json", "trainer_state.json"
 
 
-def write(adapter: Adapter, folder: str | Path, settings: dict | None = None) -> None:
+def write(adapter: Adapter, folder: str | Path, settings: dict | None = None, choices: dict | None = None) -> None:
     """The adapter and its step into an existing or new folder."""
     folder = Path(folder)
     save(adapter, folder / FILE)
-    note = {"step": adapter.step_count, "settings": settings or {}}
+    note = {"step": adapter.step_count, "settings": settings or {}, "choices": choices or {}}
     write_atomically(folder / NOTE, json.dumps(note, indent=1).encode())
 
 

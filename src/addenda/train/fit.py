@@ -4,10 +4,11 @@ import hashlib
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -15,10 +16,13 @@ from addenda.core.adapter import Adapter
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
 from addenda.core.state import record_of
-from addenda.train import checkpoint
-from addenda.train.batches import batches
+from addenda.train import attention as attentions
+from addenda.train import checkpoint, chunked, compiled
+from addenda.train.batches import Collator, batches
 from addenda.train.encode import Encoded
+from addenda.train.loss import score
 from addenda.train.machine import Peak, device_of, resident
+from addenda.train.optimizers import Optimizers, named
 from addenda.train.settings import Settings
 
 
@@ -53,6 +57,7 @@ class FitResult:
     memory_floor: int | None = None  # bytes in use before, see `fit`
     resumed_from: int = 0
     best_step: int | None = None  # with early_stop: the evaluation whose values the adapter has now
+    choices: dict = field(default_factory=dict)  # attention, loss, compile: what was chosen, and the numbers behind it
 
 
 def fit(
@@ -70,7 +75,11 @@ def fit(
     accumulate: int = 1,
     seed: int = 0,
     group: bool = True,
-    optimizer: Callable | None = None,
+    attention: str | None = "auto",
+    loss: Literal["auto", "logits", "chunked"] = "auto",
+    compile: bool = False,
+    optimizer: str | Optimizers = "adamw",
+    checkpointing: bool = False,
     eval: Encoded | None = None,
     eval_every: int | Sequence[int] | None = None,
     early_stop: int | None = None,
@@ -85,13 +94,20 @@ def fit(
     """Train the adapter and nothing else; the model keeps its flags, its configuration and its base's bits.
 
     steps: how many optimizer steps, or the rows of each of them (positions in `train`). batch … group: see `Settings`
-    and `batches.batches`. optimizer: (adapter, rate, weight_decay) -> torch optimizer; AdamW if not given.
-    eval_every: after every so many steps, or a list of steps; with `eval`, the default is ten times in the run, at most
-    every 20th step. early_stop: after so many evaluations without a better loss; the adapter then gets its best values.
-    out: a folder for checkpoints (None: none), written every save_every steps (default: ten times, at most every 5th)
-    and at the end. resume: go on with the newest one there, if there is one. memory_floor: bytes in use by the loaded
-    model (`machine.resident()` before attach); taken at the call if not given. arguments: more of
-    transformers.TrainingArguments.
+    and `batches.batches`. eval_every: after every so many steps, or a list of steps; with `eval`, the default is ten
+    times in the run, at most every 20th step. early_stop: after so many evaluations without a better loss; the adapter
+    then gets its best values. out: a folder for checkpoints (None: none), written every save_every steps (default: ten
+    times, at most every 5th) and at the end. resume: go on with the newest one there, if there is one. memory_floor:
+    bytes in use by the loaded model (`machine.resident()` before attach); taken at the call if not given. arguments:
+    more of transformers.TrainingArguments.
+
+    How it is computed, off switches included. attention: "auto" measures "sdpa" and "eager" on these examples (runs of
+    fewer than 80 steps keep the model's own), a name takes that one unmeasured, None the model's own. loss: "chunked"
+    never holds the logits of all labels at once, "logits" does; "auto": see `chunked.choose`. compile: torch.compile of
+    the repeated blocks, with its pay-back measured. optimizer: "adamw", "adamw-8bit", "paged-adamw-8bit", or a function
+    (adapter, rate, weight_decay) -> torch optimizer. checkpointing: keep the activations between blocks only, and
+    compute the others again in backward. What "auto" chose is in `choices` and in every checkpoint: a resumed run goes
+    on with it.
 
     Raises AddendaError for impossible settings, an adapter that cannot train, a diverged loss, a tensor that gets no
     gradient, and a checkpoint of another run.
@@ -99,31 +115,23 @@ def fit(
     _trainable(model, adapter)
     if not len(train):
         raise AddendaError("There is no example to train on.")
+    if loss not in ("auto", "logits", "chunked"):
+        raise AddendaError(f"loss must be 'auto', 'logits' or 'chunked', got {loss!r}.")
+    label, make_optimizer = named(optimizer, device_of(model))
     data = train.digest
     if isinstance(steps, int):
-        settings = Settings(
-            steps,
-            batch,
-            rate,
-            schedule,
-            warmup,
-            weight_decay,
-            clip,
-            accumulate,
-            seed,
-            group,
-            data,
-            early_stop,  # type: ignore[arg-type]
-        )
-        rows = batches(train.lengths, batch, steps, seed, group, accumulate)
+        total, largest, ordered = steps, batch, group
     else:
         rows = [list(r) for r in steps]
         _check_rows(rows, len(train), accumulate)
-        settings = Settings(
-            len(rows), max(map(len, rows)), rate, schedule, warmup, weight_decay, clip, accumulate, seed, False,  # type: ignore[arg-type]
-            f"{data} in given order {hashlib.sha256(repr(rows).encode()).hexdigest()}", early_stop,
-        )  # fmt: skip
-    total = settings.steps
+        total, largest, ordered = len(rows), max(map(len, rows)), False
+        data += f" in given order {hashlib.sha256(repr(rows).encode()).hexdigest()}"
+    settings = Settings(
+        total, largest, rate, schedule, warmup, weight_decay, clip, accumulate, seed, ordered, data, early_stop,
+        compile=compile, optimizer=label, checkpointing=checkpointing,
+    )  # fmt: skip
+    if isinstance(steps, int):
+        rows = batches(train.lengths, batch, steps, seed, group, accumulate)
     if early_stop is not None and eval is None:
         raise AddendaError("early_stop looks at the loss on eval data; give eval=.")
     evaluations = _when(eval_every, total, 20) if eval is not None else frozenset()
@@ -134,22 +142,35 @@ def fit(
     if out is not None and start is None:
         checkpoint.clear(out)
 
-    from addenda.train.trainer import AdapterTrainer  # transformers takes seconds to import
+    from addenda.train.trainer import AdapterTrainer, parts  # transformers takes seconds to import
 
     device = device_of(model)
     floor = resident(device) if memory_floor is None else memory_floor
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="addenda-"))
     cache = getattr(getattr(model, "config", None), "use_cache", None)
     resumed_from = int(start.name.split("-")[1]) if start else 0
+    known = checkpoint.note_of(start).get("choices", {}) if start else {}
+    micro = [part for step in rows for part in parts(step, accumulate)]
     try:
-        with training_mode(model, True), Peak(device) as peak:
-            trainer = AdapterTrainer(
-                adapter, train, rows, settings, out=folder, eval_data=eval, evaluations=evaluations, saves=saves,
-                keep=keep, optimizer=optimizer, watch=_watch(progress, total), **arguments,
-            )  # fmt: skip
-            trainer.train(resume_from_checkpoint=str(start) if start else None)
-            if early_stop is not None:
-                trainer.take_best()
+        if cache is not None:
+            model.config.use_cache = False  # type: ignore[attr-defined]
+        chosen = _attention(attention, known.get("attention"), model, train, len(micro[0]), total)
+        with attentions.using(model, chosen.name), recomputing(model, checkpointing), training_mode(model, True):
+            how = (loss == "auto" and known.get("loss")) or chunked.choose(loss, model, train, micro)
+            choices: dict[str, Any] = {"attention": asdict(chosen), "loss": how}
+            settings = replace(settings, attention=chosen.name, loss=how["name"])
+            with compiled.compiled(model) if compile else nullcontext():
+                if compile:
+                    choices["compile"] = _compilation(model, adapter, train, micro[0], whole=how["name"] == "logits")
+                with Peak(device) as peak:
+                    trainer = AdapterTrainer(
+                        adapter, train, rows, settings, out=folder, eval_data=eval, evaluations=evaluations,
+                        saves=saves, keep=keep, optimizer=make_optimizer, choices=choices,
+                        watch=_watch(progress, total), **arguments,
+                    )  # fmt: skip
+                    trainer.train(resume_from_checkpoint=str(start) if start else None)
+                    if early_stop is not None:
+                        trainer.take_best()
     finally:
         if cache is not None:
             model.config.use_cache = cache  # type: ignore[attr-defined]
@@ -174,7 +195,48 @@ def fit(
         floor,
         resumed_from,
         min(evaluated, key=lambda e: e["loss"])["step"] if early_stop is not None and evaluated else None,
+        choices,
     )
+
+
+def _attention(
+    asked: str | None, known: dict | None, model: nn.Module, train: Encoded, batch: int, steps: int
+) -> attentions.Attention:
+    if asked != "auto":
+        return attentions.Attention(asked or attentions.current(model))
+    return attentions.Attention(**known) if known else attentions.choose(model, train, batch, steps)
+
+
+def _compilation(model: nn.Module, adapter: Adapter, train: Encoded, rows: list[int], whole: bool) -> dict:
+    """Compile and measure on the given rows, which are the same in a resumed run: it gets the same code."""
+    made = Collator(train.pad, train.kind)([train[i] for i in rows])
+    tensors = {k: t.to(device_of(model)) for k, t in made.items()}
+    found = compiled.measure(lambda: score(model, tensors, train.kind, whole=whole).mean)
+    for p in adapter.parameters():
+        p.grad = None
+    return asdict(found) | {"paid": found.paid}
+
+
+@contextmanager
+def recomputing(model: Any, on: bool = True) -> Iterator[None]:
+    """Gradient checkpointing (non-reentrant) for the length of a `with` block.
+
+    Raises AddendaError where the model has none.
+    """
+    if not on or any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+        yield
+        return
+    switch = (
+        "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
+    )
+    try:
+        getattr(model, f"{switch}_enable")({"use_reentrant": False})
+    except (AttributeError, ValueError):
+        raise AddendaError(f"{type(model).__name__} has no gradient checkpointing; leave checkpointing out.") from None
+    try:
+        yield
+    finally:
+        getattr(model, f"{switch}_disable")()
 
 
 def _trainable(model: nn.Module, adapter: Adapter) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from addenda.core.errors import AddendaError
 from addenda.core.state import unwrap
+from addenda.train import chunked
 from addenda.train.encode import IGNORE, Kind
 
 
@@ -25,7 +26,7 @@ class Score:
 
     total: Tensor  # () float32: summed loss over all labels
     count: int  # labels: tokens to predict, or examples
-    sums: Tensor  # (B) float32: summed loss of each example, detached
+    sums: Tensor | None  # (B) float32: summed loss of each example, detached; None without logits
     counts: Tensor  # (B) int64: labels of each example
     right: Tensor | None  # (B) bool: right at every label; None when not asked for, or for values
 
@@ -37,12 +38,14 @@ class Score:
     @property
     def means(self) -> Tensor:
         """(B) the mean loss of each example."""
+        assert self.sums is not None
         return self.sums / self.counts.clamp(min=1)
 
 
-def score(model: nn.Module, batch: dict[str, Tensor], kind: Kind, *, right: bool = False) -> Score:
+def score(model: nn.Module, batch: dict[str, Tensor], kind: Kind, *, right: bool = False, whole: bool = True) -> Score:
     """Run the model on a batch of `Collator` and compare with its labels. right: also judge every example.
 
+    whole: by the logits of all labels at once; else by `chunked`, where that is permitted, for the total alone.
     Raises AddendaError when the model returns no logits, or logits that do not fit the labels.
     """
     inputs = {k: v for k, v in batch.items() if k != "labels"}
@@ -52,6 +55,11 @@ def score(model: nn.Module, batch: dict[str, Tensor], kind: Kind, *, right: bool
     seen = labels[:, 1:] != IGNORE  # (B, T-1): position t predicts the label at t+1
     wanted = labels[:, 1:][seen]  # (N)
     owner = seen.nonzero()[:, 0]  # (N) the example of each label
+    if not whole:
+        head = chunked.head_of(model)
+        with chunked.without(head):
+            h = _at(model, inputs, seen)  # (N, width)
+        return Score(chunked.total(head, h, wanted), len(wanted), None, seen.sum(1), None)
     logits = _at(model, inputs, seen)  # (N, vocabulary)
     if logits.shape[0] != wanted.shape[0] or int(wanted.max()) >= logits.shape[1]:
         raise AddendaError(

@@ -50,6 +50,20 @@ def judged(evaluation: dict) -> str:
     return f"evaluation loss {evaluation['loss']:.4f}{share}"
 
 
+def told(choices: dict) -> list[str]:
+    """What `fit` chose, a line each, with the numbers behind it."""
+    attention, loss, made = choices["attention"], choices["loss"], choices.get("compile")
+    seconds = ", ".join(f"{name} {s:.3f} s a step" for name, s in attention["seconds"].items())
+    lines = [f"attention: {attention['name']} ({seconds or 'not measured'})"] if attention["name"] else []
+    lines.append(f"loss: {loss['name']} ({loss['why']})")
+    if made:
+        pays = "it never pays" if made["paid"] is None else f"it has paid after {made['paid']:,} steps"
+        lines.append(
+            f"compiled in {made['seconds']:.1f} s, {made['eager']:.3f} to {made['compiled']:.3f} s a step: {pays}"
+        )
+    return lines
+
+
 def clock(seconds: float) -> str:
     """75.2 -> "1:15"."""
     minutes, rest = divmod(round(seconds), 60)

@@ -14,7 +14,8 @@ class Settings:
 
     steps: optimizer steps; batch: examples a step; rate: the highest learning rate; warmup: steps, or a share of them
     below 1; clip: the largest norm of the gradient (0: no limit); accumulate: parts that a batch is cut into, for
-    memory; the result is the same up to rounding.
+    memory; the result is the same up to rounding. attention … checkpointing: how it is computed, which decides the
+    bits.
     """
 
     steps: int
@@ -29,6 +30,11 @@ class Settings:
     group: bool = True
     data: str = ""  # digest of the training data and its order
     early_stop: int | None = None
+    attention: str | None = None
+    loss: str = "logits"
+    compile: bool = False
+    optimizer: str = "adamw"
+    checkpointing: bool = False
 
     def __post_init__(self):
         checks = [

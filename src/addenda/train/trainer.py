@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from addenda.core.errors import AddendaError
 from addenda.train import checkpoint
 from addenda.train.batches import Collator
 from addenda.train.callback import TrainerCallback
+from addenda.train.compiled import eager
 from addenda.train.encode import IGNORE, Encoded
 from addenda.train.evaluate import evaluate
 from addenda.train.loss import score
+from addenda.train.optimizers import Optimizers, adamw
 from addenda.train.settings import Settings
-
-Optimizers = Callable[[Adapter, float, float], torch.optim.Optimizer]  # (adapter, rate, weight_decay)
 
 
 class DivergedError(AddendaError):
@@ -52,7 +53,7 @@ class AdapterTrainer(transformers.Trainer):
     """One run over given rows. The whole run is one "epoch" of transformers', so that a resume skips by counting.
 
     rows: for every step the positions of its examples in `train`. evaluations, saves: steps after which to do so.
-    out: where checkpoints go. watch: called after every step.
+    out: where checkpoints go. choices: noted in them. watch: called after every step.
     """
 
     loss_is_scaled_for_ga = True
@@ -69,13 +70,14 @@ class AdapterTrainer(transformers.Trainer):
         evaluations: frozenset[int] = frozenset(),
         saves: frozenset[int] = frozenset(),
         keep: int = 2,
-        optimizer: Optimizers | None = None,
+        optimizer: Optimizers = adamw,
+        choices: dict | None = None,
         watch: Callable[["AdapterTrainer"], None] | None = None,
         **arguments: Any,
     ):
-        self.adapter, self.settings, self.make_optimizer = adapter, settings, optimizer or adamw
-        self.data, self.out = train, Path(out)
-        self.rows = [part for step in rows for part in _parts(step, settings.accumulate)]
+        self.adapter, self.settings, self.make_optimizer = adapter, settings, optimizer
+        self.data, self.out, self.choices = train, Path(out), choices
+        self.rows = [part for step in rows for part in parts(step, settings.accumulate)]
         self.evaluations, self.saves, self.keep = evaluations, saves, keep
         self.seconds, self.tokens, self.best = [], 0, None
         args = transformers.TrainingArguments(
@@ -139,7 +141,7 @@ class AdapterTrainer(transformers.Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Summed loss over the labels of the whole step (all parts, all processes)."""
-        made = score(model, inputs, self.data.kind)
+        made = score(model, inputs, self.data.kind, whole=self.settings.loss != "chunked")
         self.tokens += int(inputs["attention_mask"].sum())
         loss = made.mean if num_items_in_batch is None else made.total / num_items_in_batch * self.args.world_size
         return (loss, None) if return_outputs else loss
@@ -169,7 +171,8 @@ class AdapterTrainer(transformers.Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict:
         """Our own evaluation, which draws no random number; early stopping looks at its loss."""
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
-        made = evaluate(self.adapter.model, examples=data, batch=max(self.settings.batch, 32))
+        with eager() if self.settings.compile else nullcontext():  # no gradient, other shapes: it would compile anew
+            made = evaluate(self.adapter.model, examples=data, batch=max(self.settings.batch, 32))
         metrics = {f"{metric_key_prefix}_loss": made.loss, f"{metric_key_prefix}_accuracy": made.accuracy}
         before = [e["eval_loss"] for e in self.state.log_history if "eval_loss" in e]
         logs: dict[str, Any] = metrics | {f"{metric_key_prefix}_items": "".join(map(str, made.items))}
@@ -199,7 +202,7 @@ class AdapterTrainer(transformers.Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter only."""
         if self.args.should_save:
-            checkpoint.write(self.adapter, output_dir or self.out, asdict(self.settings))
+            checkpoint.write(self.adapter, output_dir or self.out, asdict(self.settings), self.choices)
 
     def _save_checkpoint(self, model, trial) -> None:
         final = self.out / f"checkpoint-{self.state.global_step}"
@@ -260,13 +263,7 @@ class _Conductor(transformers.TrainerCallback):
             self.watch(self.trainer)
 
 
-def _parts(rows: list[int], accumulate: int) -> list[list[int]]:
+def parts(rows: list[int], accumulate: int) -> list[list[int]]:
+    """The micro-batches of one step."""
     size = len(rows) / accumulate
     return [rows[round(i * size) : round((i + 1) * size)] for i in range(accumulate)]
-
-
-def adamw(adapter: Adapter, rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
-    """AdamW over the adapter's trainable tensors, fused where torch can."""
-    live = [p for p in adapter.parameters() if p.requires_grad]
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in live)
-    return torch.optim.AdamW(live, lr=rate, weight_decay=weight_decay, fused=fused)

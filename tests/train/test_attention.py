@@ -1,0 +1,49 @@
+import pytest
+from tiny_models import SUMS, make_llama, make_tokenizer
+
+from addenda.core.errors import AddendaError
+from addenda.train import attention
+from addenda.train.data import read
+from addenda.train.encode import encode
+
+
+@pytest.fixture
+def train():
+    return encode(read(SUMS), make_tokenizer())
+
+
+def test_the_fastest_is_chosen_and_the_model_keeps_its_own(monkeypatch, train):
+    model, ran = make_llama(), []
+    clock = iter(range(1000))
+
+    def slow_sdpa():
+        ran.append(model.config._attn_implementation)
+        return next(clock) * (10.0 if ran[-1] == "sdpa" else 1.0)
+
+    monkeypatch.setattr(attention.time, "perf_counter", slow_sdpa)
+    found = attention.measure(model, train, 4)
+    assert found.name == "eager"
+    assert found.seconds == {"sdpa": 10.0, "eager": 1.0}
+    assert ran == ["sdpa", "sdpa", "eager", "eager"] * attention.ROUNDS
+    assert model.config._attn_implementation == "sdpa"
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not model.training
+    assert not model.get_input_embeddings()._forward_hooks
+
+
+def test_short_runs_and_models_without_a_choice_are_not_measured(monkeypatch, train):
+    monkeypatch.setattr(attention, "measure", lambda *_: pytest.fail("measured"))
+    model = make_llama()
+    assert attention.choose(model, train, 4, attention.FEW - 1) == attention.Attention("sdpa")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert attention.choose(model, train, 4, 1000) == attention.Attention("sdpa")
+    assert attention.current(model.lm_head) is None
+
+
+def test_a_name_that_cannot_be(train):
+    model = make_llama()
+    with pytest.raises(AddendaError, match="attention='flush' cannot be"), attention.using(model, "flush"):
+        pass
+    with pytest.raises(AddendaError, match="Linear has no choice"):
+        attention.put(model.lm_head, "eager")
+    assert model.config._attn_implementation == "sdpa"
