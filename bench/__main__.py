@@ -1,11 +1,11 @@
-"""python -m bench steps|scaling|inference|tune|all [--out records/bench]: measure, write a record, print a table."""
+"""python -m bench NAME|all [--out FOLDER] [--docs PAGE]: measure, print a table, keep both. NAMEs: see COMMANDS."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-COMMANDS = ("steps", "scaling", "inference", "tune", "memory")
+COMMANDS = ("steps", "scaling", "inference", "tune", "memory", "basis")
 
 
 def main() -> None:
@@ -18,10 +18,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--arms", help="comma separated; default: all")
     parser.add_argument("--out", type=Path, help="folder of the record")
+    parser.add_argument("--docs", type=Path, help="page whose <!-- name --> … <!-- end --> the table replaces")
     given = parser.parse_args()
     from importlib import import_module
 
-    import peft  # noqa: F401  every process is forked from this one: what is imported here is imported once
+    import peft  # every process is forked from this one: what is imported here is imported once
     import transformers
     from transformers.models.llama import modeling_llama  # noqa: F401
 
@@ -36,7 +37,14 @@ def main() -> None:
             command = "python -m bench " + " ".join(a for a in sys.argv[1:])
             about = {"command": command, "versions": versions() | {"peft": peft.__version__}, "hardware": hardware()}
             (given.out / f"{what}.json").write_text(json.dumps(about | {"found": found}, indent=1) + "\n")
-            (given.out / f"{what}.md").write_text(text + "\n")
+        if given.docs is not None:
+            given.docs.write_text(_put(given.docs.read_text(), what, text))
+
+
+def _put(page: str, what: str, text: str) -> str:
+    """The page with the text between its marks."""
+    head, mark, rest = page.partition(f"<!-- {what} -->\n")
+    return head + mark + text + "\n" + rest[rest.index("<!-- end -->") :]
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MODELS = {
-    "llama94m": dict(hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, vocab_size=12000),
-    "llama24m": dict(hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6, vocab_size=12000),
-    "llama210m": dict(hidden_size=1024, intermediate_size=2816, num_hidden_layers=16, num_attention_heads=16, vocab_size=12000),
-}  # fmt: skip
+MODELS = {  # hidden, MLP, layers, heads; 12,000 tokens, tied
+    "llama24m": (384, 1024, 8, 6),
+    "llama94m": (768, 2048, 12, 12),
+    "llama210m": (1024, 2816, 16, 16),
+}
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -35,7 +35,11 @@ def build(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.bfloat1
         model = transformers.AutoModelForCausalLM.from_pretrained(model_folder(), dtype=dtype)
     else:
         torch.set_default_dtype(dtype)
-        config = transformers.LlamaConfig(**MODELS[name], tie_word_embeddings=True)
+        hidden, mlp, layers, heads = MODELS[name]
+        config = transformers.LlamaConfig(
+            hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads,
+            vocab_size=12000, tie_word_embeddings=True,
+        )  # fmt: skip
         model = transformers.LlamaForCausalLM(config)
         torch.set_default_dtype(torch.float32)
     model.set_attn_implementation(attention)
@@ -46,17 +50,26 @@ def build(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.bfloat1
 def prepare(arm: str, model: nn.Module) -> tuple[nn.Module, int]:
     """Make the model train as the arm does: (what is called, number of trained parameters)."""
     kind, _, what = arm.partition("/")
-    ready: Callable[..., nn.Module] = {"floor": _floor, "full": _full, "ours": _ours, "dense": _dense, "peft": _peft}[
-        kind
-    ]
-    ready_model = ready(model, what)
-    return ready_model, sum(p.numel() for p in ready_model.parameters() if p.requires_grad)
+    kinds: dict[str, Callable[..., nn.Module]] = {
+        "floor": _floor, "full": _full, "ours": _ours, "dense": _dense, "peft": _peft
+    }  # fmt: skip
+    model = kinds[kind](model, what)
+    return model, sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _floor(model: Any, what: str) -> nn.Module:
     model.requires_grad_(False)
     model.get_input_embeddings().register_forward_hook(lambda module, ids, y: y.requires_grad_())
     return model
+
+
+def warm(model: Any) -> None:
+    """A short step of the frozen base, so that the kernels' code counts with the loaded model."""
+    model.requires_grad_(False)
+    hook = model.get_input_embeddings().register_forward_hook(lambda module, ids, y: y.requires_grad_())
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    model(input_ids=ids, labels=ids).loss.backward()
+    hook.remove()
 
 
 def _full(model: nn.Module, what: str) -> nn.Module:

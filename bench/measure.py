@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.arms import build, prepare
+from bench.arms import build, prepare, warm
 
 WARM, TIMED = 2, 4
 
@@ -51,6 +51,7 @@ def step(model_name: str, arm: str, tokens: tuple[int, int], attention: str, thr
     torch.set_num_threads(threads)
     model = build(model_name, attention)
     batch = torch.randint(0, model.config.vocab_size, tokens, generator=torch.Generator().manual_seed(1))
+    warm(model)
     floor = resident()
     started = time.perf_counter()
     model, trainable = prepare(arm, model)

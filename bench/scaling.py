@@ -47,8 +47,7 @@ def table(found: dict[str, list[dict]]) -> str:
         slope = {k: np.polyfit(x, [p[k] for p in points], 1)[0] for k in ("wall", "memory")}
         power = {k: np.polyfit(np.log(x), np.log([p[k] for p in points]), 1)[0] if x[0] else np.nan for k in slope}
         ratios = [" ".join(f"{p[k]:.2f}" for p in points) for k in ("time ratio", "memory ratio")]
-        lines.append(
-            f"| {name} | {' '.join(f'{v:g}' for v in x)} | {ratios[0]} | {ratios[1]} | "
-            f"{slope['wall'] * 1e3:.3g} ms | {slope['memory'] / 1e6:.3g} MB | {power['wall']:.2f}, {power['memory']:.2f} |"
-        )
+        cells = [name, " ".join(f"{v:g}" for v in x), *ratios]
+        cells += [f"{slope['wall'] * 1e3:.3g} ms", f"{slope['memory'] / 1e6:.3g} MB"]
+        lines.append(f"| {' | '.join(cells)} | {power['wall']:.2f}, {power['memory']:.2f} |")
     return "\n".join(lines)

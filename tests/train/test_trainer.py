@@ -111,6 +111,7 @@ def test_a_resumed_run_keeps_what_was_measured(tmp_path, monkeypatch):
         {"loss": "chunked"},
         {"group": False, "steps": [list(range(8))] * 6},
         {"checkpointing": True},
+        {"lean": True},
     ],
 )
 def test_how_it_is_computed_changes_rounding_only(options):

@@ -84,6 +84,7 @@ def tune(
     group: Annotated[bool, _speed("--group/--no-group", "Rows of like length together.")] = True,
     compile: Annotated[bool, _speed("--compile", "torch.compile; says after how many steps it pays.")] = False,
     checkpointing: Annotated[bool, _speed("--checkpointing", "Compute activations again, to save memory.")] = False,
+    lean: Annotated[bool, _speed("--lean", "Only what gated MLPs and norms make, which costs little.")] = False,
     optimizer: Annotated[str, _speed("--optimizer", "adamw, adamw-8bit or paged-adamw-8bit (bitsandbytes).")] = "adamw",
 ) -> None:
     """Train an adapter; killed at any moment, the same command goes on."""
@@ -99,7 +100,7 @@ def tune(
         warmup=warmup, weight_decay=weight_decay, seed=seed, eval_data=_share(eval_data), eval_every=eval_every,
         early_stop=early_stop, max_length=max_length,
         overflow=cast(Any, overflow), dtype=dtype, device=device, resume=resume, attention=attention,
-        loss=cast(Any, loss), group=group, compile=compile, checkpointing=checkpointing, optimizer=optimizer,
+        loss=cast(Any, loss), group=group, compile=compile, checkpointing=checkpointing, lean=lean, optimizer=optimizer,
         columns=columns_of(question=question, answer=answer, text=text, label=label),
     )  # fmt: skip
     if made.resumed_from:

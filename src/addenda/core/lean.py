@@ -12,7 +12,8 @@ lean, and `unlean` puts the class back.
 """
 
 import copyreg
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -58,6 +59,19 @@ def unlean(model: nn.Module) -> None:
         raise AddendaError(f"No module of this {type(unwrap(model)).__name__} is lean. Call lean(model) first.")
     for module in found:
         set_original_class(module, _plain(original_class(module)))
+
+
+@contextmanager
+def leaner(model: nn.Module, on: bool = True) -> Iterator[None]:
+    """Lean for the length of a `with` block; what is lean already stays so."""
+    if not on or any(issubclass(original_class(m), Lean) for m in unwrap(model).modules()):
+        yield
+        return
+    lean(model)
+    try:
+        yield
+    finally:
+        unlean(model)
 
 
 # -- the classes -------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import nn
 from addenda.core.adapter import Adapter
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
+from addenda.core.lean import leaner
 from addenda.core.state import record_of
 from addenda.train import attention as attentions
 from addenda.train import checkpoint, chunked, compiled
@@ -80,6 +81,7 @@ def fit(
     compile: bool = False,
     optimizer: str | Optimizers = "adamw",
     checkpointing: bool = False,
+    lean: bool = False,
     eval: Encoded | None = None,
     eval_every: int | Sequence[int] | None = None,
     early_stop: int | None = None,
@@ -106,8 +108,8 @@ def fit(
     never holds the logits of all labels at once, "logits" does; "auto": see `chunked.choose`. compile: torch.compile of
     the repeated blocks, with its pay-back measured. optimizer: "adamw", "adamw-8bit", "paged-adamw-8bit", or a function
     (adapter, rate, weight_decay) -> torch optimizer. checkpointing: keep the activations between blocks only, and
-    compute the others again in backward. What "auto" chose is in `choices` and in every checkpoint: a resumed run goes
-    on with it.
+    compute the others again in backward. lean: the same for gated MLPs and norms only, at little cost (`core.lean`).
+    What "auto" chose is in `choices` and in every checkpoint: a resumed run goes on with it.
 
     Raises AddendaError for impossible settings, an adapter that cannot train, a diverged loss, a tensor that gets no
     gradient, and a checkpoint of another run.
@@ -128,7 +130,7 @@ def fit(
         data += f" in given order {hashlib.sha256(repr(rows).encode()).hexdigest()}"
     settings = Settings(
         total, largest, rate, schedule, warmup, weight_decay, clip, accumulate, seed, ordered, data, early_stop,
-        compile=compile, optimizer=label, checkpointing=checkpointing,
+        compile=compile, optimizer=label, checkpointing=checkpointing, lean=lean,
     )  # fmt: skip
     if isinstance(steps, int):
         rows = batches(train.lengths, batch, steps, seed, group, accumulate)
@@ -155,7 +157,8 @@ def fit(
         if cache is not None:
             model.config.use_cache = False  # type: ignore[attr-defined]
         chosen = _attention(attention, known.get("attention"), model, train, len(micro[0]), total)
-        with attentions.using(model, chosen.name), recomputing(model, checkpointing), training_mode(model, True):
+        less = (recomputing(model, checkpointing), leaner(model, lean))
+        with attentions.using(model, chosen.name), less[0], less[1], training_mode(model, True):
             how = (loss == "auto" and known.get("loss")) or chunked.choose(loss, model, train, micro)
             choices: dict[str, Any] = {"attention": asdict(chosen), "loss": how}
             settings = replace(settings, attention=chosen.name, loss=how["name"])

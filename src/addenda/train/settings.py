@@ -14,7 +14,7 @@ class Settings:
 
     steps: optimizer steps; batch: examples a step; rate: the highest learning rate; warmup: steps, or a share of them
     below 1; clip: the largest norm of the gradient (0: no limit); accumulate: parts that a batch is cut into, for
-    memory; the result is the same up to rounding. attention … checkpointing: how it is computed, which decides the
+    memory; the result is the same up to rounding. attention … lean: how it is computed, which decides the
     bits.
     """
 
@@ -35,6 +35,7 @@ class Settings:
     compile: bool = False
     optimizer: str = "adamw"
     checkpointing: bool = False
+    lean: bool = False
 
     def __post_init__(self):
         checks = [
