@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import time
@@ -72,9 +73,14 @@ def test_the_commands_belong_together(folder, capsys):
     call("plan", *common, "--batch", 2, "--length", 16, "--labelled", 0.5)
     shown = capsys.readouterr().out
     assert "a step of 2 × 16 tokens" in shown and "memory at its peak" in shown
-    call("tune", *common, "--data", data, "--out", out, "--steps", 3, "--batch", 5, "--eval", "0.3")
+    call("tune", *common, "--data", data, "--out", out, "--steps", 3, "--batch", 5, "--eval", "0.3",
+         "--attention", "eager", "--loss", "chunked", "--checkpointing", "--no-group")  # fmt: skip
     told = capsys.readouterr()
     assert "after: evaluation loss" in told.out
+    assert "attention: eager (not measured)\nloss: chunked (logits would take 0 MiB)\n" in told.out
+    run = json.loads((out / "run.json").read_text())
+    assert run["options"]["group"] is False
+    assert run["choices"]["loss"]["name"] == "chunked"
     assert "tune lora: step 3/3, loss" in told.err
     call("eval", *common, "--data", data, "--adapter", out / "adapter.safetensors", "--items", folder / "items.jsonl")
     assert "of 25 right" in capsys.readouterr().out

@@ -33,7 +33,7 @@ def both(model, batch, whole):
 @pytest.mark.parametrize("torchs", [True, False])
 def test_every_example_has_the_loss_that_its_logits_give(monkeypatch, how, torchs):
     monkeypatch.setattr(module, "keeps", lambda _: how)
-    monkeypatch.setitem(chunked.ROWS, "cpu", 3)
+    monkeypatch.setattr(chunked, "rows", lambda h: 3)
     if not torchs:
         monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy")
     model = make_llama()
@@ -54,7 +54,7 @@ def test_in_bfloat16_the_loss_is_not_rounded():
 
 def test_logits_are_never_whole(monkeypatch):
     """No float tensor of a chunked step has as many numbers as the logits."""
-    monkeypatch.setitem(chunked.ROWS, "cpu", 2)
+    monkeypatch.setattr(chunked, "rows", lambda h: 2)
     model, batch, sizes = make_llama().requires_grad_(False), a_batch(), []
     ad.attach(model, "lora:rank=2", targets="q_proj")
     (labels,) = {int((batch["labels"][:, 1:] != -100).sum())}

@@ -5,7 +5,6 @@ faster; on long rows it is the other way round. So a training step of the frozen
 """
 
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,11 +19,11 @@ from addenda.core.errors import AddendaError
 from addenda.train.batches import Collator
 from addenda.train.encode import Encoded
 from addenda.train.loss import score
-from addenda.train.machine import device_of
+from addenda.train.machine import device_of, processes
 
 NAMES = ("sdpa", "eager")
-ROUNDS = 4
-FEW = 80  # steps; measuring takes the time of eight, and a shorter run does not earn a tenth back
+ROUNDS = 2
+FEW = 40  # steps; measuring takes the time of four, and a shorter run may not earn them back
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def choose(model: nn.Module, train: Encoded, batch: int, steps: int) -> Attentio
 
     A run of fewer than 80 steps and one over several processes (which must agree) keep what the model has, unmeasured.
     """
-    if steps < FEW or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if steps < FEW or processes() > 1:
         return Attention(current(model))
     return measure(model, train, batch)
 

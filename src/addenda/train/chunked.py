@@ -1,9 +1,9 @@
 """A causal LM's loss without its logits: hidden states at the labels, then head and loss piece by piece.
 
-A label of a vocabulary of 49,152 takes 700 KB of logits and their gradients in a step; piece by piece it takes nothing
-to speak of. `torch.nn.functional.linear_cross_entropy` does that where it is exact and fast; elsewhere each piece is
-the plain loss, computed again in backward: on a CPU in bfloat16 the function multiplies in float32 and rounds its
-losses to bfloat16.
+The logits of one label and their gradients take half a megabyte at a vocabulary of 49,152; piece by piece only those of
+some labels are there at a time. `torch.nn.functional.linear_cross_entropy` does that where it is exact and fast.
+Elsewhere each piece is the plain loss, computed again in backward: on a CPU in bfloat16 the function multiplies in
+float32, by a float32 copy of the head, and rounds its losses to bfloat16.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,23 +19,28 @@ from addenda.core.borrow import training_mode
 from addenda.core.state import unwrap
 from addenda.train.batches import Collator
 from addenda.train.encode import IGNORE, Encoded
-from addenda.train.machine import device_of
+from addenda.train.machine import device_of, processes
 
-ROWS = {"cpu": 64}  # labels in a piece; by torch's own choice it is a few on a CPU, and eight times slower
-MANY = 64 << 20  # bytes of float32 logits from which on pieces are worth it
+MANY = 128 << 20  # bytes of float32 logits from which on memory counts; pieces of half precision take longer
+
+
+def rows(h: Tensor) -> int | None:
+    """Labels in a piece. torch's own choice (None) is for GPUs; on a CPU it is a few, and slow."""
+    return None if h.device.type != "cpu" else 256 if h.dtype.itemsize >= 4 else 64
 
 
 def total(head: nn.Linear, h: Tensor, wanted: Tensor) -> Tensor:
     """() float32: the summed cross-entropy of N labels. h (N × d), carries the gradient; wanted (N)."""
-    rows, wide = ROWS.get(h.device.type), h.dtype.itemsize >= 4
-    if hasattr(F, "linear_cross_entropy") and h.dtype == head.weight.dtype and (wide or h.device.type != "cpu"):
-        options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
+    n, wide, kind = rows(h), h.dtype.itemsize >= 4, h.device.type
+    alike = h.dtype == head.weight.dtype and not torch.is_autocast_enabled(kind)
+    if hasattr(F, "linear_cross_entropy") and alike and (wide or kind != "cpu"):
         how = "sum" if wide else "none"  # a sum in half precision would be rounded at every piece
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=n)
         losses = F.linear_cross_entropy(
             h, head.weight, wanted, linear_bias=head.bias, reduction=how, options=options
         )  # fmt: skip
         return losses.float().sum()
-    pieces = zip(h.split(rows or 1024), wanted.split(rows or 1024), strict=True)
+    pieces = zip(h.split(n or 1024), wanted.split(n or 1024), strict=True)
     return torch.stack([checkpoint(_plain, head, a, b, use_reentrant=False) for a, b in pieces]).sum()
 
 
@@ -86,18 +91,19 @@ def why_not(model: nn.Module, batch: dict[str, Tensor]) -> str:
 def choose(asked: str, model: nn.Module, train: Encoded, parts: Sequence[Sequence[int]]) -> dict[str, str]:
     """{"name": "logits" or "chunked", "why"} for a run over these micro-batches.
 
-    "auto" is chunked where it can be and the float32 logits of a batch would take more than 64 MiB.
+    "auto" is chunked where it can be, in one process, and the float32 logits of a batch would take more than 128 MiB.
     """
     if asked == "logits":
         return {"name": "logits", "why": "as asked"}
     if train.kind != "causal":
         return {"name": "logits", "why": "this is no causal LM"}
     labels = [sum(t != IGNORE for t in row[1:]) for row in train.labels]
-    size = max(sum(labels[i] for i in rows) for rows in parts) * 4 * getattr(head_of(model), "out_features", 0)
+    size = max(sum(labels[i] for i in part) for part in parts) * 4 * getattr(head_of(model), "out_features", 0)
     if asked == "auto" and size <= MANY:
         return {"name": "logits", "why": f"they take {size / 2**20:,.0f} MiB at most"}
-    rows = [train[i] for i in parts[0][:2]]
-    reason = why_not(model, Collator(train.pad, train.kind)(rows))
+    if asked == "auto" and processes() > 1:
+        return {"name": "logits", "why": "several processes may have split the head"}
+    reason = why_not(model, Collator(train.pad, train.kind)([train[i] for i in parts[0][:2]]))
     if reason:
         return {"name": "logits", "why": reason}
     return {"name": "chunked", "why": f"logits would take {size / 2**20:,.0f} MiB"}

@@ -57,6 +57,11 @@ def _cpu_flags() -> set[str]:
     return flags
 
 
+def processes() -> int:
+    """How many processes a launcher (torchrun, accelerate) started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def hardware() -> dict:
     """Processor, cores, memory in bytes, GPU, operating system."""
     cpu = platform.processor()
