@@ -123,6 +123,17 @@ def test_how_it_is_computed_changes_rounding_only(options):
     assert not any(getattr(m, "gradient_checkpointing", False) for m in made[0].modules())
 
 
+def test_the_options_reach_the_model():
+    for options, calls, name in [({}, 3, "sdpa"), ({"checkpointing": True, "attention": "eager"}, 6, "eager")]:
+        model, ran = make_llama(), []
+        adapter = ad.attach(model, METHOD)
+        model.model.layers[0].mlp.register_forward_pre_hook(
+            lambda *_, ran=ran, model=model: ran.append(model.config._attn_implementation)
+        )
+        fit(model, adapter, data(), steps=3, batch=8, **options)
+        assert ran == [name] * calls  # twice a step where activations are computed again
+
+
 def test_base_and_flags_are_as_before(tmp_path):
     reference = make_llama()
     model, adapter, result = run(data(), steps=5)

@@ -1,7 +1,7 @@
 """The attention implementation: measured for the shapes at hand, or named.
 
-On a CPU the flash kernel behind "sdpa" can take a quarter of a step on short rows, where plain "eager" products are
-faster; on long rows it is the other way round. So a training step of the frozen base is timed with both.
+On a CPU the flash kernel behind "sdpa" is slow on short rows, where the plain products of "eager" are faster; on long
+rows it is the other way round. So a training step of the frozen base is timed with both.
 """
 
 import math

@@ -1,7 +1,7 @@
 """torch.compile for the length of a run, with what it costs and when it has paid.
 
-Compiled are the repeated blocks of a model (its decoder layers), which share one compilation: a thirtieth of the code
-and of the wait of the whole model. Lengths are dynamic, so that batches of other lengths do not compile again.
+Compiled are the repeated blocks of a model (its decoder layers), which share one compilation. Lengths are dynamic, so
+that batches of other lengths do not compile again; attention by "sdpa" compiles once more for batches without padding.
 """
 
 import time
