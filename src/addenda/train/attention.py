@@ -68,7 +68,7 @@ def using(model: nn.Module, name: str | None) -> Iterator[None]:
 def choose(model: nn.Module, train: Encoded, batch: int, steps: int) -> Attention:
     """The fastest implementation for a run; the model keeps its own.
 
-    A run of fewer than 80 steps and one over several processes (which must agree) keep what the model has, unmeasured.
+    A run of fewer than 40 steps and one over several processes (which must agree) keep what the model has, unmeasured.
     """
     if steps < FEW or processes() > 1:
         return Attention(current(model))
@@ -79,7 +79,7 @@ def measure(model: nn.Module, train: Encoded, batch: int) -> Attention:
     """Time forward and backward of the frozen base with each implementation; the model keeps its own.
 
     The batch is made of long examples, but not of the longest quarter. The implementations take turns, and the fastest
-    of four times counts: the machine may be shared.
+    of two times counts: the machine may be shared.
     """
     if (own := current(model)) is None:
         return Attention(None)

@@ -104,7 +104,7 @@ def fit(
     more of transformers.TrainingArguments.
 
     How it is computed, off switches included. attention: "auto" measures "sdpa" and "eager" on these examples (runs of
-    fewer than 80 steps keep the model's own), a name takes that one unmeasured, None the model's own. loss: "chunked"
+    fewer than 40 steps keep the model's own), a name takes that one unmeasured, None the model's own. loss: "chunked"
     never holds the logits of all labels at once, "logits" does; "auto": see `chunked.choose`. compile: torch.compile of
     the repeated blocks, with its pay-back measured. optimizer: "adamw", "adamw-8bit", "paged-adamw-8bit", or a function
     (adapter, rate, weight_decay) -> torch optimizer. checkpointing: keep the activations between blocks only, and
