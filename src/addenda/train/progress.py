@@ -1,7 +1,8 @@
 """Progress of a run: a bar on a terminal, else plain lines that a log can hold."""
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from addenda.train.fit import Event, Progress
@@ -29,6 +30,19 @@ def shown(title: str = "tune", stream=None) -> Iterator[Progress]:
             bar.update(task, total=event.steps, completed=event.step, says=says)
 
         yield tell
+
+
+def attaching(stream=None, every: float = 5.0) -> Callable[[int, int, str], None]:
+    """A progress function for `attach`: a line every few seconds, so none for methods that start at once."""
+    stream, last = stream or sys.stderr, time.monotonic()
+
+    def tell(done: int, total: int, path: str) -> None:
+        nonlocal last
+        if done < total and time.monotonic() - last >= every:
+            last = time.monotonic()
+            print(f"attaching: {done}/{total} sites, now {path}", file=stream, flush=True)
+
+    return tell
 
 
 def _line(event: Event, title: str, stream) -> None:

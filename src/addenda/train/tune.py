@@ -31,7 +31,7 @@ from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.load import Loaded, config_of, label_names, load_model, task_in
 from addenda.train.loss import score
 from addenda.train.machine import device_of, resident
-from addenda.train.progress import shown
+from addenda.train.progress import attaching, shown
 from addenda.train.rows import splits_of
 
 __all__ = ["TuneResult", "evaluate", "generate", "tune"]
@@ -107,6 +107,7 @@ def tune(
     adapter = attach(
         model, chosen, targets=targets, exclude=exclude, also_train=heads, name=name, seed=seed,
         calibration=calibration(model, encoded, batch, seed), loss=lambda m, b: score(m, b, encoded.kind).mean,  # type: ignore[arg-type]
+        progress=attaching() if progress is True else None,
     )  # fmt: skip
     folder = None if out is None else Path(out)
     with shown(f"tune {getattr(chosen, 'name', '')}") if progress is True else nullcontext(progress or None) as tell:
