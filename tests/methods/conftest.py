@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import addenda
-from addenda.core.execute import BlockLinear, factored_linear
+from addenda.core.fused import BlockLinear, factored_linear
 from addenda.core.method import Base, WeightMethod, to_float
 from addenda.core.random import Stream
 

@@ -165,6 +165,7 @@ def fit(
             with compiled.compiled(model) if compile else nullcontext():
                 if compile:
                     choices["compile"] = _compilation(model, adapter, train, micro[0], whole=how["name"] == "logits")
+                resident(device)  # gives free pages back, those of a long attach too
                 with Peak(device) as peak:
                     trainer = AdapterTrainer(
                         adapter, train, rows, settings, out=folder, eval_data=eval, evaluations=evaluations,

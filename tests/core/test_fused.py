@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 import addenda as ad
-from addenda.core.execute import FactoredLinear
+from addenda.core.fused import FactoredLinear
 from addenda.core.method import Factors
 
 M, N, R, TOKENS = 7, 5, 3, 4
