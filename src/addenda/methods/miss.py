@@ -11,7 +11,7 @@ Names: versions 1-3 of the paper call BAT "Bone", 4-5 call this one "Bone", 12 c
 example of version 12 groups neighbours; its formula and every implementation group entries r apart, as here.
 Published learning rates (2e-5 for all methods) are too low for the LoRA beside them: tune each.
 
-Cost: r m numbers a site (r q); n additions and r m multiply-adds a token. Not for changes that must tell
+Cost: r m numbers a site (r q); r (m + n) multiply-adds a token. Not for changes that must tell
 apart inputs that are a multiple of r apart: those are always added up.
 """
 

@@ -13,7 +13,7 @@ The values start at zero and W stays as it is, so the start is exact. The releas
 values of N(0, 2/N), times a trained gate that starts at sigmoid(0) = ½ and stands in no equation;
 `released=True` does the same.
 
-U and V are found again from W at load and never saved. The SVD runs in float64 on the CPU, so that machines agree
+U and V are found again from W at load and never saved. They are computed in float64 on the CPU, so that machines agree
 to float32's precision wherever singular values are distinct; `addenda tune` prints how long attaching took. A pair
 (u_i, v_i) is unique up to a sign, fixed so that the largest entry of u_i is positive. The core keeps the factors in the
 base's dtype.
