@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-COMMANDS = ("steps", "scaling", "inference", "tune", "memory", "basis")
+COMMANDS = ("steps", "scaling", "inference", "tune", "memory", "basis", "attach")
 
 
 def main() -> None:
