@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--tokens", default="4x256", help="batch x length")
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--arms", help="comma separated; default: all")
+    parser.add_argument("--arms", help="arms of `steps`, between |; default: all")
     parser.add_argument("--out", type=Path, help="folder of the record")
     parser.add_argument("--docs", type=Path, help="page whose <!-- name --> … <!-- end --> the table replaces")
     given = parser.parse_args()
@@ -34,7 +34,7 @@ def main() -> None:
         print(text)
         if given.out is not None:
             given.out.mkdir(parents=True, exist_ok=True)
-            command = "python -m bench " + " ".join(a for a in sys.argv[1:])
+            command = "python -m bench " + " ".join(sys.argv[1:])
             about = {"command": command, "versions": versions() | {"peft": peft.__version__}, "hardware": hardware()}
             (given.out / f"{what}.json").write_text(json.dumps(about | {"found": found}, indent=1) + "\n")
         if given.docs is not None:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addenda.core.borrow import gradient_from
+
 MODELS = {  # hidden, MLP, layers, heads; 12,000 tokens, tied
     "llama24m": (384, 1024, 8, 6),
     "llama94m": (768, 2048, 12, 12),
@@ -66,10 +68,9 @@ def _floor(model: Any, what: str) -> nn.Module:
 def warm(model: Any) -> None:
     """A short step of the frozen base, so that the kernels' code counts with the loaded model."""
     model.requires_grad_(False)
-    hook = model.get_input_embeddings().register_forward_hook(lambda module, ids, y: y.requires_grad_())
     ids = torch.zeros(1, 8, dtype=torch.long)
-    model(input_ids=ids, labels=ids).loss.backward()
-    hook.remove()
+    with gradient_from(model.get_input_embeddings()):
+        model(input_ids=ids, labels=ids).loss.backward()
 
 
 def _full(model: nn.Module, what: str) -> nn.Module:

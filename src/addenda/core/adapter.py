@@ -94,7 +94,7 @@ class Adapter:
     def step(self) -> None:
         """Tell the adapter that an optimizer step is done; call it before `zero_grad`.
 
-        Advances the schedules of methods that have one (the ranks DyLoRA draws) and looks for dead tensors: after the
+        Advances the schedules of methods that have one (a rank drawn anew) and looks for dead tensors: after the
         first step a trainable tensor without a gradient raises AddendaError; one that was zero for three steps warns
         with its site, and if all were, raises.
         """

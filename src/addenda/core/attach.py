@@ -122,7 +122,7 @@ def attach(
 ) -> Adapter:
     """Put a new adapter on the model, make it the active one, and freeze the base.
 
-    method: a method, its text form ("svft:pattern=banded"), or {target: method}. targets, exclude: see
+    method: a method, its text form ("name:option=value"), or {target: method}. targets, exclude: see
     `core.targets`. also_train: modules trained as whole copies with the adapter (heads). seed: with a site's path, the
     key of every random tensor. calibration: batches for methods that look at data first; loss(model, batch) defaults
     to `model(**batch).loss`. progress: called with (done, total, path).
@@ -188,15 +188,15 @@ def build_tensors(
         given = None if stored is None else stored[site.path]
         where = (m, site.weight.device, site.weight.dtype)
         if where not in placed:  # once, so that all sites hold the same tensors
-            placed[where] = _kept(drawn[m], site)
-        built[site.path] = _at_site(site, m, seed, placed[where], (seen or {}).get(site.path), given)
+            placed[where] = kept_as(drawn[m], site)
+        built[site.path] = tensors_of(site, m, seed, placed[where], (seen or {}).get(site.path), given)
     if progress:
         progress(len(plan), len(plan), "")
     return built
 
 
 @torch.no_grad()
-def _at_site(
+def tensors_of(
     site: Site, m: WeightMethod, seed: int, shared: Params, seen: Tensor | None, stored: Params | None
 ) -> SiteTensors:
     device, dtype = site.weight.device, site.weight.dtype
@@ -223,10 +223,10 @@ def _at_site(
     moved = {
         k: nn.Parameter(t.detach().to(device)) if isinstance(t, nn.Parameter) else t.to(device) for k, t in own.items()
     }
-    return SiteTensors(m, moved, _kept(derived, site), shared)
+    return SiteTensors(m, moved, kept_as(derived, site), shared)
 
 
-def _kept(tensors: Params, site: Site) -> Params:
+def kept_as(tensors: Params, site: Site) -> Params:
     """Derived and shared tensors as a site keeps them: on its device, matrices in the base's dtype (vectors cost
     nothing and stay as they are). A product then needs no cast that would be kept for backward."""
     like = site.weight

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -31,3 +32,18 @@ def frozen(model: nn.Module) -> Iterator[None]:
         for p, flag, grad in before:
             p.requires_grad_(flag)
             p.grad = grad
+
+
+@contextmanager
+def gradient_from(*modules: nn.Module) -> Iterator[None]:
+    """What these modules return requires a gradient, wherever gradients are recorded at all."""
+    hooks = [module.register_forward_hook(_wants_gradient) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _wants_gradient(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
+    return y if y.requires_grad or not torch.is_grad_enabled() else y.requires_grad_()

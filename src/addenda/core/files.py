@@ -71,7 +71,7 @@ def checksum(name: str, tensor: Tensor) -> list[float] | str:
 def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
     """Write the adapter to one file, atomically: a reader sees the old file or the new one, never a part.
 
-    basis: store the tensors derived from W as well (SVFT's U and V), for machines whose factorisations differ.
+    basis: store the tensors derived from W as well (singular vectors), for machines whose factorisations differ.
     Raises AddendaError for tensors that are empty, not finite or sharded; then nothing is written.
     """
     path = Path(path)

@@ -26,8 +26,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from addenda.core.adapted import SiteTensors
-from addenda.core.attach import _at_site, _kept, detach, install
-from addenda.core.borrow import frozen
+from addenda.core.attach import detach, install, kept_as, tensors_of
+from addenda.core.borrow import frozen, gradient_from
 from addenda.core.errors import AddendaError
 from addenda.core.method import Params, Shape, WeightMethod
 from addenda.core.random import Stream
@@ -99,11 +99,8 @@ def _predict(
         detach(twin)
     twin.train()
     weights = _bytes(_tensors(twin))
-    with frozen(twin):
-        hooks = [m.register_forward_hook(_wants_gradient) for m in twin.modules() if isinstance(m, nn.Embedding)]
+    with frozen(twin), gradient_from(*(m for m in twin.modules() if isinstance(m, nn.Embedding))):
         floor = _follow(twin, batch, length, labelled)
-        for hook in hooks:
-            hook.remove()
     owners = owners_of(twin)
     twins = [(site_at(twin, site.path, owners), m) for site, m in assigned]
     built = _fake_tensors(assigned, twins, mode)
@@ -125,10 +122,6 @@ def _predict(
         floor=sum(floor.at_peak(())),
         floor_flops=floor.flops,
     )
-
-
-def _wants_gradient(module: nn.Module, args: tuple, output: Tensor) -> None:
-    output.requires_grad_(True)
 
 
 # -- fake copies -------------------------------------------------------------------------------------------------------
@@ -160,7 +153,7 @@ def _fake_tensors(assigned: Assigned, twins: Assigned, mode: FakeTensorMode) -> 
             shapes: list[Shape] = [s.shape for s, own in assigned if own == m]
             shared[m] = m.shared(shapes, Stream(0, "shared")) if m.has("shared") else {}
         if where not in placed:
-            placed[where] = {k: _empty(t, mode) for k, t in _kept(shared[m], site).items()}
+            placed[where] = {k: _empty(t, mode) for k, t in kept_as(shared[m], site).items()}
         key = (*where, site.kind.name, site.matrix.shape)
         if key not in templates:
             templates[key] = _template(site, twin, m, shared[m], placed[where])
@@ -174,9 +167,9 @@ def _fake_tensors(assigned: Assigned, twins: Assigned, mode: FakeTensorMode) -> 
 def _template(site: Site, twin: Site, m: WeightMethod, shared: Params, fake: Params) -> SiteTensors:
     """The tensors of one site: out of a fake weight where the method does not look at its values."""
     try:
-        return _at_site(twin, m, 0, fake, _seen(twin, m), None)
+        return tensors_of(twin, m, 0, fake, _seen(twin, m), None)
     except Exception:  # whatever a method does with values that are not there
-        return _at_site(site, m, 0, _kept(shared, site), _seen(site, m), None)
+        return tensors_of(site, m, 0, kept_as(shared, site), _seen(site, m), None)
 
 
 def _seen(site: Site, m: WeightMethod) -> Tensor | None:

@@ -6,10 +6,10 @@ they come from, never by their name:
 
 | from                                   | kind      | saved | gradient | example                          |
 | -------------------------------------- | --------- | ----- | -------- | -------------------------------- |
-| `init`, as `nn.Parameter`              | trainable | yes   | yes      | LoRA's A and B                   |
-| `init`, as a plain tensor              | frozen    | yes   | no       | SHiRA's calibrated positions     |
-| `derive`                               | derived   | no    | no       | SVFT's U and V, from W or a seed |
-| `shared`                               | shared    | no    | no       | VeRA's projections               |
+| `init`, as `nn.Parameter`              | trainable | yes   | yes      | two thin factors                 |
+| `init`, as a plain tensor              | frozen    | yes   | no       | positions chosen from data       |
+| `derive`                               | derived   | no    | no       | singular vectors of W            |
+| `shared`                               | shared    | no    | no       | projections drawn from a seed    |
 
 Matrices are m × n = out × in, as torch keeps a Linear's weight. Convolutions are seen as out × (in/groups · kernel),
 embeddings as rows × width, transformers' `Conv1D` transposed, stacked expert weights one matrix at a time.

@@ -49,7 +49,7 @@ class Stream:
         return torch.from_numpy(values.astype(np.float32)).reshape(shape)
 
     def kaiming_uniform(self, *shape: int) -> Tensor:
-        """U(±1/√n) with n the last dimension: torch's `kaiming_uniform_(a=√5)`, the usual start of a LoRA's A."""
+        """U(±1/√n) with n the last dimension: torch's `kaiming_uniform_(a=√5)`, how thin factors start."""
         bound = float(np.sqrt(1.0 / shape[-1]))
         return self.uniform(*shape, low=-bound, high=bound)
 

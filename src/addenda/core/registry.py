@@ -1,7 +1,7 @@
 """The catalogue: every method by name, with what it claims.
 
-A method registers itself with `@register(...)` beside its class; a named variant of it (PiSSA is a LoRA with another
-start) with `variant(...)`. Other packages add theirs through the entry point group `addenda.methods`, whose modules are
+A method registers itself with `@register(...)` beside its class; a named variant of it (other defaults, another claim)
+with `variant(...)`. Other packages add theirs through the entry point group `addenda.methods`, whose modules are
 imported the first time the catalogue is read. Nothing in the core knows a method by name.
 """
 
@@ -87,7 +87,7 @@ def info(name: str) -> Info:
 
 
 def build(spec: str) -> WeightMethod:
-    """A method from text: `"svft"` or `"svft:pattern=banded,band=8"`, as the command line writes it."""
+    """A method from text: `"name"` or `"name:option=value,other=8"`, as the command line writes it."""
     name, _, rest = spec.partition(":")
     options = {}
     for part in filter(None, rest.split(",")):

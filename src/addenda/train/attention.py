@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from addenda.core.borrow import frozen, training_mode
+from addenda.core.borrow import frozen, gradient_from, training_mode
 from addenda.core.errors import AddendaError
 from addenda.train.batches import Collator
 from addenda.train.encode import Encoded
@@ -86,20 +86,16 @@ def measure(model: nn.Module, train: Encoded, batch: int) -> Attention:
     rows = _long(train.lengths, batch)
     tensors = {k: t.to(device_of(model)) for k, t in Collator(train.pad, train.kind)([train[i] for i in rows]).items()}
     base: Any = model
-    hook = base.get_input_embeddings().register_forward_hook(lambda module, ids, y: y.requires_grad_())
     seconds: dict[str, float] = {}
-    try:
-        with frozen(model), training_mode(model, True):
-            for _ in range(ROUNDS):
-                for name in NAMES:
-                    with suppress(AddendaError, torch.OutOfMemoryError), using(model, name):
-                        started = time.perf_counter()
-                        loss = score(model, tensors, train.kind).mean
-                        loss.backward()
-                        loss.item()  # waits for a GPU
-                        seconds[name] = min(seconds.get(name, math.inf), time.perf_counter() - started)
-    finally:
-        hook.remove()
+    with frozen(model), training_mode(model, True), gradient_from(base.get_input_embeddings()):
+        for _ in range(ROUNDS):
+            for name in NAMES:
+                with suppress(AddendaError, torch.OutOfMemoryError), using(model, name):
+                    started = time.perf_counter()
+                    loss = score(model, tensors, train.kind).mean
+                    loss.backward()
+                    loss.item()  # waits for a GPU
+                    seconds[name] = min(seconds.get(name, math.inf), time.perf_counter() - started)
     return Attention(min(seconds, key=seconds.__getitem__) if seconds else own, seconds)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from addenda.core.borrow import gradient_from
 from addenda.core.errors import AddendaError
 
 BACKEND = "inductor"
@@ -52,21 +53,15 @@ def compiled(model: nn.Module) -> Iterator[None]:
     """
     parts = blocks(model)
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    hook = embedding.register_forward_hook(_wants_gradient) if isinstance(embedding, nn.Module) else None
     for part in parts:
         part.compile(backend=BACKEND, dynamic=True)
     try:
-        yield
+        with gradient_from(*[embedding] if isinstance(embedding, nn.Module) else ()):
+            yield
     finally:
         for part in parts:
             part._compiled_call_impl = None
-        if hook is not None:
-            hook.remove()
         torch.compiler.reset()
-
-
-def _wants_gradient(module: nn.Module, ids: tuple, y: Tensor) -> Tensor:
-    return y if y.requires_grad or not torch.is_grad_enabled() else y.requires_grad_()
 
 
 def measure(loss: Callable[[], Tensor]) -> Compilation:

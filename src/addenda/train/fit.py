@@ -157,8 +157,8 @@ def fit(
         if cache is not None:
             model.config.use_cache = False  # type: ignore[attr-defined]
         chosen = _attention(attention, known.get("attention"), model, train, len(micro[0]), total)
-        less = (recomputing(model, checkpointing), leaner(model, lean))
-        with attentions.using(model, chosen.name), less[0], less[1], training_mode(model, True):
+        computed = attentions.using(model, chosen.name)
+        with computed, recomputing(model, checkpointing), leaner(model, lean), training_mode(model, True):
             how = (loss == "auto" and known.get("loss")) or chunked.choose(loss, model, train, micro)
             choices: dict[str, Any] = {"attention": asdict(chosen), "loss": how}
             settings = replace(settings, attention=chosen.name, loss=how["name"])
