@@ -113,6 +113,8 @@ def plan(
     """
     if not isinstance(model, nn.Module):
         raise AddendaError(f"Expected a torch.nn.Module as the model, got {type(model).__name__}.")
+    if (batch is None) != (length is None):
+        raise AddendaError(f"A step has a batch and a length: give both or neither, got {batch} and {length}.")
     found = find_state(model)
     root = found[0] if found else unwrap(model)
     assigned, heads = assign(root, method, targets, exclude, also_train)
@@ -137,7 +139,5 @@ def plan(
     ]
     left = grouped(path for path in [*(path for path, _ in called(root)), *stacks] if path not in taken)
     base = sum(p.numel() for n, p in root.named_parameters() if ".addenda." not in f".{n}")
-    if (batch is None) != (length is None):
-        raise AddendaError(f"A step has a batch and a length: give both or neither, got {batch} and {length}.")
     step = predict(root, assigned, heads, batch, length, labelled) if batch is not None and length is not None else None
     return Plan(rows, base, {pattern: len(paths) for pattern, paths in left.items()}, step)
