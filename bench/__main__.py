@@ -5,7 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-COMMANDS = ("steps", "scaling", "inference", "tune", "memory", "basis", "attach")
+COMMANDS = (
+    "steps", "profile", "scaling", "inference", "mixed", "switching", "optimizer", "tune", "memory", "attach", "basis",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -3,9 +3,11 @@
 floor                       the frozen base: forward and the gradient of the embedding's output, no optimizer
 full                        every weight trained
 ours/lora:rank=16           a method of addenda
+lean/lora:rank=16           the same, and the base's norms and gated MLPs are computed again in backward
 dense/svft                  the same method as plain autograd has it: W + ΔW made for every product, and kept
 ours/lora:rank=16*4         four adapters that all act and train; +4: four more that only lie there
 peft/lora                   the peer's, at the same number of trained parameters
+ours/lora:rank=8@lora-pro   trained by one of addenda's optimizers, not by AdamW (`measure.step` takes that off)
 """
 
 import warnings
@@ -53,7 +55,7 @@ def prepare(arm: str, model: nn.Module) -> tuple[nn.Module, int]:
     """Make the model train as the arm does: (what is called, number of trained parameters)."""
     kind, _, what = arm.partition("/")
     kinds: dict[str, Callable[..., nn.Module]] = {
-        "floor": _floor, "full": _full, "ours": _ours, "dense": _dense, "peft": _peft
+        "floor": _floor, "full": _full, "ours": _ours, "lean": _lean, "dense": _dense, "peft": _peft
     }  # fmt: skip
     model = kinds[kind](model, what)
     return model, sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -89,6 +91,13 @@ def _ours(model: nn.Module, what: str) -> nn.Module:
     for adapter in addenda.adapters(model).values():
         adapter.requires_grad_(sign == "*" or adapter.name == names[-1])
     return model
+
+
+def _lean(model: nn.Module, what: str) -> nn.Module:
+    import addenda
+
+    addenda.lean(model)
+    return _ours(model, what)
 
 
 def _dense(model: nn.Module, what: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""One step, measured: every arm in a fresh process, arms in turn, over several rounds."""
+"""One step, measured: every arm in a process of its own, and one step of each in turn."""
 
 import gc
 import multiprocessing
@@ -6,14 +6,14 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from bench.arms import build, prepare, warm
 
-WARM, TIMED = 2, 4
+WARM = 2
 
 
 def in_process(function: Callable[..., Any], *arguments) -> Any:
@@ -41,53 +41,106 @@ def _send(sender, function, arguments) -> None:
         sender.send((False, traceback.format_exc()))
 
 
-def step(model_name: str, arm: str, tokens: tuple[int, int], attention: str, threads: int) -> dict:
-    """Seconds (wall, CPU) of one training step, and its peak of resident bytes above the loaded base.
+def step(model_name: str, arm: str, tokens: tuple[int, int], attention: str, threads: int) -> Iterator[dict]:
+    """Training steps, one each time it is asked: seconds (wall, CPU), and the peak of resident bytes above the base.
 
-    Built and called inside a fresh process. The loss is over all positions; AdamW takes the trained parameters.
+    The first answer, after building and `WARM` steps, has the seconds of attach and the number of trained parameters.
+    Runs in a process of its own. The loss is over all positions; AdamW takes the trained parameters, or the optimizer
+    of addenda that stands behind an @ in the arm.
     """
+    from addenda import adapters, optim
     from addenda.train.machine import Peak, resident
 
+    arm, _, trained_by = arm.partition("@")
     torch.set_num_threads(threads)
     model = build(model_name, attention)
     batch = torch.randint(0, model.config.vocab_size, tokens, generator=torch.Generator().manual_seed(1))
     warm(model)
-    floor = resident()
+    floor = resident() or 0
     started = time.perf_counter()
     model, trainable = prepare(arm, model)
     attach = time.perf_counter() - started
     live = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(live, lr=1e-4, fused=True) if live else None
-    wall, cpu = [], []
-    gc.collect()
-    for i in range(WARM + TIMED):
-        if i == WARM:
-            peak = Peak().__enter__()
-        w, c = time.perf_counter(), time.process_time()
+    if trained_by:
+        (adapter,) = adapters(model).values()
+        optimizer = optim.build(adapter, trained_by, 1e-4)
+
+    def one() -> None:
         model(input_ids=batch, labels=batch).loss.backward()
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        wall.append(time.perf_counter() - w)
-        cpu.append(time.process_time() - c)
-    peak.__exit__()
-    return {
-        "wall": statistics.median(wall[WARM:]),
-        "cpu": statistics.median(cpu[WARM:]),
-        "memory": (peak.bytes or 0) - (floor or 0),
-        "attach": attach,
-        "trainable": trainable,
-    }
+
+    gc.collect()
+    for _ in range(WARM):
+        one()
+    yield {"attach": attach, "trainable": trainable}
+    while True:
+        w, c = time.perf_counter(), time.process_time()
+        with Peak() as peak:
+            one()
+        yield {
+            "wall": time.perf_counter() - w,
+            "cpu": time.process_time() - c,
+            "memory": (peak.bytes or 0) - floor,
+        }
 
 
-def rounds(jobs: Iterable[tuple], count: int, function: Callable[..., dict] = step) -> dict[tuple, list[dict]]:
-    """Every job `count` times, in turn; the order is turned by one from round to round."""
-    jobs = list(jobs)
-    found: dict[tuple, list[dict]] = {job: [] for job in jobs}
-    for r in range(count):
-        for job in jobs[r % len(jobs) :] + jobs[: r % len(jobs)]:
-            found[job].append(in_process(function, *job))
-            made = found[job][-1]
-            print(f"round {r + 1}/{count} {job[1]}: {made['wall'] * 1e3:.0f} ms, {made['memory'] / 1e6:.0f} MB",
-                  file=sys.stderr, flush=True)  # fmt: skip
-    return found
+class Worker:
+    """A forked process that goes on with a generator whenever `next` is called, and waits in between."""
+
+    def __init__(self, function: Callable[..., Iterator[dict]], *arguments):
+        context = multiprocessing.get_context("fork")
+        self.arguments = arguments
+        self.pipe, inner = context.Pipe()
+        self.process = context.Process(target=_serve, args=(inner, function, arguments))
+        self.process.start()
+        inner.close()
+
+    def next(self) -> dict:
+        try:
+            self.pipe.send(True)
+            fine, result = self.pipe.recv()
+        except (EOFError, BrokenPipeError):
+            self.process.join()
+            raise SystemExit(f"{self.arguments}: the process ended, exit code {self.process.exitcode}") from None
+        if not fine:
+            raise SystemExit(f"{self.arguments}:\n{result}")
+        return result
+
+    def close(self) -> None:
+        self.process.terminate()  # a later worker holds this pipe too: closing it would not end this one
+        self.process.join()
+
+
+def _serve(pipe, function, arguments) -> None:
+    try:
+        steps = function(*arguments)
+        while True:
+            pipe.recv()
+            pipe.send((True, next(steps)))
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))
+
+
+def alternate(jobs: Sequence[tuple], count: int, function: Callable[..., Iterator[dict]] = step) -> list[list[dict]]:
+    """`count` steps of every job in turn, each job in a process of its own, the order turned by one every time.
+
+    All of a turn fall within seconds of one another, so that their ratio outlives a change of the machine's speed.
+    """
+    workers = [Worker(function, *job) for job in jobs]
+    try:
+        about = [worker.next() for worker in workers]
+        found: list[list[dict]] = [[] for _ in jobs]
+        for r in range(count):
+            for i in [(r + k) % len(jobs) for k in range(len(jobs))]:
+                found[i].append(about[i] | workers[i].next())
+        for job, made in zip(jobs, found, strict=True):
+            middle = {key: statistics.median(m[key] for m in made) for key in ("wall", "memory")}
+            text = f"{job[1]}: {middle['wall'] * 1e3:.0f} ms, {middle['memory'] / 1e6:.0f} MB"
+            print(text, file=sys.stderr, flush=True)
+        return found
+    finally:
+        for worker in workers:
+            worker.close()

@@ -4,7 +4,7 @@ import statistics
 
 import numpy as np
 
-from bench.measure import rounds
+from bench.measure import alternate
 
 SWEEPS = {  # what grows: (value, model, arm, tokens); None: the model and tokens asked for
     "rank": [(r, None, f"ours/lora:rank={r}", None) for r in (4, 16, 64, 256)],
@@ -17,22 +17,17 @@ SWEEPS = {  # what grows: (value, model, arm, tokens); None: the model and token
 
 def run(given) -> tuple[dict, str]:
     batch, length = map(int, given.tokens.split("x"))
-    jobs = {}
+    found: dict = {name: [] for name in SWEEPS}
     for name, points in SWEEPS.items():
         for value, model, arm, tokens in points:
             job = (model or given.model, arm, tokens or (batch, length), given.attention, given.threads)
-            floor = (job[0], "floor", *job[2:])
-            jobs[name, value] = (job, floor)
-    measured = rounds(dict.fromkeys(job for pair in jobs.values() for job in pair), given.rounds)
-    found: dict = {name: [] for name in SWEEPS}
-    for (name, value), (job, floor) in jobs.items():
-        own, base = measured[job], measured[floor]
-        found[name].append({
-            "value": value,
-            **{key: statistics.median(m[key] for m in own) for key in ("wall", "memory")},
-            "time ratio": statistics.median(a["wall"] / b["wall"] for a, b in zip(own, base, strict=True)),
-            "memory ratio": statistics.median(a["memory"] / b["memory"] for a, b in zip(own, base, strict=True)),
-        })  # fmt: skip
+            base, own = alternate([(job[0], "floor", *job[2:]), job], given.rounds)
+            found[name].append({
+                "value": value,
+                **{key: statistics.median(m[key] for m in own) for key in ("wall", "memory")},
+                "time ratio": statistics.median(a["wall"] / b["wall"] for a, b in zip(own, base, strict=True)),
+                "memory ratio": statistics.median(a["memory"] / b["memory"] for a, b in zip(own, base, strict=True)),
+            })  # fmt: skip
     return found, table(found)
 
 

@@ -2,7 +2,7 @@
 
 import statistics
 
-from bench.measure import rounds
+from bench.measure import alternate
 
 PAIRS = {  # ours: the peer's name for it, or the dense form where the peer has none
     "lora:rank=16": "peft/lora",
@@ -20,41 +20,50 @@ PAIRS = {  # ours: the peer's name for it, or the dense form where the peer has 
     "bat:rank=64": "dense/bat:rank=64",
 }
 
+LEAN = ("lean/lora:rank=16", "lean/miss:rank=64", "lean/pissa:rank=16")
+
 
 def run(given) -> tuple[dict, str]:
+    """Every arm beside a floor and its peer of its own: three processes that take turns."""
     batch, length = map(int, given.tokens.split("x"))
-    arms = ["floor", "full"]
-    for ours, peer in PAIRS.items():
-        arms += [f"ours/{ours}", *([peer] if peer else [])]
-    if given.arms:
-        arms = given.arms.split("|")
-    jobs = [(given.model, arm, (batch, length), given.attention, given.threads) for arm in arms]
-    found = {job[1]: made for job, made in rounds(jobs, given.rounds).items()}
+    arms = given.arms.split("|") if given.arms else ["full", *(f"ours/{o}" for o in PAIRS), *LEAN]
+    found = {}
+    for arm in arms:
+        peer = PAIRS.get(arm.removeprefix("ours/"))
+        group = ["floor", arm, *([peer] if peer else [])]
+        jobs = [(given.model, one, (batch, length), given.attention, given.threads) for one in group]
+        found[arm] = dict(zip(("floor", "own", "peer"), alternate(jobs, given.rounds), strict=False))
     return found, table(found, given)
 
 
-def table(found: dict[str, list[dict]], given) -> str:
-    """Markdown: ratios to the floor of the same round, median (lowest to highest); ours against the peer."""
+def table(found: dict[str, dict[str, list[dict]]], given) -> str:
+    """Markdown: ratios to the floor and to the peer of the same turn, median (lowest to highest)."""
+    floors = [m for group in found.values() for m in group["floor"]]
     lines = [
         f"{given.model}, bfloat16, {given.tokens} tokens, {given.attention} attention, {given.threads} threads, "
-        f"{len(found['floor'])} rounds. Floor: {_middle(found['floor'], 'wall') * 1e3:.0f} ms, "
-        f"{_middle(found['floor'], 'memory') / 1e6:.0f} MB above the loaded model.",
+        f"{given.rounds} turns. Floor: {statistics.median(m['wall'] for m in floors) * 1e3:.0f} ms, "
+        f"{statistics.median(m['memory'] for m in floors) / 1e6:.0f} MB above the loaded model.",
         "",
-        "| arm | trained | time / floor | CPU / floor | memory / floor | time / peer | memory / peer |",
+        "| arm | trained | time / floor | memory / floor | time / peer | memory / peer | peer: time, memory / floor |",
         "| --- | ---: | --- | --- | --- | --- | --- |",
     ]
-    for arm, made in found.items():
-        peer = PAIRS.get(arm.removeprefix("ours/")) if arm.startswith("ours/") else None
-        cells = [_ratio(made, found["floor"], key) for key in ("wall", "cpu", "memory")]
-        cells += [_ratio(made, found[peer], key) if peer in found else "" for key in ("wall", "memory")]
-        lines.append(f"| {arm} | {made[0]['trainable']:,} | {' | '.join(cells)} |")
+    for arm, group in found.items():
+        own, floor, peer = group["own"], group["floor"], group.get("peer")
+        cells = [arm, f"{own[0]['trainable']:,}", *(_ratio(own, floor, key) for key in ("wall", "memory"))]
+        cells += [_ratio(own, peer, key) for key in ("wall", "memory")] if peer else ["", ""]
+        cells.append(f"{_middle(peer, floor, 'wall'):.2f}, {_middle(peer, floor, 'memory'):.2f}" if peer else "")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _middle(made: list[dict], key: str) -> float:
-    return statistics.median(m[key] for m in made)
+def _ratios(made: list[dict], other: list[dict], key: str) -> list[float]:
+    return sorted(a[key] / b[key] for a, b in zip(made, other, strict=True))
+
+
+def _middle(made: list[dict], other: list[dict], key: str) -> float:
+    return statistics.median(_ratios(made, other, key))
 
 
 def _ratio(made: list[dict], other: list[dict], key: str) -> str:
-    ratios = sorted(a[key] / b[key] for a, b in zip(made, other, strict=True))
+    ratios = _ratios(made, other, key)
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
