@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from addenda.core.attach import attach as attach
     from addenda.core.attach import detach as detach
     from addenda.core.attach import disabled as disabled
+    from addenda.core.attach import per_example as per_example
     from addenda.core.attach import status as status
     from addenda.core.attach import switch as switch
     from addenda.core.errors import AddendaError as AddendaError
@@ -39,7 +40,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "core.adapter": "Adapter adapters",
-    "core.attach": "attach detach disabled status switch",
+    "core.attach": "attach detach disabled per_example status switch",
     "core.errors": "AddendaError",
     "core.files": "inspect load save",
     "core.lean": "lean unlean",

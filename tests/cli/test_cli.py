@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -46,7 +47,9 @@ def test_methods(capsys):
     assert "arXiv:2106.09685" in shown
     assert "rank = 8    int" in shown
     call("methods", "lroa", code=2)
-    assert "Did you mean 'lora'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "Did you mean" in told
+    assert "'lora'" in told
 
 
 def test_an_error_is_one_paragraph(folder, capsys):
@@ -90,3 +93,11 @@ def test_the_commands_belong_together(folder, capsys):
     call("inspect", out / "adapter.safetensors")
     assert "lora" in capsys.readouterr().out
     call("inspect", data, code=2)
+
+
+def test_the_page_of_the_catalogue_is_up_to_date(tmp_path):
+    call("methods", "--page", str(tmp_path / "catalogue.md"))
+    page = Path(__file__).parents[2] / "docs" / "catalogue.md"
+    assert page.read_text() == (tmp_path / "catalogue.md").read_text(), (
+        "write it again: addenda methods --page docs/catalogue.md"
+    )

@@ -2,23 +2,35 @@
 
 from collections.abc import Iterator
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import addenda as ad
 from addenda.core.adapted import effective_weight, original_class, slots_of
+from addenda.core.errors import AddendaError
 from addenda.core.method import WeightMethod
 from addenda.core.sites import Site, site_at
+from addenda.core.targets import resolve
 
 OPTIONS = {  # what the shapes 8 × 8, 16 × 8, 8 × 16 and 32 × 8 need
     "oft": {"block": 4},
-    "boft": {"block": 2, "factors": 2},
+    "boft": {"block": 2, "levels": 2},
+    "ether": {"parts": 2},
     "vera": {"rank": 8},
     "miss": {"rank": 4},
     "bat": {"rank": 4},
     "shira": {"density": 0.2},
     "svft": {"band": 2},
+    "fourierft": {"frequencies": 16},
+    "c3a": {"block": 4},
+    "lokr": {"rank": 1, "alpha": 1.0},
+    "krona": {"rank": None, "alpha": None},
+    "nola": {"basis": 16},
+    "mora": {"rank": 2},
+    "adalora": {"target_rank": 2},
+    "lora-ga": {"rank": 2},
 }
 SMALL = {"rank": 4, "alpha": 8.0}  # for methods that have these options
 
@@ -35,15 +47,27 @@ METHODS = {name: method_of(name) for name in NAMES}
 
 
 def loss_of(model: nn.Module, batch) -> Tensor:
-    return model(batch).square().mean()
+    y = model(batch)
+    return getattr(y, "logits", y).square().mean()
 
 
 def attach(model: nn.Module, which: str | WeightMethod, batch=None, /, **options) -> ad.Adapter:
     """Attach with data where the method wants it."""
     method = METHODS[which] if isinstance(which, str) else which
     if method.calibration:
-        options |= {"calibration": [batch], "loss": loss_of}
+        options = {"calibration": [batch], "loss": loss_of} | options
     return ad.attach(model, method, **options)
+
+
+def sees_nothing(model: nn.Module, which: str | WeightMethod, batch, targets) -> bool:
+    """Whether the method looks at inputs and a site has none to show; then attach must say so and change nothing."""
+    method = METHODS[which] if isinstance(which, str) else which
+    if method.calibration != "input" or all(site.kind.dense for site in resolve(model, targets)):
+        return False
+    with pytest.raises(AddendaError, match="have no inputs to look at"):
+        attach(model, method, batch, targets=targets)
+    assert not any(slots_of(m) for m in model.modules())
+    return True
 
 
 def stir(adapter: ad.Adapter, size: float = 0.05, seed: int = 1) -> ad.Adapter:

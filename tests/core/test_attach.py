@@ -324,3 +324,29 @@ def test_attaching_is_linear_in_the_number_of_layers():
 
     calls(5)
     assert calls(160) < 4.5 * calls(40)
+
+
+def test_sites_side_by_side_are_the_sites_one_by_one():
+    """With more threads than one, factorisations run at the same time: the same tensors, and the threads given back."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(24, 16) for _ in range(5)])
+    told = []
+    one = _derived(model)
+    torch.set_num_threads(2)
+    try:
+        two = _derived(model, progress=lambda *a: told.append(a))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value)
+    assert told[-1] == (5, 5, "")
+    assert [t[2] for t in told[:-1]] == ["0", "1", "2", "3", "4"]
+
+
+def _derived(model, **options):
+    adapter = ad.attach(model, "svft:pattern=banded,band=1", **options)
+    found = {f"{path}/{k}": t for path, held in adapter.sites() for k, t in held.tensors().items()}
+    ad.detach(model)
+    return found

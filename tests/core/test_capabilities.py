@@ -14,8 +14,11 @@ def test_the_catalogue_can_what_its_mathematics_says():
     can = {i.name: probe(i.build()) for i in addenda.catalogue()}
     assert all(c.linear and c.mergeable and c.exact_start for c in can.values())
     assert {n for n, c in can.items() if c.sparse} == {"shira"}
-    assert not any(can[n].low_rank for n in ("dora", "oft", "shira", "bat", "full"))
+    assert not any(can[n].low_rank for n in ("dora", "oft", "shira", "bat", "full", "flora", "ln-tuning"))
     assert all(can[n].low_rank for n in ("lora", "pissa", "rslora", "dylora", "miss", "svft", "loldu"))
+    assert all(can[n].low_rank for n in ("olora", "lora-ga", "eva", "adalora", "trainable-tokens"))
+    eva = can["eva"]  # which has no inputs to look at elsewhere
+    assert not (eva.conv or eva.embedding or eva.parameter or eva.stacked)
     assert "low rank" in str(can["lora"])
 
 

@@ -40,7 +40,7 @@ def classes(model: nn.Module) -> dict[str, type]:
 @pytest.mark.parametrize("name", NAMES)
 def test_same_bits_with_every_method(name, dtype):
     model = toys.make_llama().to(dtype).train()
-    adapter = stir(attach(model, name))
+    adapter = stir(attach(model, name, IDS, targets="linear"))
     plain, cast = out_and_grads(model, adapter.parameters()), out_and_grads(model, adapter.parameters(), True)
     ad.lean(model)
     assert same(out_and_grads(model, adapter.parameters()), plain)

@@ -23,8 +23,8 @@ def real_step(model: nn.Module) -> tuple[tuple[int, int, int], int]:
 
 @pytest.mark.parametrize("name", [n for n in NAMES if METHODS[n].calibration is None])
 def test_fake_tensors_live_as_long_as_real_ones(name, llama):
-    step = ad.plan(llama, METHODS[name], batch=B, length=T).step
-    adapter = attach(llama, name)
+    step = ad.plan(llama, METHODS[name], targets="linear", batch=B, length=T).step
+    adapter = attach(llama, name, targets="linear")
     assert ((step.gradients, step.activations, step.temporaries), step.flops) == real_step(llama)
     storages = {s.data_ptr(): s.nbytes() for _, t in adapter.sites() for s in map(_storage, memory._tensors(t))}
     assert step.adapter == sum(storages.values())
@@ -109,7 +109,7 @@ def test_calibrated_methods_need_no_data_here(llama):
 
 def test_adapters_that_are_there_do_not_count(llama):
     step = ad.plan(llama, "lora:rank=2", batch=B, length=T).step
-    ad.attach(llama, "full", name="there")
+    ad.attach(llama, "full", targets="linear", name="there")
     ad.merge(llama)
     assert ad.plan(llama, "lora:rank=2", batch=B, length=T).step == step
     ad.unmerge(llama)

@@ -136,3 +136,41 @@ def test_a_failing_batch_restores_the_base(tiny, ids):
     del tiny.forward
     assert same_bits(bits(tiny), before)
     ad.merge(tiny)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_sparse_change_touches_its_entries_only(dtype, tiny):
+    """One adapter, and two that overlap: the dense sum, the base's bits elsewhere, and all of them afterwards."""
+    tiny.to(dtype)
+    before = bits(tiny)
+    for name, density in (("one", 0.2), ("two", 0.4)):
+        stir(ad.attach(tiny, ad.SHiRA(density=density), name=name), 0.5, seed=len(name) + int(density * 10))
+    for names in (("one",), ("one", "two")):
+        ad.switch(tiny, names)
+        want = {p: effective_at(tiny, p, names).to(dtype) for p in ad.adapters(tiny)["one"].methods}
+        report = ad.merge(tiny, allow_loss=1.0)
+        after = bits(tiny)
+        for path, weight in want.items():
+            assert torch.equal(after[f"{path}.weight"], weight), path
+            kept = (after[f"{path}.weight"] == before[f"{path}.weight"]).float().mean()
+            assert kept > 0.3, "most entries are the base's own"
+        assert report.sites.keys() == want.keys()
+        ad.unmerge(tiny)
+        assert same_bits(bits(tiny), before)
+
+
+def effective_at(model, path, names):
+    from addenda.core.state import tensors_at
+
+    W = model.get_submodule(path)._parameters["weight"].detach().float()
+    return W + sum(tensors_at(model, n, path).method.delta(W, tensors_at(model, n, path).tensors()) for n in names)
+
+
+def test_a_file_saved_while_a_sparse_change_is_merged_fits_the_base(tiny, tmp_path):
+    fresh = copy.deepcopy(tiny)
+    adapter = stir(ad.attach(tiny, ad.SHiRA(density=0.2)), 0.5)
+    ad.merge(tiny, allow_loss=1.0)
+    y = tiny(torch.arange(6)[None])
+    path = ad.save(adapter, tmp_path / "a.safetensors")
+    ad.load(fresh, path)
+    torch.testing.assert_close(fresh(torch.arange(6)[None]), y)

@@ -161,11 +161,11 @@ def test_any_shape_starts_at_zero_and_counts_right(m, n, seed):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_plan_says_what_attach_does(name, tiny, ids):
     before = bits(tiny)
-    plan = ad.plan(tiny, METHODS[name], also_train=["score"])
+    plan = ad.plan(tiny, METHODS[name], targets="linear", also_train=["score"])
     assert same_bits(bits(tiny), before)
     assert "_addenda" not in tiny.__dict__
     options = {"calibration": [ids], "loss": loss_of} if METHODS[name].calibration else {}
-    adapter = ad.attach(tiny, METHODS[name], also_train=["score"], **options)
+    adapter = ad.attach(tiny, METHODS[name], targets="linear", also_train=["score"], **options)
     assert plan.trainable == adapter.trainable
     assert [row.path for row in plan.rows] == list(adapter.methods)
     assert plan.base == sum(p.numel() for p in before.values())
@@ -226,7 +226,7 @@ def test_calibration_without_loss_data_or_gradients(tiny, ids):
         ({"calibration": [], "loss": loss_of}, "held no batch"),
         ({"calibration": [ids]}, "found no loss"),
         ({"calibration": [ids], "loss": lambda m, b: m.embed(b).sum() + m.score.bias.requires_grad_().sum()},
-         "got no gradient from the calibration data"),
+         "got nothing from the calibration data"),
     ):  # fmt: skip
         with pytest.raises(AddendaError, match=pattern):
             ad.attach(tiny, method, **options)

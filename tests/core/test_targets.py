@@ -47,6 +47,26 @@ def test_embeddings_and_convolutions(vit, llama, gpt2):
     assert matching(gpt2, "embedding") == ["transformer.wte", "transformer.wpe"]
 
 
+def test_norms_are_parameters_of_modules_whose_class_is_called_so(llama, gpt2, bert, t5, vit, tiny):
+    layer = ["input_layernorm", "post_attention_layernorm"]
+    assert matching(llama, "norm") == [
+        *(f"model.layers.{i}.{n}.weight" for i in range(2) for n in layer), "model.norm.weight",
+    ]  # fmt: skip
+    blocks = [f"transformer.h.{i}.ln_{k}" for i in range(2) for k in (1, 2)]
+    both = [f"{n}.{p}" for n in [*blocks, "transformer.ln_f"] for p in ("weight", "bias")]
+    assert matching(gpt2, "norm") == both
+    assert len(matching(bert, "norm")) == 2 * (1 + 2 * 2)
+    assert all(".LayerNorm." in p for p in matching(bert, "norm"))
+    assert len(matching(t5, "norm")) == 2 * 2 + 2 * 3 + 2
+    assert len(matching(vit, "norm")) == 2 * (2 * 2 + 1)
+    assert matching(tiny, "norm") == [f"layers.{i}.norm.{p}" for i in range(2) for p in ("weight", "bias")]
+    shared = nn.LayerNorm(2)
+    model = nn.Sequential(shared, nn.Linear(2, 2), shared, nn.LayerNorm(2, elementwise_affine=False))
+    assert matching(model, "norm") == ["0.weight", "0.bias"]
+    with pytest.raises(AddendaError, match="'norm' matches nothing"):
+        resolve(nn.Sequential(nn.Linear(2, 2)), "norm")
+
+
 def test_experts_and_routers_are_parameters(mixtral):
     found = grouped(matching(mixtral, "parameters"))
     assert len(found["model.layers.*.mlp.experts.gate_up_proj"]) == 2
@@ -91,8 +111,8 @@ def test_ways_to_name(tiny):
 
 
 def test_adapters_do_not_add_targets(tiny):
-    before = {r: matching(tiny, r) for r in ("linear", "parameters", "embedding")}
-    ad.attach(tiny, "lora:rank=2", targets="linear")
+    before = {r: matching(tiny, r) for r in ("linear", "parameters", "embedding", "norm")}
+    ad.attach(tiny, "lora:rank=2", targets="linear", also_train=["norm"])
     assert {r: matching(tiny, r) for r in before} == before
 
 

@@ -1,4 +1,4 @@
-"""LoRA, rsLoRA and PiSSA against sums of outer products, and against PEFT."""
+"""LoRA, rsLoRA, PiSSA and OLoRA against sums of outer products, and against PEFT."""
 
 import pytest
 import torch
@@ -39,8 +39,65 @@ def test_pissa_is_the_papers_residual_form(check, alpha):
     torch.testing.assert_close(got["B"], (s * G @ (A0 + at.p["A"]).T).detach(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("alpha", [None, 6.0])
+@pytest.mark.parametrize("shape", [(12, 7), (7, 12), (9, 9)])
+def test_olora_is_the_papers_residual_form(check, shape, alpha):
+    """W − s Q_r R_r + s (Q_r + dB)(R_r + dA), with the one QR decomposition whose R has a positive diagonal."""
+    at, s = check.make(LoRA(rank=3, alpha=alpha, origin="olora"), *shape), (alpha or 3) / 3
+    Q, R = torch.linalg.qr(at.W)
+    sign = R.diagonal().sign()
+    Q, R = Q[:, : len(sign)] * sign, R[: len(sign)] * sign[:, None]
+    torch.testing.assert_close(Q @ R, at.W, rtol=1e-9, atol=1e-9)
+    A0, B0 = at.p["A0"], at.p["B0"]
+    torch.testing.assert_close(B0, Q[:, :3], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(A0, R[:3], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close((B0 @ A0)[:, :3], at.W[:, :3], rtol=1e-9, atol=1e-9)  # the first columns, whole
+    new = at.W - s * Q[:, :3] @ R[:3] + s * (Q[:, :3] + at.p["B"].detach()) @ (R[:3] + at.p["A"].detach())
+    torch.testing.assert_close(at.W + at.delta.detach(), new, rtol=1e-9, atol=1e-9)
+    check.forms_agree(at)
+    G, got = check.upstream(at)[1], check.gradients(at)
+    torch.testing.assert_close(got["A"], (s * (Q[:, :3] + at.p["B"]).T @ G).detach(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(got["B"], (s * G @ (R[:3] + at.p["A"]).T).detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_olora_is_the_same_whatever_signs_the_decomposition_chose(check, monkeypatch):
+    want, real = check.make(LoRA(rank=3, origin="olora"), 9, 9).p, torch.linalg.qr
+
+    def other(W):
+        Q, R = real(W)
+        turn = torch.tensor([-1.0, 1.0, -1.0], dtype=W.dtype)
+        return Q * turn, R * turn[:, None]
+
+    monkeypatch.setattr(torch.linalg, "qr", other)
+    got = check.make(LoRA(rank=3, origin="olora"), 9, 9).p
+    assert torch.equal(got["A0"], want["A0"]) and torch.equal(got["B0"], want["B0"])
+
+
+@pytest.mark.parametrize("origin", ["zero", "pissa", "olora"])
+def test_a_pair_is_what_the_trainable_tensors_move(check, origin):
+    """W + ΔW − s B A does not depend on them, and its factors turn ∂loss/∂W into their gradients."""
+    method, rest = LoRA(rank=3, alpha=6.0, origin=origin), []
+    at = check.make(method, 10, 8)
+    for _ in range(2):
+        pair = method.pair(at.p)
+        rest.append((method.effective(at.W, at.p) - pair.scale * pair.B @ pair.A).detach())
+        G, got = check.upstream(at)[1], check.gradients(at)
+        torch.testing.assert_close(got[pair.right], pair.scale * pair.B.T @ G, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(got[pair.left], pair.scale * G @ pair.A.T, rtol=1e-9, atol=1e-9)
+        with torch.no_grad():
+            at.p["A"].mul_(-2), at.p["B"].add_(1)
+    torch.testing.assert_close(rest[0], rest[1], rtol=1e-9, atol=1e-9)
+
+
 def test_start_and_counts(check):
-    for method in (LoRA(rank=4), LoRA(rank=4, alpha=3.0, origin="pissa"), build("rslora:rank=2"), build("pissa")):
+    for method in (
+        LoRA(rank=4),
+        LoRA(rank=4, alpha=3.0, origin="pissa"),
+        LoRA(rank=4, alpha=3.0, origin="olora"),
+        build("rslora:rank=2"),
+        build("pissa"),
+        build("olora"),
+    ):
         check.starts_exactly(method)
         check.starts_exactly(method, 50, 70)
         check.counts(method)
@@ -69,6 +126,27 @@ def test_peft_has_the_same_forward_and_gradients(rs, dtype):
     assert tensors.A.grad.dtype == torch.float32
     torch.testing.assert_close(tensors.A.grad, layer.lora_A["default"].weight.grad.float(), **exact)
     torch.testing.assert_close(tensors.B.grad, layer.lora_B["default"].weight.grad.float(), **exact)
+
+
+@pytest.mark.filterwarnings("default")
+def test_peft_has_the_same_olora():
+    """The same factors up to signs, and the same model after the same steps away from them."""
+    peft = pytest.importorskip("peft")
+    base, theirs = nn.ModuleDict({"proj": nn.Linear(20, 12)}), nn.ModuleDict({"proj": nn.Linear(20, 12)})
+    theirs.load_state_dict(base.state_dict())
+    config = peft.LoraConfig(r=4, lora_alpha=6, init_lora_weights="olora", target_modules=["proj"])
+    layer = peft.get_peft_model(theirs, config).base_model.model["proj"]
+    A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    tensors = next(t for _, t in attach(base, build("olora:rank=4,alpha=6"), targets="proj").sites())
+    sign = A.detach().diagonal().sign()
+    torch.testing.assert_close(tensors.A0, A.detach() * sign[:, None], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tensors.B0, B.detach() * sign, rtol=1e-5, atol=1e-5)
+    dA, dB = torch.randn_like(A), torch.randn_like(B)
+    with torch.no_grad():
+        A.add_(dA), B.add_(dB)
+        tensors.A.copy_(dA * sign[:, None]), tensors.B.copy_(dB * sign)
+    x = torch.randn(2, 5, 20)
+    torch.testing.assert_close(base["proj"](x), layer(x), rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_acts_on_the_low_rank_path_in_training_only():

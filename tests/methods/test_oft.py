@@ -8,16 +8,20 @@ from addenda import AddendaError, attach
 from addenda.methods.oft import OFT
 
 
+def filled(values, b):
+    """Skew-symmetric, filled above the diagonal row by row."""
+    Q, values = torch.zeros(b, b, dtype=values.dtype), iter(values)
+    for row in range(b):
+        for column in range(row + 1, b):
+            Q[row, column] = next(values)
+    return Q - Q.T
+
+
 def rotation(skew, b, n):
-    """blockdiag((I − Q)(I + Q)⁻¹), Q filled above the diagonal row by row."""
+    """blockdiag((I − Q)(I + Q)⁻¹)."""
     R = torch.zeros(n, n, dtype=skew.dtype)
     for i in range(n // b):
-        Q, values = torch.zeros(b, b, dtype=skew.dtype), iter(skew[i % len(skew)])
-        for row in range(b):
-            for column in range(row + 1, b):
-                Q[row, column] = next(values)
-        Q = Q - Q.T
-        eye = torch.eye(b, dtype=skew.dtype)
+        Q, eye = filled(skew[i % len(skew)], b), torch.eye(b, dtype=skew.dtype)
         R[i * b : (i + 1) * b, i * b : (i + 1) * b] = (eye - Q) @ torch.linalg.inv(eye + Q)
     return R
 
@@ -61,7 +65,34 @@ def test_start_and_counts(check):
         check.starts_exactly(OFT(block=10, block_share=share), 50, 70)
         check.counts(OFT(block=16, block_share=share), [(64, 64), (96, 64), (64, 96)])
         check.counts(OFT(block=10, block_share=share), [(50, 70)])
+    check.starts_exactly(OFT(block=16, terms=5))
     assert OFT(block=16).trainable(64, 96) == 96 * 15 // 2
+
+
+def test_more_terms_come_to_the_exact_rotation(check):
+    """What k terms leave out is R (−Q)^(k−1): the exact rotation is the limit, not its transpose."""
+    at = check.make(OFT(block=4), 6, 8)
+    skew = at.p["skew"].detach() / 2
+    exact, Q = OFT(block=4).rotation({"skew": skew}), torch.stack([filled(s, 4) for s in skew])
+    assert torch.linalg.matrix_norm(Q, 2).max() < 1
+    for k in (3, 4, 5, 9, 60):
+        series = OFT(block=4, terms=k).rotation({"skew": skew})
+        torch.testing.assert_close(exact - series, exact @ torch.matrix_power(-Q, k - 1))
+    torch.testing.assert_close(series, exact)
+    assert (series - exact.mT).norm() > 0.5
+
+
+def test_a_series_has_the_same_forms_and_gradients(check):
+    at = check.make(OFT(block=4, terms=5), 15, 8)
+    check.forms_agree(at)
+    skew = at.p["skew"].detach().clone().requires_grad_()
+    R = torch.block_diag(*[
+        torch.eye(4) - 2 * Q + 2 * Q @ Q - 2 * Q @ Q @ Q + Q @ Q @ Q @ Q for Q in (filled(s, 4) for s in skew)
+    ])  # fmt: skip
+    torch.testing.assert_close(at.method.effective(at.W, at.p).detach(), (at.W @ R.T).detach())
+    (want,) = torch.autograd.grad((check.upstream(at)[1] * (at.W @ R.T)).sum(), skew)
+    for through in ("delta", "apply"):
+        torch.testing.assert_close(check.gradients(at, through)["skew"], want, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.filterwarnings("default")
@@ -79,7 +110,26 @@ def test_pefts_exact_branch_has_the_same_forward(share):
     torch.testing.assert_close(base["proj"](x), layer(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("default")
+def test_pefts_default_is_the_series_of_the_transposed_rotation():
+    peft = pytest.importorskip("peft")
+    base, theirs = nn.ModuleDict({"proj": nn.Linear(20, 12)}), nn.ModuleDict({"proj": nn.Linear(20, 12)})
+    theirs.load_state_dict(base.state_dict())
+    config = peft.OFTConfig(oft_block_size=4, target_modules=["proj"])
+    layer = peft.get_peft_model(theirs, config).base_model.model["proj"]
+    tensors = next(t for _, t in attach(base, OFT(block=4, terms=5), targets="proj").sites())
+    x = torch.randn(2, 7, 20)
+    with torch.no_grad():
+        layer.oft_R["default"].weight.copy_(-tensors.skew.normal_(std=0.3))
+        torch.testing.assert_close(base["proj"](x), layer(x), rtol=1e-4, atol=1e-4)
+        layer.oft_R["default"].weight.copy_(tensors.skew)
+        assert (base["proj"](x) - layer(x)).norm() > 0.1 * layer(x).norm()
+
+
 def test_options_and_shapes_are_checked():
     assert "does not divide" in OFT(block=32).check(50, 70)
     with pytest.raises(AddendaError, match="block must be at least 2"):
         OFT(block=1)
+    for terms in (-1, 1, 2):
+        with pytest.raises(AddendaError, match="terms must be 0"):
+            OFT(terms=terms)

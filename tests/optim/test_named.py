@@ -5,32 +5,48 @@ import torch
 from torch import nn
 
 import addenda as ad
+from addenda import optim
 from addenda.core.errors import AddendaError
-from addenda.train.optimizers import adamw, named
-
-CPU = torch.device("cpu")
+from addenda.optim.plain import adamw
 
 
-def test_names_and_functions():
-    assert named("adamw", CPU) == ("adamw", adamw)
-    assert named(adamw, CPU) == ("adamw", adamw)
+@pytest.fixture
+def adapter():
+    return ad.attach(nn.Sequential(nn.Linear(64, 128, bias=False)), "full", targets="0")
+
+
+def test_names_and_functions(adapter):
+    label, make = optim.named("adamw", adapter)
+    assert label == "adamw"
+    made = make(adapter, 1e-2, 0.5)
+    assert made.defaults["lr"] == 1e-2
+    assert made.defaults["weight_decay"] == 0.5
+    assert optim.named(adamw, adapter) == ("adamw", adamw)
+    assert optim.named("auto", adapter)[0] == "adamw"
     with pytest.raises(AddendaError, match=r"got 'adamw8bit'\. Did you mean 'adamw-8bit'"):
-        named("adamw8bit", CPU)
+        optim.named("adamw8bit", adapter)
+    with pytest.raises(AddendaError, match=r"adamw has no option 'beta'.* Its options: none\."):
+        optim.named("adamw:beta=1", adapter)
     with pytest.raises(AddendaError, match=r"the model is on the CPU\. Take 'adamw-8bit'"):
-        named("paged-adamw-8bit", CPU)
+        optim.build(adapter, "paged-adamw-8bit")
 
 
-def test_without_bitsandbytes(monkeypatch):
+def test_every_optimizer_says_what_it_is():
+    for name, info in optim.known().items():
+        assert info.about.endswith("."), name
+        assert info.paper, name
+
+
+def test_without_bitsandbytes(monkeypatch, adapter):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(AddendaError, match=r"pip install 'addenda\[bitsandbytes\]'"):
-        named("adamw-8bit", CPU)
+        optim.build(adapter, "adamw-8bit")
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_moments_in_eight_bits():
+def test_moments_in_eight_bits(adapter):
     pytest.importorskip("bitsandbytes")
-    adapter = ad.attach(nn.Sequential(nn.Linear(64, 128, bias=False)), "full", targets="0")
-    made = named("adamw-8bit", CPU)[1](adapter, 1e-2, 0.0)
+    made = optim.build(adapter, "adamw-8bit", 1e-2)
     (p,) = adapter.parameters()
     before = p.detach().clone()
     p.grad = torch.ones_like(p)

@@ -126,7 +126,7 @@ def test_missing_weights_and_folders_are_told(folder):
 def test_wrong_calls_are_told(folder):
     for options, says in [
         ({"epochs": 1}, "steps or epochs, not both"),
-        ({"method": "lroa"}, "Did you mean 'lora'"),
+        ({"method": "lroa"}, "Did you mean .*'lora'"),
         ({"method": "lora:rnk=4"}, "no option 'rnk'"),
         ({"targets": "q_prj"}, "matches nothing"),
         ({"dtype": "int3"}, "dtype must be"),

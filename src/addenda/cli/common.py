@@ -16,7 +16,10 @@ DataFile = Annotated[
     typer.Option("--data", "-d", help="JSONL, CSV, Parquet, or a folder of datasets. Default: the embedded task."),
 ]
 Method = Annotated[str, typer.Option("--method", help="A method and its options, e.g. lora:rank=16 (see methods).")]
-Targets = Annotated[str, typer.Option("--targets", help="Roles, globs or re:… of the sites, separated by commas.")]
+Targets = Annotated[
+    str | None,
+    typer.Option("--targets", help="Roles, globs or re:… of the sites, by commas. Default: what the method is for."),
+]
 Exclude = Annotated[str, typer.Option("--exclude", help="Targets to leave out, separated by commas.")]
 Question = Annotated[str | None, typer.Option("--question", help="Column of the prompts.", rich_help_panel=DATA)]
 Answer = Annotated[str | None, typer.Option("--answer", help="Column of the answers.", rich_help_panel=DATA)]

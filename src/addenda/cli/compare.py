@@ -33,7 +33,7 @@ def compare(
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Full fine-tuning of all parameters as a control.")] = False,
     batch: Annotated[int, typer.Option("--batch", help="Examples a step.")] = 8,
-    targets: Targets = "linear",
+    targets: Targets = None,
     within: Annotated[
         float | None, typer.Option("--within", help="Seconds it may take: rates, then arms, are dropped to fit.")
     ] = None,

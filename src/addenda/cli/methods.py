@@ -1,4 +1,7 @@
-"""`addenda methods`: the catalogue, or one method in full."""
+"""`addenda methods`: the catalogue, one method in full, or all of it as a page."""
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -8,17 +11,21 @@ def register(app: typer.Typer) -> None:
 
 
 def methods(
-    name: str = typer.Argument(None, help="One method, in full; a glob lists those that match."),
+    name: Annotated[str | None, typer.Argument(help="One method, in full; a glob lists those that match.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the catalogue to this Markdown file instead.")] = None,
 ) -> None:
     """List the methods and what each one claims."""
     from addenda.core.registry import catalogue, info
 
+    if page is not None:
+        page.write_text(catalogue_page())
+        return
     if name and not set("*?[") & set(name):
         typer.echo(_full(info(name)))
         return
     found = catalogue(name or "*")
     if not found:
-        info(name)  # raises with the known names
+        info(str(name))  # raises with the known names
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -57,3 +64,51 @@ def _full(entry) -> str:
         lines.append("    none")
     module = inspect.getdoc(inspect.getmodule(entry.cls)) or ""
     return "\n".join([*lines, "", inspect.getdoc(entry.cls) or "", "", module]).rstrip()
+
+
+def catalogue_page() -> str:
+    """The catalogue as Markdown: docs/catalogue.md, which a test compares with this."""
+    from addenda.core.capabilities import probe
+    from addenda.core.registry import catalogue
+    from addenda.optim import known
+
+    found = catalogue()
+    lines = [
+        "# The catalogue",
+        "",
+        f"{len(found)} methods and {len(known())} optimizers. This page is written by `addenda methods --page "
+        "docs/catalogue.md` from what the methods say of themselves; what each can do is tried while it is written. "
+        "Figures printed in papers stand under *published* with their source. They were measured on other models, data "
+        "and budgets than their neighbours here: `addenda compare` measures on yours.",
+        "",
+        "Shapes: W is m × n = out × in. *Trained* is the count at one layer of 1024 × 1024 with the default options.",
+    ]
+    for family in dict.fromkeys(i.family for i in found):
+        lines += ["", f"## {family.capitalize()}"]
+        for i in (i for i in found if i.family == family):
+            lines += ["", *_entry(i, str(probe(i.build())))]
+    lines += ["", "## Optimizers", "", "| name | what it is | options | paper |", "| --- | --- | --- | --- |"]
+    for name, o in known().items():
+        options = ", ".join(f"{k}={v!r}" for k, v in o.options.items())
+        lines.append(f"| `{name}` | {o.about} | {options} | {o.paper} |")
+    return "\n".join(lines) + "\n"
+
+
+def _entry(i, can: str) -> list[str]:
+    made = i.build()
+    misfit = made.check(1024, 1024)
+    trained = f"{made.trainable(1024, 1024):,}" if misfit is None else f"not with these options ({misfit})"
+    options = ", ".join(f"`{k}={v!r}`" for k, v in made.options(defaults=True).items()) or "none"
+    lines = [
+        f"### {i.name}",
+        "",
+        f"{i.title} ({i.paper})",
+        "",
+        f"    {i.equation}",
+        "",
+        f"- Claims: {i.hypothesis}",
+        f"- Trained: {trained}",
+        f"- Can: {can}",
+        f"- Options: {options}" + ("" if made.trained_by == "adamw" else f"; trained by `{made.trained_by}`"),
+    ]
+    return [*lines, *([f"- Published: {i.published}"] if i.published else [])]

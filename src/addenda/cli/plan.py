@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 def plan(
     model: Model = None,
     method: Method = "lora",
-    targets: Targets = "linear",
+    targets: Targets = None,
     exclude: Exclude = "",
     dtype: Dtype = "auto",
     batch: Annotated[
@@ -33,7 +33,7 @@ def plan(
     made = make(
         loaded.model,
         chosen,
-        targets=listed(targets),
+        targets=listed(targets) if targets else None,
         exclude=listed(exclude),
         also_train=loaded.heads,
         batch=batch,

@@ -45,7 +45,7 @@ def tune(
     model: Model = None,
     data: DataFile = None,
     method: Method = "lora",
-    targets: Targets = "linear",
+    targets: Targets = None,
     exclude: Exclude = "",
     steps: Annotated[int | None, _training("--steps", "Optimizer steps.")] = None,
     epochs: Annotated[
@@ -85,7 +85,9 @@ def tune(
     compile: Annotated[bool, _speed("--compile", "torch.compile; says after how many steps it pays.")] = False,
     checkpointing: Annotated[bool, _speed("--checkpointing", "Compute activations again, to save memory.")] = False,
     lean: Annotated[bool, _speed("--lean", "Only what gated MLPs and norms make, which costs little.")] = False,
-    optimizer: Annotated[str, _speed("--optimizer", "adamw, adamw-8bit or paged-adamw-8bit (bitsandbytes).")] = "adamw",
+    optimizer: Annotated[
+        str, _speed("--optimizer", "Default: the method's own; else adamw, lora-pro, … (see methods).")
+    ] = "auto",
 ) -> None:
     """Train an adapter; killed at any moment, the same command goes on."""
     from addenda.core.registry import build
@@ -95,7 +97,8 @@ def tune(
     from addenda.train.tune import tune as run
 
     made = run(
-        model_or_default(model), data_or_default(data), chosen, targets=listed(targets), exclude=listed(exclude),
+        model_or_default(model), data_or_default(data), chosen,
+        targets=listed(targets) if targets else None, exclude=listed(exclude),
         out=out, steps=steps, epochs=epochs, batch=batch, accumulate=accumulate, rate=rate, schedule=schedule,
         warmup=warmup, weight_decay=weight_decay, seed=seed, eval_data=_share(eval_data), eval_every=eval_every,
         early_stop=early_stop, max_length=max_length,

@@ -60,10 +60,11 @@ def fitted(model: nn.Module, method: WeightMethod, targets, most: int) -> Weight
             value = min(1.0, value * most / n * (0.999 if n > most else 1.0))
         sizes = [value, value * 0.99, value * 0.9]
     else:
-        sizes, value = [], 1
+        found, value = {2**k for k in range(13)}, 1  # the sides of blocks are mostly powers of two
         while value <= 4096:
-            sizes.append(value)
+            found.add(value)
             value = value + 1 if value < 16 else value + value // 16
+        sizes = sorted(found)
     best = None
     for value in sizes:
         n = count(value)

@@ -54,7 +54,7 @@ def compare(
     search_steps: int | None = None,
     full: bool = False,
     batch: int = 8,
-    targets: str = "linear",
+    targets: str | None = None,
     within: float | None = None,
     dtype: str = "auto",
     columns: dict | None = None,
@@ -89,11 +89,11 @@ def compare(
             subject = from_files(model, str(data), columns=columns, dtype=dtype, max_length=max_length)
     subject = subject.limited(items)
     if budget.kind == "parameters":
-        built = {label: fitted(subject.model, m, targets, int(budget.value)) for label, m in built.items()}
+        built = {label: fitted(subject.model, m, targets or m.targets, int(budget.value)) for label, m in built.items()}
     settings = Settings(batch=batch)
-    arms = [Arm(label, m, targets, grid(_center(label), rates)) for label, m in built.items()]
+    arms = [Arm(label, m, targets or m.targets, grid(_center(label), rates)) for label, m in built.items()]
     if full:
-        arms.append(Arm(FULL, build(FULL), "parameters", grid(info(FULL).rate, rates)))
+        arms.append(Arm(FULL, build(FULL), build(FULL).targets, grid(info(FULL).rate, rates)))
     for arm in arms:  # every target and shape is checked before anything is measured
         plan(subject.model, arm.method, targets=arm.targets, also_train=subject.heads)
     out = Path(out)

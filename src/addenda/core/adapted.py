@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from addenda.core.execute import effective, execute
 from addenda.core.method import Params, WeightMethod
+from addenda.core.mixed import PerExample, execute_mixed
 from addenda.core.sites import PARAMETER, Kind, Site
 
 
@@ -74,6 +75,7 @@ class Slots(nn.Module):
         super().__init__()
         self.kinds: dict[str, Kind] = {}
         self.live: dict[str, tuple[SiteTensors, ...]] = {}
+        self.each: dict[str, PerExample] = {}  # inside `per_example`, in the place of `live`
         self.now: dict[tuple[str, bool], Tensor] | None = None  # effective raw parameters of the running forward
 
     def add(self, adapter: str, site: Site, tensors: SiteTensors) -> None:
@@ -89,7 +91,19 @@ class Slots(nn.Module):
         self.kinds = {p: k for p, k in self.kinds.items() if p in left}
         self.live = {p: () for p in self.kinds}
 
+    def activate_each(self, adapters: tuple[str, ...], which: Tensor) -> None:
+        """Adapter number which[i] acts on example i of a batch; -1 is none."""
+        self.activate(())
+        for parameter in self.kinds:
+            held = [self._modules[a]._modules.get(parameter) if a in self._modules else None for a in adapters]
+            place = torch.tensor([-1, *(-1 if h is None else sum(o is not None for o in held[:i])
+                                        for i, h in enumerate(held))])  # fmt: skip
+            here = tuple(h for h in held if isinstance(h, SiteTensors))
+            if here:
+                self.each[parameter] = PerExample(here, place[which + 1])
+
     def activate(self, adapters: tuple[str, ...]) -> None:
+        self.each = {}
         for parameter in self.kinds:
             held = [self._modules[a]._modules.get(parameter) for a in adapters if a in self._modules]
             self.live[parameter] = tuple(h for h in held if isinstance(h, SiteTensors))
@@ -123,6 +137,9 @@ def _derive(original: type, properties: tuple[str, ...]) -> type:
         if live and slots.kinds["weight"] != PARAMETER:
             x, *rest = args or [kwargs.pop(next(iter(kwargs)))]
             return execute(self, original, slots.kinds["weight"], live, x, *rest, **kwargs)
+        if "weight" in slots.each:
+            x, *rest = args or [kwargs.pop(next(iter(kwargs)))]
+            return execute_mixed(self, original, slots.kinds["weight"], slots.each["weight"], x, *rest, **kwargs)
         if not any(slots.live.values()):
             return original.forward(self, *args, **kwargs)
         outer, slots.now = slots.now, {}

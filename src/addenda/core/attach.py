@@ -4,7 +4,8 @@ Everything is computed before the model is changed, so that a refused call leave
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -37,7 +38,7 @@ Progress = Callable[[int, int, str], None]  # (done, total, path)
 def assign(
     model: nn.Module,
     method: Spec | Mapping[Target, Spec],
-    targets: Target | Iterable[Target] = "linear",
+    targets: Target | Iterable[Target] | None = None,
     exclude: Iterable[Target] = (),
     also_train: Iterable[Target] = (),
 ) -> tuple[list[tuple[Site, WeightMethod]], tuple[str, ...]]:
@@ -54,7 +55,7 @@ def assign(
         chosen = build(spec) if isinstance(spec, str) else spec
         if not isinstance(chosen, WeightMethod):
             raise AddendaError(f"Expected a method such as addenda.catalogue() lists, or its name, got {chosen!r}.")
-        for site in resolve(model, target, exclude):
+        for site in resolve(model, chosen.targets if target is None else target, exclude):
             if site.path in plan:
                 raise AddendaError(f"{site.path} is named by two targets; exclude it from one of them.")
             if id(site.weight) not in owned:
@@ -110,7 +111,7 @@ def attach(
     model: nn.Module,
     method: Spec | Mapping[Target, Spec],
     *,
-    targets: Target | Iterable[Target] = "linear",
+    targets: Target | Iterable[Target] | None = None,
     exclude: Iterable[Target] = (),
     also_train: Iterable[Target] = (),
     freeze: bool = True,
@@ -123,9 +124,10 @@ def attach(
     """Put a new adapter on the model, make it the active one, and freeze the base.
 
     method: a method, its text form ("name:option=value"), or {target: method}. targets, exclude: see
-    `core.targets`. also_train: modules trained as whole copies with the adapter (heads). seed: with a site's path, the
-    key of every random tensor. calibration: batches for methods that look at data first; loss(model, batch) defaults
-    to `model(**batch).loss`. progress: called with (done, total, path).
+    `core.targets`; by default what the method names, for most of them "linear". also_train: modules trained as whole
+    copies with the adapter (heads). seed: with a site's path, the key of every random tensor. calibration: batches for
+    methods that look at data first; loss(model, batch) defaults to `model(**batch).loss`. progress: called with (done,
+    total, path).
 
     Raises AddendaError, and leaves the model as it was, when a target matches nothing, a site cannot take the method,
     the name is taken, a merged change is in the base, data is missing for a calibrated method, or the model is sharded.
@@ -176,23 +178,45 @@ def build_tensors(
     seen: dict[str, Tensor] | None = None,
     stored: dict[str, Params] | None = None,
 ) -> dict[str, SiteTensors]:
-    """The tensors of every site by path: fresh ones, or the stored ones of a file; the model is not touched."""
+    """The tensors of every site by path: fresh ones, or the stored ones of a file; the model is not touched.
+
+    Where they are computed from W, several sites are done at a time: a factorisation keeps one core busy, not more.
+    """
     drawn, placed = {}, {}
     for m in dict.fromkeys(m for _, m in plan):
         shapes: list[Shape] = [site.shape for site, own in plan if own == m]
         drawn[m] = m.shared(shapes, Stream(seed, "shared")) if m.has("shared") else {}
-    built = {}
-    for i, (site, m) in enumerate(plan):
-        if progress:
-            progress(i, len(plan), site.path)
+    jobs = []
+    for site, m in plan:
         given = None if stored is None else stored[site.path]
         where = (m, site.weight.device, site.weight.dtype)
         if where not in placed:  # once, so that all sites hold the same tensors
             placed[where] = kept_as(drawn[m], site)
-        built[site.path] = tensors_of(site, m, seed, placed[where], (seen or {}).get(site.path), given)
+        jobs.append((site, m, seed, placed[where], (seen or {}).get(site.path), given))
+    built = {}
+    with _side_by_side(len(plan) if any(m.has("derive") for _, m in plan) else 1) as each:
+        for i, (job, tensors) in enumerate(zip(jobs, each(lambda job: tensors_of(*job), jobs), strict=True)):
+            built[job[0].path] = tensors
+            if progress:
+                progress(i, len(plan), job[0].path)
     if progress:
         progress(len(plan), len(plan), "")
     return built
+
+
+@contextmanager
+def _side_by_side(most: int) -> Iterator[Callable[[Callable, list], Iterable]]:
+    """`map`, or one over threads that share torch's own among them."""
+    threads = torch.get_num_threads()
+    workers = min(threads, most, 4)
+    if workers < 2:
+        yield map
+        return
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()
@@ -320,8 +344,8 @@ def _still_adapted(root: nn.Module, state: State) -> set[int]:
 def restore(root: nn.Module, state: State) -> None:
     """Write the base's own bits back after a merge."""
     owners = owners_of(root)
-    for path, original in (state.merged or {}).items():
-        site_at(root, path, owners).weight.data.copy_(original)
+    for path, kept in (state.merged or {}).items():
+        kept.put_back(site_at(root, path, owners).weight.data)
     state.merged = None
     state.fingerprints.clear()  # those of the copies that end here
 
@@ -350,6 +374,40 @@ def disabled(model: nn.Module) -> Iterator[None]:
     finally:
         if find_state(model) is not None:
             switch(model, [n for n in before if n in state.records])
+
+
+@contextmanager
+def per_example(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
+    """For the length of a `with` block, example i of every batch passes through the adapter names[i]; None: the base.
+
+    The first dimension of every adapted layer's input must be the batch. Low-rank adapters share one base product;
+    for others the batch is split by adapter. Gradients reach the adapters that are named. Afterwards what acted before
+    acts again.
+
+    Raises AddendaError for an unknown name, a merged change, and adapters of raw parameters, which see no batch.
+    """
+    root, state = state_of(model)
+    used = tuple(dict.fromkeys(n for n in names if n is not None))
+    for n in used:
+        record_of(root, n)
+    if state.merged is not None:
+        raise AddendaError(f"{', '.join(state.active)} is merged into the base. Call unmerge(model) first.")
+    owners = owners_of(root)
+    for path in dict.fromkeys(p for n in used for p in state.records[n].methods):
+        site = site_at(root, path, owners)
+        if site.kind == PARAMETER or site.ties:
+            what = "is a raw parameter" if site.kind == PARAMETER else "is shared by several modules"
+            raise AddendaError(f"{path} {what}, and sees no batch to choose an adapter for each example of.")
+    which = torch.tensor([-1 if n is None else used.index(n) for n in names])
+    before = state.active
+    try:
+        for module in root.modules():
+            if (slots := slots_of(module)) is not None:
+                slots.activate_each(used, which)
+        yield
+    finally:
+        if find_state(model) is not None:
+            apply_active(root, state, tuple(n for n in before if n in state.records))
 
 
 def status(model: nn.Module) -> str:

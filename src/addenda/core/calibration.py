@@ -1,4 +1,7 @@
-"""The pass over data that some methods want before training: gradients of the frozen base, one weight at a time."""
+"""The pass over data that some methods want before training: gradients of the frozen base, or the inputs of its layers.
+
+Both are handed over one weight at a time.
+"""
 
 from collections.abc import Callable, Iterable
 
@@ -20,8 +23,10 @@ def calibrate(
     """What each calibrated method has accumulated over the batches, by path of the site.
 
     Every weight's gradient goes to its method as soon as it is complete and is dropped at once, so that at most one
-    dense gradient lives at a time beside the accumulators. Flags and `.grad` are as before at the end.
-    Raises AddendaError when data is missing or empty, or a site gets no gradient.
+    dense gradient lives at a time beside the accumulators. Inputs are seen in a forward pass, without the positions
+    that a batch's attention_mask leaves out. Flags and `.grad` are as before at the end.
+    Raises AddendaError when data is missing or empty, a site gets no gradient, or inputs are wanted of a layer that is
+    no product with its last dimension.
     """
     sites = {site.path: (site, m) for site, m in plan if m.calibration is not None}
     if not sites:
@@ -32,24 +37,60 @@ def calibrate(
             f"{kinds} with these options looks at data before training: give attach(..., calibration=batches), "
             "a list of dicts for model(**batch), or of anything with loss=function(model, batch)."
         )
+    blind = [path for path, (site, m) in sites.items() if m.calibration == "input" and not site.kind.dense]
+    if blind:
+        raise AddendaError(
+            f"{len(blind)} sites have no inputs to look at (only linear layers have): {', '.join(blind[:8])}. "
+            "Leave them out with exclude=."
+        )
     seen: dict[str, Tensor] = {}
-    count = 0
+    mask: list[Tensor | None] = [None]
+    count, backward = 0, any(m.calibration == "gradient" for _, m in sites.values())
     with frozen(model), training_mode(model, False):
-        hooks = [_collect(site, m, seen) for site, m in sites.values()]
+        hooks = [_watch(site, m, seen, mask) if m.calibration == "input" else _collect(site, m, seen)
+                 for site, m in sites.values()]  # fmt: skip
         try:
             for batch in batches:
-                with torch.enable_grad():
-                    (loss(model, batch) if loss else _default_loss(model, batch)).backward()
+                mask[0] = batch.get("attention_mask") if isinstance(batch, dict) else None
+                with torch.set_grad_enabled(backward):
+                    if loss is None and not backward:
+                        model(**batch) if isinstance(batch, dict) else model(batch)
+                    else:
+                        found = loss(model, batch) if loss else _default_loss(model, batch)
+                        if backward:
+                            found.backward()
                 count += 1
         finally:
             for hook in hooks:
                 hook.remove()
     if not count:
         raise AddendaError("calibration= held no batch; at least one is needed.")
-    missed = [path for path in sites if path not in seen]
+    missed = [path for path in sites if path not in seen or not seen[path].any()]
     if missed:
-        raise AddendaError(f"{len(missed)} sites got no gradient from the calibration data: {', '.join(missed[:8])}.")
+        raise AddendaError(f"{len(missed)} sites got nothing from the calibration data: {', '.join(missed[:8])}.")
+    wild = [path for path in sites if not torch.isfinite(seen[path]).all()]
+    if wild:
+        raise AddendaError(f"The calibration data gives values that are not finite at {', '.join(wild[:8])}.")
     return seen
+
+
+def stand_in(method: WeightMethod, W: Tensor) -> Tensor | None:
+    """What `init` may get as its calibration where no data is, of the right shape; None for methods without."""
+    return None if method.calibration is None else method.calibrate(W, W, None)
+
+
+def _watch(site: Site, method: WeightMethod, seen: dict[str, Tensor], mask: list[Tensor | None]):
+    def take(module: nn.Module, given: tuple, named: dict) -> None:
+        x = given[0] if given else next(iter(named.values()))
+        kept = mask[0]
+        rows = x.reshape(-1, x.shape[-1])
+        if kept is not None and kept.shape == x.shape[:-1]:
+            rows = rows[kept.flatten().bool().to(rows.device)]
+        wide = torch.promote_types(x.dtype, torch.float32)
+        with torch.no_grad():
+            seen[site.path] = method.calibrate(site.matrix.to(wide), rows.to(wide), seen.get(site.path))
+
+    return site.module.register_forward_pre_hook(take, with_kwargs=True)
 
 
 def _collect(site: Site, method: WeightMethod, seen: dict[str, Tensor]):
@@ -57,7 +98,7 @@ def _collect(site: Site, method: WeightMethod, seen: dict[str, Tensor]):
         assert weight.grad is not None
         wide = torch.promote_types(weight.dtype, torch.float32)
         with torch.no_grad():
-            W, G = site.matrix.to(wide), site.kind.to_matrix(weight.grad).to(wide)
+            W, G = site.matrix.to(wide), site.kind.to_matrix(weight.grad.to_dense()).to(wide)
             seen[site.path] = method.calibrate(W, G, seen.get(site.path))
         weight.grad = None
 

@@ -49,14 +49,14 @@ class _Holder(nn.Module):
 @torch.no_grad()
 def probe(method: WeightMethod) -> Capabilities:
     """Try a method on a layer of every kind (float32, CPU, one to three dozen milliseconds)."""
-    tokens = Stream(0, "probe").normal(5, SIZE)
+    rows = Stream(0, "probe").normal(5, SIZE)
     image = Stream(0, "probe").normal(2, SIZE, 4, 4)
     layers = {
-        "linear": (nn.Linear(SIZE, SIZE), tokens),
+        "linear": (nn.Linear(SIZE, SIZE), rows),
         "conv": (nn.Conv2d(SIZE, SIZE, 2), image),
         "embedding": (nn.Embedding(SIZE, SIZE), torch.arange(5)),
-        "parameter": (_Holder(SIZE, SIZE), tokens),
-        "stacked": (_Holder(2, SIZE, SIZE), tokens.expand(2, 5, SIZE)),
+        "parameter": (_Holder(SIZE, SIZE), rows),
+        "stacked": (_Holder(2, SIZE, SIZE), rows.expand(2, 5, SIZE)),
     }
     works, linear = {}, {}
     for name, (layer, x) in layers.items():

@@ -59,11 +59,11 @@ def _run(module, kind: Kind, live: "Sequence[SiteTensors]", x, weight, bias, pro
         if plain and kind == LINEAR and m.has("sparse"):
             index, values = m.sparse(t.tensors(), weight.shape)
             return SparseLinear.apply(x, weight, bias, index, values)
-    thin = [t for t in live if _thin(t.method)]
-    if plain and kind.dense and len(live) == len(thin) and not any(_dropout(t) for t in thin):
-        B, A = zip(*(_factors(t, kind, weight).pair() for t in thin), strict=True)
+    low = [t for t in live if thin(t.method)]
+    if plain and kind.dense and len(live) == len(low) and not any(_dropout(t) for t in low):
+        B, A = zip(*(_factors(t, kind, weight).pair() for t in low), strict=True)
         return factored_linear(x, 0.0, kind.to_matrix(weight), bias, None, Factors(torch.cat(B, 1), torch.cat(A)))
-    rest = [t for t in live if not _thin(t.method)]
+    rest = [t for t in live if not thin(t.method)]
     if rest and plain:
         y = _recomputed(kind, module, x, weight, bias, rest)
     else:
@@ -71,14 +71,14 @@ def _run(module, kind: Kind, live: "Sequence[SiteTensors]", x, weight, bias, pro
         for t in rest:  # a subclass with a forward of its own: add what the change alone contributes
             change = t.method.delta(weight.detach().float(), to_float(t.tensors())).to(x.dtype)
             y = y + F.linear(x, change)
-    for t in thin:
+    for t in low:
         B, A = _factors(t, kind, weight).pair()
         path = F.dropout(x, p) if (p := _dropout(t)) and x.is_floating_point() else x
         y = y + kind.low_rank(module, path, B.to(y.dtype), A.to(y.dtype))
     return y
 
 
-def _thin(method: WeightMethod) -> bool:
+def thin(method: WeightMethod) -> bool:
     """Whether ΔW alone is the product of the factors."""
     return method.has("factors") and not method.has("magnitude")
 

@@ -23,6 +23,7 @@ from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter
 from addenda.core.atomic import write_atomically
 from addenda.core.attach import build_tensors, install, ready, unfit
+from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.method import Params, Replace, WeightMethod
 from addenda.core.random import Stream
@@ -39,7 +40,7 @@ _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def fingerprint(state: State, site: Site) -> str:
     """SHA-256 of the base's own stored bytes at a site (before any merge), remembered until the tensor changes."""
-    own = (state.merged or {}).get(site.path, site.weight)
+    own = state.base(site)
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[own.element_size()]
     total = int(own.detach().view(bits).sum(dtype=torch.int64))  # sees what was written behind autograd's back
     identity = (own.data_ptr(), own._version, own.dtype, tuple(own.shape), total)
@@ -52,7 +53,7 @@ def fingerprint(state: State, site: Site) -> str:
 
 def sample(state: State, site: Site) -> list[float]:
     """Some values of the base at seeded positions: what another dtype of the same weights must agree with."""
-    own = (state.merged or {}).get(site.path, site.weight).detach().flatten()
+    own = state.base(site).detach().flatten()
     positions = Stream(0, "sample", site.path).choice(own.numel(), min(_SAMPLE, own.numel()))
     return own[positions.to(own.device)].double().tolist()
 
@@ -86,7 +87,7 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
             "path": site_path,
             "kind": site.kind.name,
             "shape": list(site.weight.shape),
-            "dtype": str((state.merged or {}).get(site_path, site.weight).dtype).removeprefix("torch."),
+            "dtype": str(site.weight.dtype).removeprefix("torch."),
             "method": -1 if head else methods.index(held.method),
             "trainable": list(held._parameters),
             "frozen": list(held.frozen),
@@ -285,7 +286,7 @@ def _same_base(state: State, header: dict, plan: list[tuple[Site, WeightMethod]]
         entry = entries[site.path]
         if "hash" not in entry:
             continue
-        dtype = str((state.merged or {}).get(site.path, site.weight).dtype).removeprefix("torch.")
+        dtype = str(site.weight.dtype).removeprefix("torch.")
         if base == "exact" and (entry["dtype"] != dtype or entry["hash"] != fingerprint(state, site)):
             other.append(
                 f"{site.path} (file {entry['dtype']}, model {dtype})" if entry["dtype"] != dtype else site.path
@@ -357,10 +358,11 @@ def _form(form: dict) -> str:
 
 def _template(site: Site, method: WeightMethod) -> dict:
     fake = torch.arange(float(site.weight.numel())).remainder_(7.0).reshape(site.matrix.shape)
-    seen = {site.path: fake.abs()} if method.calibration else None
-    stand_in = nn.Linear(1, 1, bias=False)
-    stand_in.weight = nn.Parameter(site.kind.from_matrix(fake, site.weight), requires_grad=False)
-    fresh = build_tensors([(Site(site.path, stand_in, "weight", site.kind), method)], 0, seen=seen)[site.path]
+    known = stand_in(method, fake)
+    seen = None if known is None else {site.path: known}
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight = nn.Parameter(site.kind.from_matrix(fake, site.weight), requires_grad=False)
+    fresh = build_tensors([(Site(site.path, layer, "weight", site.kind), method)], 0, seen=seen)[site.path]
     return {k: _of(t, k in fresh._parameters) for k, t in fresh.stored().items()}
 
 

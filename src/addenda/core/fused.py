@@ -25,18 +25,26 @@ def factored_linear(
     """
     if torch.is_grad_enabled():
         return FactoredLinear.apply(x, drop, W, bias, c, *factors)
-    return _forward(x, drop, W, bias, c, *factors)[0]
+    few = x.numel() < x.shape[-1] * len(factors.A)  # rows: to cast them takes less than to cast the factors
+    return _forward(x, drop, W, bias, c, *factors, dtype=factors.A.dtype if few else x.dtype)[0]
 
 
-def _forward(x, drop, W, bias, c, B, A, middle, index, rows):
-    """The output, and what backward may want: factors in x's dtype, the thin intermediate, the entries of x it saw."""
+def _forward(x, drop, W, bias, c, B, A, middle, index, rows, dtype=None):
+    """The output, and what backward may want: factors in x's dtype, the thin intermediate, the entries of x it saw.
+
+    dtype: of the thin products, if not x's.
+    """
+    dtype = dtype or x.dtype
     seen = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - drop) if drop else None
-    A, left = A.to(x.dtype), _scaled(B, rows, x.dtype)
-    h = _rows(F.linear(x if seen is None else x * seen, A))
+    A, left = A.to(dtype), _scaled(B, rows, dtype)
+    h = _rows(F.linear((x if seen is None else x * seen).to(dtype), A))
     if drop:
         h = h / (1 - drop)
-    y = F.linear(x, W, bias)
-    _rows(y).addmm_(_through(h, left, A, middle, index), left.t())
+    y, h_M = F.linear(x, W, bias), _through(h, left, A, middle, index)
+    if dtype == y.dtype:
+        _rows(y).addmm_(h_M, left.t())
+    else:
+        _rows(y).add_(F.linear(h_M, left))
     if c is not None:
         y.mul_(c)
         if bias is not None:

@@ -1,4 +1,4 @@
-"""Factorisations that come out alike on every machine: refined in float64, on the CPU, signs fixed."""
+"""Factorisations that come out alike on every machine: refined in float64, on the CPU, signs fixed. And rotations."""
 
 import torch
 from torch import Tensor
@@ -50,3 +50,18 @@ def _from_gram(tall: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor] 
     S = squares.clamp_min(0).sqrt().flip(0)
     V = V.flip(1)
     return (part @ V / S, S, V) if S[-1] > _LEAST * S[0] else None
+
+
+def skew_symmetric(entries: Tensor, side: int) -> Tensor:
+    """Q = −Qᵀ (…, b, b) from what stands above its diagonal, row by row (…, b (b − 1) / 2); float32 at least."""
+    entries = entries.to(torch.promote_types(entries.dtype, torch.float32))  # no solve in half precision
+    row, column = torch.triu_indices(side, side, 1, device=entries.device)
+    Q = entries.new_zeros(*entries.shape[:-1], side * side).index_add(-1, row * side + column, entries)
+    Q = Q.unflatten(-1, (side, side))
+    return Q - Q.mT
+
+
+def cayley(Q: Tensor) -> Tensor:
+    """The rotation (I − Q)(I + Q)⁻¹ of a skew-symmetric Q (…, b, b); exactly I where Q is 0."""
+    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    return torch.linalg.solve(eye + Q, eye - Q)  # the two commute

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import flop_registry
 from addenda.core.adapted import SiteTensors
 from addenda.core.attach import detach, install, kept_as, tensors_of
 from addenda.core.borrow import frozen, gradient_from
+from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError
 from addenda.core.method import Params, Shape, WeightMethod
 from addenda.core.random import Stream
@@ -139,8 +140,8 @@ def _twin(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy of the model that holds no data: every parameter and buffer is fake."""
     memo: dict[int, Any] = {id(t): mode.from_tensor(t) for t in _tensors(root)}
     found = find_state(root)
-    for t in ((found[1].merged or {}) if found else {}).values():  # the base's own weights under a merged change
-        memo[id(t)] = t
+    for kept in ((found[1].merged or {}) if found else {}).values():  # the base's own weights under a merged change
+        memo[id(kept)] = kept
     return copy.deepcopy(root, memo)
 
 
@@ -173,10 +174,7 @@ def _template(site: Site, twin: Site, m: WeightMethod, shared: Params, fake: Par
 
 
 def _seen(site: Site, m: WeightMethod) -> Tensor | None:
-    if m.calibration is None:
-        return None
-    W = site.matrix.to(torch.promote_types(site.weight.dtype, torch.float32))
-    return m.calibrate(W, W, None)
+    return stand_in(m, site.matrix.to(torch.promote_types(site.weight.dtype, torch.float32)))
 
 
 def _empty(like: Tensor, mode: FakeTensorMode) -> Tensor:

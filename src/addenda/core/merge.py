@@ -13,8 +13,8 @@ from addenda.core.attach import restore
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
 from addenda.core.random import Stream
-from addenda.core.sites import owners_of, site_at
-from addenda.core.state import State, apply_active, state_of
+from addenda.core.sites import PARAMETER, Site, owners_of, site_at
+from addenda.core.state import Kept, State, apply_active, state_of
 
 _UNSEEN_LIMIT = 0.25  # share of the change that rounding may take when no batch is there to judge by
 
@@ -94,27 +94,46 @@ def _merged(
     try:
         for path in dict.fromkeys(p for n in names for p in state.records[n].methods):
             site = site_at(root, path, owners)
-            slots = slots_of(site.module)
-            assert slots is not None
-            exact = effective_weight(
-                site, slots.live[site.parameter], torch.promote_types(site.weight.dtype, torch.float32)
-            )
-            change = torch.linalg.vector_norm(exact - site.weight)
+            index, before_it, exact = _change(site)
+            change = torch.linalg.vector_norm(exact - before_it)
             rounded = _rounded(exact, site.weight.dtype, rounding, Stream(seed, "rounding", path))
             error = torch.linalg.vector_norm(rounded.to(exact.dtype) - exact)
             errors[path] = float(error / change) if change > 0 else 0.0
             lost, size = lost + float(error) ** 2, size + float(change) ** 2
-            state.merged[path] = site.weight.detach().clone()
-            site.weight.data.copy_(rounded)
+            state.merged[path] = Kept(before_it, index)
+            Kept(rounded, index).put_back(site.weight.data)
         apply_active(root, state, names)
         total = (lost / size) ** 0.5 if size else 0.0
-        report = MergeReport(errors, total, str(next(iter(state.merged.values())).dtype).removeprefix("torch."))
+        dtype = next(iter(state.merged.values())).values.dtype
+        report = MergeReport(errors, total, str(dtype).removeprefix("torch."))
         report = _judged(report, root, verify, before, noise, allow_loss)
     except BaseException:
         restore(root, state)
         apply_active(root, state, names)
         raise
     return report
+
+
+def _change(site: Site) -> tuple[Tensor | None, Tensor, Tensor]:
+    """(flat positions or None for all, a copy of the base's values there, the exact new ones in float32 at least).
+
+    Only what changes is touched: a sparse change of a contiguous weight is its few entries.
+    """
+    slots = slots_of(site.module)
+    assert slots is not None
+    live, W = slots.live[site.parameter], site.weight.detach()
+    wide = torch.promote_types(W.dtype, torch.float32)
+    plain = W.is_contiguous() and not site.kind.transposed and (W.dim() == 2 or site.kind != PARAMETER)
+    if not (plain and live and all(t.method.has("sparse") for t in live)):
+        return None, W.clone(), effective_weight(site, live, wide)
+    parts = [t.method.sparse(t.tensors(), site.shape) for t in live]
+    index, values = parts[0][0].long(), parts[0][1].detach().to(wide)
+    if len(parts) > 1:  # where masks overlap the changes add up
+        every, place = torch.cat([i for i, _ in parts]).long().unique(return_inverse=True)
+        added = torch.cat([v.detach().to(wide) for _, v in parts])
+        index, values = every, values.new_zeros(len(every)).index_add_(0, place, added)
+    before = W.view(-1)[index]
+    return index, before, before.to(wide) + values
 
 
 @torch.no_grad()

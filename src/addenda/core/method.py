@@ -77,6 +77,19 @@ class Factors(NamedTuple):
         return B @ spread(self.middle, self.index, B.shape[1], len(self.A)).to(B.dtype), self.A
 
 
+class Pair(NamedTuple):
+    """W + ΔW = scale · B A + what does not train, where the trainable tensors of these names are added into B and A.
+
+    B: m × r; A: r × n, with the values that act now. left, right: the names of the tensors that B and A move with.
+    """
+
+    B: Tensor
+    A: Tensor
+    scale: float
+    left: str = "B"
+    right: str = "A"
+
+
 def spread(values: Tensor, index: Tensor, rows: int, columns: int) -> Tensor:
     """rows × columns: zero except for the values (K) at the flat positions (K)."""
     return values.new_zeros(rows * columns).index_put((index,), values).view(rows, columns)
@@ -90,7 +103,9 @@ class WeightMethod:
     dropout = 0.0  # a field in methods with an additive path through their factors; no annotation: no field here
     start: ClassVar[Start] = Start()
     sized_by: ClassVar[str | None] = None  # the option that makes it larger: a comparison at equal parameters sets it
+    elementwise: ClassVar[bool] = False  # `apply` takes tensors with leading dimensions too, one set for each example
     any_shape: ClassVar[bool] = False  # True: takes vectors too, and the tensors are seen as they are stored
+    targets: ClassVar[str] = "linear"  # where it goes if nobody says
 
     # -- the mathematics ---------------------------------------------------------------------------------------
 
@@ -121,17 +136,31 @@ class WeightMethod:
         return {}
 
     @property
-    def calibration(self) -> Literal["gradient"] | None:
+    def calibration(self) -> Literal["gradient", "input"] | None:
         """What `calibrate` wants to see before training; None where the method needs no data."""
         return None
 
-    def calibrate(self, W: Tensor, G: Tensor, seen: Tensor | None) -> Tensor:
-        """Accumulate what one batch says: G = ∂loss/∂W, m × n. The last result reaches `init` as p["calibration"]."""
+    def calibrate(self, W: Tensor, what: Tensor, seen: Tensor | None) -> Tensor:
+        """Accumulate what one batch says: ∂loss/∂W (m × n), or the layer's inputs (tokens × n, padding left out).
+
+        The last result reaches `init` as p["calibration"].
+        """
         raise NotImplementedError
 
     def on_step(self, step: int, rng: Stream) -> Params:
         """Values that stand in for the frozen tensors of the same names while training; called before step 0, 1, …"""
         return {}
+
+    # -- optional: who trains it -----------------------------------------------------------------------------------
+
+    @property
+    def trained_by(self) -> str:
+        """The optimizer, by the name and options that `addenda.optim` knows, that trains it as its paper does."""
+        return "adamw"
+
+    def pair(self, p: Params) -> "Pair | None":
+        """The two thin factors that its trainable tensors move, for optimizers that know about factors."""
+        return None
 
     # -- optional: faster forms ------------------------------------------------------------------------------------
 
@@ -219,10 +248,11 @@ def parse_options(cls: type[WeightMethod], given: dict[str, object]) -> WeightMe
             f"{nearest(unknown[0], fields)} Its options: {listed}."
         )
     hints = typing.get_type_hints(cls)
-    return cls(**{k: _convert(v, hints[k]) if isinstance(v, str) else v for k, v in given.items()})
+    return cls(**{k: parse_value(v, hints[k]) if isinstance(v, str) else v for k, v in given.items()})
 
 
-def _convert(text: str, hint) -> object:
+def parse_value(text: str, hint) -> object:
+    """An option's text as the type it is annotated with; text that does not fit stays text, to be refused later."""
     for kind in _choices(hint):
         if kind is type(None) and text.lower() == "none":
             return None

@@ -99,7 +99,7 @@ def plan(
     model: nn.Module,
     method: Spec | Mapping[Target, Spec],
     *,
-    targets: Target | Iterable[Target] = "linear",
+    targets: Target | Iterable[Target] | None = None,
     exclude: Iterable[Target] = (),
     also_train: Iterable[Target] = (),
     batch: int | None = None,

@@ -25,10 +25,11 @@ class Info:
     paper: str  # authors and year, then the arXiv id
     equation: str  # ΔW or W_eff, in the words of the docstring
     hypothesis: str  # what the method claims about the geometry of the change, in one sentence
-    family: str  # low-rank | spectral | sparse | block | rotation | dense
+    family: str  # low-rank | spectral | sparse | block | rotation | scale | dense
     cls: type[WeightMethod]
     rate: float = 1e-3  # where a search for its learning rate (AdamW) starts; measured here, not the paper's
     preset: dict = field(default_factory=dict)
+    published: str = ""  # figures that its authors or others printed, with the source and what is unfair about them
 
     def build(self, **options) -> WeightMethod:
         """The method with its options; raises AddendaError on an unknown option or a bad value."""
@@ -39,13 +40,21 @@ _catalogue: dict[str, Info] = {}
 
 
 def register(
-    name: str, *, title: str, paper: str, equation: str, hypothesis: str, family: str, rate: float = 1e-3
+    name: str,
+    *,
+    title: str,
+    paper: str,
+    equation: str,
+    hypothesis: str,
+    family: str,
+    rate: float = 1e-3,
+    published: str = "",
 ) -> Callable:
     """Class decorator: enter a weight method in the catalogue under `name`."""
 
     def enter(cls: type[WeightMethod]) -> type[WeightMethod]:
         cls.name = name
-        _enter(Info(name, title, paper, equation, hypothesis, family, cls, rate))
+        _enter(Info(name, title, paper, equation, hypothesis, family, cls, rate, published=published))
         return cls
 
     return enter
@@ -53,6 +62,7 @@ def register(
 
 def variant(name: str, of: type[WeightMethod], preset: dict, **changed) -> None:
     """Enter a named variant: `of` with preset options, its info record changed where `changed` says so."""
+    changed = {"published": ""} | changed
     _enter(dataclasses.replace(_catalogue[of.name], name=name, preset=preset, **changed))
 
 

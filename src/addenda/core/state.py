@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from addenda.core.adapted import SiteTensors, slots_of
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.method import WeightMethod
-from addenda.core.sites import owners_of, site_at
+from addenda.core.sites import Site, owners_of, site_at
 
 _WRAPPERS = ("_orig_mod", "module")  # torch.compile; DataParallel, DDP
 
@@ -24,6 +24,21 @@ class Record:
     seconds: float = 0.0  # how long attaching took
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The base's own values at a site while a change is merged into it: all of them, or those at flat positions."""
+
+    values: Tensor
+    index: Tensor | None = None
+
+    def put_back(self, weight: Tensor) -> Tensor:
+        """The base's own bits, written into a contiguous `weight` that has the merged ones."""
+        if self.index is None:
+            return weight.copy_(self.values)
+        weight.view(-1)[self.index] = self.values
+        return weight
+
+
 @dataclass
 class State:
     """All adapters of one model, which of them are live, and what detaching gives back."""
@@ -31,8 +46,15 @@ class State:
     records: dict[str, Record] = field(default_factory=dict)
     active: tuple[str, ...] = ()
     frozen: dict[str, bool] = field(default_factory=dict)  # requires_grad of base parameters before the freeze
-    merged: dict[str, Tensor] | None = None  # the base's own weights by path while a change is merged into them
+    merged: dict[str, Kept] | None = None  # the base's own weights by path while a change is merged into them
     fingerprints: dict[str, tuple] = field(default_factory=dict)  # path -> (identity, hash)
+
+    def base(self, site: Site) -> Tensor:
+        """The base's own weight at a site, as stored, also while a change is merged."""
+        kept = (self.merged or {}).get(site.path)
+        if kept is None:
+            return site.weight
+        return kept.values if kept.index is None else kept.put_back(site.weight.detach().clone())
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -1,10 +1,11 @@
 """Targets: how a user names sites.
 
-A target is a role ("attention", "mlp", "linear", "embedding", "conv", "parameters"), a glob over paths
+A target is a role ("attention", "mlp", "linear", "embedding", "conv", "norm", "bias", "parameters"), a glob over paths
 ("*.q_proj", "q_proj" for any module so called), a regular expression ("re:layers\\.[0-3]\\..*_proj"), a predicate
 (path, module) -> bool, or a list of these. Roles are read from the structure of the model: what is repeated in a
 ModuleList is a block; inside a block what lies under something called attention is attention, the rest is MLP;
-output heads and routers are left out of "linear".
+output heads and routers are left out of "linear". "norm" is every parameter of the modules whose class is called
+…Norm, "bias" every parameter of that name, "parameters" every one.
 """
 
 import fnmatch
@@ -17,7 +18,7 @@ from addenda.core.errors import AddendaError, nearest
 from addenda.core.sites import CONV, CONV1D, EMBEDDING, LINEAR, Site, kind_of, owners_of, refusal, site_at
 
 Target = str | Callable[[str, nn.Module], bool]
-ROLES = ("attention", "mlp", "linear", "embedding", "conv", "parameters")
+ROLES = ("attention", "mlp", "linear", "embedding", "conv", "norm", "bias", "parameters")
 _HEADS = {"lm_head", "score", "classifier", "qa_outputs", "head", "heads", "fc", "embed_out", "cls", "pooler"}
 _ROUTERS = {"gate", "router", "shared_expert_gate"}
 
@@ -94,12 +95,14 @@ def all_paths(model: nn.Module) -> list[str]:
 
 
 def _role(model: nn.Module, role: str) -> list[str]:
-    if role == "parameters":
+    if role in ("norm", "bias", "parameters"):
         seen, paths = set(), []
         for path in all_paths(model):
             owner, _, leaf = path.rpartition(".")
             tensor = model.get_submodule(owner)._parameters.get(leaf)
-            if tensor is not None and id(tensor) not in seen:
+            norm = type(model.get_submodule(owner)).__name__.endswith("Norm")
+            fits = {"norm": norm, "bias": leaf == "bias"}.get(role, True)
+            if tensor is not None and fits and id(tensor) not in seen:
                 seen.add(id(tensor))
                 paths.append(path)
         return paths

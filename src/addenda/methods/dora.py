@@ -34,6 +34,8 @@ from addenda.core.registry import register
     hypothesis="The directions of the rows change at low rank, and their lengths should change independently.",
     family="low-rank",
     rate=3e-3,
+    published="LLaMA-7B, mean of 8 commonsense tasks: LoRA 74.7, DoRA 78.4 (paper). PEFT's own benchmark, "
+    "Llama-3.2-3B, GSM8K: DoRA r = 32 0.469, LoRA r = 32 0.478.",
 )
 @dataclass(frozen=True)
 class DoRA(WeightMethod):

@@ -4,6 +4,7 @@ W_eff = value, a float32 copy of W. Cost: m n numbers a site, with gradients and
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from addenda.core.method import Replace
 from addenda.core.registry import register
@@ -21,3 +22,5 @@ from addenda.core.registry import register
 @dataclass(frozen=True)
 class Full(Replace):
     """No options."""
+
+    targets: ClassVar[str] = "parameters"

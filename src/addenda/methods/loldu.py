@@ -38,6 +38,9 @@ from addenda.core.registry import register
     hypothesis="Rescaling the pretrained weight's own triangular components is enough of a change.",
     family="spectral",
     rate=3e-3,
+    published="ViT-B, mean of 6 data sets: LoRA r = 16 76.22, LoLDU r = 768 82.79 with 18 K numbers, full fine- "
+    "tuning 87.23. Trap: the best row starts from random z with nothing of W left in place, not from W; "
+    "from W it is 82.08 or 81.58. The rate decides: 72.25 at 3e-4.",
 )
 @dataclass(frozen=True)
 class LoLDU(WeightMethod):

@@ -3,22 +3,31 @@
     x ── A (r × n) ── B (m × r) ── · s ──┐
     └───────────── W (m × n) ────────────┴── y
 
-A starts Kaiming-uniform, B at zero, so the change starts at zero. With `origin="pissa"` (Meng et al. 2024, 2404.02948)
-the factors start from the r largest singular triplets of W. The paper subtracts s B0 A0 from W; here the offsets dA and
-dB are trained instead, ΔW = s (B dA + dB A0) = s [B0 + dB | dB] [dA ; A0]: the same model, the same gradients, but the
-base stays as it is and the start is exactly zero in every dtype.
+A starts Kaiming-uniform, B at zero, so the change starts at zero. Other origins start both factors inside W:
 
-Cost: r (m + n) numbers a site; two rank-r products a pass (rank 2r with PiSSA). Not for changes of high rank.
+    origin="pissa"   s B0 A0 = the r largest singular triplets of W                       Meng et al. 2024, 2404.02948
+    origin="olora"   B0 = the first r columns of Q, A0 = the first r rows of R, W = Q R   Büyükakyüz 2024, 2406.01775
+
+The papers subtract s B0 A0 from W; here the offsets dA and dB are trained instead,
+ΔW = s (B dA + dB A0) = s [B0 + dB | dB] [dA ; A0]: the same model, the same gradients, but the base stays as it is and
+the start is exactly zero in every dtype.
+
+PiSSA divides s out of its factors, OLoRA does not (nor does PEFT), so that B0 stays orthonormal: with s ≠ 1 it moves s
+times that part of W. Signs are fixed so that R has no negative diagonal entry, which makes Q and R unique. Trap: "the
+first r" are the first r columns of W, in no order of size. Both origins are found from W at load, in float64.
+
+Cost: r (m + n) numbers a site; two rank-r products a pass (rank 2r with PiSSA and OLoRA). Not for changes of high rank.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from addenda.core.linalg import singular_triplets
-from addenda.core.method import Factors, Params, Shape, WeightMethod, too_high
+from addenda.core.lowrank import LowRank
+from addenda.core.method import Params
 from addenda.core.random import Stream
 from addenda.core.registry import register, variant
 
@@ -31,55 +40,40 @@ from addenda.core.registry import register, variant
     hypothesis="The change that a task needs has low rank, in directions that need not be those of W.",
     family="low-rank",
     rate=3e-3,
+    published="RoBERTa-large, GLUE: full fine-tuning 88.9, LoRA 89.0 with 0.8 M numbers (paper). PEFT's own "
+    "benchmark, Llama-3.2-3B, GSM8K: LoRA r = 32 0.478, r = 64 with rsLoRA's scale 0.513, full fine- "
+    "tuning 0.472. The LoRA baseline on Llama-2-7B and GSM8K is 40.75, 42.08, 42.85 or 50.2, depending on "
+    "the paper: rows of different papers do not compare.",
 )
 @dataclass(frozen=True)
-class LoRA(WeightMethod):
+class LoRA(LowRank):
     """alpha: None means alpha = rank (scale 1). scaling: "classic" α/r, "rs" α/√r. origin: see the module."""
 
-    sized_by: ClassVar[str] = "rank"
-    rank: int = 8
-    alpha: float | None = None
-    dropout: float = 0.0
     scaling: Literal["classic", "rs"] = "classic"
-    origin: Literal["zero", "pissa"] = "zero"
-
-    def validate(self):
-        if self.rank < 1:
-            yield f"rank must be at least 1, got {self.rank}"
-        if self.alpha is not None and self.alpha <= 0:
-            yield f"alpha must be above 0, got {self.alpha}"
-        if not 0 <= self.dropout < 1:
-            yield f"dropout must be in [0, 1), got {self.dropout}"
+    origin: Literal["zero", "pissa", "olora"] = "zero"
 
     @property
     def scale(self) -> float:
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (self.rank if self.scaling == "classic" else self.rank**0.5)
 
-    def check(self, m: int, n: int) -> str | None:
-        return too_high(self.rank, m, n)
-
     def derive(self, W: Tensor, rng: Stream) -> Params:
         if self.origin == "zero":
             return {}
-        U, S, Vt = singular_triplets(W, self.rank)
-        root = (S / self.scale).sqrt()
-        A0, B0 = root[:, None] * Vt, U * root
+        if self.origin == "pissa":
+            U, S, Vt = singular_triplets(W, self.rank)
+            root = (S / self.scale).sqrt()
+            A0, B0 = root[:, None] * Vt, U * root
+        else:
+            exact = W.cpu().double()
+            Q, R = torch.linalg.qr(exact[:, : self.rank])  # r columns give r columns: the rest of Q is not needed
+            B0 = Q * torch.where(R.diagonal() < 0, -1.0, 1.0)
+            A0 = B0.T @ exact
         return {"A0": A0.to(W.dtype), "B0": B0.to(W.dtype)}
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
-        m, n = W.shape
-        A = rng.kaiming_uniform(self.rank, n) if self.origin == "zero" else torch.zeros(self.rank, n)
-        return {"A": nn.Parameter(A), "B": nn.Parameter(torch.zeros(m, self.rank))}
-
-    def factors(self, p: Params, shape: Shape) -> Factors:
-        A, B = p["A"], p["B"]
-        if self.origin == "pissa":
-            A, B = torch.cat([A, p["A0"]]), torch.cat([p["B0"] + B, B], 1)
-        return Factors(B, A, None if self.scale == 1 else A.new_full((len(A),), self.scale))
-
-    def trainable(self, m: int, n: int) -> int:
-        return self.rank * (m + n)
+        own = super().init(W, rng, p)
+        return own if self.origin != "zero" else own | {"A": nn.Parameter(rng.kaiming_uniform(self.rank, W.shape[1]))}
 
 
 variant(
@@ -99,5 +93,15 @@ variant(
     paper="Meng et al. 2024, arXiv:2404.02948",
     equation="ΔW = s ((B0+dB)(A0+dA) − B0 A0), s B0 A0 the r largest singular triplets of W",
     hypothesis="The change lies near the principal singular directions of W.",
+    rate=1e-3,
+)
+variant(
+    "olora",
+    LoRA,
+    {"origin": "olora"},
+    title="OLoRA",
+    paper="Büyükakyüz 2024, arXiv:2406.01775",
+    equation="ΔW = s ((B0+dB)(A0+dA) − B0 A0), B0 A0 = Q_r R_r of W = Q R",
+    hypothesis="The change is best found from orthonormal directions of the output, a basis of W's own columns.",
     rate=1e-3,
 )

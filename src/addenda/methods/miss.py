@@ -34,6 +34,9 @@ from addenda.core.registry import register
     hypothesis="The change needs no input directions of its own: sums over groups of inputs carry enough.",
     family="block",
     rate=3e-4,
+    published="Llama-2-7B at one rate for all methods (2e-5, low for LoRA), GSM8K / MATH: LoRA 40.75 / 5.22, PiSSA "
+    "43.89 / 6.92, MiSS 48.16 / 8.58 with 87 M numbers (paper, v12). PEFT's own benchmark, Llama-3.2-3B, "
+    "GSM8K: MiSS r = 64 0.487, LoRA r = 32 0.478, full fine-tuning 0.472.",
 )
 @dataclass(frozen=True)
 class MiSS(WeightMethod):

@@ -2,11 +2,17 @@
 
     R = blockdiag(R_1 … R_{n/b}),  R_i = (I − Q_i)(I + Q_i)⁻¹,  Q_i skew-symmetric, 0 at the start
 
-The Cayley map is computed exactly, by a solve. On activations it is y = (x R) Wᵀ: the input is rotated, then the
-unchanged layer runs. Row norms, singular values and the angles between rows stay what they were.
+On activations it is y = (x R) Wᵀ: the input is rotated, then the unchanged layer runs. Row norms, singular values and
+the angles between rows stay what they were. The Cayley map is computed exactly, by a solve. With `terms=k` the inverse
+is a Neumann series instead (Qiu et al. 2025, arXiv 2506.19847), and R_i a polynomial of k terms:
 
-Trap: PEFT's default (a Neumann series) approximates the transposed rotation for the same parameters; the form here is
-its exact branch. Cost: n (b − 1) / 2 numbers; n b products a token. Needs b to divide n. Cannot scale anything.
+    R_i ≈ (I − Q)(I − Q + Q² − … ± Q^{k−2}) = I − 2Q + 2Q² − … ± Q^{k−1},   off by exactly R_i (−Q)^{k−1}
+
+Only matrix products then, but orthogonal only while ‖Q‖ is small, and divergent from ‖Q‖ = 1 on.
+
+Trap: PEFT's default (5 terms) expands (I + Q)(I − Q)⁻¹, the transposed rotation, while its exact branch is the form
+here: there the same numbers mean two rotations. Here any number of terms tends to the exact one. Cost: n (b − 1) / 2
+numbers; n b multiply-adds a token. Needs b to divide n. Cannot scale anything.
 """
 
 from dataclasses import dataclass
@@ -15,6 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from addenda.core.linalg import cayley, skew_symmetric
 from addenda.core.method import Base, Params, WeightMethod
 from addenda.core.random import Stream
 from addenda.core.registry import register
@@ -28,18 +35,22 @@ from addenda.core.registry import register
     hypothesis="The pretrained angles between neurons are right; a task only needs its inputs turned.",
     family="rotation",
     rate=1e-2,
+    published="PEFT's own benchmark, Llama-3.2-3B, GSM8K: OFT 0.491, LoRA r = 32 0.478, full fine-tuning 0.472.",
 )
 @dataclass(frozen=True)
 class OFT(WeightMethod):
-    """block: the side b of the square blocks. shared: one block for all of a site."""
+    """block: the side b of the square blocks. block_share: one block for all of a site. terms: 0 is exact."""
 
     sized_by: ClassVar[str] = "block"
     block: int = 32
     block_share: bool = False
+    terms: int = 0
 
     def validate(self):
         if self.block < 2:
             yield f"block must be at least 2, got {self.block}"
+        if self.terms < 0 or self.terms in (1, 2):
+            yield f"terms must be 0 (exact) or at least 3 (I − 2Q + Q²), got {self.terms}"
 
     def check(self, m: int, n: int) -> str | None:
         return f"block={self.block} does not divide the input width {n}" if n % self.block else None
@@ -50,15 +61,14 @@ class OFT(WeightMethod):
 
     def rotation(self, p: Params) -> Tensor:
         """R_i as (n/b or 1, b, b), in the dtype of the parameters, float32 at least."""
-        skew, b = p["skew"], self.block
-        skew = skew.to(torch.promote_types(skew.dtype, torch.float32))  # no solve in half precision
-        row, column = torch.triu_indices(b, b, 1, device=skew.device)
-        Q = skew.new_zeros(len(skew), b, b)
-        every = torch.arange(len(skew), device=skew.device)[:, None]
-        Q = Q.index_put((every, row, column), skew)
-        Q = Q - Q.transpose(1, 2)
-        eye = torch.eye(b, dtype=skew.dtype, device=skew.device)
-        return torch.linalg.solve(eye + Q, eye - Q)  # (I + Q)⁻¹ and (I − Q) commute
+        Q = skew_symmetric(p["skew"], self.block)
+        if not self.terms:
+            return cayley(Q)
+        eye = torch.eye(self.block, dtype=Q.dtype, device=Q.device)
+        inverse = eye - Q
+        for _ in range(self.terms - 3):
+            inverse = eye - Q @ inverse
+        return inverse - Q @ inverse
 
     def _turn(self, x: Tensor, R: Tensor) -> Tensor:
         """x (…, n) with every block of b entries multiplied by its R_i from the right."""

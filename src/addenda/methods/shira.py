@@ -32,6 +32,9 @@ from addenda.core.registry import register
     hypothesis="Changing one weight in a hundred, chosen beforehand, is enough; the change needs no low rank.",
     family="sparse",
     rate=3e-3,
+    published="LLaMA-7B, mean of 8 commonsense tasks: LoRA 74.7, SHiRA magnitude 77.0, DoRA 78.1; LLaMA-2-7B: LoRA "
+    "77.61, SNIP mask 79.28 (paper, which trains SHiRA at 5e-4 and the others at 2e-4, and shows no full "
+    "fine-tuning). PEFT's own benchmark, Llama-3.2-3B, GSM8K: random mask 0.510, LoRA r = 32 0.478.",
 )
 @dataclass(frozen=True)
 class SHiRA(WeightMethod):

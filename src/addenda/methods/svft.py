@@ -42,6 +42,9 @@ from addenda.core.registry import register
     hypothesis="The change is sparse in W's own singular basis: it rescales and mixes directions W already uses.",
     family="spectral",
     rate=3e-2,
+    published="Gemma-2B, GSM8K: LoRA r = 32 43.06, DoRA r = 16 44.27, SVFT plain 40.34 with 0.19 M numbers, random "
+    "50.03 with 6.35 M, full fine-tuning 52.69 (paper). The released layer does not start at the base, "
+    "and its rank option truncates W itself.",
 )
 @dataclass(frozen=True)
 class SVFT(WeightMethod):

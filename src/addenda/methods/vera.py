@@ -32,6 +32,9 @@ from addenda.core.registry import register
     hypothesis="Random directions will do, the same ones everywhere; a site only needs to weigh them.",
     family="low-rank",
     rate=3e-2,
+    published="RoBERTa-base, GLUE: VeRA 85.2 with 0.043 M numbers, LoRA 86.6, full fine-tuning 85.2; its copy of "
+    "LoRA's row starts RTE from MNLI, others' do not. PEFT's own benchmark, Llama-3.2-3B, GSM8K: VeRA "
+    "0.354, LoRA r = 32 0.478.",
 )
 @dataclass(frozen=True)
 class VeRA(WeightMethod):

@@ -4,8 +4,8 @@ import hashlib
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +17,13 @@ from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
 from addenda.core.lean import leaner
 from addenda.core.state import record_of
+from addenda.optim.registry import Optimizers, named
 from addenda.train import attention as attentions
 from addenda.train import checkpoint, chunked, compiled
-from addenda.train.batches import Collator, batches
+from addenda.train.batches import batches
+from addenda.train.choices import attention_of, compilation, recomputing
 from addenda.train.encode import Encoded
-from addenda.train.loss import score
 from addenda.train.machine import Peak, device_of, resident
-from addenda.train.optimizers import Optimizers, named
 from addenda.train.settings import Settings
 
 
@@ -79,7 +79,7 @@ def fit(
     attention: str | None = "auto",
     loss: Literal["auto", "logits", "chunked"] = "auto",
     compile: bool = False,
-    optimizer: str | Optimizers = "adamw",
+    optimizer: str | Optimizers = "auto",
     checkpointing: bool = False,
     lean: bool = False,
     eval: Encoded | None = None,
@@ -106,8 +106,9 @@ def fit(
     How it is computed, off switches included. attention: "auto" measures "sdpa" and "eager" on these examples (runs of
     fewer than 40 steps keep the model's own), a name takes that one unmeasured, None the model's own. loss: "chunked"
     never holds the logits of all labels at once, "logits" does; "auto": see `chunked.choose`. compile: torch.compile of
-    the repeated blocks, with its pay-back measured. optimizer: "adamw", "adamw-8bit", "paged-adamw-8bit", or a function
-    (adapter, rate, weight_decay) -> torch optimizer. checkpointing: keep the activations between blocks only, and
+    the repeated blocks, with its pay-back measured. optimizer: a name with options as `addenda.optim.known()`
+    lists them, "auto" for what the method is trained by, or a function (adapter, rate, weight_decay) -> torch
+    optimizer. checkpointing: keep the activations between blocks only, and
     compute the others again in backward. lean: the same for gated MLPs and norms only, at little cost (`core.lean`).
     What "auto" chose is in `choices` and in every checkpoint: a resumed run goes on with it.
 
@@ -119,7 +120,6 @@ def fit(
         raise AddendaError("There is no example to train on.")
     if loss not in ("auto", "logits", "chunked"):
         raise AddendaError(f"loss must be 'auto', 'logits' or 'chunked', got {loss!r}.")
-    label, make_optimizer = named(optimizer, device_of(model))
     data = train.digest
     if isinstance(steps, int):
         total, largest, ordered = steps, batch, group
@@ -128,6 +128,7 @@ def fit(
         _check_rows(rows, len(train), accumulate)
         total, largest, ordered = len(rows), max(map(len, rows)), False
         data += f" in given order {hashlib.sha256(repr(rows).encode()).hexdigest()}"
+    label, make_optimizer = named(optimizer, adapter, total)
     settings = Settings(
         total, largest, rate, schedule, warmup, weight_decay, clip, accumulate, seed, ordered, data, early_stop,
         compile=compile, optimizer=label, checkpointing=checkpointing, lean=lean,
@@ -156,7 +157,7 @@ def fit(
     try:
         if cache is not None:
             model.config.use_cache = False  # type: ignore[attr-defined]
-        chosen = _attention(attention, known.get("attention"), model, train, len(micro[0]), total)
+        chosen = attention_of(attention, known.get("attention"), model, train, len(micro[0]), total)
         computed = attentions.using(model, chosen.name)
         with computed, recomputing(model, checkpointing), leaner(model, lean), training_mode(model, True):
             how = (loss == "auto" and known.get("loss")) or chunked.choose(loss, model, train, micro)
@@ -164,7 +165,7 @@ def fit(
             settings = replace(settings, attention=chosen.name, loss=how["name"])
             with compiled.compiled(model) if compile else nullcontext():
                 if compile:
-                    choices["compile"] = _compilation(model, adapter, train, micro[0], whole=how["name"] == "logits")
+                    choices["compile"] = compilation(model, adapter, train, micro[0], whole=how["name"] == "logits")
                 resident(device)  # gives free pages back, those of a long attach too
                 with Peak(device) as peak:
                     trainer = AdapterTrainer(
@@ -201,46 +202,6 @@ def fit(
         min(evaluated, key=lambda e: e["loss"])["step"] if early_stop is not None and evaluated else None,
         choices,
     )
-
-
-def _attention(
-    asked: str | None, known: dict | None, model: nn.Module, train: Encoded, batch: int, steps: int
-) -> attentions.Attention:
-    if asked != "auto":
-        return attentions.Attention(asked or attentions.current(model))
-    return attentions.Attention(**known) if known else attentions.choose(model, train, batch, steps)
-
-
-def _compilation(model: nn.Module, adapter: Adapter, train: Encoded, rows: list[int], whole: bool) -> dict:
-    """Compile and measure on the given rows, which are the same in a resumed run: it gets the same code."""
-    made = Collator(train.pad, train.kind)([train[i] for i in rows])
-    tensors = {k: t.to(device_of(model)) for k, t in made.items()}
-    found = compiled.measure(lambda: score(model, tensors, train.kind, whole=whole).mean)
-    for p in adapter.parameters():
-        p.grad = None
-    return asdict(found) | {"paid": found.paid}
-
-
-@contextmanager
-def recomputing(model: Any, on: bool = True) -> Iterator[None]:
-    """Gradient checkpointing (non-reentrant) for the length of a `with` block.
-
-    Raises AddendaError where the model has none.
-    """
-    if not on or any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
-        yield
-        return
-    switch = (
-        "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
-    )
-    try:
-        getattr(model, f"{switch}_enable")({"use_reentrant": False})
-    except (AttributeError, ValueError):
-        raise AddendaError(f"{type(model).__name__} has no gradient checkpointing; leave checkpointing out.") from None
-    try:
-        yield
-    finally:
-        getattr(model, f"{switch}_disable")()
 
 
 def _trainable(model: nn.Module, adapter: Adapter) -> None:

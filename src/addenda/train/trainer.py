@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from addenda.core.adapter import Adapter
 from addenda.core.errors import AddendaError
+from addenda.optim.plain import adamw
+from addenda.optim.registry import Optimizers
 from addenda.train import checkpoint
 from addenda.train.batches import Collator
 from addenda.train.callback import TrainerCallback
@@ -28,7 +30,6 @@ from addenda.train.compiled import eager
 from addenda.train.encode import IGNORE, Encoded
 from addenda.train.evaluate import evaluate
 from addenda.train.loss import score
-from addenda.train.optimizers import Optimizers, adamw
 from addenda.train.settings import Settings
 
 

@@ -54,7 +54,7 @@ def tune(
     method: Spec | Mapping[Target, Spec] = "lora",
     *,
     tokenizer: Any = None,
-    targets: Target | Iterable[Target] = "linear",
+    targets: Target | Iterable[Target] | None = None,
     exclude: Iterable[Target] = (),
     also_train: str | Sequence[str] = "auto",
     out: str | Path | None = None,
@@ -124,7 +124,8 @@ def tune(
     if folder is not None:
         path = save(adapter, folder / "adapter.safetensors")
         told = {
-            "method": _described(chosen), "targets": targets, "exclude": exclude, "also_train": list(heads),
+            "method": _described(chosen), "targets": targets or getattr(chosen, "targets", None),
+            "exclude": exclude, "also_train": list(heads),
             "steps": steps, "epochs": epochs, "batch": batch, "seed": seed, "max_length": limit,
             "overflow": overflow, "chat": chat, "columns": columns or {}, "note": loaded.note,
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), **options,

@@ -1,0 +1,58 @@
+"""How a run is computed: what "auto" chooses, measured once and kept in the record; and gradient checkpointing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from addenda.core.adapter import Adapter
+from addenda.core.errors import AddendaError
+from addenda.train import attention as attentions
+from addenda.train import compiled
+from addenda.train.batches import Collator
+from addenda.train.encode import Encoded
+from addenda.train.loss import score
+from addenda.train.machine import device_of
+
+
+def attention_of(
+    asked: str | None, known: dict | None, model: nn.Module, train: Encoded, batch: int, steps: int
+) -> attentions.Attention:
+    """The attention that was asked for, that a resumed run had, or that measuring chooses."""
+    if asked != "auto":
+        return attentions.Attention(asked or attentions.current(model))
+    return attentions.Attention(**known) if known else attentions.choose(model, train, batch, steps)
+
+
+def compilation(model: nn.Module, adapter: Adapter, train: Encoded, rows: list[int], whole: bool) -> dict:
+    """Compile and measure on the given rows, which are the same in a resumed run: it gets the same code."""
+    made = Collator(train.pad, train.kind)([train[i] for i in rows])
+    tensors = {k: t.to(device_of(model)) for k, t in made.items()}
+    found = compiled.measure(lambda: score(model, tensors, train.kind, whole=whole).mean)
+    for p in adapter.parameters():
+        p.grad = None
+    return asdict(found) | {"paid": found.paid}
+
+
+@contextmanager
+def recomputing(model: Any, on: bool = True) -> Iterator[None]:
+    """Gradient checkpointing (non-reentrant) for the length of a `with` block.
+
+    Raises AddendaError where the model has none.
+    """
+    if not on or any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+        yield
+        return
+    switch = (
+        "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
+    )
+    try:
+        getattr(model, f"{switch}_enable")({"use_reentrant": False})
+    except (AttributeError, ValueError):
+        raise AddendaError(f"{type(model).__name__} has no gradient checkpointing; leave checkpointing out.") from None
+    try:
+        yield
+    finally:
+        getattr(model, f"{switch}_disable")()

@@ -1,0 +1,56 @@
+"""What methods that look at inputs are given: every layer's own rows, without padding."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import addenda as ad
+from addenda.core.errors import AddendaError
+from addenda.core.method import Replace
+
+
+@dataclass(frozen=True)
+class Seen(Replace):
+    """Keeps what it was shown."""
+
+    @property
+    def calibration(self):
+        return "input"
+
+    def calibrate(self, W, what, seen):
+        return what.clone() if seen is None else torch.cat([seen, what])
+
+    def init(self, W, rng, p):
+        return super().init(W, rng, p) | {"seen": p["calibration"]}
+
+
+def of(adapter):
+    return {path: t.stored()["seen"] for path, t in adapter.sites()}
+
+
+def test_inputs_of_every_layer_in_order(tiny, ids):
+    inputs, paths = {}, ["layers.0.up_proj", "layers.1.down_proj"]
+    for path in paths:
+        inputs[path] = []
+        tiny.get_submodule(path).register_forward_hook(lambda m, x, y, path=path: inputs[path].append(x[0]))
+    adapter = ad.attach(tiny, Seen(), targets=paths, calibration=[ids, ids + 1])
+    for path, seen in of(adapter).items():
+        torch.testing.assert_close(seen, torch.cat([x.flatten(0, 1) for x in inputs[path]]))
+
+
+def test_padding_is_left_out(llama, ids):
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    batch = {"input_ids": ids, "attention_mask": mask}
+    adapter = ad.attach(llama, Seen(), targets="q_proj", calibration=[batch])
+    assert all(len(seen) == 10 for seen in of(adapter).values())
+
+
+def test_layers_without_inputs_are_refused(tiny, ids):
+    with pytest.raises(AddendaError, match=r"1 sites have no inputs .*: embed\. Leave them out"):
+        ad.attach(tiny, Seen(), targets=["embed", "linear"], calibration=[ids])
+    with pytest.raises(AddendaError, match="calibration"):
+        ad.attach(tiny, Seen(), targets="linear")
+    assert not hasattr(tiny, "_addenda")
+    assert type(tiny.score) is nn.Linear
