@@ -15,7 +15,7 @@ from bench.arms import build, prepare, warm
 from bench.measure import in_process
 
 METHODS = ("floor", "lora:rank=16", "shira", "svft:pattern=banded,band=8", "dora:rank=16", "full")
-MODELS = ("smollm2", "llama94m")
+MODELS = ("smollm2",)
 PARTS = ("adapter", "optimizer", "gradients", "activations", "temporaries")
 
 
