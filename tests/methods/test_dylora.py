@@ -243,3 +243,18 @@ def test_options_are_checked():
     for unit in (0, 3, 16):
         with pytest.raises(AddendaError, match=f"unit must divide rank, got unit={unit}, rank=8"):
             DyLoRA(unit=unit)
+
+
+def test_a_rank_that_has_not_been_drawn_twice_is_no_dead_tensor():
+    """Frozen: A learns where B is not zero, from a rank's second turn on. Three different ranks warn of nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8))
+    for seed in range(8):
+        adapter = attach(model, DyLoRA(rank=8, frozen=True), targets="0", seed=seed)
+        optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
+        for _ in range(3):
+            model(torch.randn(4, 8)).square().sum().backward()
+            optimizer.step()
+            adapter.step()
+            optimizer.zero_grad()
+        ad.detach(model)

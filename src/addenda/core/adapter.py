@@ -133,7 +133,12 @@ class Adapter:
                 if p.grad is not None and bool((p.grad != 0).any()):
                     tensors.__dict__.setdefault("_alive", set()).add(key)
         if step == 3:
-            alive = {f"{path}/{k}" for path, t in self.sites() for k in t.__dict__.pop("_alive", ())}
+            alive = set()
+            for path, t in self.sites():
+                seen = t.__dict__.pop("_alive", set())
+                if seen and t.method.has("on_step"):  # a schedule may keep the others waiting
+                    seen = set(t._parameters)
+                alive |= {f"{path}/{k}" for k in seen}
             dead = [n for n in live if n not in alive]
             if dead and len(dead) == len(live):
                 raise AddendaError(

@@ -10,10 +10,12 @@ the paper's main results use. "efficient": gA' and gB' go through AdamW, entry b
 projection. "sgd": A −= rate gA', B −= rate gB', where the loss falls by rate ‖g~‖² to first order.
 
 Where B is 0, as at LoRA's start, A stays and B alone moves: g~ = G P_A. A step later B is as small as the rate and its
-inverse as large as 1/rate, so that A would jump by about half its length whatever the rate. `trust` bounds the step of
-A to that share of ‖A‖, at each site: gA' and X are made smaller by one factor c, and W moves by c P_B u + (I − P_B) u
-P_A, still downhill. c = 0 is the step at B = 0. The term rate² s B' A' that the projection leaves out is then at most
-`trust` of the step of B, and 0.1 keeps it small; a site is held so for its first steps, and rarely later.
+inverse as large as 1/rate, so A turns towards the gradient by about half its length, whatever the rate; W moves little
+by it, as B is small. `trust` bounds the step of A to so much of ‖A‖, at each matrix: gA' and X are made smaller by one
+factor c, and W moves by c P_B u + (I − P_B) u P_A, still downhill; c = 0 is the step at B = 0. The default of 1 lets A
+turn, and stops only a step longer than A itself, where the term rate² s B' A' that the projection leaves out can
+outgrow the rest. 0.1 makes the first steps nearly exact, but holds A back for a dozen of them, and training with it,
+unless the rate is too high.
 
 `damping` is added to both Gram matrices, relative to their mean eigenvalue: the projection does not depend on how small
 B is. The Sylvester equation is solved by two symmetric eigendecompositions, sites of one shape together. Nothing of
@@ -63,7 +65,7 @@ class LoRAPro(torch.optim.Optimizer):
         *,
         mode: Literal["full", "efficient", "sgd"] = "full",
         damping: float = 1e-6,
-        trust: float = 0.1,
+        trust: float = 1.0,
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-8,
