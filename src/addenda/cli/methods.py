@@ -31,6 +31,7 @@ def methods(
     from rich.text import Text
 
     from addenda.core.capabilities import probe
+    from addenda.optim import known
 
     table = Table("method", "family", "ΔW", "claims that", "can (tried just now)", box=None, pad_edge=False)
     for i in found:
@@ -39,6 +40,7 @@ def methods(
     console = Console()
     console.print(table)
     console.print(f"\n{len(found)} methods. `addenda methods NAME` shows one in full, with its options.", markup=False)
+    console.print(f"Optimizers for `addenda tune --optimizer`: {', '.join(known())}.", markup=False)
 
 
 def _full(entry) -> str:
