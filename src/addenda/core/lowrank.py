@@ -1,4 +1,4 @@
-"""What every method is that is a LoRA but for where it starts: two thin factors, or offsets from two."""
+"""What many low-rank methods share: two thin factors, or offsets from two. They differ in where these start."""
 
 from dataclasses import dataclass
 from typing import ClassVar
