@@ -6,7 +6,7 @@ import time
 import torch
 
 from bench.arms import build, prepare
-from bench.measure import in_process
+from bench.measure import in_process, spread
 
 SPEC = "lora:rank=16"
 ARMS = ("base", "merged", "none", "active", "peft active", "peft merged")
@@ -78,8 +78,7 @@ def table(found: dict, given) -> str:
     for name, made in found.items():
         cells = [f"{statistics.median(m['base'] for m in made) * 1e3:.1f} ms"]
         for arm in ARMS[1:]:
-            ratios = sorted(m[arm] / m["base"] for m in made)
-            cells.append(f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+            cells.append(spread([m[arm] / m["base"] for m in made]))
         cells += [f"{made[0]['flops']:.3f}", f"{statistics.median(m['switch'] for m in made) * 1e3:.1f} ms"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -18,27 +18,15 @@ WARM = 2
 
 def in_process(function: Callable[..., Any], *arguments) -> Any:
     """The result of a function in a forked process: imports are there already, nothing else is."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_send, args=(sender, function, arguments))
-    child.start()
-    sender.close()
+    worker = Worker(_once, function, *arguments)
     try:
-        fine, result = receiver.recv()
-    except EOFError:
-        raise SystemExit(f"{arguments}: the process ended without a result (exit code {child.exitcode})") from None
+        return worker.next()
     finally:
-        child.join()
-    if not fine:
-        raise SystemExit(f"{arguments}:\n{result}")
-    return result
+        worker.close()
 
 
-def _send(sender, function, arguments) -> None:
-    try:
-        sender.send((True, function(*arguments)))
-    except BaseException:
-        sender.send((False, traceback.format_exc()))
+def _once(function: Callable[..., Any], *arguments) -> Iterator[Any]:
+    yield function(*arguments)
 
 
 def step(model_name: str, arm: str, tokens: tuple[int, int], attention: str, threads: int) -> Iterator[dict]:
@@ -90,7 +78,7 @@ def step(model_name: str, arm: str, tokens: tuple[int, int], attention: str, thr
 class Worker:
     """A forked process that goes on with a generator whenever `next` is called, and waits in between."""
 
-    def __init__(self, function: Callable[..., Iterator[dict]], *arguments):
+    def __init__(self, function: Callable[..., Iterator[Any]], *arguments):
         context = multiprocessing.get_context("fork")
         self.arguments = arguments
         self.pipe, inner = context.Pipe()
@@ -98,7 +86,7 @@ class Worker:
         self.process.start()
         inner.close()
 
-    def next(self) -> dict:
+    def next(self) -> Any:
         try:
             self.pipe.send(True)
             fine, result = self.pipe.recv()
@@ -144,3 +132,13 @@ def alternate(jobs: Sequence[tuple], count: int, function: Callable[..., Iterato
     finally:
         for worker in workers:
             worker.close()
+
+
+def ratios(made: Sequence[dict], other: Sequence[dict], key: str) -> list[float]:
+    """Of a number to the same one of the same turn, rising."""
+    return sorted(a[key] / b[key] for a, b in zip(made, other, strict=True))
+
+
+def spread(found: Sequence[float]) -> str:
+    """Median (lowest to highest)."""
+    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"

@@ -2,7 +2,7 @@
 
 import statistics
 
-from bench.measure import alternate
+from bench.measure import alternate, ratios, spread
 
 MODEL, ARM = "smollm2", "ours/lora:rank=8"
 OPTIMIZERS = ("lora-pro:mode=full", "lora-pro:mode=efficient")
@@ -30,12 +30,8 @@ def table(found: dict[str, dict[str, list[dict]]], given) -> str:
         "| --- | --- | --- | ---: |",
     ]
     for name, group in found.items():
-        turns = list(zip(group["own"], group["adamw"], strict=True))
-        cells = [_ratio([own[key] / other[key] for own, other in turns]) for key in ("wall", "memory")]
-        more = statistics.median(own["memory"] - other["memory"] for own, other in turns) / 1e6
+        own, usually = group["own"], group["adamw"]
+        cells = [spread(ratios(own, usually, key)) for key in ("wall", "memory")]
+        more = statistics.median(a["memory"] - b["memory"] for a, b in zip(own, usually, strict=True)) / 1e6
         lines.append(f"| {name} | {' | '.join(cells)} | {more:.0f} |")
     return "\n".join(lines)
-
-
-def _ratio(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"

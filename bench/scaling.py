@@ -4,7 +4,7 @@ import statistics
 
 import numpy as np
 
-from bench.measure import alternate
+from bench.measure import alternate, ratios
 
 SWEEPS = {  # what grows: (value, model, arm, tokens); None: the model and tokens asked for
     "rank": [(r, None, f"ours/lora:rank={r}", None) for r in (4, 16, 64, 256)],
@@ -25,8 +25,8 @@ def run(given) -> tuple[dict, str]:
             found[name].append({
                 "value": value,
                 **{key: statistics.median(m[key] for m in own) for key in ("wall", "memory")},
-                "time ratio": statistics.median(a["wall"] / b["wall"] for a, b in zip(own, base, strict=True)),
-                "memory ratio": statistics.median(a["memory"] / b["memory"] for a, b in zip(own, base, strict=True)),
+                "time ratio": statistics.median(ratios(own, base, "wall")),
+                "memory ratio": statistics.median(ratios(own, base, "memory")),
             })  # fmt: skip
     return found, table(found)
 
@@ -41,8 +41,8 @@ def table(found: dict[str, list[dict]]) -> str:
         x = np.array([p["value"] for p in points], float)
         slope = {k: np.polyfit(x, [p[k] for p in points], 1)[0] for k in ("wall", "memory")}
         power = {k: np.polyfit(np.log(x), np.log([p[k] for p in points]), 1)[0] if x[0] else np.nan for k in slope}
-        ratios = [" ".join(f"{p[k]:.2f}" for p in points) for k in ("time ratio", "memory ratio")]
-        cells = [name, " ".join(f"{v:g}" for v in x), *ratios]
+        shares = [" ".join(f"{p[k]:.2f}" for p in points) for k in ("time ratio", "memory ratio")]
+        cells = [name, " ".join(f"{v:g}" for v in x), *shares]
         cells += [f"{slope['wall'] * 1e3:.3g} ms", f"{slope['memory'] / 1e6:.3g} MB"]
         lines.append(f"| {' | '.join(cells)} | {power['wall']:.2f}, {power['memory']:.2f} |")
     return "\n".join(lines)

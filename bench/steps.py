@@ -2,7 +2,7 @@
 
 import statistics
 
-from bench.measure import alternate
+from bench.measure import alternate, ratios, spread
 
 PAIRS = {  # ours: the peer's name for it, or the dense form where the peer has none
     "lora:rank=16": "peft/lora",
@@ -49,21 +49,9 @@ def table(found: dict[str, dict[str, list[dict]]], given) -> str:
     ]
     for arm, group in found.items():
         own, floor, peer = group["own"], group["floor"], group.get("peer")
-        cells = [arm, f"{own[0]['trainable']:,}", *(_ratio(own, floor, key) for key in ("wall", "memory"))]
-        cells += [_ratio(own, peer, key) for key in ("wall", "memory")] if peer else ["", ""]
-        cells.append(f"{_middle(peer, floor, 'wall'):.2f}, {_middle(peer, floor, 'memory'):.2f}" if peer else "")
+        cells = [arm, f"{own[0]['trainable']:,}", *(spread(ratios(own, floor, key)) for key in ("wall", "memory"))]
+        cells += [spread(ratios(own, peer, key)) for key in ("wall", "memory")] if peer else ["", ""]
+        theirs = [f"{statistics.median(ratios(peer, floor, key)):.2f}" for key in ("wall", "memory")] if peer else []
+        cells.append(", ".join(theirs))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _ratios(made: list[dict], other: list[dict], key: str) -> list[float]:
-    return sorted(a[key] / b[key] for a, b in zip(made, other, strict=True))
-
-
-def _middle(made: list[dict], other: list[dict], key: str) -> float:
-    return statistics.median(_ratios(made, other, key))
-
-
-def _ratio(made: list[dict], other: list[dict], key: str) -> str:
-    ratios = _ratios(made, other, key)
-    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from bench.measure import in_process
+from bench.measure import in_process, ratios, spread
 
 STEPS, BATCH, RANK, RATE = 40, 16, 8, 1e-3
 
@@ -86,8 +86,9 @@ def theirs(seed: int, threads: int) -> dict:
 
 
 def table(found: dict[str, list[dict]]) -> str:
-    pairs = list(zip(found["addenda"], found["Trainer + PEFT"], strict=True))
-    lines = [f"SmolLM2-135M, sort-numbers, LoRA r = {RANK}, {STEPS} steps of {BATCH} examples, {len(pairs)} rounds", "",
+    shares = ratios(found["addenda"], found["Trainer + PEFT"], "seconds")
+    about = f"LoRA r = {RANK}, {STEPS} steps of {BATCH} examples, {len(shares)} rounds"
+    lines = [f"SmolLM2-135M, sort-numbers, {about}", "",
              "| arm | seconds | a step | validation loss |", "| --- | --- | --- | --- |"]  # fmt: skip
     for arm, made in found.items():
         cells = [
@@ -98,9 +99,5 @@ def table(found: dict[str, list[dict]]) -> str:
         lines.append(
             f"| {arm} | {' | '.join(cells)} | {statistics.mean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f}) |"
         )
-    ratios = sorted(a["seconds"] / b["seconds"] for a, b in pairs)
-    lines += [
-        "",
-        f"Time of addenda over Trainer + PEFT: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}).",
-    ]
+    lines += ["", f"Time of addenda over Trainer + PEFT: {spread(shares)}."]
     return "\n".join(lines)

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import addenda as ad
+
 VOCAB, WIDTH, INNER = 32, 8, 16
 
 
@@ -103,3 +105,15 @@ def make_vit() -> nn.Module:
 def make_dinov2() -> nn.Module:
     sizes = {"hidden_size": 8, "mlp_ratio": 2, "num_hidden_layers": 2, "num_attention_heads": 2}
     return _small("Dinov2Config", "Dinov2ForImageClassification", **sizes, image_size=8, patch_size=4, num_labels=3)
+
+
+def two_dyloras() -> tuple[nn.Module, ad.Adapter, Tensor]:
+    """Two layers with a DyLoRA of rank 4 each that changes something, and an input."""
+    torch.manual_seed(1)
+    model = nn.Sequential()
+    model.one, model.two = nn.Linear(12, 9), nn.Linear(9, 12)
+    adapter = ad.attach(model, ad.DyLoRA(rank=4), targets=["one", "two"])
+    with torch.no_grad():
+        for _, t in adapter.sites():
+            t.B.normal_()
+    return model, adapter, torch.randn(3, 12)

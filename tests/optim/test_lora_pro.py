@@ -433,8 +433,14 @@ def test_what_it_cannot_train_is_refused(tiny):
     with pytest.raises(AddendaError, match=r"no site of adapter 'default' \(shira\) has them"):
         optim.build(attach(tiny, "shira:density=0.1"), "lora-pro")
     adapter, t = one()
-    for wrong in ("mode=half", "damping=0", "trust=-1", "trust=nan"):
-        with pytest.raises(AddendaError, match="lora-pro wants"):
+    refused = {
+        "mode=half": "lora-pro: mode must be one of 'full', 'efficient', 'sgd', got 'half'",
+        "trust=nan": "lora-pro: trust must be finite",
+        "damping=0": "lora-pro wants damping above 0",
+        "trust=-1": "lora-pro wants trust above 0",
+    }
+    for wrong, says in refused.items():
+        with pytest.raises(AddendaError, match=says):
             optim.build(adapter, f"lora-pro:{wrong}")
     t.A.requires_grad_(False)
     with pytest.raises(AddendaError, match="trains both of its factors"):
@@ -442,3 +448,8 @@ def test_what_it_cannot_train_is_refused(tiny):
     with pytest.raises(AddendaError, match="float32 or wider"):
         optim.build(one(dtype=torch.bfloat16)[0], "lora-pro")
     assert isinstance(optim.build(one()[0], "lora-pro"), LoRAPro)
+
+
+def test_a_wrong_mode_is_refused_without_text_too():
+    with pytest.raises(AddendaError, match="lora-pro wants mode 'full', 'efficient' or 'sgd', got 'half'"):
+        LoRAPro(one()[0], 1e-3, mode="half")

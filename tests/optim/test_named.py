@@ -53,3 +53,13 @@ def test_moments_in_eight_bits(adapter):
     made.step()
     assert made.state[p]["state1"].dtype == torch.uint8
     torch.testing.assert_close(before - p, torch.full_like(p, 1e-2), rtol=1e-3, atol=0)
+
+
+def test_options_of_the_wrong_kind_are_refused(adapter):
+    for spec, says in {
+        "lora+:ratio=much": r"lora\+: ratio must be float, got 'much'",
+        "lora-pro:mode=best": r"lora-pro: mode must be one of 'full', 'efficient', 'sgd', got 'best'",
+        "lora-pro:mode": r"Expected option=value in 'lora-pro:mode', got 'mode'",
+    }.items():
+        with pytest.raises(AddendaError, match=says):
+            optim.named(spec, adapter)

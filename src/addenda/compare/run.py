@@ -93,7 +93,8 @@ def compare(
     settings = Settings(batch=batch)
     arms = [Arm(label, m, targets or m.targets, grid(_center(label), rates)) for label, m in built.items()]
     if full:
-        arms.append(Arm(FULL, build(FULL), build(FULL).targets, grid(info(FULL).rate, rates)))
+        everything = build(FULL)
+        arms.append(Arm(FULL, everything, everything.targets, grid(info(FULL).rate, rates)))
     for arm in arms:  # every target and shape is checked before anything is measured
         plan(subject.model, arm.method, targets=arm.targets, also_train=subject.heads)
     out = Path(out)

@@ -95,12 +95,13 @@ class Slots(nn.Module):
         """Adapter number which[i] acts on example i of a batch; -1 is none."""
         self.activate(())
         for parameter in self.kinds:
-            held = [self._modules[a]._modules.get(parameter) if a in self._modules else None for a in adapters]
-            place = torch.tensor([-1, *(-1 if h is None else sum(o is not None for o in held[:i])
-                                        for i, h in enumerate(held))])  # fmt: skip
-            here = tuple(h for h in held if isinstance(h, SiteTensors))
+            here, place = [], [-1]  # an adapter without tensors here counts as none
+            for a in adapters:
+                held = self._modules[a]._modules.get(parameter) if a in self._modules else None
+                place.append(-1 if held is None else len(here))
+                here += [] if held is None else [held]
             if here:
-                self.each[parameter] = PerExample(here, place[which + 1])
+                self.each[parameter] = PerExample(tuple(here), torch.tensor(place)[which + 1])
 
     def activate(self, adapters: tuple[str, ...]) -> None:
         self.each = {}
@@ -133,13 +134,12 @@ def _derive(original: type, properties: tuple[str, ...]) -> type:
 
     def forward(self, *args, **kwargs):
         slots = self._modules["addenda"]
-        live = slots.live.get("weight", ())
+        run, live = execute, slots.live.get("weight", ())
+        if "weight" in slots.each:
+            run, live = execute_mixed, slots.each["weight"]
         if live and slots.kinds["weight"] != PARAMETER:
             x, *rest = args or [kwargs.pop(next(iter(kwargs)))]
-            return execute(self, original, slots.kinds["weight"], live, x, *rest, **kwargs)
-        if "weight" in slots.each:
-            x, *rest = args or [kwargs.pop(next(iter(kwargs)))]
-            return execute_mixed(self, original, slots.kinds["weight"], slots.each["weight"], x, *rest, **kwargs)
+            return run(self, original, slots.kinds["weight"], live, x, *rest, **kwargs)
         if not any(slots.live.values()):
             return original.forward(self, *args, **kwargs)
         outer, slots.now = slots.now, {}

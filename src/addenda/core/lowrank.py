@@ -11,29 +11,38 @@ from addenda.core.random import Stream
 
 
 @dataclass(frozen=True)
-class LowRank(WeightMethod):
-    """ΔW = s B A with trained B (m × r) and A (r × n), s = α/r. Subclasses say where they start.
-
-    Beside tensors B0 and A0, A and B are offsets from them: ΔW = s ((B0 + B)(A0 + A) − B0 A0), as one product of rank
-    2r, s [B0 + B | B] [A ; A0], exactly zero where A and B are. alpha: None means alpha = rank (scale 1).
-    """
+class Ranked(WeightMethod):
+    """A method with a rank r and a scale s = α/r. alpha: None means alpha = rank (scale 1)."""
 
     sized_by: ClassVar[str] = "rank"
     rank: int = 8
     alpha: float | None = None
-    dropout: float = 0.0
 
     def validate(self):
         if self.rank < 1:
             yield f"rank must be at least 1, got {self.rank}"
         if self.alpha is not None and self.alpha <= 0:
             yield f"alpha must be above 0, got {self.alpha}"
-        if not 0 <= self.dropout < 1:
-            yield f"dropout must be in [0, 1), got {self.dropout}"
 
     @property
     def scale(self) -> float:
         return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class LowRank(Ranked):
+    """ΔW = s B A with trained B (m × r) and A (r × n), s = α/r. Subclasses say where they start.
+
+    Beside tensors B0 and A0, A and B are offsets from them: ΔW = s ((B0 + B)(A0 + A) − B0 A0), as one product of rank
+    2r, s [B0 + B | B] [A ; A0], exactly zero where A and B are.
+    """
+
+    dropout: float = 0.0
+
+    def validate(self):
+        yield from super().validate()
+        if not 0 <= self.dropout < 1:
+            yield f"dropout must be in [0, 1), got {self.dropout}"
 
     def check(self, m: int, n: int) -> str | None:
         return too_high(self.rank, m, n)

@@ -204,7 +204,9 @@ class WeightMethod:
         return {f.name: getattr(self, f.name) for f in fields if defaults or getattr(self, f.name) != f.default}
 
     def __post_init__(self):
-        problems = [p for f in dataclasses.fields(self) if (p := _type_problem(self, f))]
+        hints = typing.get_type_hints(type(self))
+        fields = dataclasses.fields(self)
+        problems = [p for f in fields if (p := misfit(f.name, getattr(self, f.name), hints[f.name]))]
         if not problems:
             problems = list(self.validate())
         if problems:
@@ -270,21 +272,22 @@ def _choices(hint) -> tuple:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
-def _type_problem(method: WeightMethod, field: dataclasses.Field) -> str | None:
-    value, expected = getattr(method, field.name), []
-    for hint in _choices(typing.get_type_hints(type(method))[field.name]):
-        if typing.get_origin(hint) is Literal:
-            if value in typing.get_args(hint):
+def misfit(name: str, value: object, hint) -> str | None:
+    """Why an option of this name cannot have this value under its annotation, or None."""
+    expected = []
+    for kind in _choices(hint):
+        if typing.get_origin(kind) is Literal:
+            if value in typing.get_args(kind):
                 return None
-            expected.append("one of " + ", ".join(map(repr, typing.get_args(hint))))
+            expected.append("one of " + ", ".join(map(repr, typing.get_args(kind))))
         else:
-            fits = isinstance(value, (int, float) if hint is float else hint)
+            fits = isinstance(value, (int, float) if kind is float else kind)
             if isinstance(value, float) and not math.isfinite(value):
-                return f"{field.name} must be finite, got {value!r}"
-            if fits and not (isinstance(value, bool) and hint is not bool):
+                return f"{name} must be finite, got {value!r}"
+            if fits and not (isinstance(value, bool) and kind is not bool):
                 return None
-            expected.append("None" if hint is type(None) else hint.__name__)
-    return f"{field.name} must be {' or '.join(expected)}, got {value!r}"
+            expected.append("None" if kind is type(None) else kind.__name__)
+    return f"{name} must be {' or '.join(expected)}, got {value!r}"
 
 
 def too_high(rank: int, m: int, n: int) -> str | None:

@@ -98,11 +98,17 @@ def info(name: str) -> Info:
 
 def build(spec: str) -> WeightMethod:
     """A method from text: `"name"` or `"name:option=value,other=8"`, as the command line writes it."""
+    name, options = parse_spec(spec)
+    return info(name).build(**options)
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
+    """ "name:option=value,other=8" as the name and its options, all text. Raises AddendaError where an = is missing."""
     name, _, rest = spec.partition(":")
     options = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
         if not equals:
-            raise AddendaError(f"Expected option=value in {spec!r}, got {part!r}. Write e.g. '{name}:rank=8'.")
+            raise AddendaError(f"Expected option=value in {spec!r}, got {part!r}. Write e.g. '{name}:{part}=8'.")
         options[key.strip()] = value.strip()
-    return info(name.strip()).build(**options)
+    return name.strip(), options

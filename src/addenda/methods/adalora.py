@@ -19,12 +19,12 @@ need the same rank.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from addenda.core.method import Factors, Params, Shape, WeightMethod, too_high
+from addenda.core.lowrank import Ranked
+from addenda.core.method import Factors, Params, Shape, too_high
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -41,26 +41,19 @@ from addenda.core.registry import register
     "(paper). PEFT's own benchmark, Llama-3.2-3B, GSM8K: AdaLoRA 0.373, LoRA r = 32 0.478.",
 )
 @dataclass(frozen=True)
-class AdaLoRA(WeightMethod):
+class AdaLoRA(Ranked):
     """rank: at the start. target_rank: what a site keeps on average. alpha: None means alpha = rank (scale 1)."""
 
-    sized_by: ClassVar[str] = "rank"
     rank: int = 12
     target_rank: int = 8
-    alpha: float | None = None
     dropout: float = 0.0
 
     def validate(self):
+        yield from super().validate()
         if not 1 <= self.target_rank <= self.rank:
             yield f"1 <= target_rank <= rank must hold, got target_rank={self.target_rank}, rank={self.rank}"
-        if self.alpha is not None and self.alpha <= 0:
-            yield f"alpha must be above 0, got {self.alpha}"
         if not 0 <= self.dropout < 1:
             yield f"dropout must be in [0, 1), got {self.dropout}"
-
-    @property
-    def scale(self) -> float:
-        return 1.0 if self.alpha is None else self.alpha / self.rank
 
     @property
     def trained_by(self) -> str:

@@ -13,12 +13,12 @@ Cost: 2 r (m + n) numbers a site, those of a LoRA of twice the rank; two rank-rÂ
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from addenda.core.method import Factors, Params, Shape, WeightMethod
+from addenda.core.lowrank import Ranked
+from addenda.core.method import Factors, Params, Shape
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -35,22 +35,8 @@ _THIN = 16  # the highest rank whose rÂ² factors are cheaper than a dense change
     rate=1e-2,
 )
 @dataclass(frozen=True)
-class LoHa(WeightMethod):
+class LoHa(Ranked):
     """rank: of each of the two products. alpha: None means alpha = rank (scale 1)."""
-
-    sized_by: ClassVar[str] = "rank"
-    rank: int = 8
-    alpha: float | None = None
-
-    def validate(self):
-        if self.rank < 1:
-            yield f"rank must be at least 1, got {self.rank}"
-        if self.alpha is not None and self.alpha <= 0:
-            yield f"alpha must be above 0, got {self.alpha}"
-
-    @property
-    def scale(self) -> float:
-        return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def has(self, hook: str) -> bool:
         return super().has(hook) and (hook != "factors" or self.rank <= _THIN)

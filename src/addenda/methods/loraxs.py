@@ -14,13 +14,13 @@ for changes outside the principal ones of W.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from addenda.core.linalg import singular_triplets
-from addenda.core.method import Factors, Params, Shape, WeightMethod, too_high
+from addenda.core.lowrank import Ranked
+from addenda.core.method import Factors, Params, Shape, too_high
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -35,18 +35,10 @@ from addenda.core.registry import register
     rate=3e-3,
 )
 @dataclass(frozen=True)
-class LoRAXS(WeightMethod):
+class LoRAXS(Ranked):
     """rank: the side r of R. alpha: None means alpha = rank (scale 1)."""
 
-    sized_by: ClassVar[str] = "rank"
     rank: int = 16
-    alpha: float | None = None
-
-    def validate(self):
-        if self.rank < 1:
-            yield f"rank must be at least 1, got {self.rank}"
-        if self.alpha is not None and self.alpha <= 0:
-            yield f"alpha must be above 0, got {self.alpha}"
 
     def check(self, m: int, n: int) -> str | None:
         return too_high(self.rank, m, n)
@@ -59,9 +51,8 @@ class LoRAXS(WeightMethod):
         return {"R": nn.Parameter(torch.zeros(self.rank, self.rank))}
 
     def factors(self, p: Params, shape: Shape) -> Factors:
-        scale = 1.0 if self.alpha is None else self.alpha / self.rank
         every = torch.arange(self.rank**2, device=p["R"].device)
-        return Factors(p["B"], p["A"], scale * p["R"].flatten(), every)
+        return Factors(p["B"], p["A"], self.scale * p["R"].flatten(), every)
 
     def trainable(self, m: int, n: int) -> int:
         return self.rank**2

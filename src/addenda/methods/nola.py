@@ -20,7 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from addenda.core.method import Factors, Params, Shape, WeightMethod, too_high
+from addenda.core.lowrank import Ranked
+from addenda.core.method import Factors, Params, Shape, too_high
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -35,21 +36,16 @@ from addenda.core.registry import register
     rate=1e-2,
 )
 @dataclass(frozen=True)
-class NOLA(WeightMethod):
+class NOLA(Ranked):
     """basis: how many random matrices are mixed, on each side. alpha: None means alpha = rank (scale 1)."""
 
     sized_by: ClassVar[str] = "basis"
-    rank: int = 8
     basis: int = 256
-    alpha: float | None = None
 
     def validate(self):
-        if self.rank < 1:
-            yield f"rank must be at least 1, got {self.rank}"
+        yield from super().validate()
         if self.basis < 1:
             yield f"basis must be at least 1, got {self.basis}"
-        if self.alpha is not None and self.alpha <= 0:
-            yield f"alpha must be above 0, got {self.alpha}"
 
     def check(self, m: int, n: int) -> str | None:
         return too_high(self.rank, m, n)
@@ -68,8 +64,7 @@ class NOLA(WeightMethod):
 
     def factors(self, p: Params, shape: Shape) -> Factors:
         A, B = p["A"][: shape[1]], p["B"][: shape[0]]
-        scale = 1.0 if self.alpha is None else self.alpha / self.rank
-        return Factors(B @ (scale * p["b"]).to(B.dtype), (A @ p["a"].to(A.dtype)).T)
+        return Factors(B @ (self.scale * p["b"]).to(B.dtype), (A @ p["a"].to(A.dtype)).T)
 
     def trainable(self, m: int, n: int) -> int:
         return 2 * self.basis

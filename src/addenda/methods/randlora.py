@@ -15,12 +15,12 @@ before generating text.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from addenda.core.method import Params, Shape, WeightMethod
+from addenda.core.lowrank import Ranked
+from addenda.core.method import Params, Shape
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -35,18 +35,14 @@ from addenda.core.registry import register
     rate=1e-3,
 )
 @dataclass(frozen=True)
-class RandLoRA(WeightMethod):
+class RandLoRA(Ranked):
     """rank: the rank r of one random product; smaller trains more. alpha: None means 20 · rank (s = 20)."""
 
-    sized_by: ClassVar[str] = "rank"
     rank: int = 32
-    alpha: float | None = None
 
-    def validate(self):
-        if self.rank < 1:
-            yield f"rank must be at least 1, got {self.rank}"
-        if self.alpha is not None and self.alpha <= 0:
-            yield f"alpha must be above 0, got {self.alpha}"
+    @property
+    def scale(self) -> float:
+        return 20.0 if self.alpha is None else self.alpha / self.rank
 
     def _terms(self, narrow: int) -> int:
         return -(-narrow // self.rank)
@@ -69,8 +65,7 @@ class RandLoRA(WeightMethod):
     def delta(self, W: Tensor, p: Params) -> Tensor:
         wide, narrow = max(W.shape), min(W.shape)
         A = (p["lam"][:, :, None] * p["A"][:, :narrow] * p["gamma"][:, None]).flatten(0, 1)
-        scale = 20.0 if self.alpha is None else self.alpha / self.rank
-        change = p["B"][:wide, : len(A)] @ (scale * A)
+        change = p["B"][:wide, : len(A)] @ (self.scale * A)
         return change if len(W) == wide else change.T
 
     def trainable(self, m: int, n: int) -> int:

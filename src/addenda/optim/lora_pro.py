@@ -44,7 +44,7 @@ from torch import Tensor
 
 from addenda.core.adapter import Adapter
 from addenda.core.errors import AddendaError
-from addenda.optim.pairs import Paired, adam, can_fuse, loss_of, paired, plain_step, trained
+from addenda.optim.pairs import Paired, adam, groups_of, loss_of, paired, plain_step, trained
 from addenda.optim.registry import optimizer
 
 CHUNK = 1 << 21  # numbers of one m × n temporary: small enough for a cache, large enough to fill a GPU
@@ -86,9 +86,7 @@ class LoRAPro(torch.optim.Optimizer):
         for s in sites:
             alike.setdefault((s.left.shape[-2:], s.right.shape[-2:], s.left.dtype, s.left.device), []).append(s)
         self.alike = list(alike.values())
-        options = {"lr": rate, "weight_decay": weight_decay, "betas": (beta1, beta2), "eps": eps}
-        groups: list[dict[str, Any]] = [{"params": own}, *([{"params": rest}] if rest else [])]
-        super().__init__(groups, options | {"fused": can_fuse(own + rest)})
+        super().__init__(*groups_of(own, rest, rate, weight_decay, betas=(beta1, beta2), eps=eps))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

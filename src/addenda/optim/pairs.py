@@ -63,6 +63,12 @@ def can_fuse(parameters: Sequence[Tensor]) -> bool:
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 
+def groups_of(own: list, rest: list, rate: float, weight_decay: float, **more) -> tuple[list[dict], dict]:
+    """Parameter groups and defaults for a torch optimizer that treats `own` its own way and `rest` as AdamW does."""
+    groups: list[dict[str, Any]] = [{"params": own}, *([{"params": rest}] if rest else [])]
+    return groups, {"lr": rate, "weight_decay": weight_decay, "fused": can_fuse(own + rest), **more}
+
+
 def loss_of(closure: Callable[[], Any] | None) -> Any:
     """What a step's closure gives, with gradients on; None without one."""
     if closure is None:

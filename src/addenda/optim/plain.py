@@ -8,28 +8,28 @@ import torch
 
 from addenda.core.adapter import Adapter
 from addenda.core.errors import AddendaError
+from addenda.optim.pairs import can_fuse, trained
 from addenda.optim.registry import optimizer
 
 
 @optimizer("adamw", paper="Loshchilov & Hutter 2017, arXiv:1711.05101")
 def adamw(adapter: Adapter, rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
     """AdamW over the adapter's trainable tensors, fused where torch can."""
-    live = [p for p in adapter.parameters() if p.requires_grad]
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in live)
-    return torch.optim.AdamW(live, lr=rate, weight_decay=weight_decay, fused=fused)
+    live = trained(adapter)
+    return torch.optim.AdamW(live, lr=rate, weight_decay=weight_decay, fused=can_fuse(live))
 
 
 @optimizer("adamw-8bit", paper="Dettmers et al. 2021, arXiv:2110.02861")
 def adamw_8bit(adapter: Adapter, rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
     """AdamW with moments of 8 bits a number."""
-    live = [p for p in adapter.parameters() if p.requires_grad]
+    live = trained(adapter)
     return _bitsandbytes("adamw-8bit").optim.AdamW8bit(live, lr=rate, weight_decay=weight_decay)
 
 
 @optimizer("paged-adamw-8bit", paper="Dettmers et al. 2023, arXiv:2305.14314")
 def paged_adamw_8bit(adapter: Adapter, rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
     """The same, with moments that move to the CPU's memory when a GPU's is full."""
-    live = [p for p in adapter.parameters() if p.requires_grad]
+    live = trained(adapter)
     if live and live[0].device.type == "cpu":
         raise AddendaError(
             "'paged-adamw-8bit' lets a GPU's memory overflow, and the model is on the CPU. Take 'adamw-8bit'."

@@ -9,13 +9,14 @@ import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import torch
 
 from addenda.core.adapter import Adapter
 from addenda.core.errors import AddendaError, nearest
-from addenda.core.method import parse_value
+from addenda.core.method import misfit, parse_value
+from addenda.core.registry import parse_spec
 
 Optimizers = Callable[[Adapter, float, float], torch.optim.Optimizer]  # (adapter, rate, weight_decay)
 _COMMON = ("adapter", "rate", "weight_decay", "steps")
@@ -59,14 +60,8 @@ def optimizer(name: str, *, paper: str) -> Callable:
     return enter
 
 
-@cache
-def _import_all() -> None:
-    import addenda.optim  # noqa: F401  those that come with the library
-
-
 def known() -> dict[str, Info]:
     """Every optimizer by name."""
-    _import_all()
     return dict(_known)
 
 
@@ -79,14 +74,14 @@ def named(given: str | Optimizers, adapter: Adapter, steps: int | None = None) -
     if not isinstance(given, str):
         return getattr(given, "__qualname__", type(given).__name__), given
     spec = _own(adapter) if given == "auto" else given
-    name, _, rest = spec.partition(":")
+    name, texts = parse_spec(spec)
     if name not in known():
         raise AddendaError(
             f"optimizer must be 'auto', {', '.join(map(repr, known()))} or a function, got {name!r}."
             f"{nearest(name, known())}"
         )
     info = known()[name]
-    options = {k: _value(info, k, equals, v) for k, equals, v in (o.partition("=") for o in rest.split(",") if o)}
+    options = {key: _value(info, key, text) for key, text in texts.items()}
     if info.scheduled:
         if steps is None:
             raise AddendaError(f"{name!r} follows a schedule and wants the number of steps: give steps=.")
@@ -115,13 +110,12 @@ def _own(adapter: Adapter) -> str:
     return next(iter(asked), "adamw")
 
 
-def _value(info: Info, key: str, equals: str, text: str) -> object:
-    key, listed = key.strip(), ", ".join(f"{k}={v!r}" for k, v in info.options.items()) or "none"
-    if not equals or key not in info.options:
-        raise AddendaError(
-            f"{info.name} has no option {key!r}.{nearest(key, info.options)} Its options: {listed}."
-            if equals
-            else f"Expected option=value after {info.name!r}, got {key!r}. Its options: {listed}."
-        )
-    make = info.make.__init__ if inspect.isclass(info.make) else info.make
-    return parse_value(text.strip(), typing.get_type_hints(make)[key])
+def _value(info: Info, key: str, text: str) -> object:
+    if key not in info.options:
+        listed = ", ".join(f"{k}={v!r}" for k, v in info.options.items()) or "none"
+        raise AddendaError(f"{info.name} has no option {key!r}.{nearest(key, info.options)} Its options: {listed}.")
+    hint = typing.get_type_hints(info.make.__init__ if inspect.isclass(info.make) else info.make)[key]
+    value = parse_value(text, hint)
+    if problem := misfit(key, value, hint):
+        raise AddendaError(f"{info.name}: {problem}.")
+    return value

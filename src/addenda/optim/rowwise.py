@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from addenda.core.adapter import Adapter
-from addenda.optim.pairs import can_fuse, loss_of, paired, plain_step, trained
+from addenda.optim.pairs import groups_of, loss_of, paired, plain_step, trained
 from addenda.optim.registry import optimizer
 
 
@@ -37,9 +37,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
         self.sites = [s for s in paired(adapter, "rowwise-adamw") if any(p.requires_grad for p in s.parameters)]
         own = [p for s in self.sites for p in s.parameters]
         rest = trained(adapter, own)
-        options = {"lr": rate, "weight_decay": weight_decay, "betas": (beta1, beta2), "eps": eps}
-        groups: list[dict[str, Any]] = [{"params": own}, *([{"params": rest}] if rest else [])]
-        super().__init__(groups, options | {"fused": can_fuse(own + rest)})
+        super().__init__(*groups_of(own, rest, rate, weight_decay, betas=(beta1, beta2), eps=eps))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
