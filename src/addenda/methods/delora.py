@@ -13,7 +13,7 @@ same gradients, and the base stays as it is. Weight decay pulls towards the star
 The paper multiplies by the norm of W, which bounds ‖D‖ by λ‖W‖ (norm="whole"). Its code and PEFT multiply every input
 by the norm of its own column of W, and the strengths of 10 to 15 that go round belong to that (the default).
 Trap: PEFT starts from B = 0 and keeps norms above 1e-4, so its first step takes ΔW from zero to full strength whatever
-the learning rate: to 0.68 ‖W‖ at 1e-4 and 64 × 64, where it is 0.001 ‖W‖ here.
+the learning rate.
 
 Cost: r (m + n) + 1 numbers a site; a pair of frozen factors beside the trained ones; two rank-2r products a pass.
 Not where the size of the change must be free.
