@@ -75,10 +75,14 @@ def docstrings(libraries: Iterable[str] = LIBRARIES) -> list[tuple[str, str, str
                     text = _blotted(text)
                     found[text] = None if text in found else (library, kind)
     rows = [(text, *about) for text, about in found.items() if about and 5 <= len(text.split()) <= 40]
-    rows.sort(key=lambda row: hashlib.sha256(row[0].encode()).hexdigest())
+    rows.sort(key=lambda row: _hash(row[0]))
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(kept, json.dumps(rows).encode())
     return rows
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _documented(source: str) -> list[tuple[str, str]]:
@@ -122,6 +126,8 @@ def splits(rows: list[tuple[str, str, str]], task: str) -> dict[str, Data]:
             for part, n in share.items():
                 parts[part] += [Labelled(text, number) for text in own[at : at + n]]
                 at += n
+        for examples in parts.values():
+            examples.sort(key=lambda e: _hash(e.text))  # so that a prefix is a fair sample
         made[name] = {k: Data(tuple(v), "label", tuple(labels), "docstrings") for k, v in parts.items()}
     return made[task]
 
@@ -152,7 +158,7 @@ def compared(given: argparse.Namespace, methods: list[str], title: str, **more) 
     """The record of `compare` on the subject, its cost said first, and its statistics."""
     record = compare(
         methods=methods, out=given.out, budget=f"steps={given.steps}", seeds=given.seeds, rates=given.rates, batch=16,
-        items=None, title=title, command=f"python -m recipes.{given.out.name}", subject=subject(given.model),
+        items=None, validation=200, title=title, command=f"python -m recipes.{given.out.name}", subject=subject(given.model),
         watch=Watch(), **more,
     )  # fmt: skip
     return record, analyse(record)

@@ -61,6 +61,7 @@ def compare(
     columns: dict | None = None,
     max_length: int | None = None,
     items: int | None = 500,
+    validation: int = 64,
     command: str = "",
     title: str | None = None,
     watch: Watch | None = None,
@@ -74,7 +75,8 @@ def compare(
     option is set to reach it). rates: how many learning rates are tried per arm, around the catalogue's (1: no search)
     or that of `around` for its text form; search_steps: for how long at first (a quarter of the steps, at least 10).
     full: full fine-tuning of every parameter as a control. within: seconds it may take. items: how many of the test
-    split are judged, and half as many of the ood split (None: all).
+    split are judged, and half as many of the ood split (None: all). validation: how many of its split are looked at
+    while training.
     Raises AddendaError for bad input, before anything is run.
     """
     watch = watch or Watch()
@@ -99,7 +101,7 @@ def compare(
         arms = [
             a if a.label == FULL else replace(a, method=fitted(subject.model, a.method, a.targets, most)) for a in arms
         ]
-    settings = Settings(batch=batch)
+    settings = Settings(batch=batch, validation=validation)
     for a in arms:  # every target and shape is checked before anything is measured
         plan(subject.model, a.method, targets=a.targets, also_train=subject.heads)
     out = Path(out)
