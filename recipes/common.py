@@ -158,8 +158,8 @@ def compared(given: argparse.Namespace, methods: list[str], title: str, **more) 
     """The record of `compare` on the subject, its cost said first, and its statistics."""
     record = compare(
         methods=methods, out=given.out, budget=f"steps={given.steps}", seeds=given.seeds, rates=given.rates, batch=16,
-        items=None, validation=200, title=title, command=f"python -m recipes.{given.out.name}", subject=subject(given.model),
-        watch=Watch(), **more,
+        items=None, validation=200, title=title, command=f"python -m recipes.{given.out.name}",
+        subject=subject(given.model), watch=Watch(), **more,
     )  # fmt: skip
     return record, analyse(record)
 

@@ -92,7 +92,7 @@ def trained(on: Subject, spec: str, seed: int, rate: float, steps: int, search: 
     with attached(on, arm, settings, seed) as adapter:
         made = fit(
             on.model, adapter, on.splits["train"], steps=steps, batch=16, rate=rate, seed=seed, attention=None,
-            eval=on.splits["validation"], eval_every=looks(steps, "search"),
+            eval=on.splits["validation"].first(200), eval_every=looks(steps, "search"),
         )  # fmt: skip
         told = {"status": "ok", "rate": rate, "steps": steps, "seed": seed, "step_seconds": made.step_seconds}
         told["validation"] = [[e["step"], {"loss": e["loss"], "accuracy": e["accuracy"]}] for e in made.evaluations]

@@ -120,7 +120,7 @@ def best_rate(runs: Runs, model: TwoHeads, on: Subject, task: str, spec: str, gi
 def _fit(model: TwoHeads, adapter: ad.Adapter, on: Subject, rate: float, steps: int, seed: int):
     return fit(
         model, adapter, on.splits["train"], steps=steps, batch=16, rate=rate, seed=seed, attention=None,
-        eval=on.splits["validation"], eval_every=looks(steps, "search"),
+        eval=on.splits["validation"].first(200), eval_every=looks(steps, "search"),
     )  # fmt: skip
 
 
