@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from addenda.cli.common import Answer, DataFile, Dtype, Label, MaxLength, Model, Question, Targets, Text, columns_of
+from addenda.cli.common import (
+    Answer,
+    DataFile,
+    Dtype,
+    Label,
+    MaxLength,
+    Model,
+    Question,
+    Targets,
+    Text,
+    columns_of,
+    listed,
+)
 
 METHODS = "lora,miss:rank=16,shira"
 
@@ -21,7 +33,11 @@ def compare(
     model: Model = None,
     data: DataFile = None,
     methods: Annotated[
-        str, typer.Option("--methods", help="Arms, separated by commas; options as in svft:pattern=banded;band=8.")
+        str,
+        typer.Option(
+            "--methods",
+            help="Arms, by commas; options as in svft:pattern=banded;band=8, an optimizer as in lora@lora-pro.",
+        ),
     ] = METHODS,
     budget: Annotated[
         str, typer.Option("--budget", help="steps=40, seconds=120 or parameters=500000, the same for every arm.")
@@ -50,11 +66,11 @@ def compare(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the long part.")] = False,
 ) -> None:
     """Which method is worth it here? Same model, data and budget, several seeds, intervals, a report."""
-    from addenda.core.registry import build
+    from addenda.compare.arm import parse_arm
 
     chosen = [spec.strip().replace(";", ",") for spec in methods.split(",") if spec.strip()]
     for spec in chosen:
-        build(spec)  # a mistake here should not cost the seconds that transformers takes
+        parse_arm(spec)  # a mistake here should not cost the seconds that transformers takes
     from addenda.compare.live import Board, terminal
     from addenda.compare.report import summary
     from addenda.compare.run import compare as run
@@ -70,7 +86,8 @@ def compare(
     with Board() as board:
         record = run(
             model, data, chosen, out=out, budget=budget, seeds=seeds, rates=rates, search_steps=search_steps, full=full,
-            batch=batch, targets=targets, within=within, dtype=dtype, max_length=max_length, items=items or None,
+            batch=batch, targets=listed(targets) if targets else None, within=within, dtype=dtype,
+            max_length=max_length, items=items or None,
             columns=columns_of(question=question, answer=answer, text=text, label=label),
             command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(ask),
         )  # fmt: skip

@@ -9,21 +9,21 @@ A run that is in the record is never repeated, so an interrupted comparison goes
 import datetime
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from addenda.compare.arm import Arm, center, parse_arm
 from addenda.compare.budget import Budget, fitted
 from addenda.compare.costs import Costs, fit_within, measure, minutes
 from addenda.compare.record import Record, trial_name
 from addenda.compare.report import write_report
 from addenda.compare.search import grid, search
 from addenda.compare.subject import Subject, embedded, from_files
-from addenda.compare.trial import Arm, Settings, control, trial
+from addenda.compare.trial import Settings, control, trial
 from addenda.core.errors import AddendaError
-from addenda.core.method import WeightMethod
 from addenda.core.plan import plan
-from addenda.core.registry import build, info
+from addenda.core.registry import info
 from addenda.train import attention
 from addenda.train.fit import Event
 from addenda.train.machine import hardware, versions
@@ -54,12 +54,14 @@ def compare(
     search_steps: int | None = None,
     full: bool = False,
     batch: int = 8,
-    targets: str | None = None,
+    targets: str | Iterable[str] | None = None,
+    around: Mapping[str, float] | None = None,
     within: float | None = None,
     dtype: str = "auto",
     columns: dict | None = None,
     max_length: int | None = None,
     items: int | None = 500,
+    validation: int = 64,
     command: str = "",
     title: str | None = None,
     watch: Watch | None = None,
@@ -67,16 +69,22 @@ def compare(
 ) -> Record:
     """Fit methods side by side and write the record directory `out` with its report.
 
-    model, data: a transformers folder and a data file; the embedded ones if not given. methods: text forms, one an arm.
+    model, data: a transformers folder and a data file; the embedded ones if not given. methods: text forms, one an arm,
+    such as "svft", "lora:rank=8" or "lora:rank=8@lora-pro:mode=full", where an optimizer stands behind the @.
     budget: "steps=40", "seconds=120" (turned into steps once, per arm) or "parameters=500000" (each method's size
-    option is set to reach it). rates: how many learning rates are tried per arm, around the catalogue's (1: no search);
-    search_steps: for how long at first (a quarter of the steps, at least 10). full: full fine-tuning of every parameter
-    as a control. within: seconds it may take. items: how many of the test split are judged, and half as many of the ood
-    split (None: all). Raises AddendaError for bad input, before anything is run.
+    option is set to reach it). rates: how many learning rates are tried per arm, around the catalogue's (1: no search)
+    or that of `around` for its text form; search_steps: for how long at first (a quarter of the steps, at least 10).
+    full: full fine-tuning of every parameter as a control. within: seconds it may take. items: how many of the test
+    split are judged, and half as many of the ood split (None: all). validation: how many of its split are looked at
+    while training.
+    Raises AddendaError for bad input, before anything is run.
     """
     watch = watch or Watch()
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
-    built = _built(methods)
+    targets = targets if targets is None or isinstance(targets, str) else tuple(targets)
+    named = [*_labels(methods), *([FULL] if full else [])]
+    middle = {label: (around or {}).get(label) or center(label) for label in named}
+    arms = [replace(parse_arm(k, None if k == FULL else targets), rates=grid(middle[k], rates)) for k in named]
     if seeds < 1 or rates < 1 or batch < 1:
         raise AddendaError(f"seeds, rates and batch must be at least 1, got {seeds}, {rates} and {batch}.")
     if (model is None) != (data is None) and subject is None:
@@ -89,14 +97,13 @@ def compare(
             subject = from_files(model, str(data), columns=columns, dtype=dtype, max_length=max_length)
     subject = subject.limited(items)
     if budget.kind == "parameters":
-        built = {label: fitted(subject.model, m, targets or m.targets, int(budget.value)) for label, m in built.items()}
-    settings = Settings(batch=batch)
-    arms = [Arm(label, m, targets or m.targets, grid(_center(label), rates)) for label, m in built.items()]
-    if full:
-        everything = build(FULL)
-        arms.append(Arm(FULL, everything, everything.targets, grid(info(FULL).rate, rates)))
-    for arm in arms:  # every target and shape is checked before anything is measured
-        plan(subject.model, arm.method, targets=arm.targets, also_train=subject.heads)
+        most = int(budget.value)
+        arms = [
+            a if a.label == FULL else replace(a, method=fitted(subject.model, a.method, a.targets, most)) for a in arms
+        ]
+    settings = Settings(batch=batch, validation=validation)
+    for a in arms:  # every target and shape is checked before anything is measured
+        plan(subject.model, a.method, targets=a.targets, also_train=subject.heads)
     out = Path(out)
     if (out / "config.json").exists():
         record = _going_on(out, watch)
@@ -112,17 +119,13 @@ def compare(
     return record
 
 
-def _built(methods: Iterable[str]) -> dict[str, WeightMethod]:
+def _labels(methods: Iterable[str]) -> list[str]:
     specs = [s.strip() for s in methods if s.strip()]
     if not specs:
         raise AddendaError("There is nothing to compare; give at least one method, e.g. --methods lora,shira.")
     if len(set(specs)) < len(specs):
         raise AddendaError(f"A method is named twice: {', '.join(specs)}. Give different options to compare two forms.")
-    return {spec: build(spec) for spec in specs}
-
-
-def _center(label: str) -> float:
-    return info(label.partition(":")[0]).rate
+    return specs
 
 
 def _fresh(
@@ -183,11 +186,10 @@ def _search_of(arms: list[Arm], costs: Costs) -> dict | None:
 
 
 def _about(arm: Arm, subject: Subject, steps: int) -> dict:
-    name = arm.label.partition(":")[0]
-    told, planned = info(name), plan(subject.model, arm.method, targets=arm.targets, also_train=subject.heads)
+    told, planned = info(arm.name), plan(subject.model, arm.method, targets=arm.targets, also_train=subject.heads)
     return {
         "title": told.title + (" (all parameters)" if arm.label == FULL else ""),
-        "options": arm.method.options(),
+        "options": _options(arm),
         "hypothesis": told.hypothesis,
         "trainable": planned.trainable,
         "sites": len(planned.rows),
@@ -195,6 +197,11 @@ def _about(arm: Arm, subject: Subject, steps: int) -> dict:
         "rates": list(arm.rates),
         "steps": steps,
     }
+
+
+def _options(arm: Arm) -> dict:
+    """Of the method, and the optimizer that was named."""
+    return arm.method.options() | ({"optimizer": arm.optimizer} if arm.optimizer != "auto" else {})
 
 
 def _titled(methods: dict[str, dict]) -> dict[str, dict]:
@@ -221,7 +228,7 @@ def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
             f"{record.path} compares {', '.join(known)}, and this command names {', '.join(a.label for a in arms)}. "
             "Choose another --out, or repeat the first command to go on."
         )
-    differing = [k for k, arm in kept.items() if arm.method.options() != known[k]["options"]]
+    differing = [k for k, arm in kept.items() if _options(arm) != known[k]["options"]]
     if differing:
         raise AddendaError(f"{record.path} has other options for {', '.join(differing)}. Choose another --out.")
     return [replace(kept[label], rates=tuple(m["rates"])) for label, m in known.items()]

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from addenda.core.errors import AddendaError
-from addenda.train.data import of_task, read
+from addenda.train.data import Data, of_task, read
 from addenda.train.encode import Encoded, encode
-from addenda.train.load import config_of, label_names, load_model, task_in
+from addenda.train.load import Loaded, config_of, label_names, load_model, task_in
 
 SPLITS = ("train", "validation", "test", "ood")
 SHOTS = 8  # finished examples before the question, in the control without training
@@ -117,26 +117,36 @@ def from_files(
         train, parts["validation"] = train.split(0.1, seed=1)
     outputs = len(train.labels) if train.labels else 1
     loaded = load_model(folder, task=task, labels=outputs if task == "label" else None, dtype=dtype)
+    about = f"{len(train)} training examples of form {train.form!r}"
+    return of_data(loaded, {"train": train, **parts}, Path(data).name, about, max_length=max_length)
+
+
+def of_data(
+    loaded: Loaded, parts: dict[str, Data], name: str, description: str, *, example: bool = True, **encoding
+) -> Subject:
+    """A loaded model, and its data by split (train, validation and test, perhaps ood).
+
+    example: record one test item. encoding: options of `train.encode.encode`. Raises AddendaError for values to
+    predict, and for data that the model cannot read.
+    """
+    train, first = parts["train"], parts["test"].examples[0]
     if train.form == "label" and not train.labels:
-        raise AddendaError(f"{data} holds numbers to predict; a comparison counts right answers, so it wants classes.")
-    said = {"train": train, **parts}
-    splits = {k: encode(d, loaded.tokenizer, max_length=max_length) for k, d in said.items()}
-    first = parts["test"].examples[0]
+        raise AddendaError(f"{name} holds numbers to predict; a comparison counts right answers, so it wants classes.")
+    splits = {k: encode(d, loaded.tokenizer, **encoding) for k, d in parts.items()}
+    folder = Path(loaded.source).name
+    shown = {"question": first.key[:500], "answer": str(getattr(first, "answer", getattr(first, "label", "")))}
     return Subject(
         loaded.model,
         loaded.tokenizer,
         splits,
-        {"name": folder.name, "parameters": _count(loaded.model), "dtype": _dtype(loaded.model), "note": loaded.note},
+        {"name": folder, "parameters": _count(loaded.model), "dtype": _dtype(loaded.model), "note": loaded.note},
         {
-            "name": Path(data).name,
-            "description": f"{len(train)} training examples of form {train.form!r}",
+            "name": name,
+            "description": description,
             "sizes": {k: len(v) for k, v in splits.items()},
-            "hashes": {k: d.digest for k, d in said.items()},
-            "metric": "exact match" if task == "causal" else "accuracy",
-            "example": {
-                "question": first.key[:500],
-                "answer": str(getattr(first, "answer", getattr(first, "label", ""))),
-            },
+            "hashes": {k: d.digest for k, d in parts.items()},
+            "metric": "accuracy" if train.form == "label" else "exact match",
+            **({"example": shown} if example else {}),
         },
         heads=loaded.heads,
     )

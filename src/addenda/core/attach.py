@@ -16,6 +16,7 @@ from addenda.core.adapter import Adapter
 from addenda.core.calibration import calibrate
 from addenda.core.errors import AddendaError
 from addenda.core.method import Params, Replace, Shape, WeightMethod
+from addenda.core.pages import give_back
 from addenda.core.random import Stream
 from addenda.core.registry import build
 from addenda.core.sites import EMBEDDING, PARAMETER, Site, owners_of, refusal, site_at
@@ -217,6 +218,7 @@ def _side_by_side(most: int) -> Iterator[Callable[[Callable, list], Iterable]]:
             yield pool.map
     finally:
         torch.set_num_threads(threads)
+        give_back()
 
 
 @torch.no_grad()
