@@ -149,7 +149,7 @@ def options(about: str, name: str, **defaults) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("records/recipes") / name, help="record; an old one goes on")
     parser.add_argument("--model", type=Path, help="another BERT-like folder than MiniLM's")
     parser.add_argument("--seeds", type=int, default=defaults.get("seeds", 3))
-    parser.add_argument("--steps", type=int, default=defaults.get("steps", 120))
+    parser.add_argument("--steps", type=int, default=defaults.get("steps", 80))
     parser.add_argument("--rates", type=int, default=3, help="learning rates tried for every arm")
     return parser.parse_args()
 

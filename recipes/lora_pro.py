@@ -6,7 +6,7 @@ fine-tuning. (3) The model is better than LoRA's in the end. And what it costs: 
 
 Arms, rank 8 on every linear layer of the encoder: LoRA with AdamW, with LoRA-Pro in its full and efficient modes and in
 the full one with the step of A held to a tenth of its length (`trust=0.1`), and full fine-tuning. The first claim is
-measured on six layers during 60 steps of LoRA, where one more backward gives the full gradient G; the direction of
+measured on six layers during 40 steps of LoRA, where one more backward gives the full gradient G; the direction of
 LoRA-Pro is taken here from its definition in float64, P_B G + G P_A − P_B G P_A.
 """
 
@@ -28,7 +28,7 @@ from recipes.controls import means
 LORA = "lora:rank=8"
 FULL_MODE, EFFICIENT, HELD = (f"{LORA}@lora-pro:mode={m}" for m in ("full", "efficient", "full,trust=0.1"))
 WATCHED = 6  # layers whose full gradient is taken
-STEPS = 60
+STEPS = 40
 TAIL = 10  # last steps whose training loss counts
 
 

@@ -49,7 +49,7 @@ class TwoHeads(torch.nn.Module):
 
 
 def main() -> None:
-    given = options(__doc__, "shira", seeds=5)
+    given = options(__doc__, "shira", seeds=4)
     runs, subjects = Runs(given.out), {task: subject(given.model, task) for task in TASKS}
     model, arms = TwoHeads(subjects), [LORA, *SHIRA.values()]
     print(f"{len(arms)} arms, 2 tasks, {given.seeds} seeds, {given.steps} steps; about 15 minutes on 2 quiet cores.")
