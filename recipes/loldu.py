@@ -4,7 +4,7 @@ Claims. (1) r numbers between W's triangular factors do nearly as well as LoRA w
 them already do more than training the head alone, and more of them do more. (3), not tested in the paper: the factors
 of the LDU decomposition are the right directions, better than W's singular pairs or random ones with as many numbers.
 
-Arms, on query and value as in the paper: the head alone, LoLDU with r = 1, 16, 64 and all 384, LoRA r = 16, and 64
+Arms, on query and value as in the paper: the head alone, LoLDU with r = 1, 16, 64 and all 128, LoRA r = 16, and 64
 fixed directions from the SVD or at random. The paper starts its headline row from random numbers with nothing of W left
 in place; here, as in its ablation, the start is W.
 """
@@ -14,7 +14,7 @@ from itertools import pairwise
 from recipes.common import Finding, compared, conclude, gap, options
 from recipes.controls import HEAD, means
 
-RANKS = (1, 16, 64, 384)
+RANKS = (1, 16, 64, 128)
 LORA, SVD, RANDOM = "lora:rank=16", "atoms:rank=64,basis=svd", "atoms:rank=64,basis=random"
 
 

@@ -19,7 +19,7 @@ SMOOTH = 10  # steps of a running mean
 
 
 def main() -> None:
-    given = options(__doc__, "miss", seeds=5)
+    given = options(__doc__, "miss")
     record, found = compared(given, [LORA, MISS, BAT], "MiSS: convergence at equal counts")
     level, steps = arrivals(record)
     share = over_seeds(m / lo for m, lo in zip(steps[MISS], steps[LORA], strict=True))

@@ -21,11 +21,11 @@ from addenda.methods.svft import SVFT
 from recipes.common import Finding, compared, conclude, gap, options
 from recipes.controls import HEAD, means
 
-PLAIN, BAND_1, RANDOM_1, BAND_11 = (
+PLAIN, BAND_1, RANDOM_1, BAND_12 = (
     "svft",
     "svft:pattern=banded,band=1",
     "svft:pattern=random,band=1",
-    "svft:pattern=banded,band=11",
+    "svft:pattern=banded,band=12",
 )
 LORA_1, LORA_8, VERA = "lora:rank=1", "lora:rank=8", "vera:rank=256"
 ELSEWHERE = "random-basis:pattern=banded,band=1"
@@ -54,9 +54,9 @@ class RandomBasis(SVFT):
 
 def main() -> None:
     given = options(__doc__, "svft")
-    arms = [PLAIN, BAND_1, RANDOM_1, BAND_11, LORA_1, LORA_8, VERA, ELSEWHERE, HEAD]
+    arms = [PLAIN, BAND_1, RANDOM_1, BAND_12, LORA_1, LORA_8, VERA, ELSEWHERE, HEAD]
     record, found = compared(given, arms, "SVFT: accuracy against the number of trained numbers")
-    pareto = [gap(found, BAND_1, LORA_1), gap(found, RANDOM_1, LORA_1), gap(found, BAND_11, LORA_8)]
+    pareto = [gap(found, BAND_1, LORA_1), gap(found, RANDOM_1, LORA_1), gap(found, BAND_12, LORA_8)]
     count = {k: m["trainable"] for k, m in record.config["methods"].items()}
     numbers = f"{count[BAND_1]:,} and {count[LORA_1]:,} numbers, the head's included"
     findings = [
