@@ -1,8 +1,10 @@
 """What the recipes share: the subject, the command line, planned contrasts, and the verdict that each one leaves.
 
-The subject is a pretrained encoder that a package carries (SPLADE-tiny, a BERT of 4.4 M parameters; `--model minilm` is
-MiniLM-L6 of 22 M) with a fresh head, and the docstrings of eight installed libraries: which library is a sentence from?
-The texts are read where pip put them, their library's name is blotted out, and none is kept in a record.
+The subject is a pretrained encoder that a package carries (SPLADE-tiny, a BERT of 4.4 M parameters; `--model minilm`
+is MiniLM-L6 of 22 M), and the docstrings of eight installed libraries: which library is a sentence from? The head is
+fitted to the frozen encoder's features beforehand and then belongs to the base, so that an arm's learning rate is its
+own and the base is what a head alone can do. The texts are read where pip put them, their library's name is blotted
+out, and none is kept in a record.
 
 A recipe is `addenda compare` with the arms of one claim, so that it is resumable and leaves the same record and report,
 and a few lines that read the verdict off the record's planned contrasts.
@@ -17,11 +19,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata, util
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from addenda import AddendaError
 from addenda.compare.record import Record
@@ -29,6 +32,7 @@ from addenda.compare.run import Watch, compare
 from addenda.compare.stats import Comparison, analyse
 from addenda.compare.subject import Subject, of_data
 from addenda.core.atomic import write_atomically
+from addenda.train.batches import Collator
 from addenda.train.data import Data, Labelled
 from addenda.train.embedded import cache_folder
 from addenda.train.load import load_model
@@ -40,6 +44,7 @@ MODELS = {  # by name: package, version, folder in it
 }
 LIBRARIES = ("matplotlib", "networkx", "numpy", "pandas", "scipy", "sympy", "torch", "transformers")
 SIZES = {"train": 2400, "validation": 400, "test": 1600}  # as many of every class
+HEAD_STEPS = 300
 KINDS = ("class", "function", "method")  # a second task on other docstrings: what does it describe?
 
 
@@ -145,7 +150,41 @@ def subject(model: str, task: str = "library") -> Subject:
     encoder = load_model(folder_of(model), task="label", labels=len(data["train"].labels or ()))
     if sum(p.numel() for p in encoder.model.parameters()) < 10_000_000:
         torch.set_num_threads(1)  # several only wait for each other at this size
-    return of_data(encoder, data, f"docstrings-{task}", said, max_length=64, overflow="truncate", example=False)
+    on = of_data(encoder, data, f"docstrings-{task}", said, max_length=64, overflow="truncate", example=False)
+    fit_head(on)
+    return replace(on, heads=())
+
+
+def fit_head(on: Subject) -> None:
+    """Fit pooler and classifier to the first token's features: AdamW on all of train, the best on validation."""
+    model, sizes = on.model, {}
+    for part in ("train", "validation"):
+        encoded = on.splits[part]
+        collate, rows = Collator(encoded.pad, encoded.kind), range(len(encoded))
+        with torch.no_grad():
+            seen = [collate([encoded[i] for i in rows[k : k + 64]]) for k in rows[::64]]
+            labels = torch.cat([batch.pop("labels") for batch in seen])
+            sizes[part] = torch.cat([model.bert(**b).last_hidden_state[:, 0] for b in seen]).float(), labels
+    layers = (model.bert.pooler.dense, model.classifier)
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(*layers[0].weight.shape), nn.Tanh(), nn.Linear(*layers[1].weight.shape[::-1]))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3, weight_decay=1e-2)
+    best, kept = math.inf, head.state_dict()
+    for step in range(HEAD_STEPS):
+        x, labels = sizes["train"]
+        nn.functional.cross_entropy(head(x), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 10 == 9:
+            with torch.no_grad():
+                x, labels = sizes["validation"]
+                loss = float(nn.functional.cross_entropy(head(x), labels))
+            if loss < best:
+                best, kept = loss, {k: t.clone() for k, t in head.state_dict().items()}
+    with torch.no_grad():
+        for layer, place in zip(layers, ("0", "2"), strict=True):
+            layer.weight.copy_(kept[f"{place}.weight"])
+            layer.bias.copy_(kept[f"{place}.bias"])
 
 
 # ---- running a recipe ------------------------------------------------------------------------------------------------
@@ -157,7 +196,7 @@ def options(about: str, name: str, **defaults) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("records/recipes") / name, help="record; an old one goes on")
     parser.add_argument("--model", default="splade-tiny", help=f"{', '.join(MODELS)}, or a BERT-like folder")
     parser.add_argument("--seeds", type=int, default=defaults.get("seeds", 5))
-    parser.add_argument("--steps", type=int, default=defaults.get("steps", 150))
+    parser.add_argument("--steps", type=int, default=defaults.get("steps", 120))
     parser.add_argument("--rates", type=int, default=3, help="learning rates tried for every arm")
     return parser.parse_args()
 
@@ -166,7 +205,8 @@ def compared(given: argparse.Namespace, methods: list[str], title: str, **more) 
     """The record of `compare` on the subject, its cost said first, and its statistics."""
     record = compare(
         methods=methods, out=given.out, budget=f"steps={given.steps}", seeds=given.seeds, rates=given.rates, batch=16,
-        items=None, validation=200, title=title, command=f"python -m recipes.{given.out.name}",
+        items=None, validation=200, search_steps=max(10, given.steps // 3), title=title,
+        command=f"python -m recipes.{given.out.name}",
         subject=subject(given.model), watch=Watch(), **more,
     )  # fmt: skip
     return record, analyse(record)

@@ -1,4 +1,4 @@
-"""Arms that papers leave out: the head alone, and adapters whose directions do not come from W as the paper wants."""
+"""An arm that papers leave out, and the table that recipes print."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -9,37 +9,9 @@ from torch import Tensor, nn
 from addenda.compare.record import Record
 from addenda.compare.stats import Comparison
 from addenda.core.linalg import singular_triplets
-from addenda.core.method import Base, Factors, Params, Shape, WeightMethod, too_high
+from addenda.core.method import Factors, Params, Shape, WeightMethod, too_high
 from addenda.core.random import Stream
 from addenda.core.registry import register
-
-HEAD = "head-only"
-
-
-@register(
-    HEAD,
-    title="Head alone",
-    paper="a control of ours",
-    equation="ΔW = 0",
-    hypothesis="The pretrained features are enough; only the head must be trained.",
-    family="dense",
-    rate=3e-3,
-)
-@dataclass(frozen=True)
-class HeadOnly(WeightMethod):
-    """Changes nothing: what `also_train` names is all that is trained."""
-
-    def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
-        return {}
-
-    def delta(self, W: Tensor, p: Params) -> Tensor:
-        return torch.zeros_like(W)
-
-    def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
-        return base(x)
-
-    def trainable(self, m: int, n: int) -> int:
-        return 0
 
 
 @register(

@@ -35,7 +35,7 @@ TAIL = 10  # last steps whose training loss counts
 def main() -> None:
     given = options(__doc__, "lora_pro")
     arms = [LORA, FULL_MODE, EFFICIENT, HELD]
-    around = {FULL_MODE: 2e-4, HELD: 2e-4}
+    around = {FULL_MODE: 5e-4, HELD: 5e-4, "full": 3e-4}
     record, found = compared(given, arms, "LoRA-Pro: nearer to full fine-tuning?", full=True, around=around)
     angles, runs, on = [], Runs(given.out), None
     for seed in range(given.seeds):
