@@ -81,29 +81,31 @@ class _Correlate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, kernel):
         ctx.save_for_backward(x, kernel)
-        waves, w = _waves(x, kernel), _waves(kernel, kernel)
-        return _back(torch.einsum("...qk,pqk->...pk", waves, w.conj()), x, kernel)
+        waves, w = _waves(x, kernel, x), _waves(kernel.flatten(-2), kernel, x)
+        return _back(torch.einsum("...qk,pqk->...pk", waves, w.conj()), kernel, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gy):
         x, kernel = ctx.saved_tensors
         need_x, need_kernel = ctx.needs_input_grad
-        g, gx, gkernel = _waves(gy, kernel), None, None
+        g, gx, gkernel = _waves(gy, kernel, x), None, None
         if need_x:
-            gx = _back(torch.einsum("...pk,pqk->...qk", g, _waves(kernel, kernel)), gy, kernel)
+            w = _waves(kernel.flatten(-2), kernel, x)
+            gx = _back(torch.einsum("...pk,pqk->...qk", g, w), kernel, x)
         if need_kernel:
-            both = torch.einsum("tqk,tpk->pqk", _waves(x, kernel).flatten(0, -3), g.flatten(0, -3).conj())
+            waves, g = (t.reshape(-1, *t.shape[-2:]) for t in (_waves(x, kernel, x), g))
+            both = torch.einsum("tqk,tpk->pqk", waves, g.conj())
             gkernel = (torch.fft.irfft(both, kernel.shape[-1]) / x.shape[-1]).to(kernel.dtype)
         return gx, gkernel
 
 
-def _waves(t: Tensor, kernel: Tensor) -> Tensor:
-    """The spectra of every block of b entries of t (…, blocks · b), or of the kernel's own."""
-    t = t.to(torch.promote_types(t.dtype, torch.float32))
-    return torch.fft.rfft(t if t.shape == kernel.shape else t.unflatten(-1, (-1, kernel.shape[-1])))
+def _waves(t: Tensor, kernel: Tensor, like: Tensor) -> Tensor:
+    """The spectra of every block of b entries of t (…, blocks · b), as wide as `like`, float32 at least."""
+    t = t.to(torch.promote_types(like.dtype, torch.float32))
+    return torch.fft.rfft(t.unflatten(-1, (-1, kernel.shape[-1])))
 
 
-def _back(waves: Tensor, like: Tensor, kernel: Tensor) -> Tensor:
+def _back(waves: Tensor, kernel: Tensor, like: Tensor) -> Tensor:
     n = kernel.shape[1] * kernel.shape[2]
     return (torch.fft.irfft(waves, kernel.shape[-1]).flatten(-2) / n).to(like.dtype)
