@@ -91,7 +91,7 @@ def dense_gradients(site, x, live):
     total = W
     for tensors in live:
         p = {k: t.detach().clone().requires_grad_(t.requires_grad) for k, t in tensors.tensors().items()}
-        leaves += [p[k] for k in tensors._parameters]
+        leaves += [p[k.removeprefix("pool.")] for k, _ in tensors.named_parameters()]
         total = total + tensors.method.effective(W, to_float(p, W.dtype)) - W
     bias = getattr(site.module, "bias", None)
     bias = None if bias is None else bias.detach().clone().requires_grad_()
