@@ -467,7 +467,9 @@ def test_gradient_checkpointing_changes_nothing(name, reentrant, tiny, ids):
             p.grad = None
         return found
 
-    assert all(torch.equal(a, b) for a, b in zip(run(False), run(True), strict=True))
+    pooled = {id(p) for _, pool in adapter.pools() for p in pool.parameters()}  # sums over sites, in another order
+    for p, a, b in zip(adapter.parameters(), run(False), run(True), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-9) if id(p) in pooled else torch.equal(a, b)
 
 
 @every_method

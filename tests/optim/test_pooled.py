@@ -36,7 +36,7 @@ def test_the_bank_moves_a_tenth_as_far_and_is_one_parameter(tiny, ids):
     step(tiny, adapter, made, ids)
     for n, p in adapter.named_parameters():  # Adam's first step is the rate, wherever there is a gradient
         moved = (p.detach() - before[n]).abs()
-        assert float(moved.max()) == pytest.approx(1e-4 if n == ".0/bank" else 1e-3, rel=0.02), n
+        assert float(moved.max()) == pytest.approx(1e-4 if n == ".0/bank" else 1e-3, rel=0.1), n
 
 
 def test_what_it_cannot_train_is_refused(tiny):
