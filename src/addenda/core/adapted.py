@@ -10,7 +10,6 @@ Only `forward` (for modules called with their weight) and the attribute of a raw
 `detach` puts the class back; copying and pickling go through `_rebuild`, which derives the class anew.
 """
 
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -29,10 +28,10 @@ class Pool(nn.Module):
     torch sees a shared module once, as it does shared layers: one parameter for optimizers and flags, one in copies.
     """
 
-    def __init__(self, method: WeightMethod, tensors: Mapping[str, nn.Parameter]):
+    def __init__(self, method: WeightMethod, tensors: Params):
         super().__init__()
         self.method = method
-        self._parameters.update(tensors)  # parameters already
+        self._parameters.update({name: nn.Parameter(tensor) for name, tensor in tensors.items()})
 
     def stored(self) -> Params:
         """What a file holds, detached."""

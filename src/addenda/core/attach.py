@@ -253,7 +253,7 @@ def pool_of(m: WeightMethod, sites: list[Site], seed: int, stored: Params | None
         where = " and ".join(f"{path} on {device}" for device, path in list(places.items())[:2])
         raise AddendaError(f"{m.name} trains tensors that all sites share, and they are on several devices: {where}.")
     tensors = m.pool([site.shape for site in sites], Stream(seed, "pool")) if stored is None else stored
-    return Pool(m, {k: nn.Parameter(t.detach().to(sites[0].weight.device)) for k, t in tensors.items()})
+    return Pool(m, {k: t.detach().to(sites[0].weight.device) for k, t in tensors.items()})
 
 
 @torch.no_grad()

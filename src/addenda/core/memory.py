@@ -180,7 +180,7 @@ def _fake_tensors(assigned: Assigned, twins: Assigned, mode: FakeTensorMode) -> 
             shapes: list[Shape] = [s.shape for s in alike]
             shared[m] = m.shared(shapes, Stream(0, "shared")) if m.has("shared") else {}
             drawn = pool_of(m, alike, 0)
-            pools[m] = drawn and Pool(m, {k: _empty(t, mode) for k, t in drawn._parameters.items()})
+            pools[m] = drawn and Pool(m, {k: _empty(t, mode) for k, t in drawn.stored().items()})
         if where not in placed:
             placed[where] = {k: _empty(t, mode) for k, t in kept_as(shared[m], site).items()}
         near = tuple((n, other.matrix.shape) for n, other in site.beside.items())

@@ -165,7 +165,7 @@ class WeightMethod:
 
     def allot(self, shapes: list[Shape], seen: list[Tensor]) -> "list[WeightMethod | None]":
         """The method of each site, given what `calibrate` saw of all of them; None leaves a site out."""
-        return [self] * len(shapes)
+        return [self for _ in shapes]
 
     def on_step(self, step: int, rng: Stream) -> Params:
         """Values that stand in for the frozen tensors of the same names while training; called before step 0, 1, …"""

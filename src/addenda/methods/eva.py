@@ -65,7 +65,7 @@ class EVA(LowRank):
 
     def allot(self, shapes: list[Shape], seen: list[Tensor]) -> list[WeightMethod | None]:
         if self.rho == 1:
-            return [self] * len(shapes)
+            return [self for _ in shapes]
         shares = []
         for (m, n), squares in zip(shapes, seen, strict=True):
             found = torch.linalg.eigvalsh(squares.cpu().double()).clamp_min(0).flip(0)
