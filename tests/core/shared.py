@@ -31,6 +31,9 @@ OPTIONS = {  # what the shapes 8 × 8, 16 × 8, 8 × 16 and 32 × 8 need
     "mora": {"rank": 2},
     "adalora": {"target_rank": 2},
     "lora-ga": {"rank": 2},
+    "vb-lora": {"vectors": 8, "length": 3},
+    "clover": {"block": 4},
+    "ether-plain": {"parts": 2},
 }
 SMALL = {"rank": 4, "alpha": 8.0}  # for methods that have these options
 

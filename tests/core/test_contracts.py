@@ -91,7 +91,7 @@ def dense_gradients(site, x, live):
     total = W
     for tensors in live:
         p = {k: t.detach().clone().requires_grad_(t.requires_grad) for k, t in tensors.tensors().items()}
-        leaves += [p[k] for k in tensors._parameters]
+        leaves += [p[k.removeprefix("pool.")] for k, _ in tensors.named_parameters()]
         total = total + tensors.method.effective(W, to_float(p, W.dtype)) - W
     bias = getattr(site.module, "bias", None)
     bias = None if bias is None else bias.detach().clone().requires_grad_()
@@ -467,7 +467,9 @@ def test_gradient_checkpointing_changes_nothing(name, reentrant, tiny, ids):
             p.grad = None
         return found
 
-    assert all(torch.equal(a, b) for a, b in zip(run(False), run(True), strict=True))
+    pooled = {id(p) for _, pool in adapter.pools() for p in pool.parameters()}  # sums over sites, in another order
+    for p, a, b in zip(adapter.parameters(), run(False), run(True), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-9) if id(p) in pooled else torch.equal(a, b)
 
 
 @every_method

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import addenda as ad
 import toys
+from addenda import optim
 from addenda.core import memory
 from addenda.core.errors import AddendaError
 
@@ -149,3 +150,43 @@ def test_refusals(llama, vit):
             ad.plan(llama, "lora:rank=2", **options)
     with pytest.raises(AddendaError, match="ViTForImageClassification on 1 × 4 token ids could not be followed"):
         ad.plan(vit, "lora:rank=2", batch=1, length=4)
+
+
+OPTIMIZERS = {
+    "adamw": "lora:rank=2",
+    "lora+": "lora:rank=2",
+    "lora-fa": "lora:rank=2",
+    "lora-pro": "lora:rank=2",
+    "lora-pro:mode=efficient": "pissa:rank=2",
+    "lora-pro:mode=sgd": "lora:rank=2",
+    "rowwise-adamw": "lora:rank=2",
+    "adalora": "adalora:rank=2,target_rank=1",
+    "pooled-adamw": "vb-lora:rank=2,vectors=4,length=8",
+}
+
+
+@pytest.mark.parametrize("spec", OPTIMIZERS)
+def test_an_optimizer_is_asked_what_it_keeps(spec, llama):
+    def make(adapter):
+        return optim.build(adapter, spec, steps=4)
+
+    method = OPTIMIZERS[spec]
+    step = ad.plan(llama, method, targets="linear", batch=B, length=T, optimizer=make).step
+    plain = ad.plan(llama, method, targets="linear", batch=B, length=T).step
+    adapter = ad.attach(llama, method, targets="linear")
+    made = make(adapter)
+    assert ((step.gradients, step.activations, step.temporaries), step.flops) == real_step(llama)
+    made.step()
+    state = [t for s in made.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+    assert step.optimizer == sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state}.values())
+    numbers = {  # what the optimizers' own pages say, but for their step counts
+        "lora-fa": sum(2 * t.B.numel() for _, t in adapter.sites() if "B" in t._parameters),
+        "lora-pro": 2 * sum(ad.core.sites.site_at(llama, path).weight.numel() for path in adapter.methods),
+        "lora-pro:mode=sgd": 0,
+        "adalora": 4 * adapter.trainable,
+    }.get(spec, 2 * adapter.trainable)
+    counts = sum(t.numel() for t in state) - numbers
+    assert 0 <= counts <= (16 if spec == "rowwise-adamw" else 2) * len(adapter.parameters())
+    if spec == "lora-fa":
+        assert step.activations < plain.activations  # no input is kept for a factor that stays
+    assert (step.optimizer > 8 * adapter.trainable + 999) == (spec in ("lora-pro", "adalora"))

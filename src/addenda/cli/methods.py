@@ -96,10 +96,16 @@ def catalogue_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _trained(made) -> str:
+    pooled = made.pooled([(1024, 1024)])
+    more = f", and {pooled:,} that all sites train together" if pooled else ""
+    return f"{made.trainable(1024, 1024):,}{more}"
+
+
 def _entry(i, can: str) -> list[str]:
     made = i.build()
     misfit = made.check(1024, 1024)
-    trained = f"{made.trainable(1024, 1024):,}" if misfit is None else f"not with these options ({misfit})"
+    trained = _trained(made) if misfit is None else f"not with these options ({misfit})"
     options = ", ".join(f"`{k}={v!r}`" for k, v in made.options(defaults=True).items()) or "none"
     lines = [
         f"### {i.name}",

@@ -4,6 +4,7 @@
     └── addenda                     Slots: which adapters are here, and which of them are live
         └── maths                   one adapter
             └── weight              SiteTensors: its tensors for that parameter: A, B, …
+                └── pool            Pool: what all sites of the method train together; one module, held by each
 
 Only `forward` (for modules called with their weight) and the attribute of a raw parameter (a property) are overridden.
 `detach` puts the class back; copying and pickling go through `_rebuild`, which derives the class anew.
@@ -21,14 +22,36 @@ from addenda.core.mixed import PerExample, execute_mixed
 from addenda.core.sites import PARAMETER, Kind, Site
 
 
+class Pool(nn.Module):
+    """What all sites of a method train together: one module that each of them holds, so that a tensor has one owner.
+
+    torch sees a shared module once, as it does shared layers: one parameter for optimizers and flags, one in copies.
+    """
+
+    def __init__(self, method: WeightMethod, tensors: Params):
+        super().__init__()
+        self.method = method
+        self._parameters.update({name: nn.Parameter(tensor) for name, tensor in tensors.items()})
+
+    def stored(self) -> Params:
+        """What a file holds, detached."""
+        return {k: t.detach() for k, t in self._parameters.items() if t is not None}
+
+    def extra_repr(self) -> str:
+        return f"{self.method}"
+
+
 class SiteTensors(nn.Module):
     """One adapter's tensors at one site, each registered by its kind (see `core.method`)."""
 
-    def __init__(self, method: WeightMethod, own: Params, derived: Params, shared: Params):
+    def __init__(self, method: WeightMethod, own: Params, derived: Params, shared: Params, pool: Pool | None = None):
         super().__init__()
         self.method = method
         self.frozen = tuple(k for k, t in own.items() if not isinstance(t, nn.Parameter))
         self.shared = tuple(shared)  # in a stack of matrices, the same for all of them
+        if pool is not None:
+            self.shared += tuple(pool._parameters)
+            self._modules["pool"] = pool
         for name, tensor in own.items():
             if isinstance(tensor, nn.Parameter):
                 self._parameters[name] = tensor
@@ -41,7 +64,8 @@ class SiteTensors(nn.Module):
 
     def tensors(self) -> Params:
         """Every tensor by name, as a method's functions take them."""
-        p = {**self._parameters, **self._buffers}
+        pool = self._modules.get("pool")
+        p = {**self._parameters, **self._buffers, **({} if pool is None else pool._parameters)}
         for name in self.drawn:
             value = p.pop(f"{name} in training")
             if self.training:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from addenda.core.adapted import SiteTensors, adapt, release, slots_of
+from addenda.core.adapted import Pool, SiteTensors, adapt, release, slots_of
 from addenda.core.adapter import Adapter
 from addenda.core.calibration import calibrate
 from addenda.core.errors import AddendaError
@@ -19,7 +19,7 @@ from addenda.core.method import Params, Replace, Shape, WeightMethod
 from addenda.core.pages import give_back
 from addenda.core.random import Stream
 from addenda.core.registry import build
-from addenda.core.sites import EMBEDDING, PARAMETER, Site, owners_of, refusal, site_at
+from addenda.core.sites import EMBEDDING, PARAMETER, Site, owners_of, refusal, site_at, with_neighbours
 from addenda.core.state import (
     Record,
     State,
@@ -33,6 +33,7 @@ from addenda.core.state import (
 from addenda.core.targets import Target, all_paths, matching, resolve
 
 Spec = WeightMethod | str
+Assigned = list[tuple[Site, WeightMethod]]
 Progress = Callable[[int, int, str], None]  # (done, total, path)
 
 
@@ -42,7 +43,7 @@ def assign(
     targets: Target | Iterable[Target] | None = None,
     exclude: Iterable[Target] = (),
     also_train: Iterable[Target] = (),
-) -> tuple[list[tuple[Site, WeightMethod]], tuple[str, ...]]:
+) -> tuple[Assigned, tuple[str, ...]]:
     """Which method goes to which site, in the model's order, and the paths of `also_train` among them.
 
     Raises AddendaError listing every site that its method cannot take, with the reasons.
@@ -56,7 +57,8 @@ def assign(
         chosen = build(spec) if isinstance(spec, str) else spec
         if not isinstance(chosen, WeightMethod):
             raise AddendaError(f"Expected a method such as addenda.catalogue() lists, or its name, got {chosen!r}.")
-        for site in resolve(model, chosen.targets if target is None else target, exclude):
+        for found in resolve(model, chosen.targets if target is None else target, exclude):
+            site = with_neighbours(model, found, chosen.beside(found.path))
             if site.path in plan:
                 raise AddendaError(f"{site.path} is named by two targets; exclude it from one of them.")
             if id(site.weight) not in owned:
@@ -105,6 +107,8 @@ def unfit(site: Site, method: WeightMethod) -> str | None:
             return f"a vector of {site.weight.numel()} is no matrix"
         if site.kind == PARAMETER and site.weight.dim() > 3:
             return f"a raw parameter of {site.weight.dim()} dimensions is neither a matrix nor a stack of matrices"
+    if (names := method.beside(site.path)) and not site.beside:
+        return f"with these options {method.name} looks at the weight of {' or '.join(names)} beside it; there is none"
     return method.check(*site.shape)
 
 
@@ -137,8 +141,23 @@ def attach(
     root, state = ready(model, name)
     plan, heads = assign(root, method, targets, exclude, also_train)
     seen = calibrate(root, plan, calibration, loss)
+    plan = allotted(plan, seen)
     built = build_tensors(plan, seed, progress, seen=seen)
     return install(root, state, name, plan, built, heads, seed, freeze, started)
+
+
+def allotted(plan: Assigned, seen: dict[str, Tensor]) -> Assigned:
+    """The plan after methods have handed out among their sites what calibration suggests."""
+    given: dict[str, WeightMethod | None] = {}
+    for m in dict.fromkeys(m for _, m in plan if m.has("allot") and m.calibration is not None):
+        own = [site for site, other in plan if other == m]
+        methods = m.allot([site.shape for site in own], [seen[site.path] for site in own])
+        given.update(zip((site.path for site in own), methods, strict=True))
+    now = [(site, given.get(site.path, m)) for site, m in plan]
+    problems = [f"{site.path}: {why}" for site, m in now if m is not None and (why := m.check(*site.shape))]
+    if problems:
+        raise AddendaError(f"What calibration suggests does not fit {len(problems)} sites: {'; '.join(problems[:8])}.")
+    return [(site, m) for site, m in now if m is not None]
 
 
 def ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
@@ -172,28 +191,31 @@ def ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
 
 
 def build_tensors(
-    plan: list[tuple[Site, WeightMethod]],
+    plan: Assigned,
     seed: int,
     progress: Progress | None = None,
     *,
     seen: dict[str, Tensor] | None = None,
     stored: dict[str, Params] | None = None,
+    pools: dict[WeightMethod, Params] | None = None,
 ) -> dict[str, SiteTensors]:
-    """The tensors of every site by path: fresh ones, or the stored ones of a file; the model is not touched.
+    """The tensors of every site by path: fresh ones, or those of a file (stored, pools); the model is not touched.
 
     Where they are computed from W, several sites are done at a time: a factorisation keeps one core busy, not more.
     """
-    drawn, placed = {}, {}
+    drawn, held, placed = {}, {}, {}
     for m in dict.fromkeys(m for _, m in plan):
-        shapes: list[Shape] = [site.shape for site, own in plan if own == m]
+        sites = [site for site, own in plan if own == m]
+        shapes: list[Shape] = [site.shape for site in sites]
         drawn[m] = m.shared(shapes, Stream(seed, "shared")) if m.has("shared") else {}
+        held[m] = pool_of(m, sites, seed, (pools or {}).get(m))
     jobs = []
     for site, m in plan:
         given = None if stored is None else stored[site.path]
         where = (m, site.weight.device, site.weight.dtype)
         if where not in placed:  # once, so that all sites hold the same tensors
             placed[where] = kept_as(drawn[m], site)
-        jobs.append((site, m, seed, placed[where], (seen or {}).get(site.path), given))
+        jobs.append((site, m, seed, placed[where], (seen or {}).get(site.path), given, held[m]))
     built = {}
     with _side_by_side(len(plan) if any(m.has("derive") for _, m in plan) else 1) as each:
         for i, (job, tensors) in enumerate(zip(jobs, each(lambda job: tensors_of(*job), jobs), strict=True)):
@@ -221,9 +243,30 @@ def _side_by_side(most: int) -> Iterator[Callable[[Callable, list], Iterable]]:
         give_back()
 
 
+def pool_of(m: WeightMethod, sites: list[Site], seed: int, stored: Params | None = None) -> Pool | None:
+    """What the sites train together, fresh or stored; None for most methods.
+
+    Raises AddendaError where the sites are on several devices.
+    """
+    if not m.has("pool"):
+        return None
+    places = {site.weight.device: site.path for site in sites}
+    if len(places) > 1:
+        where = " and ".join(f"{path} on {device}" for device, path in list(places.items())[:2])
+        raise AddendaError(f"{m.name} trains tensors that all sites share, and they are on several devices: {where}.")
+    tensors = m.pool([site.shape for site in sites], Stream(seed, "pool")) if stored is None else stored
+    return Pool(m, {k: t.detach().to(sites[0].weight.device) for k, t in tensors.items()})
+
+
 @torch.no_grad()
 def tensors_of(
-    site: Site, m: WeightMethod, seed: int, shared: Params, seen: Tensor | None, stored: Params | None
+    site: Site,
+    m: WeightMethod,
+    seed: int,
+    shared: Params,
+    seen: Tensor | None,
+    stored: Params | None,
+    pool: Pool | None = None,
 ) -> SiteTensors:
     device, dtype = site.weight.device, site.weight.dtype
     wide = torch.promote_types(dtype, torch.float32)
@@ -232,9 +275,9 @@ def tensors_of(
     parts: list[tuple[Params, Params]] = []
     for e, W in enumerate([matrix] if single else matrix):
         rng = Stream(seed, site.path) if single else Stream(seed, site.path, str(e))
-        derived = m.derive(W.to(wide), rng) if m.has("derive") else {}
+        derived = _derived(site, m, W.to(wide), rng)
         if stored is None:
-            known = shared | derived
+            known = shared | derived | ({} if pool is None else pool.stored())
             if seen is not None:
                 known = known | {"calibration": seen if single else seen[e]}
             own = m.init(W.to(wide), rng, known)
@@ -249,7 +292,16 @@ def tensors_of(
     moved = {
         k: nn.Parameter(t.detach().to(device)) if isinstance(t, nn.Parameter) else t.to(device) for k, t in own.items()
     }
-    return SiteTensors(m, moved, kept_as(derived, site), shared)
+    return SiteTensors(m, moved, kept_as(derived, site), shared, pool)
+
+
+def _derived(site: Site, m: WeightMethod, W: Tensor, rng: Stream) -> Params:
+    try:
+        if site.beside:
+            return m.derive_beside(W, rng, {n: other.matrix.to(W.dtype) for n, other in site.beside.items()})
+        return m.derive(W, rng) if m.has("derive") else {}
+    except AddendaError as error:
+        raise AddendaError(f"{site.path}: {error}") from None
 
 
 def kept_as(tensors: Params, site: Site) -> Params:
@@ -271,7 +323,7 @@ def install(
     root: nn.Module,
     state: State,
     name: str,
-    plan: list[tuple[Site, WeightMethod]],
+    plan: Assigned,
     built: dict[str, SiteTensors],
     heads: tuple[str, ...],
     seed: int,

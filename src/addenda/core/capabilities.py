@@ -84,8 +84,7 @@ def _try(model: nn.ModuleDict, path: str, method: WeightMethod, x: Tensor) -> di
         exact = torch.equal(layer(x), before)
         model.eval()  # without the values that schedules draw for training
         site, tensors = site_at(model, path), tensors_at(model, "default", path)
-        for key, p in tensors._parameters.items():
-            assert p is not None
+        for key, p in tensors.named_parameters():
             p.add_(Stream(1, key).normal(*p.shape, std=0.02))
         y, new = layer(x), effective_weight(site, (tensors,))
         agrees = _near(y, _with(layer, site, new, x)) and not _near(y, before)

@@ -25,17 +25,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from addenda.core.adapted import SiteTensors
-from addenda.core.attach import detach, install, kept_as, tensors_of
+from addenda.core.adapted import Pool, SiteTensors
+from addenda.core.adapter import Adapter
+from addenda.core.attach import Assigned, detach, install, kept_as, pool_of, tensors_of
 from addenda.core.borrow import frozen, gradient_from
 from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError
 from addenda.core.method import Params, Shape, WeightMethod
 from addenda.core.random import Stream
-from addenda.core.sites import Site, owners_of, site_at
+from addenda.core.sites import Site, owners_of, site_at, with_neighbours
 from addenda.core.state import State, find_state, unwrap
 
-Assigned = list[tuple[Site, WeightMethod]]
+Optimizer = Callable[[Adapter], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Step:
     """One training step of batch × length tokens: bytes at its peak, by what holds them, and FLOPs.
 
     activations: what the forward made and is alive at the peak; gradients: those of the adapter's tensors that are
-    there by then; temporaries: what backward made and drops again. optimizer: two Adam moments, as after the first
-    step.
+    there by then; temporaries: what backward made and drops again. optimizer: its state, as after the first step;
+    AdamW's two moments if none was given.
     """
 
     batch: int
@@ -70,9 +71,17 @@ class Step:
 
 
 def predict(
-    root: nn.Module, assigned: Assigned, heads: tuple[str, ...], batch: int, length: int, labelled: float = 1.0
+    root: nn.Module,
+    assigned: Assigned,
+    heads: tuple[str, ...],
+    batch: int,
+    length: int,
+    labelled: float = 1.0,
+    optimizer: Optimizer | None = None,
 ) -> Step:
     """Follow one step of the assigned methods, each token id 0. labelled: the share of positions with a label.
+
+    optimizer: what makes the optimizer of an adapter; its state is that after a step on fake tensors.
 
     Raises AddendaError when the model cannot be run on token ids, or looks at values that a fake tensor has not.
     """
@@ -81,7 +90,7 @@ def predict(
             f"A step has batch ≥ 1, length ≥ 1 and a labelled share in (0, 1], got {batch}, {length}, {labelled}."
         )
     try:
-        return _predict(root, assigned, heads, batch, length, labelled)
+        return _predict(root, assigned, heads, batch, length, labelled, optimizer)
     except Exception as error:
         if isinstance(error, AddendaError):
             raise
@@ -92,7 +101,13 @@ def predict(
 
 
 def _predict(
-    root: nn.Module, assigned: Assigned, heads: tuple[str, ...], batch: int, length: int, labelled: float
+    root: nn.Module,
+    assigned: Assigned,
+    heads: tuple[str, ...],
+    batch: int,
+    length: int,
+    labelled: float,
+    optimizer: Optimizer | None,
 ) -> Step:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     twin = _twin(root, mode)
@@ -103,11 +118,14 @@ def _predict(
     with frozen(twin), gradient_from(*(m for m in twin.modules() if isinstance(m, nn.Embedding))):
         floor = _follow(twin, batch, length, labelled)
     owners = owners_of(twin)
-    twins = [(site_at(twin, site.path, owners), m) for site, m in assigned]
+    twins = [
+        (with_neighbours(twin, site_at(twin, site.path, owners), tuple(site.beside), owners), m) for site, m in assigned
+    ]
     built = _fake_tensors(assigned, twins, mode)
-    install(twin, State(), "default", twins, built, heads, 0, True, time.perf_counter())
+    adapter = install(twin, State(), "default", twins, built, heads, 0, True, time.perf_counter())
     held = [t for tensors in built.values() for t in _tensors(tensors)]
     live = [p for tensors in built.values() for p in tensors.parameters()]
+    made = optimizer and optimizer(adapter)  # before the step: it may stop what it does not train
     step = _follow(twin, batch, length, labelled)
     gradients, activations, temporaries = step.at_peak(p.grad for p in live if p.grad is not None)
     return Step(
@@ -115,7 +133,7 @@ def _predict(
         length=length,
         weights=weights,
         adapter=_bytes(held),
-        optimizer=2 * _bytes(live),
+        optimizer=2 * _bytes(live) if made is None else _state(made, mode),
         gradients=gradients,
         activations=activations,
         temporaries=temporaries,
@@ -123,6 +141,13 @@ def _predict(
         floor=sum(floor.at_peak(())),
         floor_flops=floor.flops,
     )
+
+
+def _state(made: torch.optim.Optimizer, mode: FakeTensorMode) -> int:
+    """Bytes of what an optimizer keeps after its first step."""
+    with mode:
+        made.step()
+    return _bytes(t for state in made.state.values() for t in tree_leaves(state) if isinstance(t, Tensor))
 
 
 # -- fake copies -------------------------------------------------------------------------------------------------------
@@ -147,30 +172,34 @@ def _twin(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
 
 def _fake_tensors(assigned: Assigned, twins: Assigned, mode: FakeTensorMode) -> dict[str, SiteTensors]:
     """Every site's tensors, fake; made once for every method and shape, and copied."""
-    shared, placed, templates, built = {}, {}, {}, {}
+    shared, pools, placed, templates, built = {}, {}, {}, {}, {}
     for (site, m), (twin, _) in zip(assigned, twins, strict=True):
         where = (m, site.weight.device, site.weight.dtype)
         if m not in shared:
-            shapes: list[Shape] = [s.shape for s, own in assigned if own == m]
+            alike = [s for s, own in assigned if own == m]
+            shapes: list[Shape] = [s.shape for s in alike]
             shared[m] = m.shared(shapes, Stream(0, "shared")) if m.has("shared") else {}
+            drawn = pool_of(m, alike, 0)
+            pools[m] = drawn and Pool(m, {k: _empty(t, mode) for k, t in drawn.stored().items()})
         if where not in placed:
             placed[where] = {k: _empty(t, mode) for k, t in kept_as(shared[m], site).items()}
-        key = (*where, site.kind.name, site.matrix.shape)
+        near = tuple((n, other.matrix.shape) for n, other in site.beside.items())
+        key = (*where, site.kind.name, site.matrix.shape, near)
         if key not in templates:
-            templates[key] = _template(site, twin, m, shared[m], placed[where])
-        made, memo = templates[key], {id(m): m}
+            templates[key] = _template(site, twin, m, shared[m], placed[where], pools[m])
+        made, memo = templates[key], {id(kept): kept for kept in (m, pools[m])}  # not copied
         common = placed[where]
         memo |= {id(t): common[k] if k in common else _empty(t, mode) for k, t in made.tensors().items()}
         built[site.path] = copy.deepcopy(made, memo)
     return built
 
 
-def _template(site: Site, twin: Site, m: WeightMethod, shared: Params, fake: Params) -> SiteTensors:
+def _template(site: Site, twin: Site, m: WeightMethod, shared: Params, fake: Params, pool: Pool | None) -> SiteTensors:
     """The tensors of one site: out of a fake weight where the method does not look at its values."""
     try:
-        return tensors_of(twin, m, 0, fake, _seen(twin, m), None)
+        return tensors_of(twin, m, 0, fake, _seen(twin, m), None, pool)
     except Exception:  # whatever a method does with values that are not there
-        return tensors_of(site, m, 0, kept_as(shared, site), _seen(site, m), None)
+        return tensors_of(site, m, 0, kept_as(shared, site), _seen(site, m), None, pool)
 
 
 def _seen(site: Site, m: WeightMethod) -> Tensor | None:

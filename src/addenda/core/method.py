@@ -8,6 +8,7 @@ they come from, never by their name:
 | -------------------------------------- | --------- | ----- | -------- | -------------------------------- |
 | `init`, as `nn.Parameter`              | trainable | yes   | yes      | two thin factors                 |
 | `init`, as a plain tensor              | frozen    | yes   | no       | positions chosen from data       |
+| `pool`                                 | pooled    | once  | yes      | vectors that all sites mix       |
 | `derive`                               | derived   | no    | no       | singular vectors of W            |
 | `shared`                               | shared    | no    | no       | projections drawn from a seed    |
 
@@ -110,7 +111,7 @@ class WeightMethod:
     # -- the mathematics ---------------------------------------------------------------------------------------
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
-        """Trainable (`nn.Parameter`) and frozen (plain) tensors of one site. W: m × n float32; p: derived, shared."""
+        """Trainable (`nn.Parameter`) and frozen (plain) tensors of one site. W: m × n float32; p: the other kinds."""
         raise NotImplementedError
 
     def delta(self, W: Tensor, p: Params) -> Tensor:
@@ -131,9 +132,24 @@ class WeightMethod:
         """Tensors that all sites share, drawn once for the shapes of all sites; never saved."""
         return {}
 
+    def pool(self, shapes: list[Shape], rng: Stream) -> Params:
+        """Tensors (`nn.Parameter`) that all sites train together, drawn once for the shapes of all sites.
+
+        Each is one tensor, held by every site: its gradient is the sum of theirs, and it is saved and counted once.
+        """
+        return {}
+
     def derive(self, W: Tensor, rng: Stream) -> Params:
         """Tensors computed from W (m × n float32) or the stream alone: recomputed at load, never saved."""
         return {}
+
+    def beside(self, path: str) -> tuple[str, ...]:
+        """Names of modules beside the one at `path`, any of which `derive` must see too; () where W is enough."""
+        return ()
+
+    def derive_beside(self, W: Tensor, rng: Stream, others: Params) -> Params:
+        """`derive` where `beside` names something. others: the weights that are there, by name, seen like W."""
+        raise NotImplementedError
 
     @property
     def calibration(self) -> Literal["gradient", "input"] | None:
@@ -146,6 +162,10 @@ class WeightMethod:
         The last result reaches `init` as p["calibration"].
         """
         raise NotImplementedError
+
+    def allot(self, shapes: list[Shape], seen: list[Tensor]) -> "list[WeightMethod | None]":
+        """The method of each site, given what `calibrate` saw of all of them; None leaves a site out."""
+        return [self for _ in shapes]
 
     def on_step(self, step: int, rng: Stream) -> Params:
         """Values that stand in for the frozen tensors of the same names while training; called before step 0, 1, …"""
@@ -189,6 +209,10 @@ class WeightMethod:
     def trainable(self, m: int, n: int) -> int:
         """How many numbers are trained at one site of shape m × n: a formula, tested against the real tensors."""
         raise NotImplementedError
+
+    def pooled(self, shapes: list[Shape]) -> int:
+        """How many numbers `pool` holds for these sites: a formula, tested against the real tensors."""
+        return 0
 
     def check(self, m: int, n: int) -> str | None:
         """Why this shape cannot be adapted with these options, or None."""

@@ -5,7 +5,7 @@ its product is computed with any weight; nothing else in the library branches on
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -101,6 +101,7 @@ class Site:
     parameter: str
     kind: Kind
     ties: tuple[tuple[nn.Module, str], ...] = field(default=())  # further owners of the same parameter
+    beside: dict[str, "Site"] = field(default_factory=dict, compare=False)  # those that its method looks at, by name
 
     @property
     def weight(self) -> Tensor:
@@ -181,6 +182,15 @@ def site_at(model: nn.Module, path: str, owners: Owners | None = None) -> Site:
             f"{first}.{name}" if first else name, module, name, PARAMETER, tuple((m, n) for _, m, n in held[1:])
         )
     raise AddendaError(f"The model has no module and no parameter {path!r}.")
+
+
+def with_neighbours(model: nn.Module, site: Site, names: tuple[str, ...], owners: Owners | None = None) -> Site:
+    """The site with the sites of these names that are there, children of the same module. Raises as `site_at` does."""
+    if not names:
+        return site
+    parent = site.path.rpartition(".")[0]
+    there = [n for n in names if model.get_submodule(parent)._modules.get(n) is not None]
+    return replace(site, beside={n: site_at(model, f"{parent}.{n}" if parent else n, owners) for n in there})
 
 
 def _read_by_parent(parent: nn.Module) -> bool:
