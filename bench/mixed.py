@@ -1,4 +1,4 @@
-"""32 examples through 32 adapters, of low rank or of scales: `per_example` against a loop over the examples, forward and a training step."""
+"""32 examples through 32 adapters, of low rank or of scales: `per_example` against a loop, forward and a step."""
 
 import statistics
 import time

@@ -165,7 +165,7 @@ def test_an_arm_names_its_optimizer_and_its_rates(files):
     )
     with pytest.raises(AddendaError, match="lora-pro"):
         run(files, methods=["lora@lora-por"], out=files[2].parent / "other")
+    record.config["methods"][arms[1]]["options"]["optimizer"] = "lora-pro:mode=sgd"
+    (files[2] / "config.json").write_text(json.dumps(record.config))
     with pytest.raises(AddendaError, match="other options"):
-        record.config["methods"][arms[1]]["options"]["optimizer"] = "lora-pro:mode=sgd"
-        (files[2] / "config.json").write_text(json.dumps(record.config))
         run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"])
