@@ -4,9 +4,10 @@ Claims. (1) One DyLoRA of rank 8, cut to b ranks without further training, does 
 trained at rank b. (2) A plain LoRA of rank 8 does not survive the same cut. (3) Covering ranks 1 to 8 costs 4 to 7
 times less than a LoRA for each.
 
-Arms, on every linear layer (the paper: query and value, which move this model little): LoRA trained at b = 1, 2, 4 and 8; DyLoRA trained once, both forms (all ranks
-up to the drawn one learn, or only the drawn one: `frozen`), judged at each b; LoRA of rank 8 cut to its first b ranks,
-and, which the paper leaves out, to the best b ranks of its change by a singular value decomposition.
+Arms, on every linear layer (the paper: query and value, which move this model little): LoRA trained at b = 1, 2, 4 and
+8; DyLoRA trained once, both forms (all ranks up to the drawn one learn, or only the drawn one: `frozen`), judged at
+each b; LoRA of rank 8 cut to its first b ranks, and, which the paper leaves out, to the best b ranks of its change by a
+singular value decomposition.
 """
 
 import statistics

@@ -1,12 +1,12 @@
 """LoLDU (Shi et al. 2024, arXiv:2410.13618): do tens of numbers move a model?
 
 Claims. (1) r numbers between W's triangular factors do nearly as well as LoRA with many times as many. (2) A few of
-them already do more than the head alone, and more of them do more. (3), not tested in the paper: the factors
-of the LDU decomposition are the right directions, better than W's singular pairs or random ones with as many numbers.
+them already do more than the head alone, and more of them do more. (3), not tested in the paper: the factors of the LDU
+decomposition are the right directions, better than W's singular pairs or random ones with as many numbers.
 
-Arms, on every linear layer (the paper: query and value, which move this model little): LoLDU with r = 1, 16, 64 and all 128, LoRA r = 16, and 64
-fixed directions from the SVD or at random. The paper starts its headline row from random numbers with nothing of W left
-in place; here, as in its ablation, the start is W.
+Arms, on every linear layer (the paper: query and value, which move this model little): LoLDU with r = 1, 16, 64 and all
+128, LoRA r = 16, and 64 fixed directions from the SVD or at random. The paper starts its headline row from random
+numbers with nothing of W left in place; here, as in its ablation, the start is W.
 """
 
 from itertools import pairwise
