@@ -21,7 +21,7 @@ from addenda.compare.search import grid, search
 from addenda.compare.subject import Subject, embedded, from_files
 from addenda.compare.trial import Arm, Settings, control, trial
 from addenda.core.errors import AddendaError
-from addenda.core.method import WeightMethod
+from addenda.core.method import Method
 from addenda.core.plan import plan
 from addenda.core.registry import build, info
 from addenda.train import attention
@@ -112,7 +112,7 @@ def compare(
     return record
 
 
-def _built(methods: Iterable[str]) -> dict[str, WeightMethod]:
+def _built(methods: Iterable[str]) -> dict[str, Method]:
     specs = [s.strip() for s in methods if s.strip()]
     if not specs:
         raise AddendaError("There is nothing to compare; give at least one method, e.g. --methods lora,shira.")

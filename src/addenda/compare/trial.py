@@ -16,7 +16,7 @@ from addenda.compare.subject import Subject
 from addenda.core.adapter import Adapter
 from addenda.core.attach import attach, detach
 from addenda.core.files import save
-from addenda.core.method import WeightMethod
+from addenda.core.method import Method
 from addenda.train.encode import Encoded
 from addenda.train.evaluate import Evaluation
 from addenda.train.fit import Progress, fit
@@ -31,7 +31,7 @@ class Arm:
     """What is compared: a label, a method, and where it is attached."""
 
     label: str
-    method: WeightMethod
+    method: Method
     targets: str
     rates: tuple[float, ...]
 

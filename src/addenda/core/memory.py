@@ -30,12 +30,12 @@ from addenda.core.attach import detach, install, kept_as, tensors_of
 from addenda.core.borrow import frozen, gradient_from
 from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError
-from addenda.core.method import Params, Shape, WeightMethod
+from addenda.core.method import Method, Params, Shape
 from addenda.core.random import Stream
-from addenda.core.sites import Site, owners_of, site_at
+from addenda.core.sites import Point, Site, owners_of, site_at
 from addenda.core.state import State, find_state, unwrap
 
-Assigned = list[tuple[Site, WeightMethod]]
+Assigned = list[tuple[Site, Method]]
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _fake_tensors(assigned: Assigned, twins: Assigned, mode: FakeTensorMode) -> 
             shared[m] = m.shared(shapes, Stream(0, "shared")) if m.has("shared") else {}
         if where not in placed:
             placed[where] = {k: _empty(t, mode) for k, t in kept_as(shared[m], site).items()}
-        key = (*where, site.kind.name, site.matrix.shape)
+        key = (*where, site.kind.name, tuple(site.stored))
         if key not in templates:
             templates[key] = _template(site, twin, m, shared[m], placed[where])
         made, memo = templates[key], {id(m): m}
@@ -165,7 +165,7 @@ def _fake_tensors(assigned: Assigned, twins: Assigned, mode: FakeTensorMode) -> 
     return built
 
 
-def _template(site: Site, twin: Site, m: WeightMethod, shared: Params, fake: Params) -> SiteTensors:
+def _template(site: Site, twin: Site, m: Method, shared: Params, fake: Params) -> SiteTensors:
     """The tensors of one site: out of a fake weight where the method does not look at its values."""
     try:
         return tensors_of(twin, m, 0, fake, _seen(twin, m), None)
@@ -173,7 +173,9 @@ def _template(site: Site, twin: Site, m: WeightMethod, shared: Params, fake: Par
         return tensors_of(site, m, 0, kept_as(shared, site), _seen(site, m), None)
 
 
-def _seen(site: Site, m: WeightMethod) -> Tensor | None:
+def _seen(site: Site, m: Method) -> Tensor | None:
+    if isinstance(site, Point):
+        return None
     return stand_in(m, site.matrix.to(torch.promote_types(site.weight.dtype, torch.float32)))
 
 
