@@ -31,8 +31,8 @@ OPTIONS = {  # what the shapes 8 × 8, 16 × 8, 8 × 16 and 32 × 8 need
     "mora": {"rank": 2},
     "adalora": {"target_rank": 2},
     "lora-ga": {"rank": 2},
-    "prompt": {"tokens": 2},
-    "prefix": {"tokens": 2},
+    "prompt": {"places": 2},
+    "prefix": {"places": 2},
 }
 SMALL = {"rank": 4, "alpha": 8.0}  # for methods that have these options
 

@@ -12,7 +12,7 @@ IDS = torch.arange(2 * (P + T)).reshape(2, P + T) * 5 % toys.VOCAB
 
 
 def prefixed(model):
-    adapter = ad.attach(model.double().eval(), ad.Prefix(tokens=P))
+    adapter = ad.attach(model.double().eval(), ad.Prefix(places=P))
     torch.manual_seed(4)
     for p in adapter.parameters():
         p.data = torch.randn(p.shape, dtype=torch.float64)
@@ -51,7 +51,7 @@ def test_keys_and_values_are_free():
 
 
 def test_places_and_counts():
-    plan = ad.plan(toys.make_t5(), "prefix:tokens=4")
+    plan = ad.plan(toys.make_t5(), "prefix:places=4")
     assert [r.path.rpartition(".")[2] for r in plan.rows] == ["k@output", "v@output"] * 4
     assert plan.trainable == 8 * 4 * 8
     with pytest.raises(ad.AddendaError, match=r"h\.0 has no layer for each key alone"):

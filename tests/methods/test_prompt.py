@@ -12,7 +12,7 @@ IDS = torch.arange(2 * (P + T)).reshape(2, P + T) * 5 % toys.VOCAB
 
 def prompted(model):
     """The model with a prompt that says something, and the embeddings that it stands for."""
-    adapter = ad.attach(model.double().eval(), ad.Prompt(tokens=P))
+    adapter = ad.attach(model.double().eval(), ad.Prompt(places=P))
     (p,) = adapter.parameters()
     torch.manual_seed(4)
     p.data = torch.randn(P, 8, dtype=torch.float64)
@@ -61,6 +61,6 @@ def test_an_example_without_places_is_an_error_in_training():
     model.train()
     with pytest.raises(ad.AddendaError, match=r"wants \(batch, tokens, width\) with 3 places for the prompt"):
         model(IDS[:, :P])
-    with pytest.raises(ad.AddendaError, match="tokens must be at least 1"):
-        ad.Prompt(tokens=0)
-    assert ad.Prompt(tokens=20).trainable(768) == 20 * 768
+    with pytest.raises(ad.AddendaError, match="places must be at least 1"):
+        ad.Prompt(places=0)
+    assert ad.Prompt(places=20).trainable(768) == 20 * 768

@@ -1,6 +1,6 @@
 """Prefix tuning: trained keys and values in front of every example, in every layer (Li & Liang 2021, arXiv 2101.00190).
 
-    k'_j = k_j + P_j,   v'_j = v_j + P'_j   for the first `tokens` tokens, at every key and value projection
+    k'_j = k_j + P_j,   v'_j = v_j + P'_j   for the first `places` tokens, at every key and value projection
 
 A hidden method does not lengthen sequences: the places are tokens of the batch (`core.leading` says how to make one).
 In a causal model these come first and see only each other, so their k_j and v_j do not depend on the example, and
@@ -9,7 +9,7 @@ through the layers. Where tokens see both ways the k_j depend on the example, an
 are changed before a rotation of positions. The paper's two-layer network that makes the prefix while training is left
 out.
 
-Cost: 2 tokens · d numbers a layer, and as many places of the context. Not for models that keep queries, keys and
+Cost: 2 places · d numbers a layer, and as many places of the context. Not for models that keep queries, keys and
 values in one layer: name the layers that are there, or take "prompt".
 """
 
@@ -31,6 +31,6 @@ from addenda.core.registry import register
 )
 @dataclass(frozen=True)
 class Prefix(Leading):
-    """tokens: how many places the prefix has."""
+    """places: how many tokens the prefix takes."""
 
     targets: ClassVar[tuple[str, ...]] = ("key", "value")
