@@ -32,7 +32,7 @@ class Arm:
 
     label: str
     method: Method
-    targets: str
+    targets: str | tuple[str, ...]
     rates: tuple[float, ...]
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -251,6 +252,7 @@ def tensors_of(
 ) -> SiteTensors:
     device, dtype = site.weight.device, site.weight.dtype
     wide = torch.promote_types(dtype, torch.float32)
+    given: list[Any]  # the site as its method sees it: one matrix, or each of a stack; a width
     if isinstance(site, Point):
         single, given = True, [site.width]
     else:
@@ -382,7 +384,10 @@ def restore(root: nn.Module, state: State) -> None:
 
 
 def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
-    """Make one adapter, several (their changes add up), or none of them act. Base bits are never touched."""
+    """Make one adapter, several, or none of them act. Base bits are never touched.
+
+    Of several, changes of weights add up, and changes of activations act one after another, in this order.
+    """
     root, state = state_of(model)
     names = () if name is None else (name,) if isinstance(name, str) else tuple(name)
     for n in names:

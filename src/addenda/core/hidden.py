@@ -92,7 +92,7 @@ def run(live: "Sequence[SiteTensors]", act: Callable, base: Callable, args: tupl
     change of one adapter (in place of "one after another" a composition may stand), and one(tensors, v, cut, changes)
     that of one which weighs the changes of others.
     """
-    given = args[0] if args else next(iter(kwargs.values()), None)
+    given: Any = args[0] if args else next(iter(kwargs.values()), None)
     if any(t.reads == "again" for t in live):
         if not isinstance(given, Tensor):
             raise AddendaError(f"A change of what a module reads wants a tensor first, got {type(given).__name__}.")

@@ -49,7 +49,7 @@ class Fusion(HiddenMethod):
             yield f"temperature must be above 0, got {self.temperature}"
 
     def init(self, width: int, rng: Stream, p: Params) -> Params:
-        own = {k: nn.Parameter(rng.normal(width, width, std=0.02)) for k in ("query", "key")}
+        own: Params = {k: nn.Parameter(rng.normal(width, width, std=0.02)) for k in ("query", "key")}
         return own | {"value": nn.Parameter(torch.zeros(width, width))}
 
     def change(self, x: Tensor, y: Tensor, p: Params, training: bool = False) -> Tensor:
