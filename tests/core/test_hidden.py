@@ -123,7 +123,7 @@ def test_an_input_is_held_no_longer_than_the_forward(llama, ids):
 
 def test_a_part_run_alone_says_what_is_missing(llama):
     ad.attach(llama, "parallel:rank=2")
-    with pytest.raises(AddendaError, match="reads the input of a module that has not run before it"):
+    with pytest.raises(AddendaError, match=r"down_proj@.*reads the input of a module that has not run before it"):
         llama.model.layers[0].mlp.down_proj(torch.randn(2, 16))
 
 
@@ -263,7 +263,10 @@ class Odd(nn.Module):
 
 RETURNS = {
     "a dict": (lambda y: {"y": y}, "returned dict. Name a module inside it"),
-    "another width": (lambda y: y[..., :4], r"changes \(3, 4\): both must be \(…, 8\)"),
+    "another width": (
+        lambda y: y[..., :4],
+        r"odd@output: houlsby reads \(3, 4\) and changes \(3, 4\): both must be \(…, 8\)",
+    ),
 }
 
 

@@ -29,7 +29,7 @@ class SiteTensors(nn.Module):
     def __init__(self, method: Method, own: Params, derived: Params, shared: Params):
         super().__init__()
         self.method: Any = method
-        self.width, self.reads = 0, ""  # where an activation is changed: see `sites.Point`
+        self.path, self.width, self.reads = "", 0, ""  # where an activation is changed: see `sites.Point`
         self.source: tuple[Slots, ...] = ()  # of the module whose input is read
         self.frozen = tuple(k for k, t in own.items() if not isinstance(t, nn.Parameter))
         self.shared = tuple(shared)  # in a stack of matrices, the same for all of them
@@ -94,7 +94,7 @@ class Slots(nn.Module):
             self._modules[adapter] = nn.Module()
         self._modules[adapter]._modules[site.parameter] = tensors
         if isinstance(site, Point):
-            tensors.width, tensors.reads = site.width, site.reads
+            tensors.path, tensors.width, tensors.reads = site.path, site.width, site.reads
             source = None if site.source is None else slots_of(site.source)
             tensors.source = () if source is None else (source,)
         self.kinds[site.parameter] = site.kind

@@ -95,12 +95,12 @@ def run(live: "Sequence[SiteTensors]", act: Callable, base: Callable, args: tupl
     given: Any = args[0] if args else next(iter(kwargs.values()), None)
     if any(t.reads == "again" for t in live):
         if not isinstance(given, Tensor):
-            raise AddendaError(f"A change of what a module reads wants a tensor first, got {type(given).__name__}.")
+            raise AddendaError(f"{live[0].path}: wants a tensor as the first argument, got {type(given).__name__}.")
 
         def again(v: Tensor) -> Tensor:
             y = base(v, *args[1:], **kwargs) if args else base(**{next(iter(kwargs)): v}, **dict([*kwargs.items()][1:]))
             if not isinstance(y, Tensor):
-                raise AddendaError(f"What runs again must return a tensor, not a {type(y).__name__}.")
+                raise AddendaError(f"{live[0].path}: what runs again must return a tensor, not a {type(y).__name__}.")
             return y
 
         out = again(act(lambda t, v, cut, *more: _change(t, again(v), v, *more) if t.reads == "again" else v, given))
@@ -111,8 +111,8 @@ def run(live: "Sequence[SiteTensors]", act: Callable, base: Callable, args: tupl
     y, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
     if not isinstance(y, Tensor):
         raise AddendaError(
-            f"An activation can be changed where a module returns a tensor, or a tuple that starts with one; this one "
-            f"returned {type(out).__name__}. Name a module inside it."
+            f"{live[0].path}: an activation can be changed where a module returns a tensor, or a tuple that starts "
+            f"with one; this one returned {type(out).__name__}. Name a module inside it."
         )
 
     def one(t: "SiteTensors", v: Tensor, cut: Cut, *more) -> Tensor:
@@ -162,8 +162,8 @@ def _seen(t: "SiteTensors") -> Tensor:
     (source,) = t.source
     if source.seen is None:
         raise AddendaError(
-            f"A {t.method.name} reads the input of a module that has not run before it in this forward. Run the whole "
-            "model, and checkpoint whole blocks rather than parts of them."
+            f"{t.path}: {t.method.name} reads the input of a module that has not run before it in this forward. Run "
+            "the whole model, and checkpoint whole blocks rather than parts of them."
         )
     return source.seen
 
@@ -173,8 +173,8 @@ def _change(t: "SiteTensors", x: Any, y: Tensor, changes: list[Tensor] | None = 
     if not isinstance(x, Tensor) or x.shape != y.shape or y.shape[-1:] != (t.width,):
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise AddendaError(
-            f"A {t.method.name} made for activations of width {t.width} reads {got} and changes {tuple(y.shape)}: both "
-            f"must be (…, {t.width})."
+            f"{t.path}: {t.method.name} reads {got} and changes {tuple(y.shape)}: both must be "
+            f"(…, {t.width}). Name another module with targets=."
         )
     device, p = y.device.type, t.tensors()
     autocast = torch.is_autocast_enabled(device)
