@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from addenda import methods as methods
+    from addenda.compose.composition import Average as Average
+    from addenda.compose.composition import BatchSplit as BatchSplit
+    from addenda.compose.composition import Composition as Composition
+    from addenda.compose.composition import Fuse as Fuse
+    from addenda.compose.composition import Parallel as Parallel
+    from addenda.compose.composition import Split as Split
+    from addenda.compose.composition import Stack as Stack
+    from addenda.compose.composition import composed as composed
     from addenda.core.adapter import Adapter as Adapter
     from addenda.core.adapter import adapters as adapters
     from addenda.core.attach import attach as attach
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
     from addenda.core.files import inspect as inspect
     from addenda.core.files import load as load
     from addenda.core.files import save as save
+    from addenda.core.hidden import HiddenMethod as HiddenMethod
     from addenda.core.lean import lean as lean
     from addenda.core.lean import unlean as unlean
     from addenda.core.merge import MergeReport as MergeReport
@@ -39,10 +48,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
+    "compose.composition": "Average BatchSplit Composition Fuse Parallel Split Stack composed",
     "core.adapter": "Adapter adapters",
     "core.attach": "attach detach disabled per_example status switch",
     "core.errors": "AddendaError",
     "core.files": "inspect load save",
+    "core.hidden": "HiddenMethod",
     "core.lean": "lean unlean",
     "core.merge": "MergeReport merge unmerge",
     "core.method": "WeightMethod",

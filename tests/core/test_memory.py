@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from shared import METHODS, NAMES, attach, bits, flags, same_bits
+from shared import EVERY, METHODS, attach, bits, flags, same_bits, where
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -22,10 +22,10 @@ def real_step(model: nn.Module) -> tuple[tuple[int, int, int], int]:
     return log.at_peak(p.grad for p in trained if p.grad is not None), log.flops
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if METHODS[n].calibration is None])
+@pytest.mark.parametrize("name", [n for n in EVERY if METHODS[n].calibration is None])
 def test_fake_tensors_live_as_long_as_real_ones(name, llama):
-    step = ad.plan(llama, METHODS[name], targets="linear", batch=B, length=T).step
-    adapter = attach(llama, name, targets="linear")
+    step = ad.plan(llama, METHODS[name], targets=where(name), batch=B, length=T).step
+    adapter = attach(llama, name, targets=where(name))
     assert ((step.gradients, step.activations, step.temporaries), step.flops) == real_step(llama)
     storages = {s.data_ptr(): s.nbytes() for _, t in adapter.sites() for s in map(_storage, memory._tensors(t))}
     assert step.adapter == sum(storages.values())

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from addenda.core.method import WeightMethod
+from addenda.core.method import Method
 from addenda.core.registry import build, info, parse_spec
 from addenda.optim.registry import parsed
 
@@ -12,7 +12,7 @@ class Arm:
     """What is compared: a label, a method, where it is attached (None: its own targets), and what trains it."""
 
     label: str
-    method: WeightMethod
+    method: Method
     targets: str | tuple[str, ...]
     rates: tuple[float, ...] = ()
     optimizer: str = "auto"

@@ -193,7 +193,7 @@ def _about(arm: Arm, subject: Subject, steps: int) -> dict:
         "hypothesis": told.hypothesis,
         "trainable": planned.trainable,
         "sites": len(planned.rows),
-        "targets": arm.targets,
+        "targets": arm.targets if isinstance(arm.targets, str) else list(arm.targets),
         "rates": list(arm.rates),
         "steps": steps,
     }

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from addenda.core.adapted import Pool, SiteTensors
 from addenda.core.errors import AddendaError
-from addenda.core.method import WeightMethod
+from addenda.core.method import Method
 from addenda.core.random import Stream
 from addenda.core.state import record_of, state_of, tensors_at
 
@@ -20,7 +20,7 @@ class Adapter:
         self.model, self.name = model, name
 
     @property
-    def methods(self) -> dict[str, WeightMethod]:
+    def methods(self) -> dict[str, Method]:
         """The method at each site, by path."""
         return record_of(self.model, self.name)[2].methods
 

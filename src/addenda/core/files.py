@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter
 from addenda.core.atomic import write_atomically
-from addenda.core.attach import Assigned, build_tensors, install, ready, unfit
+from addenda.core.attach import Assigned, build_tensors, install, numbers, ready, unfit
 from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError, nearest
-from addenda.core.method import Params, Replace, Shape, WeightMethod
+from addenda.core.method import Method, Params, Replace, Shape
 from addenda.core.random import Stream
 from addenda.core.registry import info
-from addenda.core.sites import Site, owners_of, refusal, site_at, with_neighbours
+from addenda.core.sites import Point, Site, owners_of, refusal, site_at, with_neighbours
 from addenda.core.state import State, record_of
 from addenda.core.targets import grouped
 
@@ -87,7 +87,7 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
         entry = {
             "path": site_path,
             "kind": site.kind.name,
-            "shape": list(site.weight.shape),
+            "shape": site.stored,
             "dtype": str(site.weight.dtype).removeprefix("torch."),
             "method": -1 if head else methods.index(held.method),
             "trainable": list(held._parameters),
@@ -268,7 +268,7 @@ def _known(entry: dict) -> dict:
     return entry["options"]
 
 
-def _match(root: nn.Module, header: dict, methods: list[WeightMethod], path: str | Path) -> Assigned:
+def _match(root: nn.Module, header: dict, methods: list[Method], path: str | Path) -> Assigned:
     plan, problems = [], []
     missing, owners, taken = [], owners_of(root), set()
     for s in header["sites"]:
@@ -277,14 +277,14 @@ def _match(root: nn.Module, header: dict, methods: list[WeightMethod], path: str
         except AddendaError:
             missing.append(s["path"])
             continue
-        if id(site.weight) in taken or (site.path != s["path"] and site.kind.name == s["kind"]):
+        if site.changed in taken or (site.path != s["path"] and site.kind.name == s["kind"]):
             problems.append(f"{s['path']}: in this model it is {site.path} (tied or repeated)")
             continue
-        taken.add(id(site.weight))
+        taken.add(site.changed)
         method = Replace() if s["method"] == -1 else methods[s["method"]]
         site = with_neighbours(root, site, method.beside(site.path), owners)
-        if site.kind.name != s["kind"] or list(site.weight.shape) != s["shape"]:
-            found = f"{site.kind.name} {list(site.weight.shape)}"
+        if site.kind.name != s["kind"] or site.stored != s["shape"]:
+            found = f"{site.kind.name} {site.stored}"
             problems.append(f"{s['path']}: the file has {s['kind']} {s['shape']}, the model {found}")
         elif why := refusal(root, site, owners) or unfit(site, method):
             problems.append(f"{s['path']}: {why}")
@@ -336,7 +336,7 @@ def _stored(entry: dict, tensors: dict[str, Tensor]) -> Params:
     return held | {k: tensors[f"{entry['path']}/{k}"] for k in entry["frozen"]}
 
 
-def _pools(plan: Assigned, header: dict, tensors: dict[str, Tensor], path: str | Path) -> dict[WeightMethod, Params]:
+def _pools(plan: Assigned, header: dict, tensors: dict[str, Tensor], path: str | Path) -> dict[Method, Params]:
     """The stored pools by method: as many, with the names, kinds and shapes, as fresh ones would be; sane values."""
     methods = [m for m in dict.fromkeys(m for _, m in plan) if m.has("pool")]
     found, problems = {}, []
@@ -364,14 +364,14 @@ def _same_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path) -
     """Names, kinds and shapes as a fresh `init` would give them, once for every method and shape; sane values."""
     problems, templates = [], {}
     for site, method in plan:  # before any template: a rank of 10^9 in a small file must not allocate
-        want = site.weight.numel() if method.any_shape else site.copies * method.trainable(*site.shape)
+        want = numbers(site, method)
         have = sum(t.numel() for t in stored[site.path].values() if isinstance(t, nn.Parameter))
         if want != have:
             problems.append(f"{site.path}: expected {want:,} trained numbers, the file has {have:,}")
     if problems:
         raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
     for site, method in plan:
-        key = (method, tuple(site.matrix.shape))
+        key = (method, site.kind, tuple(site.stored))
         if key not in templates:
             templates[key] = _template(site, method)
         want, have = templates[key], stored[site.path]
@@ -401,7 +401,10 @@ def _form(form: dict) -> str:
     return ", ".join(f"{k} {kind} {list(shape)}" for k, (shape, kind, _) in form.items()) or "nothing"
 
 
-def _template(site: Site, method: WeightMethod) -> dict:
+def _template(site: Site, method: Method) -> dict:
+    if isinstance(site, Point):
+        fresh = build_tensors([(site, method)], 0)[site.path]
+        return {k: _of(t, k in fresh._parameters) for k, t in fresh.stored().items()}
     fake = torch.arange(float(site.weight.numel())).remainder_(7.0).reshape(site.matrix.shape)
     known = stand_in(method, fake)
     seen = None if known is None else {site.path: known}

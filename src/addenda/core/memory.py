@@ -31,9 +31,9 @@ from addenda.core.attach import Assigned, detach, install, kept_as, pool_of, ten
 from addenda.core.borrow import frozen, gradient_from
 from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError
-from addenda.core.method import Params, Shape, WeightMethod
+from addenda.core.method import Method, Params, Shape
 from addenda.core.random import Stream
-from addenda.core.sites import Site, owners_of, site_at, with_neighbours
+from addenda.core.sites import Point, Site, owners_of, site_at, with_neighbours
 from addenda.core.state import State, find_state, unwrap
 
 Optimizer = Callable[[Adapter], torch.optim.Optimizer]
@@ -184,7 +184,7 @@ def _fake_tensors(assigned: Assigned, twins: Assigned, mode: FakeTensorMode) -> 
         if where not in placed:
             placed[where] = {k: _empty(t, mode) for k, t in kept_as(shared[m], site).items()}
         near = tuple((n, other.matrix.shape) for n, other in site.beside.items())
-        key = (*where, site.kind.name, site.matrix.shape, near)
+        key = (*where, site.kind.name, tuple(site.stored), near)
         if key not in templates:
             templates[key] = _template(site, twin, m, shared[m], placed[where], pools[m])
         made, memo = templates[key], {id(kept): kept for kept in (m, pools[m])}  # not copied
@@ -194,7 +194,7 @@ def _fake_tensors(assigned: Assigned, twins: Assigned, mode: FakeTensorMode) -> 
     return built
 
 
-def _template(site: Site, twin: Site, m: WeightMethod, shared: Params, fake: Params, pool: Pool | None) -> SiteTensors:
+def _template(site: Site, twin: Site, m: Method, shared: Params, fake: Params, pool: Pool | None) -> SiteTensors:
     """The tensors of one site: out of a fake weight where the method does not look at its values."""
     try:
         return tensors_of(twin, m, 0, fake, _seen(twin, m), None, pool)
@@ -202,7 +202,9 @@ def _template(site: Site, twin: Site, m: WeightMethod, shared: Params, fake: Par
         return tensors_of(site, m, 0, kept_as(shared, site), _seen(site, m), None, pool)
 
 
-def _seen(site: Site, m: WeightMethod) -> Tensor | None:
+def _seen(site: Site, m: Method) -> Tensor | None:
+    if isinstance(site, Point):
+        return None
     return stand_in(m, site.matrix.to(torch.promote_types(site.weight.dtype, torch.float32)))
 
 

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from addenda.core.attach import Spec, assign
+from addenda.core.attach import Spec, assign, numbers
 from addenda.core.errors import AddendaError
 from addenda.core.memory import Optimizer, Step, predict
-from addenda.core.sites import kind_of
+from addenda.core.sites import OUTPUT, kind_of
 from addenda.core.state import find_state, unwrap
 from addenda.core.targets import Target, called, grouped
 
 
 @dataclass(frozen=True)
 class Row:
-    """One site of a plan. shape: (m, n); copies: stacked matrices (experts); trainable: numbers trained here."""
+    """One site of a plan. shape: (m, n), or (width,) of an activation; copies: stacked matrices (experts)."""
 
     path: str
     kind: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     copies: int
     dtype: str
     method: str
@@ -32,7 +32,7 @@ class Plan:
 
     rows: tuple[Row, ...]
     base: int  # parameters of the base
-    skipped: dict[str, int]  # patterns of layers and stacked experts that no target names, with counts
+    skipped: dict[str, int]  # where weights change: patterns of layers and stacked experts that no target names
     pooled: int = 0  # numbers that all sites of a method train together, beside those of the rows
     step: Step | None = None  # what a training step takes, where batch and length were given
 
@@ -56,7 +56,7 @@ class Plan:
         table = [("sites", "×", "kind", "shape", "dtype", "method", "trainable")]
         for pattern, paths in groups.items():
             rows = [of[p] for p in paths]
-            sizes = [f"{r.shape[0]}×{r.shape[1]}" + (f" ×{r.copies}" if r.copies > 1 else "") for r in rows]
+            sizes = ["×".join(map(str, r.shape)) + (f" ×{r.copies}" if r.copies > 1 else "") for r in rows]
             shapes = list(dict.fromkeys(sizes))
             shape = shapes[0] if len(shapes) == 1 else f"{len(shapes)} shapes"
             first = rows[0]
@@ -131,7 +131,7 @@ def plan(
             site.copies,
             str(site.weight.dtype).removeprefix("torch."),
             "full copy" if site.path in heads else m.name,
-            site.weight.numel() if site.path in heads else site.copies * m.trainable(*site.shape),
+            numbers(site, m),
         )
         for site, m in assigned
     )
@@ -142,7 +142,9 @@ def plan(
         for name, p in module._parameters.items()
         if p is not None and p.dim() == 3 and kind_of(module) is None and "addenda" not in path.split(".")
     ]
-    left = grouped(path for path in [*(path for path, _ in called(root)), *stacks] if path not in taken)
+    weights = any(site.kind != OUTPUT and site.path not in heads for site, _ in assigned)
+    layers = [*(path for path, _ in called(root)), *stacks] if weights else []
+    left = grouped(path for path in layers if path not in taken)
     base = sum(p.numel() for n, p in root.named_parameters() if ".addenda." not in f".{n}")
     step = None
     if batch is not None and length is not None:
