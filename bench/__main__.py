@@ -7,6 +7,7 @@ from pathlib import Path
 
 COMMANDS = (
     "steps", "profile", "scaling", "inference", "mixed", "switching", "optimizer", "tune", "memory", "attach", "basis",
+    "images",
 )  # fmt: skip
 
 
