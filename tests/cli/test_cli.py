@@ -110,7 +110,7 @@ def test_images_from_end_to_end(tmp_path, monkeypatch, capsys):
     model, out = save_backbone(tmp_path / "model"), tmp_path / "run"
     data = write(tmp_path / "data" / "train", 10).parent
     write(data / "test", 5, start=30)
-    (data / "test" / "left" / "030.png").write_bytes(b"nothing")
+    (data / "test" / "blue" / "030.png").write_bytes(b"nothing")
     common = ["--model", model, "--dtype", "float32"]
     call("plan", *common, "--batch", 2)
     assert "a step of 2 images of 16 × 16 pixels" in capsys.readouterr().out
@@ -119,10 +119,10 @@ def test_images_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert "of 8 right" in told.out and "images/s" in told.out and "images/s" in told.err
     asked = ["eval", *common, "--data", data, "--adapter", out / "adapter.safetensors"]
     call(*asked, code=2)
-    assert "left/030.png" in capsys.readouterr().err
+    assert "blue/030.png" in capsys.readouterr().err
     call(*asked, "--skip-corrupt", "--items", tmp_path / "items.jsonl")
     shown = capsys.readouterr().out
-    assert "of 9 right" in shown and "1 corrupt images left out: test/left/030.png" in shown
+    assert "of 9 right" in shown and "1 corrupt images left out: test/blue/030.png" in shown
     assert len((tmp_path / "items.jsonl").read_text().splitlines()) == 9
     call("compare", *common, "--data", data, "--methods", "lora:rank=2,shira", "--subset", "2/class", "--rates", 1,
          "--budget", "steps=2", "--batch", 4, "--out", tmp_path / "record", "--skip-corrupt", "--yes")  # fmt: skip

@@ -11,9 +11,16 @@ from addenda.compare.run import Watch, compare
 from addenda.compare.stats import analyse
 from addenda.compare.subject import from_files
 from addenda.core.errors import AddendaError
+from addenda.train import attention
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))
 from pictures import save_backbone, write
+
+
+@pytest.fixture(autouse=True)
+def _one_attention(monkeypatch):
+    """Measured, it may differ from one comparison to the next, and with it the bits."""
+    monkeypatch.setattr(attention, "measure", lambda *_: attention.Attention("sdpa"))
 
 
 @pytest.fixture
@@ -37,7 +44,7 @@ def test_a_comparison_of_images(files):
     assert list(record.config["methods"]) == ["lora:rank=2", "shira", "head", "full"]
     assert record.config["data"]["sizes"] == {"train": 8, "test": 20, "validation": 8}
     assert record.config["data"]["subset"] == "4/class"
-    assert "8 training images of 2 classes (left, right)" in record.config["data"]["description"]
+    assert "8 training images of 2 classes (blue, red)" in record.config["data"]["description"]
     assert record.config["data"]["metric"] == "accuracy" and "example" not in record.config["data"]
     assert record.find("base", "control") is None  # an untrained head has no answers
     head = record.config["methods"]["head"]
@@ -73,10 +80,10 @@ def test_it_goes_on_where_it_stopped(files):
 def test_the_test_set_chooses_nothing(files):
     """With the test images' classes exchanged, training, the search and its choice stay as they were."""
     one = run(files, rates=3)
-    left, right = (files[1] / "test" / n for n in ("left", "right"))
-    left.rename(left.with_name("swap"))
-    right.rename(left)
-    left.with_name("swap").rename(right)
+    blue, red = (files[1] / "test" / n for n in ("blue", "red"))
+    blue.rename(blue.with_name("swap"))
+    red.rename(blue)
+    blue.with_name("swap").rename(red)
     files[2].rename(files[2].with_name("first"))
     two = run(files, rates=3)
     for t in one.trials:
@@ -98,9 +105,9 @@ def test_without_splits_of_its_own(tmp_path):
 
 
 def test_corrupt_images_are_told_and_left_out(files):
-    harmed = files[1] / "test" / "left" / "050.png"
+    harmed = files[1] / "test" / "blue" / "050.png"
     harmed.write_bytes(b"nothing")
-    with pytest.raises(AddendaError, match=r"test/left/050.png"):
+    with pytest.raises(AddendaError, match=r"test/blue/050.png"):
         run(files, items=None)
     record = run(files, items=None, skip_corrupt=True)
     assert record.config["data"]["skipped"] == {"test": 1} and record.config["data"]["sizes"]["test"] == 29
@@ -109,7 +116,7 @@ def test_corrupt_images_are_told_and_left_out(files):
 
 
 def test_a_class_that_training_lacks_is_told(files):
-    (files[1] / "test" / "left").rename(files[1] / "test" / "up")
+    (files[1] / "test" / "blue").rename(files[1] / "test" / "up")
     with pytest.raises(AddendaError, match="up is of no known class"):
         run(files)
     assert not files[2].exists()

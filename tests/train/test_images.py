@@ -139,15 +139,15 @@ def test_fashion_mnist_is_looked_for_where_debian_puts_it(tmp_path, monkeypatch)
 def test_folders_that_hold_other_things(tmp_path):
     write(tmp_path, 2)
     (tmp_path / ".hidden").mkdir()
-    (tmp_path / "left" / ".DS_Store").write_text("")
-    (tmp_path / "left" / "Thumbs.db").write_text("")
+    (tmp_path / "blue" / ".DS_Store").write_text("")
+    (tmp_path / "blue" / "Thumbs.db").write_text("")
     assert len(read(tmp_path, task="image")) == 4
     (tmp_path / "empty").mkdir()
     with pytest.raises(AddendaError, match=r"1 things in .*/empty holds no image"):
         read(tmp_path, task="image")
     (tmp_path / "empty").rmdir()
-    (tmp_path / "left" / "notes.txt").write_text("")
-    (tmp_path / "right" / "more").mkdir()
+    (tmp_path / "blue" / "notes.txt").write_text("")
+    (tmp_path / "red" / "more").mkdir()
     with pytest.raises(AddendaError, match=r"2 things.*notes.txt is no image by its ending.*more is a folder inside"):
         read(tmp_path, task="image")
 
@@ -155,12 +155,12 @@ def test_folders_that_hold_other_things(tmp_path):
 def test_a_class_that_training_lacks_is_told(tmp_path):
     write(tmp_path / "train", 2)
     write(tmp_path / "test", 2)
-    (tmp_path / "test" / "left").rename(tmp_path / "test" / "lift")
+    (tmp_path / "test" / "blue").rename(tmp_path / "test" / "blu")
     labels = read(tmp_path, task="image").labels
-    with pytest.raises(AddendaError, match=r"test/lift is of no known class Did you mean 'left'"):
+    with pytest.raises(AddendaError, match=r"test/blu is of no known class Did you mean 'blue'"):
         read(tmp_path, task="image", split="test", labels=labels)
     made = [{"image": picture(0, 0), "label": "up"}]
-    with pytest.raises(AddendaError, match="row 0: column 'label' holds 'up', expected one of 'left', 'right'"):
+    with pytest.raises(AddendaError, match="row 0: column 'label' holds 'up', expected one of 'blue', 'red'"):
         read(made, task="image", labels=NAMES)
 
 
@@ -191,7 +191,7 @@ def test_columns_can_be_named():
 def test_equal_pictures_are_held_out_together(tmp_path):
     write(tmp_path, 20)
     for i in range(20):
-        shutil.copy(tmp_path / "left" / f"{i:03}.png", tmp_path / "left" / f"again{i:03}.png")
+        shutil.copy(tmp_path / "blue" / f"{i:03}.png", tmp_path / "blue" / f"again{i:03}.png")
     rest, held = read(tmp_path, task="image").split(0.3)
     assert not {e.key for e in rest.examples} & {e.key for e in held.examples}
     assert len(rest) + len(held) == 60

@@ -86,11 +86,11 @@ def test_corrupt_files_are_named_or_left_out(tmp_path, data):
     harmed = read(tmp_path, task="image")
     with pytest.raises(AddendaError, match=r"3 of 24 images of .* cannot be decoded: .*--skip-corrupt") as told:
         encode(harmed, HOW)
-    for name in ("left/000.png: ", "right/001.png: ", "right/002.png: "):
+    for name in ("blue/000.png: ", "red/001.png: ", "red/002.png: "):
         assert name in str(told.value)
     images = encode(harmed, HOW, skip_corrupt=True)
     assert len(images) == 21
-    assert sorted(images.skipped) == ["left/000.png", "right/001.png", "right/002.png"]
+    assert sorted(images.skipped) == ["blue/000.png", "red/001.png", "red/002.png"]
     assert images.labels.count(0) == 11 and len(images.pictures) == 21
     for file in files:
         file.write_bytes(b"x")
