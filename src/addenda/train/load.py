@@ -100,6 +100,8 @@ def load_model(
                 f"the data has {labels} labels. Give data with its labels, or labels= in its order."
             )
         config.num_labels = labels
+    if task == "image" and getattr(config, "use_mask_token", False):
+        config.use_mask_token = False  # for pretraining only; trained in full it would get no gradient
     torch.manual_seed(seed)
     try:
         with quiet():

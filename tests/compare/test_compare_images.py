@@ -127,7 +127,7 @@ def test_the_record_names_what_decides_it(files):
     known = json.loads((files[2] / "config.json").read_text())
     assert known["data"]["description"].endswith("resized to 8 × 8.")
     for options in (
-        {"image_size": 8, "methods": ["lora:rank=2", "oft"]},
+        {"image_size": 8, "methods": ["lora:rank=2", "miss:rank=2"]},
         {"image_size": 12},
         {"image_size": 8, "subset": "2/class"},
     ):
