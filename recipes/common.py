@@ -30,11 +30,12 @@ from addenda import AddendaError
 from addenda.compare.record import Record
 from addenda.compare.run import Watch, compare
 from addenda.compare.stats import Comparison, analyse
-from addenda.compare.subject import Subject, of_data
+from addenda.compare.subject import Subject, of_splits
 from addenda.core.atomic import write_atomically
 from addenda.train.batches import Collator
 from addenda.train.data import Data, Labelled
 from addenda.train.embedded import cache_folder
+from addenda.train.encode import encode
 from addenda.train.load import load_model
 from addenda.train.machine import hardware, versions
 
@@ -150,9 +151,10 @@ def subject(model: str, task: str = "library") -> Subject:
     encoder = load_model(folder_of(model), task="label", labels=len(data["train"].labels or ()))
     if sum(p.numel() for p in encoder.model.parameters()) < 10_000_000:
         torch.set_num_threads(1)  # several only wait for each other at this size
-    on = of_data(encoder, data, f"docstrings-{task}", said, max_length=64, overflow="truncate", example=False)
+    encoded = {k: encode(d, encoder.tokenizer, max_length=64, overflow="truncate") for k, d in data.items()}
+    on = of_splits(encoder, data, encoded, f"docstrings-{task}", {"description": said})
     fit_head(on)
-    return replace(on, heads=())
+    return replace(on, heads=(), fresh=False)
 
 
 def fit_head(on: Subject) -> None:

@@ -101,3 +101,31 @@ def test_the_page_of_the_catalogue_is_up_to_date(tmp_path):
     assert page.read_text() == (tmp_path / "catalogue.md").read_text(), (
         "write it again: addenda methods --page docs/catalogue.md"
     )
+
+
+def test_images_from_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(__file__.replace("/cli/test_cli.py", "/train"))
+    from pictures import save_backbone, write
+
+    model, out = save_backbone(tmp_path / "model"), tmp_path / "run"
+    data = write(tmp_path / "data" / "train", 10).parent
+    write(data / "test", 5, start=30)
+    (data / "test" / "blue" / "030.png").write_bytes(b"nothing")
+    common = ["--model", model, "--dtype", "float32"]
+    call("plan", *common, "--batch", 2)
+    assert "a step of 2 images of 16 × 16 pixels" in capsys.readouterr().out
+    call("tune", *common, "--data", data, "--out", out, "--subset", "4/class", "--steps", 3, "--image-size", 8)
+    told = capsys.readouterr()
+    assert "of 8 right" in told.out and "images/s" in told.out and "images/s" in told.err
+    asked = ["eval", *common, "--data", data, "--adapter", out / "adapter.safetensors"]
+    call(*asked, code=2)
+    assert "blue/030.png" in capsys.readouterr().err
+    call(*asked, "--skip-corrupt", "--items", tmp_path / "items.jsonl")
+    shown = capsys.readouterr().out
+    assert "of 9 right" in shown and "1 corrupt images left out: test/blue/030.png" in shown
+    assert len((tmp_path / "items.jsonl").read_text().splitlines()) == 9
+    call("compare", *common, "--data", data, "--methods", "lora:rank=2,shira", "--subset", "2/class", "--rates", 1,
+         "--budget", "steps=2", "--batch", 4, "--out", tmp_path / "record", "--skip-corrupt", "--yes")  # fmt: skip
+    assert "Head alone" in capsys.readouterr().out
+    call("tune", *common, "--data", "fashion-mnist-2", "--out", out, code=2)
+    assert "no data at fashion-mnist-2" in capsys.readouterr().err

@@ -148,8 +148,8 @@ def test_refusals(llama, vit):
     ):
         with pytest.raises(AddendaError, match=pattern):
             ad.plan(llama, "lora:rank=2", **options)
-    with pytest.raises(AddendaError, match="ViTForImageClassification on 1 × 4 token ids could not be followed"):
-        ad.plan(vit, "lora:rank=2", batch=1, length=4)
+    with pytest.raises(AddendaError, match="ViTForImageClassification on 1 inputs of length 4 could not be followed"):
+        ad.plan(vit, "lora:rank=2", batch=1, length=4)  # it takes 8 × 8 pixels
 
 
 OPTIMIZERS = {
@@ -190,3 +190,17 @@ def test_an_optimizer_is_asked_what_it_keeps(spec, llama):
     if spec == "lora-fa":
         assert step.activations < plain.activations  # no input is kept for a factor that stays
     assert (step.optimizer > 8 * adapter.trainable + 999) == (spec in ("lora-pro", "adalora"))
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2"])
+def test_models_of_images_are_followed_on_pixels(name, request):
+    model = request.getfixturevalue(name)
+    plan = ad.plan(model, "lora:rank=2", targets="linear", also_train=["classifier"], batch=B, length=8)
+    step = plan.step
+    assert f"a step of {B} images of 8 × 8 pixels:" in str(plan)
+    sites = [r for r in plan.rows if r.method == "lora"]
+    tokens = B * (4 + 1)  # patches of 4 × 4 pixels, and the first token
+    thin = sum(2 * 2 * sum(r.shape) for r in sites) * tokens  # one product with A and one with B, two FLOPs an entry
+    head = 2 * B * 3 * model.classifier.in_features
+    assert step.flops - step.floor_flops == pytest.approx(3 * thin + head, rel=0.25)
+    assert step.adapter == 4 * plan.trainable and 0 < step.floor < step.above

@@ -7,13 +7,18 @@ from typing import Annotated, Any
 import typer
 
 DATA, SPEED = "Columns and lengths", "Speed and memory"  # panels of --help
+VISION = "dinov2-small"
 
 Model = Annotated[
     Path | None, typer.Option("--model", "-m", help="Folder of a transformers model. Default: the embedded one.")
 ]
 DataFile = Annotated[
     Path | None,
-    typer.Option("--data", "-d", help="JSONL, CSV, Parquet, or a folder of datasets. Default: the embedded task."),
+    typer.Option(
+        "--data",
+        "-d",
+        help="JSONL, CSV, Parquet, a folder of datasets or of class folders. Default: the embedded task.",
+    ),
 ]
 Method = Annotated[str, typer.Option("--method", help="A method and its options, e.g. lora:rank=16 (see methods).")]
 Targets = Annotated[
@@ -26,6 +31,20 @@ Answer = Annotated[str | None, typer.Option("--answer", help="Column of the answ
 Text = Annotated[str | None, typer.Option("--text", help="Column of the texts to classify.", rich_help_panel=DATA)]
 Label = Annotated[str | None, typer.Option("--label", help="Column of the labels.", rich_help_panel=DATA)]
 MaxLength = Annotated[int | None, typer.Option("--max-length", help="Longest example in tokens.", rich_help_panel=DATA)]
+Image = Annotated[str | None, typer.Option("--image", help="Column of the images to classify.", rich_help_panel=DATA)]
+Subset = Annotated[
+    str | None,
+    typer.Option(
+        "--subset", help="Learn from a part: 8/class (8 more to choose by), vtab (800 and 200).", rich_help_panel=DATA
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option("--image-size", help="Side of the images in pixels. Default: the model's.", rich_help_panel=DATA),
+]
+SkipCorrupt = Annotated[
+    bool, typer.Option("--skip-corrupt", help="Leave out images that cannot be decoded.", rich_help_panel=DATA)
+]
 Overflow = Annotated[
     str, typer.Option("--overflow", help="Longer examples: error, drop or truncate.", rich_help_panel=DATA)
 ]
@@ -41,7 +60,11 @@ def say(text: str) -> None:
 
 
 def model_or_default(model: Path | None) -> Path:
-    """The folder named, or the embedded model's."""
+    """The folder named, or the embedded model's; dinov2-small is the embedded vision model's."""
+    if model is not None and str(model) == VISION and not model.exists():
+        from addenda.train.vision import DINOV2
+
+        return DINOV2.model_folder(say)
     if model is not None:
         return model
     from addenda.train.embedded import model_folder
@@ -61,6 +84,11 @@ def data_or_default(data: Path | None) -> Any:
 def columns_of(**named: str | None) -> dict[str, str]:
     """The columns that were named."""
     return {k: v for k, v in named.items() if v is not None}
+
+
+def left_out(names: tuple[str, ...]) -> str:
+    """How many corrupt images were skipped, and the first of them."""
+    return f"{len(names)} corrupt images left out: {', '.join(names[:8])}" + (", …" if len(names) > 8 else "")
 
 
 def listed(text: str) -> list[str]:

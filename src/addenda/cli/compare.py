@@ -11,14 +11,19 @@ from addenda.cli.common import (
     Answer,
     DataFile,
     Dtype,
+    Image,
+    ImageSize,
     Label,
     MaxLength,
     Model,
     Question,
+    SkipCorrupt,
+    Subset,
     Targets,
     Text,
     columns_of,
     listed,
+    model_or_default,
 )
 
 METHODS = "lora,miss:rank=16,shira"
@@ -61,6 +66,10 @@ def compare(
     answer: Answer = None,
     text: Text = None,
     label: Label = None,
+    image: Image = None,
+    subset: Subset = None,
+    image_size: ImageSize = None,
+    skip_corrupt: SkipCorrupt = False,
     max_length: MaxLength = None,
     dtype: Dtype = "auto",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the long part.")] = False,
@@ -85,10 +94,11 @@ def compare(
 
     with Board() as board:
         record = run(
-            model, data, chosen, out=out, budget=budget, seeds=seeds, rates=rates, search_steps=search_steps, full=full,
-            batch=batch, targets=listed(targets) if targets else None, within=within, dtype=dtype,
-            max_length=max_length, items=items or None,
-            columns=columns_of(question=question, answer=answer, text=text, label=label),
+            model and model_or_default(model), data, chosen, out=out, budget=budget, seeds=seeds, rates=rates,
+            search_steps=search_steps, full=full, batch=batch, targets=listed(targets) if targets else None,
+            within=within, dtype=dtype, max_length=max_length, items=items or None,
+            columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),
+            subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
             command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(ask),
         )  # fmt: skip
     _print(summary(record))

@@ -1,4 +1,6 @@
-"""`addenda setup-demo`: the embedded model, fetched and converted once."""
+"""`addenda setup-demo`: the embedded models, fetched and converted once."""
+
+from typing import Annotated
 
 import typer
 
@@ -9,8 +11,15 @@ def register(app: typer.Typer) -> None:
     app.command("setup-demo")(setup_demo)
 
 
-def setup_demo() -> None:
+def setup_demo(
+    vision: Annotated[bool, typer.Option("--vision", help="The vision model instead: DINOv2-small (90 MB).")] = False,
+) -> None:
     """Fetch and convert the embedded model (93 MB, once), so that the other commands need no --model."""
+    if vision:
+        from addenda.train.vision import DINOV2
+
+        typer.echo(DINOV2.setup(say))
+        return
     from addenda.train.embedded import setup_demo as setup
 
     typer.echo(setup(say))

@@ -11,14 +11,18 @@ from addenda.cli.common import (
     DataFile,
     Device,
     Dtype,
+    Image,
+    ImageSize,
     Label,
     MaxLength,
     Model,
     Overflow,
     Question,
+    SkipCorrupt,
     Text,
     columns_of,
     data_or_default,
+    left_out,
     model_or_default,
 )
 
@@ -41,6 +45,9 @@ def evaluate(
     answer: Answer = None,
     text: Text = None,
     label: Label = None,
+    image: Image = None,
+    image_size: ImageSize = None,
+    skip_corrupt: SkipCorrupt = False,
     max_length: MaxLength = None,
     overflow: Overflow = "error",
     dtype: Dtype = "auto",
@@ -49,19 +56,21 @@ def evaluate(
 ) -> None:
     """Judge a model on data: loss, and how many examples are right."""
     source = data_or_default(data)
-    loaded = _load(model, adapter, dtype, device)
+    loaded = _load(model, adapter, dtype, device, image_size)
     from addenda.train.evaluate import evaluate as judge
     from addenda.train.load import label_names, labels_beside
 
-    columns: dict[str, Any] = columns_of(question=question, answer=answer, text=text, label=label)
+    columns: dict[str, Any] = columns_of(question=question, answer=answer, text=text, label=label, image=image)
     names = labels_beside(adapter) or label_names(loaded.source)
     if names:
         columns["labels"] = names
     made = judge(
         loaded.model, loaded.tokenizer, source, batch=batch, split=split,
-        max_length=max_length, overflow=cast(Any, overflow), **columns,
+        max_length=max_length, overflow=cast(Any, overflow), skip_corrupt=skip_corrupt, **columns,
     )  # fmt: skip
     typer.echo(made)
+    if made.skipped:
+        typer.echo(left_out(made.skipped))
     if items is not None:
         right = made.items or [None] * len(made.losses)
         rows = zip(right, made.losses, strict=True)
@@ -101,10 +110,11 @@ def _under(system: str, prompts: list[str]) -> list:
     return [Chat((("system", system), ("user", p), ("assistant", ""))) for p in prompts]
 
 
-def _load(model: Path | None, adapter: Path | None, dtype: str, device: str | None):
+def _load(model: Path | None, adapter: Path | None, dtype: str, device: str | None, image_size: int | None = None):
     from addenda.train.load import load_model, wanted_by
 
-    loaded = load_model(model_or_default(model), dtype=dtype, device=device, **wanted_by(adapter))
+    wanted = wanted_by(adapter) | ({"image_size": image_size} if image_size else {})
+    loaded = load_model(model_or_default(model), dtype=dtype, device=device, **wanted)
     heads: tuple[str, ...] = ()
     if adapter is not None:
         from addenda.core.files import load

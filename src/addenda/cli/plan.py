@@ -20,7 +20,10 @@ def plan(
     batch: Annotated[
         int | None, typer.Option("--batch", help="With --length: predict memory and FLOPs of a step.")
     ] = None,
-    length: Annotated[int | None, typer.Option("--length", help="Tokens of an example.")] = None,
+    length: Annotated[
+        int | None,
+        typer.Option("--length", help="Tokens of an example; side of an image. Default for images: the model's."),
+    ] = None,
     labelled: Annotated[float, typer.Option("--labelled", help="Share of the tokens that have a label.")] = 1.0,
     optimizer: Annotated[
         str, typer.Option("--optimizer", help="Whose state a step keeps. Default: the method's own (see methods).")
@@ -34,6 +37,7 @@ def plan(
 
     chosen = build(method)  # before the model is read, which takes longer
     loaded = load_model(model_or_default(model), dtype=dtype, device="cpu")
+    size = getattr(loaded.tokenizer, "size", None)
     made = make(
         loaded.model,
         chosen,
@@ -41,7 +45,7 @@ def plan(
         exclude=listed(exclude),
         also_train=loaded.heads,
         batch=batch,
-        length=length,
+        length=size[0] if batch and length is None and size else length,
         labelled=labelled,
         optimizer=lambda adapter: build_optimizer(adapter, optimizer, steps=100),
     )

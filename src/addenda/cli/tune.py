@@ -12,16 +12,21 @@ from addenda.cli.common import (
     Device,
     Dtype,
     Exclude,
+    Image,
+    ImageSize,
     Label,
     MaxLength,
     Method,
     Model,
     Overflow,
     Question,
+    SkipCorrupt,
+    Subset,
     Targets,
     Text,
     columns_of,
     data_or_default,
+    left_out,
     listed,
     model_or_default,
     say,
@@ -72,6 +77,10 @@ def tune(
     answer: Answer = None,
     text: Text = None,
     label: Label = None,
+    image: Image = None,
+    subset: Subset = None,
+    image_size: ImageSize = None,
+    skip_corrupt: SkipCorrupt = False,
     max_length: MaxLength = None,
     overflow: Overflow = "error",
     dtype: Dtype = "auto",
@@ -104,8 +113,11 @@ def tune(
         early_stop=early_stop, max_length=max_length,
         overflow=cast(Any, overflow), dtype=dtype, device=device, resume=resume, attention=attention,
         loss=cast(Any, loss), group=group, compile=compile, checkpointing=checkpointing, lean=lean, optimizer=optimizer,
-        columns=columns_of(question=question, answer=answer, text=text, label=label),
+        columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),
+        subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
     )  # fmt: skip
+    if made.skipped:
+        typer.echo(left_out(made.skipped))
     if made.resumed_from:
         say(f"went on from step {made.resumed_from}")
     for when, result in (("before", made.before), ("after", made.after)):
@@ -113,7 +125,7 @@ def tune(
             typer.echo(f"{when}: {judged(result)}")
     memory = "" if made.peak_memory is None else f", {made.peak_memory / 2**20:,.0f} MiB above the model"
     typer.echo(f"attached in {made.adapter.seconds:.1f} s, {made.adapter.trainable:,} trained numbers")
-    typer.echo(f"{made.step_seconds:.3f} s a step, {made.tokens_per_second:,.0f} tokens/s{memory}")
+    typer.echo(f"{made.step_seconds:.3f} s a step, {made.tokens_per_second:,.0f} {made.unit}/s{memory}")
     for line in told(made.choices):
         typer.echo(line)
     typer.echo(f"written: {made.path}, with README.md and run.json")

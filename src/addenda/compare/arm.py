@@ -16,6 +16,7 @@ class Arm:
     targets: str | tuple[str, ...]
     rates: tuple[float, ...] = ()
     optimizer: str = "auto"
+    also_train: tuple[str, ...] = ()  # heads
 
     @property
     def name(self) -> str:

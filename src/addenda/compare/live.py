@@ -46,7 +46,7 @@ class Board:
             row = self.rows[label]
             row["step"] = f"{event.step}/{event.steps}"
             row["loss"] = f"{event.loss:.3f}"
-            row["speed"] = f"{event.tokens_per_second:,.0f}"
+            row["speed"] = f"{event.tokens_per_second:,.0f} {event.unit}/s"
             if self.live is not None:
                 self.live.update(self.table())
 
@@ -74,7 +74,7 @@ class Board:
 
     def table(self) -> Table:
         table = Table(title=f"comparing, {self._clock()}", title_justify="left")
-        for name in ("arm", "now", "step", "loss", "tokens/s", "test so far"):
+        for name in ("arm", "now", "step", "loss", "speed", "test so far"):
             table.add_column(name, justify="left" if name in ("arm", "now") else "right")
         for label, row in self.rows.items():
             tests = " ".join(f"{t:.1%}" for t in row.get("tests", ()))

@@ -21,6 +21,7 @@ from addenda.core.errors import AddendaError
 
 SCHEMA = 1
 STAGES = ("search", "final", "control")
+FULL, HEAD = "full", "head"  # arms that are fitted, but are controls: every parameter, and nothing but a new head
 # What makes two comparisons the same one. Title, command, times and hardware do not; prose about a method neither.
 MATTERS = ("schema", "model", "data", "budget", "methods", "seeds", "search", "versions")
 PROSE = {"title", "hypothesis", "description", "example"}

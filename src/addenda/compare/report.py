@@ -14,7 +14,7 @@ import jinja2
 from rich.table import Table
 
 from addenda.compare.figures import axis, curves, scatters
-from addenda.compare.record import Record
+from addenda.compare.record import FULL, HEAD, Record
 from addenda.compare.stats import Comparison, analyse
 from addenda.compare.words import count, duration, listed, lower, percent, points, rate, size, whole
 from addenda.core.atomic import write_atomically
@@ -56,7 +56,7 @@ def answer(record: Record, found: Comparison | None = None) -> str:
     """What the comparison found, in one sentence of plain words."""
     found = found or analyse(record)
     title, test = _titles(record), found.test
-    methods = [a for a in test if a in record.config["methods"] and a != "full"]
+    methods = [a for a in test if a in record.config["methods"] and a not in (FULL, HEAD)]
     lead = sorted(found.leaders, key=lambda a: -test[a].mean)
     names, scores = listed(title[a] for a in lead), listed(whole(test[a].mean) for a in lead)
     where = f"On {record.config['data'].get('name', 'this task')}, {budget(record)},"
@@ -77,17 +77,18 @@ def answer(record: Record, found: Comparison | None = None) -> str:
     if found.control and methods:
         beat = [m for m in methods if found.beats(m, found.control)]
         worse = [m for m in methods if found.beats(found.control, m)]
-        rival = f"the better base control ({lower(title[found.control])}, {whole(test[found.control].mean)})"
+        what = "the control" if found.control == HEAD else "the better base control"
+        rival = f"{what} ({lower(title[found.control])}, {whole(test[found.control].mean)})"
         of = "it" if len(methods) == 1 else f"{len(beat)} of {len(methods)} methods"
         verb = "beats" if len(beat) == 1 or len(methods) == 1 else "beat"
         none = "it does not beat" if len(methods) == 1 else "none of them beats"
         said.append(f"{of} {verb} {rival}" if beat else f"{none} {rival}")
         if worse:
             said.append(f"{listed(title[m] for m in worse)} {'is' if len(worse) == 1 else 'are'} worse than it")
-    if "full" in test and lead:
-        best = found.pair("full", lead[0])
+    if FULL in test and lead:
+        best = found.pair(FULL, lead[0])
         how = {"full": "better than", None: "not told apart from"}.get(best.better if best else None, "worse than")
-        said.append(f"full fine-tuning, the other control, gets {whole(test['full'].mean)}, {how} {title[lead[0]]}")
+        said.append(f"full fine-tuning, the other control, gets {whole(test[FULL].mean)}, {how} {title[lead[0]]}")
     failed = [title[m] for m in methods if m in found.diverged]
     if failed:
         said.append(f"{listed(failed)} diverged in some run")
@@ -153,7 +154,7 @@ def _rows(record: Record, found: Comparison) -> list[dict[str, Any]]:
                 "title": titles[arm],
                 "hypothesis": config.get("hypothesis", ""),
                 "options": ", ".join(f"{k} {v}" for k, v in (config.get("options") or {}).items()),
-                "control": arm == "full" or arm not in record.config["methods"],
+                "control": arm in (FULL, HEAD) or arm not in record.config["methods"],
                 "leads": arm in found.leaders,
                 "diverged": found.diverged.get(arm, ()),
                 "finished": len(trials),

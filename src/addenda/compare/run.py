@@ -1,7 +1,7 @@
 """`compare`: which method is worth it here? Same model, data and budget for every arm, seeds, intervals, a record.
 
 The step time of every arm is measured first and the wall time predicted; where it would exceed `within`, test items go
-first (down to 200), then rates of the search, then the full fine-tuning control, then methods from the end of the list,
+first (down to 200), then rates of the search, then full fine-tuning, then methods from the end of the list,
 and the record says so.
 A run that is in the record is never repeated, so an interrupted comparison goes on with the same command.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from addenda.compare.arm import Arm, center, parse_arm
 from addenda.compare.budget import Budget, fitted
 from addenda.compare.costs import Costs, fit_within, measure, minutes
-from addenda.compare.record import Record, trial_name
+from addenda.compare.record import FULL, HEAD, Record, trial_name
 from addenda.compare.report import write_report
 from addenda.compare.search import grid, search
 from addenda.compare.subject import Subject, embedded, from_files
@@ -28,7 +28,7 @@ from addenda.train import attention
 from addenda.train.fit import Event
 from addenda.train.machine import hardware, versions
 
-FULL = "full"
+HEAD_RATE = 3.2e-3  # where its search starts
 CHECKPOINT_SECONDS = 300.0  # of training between two checkpoints of one run
 
 
@@ -60,6 +60,9 @@ def compare(
     dtype: str = "auto",
     columns: dict | None = None,
     max_length: int | None = None,
+    subset: str | None = None,
+    image_size: int | None = None,
+    skip_corrupt: bool = False,
     items: int | None = 500,
     validation: int = 64,
     command: str = "",
@@ -74,9 +77,11 @@ def compare(
     budget: "steps=40", "seconds=120" (turned into steps once, per arm) or "parameters=500000" (each method's size
     option is set to reach it). rates: how many learning rates are tried per arm, around the catalogue's (1: no search)
     or that of `around` for its text form; search_steps: for how long at first (a quarter of the steps, at least 10).
-    full: full fine-tuning of every parameter as a control. within: seconds it may take. items: how many of the test
-    split are judged, and half as many of the ood split (None: all). validation: how many of its split are looked at
-    while training.
+    full: full fine-tuning of every parameter as a control. A model that got a new head has another control in place of
+    the bare base, which cannot answer: the head alone, on frozen features. within: seconds it may take. subset: learn
+    from a small part of the training data, see `train.subsets`. image_size: the side of images in pixels; skip_corrupt:
+    leave out those that cannot be decoded. items: how many of the test split are judged, and half as many of the ood
+    split (None: all). validation: how many of its split are looked at while training.
     Raises AddendaError for bad input, before anything is run.
     """
     watch = watch or Watch()
@@ -94,16 +99,23 @@ def compare(
         if model is None:
             subject = embedded(watch.say, dtype)
         else:
-            subject = from_files(model, str(data), columns=columns, dtype=dtype, max_length=max_length)
+            subject = from_files(
+                model, str(data), columns=columns, dtype=dtype, max_length=max_length, subset=subset,
+                image_size=image_size, skip_corrupt=skip_corrupt, items=items,
+            )  # fmt: skip
     subject = subject.limited(items)
     if budget.kind == "parameters":
         most = int(budget.value)
         arms = [
             a if a.label == FULL else replace(a, method=fitted(subject.model, a.method, a.targets, most)) for a in arms
         ]
-    settings = Settings(batch=batch, validation=validation)
+    settings, heads = Settings(batch=batch, validation=validation), subject.heads
+    arms = [replace(a, also_train=heads) for a in arms]
+    if subject.fresh:
+        head = Arm(HEAD, build(FULL), tuple(f"{head}.*" for head in heads), grid(HEAD_RATE, rates))
+        arms.insert(len(arms) - full, head)
     for a in arms:  # every target and shape is checked before anything is measured
-        plan(subject.model, a.method, targets=a.targets, also_train=subject.heads)
+        plan(subject.model, a.method, targets=a.targets, also_train=a.also_train)
     out = Path(out)
     if (out / "config.json").exists():
         record = _going_on(out, watch)
@@ -146,13 +158,14 @@ def _fresh(
     attention.put(subject.model, chosen.name)
     further = 0 if within is not None else 1  # rates beyond an edge of the grid: not where time is short
     costs = measure(subject, arms, settings, budget, len(seeds), search_steps, further, watch.say)
-    measured, notes = costs.step, []
+    measured, notes = costs.step, _left_out(subject)
     if within is not None:
-        costs, arms, subject, notes = fit_within(costs, arms, subject, within)
+        costs, arms, subject, dropped = fit_within(costs, arms, subject, within)
+        notes += dropped
     steps = {arm.label: costs.steps(arm) for arm in arms}
     total = costs.total(arms)
     config = {
-        "title": title or f"{', '.join(a.label for a in arms)} on {subject.about_data['name']}",
+        "title": title or f"{', '.join(a.label for a in arms if a.label != HEAD)} on {subject.about_data['name']}",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "model": subject.about_model | {"attention": chosen.name, "attention_seconds": chosen.seconds},
@@ -177,6 +190,12 @@ def _fresh(
     return Record.write_config(out, config), arms, subject
 
 
+def _left_out(subject: Subject) -> list[str]:
+    """A sentence for each split that lost images which cannot be decoded."""
+    lost = {split: e.skipped for split, e in subject.splits.items() if e.skipped}
+    return [f"{len(names)} corrupt images of {split} were left out, {names[0]} first." for split, names in lost.items()]
+
+
 def _search_of(arms: list[Arm], costs: Costs) -> dict | None:
     """What is recorded of the search, or None where every arm has one rate."""
     searched = {arm.label: list(arm.rates) for arm in arms if len(arm.rates) > 1}
@@ -186,11 +205,13 @@ def _search_of(arms: list[Arm], costs: Costs) -> dict | None:
 
 
 def _about(arm: Arm, subject: Subject, steps: int) -> dict:
-    told, planned = info(arm.name), plan(subject.model, arm.method, targets=arm.targets, also_train=subject.heads)
+    head = arm.label == HEAD
+    told = info(FULL if head else arm.name)
+    planned = plan(subject.model, arm.method, targets=arm.targets, also_train=arm.also_train)
     return {
-        "title": told.title + (" (all parameters)" if arm.label == FULL else ""),
+        "title": "Head alone" if head else told.title + (" (all parameters)" if arm.label == FULL else ""),
         "options": _options(arm),
-        "hypothesis": told.hypothesis,
+        "hypothesis": "The frozen features suffice." if head else told.hypothesis,
         "trainable": planned.trainable,
         "sites": len(planned.rows),
         "targets": arm.targets if isinstance(arm.targets, str) else list(arm.targets),
@@ -235,7 +256,11 @@ def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
 
 
 def _as_judged(subject: Subject, record: Record) -> Subject:
-    """The subject with the recorded number of test items and attention implementation."""
+    """The subject with the recorded number of test items and attention implementation; raises for other data."""
+    known, now = record.config["data"], subject.about_data
+    other = [k for k in ("hashes", "subset", "prepared") if k in known and known[k] != now.get(k)]
+    if other:
+        raise AddendaError(f"{record.path} is about other data ({', '.join(other)} differ). Choose another --out.")
     attention.put(subject.model, record.config["model"].get("attention"))
     return subject.limited(record.config["data"]["sizes"]["test"])
 
@@ -243,7 +268,8 @@ def _as_judged(subject: Subject, record: Record) -> Subject:
 def _run(record: Record, subject: Subject, arms: list[Arm], settings: Settings, seeds: list[int], watch: Watch) -> None:
     """Every run that the record lacks, searches first, then seed by seed so that early seeds are complete."""
     known, partial = record.config, record.path / "partial"
-    for label, splits in {"base": subject.tested, **subject.controls}.items():
+    controls = {} if subject.fresh else {"base": subject.tested, **subject.controls}
+    for label, splits in controls.items():
         if record.find(label, "control") is None:
             watch.trial(label, "control", None, None)
             record = record.write_trial(control(subject, label, splits))

@@ -2,13 +2,14 @@
 
 from torch import nn
 
-from addenda.train.encode import Encoded
+from addenda.train.encode import Tokens
+from addenda.train.encoded import Encoded
 from addenda.train.evaluate import Evaluation, evaluate
 
 WORTHWHILE = 8  # shared tokens below which a cache saves nothing
 
 
-def common_prefix(examples: Encoded) -> int:
+def common_prefix(examples: Tokens) -> int:
     """How many first tokens all examples share, one short of where the first of them is judged."""
     if examples.kind != "causal":
         return 0
@@ -20,6 +21,6 @@ def common_prefix(examples: Encoded) -> int:
 
 def evaluate_with_cache(model: nn.Module, examples: Encoded, batch: int = 32) -> Evaluation:
     """As `evaluate`, for a causal LM; the same verdicts up to rounding, with the shared tokens computed once."""
-    n = common_prefix(examples)
+    n = common_prefix(examples) if isinstance(examples, Tokens) else 0
     caches = hasattr(getattr(model, "config", None), "use_cache")
     return evaluate(model, examples=examples, batch=batch, prefix=n if n >= WORTHWHILE and caches else 0)

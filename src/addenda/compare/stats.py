@@ -32,7 +32,7 @@ from itertools import combinations
 import numpy as np
 from scipy import special, stats
 
-from addenda.compare.record import Record
+from addenda.compare.record import FULL, HEAD, Record
 from addenda.core.errors import AddendaError
 
 LEVEL = 0.05
@@ -99,7 +99,8 @@ class Comparison:
     """The statistics of one record. `test` and `ood` are keyed by arm; letters and pairs leave the lesser control out.
 
     Two arms that share a letter cannot be told apart. `leaders` are the fitted methods that no other fitted method
-    beats, those with a diverged run left out; `control` is the better base control, over which gains count;
+    beats, those with a diverged run left out; `control` is the best control that is not fully fine-tuned, over which
+    gains count: of the bare base, or a new head alone;
     `diverged` maps an arm to its failed seeds.
     """
 
@@ -142,16 +143,16 @@ def analyse(record: Record, draws: int = DRAWS) -> Comparison:
             "Repeat the `addenda compare` command with this --out: it goes on where it stopped."
         )
     fitted = [a for a in test if runs[a][0]["stage"] == "final"]
-    controls = [a for a in test if a not in fitted]
-    control = max(controls, key=lambda a: test[a][None].mean()) if controls else None
+    controls = [a for a in test if a not in fitted or a == HEAD]
+    control = max(controls, key=lambda a: np.mean([x.mean() for x in test[a].values()])) if controls else None
     pooled, freedom = _pooled([test[a] for a in fitted if a not in diverged])
     estimates = _estimates(test, pooled, freedom, draws)
-    arms = [*fitted, control] if control else fitted
+    arms = [*fitted, control] if control and control not in fitted else fitted
     ranked = sorted(arms, key=lambda a: -estimates[a].mean)
     pairs = _holm([_pair(a, b, test[a], test[b], pooled, freedom, draws) for a, b in combinations(ranked, 2)])
     ood = _arms(runs, "ood")
     ood_pool = _pooled([ood[a] for a in fitted if a in ood and a not in diverged])
-    methods = [a for a in ranked if a in fitted and a != "full"]
+    methods = [a for a in ranked if a in fitted and a not in (FULL, HEAD)]
     beaten = {p.b if p.better == p.a else p.a for p in pairs if p.better and {p.a, p.b} <= set(methods)}
     caveats = []
     if fitted and freedom == 0:

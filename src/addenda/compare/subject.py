@@ -8,9 +8,11 @@ from typing import Any
 from torch import nn
 
 from addenda.core.errors import AddendaError
-from addenda.train.data import Data, of_task, read
-from addenda.train.encode import Encoded, encode
+from addenda.train.data import Data, of_task, read, share, splits_of
+from addenda.train.encode import Tokens, encode, tokenise
+from addenda.train.encoded import Encoded
 from addenda.train.load import Loaded, config_of, label_names, load_model, task_in
+from addenda.train.subsets import Subset
 
 SPLITS = ("train", "validation", "test", "ood")
 SHOTS = 8  # finished examples before the question, in the control without training
@@ -18,7 +20,10 @@ SHOTS = 8  # finished examples before the question, in the control without train
 
 @dataclass(frozen=True)
 class Subject:
-    """controls: further encodings of test and ood for the bare base, by name ("base 8-shot")."""
+    """controls: further encodings of test and ood for the bare base, by name ("base 8-shot").
+
+    heads: what every arm trains besides. fresh: they were drawn at random, so the bare base has no answers to judge.
+    """
 
     model: nn.Module
     tokenizer: Any
@@ -27,15 +32,15 @@ class Subject:
     about_data: dict
     controls: dict[str, dict[str, Encoded]] = field(default_factory=dict)
     heads: tuple[str, ...] = ()
+    fresh: bool = False
 
     def limited(self, items: int | None) -> "Subject":
         """The first `items` of the test split, half as many of ood: their order is that of a hash or of the file."""
         if items is None:
             return self
-        most = {"test": items, "ood": max(1, items // 2)}
 
         def cut(splits: dict[str, Encoded]) -> dict[str, Encoded]:
-            return {k: e.first(most.get(k, len(e))) for k, e in splits.items()}
+            return {k: e.first(most(k, items) or len(e)) for k, e in splits.items()}
 
         splits = cut(self.splits)
         about = self.about_data | {"sizes": {k: len(v) for k, v in splits.items()}}
@@ -56,7 +61,7 @@ def embedded(tell: Callable[[str], None], dtype: str = "auto") -> Subject:
     loaded, task = load_model(model_folder(tell), task="causal", dtype=dtype), embedded_task()
 
     def encoded(split: str, shots=()) -> Encoded:
-        made = encode(of_task(task, split, shots), loaded.tokenizer)
+        made = tokenise(of_task(task, split, shots), loaded.tokenizer)
         return _last_turn(made) if shots else made
 
     splits = {split: encoded(split) for split in SPLITS}
@@ -79,7 +84,7 @@ def embedded(tell: Callable[[str], None], dtype: str = "auto") -> Subject:
     )
 
 
-def _last_turn(made: Encoded) -> Encoded:
+def _last_turn(made: Tokens) -> Tokens:
     """Judge the last answer only: the shots before it are given, not asked."""
     labels = []
     for row in made.labels:
@@ -94,47 +99,50 @@ def from_files(
     data: str | Path,
     *,
     columns: dict | None = None,
+    subset: str | None = None,
+    image_size: int | None = None,
+    skip_corrupt: bool = False,
+    items: int | None = None,
     dtype: str = "auto",
     max_length: int | None = None,
 ) -> Subject:
-    """A transformers folder and a data file or folder. Validation and test come from the folder's own splits, else
-    10 % and 20 % of the questions are held out by their hash. Raises AddendaError for whatever does not fit."""
+    """A transformers folder and a data file or folder, of texts or images.
+
+    Validation and test come from the folder's own splits, else 10 % and 20 % of the questions or images are held out by
+    their hash; with a subset (see `train.subsets`) both it and its validation come out of the training split. items:
+    images of the test split that are looked at, so that no others are decoded. Raises AddendaError for whatever does
+    not fit."""
     folder, columns = Path(model).expanduser(), columns or {}
     task = task_in(config_of(folder))
-    names = label_names(folder) if task == "label" else None
+    names = label_names(folder) if task != "causal" else None
     options: dict[str, Any] = columns | ({"labels": names} if names else {})
     train, parts = read(data, task=task, **options), {}
     options |= {"labels": train.labels} if train.labels else {}
-    for split in SPLITS[1:]:
-        if Path(data).is_dir():
-            try:
-                parts[split] = read(data, task=task, split=split, **options)
-            except AddendaError:
-                continue
+    known = splits_of(data, task)
+    parts = {split: read(data, task=task, split=split, **options) for split in SPLITS[1:] if split in known}
     if "test" not in parts:
         train, parts["test"] = train.split(0.2)
-    if "validation" not in parts:
+    if subset is not None:
+        train, parts["validation"] = Subset.parse(subset).of(train)
+    elif "validation" not in parts:
         train, parts["validation"] = train.split(0.1, seed=1)
-    outputs = len(train.labels) if train.labels else 1
-    loaded = load_model(folder, task=task, labels=outputs if task == "label" else None, dtype=dtype)
-    about = f"{len(train)} training examples of form {train.form!r}"
-    return of_data(loaded, {"train": train, **parts}, Path(data).name, about, max_length=max_length)
+    if task != "causal" and not train.labels:
+        raise AddendaError(f"{data} holds numbers to predict; a comparison counts right answers, so it wants classes.")
+    outputs = len(train.labels) if task != "causal" and train.labels else None
+    loaded = load_model(folder, task=task, labels=outputs, dtype=dtype, image_size=image_size)
+    said: dict[str, Data] = {"train": train, **parts}
+    asked = {k: _first(d, most(k, items)) if task == "image" else d for k, d in said.items()}
+    reading: dict[str, Any] = {"max_length": max_length, "skip_corrupt": skip_corrupt}
+    splits = {k: encode(d, loaded.tokenizer, **reading) for k, d in asked.items()}
+    return of_splits(loaded, said, splits, Path(data).name, _about(said, splits, loaded, subset))
 
 
-def of_data(
-    loaded: Loaded, parts: dict[str, Data], name: str, description: str, *, example: bool = True, **encoding
-) -> Subject:
-    """A loaded model, and its data by split (train, validation and test, perhaps ood).
+def of_splits(loaded: Loaded, said: dict[str, Data], splits: dict[str, Encoded], name: str, about: dict) -> Subject:
+    """A loaded model, its data and the same encoded by split (train, validation, test, perhaps ood).
 
-    example: record one test item. encoding: options of `train.encode.encode`. Raises AddendaError for values to
-    predict, and for data that the model cannot read.
+    about: what the record says of the data besides, a "description" at least.
     """
-    train, first = parts["train"], parts["test"].examples[0]
-    if train.form == "label" and not train.labels:
-        raise AddendaError(f"{name} holds numbers to predict; a comparison counts right answers, so it wants classes.")
-    splits = {k: encode(d, loaded.tokenizer, **encoding) for k, d in parts.items()}
     folder = Path(loaded.source).name
-    shown = {"question": first.key[:500], "answer": str(getattr(first, "answer", getattr(first, "label", "")))}
     return Subject(
         loaded.model,
         loaded.tokenizer,
@@ -142,14 +150,40 @@ def of_data(
         {"name": folder, "parameters": _count(loaded.model), "dtype": _dtype(loaded.model), "note": loaded.note},
         {
             "name": name,
-            "description": description,
             "sizes": {k: len(v) for k, v in splits.items()},
-            "hashes": {k: d.digest for k, d in parts.items()},
-            "metric": "accuracy" if train.form == "label" else "exact match",
-            **({"example": shown} if example else {}),
+            "hashes": {k: d.digest for k, d in said.items()},
+            "metric": "accuracy" if said["train"].labels else "exact match",
+            **about,
         },
         heads=loaded.heads,
+        fresh=bool(loaded.fresh),
     )
+
+
+def _first(data: Data, n: int | None) -> Data:
+    """The first n by hash, a fair sample of a source that is ordered by class."""
+    return replace(data, examples=tuple(sorted(data.examples, key=lambda e: (share(e.key, 0), e.key))[:n]))
+
+
+def most(split: str, items: int | None) -> int | None:
+    """How many examples of a split are judged at most: `items` of test, half as many of ood, all of the others."""
+    return None if items is None else {"test": items, "ood": max(1, items // 2)}.get(split)
+
+
+def _about(said: dict[str, Data], splits: dict[str, Encoded], loaded: Loaded, subset: str | None) -> dict:
+    """What the record says of the data in words: a description, an example of texts, what was left out."""
+    train, labels = said["train"], said["train"].labels or ()
+    drawn = {"subset": subset} if subset else {}
+    if train.form != "image":
+        first = said["test"].examples[0]
+        answer = str(getattr(first, "answer", getattr(first, "label", "")))
+        text = f"{len(train)} training examples of form {train.form!r}"
+        return drawn | {"description": text, "example": {"question": first.key[:500], "answer": answer}}
+    few = ", ".join(labels[:12]) + (f", … and {len(labels) - 12} more" if len(labels) > 12 else "")
+    text = f"{len(splits['train'])} training images of {len(labels)} classes ({few}), {loaded.tokenizer}."
+    skipped = {k: len(e.skipped) for k, e in splits.items() if e.skipped}
+    told = {"description": text, "prepared": str(loaded.tokenizer)}
+    return drawn | told | ({"skipped": skipped} if skipped else {})
 
 
 def _count(model: nn.Module) -> int:

@@ -17,7 +17,7 @@ from addenda.compare.subject import Subject
 from addenda.core.adapter import Adapter
 from addenda.core.attach import attach, detach
 from addenda.core.files import save
-from addenda.train.encode import Encoded
+from addenda.train.encoded import Encoded
 from addenda.train.evaluate import Evaluation
 from addenda.train.fit import Progress, fit
 from addenda.train.loss import score
@@ -75,7 +75,7 @@ def trial(
             "losses": [[s, loss] for s, loss in made.losses],
             "validation": [[e["step"], {"loss": e["loss"], "accuracy": e["accuracy"]}] for e in made.evaluations],
             "step_seconds": made.step_seconds,
-            "tokens_per_second": made.tokens_per_second,
+            f"{made.unit}_per_second": made.tokens_per_second,
             "peak_bytes": made.peak_memory,
         }
         if stage != "search":
@@ -91,7 +91,7 @@ def attached(subject: Subject, arm: Arm, settings: Settings, seed: int, batches:
     """The arm's adapter on the model, for the length of a `with` block. batches: what a calibrated method may see."""
     model, train = subject.model, subject.splits["train"]
     adapter = attach(
-        model, arm.method, targets=arm.targets, also_train=subject.heads, name="trial", seed=seed,
+        model, arm.method, targets=arm.targets, also_train=arm.also_train, name="trial", seed=seed,
         calibration=calibration(model, train, settings.batch, seed, batches),
         loss=lambda m, b: score(m, cast(dict, b), train.kind).mean,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +10,22 @@ from torch import Tensor, nn
 
 @contextmanager
 def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """The whole model in training or evaluation mode, and every module's own flag back afterwards."""
+    """The whole model in training or evaluation mode, and every module's own flag back afterwards.
+
+    Modules that gather statistics of their inputs (batch norms) stay in evaluation mode, whoever asks for another
+    meanwhile: they would change the base.
+    """
     before = [(m, m.training) for m in model.modules()]
+    gathering = [m for m, _ in before if getattr(m, "running_mean", None) is not None and "train" not in vars(m)]
     model.train(training)
+    for module in gathering:
+        module.eval()
+        module.__dict__["train"] = lambda mode=True, module=module: module  # transformers asks at every step
     try:
         yield
     finally:
+        for module in gathering:
+            del module.__dict__["train"]
         for module, flag in before:
             module.training = flag
 
@@ -45,5 +56,16 @@ def gradient_from(*modules: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def _wants_gradient(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
-    return y if y.requires_grad or not torch.is_grad_enabled() else y.requires_grad_()
+def _wants_gradient(module: nn.Module, args: tuple, y: Any) -> None:
+    first: Tensor = y[0] if isinstance(y, tuple) else y  # some patch embeddings return their grid too
+    if torch.is_grad_enabled() and not first.requires_grad:
+        first.requires_grad_()
+
+
+def entrance(model: nn.Module) -> list[nn.Module]:
+    """What a transformers model's inputs pass first: the embedding of tokens or patches; empty for another model."""
+    try:
+        found = getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:  # a convolutional model: its first layer
+        found = next((m for m in model.modules() if m._parameters and not m._modules), None)
+    return [found] if isinstance(found, nn.Module) else []

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import flop_registry
 from addenda.core.adapted import Pool, SiteTensors
 from addenda.core.adapter import Adapter
 from addenda.core.attach import Assigned, detach, install, kept_as, pool_of, tensors_of
-from addenda.core.borrow import frozen, gradient_from
+from addenda.core.borrow import entrance, frozen, gradient_from
 from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError
 from addenda.core.method import Method, Params, Shape
@@ -41,7 +41,7 @@ Optimizer = Callable[[Adapter], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Step:
-    """One training step of batch × length tokens: bytes at its peak, by what holds them, and FLOPs.
+    """One training step of batch × length tokens, or of images of length × length pixels: its peak in bytes, and FLOPs.
 
     activations: what the forward made and is alive at the peak; gradients: those of the adapter's tensors that are
     there by then; temporaries: what backward made and drops again. optimizer: its state, as after the first step;
@@ -59,6 +59,13 @@ class Step:
     flops: int
     floor: int  # bytes of the floor's step above the loaded model
     floor_flops: int
+    images: bool = False
+
+    @property
+    def example(self) -> str:
+        """ "2 × 16 tokens", "8 images of 224 × 224 pixels"."""
+        n, of = self.batch, self.length
+        return f"{n} images of {of} × {of} pixels" if self.images else f"{n} × {of} tokens"
 
     @property
     def above(self) -> int:
@@ -79,11 +86,12 @@ def predict(
     labelled: float = 1.0,
     optimizer: Optimizer | None = None,
 ) -> Step:
-    """Follow one step of the assigned methods, each token id 0. labelled: the share of positions with a label.
+    """Follow one step of the assigned methods, each token id or pixel 0. labelled: the share of positions with a label.
 
     optimizer: what makes the optimizer of an adapter; its state is that after a step on fake tensors.
 
-    Raises AddendaError when the model cannot be run on token ids, or looks at values that a fake tensor has not.
+    Raises AddendaError when the model runs neither on token ids nor on images, or looks at values that a fake tensor
+    has not.
     """
     if batch < 1 or length < 1 or not 0 < labelled <= 1:
         raise AddendaError(
@@ -95,7 +103,7 @@ def predict(
         if isinstance(error, AddendaError):
             raise
         raise AddendaError(
-            f"A step of this {type(root).__name__} on {batch} × {length} token ids could not be followed on fake "
+            f"A step of this {type(root).__name__} on {batch} inputs of length {length} could not be followed on fake "
             f"tensors: {type(error).__name__}: {next(iter(str(error).splitlines()), '')} Plan without batch and length."
         ) from error
 
@@ -115,7 +123,8 @@ def _predict(
         detach(twin)
     twin.train()
     weights = _bytes(_tensors(twin))
-    with frozen(twin), gradient_from(*(m for m in twin.modules() if isinstance(m, nn.Embedding))):
+    tables = [m for m in twin.modules() if isinstance(m, nn.Embedding)]
+    with frozen(twin), gradient_from(*(tables or entrance(twin))):
         floor = _follow(twin, batch, length, labelled)
     owners = owners_of(twin)
     twins = [
@@ -140,6 +149,7 @@ def _predict(
         flops=step.flops,
         floor=sum(floor.at_peak(())),
         floor_flops=floor.flops,
+        images=_sees(twin),
     )
 
 
@@ -219,7 +229,8 @@ def _empty(like: Tensor, mode: FakeTensorMode) -> Tensor:
 
 def _follow(model: nn.Module, batch: int, length: int, labelled: float) -> "_Log":
     """Forward, cross-entropy over the labelled positions in float32, backward."""
-    ids = torch.zeros(batch, length, dtype=torch.long, device=next(model.parameters()).device)
+    like = next(model.parameters())
+    ids = torch.zeros(batch, length, dtype=torch.long, device=like.device)
     takes = inspect.signature(type(unwrap(model)).forward).parameters
     given: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
     if "decoder_input_ids" in takes:
@@ -228,7 +239,11 @@ def _follow(model: nn.Module, batch: int, length: int, labelled: float) -> "_Log
     if kept:
         given["logits_to_keep"] = kept
     with _Log(_tensors(model)) as log, torch.enable_grad():
-        output = model(input_ids=ids, **given) if "input_ids" in takes else model(ids, **given)
+        if _sees(model):
+            channels = getattr(getattr(model, "config", None), "num_channels", 3)
+            output = model(pixel_values=like.new_zeros(batch, channels, length, length), **given)
+        else:
+            output = model(input_ids=ids, **given) if "input_ids" in takes else model(ids, **given)
         logits = output if isinstance(output, Tensor) else output[0]
         del output
         if labelled < 1 and not kept and logits.dim() == 3:
@@ -238,6 +253,12 @@ def _follow(model: nn.Module, batch: int, length: int, labelled: float) -> "_Log
         log.backward_from = log.now
         loss.backward()
     return log
+
+
+def _sees(model: nn.Module) -> bool:
+    """Whether the model reads images and nothing else."""
+    takes = inspect.signature(type(unwrap(model)).forward).parameters
+    return "pixel_values" in takes and "input_ids" not in takes
 
 
 @dataclass

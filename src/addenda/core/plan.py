@@ -82,7 +82,7 @@ class Plan:
         if self.step:
             s, parts = self.step, ("adapter", "optimizer", "gradients", "activations", "temporaries")
             lines += [
-                f"a step of {s.batch} × {s.length} tokens: {s.flop_ratio:.2f} × the floor's FLOPs ({s.flops:.3g})",
+                f"a step of {s.example}: {s.flop_ratio:.2f} × the floor's FLOPs ({s.flops:.3g})",
                 f"memory at its peak: {_size(s.above)} above the loaded model ({_size(s.weights)}), "
                 f"{s.above / s.floor:.2f} × the floor's: "
                 + ", ".join(f"{part} {_size(getattr(s, part))}" for part in parts),
@@ -112,9 +112,9 @@ def plan(
 ) -> Plan:
     """A dry run of `attach`: the sites, their shapes and what they cost. Raises what attach would; changes nothing.
 
-    batch, length: also predict the memory and the FLOPs of one training step of batch × length token ids, see
-    `core.memory`; labelled: the share of positions that have a label, and so logits; optimizer: what makes the
-    optimizer of an adapter, whose state is counted in the place of AdamW's.
+    batch, length: also predict the memory and the FLOPs of one training step of batch × length token ids, or of batch
+    images of length × length pixels, see `core.memory`; labelled: the share of positions that have a label, and so
+    logits; optimizer: what makes the optimizer of an adapter, whose state is counted in the place of AdamW's.
     """
     if not isinstance(model, nn.Module):
         raise AddendaError(f"Expected a torch.nn.Module as the model, got {type(model).__name__}.")

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from addenda.core.borrow import frozen, gradient_from, training_mode
+from addenda.core.borrow import entrance, frozen, gradient_from, training_mode
 from addenda.core.errors import AddendaError
-from addenda.train.batches import Collator
-from addenda.train.encode import Encoded
+from addenda.train.encoded import Encoded
 from addenda.train.loss import score
 from addenda.train.machine import device_of, processes
 
@@ -84,10 +83,9 @@ def measure(model: nn.Module, train: Encoded, batch: int) -> Attention:
     if (own := current(model)) is None:
         return Attention(None)
     rows = _long(train.lengths, batch)
-    tensors = {k: t.to(device_of(model)) for k, t in Collator(train.pad, train.kind)([train[i] for i in rows]).items()}
-    base: Any = model
+    tensors = {k: t.to(device_of(model)) for k, t in train.batch(rows).items()}
     seconds: dict[str, float] = {}
-    with frozen(model), training_mode(model, True), gradient_from(base.get_input_embeddings()):
+    with frozen(model), training_mode(model, True), gradient_from(*entrance(model)):
         for _ in range(ROUNDS):
             for name in NAMES:
                 with suppress(AddendaError, torch.OutOfMemoryError), using(model, name):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from addenda.core.errors import AddendaError
 from addenda.core.random import Stream
-from addenda.train.encode import IGNORE, Kind
+from addenda.train.encoded import IGNORE, Kind
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def write_run(folder: Path, *, base: str, options: dict, data: dict, made: FitRe
         "evaluations": made.evaluations,
         "losses": made.losses,
         "steps": made.steps,
+        "unit": made.unit,
         "tokens": made.tokens,
         "tokens_per_second": round(made.tokens_per_second, 1),
         "step_seconds": made.step_seconds,
@@ -49,6 +50,8 @@ def write_card(folder: Path, adapter: Adapter, run: dict) -> None:
     judgement = [f"| {when} | {judged(run[when])} |" for when in ("before", "after") if run[when]]
     memory = run["peak_memory_above_model"]
     first, last = run["losses"][0], run["losses"][-1]
+    outputs = f", num_labels={len(data['labels'])}" if data["labels"] else ""
+    skipped = f", {data['skipped']} corrupt images left out" if data.get("skipped") else ""
     lines = [
         "---",
         "library_name: addenda",
@@ -62,20 +65,20 @@ def write_card(folder: Path, adapter: Adapter, run: dict) -> None:
         "| --- | --- |",
         f"| method | `{kinds}` |",
         f"| targets | `{options['targets']}`, {len(adapter.methods)} sites, {run['trainable']:,} trained numbers |",
-        f"| data | `{data['train']}`, {data['examples']:,} examples, SHA-256 `{data['digest'][:16]}…` |",
+        f"| data | `{data['train']}`, {data['examples']:,} examples{skipped}, SHA-256 `{data['digest'][:16]}…` |",
         f"| training | {run['steps']} steps of {options['batch']}, rate {options['rate']:g}, seed {options['seed']} |",
         f"| loss | {first[1]:.4f} at step {first[0]}, {last[1]:.4f} at step {last[0]} |",
         *judgement,
-        f"| speed | {run['step_seconds']:.3f} s a step, {run['tokens_per_second']:,.0f} tokens/s |",
+        f"| speed | {run['step_seconds']:.3f} s a step, {run['tokens_per_second']:,.0f} {run['unit']}/s |",
         f"| memory above the model | {'unknown' if memory is None else f'{memory / 2**20:,.0f} MiB'} |",
         "",
         "## Use",
         "",
         "```python",
         "import addenda",
-        f"from transformers import {'AutoModelForCausalLM' if data['form'] != 'label' else AUTO} as Auto",
+        f"from transformers import {AUTO.get(data['form'], 'AutoModelForCausalLM')} as Auto",
         "",
-        f"model = Auto.from_pretrained({run['base']!r}, dtype={options['dtype']!r})",
+        f"model = Auto.from_pretrained({run['base']!r}, dtype={options['dtype']!r}{outputs})",
         'addenda.load(model, "adapter.safetensors")',
         "```",
         "",
@@ -84,4 +87,4 @@ def write_card(folder: Path, adapter: Adapter, run: dict) -> None:
     write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode())
 
 
-AUTO = "AutoModelForSequenceClassification"
+AUTO = {"label": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}  # by form of data

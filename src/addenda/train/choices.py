@@ -11,8 +11,7 @@ from addenda.core.adapter import Adapter
 from addenda.core.errors import AddendaError
 from addenda.train import attention as attentions
 from addenda.train import compiled
-from addenda.train.batches import Collator
-from addenda.train.encode import Encoded
+from addenda.train.encoded import Encoded
 from addenda.train.loss import score
 from addenda.train.machine import device_of
 
@@ -28,8 +27,7 @@ def attention_of(
 
 def compilation(model: nn.Module, adapter: Adapter, train: Encoded, rows: list[int], whole: bool) -> dict:
     """Compile and measure on the given rows, which are the same in a resumed run: it gets the same code."""
-    made = Collator(train.pad, train.kind)([train[i] for i in rows])
-    tensors = {k: t.to(device_of(model)) for k, t in made.items()}
+    tensors = {k: t.to(device_of(model)) for k, t in train.batch(rows).items()}
     found = compiled.measure(lambda: score(model, tensors, train.kind, whole=whole).mean)
     for p in adapter.parameters():
         p.grad = None

@@ -17,8 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from addenda.core.borrow import training_mode
 from addenda.core.state import unwrap
-from addenda.train.batches import Collator
-from addenda.train.encode import IGNORE, Encoded
+from addenda.train.encoded import IGNORE, Encoded
 from addenda.train.machine import device_of, processes
 
 MANY = 128 << 20  # bytes of float32 logits from which on memory counts; pieces of half precision take longer
@@ -103,7 +102,7 @@ def choose(asked: str, model: nn.Module, train: Encoded, parts: Sequence[Sequenc
         return {"name": "logits", "why": f"they take {size / 2**20:,.0f} MiB at most"}
     if asked == "auto" and processes() > 1:
         return {"name": "logits", "why": "several processes may have split the head"}
-    reason = why_not(model, Collator(train.pad, train.kind)([train[i] for i in parts[0][:2]]))
+    reason = why_not(model, train.batch(parts[0][:2]))
     if reason:
         return {"name": "logits", "why": reason}
     return {"name": "chunked", "why": f"logits would take {size / 2**20:,.0f} MiB"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from addenda.core.borrow import gradient_from
+from addenda.core.borrow import entrance, gradient_from
 from addenda.core.errors import AddendaError
 
 BACKEND = "inductor"
@@ -52,11 +52,10 @@ def compiled(model: nn.Module) -> Iterator[None]:
     The embedding's output requires a gradient meanwhile, so that the first block is compiled together with the others.
     """
     parts = blocks(model)
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
     for part in parts:
         part.compile(backend=BACKEND, dynamic=True)
     try:
-        with gradient_from(*[embedding] if isinstance(embedding, nn.Module) else ()):
+        with gradient_from(*entrance(model)):
             yield
     finally:
         for part in parts:

@@ -7,37 +7,39 @@ question, answer and end-of-text token, one after the other.
 
     ids     <|im_start|> user ⏎ 3 + 4 = ? <|im_end|> ⏎ <|im_start|> assistant ⏎    7    <|im_end|>
     labels       −100  …                                                −100       7    <|im_end|>
+
+Images become pixels elsewhere, in `pixels`; `encode` knows the way.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
+from torch import Tensor
 
 from addenda.core.errors import AddendaError
+from addenda.train.batches import Collator
 from addenda.train.data import Chat, Data, Labelled, Pair
+from addenda.train.encoded import IGNORE, Encoded, Kind
+from addenda.train.prepare import Preparation
 
-IGNORE = -100
-Kind = Literal["causal", "class", "value"]
 Overflow = Literal["error", "drop", "truncate"]
 
 
 @dataclass(frozen=True)
-class Encoded(torch.utils.data.Dataset):
+class Tokens(Encoded):
     """Tokenised examples. ids: token ids; labels: for "causal" a list beside each row, else one number each."""
 
+    unit: ClassVar[str] = "tokens"
+    ragged: ClassVar[bool] = True
     ids: list[list[int]]
     labels: list[Any]
     kind: Kind
     pad: int
     types: list[list[int]] | None = None  # token_type_ids, where the tokenizer has them
     names: tuple[str, ...] | None = None  # of the classes
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def __getitem__(self, i: int) -> dict:
         row = {"input_ids": self.ids[i], "labels": self.labels[i]}
@@ -47,10 +49,6 @@ class Encoded(torch.utils.data.Dataset):
     def lengths(self) -> list[int]:
         return [len(row) for row in self.ids]
 
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.ids))
-
     @cached_property
     def digest(self) -> str:
         """SHA-256 of ids and labels."""
@@ -59,37 +57,65 @@ class Encoded(torch.utils.data.Dataset):
             made.update(f"{ids}{label}".encode())
         return made.hexdigest()
 
-    def first(self, n: int) -> "Encoded":
-        """The first n examples, or all if there are fewer."""
-        return self if len(self) <= n else self.take(range(n))
-
-    def take(self, rows: Sequence[int]) -> "Encoded":
-        """The examples at these positions, in this order."""
+    def take(self, rows: Sequence[int]) -> "Tokens":
         types = None if self.types is None else [self.types[i] for i in rows]
         return replace(self, ids=[self.ids[i] for i in rows], labels=[self.labels[i] for i in rows], types=types)
+
+    def batch(self, rows: Sequence[int], skip: int = 0) -> dict[str, Tensor]:
+        """See `Collator`; skip is for a causal LM."""
+        made = [self[i] for i in rows]
+        return Collator(self.pad, self.kind)([{k: v[skip:] for k, v in r.items()} for r in made] if skip else made)
 
 
 def encode(
     data: Data,
-    tokenizer,
+    tokenizer: Any,
     *,
     max_length: int | None = None,
     overflow: Overflow = "error",
     chat: bool | None = None,
+    skip_corrupt: bool = False,
 ) -> Encoded:
-    """Tokenise the examples. chat: use the tokenizer's chat template (None: if it has one).
+    """The examples as the model takes them: texts by a tokenizer, images by a `Preparation`.
 
-    max_length: the model's context in tokens, None for no limit. overflow: what to do with a longer example: an error,
-    drop it, or cut the prompt from the left (a classifier's text from the right); an answer is never cut.
-    Raises AddendaError for examples that do not fit, by index, and for a tokenizer without an end token.
+    chat: use the tokenizer's chat template (None: if it has one). max_length: the model's context in tokens, None for
+    no limit. overflow: what to do with a longer example: an error, drop it, or cut the prompt from the left (a
+    classifier's text from the right); an answer is never cut. skip_corrupt: leave out images that cannot be decoded.
+    Raises AddendaError for examples that do not fit, by index, images that cannot be read, by file, a tokenizer without
+    an end token, and what is for texts where images were given.
     """
+    if data.form == "image":
+        from addenda.train.pixels import decode  # Pillow, an extra
+
+        if not isinstance(tokenizer, Preparation):
+            raise AddendaError(
+                f"{data.source} holds images, which want a Preparation (addenda.train.prepare), not a "
+                f"{type(tokenizer).__name__}."
+            )
+        if max_length is not None:
+            raise AddendaError(
+                f"Images have no length in tokens, got max_length={max_length}; image_size is in pixels."
+            )
+        return decode(data, tokenizer, skip_corrupt=skip_corrupt)
+    return tokenise(data, tokenizer, max_length=max_length, overflow=overflow, chat=chat)
+
+
+def tokenise(
+    data: Data,
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    overflow: Overflow = "error",
+    chat: bool | None = None,
+) -> Tokens:
+    """`encode` for texts."""
     if data.form == "label":
         kind, (ids, labels, types) = ("class" if data.labels else "value"), _texts(data, tokenizer)
     else:
         kind, types = "causal", None
         ids, labels = _turns(data, tokenizer, use_chat(tokenizer, chat))
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    made = Encoded(ids, labels, kind, pad, types, data.labels)
+    made = Tokens(ids, labels, kind, pad, types, data.labels)
     return made if max_length is None else _fit(made, max_length, overflow, data.source)
 
 
@@ -211,7 +237,7 @@ def _texts(data: Data, tokenizer) -> tuple[list[list[int]], list, list[list[int]
     return ids, [e.label for e in examples], None if types is None else [list(row) for row in types]
 
 
-def _fit(made: Encoded, limit: int, overflow: Overflow, source: str) -> Encoded:
+def _fit(made: Tokens, limit: int, overflow: Overflow, source: str) -> Tokens:
     if overflow not in ("error", "drop", "truncate"):
         raise AddendaError(f"overflow must be 'error', 'drop' or 'truncate', got {overflow!r}.")
     long = [i for i, n in enumerate(made.lengths) if n > limit]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
-from addenda.train.batches import Collator
-from addenda.train.data import Chat, read
-from addenda.train.encode import Encoded, Overflow, encode, end_ids, prompt_ids
+from addenda.train.data import Chat, TaskKind, read
+from addenda.train.encode import Overflow, encode, end_ids, prompt_ids
+from addenda.train.encoded import Encoded
 from addenda.train.loss import score
 from addenda.train.machine import device_of
 
@@ -27,11 +27,13 @@ class Evaluation:
     loss: float
     losses: list[float]  # of each example, mean over its labels
     seconds: float
-    tokens: int
+    tokens: int  # read; images, where `unit` says so
+    unit: str = "tokens"
+    skipped: tuple[str, ...] = ()  # corrupt images that were left out, where that was asked for
 
     def __str__(self) -> str:
         right = f"{sum(self.items)} of {len(self.items)} right ({self.accuracy:.1%}), " if self.items else ""
-        return f"{right}loss {self.loss:.4f}, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s"
+        return f"{right}loss {self.loss:.4f}, {self.tokens / max(self.seconds, 1e-9):,.0f} {self.unit}/s"
 
 
 @torch.no_grad()
@@ -45,33 +47,40 @@ def evaluate(
     overflow: Overflow = "error",
     chat: bool | None = None,
     prefix: int = 0,
+    skip_corrupt: bool = False,
     **columns,
 ) -> Evaluation:
     """Loss and greedy correctness of every example, in evaluation mode; draws no random number.
 
     A causal LM is right when the most likely token is the right one at every token of the answer and at its end token:
-    exactly when greedy `generate` from the same prompt would write that answer. examples: Encoded, or what `data.read`
-    takes, with its options as columns. prefix: how many first tokens all examples of a causal LM share; they are read
-    once and kept as a cache, which changes results by rounding only. Raises AddendaError for examples that do not fit.
+    exactly when greedy `generate` from the same prompt would write that answer. tokenizer: for an image model its
+    `Preparation`. examples: Encoded, or what `data.read` takes, with its options as columns. prefix: how many first
+    tokens all examples of a causal LM share; they are read once and kept as a cache, which changes results by rounding
+    only. skip_corrupt: leave out images that cannot be decoded, and name them. Raises AddendaError for examples that do
+    not fit.
     """
     if not isinstance(examples, Encoded):
         if tokenizer is None:
-            raise AddendaError("evaluate wants a tokenizer for examples that are not Encoded.")
+            raise AddendaError(
+                "evaluate wants a tokenizer (for images a Preparation) for examples that are not Encoded."
+            )
         data = read(examples, task=task_of(model), **columns)
-        examples = encode(data, tokenizer, max_length=max_length, overflow=overflow, chat=chat)
+        given: dict[str, Any] = {"max_length": max_length, "overflow": overflow, "chat": chat}
+        examples = encode(data, tokenizer, **given, skip_corrupt=skip_corrupt)
     if not len(examples):
         raise AddendaError("There is no example to evaluate.")
     started, device = time.perf_counter(), device_of(model)
-    lengths, collate = examples.lengths, Collator(examples.pad, examples.kind)
+    lengths = examples.lengths
     order = sorted(range(len(examples)), key=lambda i: -lengths[i])
     total, count = 0.0, 0
     items, losses = [0] * len(order), [0.0] * len(order)
     with training_mode(model, False):
-        first = torch.tensor([examples.ids[0][:prefix]], device=device)
+        first = examples.batch([0])["input_ids"][:, :prefix].to(device) if prefix else None
         cache = model(input_ids=first, use_cache=True).past_key_values if prefix else None
         for at in range(0, len(order), batch):
             rows = order[at : at + batch]
-            batched = collate([{k: v[prefix:] if prefix else v for k, v in examples[i].items()} for i in rows])
+            batched = examples.batch(rows, skip=prefix)
+            examples.ahead(order[at + batch : at + 2 * batch])
             tensors = {k: t.to(device) for k, t in batched.items()}
             made = score(model, read_before(tensors, cache, prefix), examples.kind, right=True)
             total, count = total + float(made.total), count + made.count
@@ -83,7 +92,16 @@ def evaluate(
     judged = examples.kind != "value"
     accuracy = sum(items) / len(items) if judged else None
     seconds = time.perf_counter() - started
-    return Evaluation(items if judged else [], accuracy, total / count, losses, seconds, examples.tokens)
+    return Evaluation(
+        items if judged else [],
+        accuracy,
+        total / count,
+        losses,
+        seconds,
+        examples.tokens,
+        examples.unit,
+        examples.skipped,
+    )
 
 
 def read_before(batch: dict[str, Tensor], cache: Any, n: int) -> dict[str, Any]:
@@ -97,9 +115,10 @@ def read_before(batch: dict[str, Tensor], cache: Any, n: int) -> dict[str, Any]:
     return batch | {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
 
 
-def task_of(model: nn.Module):
-    """ "label" for a sequence classifier, else "causal"."""
-    return "label" if "ForSequenceClassification" in type(model).__name__ else "causal"
+def task_of(model: nn.Module) -> TaskKind:
+    """ "label" for a sequence classifier, "image" for an image classifier, else "causal"."""
+    name = type(model).__name__
+    return "label" if "ForSequenceClassification" in name else "image" if "ForImageClassification" in name else "causal"
 
 
 @torch.no_grad()
@@ -118,7 +137,7 @@ def generate(
     """
     from transformers import GenerationConfig
 
-    if not hasattr(model, "generate") or task_of(model) == "label":
+    if not hasattr(model, "generate") or task_of(model) != "causal":
         raise AddendaError(f"{type(model).__name__} cannot generate text; a causal LM can.")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     empty = [i for i, p in enumerate(prompts) if isinstance(p, str) and not p.strip()]

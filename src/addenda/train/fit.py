@@ -22,7 +22,7 @@ from addenda.train import attention as attentions
 from addenda.train import checkpoint, chunked, compiled
 from addenda.train.batches import batches
 from addenda.train.choices import attention_of, compilation, recomputing
-from addenda.train.encode import Encoded
+from addenda.train.encoded import Encoded
 from addenda.train.machine import Peak, device_of, resident
 from addenda.train.settings import Settings
 
@@ -37,6 +37,7 @@ class Event:
     tokens_per_second: float
     seconds_left: float
     evaluation: dict | None = None  # {"step", "loss", "accuracy", "items"} right after an evaluation
+    unit: str = "tokens"  # or "images", of what is counted as tokens
 
 
 Progress = Callable[[Event], None]
@@ -50,7 +51,7 @@ class FitResult:
     steps: int
     losses: list[tuple[int, float]]
     evaluations: list[dict] = field(default_factory=list)  # {"step", "loss", "accuracy", "items"}
-    tokens: int = 0  # read in this call, padding not counted
+    tokens: int = 0  # read in this call, padding not counted; images, where `unit` says so
     tokens_per_second: float = 0.0
     step_seconds: float = 0.0  # median of a step: forward, backward, optimizer
     seconds: float = 0.0  # sum of all steps
@@ -59,6 +60,7 @@ class FitResult:
     resumed_from: int = 0
     best_step: int | None = None  # with early_stop: the evaluation whose values the adapter has now
     choices: dict = field(default_factory=dict)  # attention, loss, compile: what was chosen, and the numbers behind it
+    unit: str = "tokens"
 
 
 def fit(
@@ -96,10 +98,11 @@ def fit(
     """Train the adapter and nothing else; the model keeps its flags, its configuration and its base's bits.
 
     steps: how many optimizer steps, or the rows of each of them (positions in `train`). batch … group: see `Settings`
-    and `batches.batches`. eval_every: after every so many steps, or a list of steps; with `eval`, the default is ten
-    times in the run, at most every 20th step. early_stop: after so many evaluations without a better loss; the adapter
-    then gets its best values. out: a folder for checkpoints (None: none), written every save_every steps (default: ten
-    times, at most every 5th) and at the end. resume: go on with the newest one there, if there is one. memory_floor:
+    and `batches.batches`; images, all of one length, are never grouped. eval_every: after every so many steps, or at a
+    list of them; with `eval`, the default is ten times in the run, at most every 20th step. early_stop: after so many
+    evaluations without a better loss; the adapter then gets its best values. out: a folder for checkpoints (None:
+    none), written every save_every steps (default: ten times, at most every 5th) and at the end. resume: go on with the
+    newest one there, if there is one. memory_floor:
     bytes in use by the loaded model (`machine.resident()` before attach); taken at the call if not given. arguments:
     more of transformers.TrainingArguments.
 
@@ -121,6 +124,7 @@ def fit(
     if loss not in ("auto", "logits", "chunked"):
         raise AddendaError(f"loss must be 'auto', 'logits' or 'chunked', got {loss!r}.")
     data = train.digest
+    group = group and train.ragged
     if isinstance(steps, int):
         total, largest, ordered = steps, batch, group
     else:
@@ -171,7 +175,7 @@ def fit(
                     trainer = AdapterTrainer(
                         adapter, train, rows, settings, out=folder, eval_data=eval, evaluations=evaluations,
                         saves=saves, keep=keep, optimizer=make_optimizer, choices=choices,
-                        watch=_watch(progress, total), **arguments,
+                        watch=_watch(progress, total, train.unit), **arguments,
                     )  # fmt: skip
                     trainer.train(resume_from_checkpoint=str(start) if start else None)
                     if early_stop is not None:
@@ -201,6 +205,7 @@ def fit(
         resumed_from,
         min(evaluated, key=lambda e: e["loss"])["step"] if early_stop is not None and evaluated else None,
         choices,
+        train.unit,
     )
 
 
@@ -242,7 +247,7 @@ def _evaluations(log: list[dict]) -> list[dict]:
     ]
 
 
-def _watch(progress: Progress | None, total: int):
+def _watch(progress: Progress | None, total: int, unit: str):
     if progress is None:
         return None
 
@@ -254,6 +259,6 @@ def _watch(progress: Progress | None, total: int):
             return
         left = seconds / len(trainer.seconds) * (total - step)
         found = _evaluations(log[-1:])
-        progress(Event(step, total, loss, trainer.tokens / seconds, left, found[0] if found else None))
+        progress(Event(step, total, loss, trainer.tokens / seconds, left, found[0] if found else None, unit))
 
     return tell

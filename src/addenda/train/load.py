@@ -1,30 +1,45 @@
-"""Models from folders: a transformers causal LM or sequence classifier with its tokenizer. Nothing is downloaded."""
+"""Models from folders: a transformers causal LM or classifier, of texts or images, with what reads its inputs.
 
+Nothing is downloaded.
+"""
+
+import inspect
 import json
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.files import read
+from addenda.train.data import TaskKind
 from addenda.train.evaluate import task_of
 from addenda.train.machine import pick_device, pick_dtype
+from addenda.train.prepare import Preparation, preparation_of
 
-KINDS = {"causal": "causal LM", "label": "sequence classifier"}
-HEADS = ("score", "classifier", "classification_head")
+KINDS = {"causal": "causal LM", "label": "sequence classifier", "image": "image classifier"}
+AUTO = {
+    "causal": "AutoModelForCausalLM",
+    "label": "AutoModelForSequenceClassification",
+    "image": "AutoModelForImageClassification",
+}
+CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
+HEADS = ("score", "classifier", "classification_head", "cls_classifier", "distillation_classifier")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be adapted. fresh: parameters without weights, drawn at random; note: the dtype, and why."""
+    """A model ready to be adapted. tokenizer: what reads its inputs, for images a `Preparation`.
+
+    fresh: parameters without weights, drawn at random; note: the dtype, and why.
+    """
 
     model: nn.Module
-    tokenizer: object
+    tokenizer: Any
     source: str
     fresh: tuple[str, ...] = ()
     note: str = ""
@@ -33,7 +48,7 @@ class Loaded:
     def heads(self) -> tuple[str, ...]:
         """What must be trained besides the sites: modules with fresh weights, and the head of a classifier."""
         found = [path.rpartition(".")[0] for path in self.fresh]
-        if task_of(self.model) == "label":
+        if task_of(self.model) != "causal":
             found += [name for name, _ in self.model.named_children() if name in HEADS]
         found = list(dict.fromkeys(found))
         return tuple(p for p in found if not any(p.startswith(f"{q}.") for q in found))
@@ -51,43 +66,53 @@ class Loaded:
 def load_model(
     path: str | Path,
     *,
-    task: Literal["causal", "label"] | None = None,
+    task: TaskKind | None = None,
     labels: int | None = None,
+    image_size: int | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     seed: int = 0,
 ) -> Loaded:
-    """The model and tokenizer of a folder, in evaluation mode.
+    """The model of a folder, in evaluation mode, and its tokenizer or, for images, its `Preparation`.
 
-    task: what to load it for; by default what its architecture says, and a classifier for a bare encoder. labels: the
-    number of outputs of a new head. seed: of a new head's weights.
-    Raises AddendaError when the folder, its configuration, its tokenizer or some of its weights are missing.
+    task: what to load it for; by default what its architecture says, and a classifier for a bare encoder or where
+    labels are given. labels: the number of outputs of a new head. image_size: the side of the images in pixels, where
+    not what the folder says. seed: of a new head's weights.
+    Raises AddendaError when the folder, its configuration, its tokenizer or some of its weights are missing, and for an
+    image size that the model cannot take.
     """
     import transformers
 
     folder = Path(path).expanduser()
     config: Any = config_of(folder)
     task = task or task_in(config)
+    if task == "causal" and labels is not None:
+        task = "label"
+    if image_size is not None and task != "image":
+        raise AddendaError(f"image_size is for models that read images; {folder} holds a {KINDS[task]}.")
     where = pick_device(device)
     kind, why = pick_dtype(dtype, where)
-    auto: Any = (
-        transformers.AutoModelForCausalLM if task == "causal" else transformers.AutoModelForSequenceClassification
-    )
-    own = any("ForSequenceClassification" in a for a in config.architectures or ())
-    if labels is not None and task == "label":
-        if own and config.num_labels != labels:
+    auto: Any = getattr(transformers, AUTO[task])
+    if labels is not None:
+        if _own_head(config) and config.num_labels != labels:
             raise AddendaError(
                 f"The classifier in {folder} has {config.num_labels} outputs ({_some(config.id2label.values())}), and "
                 f"the data has {labels} labels. Give data with its labels, or labels= in its order."
             )
         config.num_labels = labels
+    if task == "image" and getattr(config, "use_mask_token", False):
+        config.use_mask_token = False  # for pretraining only; trained in full it would get no gradient
     torch.manual_seed(seed)
     try:
         with quiet():
             model, info = auto.from_pretrained(
                 folder, config=config, dtype=kind, local_files_only=True, output_loading_info=True
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            if task == "image":
+                reader: Any = preparation_of(folder, config, image_size)
+                _check_size(model, reader, folder)
+            else:
+                reader = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise AddendaError(
             f"The folder {folder} could not be loaded as a {KINDS[task]}: "
@@ -103,23 +128,43 @@ def load_model(
             f"{len(model.state_dict())}). It was saved incompletely, or is another architecture."
         )
     if task == "label" and model.config.pad_token_id is None:  # a decoder finds the last token of a row by it
-        pad = tokenizer.pad_token_id
+        pad = reader.pad_token_id
         model.config.pad_token_id = config.eos_token_id if pad is None else pad
     note = f"{str(kind).removeprefix('torch.')} on {where.type} ({why})"
-    return Loaded(model.to(where).eval(), tokenizer, str(folder), fresh, note)
+    return Loaded(model.to(where).eval(), reader, str(folder), fresh, note)
 
 
-def task_in(config) -> Literal["causal", "label"]:
-    """What an architecture is for; a bare encoder gets a classifier."""
+def task_in(config) -> TaskKind:
+    """What an architecture is for; a bare encoder, of texts or images, gets a classifier."""
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as VISION
+
     names = " ".join(config.architectures or ())
-    return "causal" if "ForCausalLM" in names or "LMHeadModel" in names else "label"
+    if "ForCausalLM" in names or "LMHeadModel" in names:
+        return "causal"
+    return "image" if type(config) in VISION and "ForSequenceClassification" not in names else "label"
+
+
+def _own_head(config) -> bool:
+    return any(kind in name for name in config.architectures or () for kind in CLASSIFIERS)
+
+
+def _check_size(model: nn.Module, how: Preparation, folder: Path) -> None:
+    """Models that must be asked to stretch their position embeddings take one size only."""
+    size = getattr(model.config, "image_size", None)
+    own = (size, size) if isinstance(size, int) else tuple(size or ())
+    fixed = "interpolate_pos_encoding" in inspect.signature(type(model).forward).parameters
+    if fixed and len(own) == 2 and how.size not in (None, own):
+        raise AddendaError(
+            f"The {type(model).__name__} in {folder} takes images of {own[0]} × {own[1]} pixels only, and they would "
+            f"be {how}. Give image_size={own[0]} (--image-size), or leave it out."
+        )
 
 
 def label_names(folder: str | Path) -> list[str] | None:
     """The names of a classifier's outputs in its own order, where they say more than LABEL_0."""
     config: Any = config_of(Path(folder).expanduser())
-    own = any("ForSequenceClassification" in a for a in config.architectures or ())
-    names = [config.id2label[i] for i in sorted(config.id2label)] if own and config.num_labels > 1 else []
+    named = _own_head(config) and config.num_labels > 1
+    names = [config.id2label[i] for i in sorted(config.id2label)] if named else []
     return names if names and not all(n.startswith("LABEL_") for n in names) else None
 
 
@@ -147,22 +192,28 @@ def _some(names, n: int = 8) -> str:
 
 
 def wanted_by(adapter: str | Path | None) -> dict:
-    """How the base of an adapter file is to be loaded: as a classifier of so many outputs if the file holds a head."""
+    """How the base of an adapter file is to be loaded: outputs of a head in it, and the size of its run's images."""
     if adapter is None:
         return {}
     header, _ = read(adapter)
     heads = [s for s in header["sites"] if s["method"] == -1 and s["path"].split(".")[0] in HEADS]
     shapes = [s["shape"] for s in heads if len(s["shape"]) == 2]
-    return {"task": "label", "labels": shapes[-1][0]} if shapes else {}
+    wanted = {"labels": shapes[-1][0]} if shapes else {}
+    size = _run_beside(adapter).get("options", {}).get("image_size")
+    return wanted | ({"image_size": size} if size else {})
 
 
 def labels_beside(adapter: str | Path | None) -> list[str] | None:
     """The names of the classes in the run.json beside an adapter file, where there is one."""
+    return _run_beside(adapter).get("data", {}).get("labels")
+
+
+def _run_beside(adapter: str | Path | None) -> dict:
     try:
         run = json.loads(Path(adapter or "").with_name("run.json").read_text(encoding="utf-8"))
-        return run["data"]["labels"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except (OSError, ValueError):
+        return {}
+    return run if isinstance(run, dict) else {}
 
 
 @contextmanager

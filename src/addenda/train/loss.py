@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from addenda.core.errors import AddendaError
 from addenda.core.state import unwrap
 from addenda.train import chunked
-from addenda.train.encode import IGNORE, Kind
+from addenda.train.encoded import IGNORE, Kind
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Score:
 
 
 def score(model: nn.Module, batch: dict[str, Tensor], kind: Kind, *, right: bool = False, whole: bool = True) -> Score:
-    """Run the model on a batch of `Collator` and compare with its labels. right: also judge every example.
+    """Run the model on a batch of `Encoded` and compare with its labels. right: also judge every example.
 
     whole: by the logits of all labels at once; else by `chunked`, where that is permitted, for the total alone.
     Raises AddendaError when the model returns no logits, or logits that do not fit the labels.
     """
-    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    inputs = inputs_of(model, batch)
     labels = batch["labels"]
     if kind != "causal":
         return _classify(_logits(model(**inputs)), labels, kind, right)
@@ -74,6 +74,13 @@ def score(model: nn.Module, batch: dict[str, Tensor], kind: Kind, *, right: bool
         wrong = (logits.detach().argmax(-1) != wanted).long()
         verdict = torch.zeros(n, dtype=torch.long, device=wrong.device).index_add_(0, owner, wrong) == 0
     return Score(losses.sum(), len(wanted), sums, seen.sum(1), verdict)
+
+
+def inputs_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the model is called with: all but the labels, pixels in the model's own dtype."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    given = {k: t for k, t in batch.items() if k != "labels"}
+    return {k: t.to(dtype) if k == "pixel_values" else t for k, t in given.items()}
 
 
 def _at(model: nn.Module, inputs: dict[str, Tensor], seen: Tensor) -> Tensor:
@@ -105,7 +112,7 @@ def _logits(output) -> Tensor:
     logits = getattr(output, "logits", None)
     if logits is None:
         raise AddendaError(
-            f"The model returned {type(output).__name__} without logits. Give a causal LM or a sequence classifier."
+            f"The model returned {type(output).__name__} without logits. Give a causal LM or a classifier."
         )
     return logits
 
@@ -121,7 +128,7 @@ def _classify(logits: Tensor, labels: Tensor, kind: Kind, right: bool) -> Score:
     if logits.dim() != 2 or int(labels.max()) >= logits.shape[1]:
         raise AddendaError(
             f"The model gives logits of shape {tuple(logits.shape)}, but there is a label {int(labels.max())}. Load it "
-            f"with num_labels of at least {int(labels.max()) + 1}, as a sequence classifier."
+            f"with num_labels of at least {int(labels.max()) + 1}, as a classifier."
         )
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     verdict = (logits.detach().argmax(-1) == labels) if right else None

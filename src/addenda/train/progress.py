@@ -26,7 +26,7 @@ def shown(title: str = "tune", stream=None) -> Iterator[Progress]:
         def tell(event: Event) -> None:
             if event.evaluation:
                 bar.console.print(f"step {event.step}: {judged(event.evaluation)}")
-            says = f"loss {event.loss:.4f}, {event.tokens_per_second:,.0f} tokens/s"
+            says = f"loss {event.loss:.4f}, {event.tokens_per_second:,.0f} {event.unit}/s"
             bar.update(task, total=event.steps, completed=event.step, says=says)
 
         yield tell
@@ -51,7 +51,7 @@ def _line(event: Event, title: str, stream) -> None:
     elif event.step % max(1, event.steps // 20) == 0 or event.step in (1, event.steps):
         print(
             f"{title}: step {event.step}/{event.steps}, loss {event.loss:.4f}, "
-            f"{event.tokens_per_second:,.0f} tokens/s, {clock(event.seconds_left)} left",
+            f"{event.tokens_per_second:,.0f} {event.unit}/s, {clock(event.seconds_left)} left",
             file=stream,
             flush=True,
         )

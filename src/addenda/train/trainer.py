@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,9 @@ from addenda.core.errors import AddendaError
 from addenda.optim.plain import adamw
 from addenda.optim.registry import Optimizers
 from addenda.train import checkpoint
-from addenda.train.batches import Collator
 from addenda.train.callback import TrainerCallback
 from addenda.train.compiled import eager
-from addenda.train.encode import IGNORE, Encoded
+from addenda.train.encoded import IGNORE, Encoded
 from addenda.train.evaluate import evaluate
 from addenda.train.loss import score
 from addenda.train.settings import Settings
@@ -38,13 +38,16 @@ class DivergedError(AddendaError):
 
 
 class Rows(Sampler):
-    """The rows of every micro-batch of the run, in order: one list each."""
+    """The rows of every micro-batch of the run, in order: one list each. following: those after the last ones given."""
 
     def __init__(self, rows: list[list[int]], batch: int):
         self.rows, self.batch_size, self.drop_last = rows, batch, False
+        self.following: list[int] = []
 
     def __iter__(self):
-        return iter(self.rows)
+        for rows, following in zip_longest(self.rows, self.rows[1:], fillvalue=[]):
+            self.following = following
+            yield rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,7 +108,7 @@ class AdapterTrainer(transformers.Trainer):
             model._hf_peft_config_loaded = True
         try:
             super().__init__(
-                model, args, Collator(train.pad, train.kind), train, eval_data, callbacks=[_Conductor(self, watch)]
+                model, args, train_dataset=train, eval_dataset=eval_data, callbacks=[_Conductor(self, watch)]
             )
         finally:
             if quantised:
@@ -118,7 +121,14 @@ class AdapterTrainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         rows = Rows(self.rows, self.args.per_device_train_batch_size)
-        return self.accelerator.prepare(DataLoader(self.data, batch_sampler=rows, collate_fn=self.data_collator))
+        positions: Any = range(len(self.data))  # the data makes its own batches, from positions
+
+        def collate(these: list[int]) -> dict[str, Tensor]:
+            made = self.data.batch(these)
+            self.data.ahead(rows.following)  # decoded while the model works on this batch
+            return made
+
+        return self.accelerator.prepare(DataLoader(positions, batch_sampler=rows, collate_fn=collate))
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -143,7 +153,7 @@ class AdapterTrainer(transformers.Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Summed loss over the labels of the whole step (all parts, all processes)."""
         made = score(model, inputs, self.data.kind, whole=self.settings.loss != "chunked")
-        self.tokens += int(inputs["attention_mask"].sum())
+        self.tokens += int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else len(inputs["labels"])
         loss = made.mean if num_items_in_batch is None else made.total / num_items_in_batch * self.args.world_size
         return (loss, None) if return_outputs else loss
 

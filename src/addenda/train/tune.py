@@ -1,6 +1,7 @@
 """`tune`: a model, data and a method in; an adapter, its measurements and everything to repeat it out.
 
     made = addenda.tune("models/SmolLM2", "sums.jsonl", "lora:rank=16", out="run/", steps=200, eval_data=0.1)
+    made = addenda.tune("models/dinov2", "photos/", "lora", out="run/", subset="8/class", image_size=112)
     print(made.after, made.tokens_per_second)
 
 The folder `out` holds adapter.safetensors, README.md (a model card), run.json (everything to run it again) and
@@ -22,17 +23,19 @@ from addenda.core.files import save
 from addenda.core.method import Method
 from addenda.core.registry import build, catalogue
 from addenda.core.targets import Target
-from addenda.train.batches import Collator, batches
+from addenda.train.batches import batches
 from addenda.train.card import write_card, write_run
-from addenda.train.data import Data, read
-from addenda.train.encode import Encoded, Overflow, encode
+from addenda.train.data import Data, TaskKind, read, splits_of
+from addenda.train.encode import Overflow, encode
+from addenda.train.encoded import Encoded
 from addenda.train.evaluate import evaluate, generate, task_of
 from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.load import Loaded, config_of, label_names, load_model, task_in
 from addenda.train.loss import score
 from addenda.train.machine import device_of, resident
+from addenda.train.prepare import Preparation
 from addenda.train.progress import attaching, shown
-from addenda.train.rows import splits_of
+from addenda.train.subsets import Subset
 
 __all__ = ["TuneResult", "evaluate", "generate", "tune"]
 
@@ -46,6 +49,7 @@ class TuneResult(FitResult):
     before: dict | None = None  # {"loss", "accuracy", "items"} of the base
     after: dict | None = None
     path: Path | None = None  # adapter.safetensors
+    skipped: tuple[str, ...] = ()  # corrupt images that were left out
 
 
 def tune(
@@ -67,6 +71,9 @@ def tune(
     overflow: Overflow = "error",
     chat: bool | None = None,
     columns: dict | None = None,
+    subset: str | None = None,
+    image_size: int | None = None,
+    skip_corrupt: bool = False,
     dtype: Any = "auto",
     device: Any = None,
     resume: bool = True,
@@ -76,11 +83,14 @@ def tune(
 ) -> TuneResult:
     """Adapt a model to data.
 
-    model: a folder of transformers' (causal LM, classifier or encoder), or a loaded module with tokenizer=. data: what
-    `data.read` takes; columns: its options by name. method, targets, exclude: see `attach`; methods that look at data
-    first see eight batches of the training data. also_train: modules trained as whole copies; "auto": a classifier's
-    head and whatever came without weights. steps or epochs (1 if neither). eval_data: data, or a share of it to hold
-    out by questions. max_length, overflow, chat: see `encode`. dtype: "auto" is bfloat16 where it is fast; a loaded
+    model: a folder of transformers' (causal LM, classifier or encoder, of texts or images), or a loaded module with
+    tokenizer= (for images a `Preparation`). data: what `data.read` takes; columns: its options by name. subset: learn
+    from a small part, see `subsets`, and judge by its other half where there is no eval_data. image_size: the side of
+    images in pixels, where not what the folder says; skip_corrupt: leave out those that cannot be decoded. method,
+    targets, exclude: see `attach`; methods that look at data first see eight batches of the training data. also_train:
+    modules trained as whole copies; "auto": a classifier's head and whatever came without weights. steps or epochs (1
+    if neither). eval_data: data, or a share of it to hold out by questions. max_length, overflow, chat: see `encode`.
+    dtype: "auto" is bfloat16 where it is fast; a loaded
     module keeps its own. progress: shown on stderr, or a function, or False. options: rate (if not given, where the
     catalogue starts a search for the method's), schedule, eval_every, early_stop, and what makes it fast and small:
     attention, loss, compile, group, optimizer, checkpointing, … as in `fit`.
@@ -92,14 +102,14 @@ def tune(
     chosen = build(method) if isinstance(method, str) else method
     if options.get("rate") is None:
         options["rate"] = starting_rate(chosen)
-    loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns or {}, dtype, device, seed)
+    loading = {"dtype": dtype, "device": device, "seed": seed} | ({"image_size": image_size} if image_size else {})
+    loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns or {}, subset, loading)
     model, tokenizer = loaded.model, loaded.tokenizer
     heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
     loaded.check_heads(tuple(heads))
     limit = max_length or context(model, tokenizer)
-    encoded, *more = [
-        encode(d, tokenizer, max_length=limit, overflow=overflow, chat=chat) for d in (train, held) if d is not None
-    ]
+    reading: dict[str, Any] = {"max_length": limit, "overflow": overflow, "chat": chat, "skip_corrupt": skip_corrupt}
+    encoded, *more = [encode(d, tokenizer, **reading) for d in (train, held) if d is not None]
     tested = more[0] if more else None
     steps = steps if steps is not None else math.ceil((epochs or 1) * math.ceil(len(encoded) / batch))
     before = _judge(model, tested)
@@ -127,25 +137,36 @@ def tune(
             "method": _described(chosen), "targets": targets or getattr(chosen, "targets", None),
             "exclude": exclude, "also_train": list(heads),
             "steps": steps, "epochs": epochs, "batch": batch, "seed": seed, "max_length": limit,
-            "overflow": overflow, "chat": chat, "columns": columns or {}, "note": loaded.note,
+            "overflow": overflow, "chat": chat, "columns": columns or {}, "note": loaded.note, "subset": subset,
+            "image_size": image_size, "images": str(tokenizer) if train.form == "image" else None,
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), **options,
         }  # fmt: skip
-        known = {"train": train.source, "form": train.form, "examples": len(train), "digest": train.digest}
-        known["labels"] = train.labels
+        known = {"train": train.source, "form": train.form, "examples": len(encoded), "digest": train.digest}
+        known |= {"labels": train.labels, "skipped": len(encoded.skipped)}
         if held is not None:
-            known |= {"eval": held.source, "eval_examples": len(held), "eval_digest": held.digest}
+            known |= {"eval": held.source, "eval_examples": len(more[0]), "eval_digest": held.digest}
         run = write_run(folder, base=loaded.source, options=told, data=known, made=made, before=before, after=after)
         write_card(folder, adapter, run)
-    return TuneResult(**vars(made), model=model, tokenizer=tokenizer, before=before, after=after, path=path)
+    skipped = tuple(name for e in (encoded, *more) for name in e.skipped)
+    return TuneResult(
+        **vars(made), model=model, tokenizer=tokenizer, before=before, after=after, path=path, skipped=skipped
+    )
 
 
 def _prepare(
-    model, data, eval_data, tokenizer, columns: dict, dtype, device, seed: int
+    model, data, eval_data, tokenizer, columns: dict, subset: str | None, loading: dict
 ) -> tuple[Loaded, Data, Data | None]:
     """The model, the training data and the data to judge by, read in the order in which they depend on each other."""
     if isinstance(model, nn.Module):
         if tokenizer is None:
-            raise AddendaError("A loaded model wants its tokenizer=; a folder brings its own.")
+            raise AddendaError(
+                "A loaded model wants its tokenizer= (for images a Preparation, see addenda.train.prepare); a folder "
+                "brings its own."
+            )
+        if "image_size" in loading:
+            raise AddendaError(
+                "image_size is for folders; give tokenizer=preparation.sized(pixels) with a loaded model."
+            )
         task = task_of(model)
         names = None
         loaded = Loaded(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__)
@@ -156,25 +177,26 @@ def _prepare(
         raise AddendaError(f"Expected a folder or a torch.nn.Module as the model, got {type(model).__name__}.")
     if hasattr(data, "splits") and eval_data is None:
         eval_data = read(data, split="validation")
-    options: dict[str, Any] = ({"labels": names} if task == "label" and names else {}) | columns
+    options: dict[str, Any] = ({"labels": names} if task != "causal" and names else {}) | columns
     train = read(data, task=task, **options)
+    held = None
+    if subset is not None:
+        train, held = Subset.parse(subset).of(train)
     if isinstance(eval_data, float):
-        train, held = train.split(eval_data, seed)
-    elif eval_data is None:
-        held = None
-    else:
+        train, held = train.split(eval_data, loading["seed"])
+    elif eval_data is not None:
         options |= {"labels": train.labels} if train.labels else {}
-        found = splits_of(eval_data)
+        found = splits_of(eval_data, task)
         part = next((s for s in ("validation", "test") if s in found), "train")
         held = read(eval_data, task=task, split=part, **options)
     if loaded is None:
-        outputs = (len(train.labels) if train.labels else 1) if task == "label" else None
-        loaded = load_model(str(model), task=task, labels=outputs, dtype=dtype, device=device, seed=seed)
+        outputs = (len(train.labels) if train.labels else 1) if task != "causal" else None
+        loaded = load_model(str(model), task=task, labels=outputs, **loading)
         if train.labels and not names:
             config: Any = loaded.model.config
             config.id2label = dict(enumerate(train.labels))
             config.label2id = {n: i for i, n in enumerate(train.labels)}
-    if (train.form == "label") != (task_of(loaded.model) == "label"):
+    if data_task(train) != task_of(loaded.model):
         raise AddendaError(
             f"{train.source} holds {train.form} examples, which a {type(loaded.model).__name__} cannot learn."
         )
@@ -187,13 +209,17 @@ def starting_rate(method: Any) -> float:
     return known[0] if known else 1e-3
 
 
-def data_task(data: Any):
-    """What the data alone says about the task: Data of texts with labels is for a classifier; else unknown (None)."""
-    return ("label" if data.form == "label" else "causal") if isinstance(data, Data) else None
+def data_task(data: Any) -> TaskKind | None:
+    """What the data alone says about the task: texts with labels, and images, are for classifiers; None: unknown."""
+    if not isinstance(data, Data):
+        return None
+    return "causal" if data.form in ("pair", "chat") else data.form
 
 
 def context(model: nn.Module, tokenizer) -> int | None:
-    """How many tokens fit: the smaller of what tokenizer and configuration say; None if neither does."""
+    """How many tokens fit: the smaller of what tokenizer and configuration say; None if neither does, or for images."""
+    if isinstance(tokenizer, Preparation):
+        return None
     config = getattr(model, "config", None)
     said = [getattr(tokenizer, "model_max_length", None), getattr(config, "max_position_embeddings", None)]
     known = [n for n in said if isinstance(n, int) and 0 < n < 10**6]
@@ -202,9 +228,9 @@ def context(model: nn.Module, tokenizer) -> int | None:
 
 def calibration(model: nn.Module, train: Encoded, batch: int, seed: int, count: int = 8):
     """The batches that methods with a calibrated start see: the first of the run, made only when asked for."""
-    collate, device = Collator(train.pad, train.kind), device_of(model)
-    for rows in batches(train.lengths, batch, count, seed):
-        yield {k: t.to(device) for k, t in collate([train[i] for i in rows]).items()}
+    device = device_of(model)
+    for rows in batches(train.lengths, batch, count, seed, train.ragged):
+        yield {k: t.to(device) for k, t in train.batch(rows).items()}
 
 
 def _described(chosen) -> Any:

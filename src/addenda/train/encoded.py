@@ -1,0 +1,62 @@
+"""Encoded examples: what training, judging and measuring ask of them, whatever they are made of.
+
+`encode.Tokens` are texts as token ids, `pixels.Images` are pictures as pixels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+IGNORE = -100
+Kind = Literal["causal", "class", "value"]
+
+
+class Encoded(Dataset, ABC):
+    """Examples as a model takes them, in order.
+
+    labels: for "causal" a list beside each row, else one number each. names: of the classes. unit: what `lengths`
+    count. ragged: whether lengths differ, so that batches are padded and rows of like length are put together.
+    """
+
+    unit: ClassVar[str]
+    ragged: ClassVar[bool]
+    labels: list[Any]
+    kind: Kind
+    names: tuple[str, ...] | None
+    skipped: tuple[str, ...] = ()  # what could not be read and was left out, where that was asked for
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    @abstractmethod
+    def lengths(self) -> list[int]:
+        """How much there is to read in each example."""
+
+    @property
+    def tokens(self) -> int:
+        """How much there is to read in all."""
+        return sum(self.lengths)
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of what the model is given."""
+
+    @abstractmethod
+    def take(self, rows: Sequence[int]) -> Self:
+        """The examples at these positions, in this order."""
+
+    def first(self, n: int) -> Self:
+        """The first n examples, or all if there are fewer."""
+        return self if len(self) <= n else self.take(range(n))
+
+    @abstractmethod
+    def batch(self, rows: Sequence[int], skip: int = 0) -> dict[str, Tensor]:
+        """The inputs and labels of these examples, without their first `skip` tokens."""
+
+    def ahead(self, rows: Sequence[int]) -> None:
+        """These rows come next: what takes time may begin. Nothing does where all is in memory."""

