@@ -162,7 +162,9 @@ def test_an_encoder_is_judged_by_its_outputs(source):
     assert "outputs differ by" in str(report)
     assert set(report.speeds["compressed"]) == {"prefill"}
     model = AutoModelForSequenceClassification.from_pretrained(source.parent / "low")
-    assert type(model.bert.encoder.layer[0].attention.self.query).__name__ == "LowRankLinear"
+    ranks = {x["path"]: x["rank"] for x in report.layers if x["rank"] is not None}
+    assert ranks == {p: m.rank for p, m in model.named_modules() if type(m).__name__ == "LowRankLinear"}
+    assert report.dense["classifier"].startswith("not among the targets")
 
 
 def test_bad_input(source):

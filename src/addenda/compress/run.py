@@ -34,7 +34,7 @@ from addenda.core.errors import AddendaError, nearest
 from addenda.core.sites import site_at
 from addenda.core.targets import Target, grouped
 from addenda.train.evaluate import task_of
-from addenda.train.load import Loaded, config_of, load_model
+from addenda.train.load import Loaded, config_of, load_model, quiet
 from addenda.train.machine import Peak, hardware, resident, versions
 
 Allocation = Literal["waterfill", "uniform", "energy", "sensitivity", "asvd"]
@@ -357,7 +357,7 @@ def _save(loaded: Loaded, low: dict[str, nn.Module], s: Settings, work: Work, re
     }
     model.config.quantization_config = LowRankConfig(entries, made=f"addenda compress --how {s.how}")
     folder = work.folder / "model"
-    with writing(folder, report.sizes["compressed"]["bytes"]):
+    with writing(folder, report.sizes["compressed"]["bytes"]), quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_report(folder, report)

@@ -128,17 +128,18 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class _Product(torch.autograd.Function):
-    """y = x Wᵀ + bias. Backward has the packed weight, and no x: W is frozen."""
+    """y = x Wᵀ + bias. Backward has the packed weight; x only where a calibration asks for the gradient of its values."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(weight)
+        ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
         return F.linear(x, weight.dense(x.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gy):
-        (weight,) = ctx.saved_tensors
+        weight, x = ctx.saved_tensors
         gx = gy @ weight.dense(gy.dtype) if ctx.needs_input_grad[0] else None
-        gbias = gy.reshape(-1, gy.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
-        return gx, None, gbias
+        flat = gy.reshape(-1, gy.shape[-1])
+        gweight = None if x is None else (flat.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+        return gx, gweight, flat.sum(0) if ctx.needs_input_grad[2] else None
