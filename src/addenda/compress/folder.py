@@ -41,7 +41,7 @@ class LowRankQuantizer(HfQuantizer):
             put_layers(model, self.quantization_config.layers)
         return model
 
-    def _process_model_after_weight_loading(self, model, **kwargs):
+    def _process_model_after_weight_loading(self, model: Any, **kwargs):
         model.is_quantized = False  # set for every model that comes this way; trainers refuse a quantised one
         return model
 

@@ -8,6 +8,8 @@
 The thin products are ordinary Linears, so adapters attach to them, and quantisation takes them, like any other.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +57,8 @@ class PivotLinear(nn.Module):
     y[order] = [h ; T h] + b[order], h = first.weight x (r), T = rest.weight (m − r × r). Every r < min(m, n) saves.
     """
 
+    order: Tensor
+
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True, device=None, dtype=None):
         super().__init__()
         if not 1 <= rank < out_features:
@@ -83,7 +87,8 @@ class PivotLinear(nn.Module):
 
         m, r = B.shape
         made = cls(A.shape[1], m, r, bias is not None, device="meta", dtype=dtype)
-        picked = torch.from_numpy(qr(B.T.double().cpu().numpy(), mode="r", pivoting=True)[1]).long()
+        found: Any = qr(B.T.double().cpu().numpy(), mode="r", pivoting=True)
+        picked = torch.from_numpy(found[1]).long().to(B.device)
         top, others = B.double()[picked[:r]], B.double()[picked[r:]]
         T = torch.linalg.solve(top, others, left=False)
         for layer, weight in ((made.first, top @ A.double()), (made.rest, T)):

@@ -149,8 +149,9 @@ def _fill(layers: Sequence[Layer], ranks: Ranks, left: float, multiple: int) -> 
         best = None
         for x in layers:
             r = ranks[x.path]
-            after = None if r is None else r // multiple * multiple + multiple
-            if r is None or after > x.limit or (price := x.cost(after) - x.cost(r)) > left:
+            if r is None or (after := r // multiple * multiple + multiple) > x.limit:
+                continue
+            if (price := x.cost(after) - x.cost(r)) > left:
                 continue
             gain = (float(x.errors[r]) - float(x.errors[after])) * x.weight / price
             if gain > 0 and (best is None or gain > best[0]):

@@ -94,7 +94,7 @@ def rows_of(layers: Sequence[Layer], given: Ranks, errors: dict[str, float]) -> 
 def _table(layers: list[dict[str, Any]], bar: str = "  ") -> list[str]:
     """By type of layer. rank: lowest, median and highest of those that are low rank."""
     head = ("layers", "of", "full rank", "rank", "parameters kept", "multiplications kept", "output error")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     by_path = {x["path"]: x for x in layers}
     for pattern, paths in grouped(by_path).items():
         held = [by_path[p] for p in paths]

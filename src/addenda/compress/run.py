@@ -355,7 +355,7 @@ def _save(loaded: Loaded, low: dict[str, nn.Module], s: Settings, work: Work, re
         p: {"rank": layer.rank, "bias": layer.bias is not None, "form": s.storage}
         for p, layer in cast("dict[str, Any]", low).items()
     }
-    model.config.quantization_config = LowRankConfig(entries, made=f"addenda compress --how {s.how}")
+    model.config.quantization_config = cast(Any, LowRankConfig)(entries, made=f"addenda compress --how {s.how}")
     folder = work.folder / "model"
     with writing(folder, report.sizes["compressed"]["bytes"]), quiet():
         model.save_pretrained(folder)

@@ -128,7 +128,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class _Product(torch.autograd.Function):
-    """y = x Wᵀ + bias. Backward has the packed weight; x only where a calibration asks for the gradient of its values."""
+    """y = x Wᵀ + bias. Backward has the packed weight, and x only where a calibration wants the values' gradient."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
