@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from tiny_models import config, make_tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -145,7 +146,16 @@ def test_a_full_disk_keeps_what_is_done(source, monkeypatch):
         m.setattr(work_files, "write_atomically", full)
         with pytest.raises(AddendaError, match=r"The disk is full at .*MiB free.*same command goes on"):
             made(source)
+    with monkeypatch.context() as m:
+        m.setattr(LlamaForCausalLM, "save_pretrained", full_too)
+        with pytest.raises(AddendaError, match="The disk is full at"):
+            made(source)
+    assert not (source.parent / "low").exists()
     made(source)
+
+
+def full_too(self, folder):
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 def test_an_encoder_is_judged_by_its_outputs(source):

@@ -218,6 +218,18 @@ def test_full_precision_is_another_base_for_the_same_change(ids):
         dequantize(held, toys.make_llama())
 
 
+def test_a_step_is_predicted_with_the_codes_as_weights():
+    model = toys.make_llama(hidden_size=64, intermediate_size=128)
+    dense = ad.plan(model, ad.LoRA(rank=2), targets="linear", batch=2, length=8).step
+    quantize(model)
+    packed = ad.plan(model, ad.LoRA(rank=2), targets="linear", batch=2, length=8).step
+    weights = [m.weight for m in model.modules() if isinstance(getattr(m, "weight", None), NF4Tensor)]
+    saved = sum(w.numel() * (4 - w.bits / 8) for w in weights)
+    assert len(weights) == 14
+    assert dense.weights - packed.weights == pytest.approx(saved)
+    assert packed.activations <= dense.activations
+
+
 def test_linear_without_a_quantised_weight_is_torchs_own():
     x, W = torch.randn(3, 4), torch.randn(5, 4)
     held = NF4Tensor.of(x)

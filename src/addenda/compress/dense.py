@@ -1,5 +1,6 @@
 """`to_dense`: the factors multiplied out into an ordinary checkpoint, which transformers reads without addenda."""
 
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,7 +9,7 @@ from torch import nn
 
 from addenda.compress.folder import METHOD, put
 from addenda.compress.layers import FORMS
-from addenda.compress.work import check_free, writing
+from addenda.compress.work import check_free, rename, writing
 from addenda.core.errors import AddendaError
 from addenda.train.load import config_of, load_model, quiet
 
@@ -45,9 +46,12 @@ def to_dense(folder: str | Path, out: str | Path, *, dtype: str = "auto") -> Pat
         put(model, path, _plain(layer, ordinary.get_submodule(path)))
     del model.config.quantization_config
     model.hf_quantizer = None
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
     with writing(out), quiet():
-        model.to(final).save_pretrained(out)
-        cast(Any, loaded.tokenizer).save_pretrained(out)
+        model.to(final).save_pretrained(unfinished)
+        cast(Any, loaded.tokenizer).save_pretrained(unfinished)
+        rename(unfinished, out)
     return out
 
 

@@ -10,6 +10,7 @@ factorisation of one block, the outputs of one block for all windows, and at the
 import dataclasses
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -357,6 +358,7 @@ def _save(loaded: Loaded, low: dict[str, nn.Module], s: Settings, work: Work, re
     }
     model.config.quantization_config = cast(Any, LowRankConfig)(entries, made=f"addenda compress --how {s.how}")
     folder = work.folder / "model"
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run may have left
     with writing(folder, report.sizes["compressed"]["bytes"]), quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -93,10 +93,15 @@ class Work:
     def finish(self) -> None:
         """Give the finished folder its name and drop the rest."""
         with writing(self.out):
-            if self.out.is_dir():
-                self.out.rmdir()  # empty, as `open` has seen
-            (self.folder / "model").rename(self.out)
+            rename(self.folder / "model", self.out)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def rename(folder: Path, out: Path) -> None:
+    """A finished folder in its place, which is free or an empty folder."""
+    if out.is_dir():
+        out.rmdir()
+    folder.rename(out)
 
 
 def check_free(out: Path) -> None:
@@ -110,13 +115,14 @@ def writing(folder: Path, size: int | None = None) -> Iterator[None]:
     """Failures of the disk as errors that say what is free and how to go on."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the second is what a full disk is to safetensors' own writer
         there = next(p for p in (folder, *folder.parents) if p.exists())
         free = shutil.disk_usage(there).free
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        number, why = getattr(error, "errno", None), getattr(error, "strerror", None) or error
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         wanted = "" if size is None else f" for {size / 2**20:,.0f} MiB"
         raise AddendaError(
-            f"{'The disk is full' if full else 'Could not write'} at {folder}{wanted} ({error.strerror or error}; "
+            f"{'The disk is full' if full else 'Could not write'} at {folder}{wanted} ({why}; "
             f"{free / 2**20:,.0f} MiB free). What is done is kept: make room, and the same command goes on."
         ) from error
 
