@@ -18,7 +18,8 @@ from transformers import (
 
 from addenda.cli.main import run as cli
 from addenda.compress import work as work_files
-from addenda.compress.run import Settings, compress, read_report
+from addenda.compress.run import compress, read_report
+from addenda.compress.settings import Settings
 from addenda.core.errors import AddendaError
 
 SMALL = {"samples": 24, "length": 48, "judge": 4, "multiple": 1}
@@ -174,6 +175,8 @@ def test_an_encoder_is_judged_by_its_outputs(source):
     model = AutoModelForSequenceClassification.from_pretrained(source.parent / "low")
     ranks = {x["path"]: x["rank"] for x in report.layers if x["rank"] is not None}
     assert ranks == {p: m.rank for p, m in model.named_modules() if type(m).__name__ == "LowRankLinear"}
+    with pytest.raises(AddendaError, match="--allocate asvd wants the loss of the next token"):
+        compress(source.parent / "bert", out=source.parent / "other", settings=Settings(allocate="asvd"))
     assert report.dense["classifier"].startswith("not among the targets")
 
 

@@ -63,8 +63,8 @@ def compress(
 
         typer.echo(f"written: {to_dense(model_or_default(model), out, dtype=dtype)}")
         return
-    from addenda.compress.run import Settings
     from addenda.compress.run import compress as run
+    from addenda.compress.settings import Settings
 
     settings = Settings(
         how=how, remove=ratio, of=cast(Any, budget), allocate=cast(Any, allocate), share=share, rise=rise, floor=floor,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -27,67 +27,19 @@ from addenda.compress.layers import FORMS
 from addenda.compress.moments import Moments
 from addenda.compress.ranks import Layer, Ranks
 from addenda.compress.report import Report, rows_of, write_report
-from addenda.compress.solve import LowRank, check, solve
+from addenda.compress.settings import Settings
+from addenda.compress.solve import LowRank, solve
 from addenda.compress.texts import Windows, windows
 from addenda.compress.walk import Piece, Walk, fisher
 from addenda.compress.work import Work, check_free, identity_of, writing
-from addenda.core.errors import AddendaError, nearest
+from addenda.core.errors import AddendaError
 from addenda.core.sites import site_at
 from addenda.core.targets import Target, grouped
 from addenda.train.evaluate import task_of
 from addenda.train.load import Loaded, config_of, load_model, quiet
 from addenda.train.machine import Peak, hardware, resident, versions
 
-Allocation = Literal["waterfill", "uniform", "energy", "sensitivity", "asvd"]
-ALLOCATIONS = ("waterfill", "uniform", "energy", "sensitivity", "asvd")
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """remove: the share of the chosen layers' parameters (or multiplications) to do without. of: which of the two.
-
-    allocate: who gets which rank, see `compress.ranks`; share: of the outputs' energy, for "energy"; rise: of the
-    perplexity, for "sensitivity"; floor: of the uniform rank, for "waterfill". multiple: ranks are multiples of it.
-    samples, length: windows of text for calibration, and their tokens. sequential: every block is solved on what the
-    compressed blocks before it put out.
-    """
-
-    how: str = "lord"
-    remove: float = 0.2
-    of: Literal["parameters", "flops"] = "parameters"
-    allocate: Allocation = "waterfill"
-    share: float = 0.99
-    rise: float = 0.01
-    floor: float = 0.5
-    multiple: int = 8
-    storage: ranks.Storage = "factors"
-    split: Literal["left", "sqrt"] = "left"
-    center: bool = False
-    sequential: bool = False
-    samples: int = 64
-    length: int = 512
-    judge: int = 16
-    batch: int = 4
-    seed: int = 0
-
-    def __post_init__(self):
-        check(self.how, self.center, self.split)
-        if self.allocate not in ALLOCATIONS:
-            raise AddendaError(
-                f"There is no allocation {self.allocate!r}.{nearest(self.allocate, ALLOCATIONS)} "
-                f"Known: {', '.join(ALLOCATIONS)}."
-            )
-        for name, known in (("of", ("parameters", "flops")), ("storage", tuple(FORMS))):
-            if getattr(self, name) not in known:
-                raise AddendaError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}.")
-        if not 0 < self.remove < 1:
-            raise AddendaError(
-                f"remove is the share of parameters to do without, between 0 and 1; got {self.remove}. "
-                "0.2 keeps 80 % of the parameters of the compressed layers."
-            )
-        if self.multiple < 1 or self.batch < 1:
-            raise AddendaError(f"multiple and batch must be at least 1, got {self.multiple} and {self.batch}.")
 
 
 def compress(
@@ -117,6 +69,8 @@ def compress(
         raise AddendaError(f"--out {out} is the source or lies in it. The source is never written to; name another.")
     check_free(out)
     loaded = load_model(source, dtype=dtype, device=device)
+    if task_of(loaded.model) != "causal" and (wants := s.wants_loss()):
+        raise AddendaError(f"{wants} wants the loss of the next token, and a {type(loaded.model).__name__} has none.")
     chosen, dense = choose(loaded.model, targets, exclude, s.storage)
     calibrate, judge = windows(loaded.tokenizer, calibration, s.samples, s.length, judge=s.judge, seed=s.seed)
     notes = _enough(calibrate, chosen, s)
@@ -285,8 +239,6 @@ class _Job:
             return ranks.energy(layers, s.share, s.multiple)
         if s.allocate == "waterfill":
             return ranks.waterfill(layers, keep, s.multiple, s.floor)
-        if task_of(self.model) != "causal":
-            raise AddendaError(f"{s.allocate} tries ranks by perplexity, which only a causal LM has. Use waterfill.")
         some = dataclasses.replace(self.text, rows=self.text.rows[:8]).batches(s.batch)  # not what is judged by
 
         def judge(given: Ranks) -> float:
