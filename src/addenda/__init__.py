@@ -6,6 +6,8 @@ Every name is imported on first use, so that `addenda --help` need not wait for 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from addenda.compress.announce import announce
+
 if TYPE_CHECKING:
     from addenda import methods as methods
     from addenda.compose.composition import Average as Average
@@ -63,6 +65,7 @@ _NAMES = {
     "train.evaluate": "evaluate generate",
     "train.tune": "tune",
 }
+announce()
 _WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 

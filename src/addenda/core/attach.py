@@ -432,7 +432,7 @@ def restore(root: nn.Module, state: State) -> None:
     """Write the base's own bits back after a merge."""
     owners = owners_of(root)
     for path, kept in (state.merged or {}).items():
-        kept.put_back(site_at(root, path, owners).weight.data)
+        kept.into(site_at(root, path, owners))
     state.merged = None
     state.fingerprints.clear()  # those of the copies that end here
 

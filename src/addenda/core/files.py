@@ -27,6 +27,7 @@ from addenda.core.attach import Assigned, build_tensors, install, numbers, ready
 from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.method import Method, Params, Replace, Shape
+from addenda.core.packed import parts_of
 from addenda.core.random import Stream
 from addenda.core.registry import info
 from addenda.core.sites import Point, Site, owners_of, refusal, site_at, with_neighbours
@@ -41,15 +42,21 @@ _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def fingerprint(state: State, site: Site) -> str:
     """SHA-256 of the base's own stored bytes at a site (before any merge), remembered until the tensor changes."""
-    own = state.base(site)
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[own.element_size()]
-    total = int(own.detach().view(bits).sum(dtype=torch.int64))  # sees what was written behind autograd's back
-    identity = (own.data_ptr(), own._version, own.dtype, tuple(own.shape), total)
+    parts = parts_of(state.base(site))
+    identity = tuple(_identity(own) for own in parts)
     known = state.fingerprints.get(site.path)
     if known is None or known[0] != identity:
-        data = own.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        state.fingerprints[site.path] = known = (identity, hashlib.sha256(data.data).hexdigest())
+        made = hashlib.sha256()
+        for own in parts:
+            made.update(own.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        state.fingerprints[site.path] = known = (identity, made.hexdigest())
     return known[1]
+
+
+def _identity(own: Tensor) -> tuple:
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[own.element_size()]
+    total = int(own.detach().view(bits).sum(dtype=torch.int64))  # sees what was written behind autograd's back
+    return own.data_ptr(), own._version, own.dtype, tuple(own.shape), total
 
 
 def sample(state: State, site: Site) -> list[float]:

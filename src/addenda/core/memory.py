@@ -32,6 +32,7 @@ from addenda.core.borrow import entrance, frozen, gradient_from
 from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError
 from addenda.core.method import Method, Params, Shape
+from addenda.core.packed import parts_of
 from addenda.core.random import Stream
 from addenda.core.sites import Point, Site, owners_of, site_at, with_neighbours
 from addenda.core.state import State, find_state, unwrap
@@ -168,7 +169,8 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum({id(s): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
+    storages = (part.untyped_storage() for t in tensors for part in parts_of(t))
+    return sum({id(s): s.nbytes() for s in storages}.values())
 
 
 def _twin(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
@@ -276,8 +278,8 @@ class _Log(TorchDispatchMode):
         self.now, self.flops, self.backward_from = 0, 0, 0
         self.lives: list[_Life] = []
         self.alive: dict[int, tuple[weakref.ref, _Life | None]] = {}  # by id of the storage
-        for t in known:
-            self._watch(t, None)
+        for part in (part for t in known for part in parts_of(t)):
+            self._watch(part, None)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.prim.device.default:  # more than half of all calls

@@ -13,6 +13,7 @@ from addenda.core.attach import restore
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
 from addenda.core.hidden import HiddenMethod
+from addenda.core.packed import Packed
 from addenda.core.random import Stream
 from addenda.core.sites import PARAMETER, Site, owners_of, site_at
 from addenda.core.state import Kept, State, apply_active, state_of
@@ -116,7 +117,7 @@ def _merged(
             errors[path] = float(error / change) if change > 0 else 0.0
             lost, size = lost + float(error) ** 2, size + float(change) ** 2
             state.merged[path] = Kept(before_it, index)
-            Kept(rounded, index).put_back(site.weight.data)
+            Kept(rounded, index).into(site)
         apply_active(root, state, names)
         total = (lost / size) ** 0.5 if size else 0.0
         dtype = next(iter(state.merged.values())).values.dtype
@@ -138,6 +139,8 @@ def _change(site: Site) -> tuple[Tensor | None, Tensor, Tensor]:
     assert slots is not None
     live, W = slots.live[site.parameter], site.weight.detach()
     wide = torch.promote_types(W.dtype, torch.float32)
+    if isinstance(W, Packed):
+        return None, site.weight, effective_weight(site, live, wide)
     plain = W.is_contiguous() and not site.kind.transposed and (W.dim() == 2 or site.kind != PARAMETER)
     if not (plain and live and all(t.method.has("sparse") for t in live)):
         return None, W.clone(), effective_weight(site, live, wide)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addenda.core.errors import AddendaError
+from addenda.core.packed import values_of
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,13 @@ class Site:
 
     @property
     def matrix(self) -> Tensor:
-        return self.kind.to_matrix(self.weight.detach())
+        """The values as (m, n); those of a packed weight are made for the occasion."""
+        return self.kind.to_matrix(values_of(self.weight.detach()))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(m, n) of one matrix; a vector counts as one column. For an activation: (width,)."""
-        s = self.matrix.shape
+        s = self.kind.to_matrix(self.weight.detach()).shape
         return (s[-2], s[-1]) if len(s) > 1 else (s[0] if s else 1, 1)
 
     @property
@@ -134,7 +136,7 @@ class Site:
     @property
     def copies(self) -> int:
         """How many matrices are stacked here: the number of experts, else 1."""
-        s = self.matrix.shape
+        s = self.kind.to_matrix(self.weight.detach()).shape
         return int(torch.Size(s[:-2]).numel()) if len(s) > 2 else 1
 
     @property

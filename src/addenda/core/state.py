@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from addenda.core.adapted import SiteTensors, slots_of
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.method import Method
+from addenda.core.packed import Packed
 from addenda.core.sites import Point, Site, owners_of, site_at
 
 _WRAPPERS = ("_orig_mod", "module")  # torch.compile; DataParallel, DDP
@@ -30,6 +31,14 @@ class Kept:
 
     values: Tensor
     index: Tensor | None = None
+
+    def into(self, site: Site) -> None:
+        """The values, at the site. Nothing is written into a packed weight: a plain one takes its place for a while."""
+        if isinstance(site.weight, Packed) or isinstance(self.values, Packed):
+            kept = self.values if isinstance(self.values, nn.Parameter) else nn.Parameter(self.values, False)
+            site.module._parameters[site.parameter] = kept
+        else:
+            self.put_back(site.weight.data)
 
     def put_back(self, weight: Tensor) -> Tensor:
         """The base's own bits, written into a contiguous `weight` that has the merged ones."""
