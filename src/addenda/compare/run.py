@@ -23,7 +23,7 @@ from addenda.compare.subject import Subject, embedded, from_files
 from addenda.compare.trial import Settings, control, trial
 from addenda.core.errors import AddendaError
 from addenda.core.plan import plan
-from addenda.core.registry import info
+from addenda.core.registry import build, info
 from addenda.train import attention
 from addenda.train.fit import Event
 from addenda.train.machine import hardware, versions
