@@ -217,7 +217,7 @@ def build_tensors(
     *,
     seen: dict[str, Tensor] | None = None,
     stored: dict[str, Params] | None = None,
-    pools: dict[WeightMethod, Params] | None = None,
+    pools: dict[Method, Params] | None = None,
 ) -> dict[str, SiteTensors]:
     """The tensors of every site by path: fresh ones, or those of a file (stored, pools); the model is not touched.
 

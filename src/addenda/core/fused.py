@@ -83,6 +83,7 @@ class FactoredLinear(torch.autograd.Function):
         room = torch.empty_like(g) if c is not None else None
         if need_c:
             own = _rows(y) if bias is None else _rows(y) - bias
+            assert c is not None
             gc = torch.mul(g, own, out=room).sum(0).to(c.dtype) / c
         if c is not None:
             g = _rows_times(g, c, out=room)
