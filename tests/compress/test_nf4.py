@@ -227,7 +227,8 @@ def test_a_step_is_predicted_with_the_codes_as_weights():
     saved = sum(w.numel() * (4 - w.bits / 8) for w in weights)
     assert len(weights) == 14
     assert dense.weights - packed.weights == pytest.approx(saved)
-    assert packed.activations <= dense.activations
+    largest = max(4 * w.numel() for w in weights)  # the values of one layer in the making, twice; none is kept
+    assert packed.activations <= dense.activations + 2.1 * largest
 
 
 def test_linear_without_a_quantised_weight_is_torchs_own():

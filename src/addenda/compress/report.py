@@ -74,7 +74,8 @@ class Report:
             paths = grouped(p for p, w in self.dense.items() if w == why)
             found.append((", ".join(f"{g} ({len(p)})" if len(p) > 1 else g for g, p in paths.items()), why))
         whole = grouped(x["path"] for x in self.layers if x["rank"] is None)
-        return found + [(f"{g} ({len(p)})", "cheaper dense than at the rank it was given") for g, p in whole.items()]
+        why = "chosen, but dense is the best use of the budget"
+        return found + [(f"{g} ({len(p)})", why) for g, p in whole.items()]
 
 
 def rows_of(layers: Sequence[Layer], given: Ranks, errors: dict[str, float]) -> list[dict[str, Any]]:
