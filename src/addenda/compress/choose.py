@@ -42,10 +42,11 @@ def choose(
             reason = why.partition(";")[0]
         elif type(module) is not nn.Linear and type(module).__name__ != "Conv1D":
             reason = f"a {type(module).__name__} may do more than its product"
-        elif break_even(*site.shape, storage) < 1:
-            reason = f"no rank of a {site.shape[0]} × {site.shape[1]} matrix saves parameters"
+        m, n = site.matrix.shape
+        if reason is None and break_even(m, n, storage) < 1:
+            reason = f"no rank of a {m} × {n} matrix saves parameters"
         if reason is None:
-            chosen[path] = site.shape
+            chosen[path] = (m, n)
         else:
             tied = len(owners[id(module._parameters["weight"])]) > 1
             dense[path] = f"{reason}, tied to the embedding" if reason == "the output head" and tied else reason
