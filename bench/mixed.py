@@ -1,4 +1,4 @@
-"""32 examples through 32 LoRA adapters: `per_example` against a loop over the examples, forward and a training step."""
+"""32 examples through 32 adapters, of low rank or of scales: `per_example` against a loop, forward and a step."""
 
 import statistics
 import time
@@ -6,12 +6,16 @@ import time
 from bench.arms import build
 from bench.measure import in_process
 
-EXAMPLES, LENGTH, RANK, REPEAT = 32, 32, 8, 5
+EXAMPLES, LENGTH, REPEAT = 32, 32, 5
+METHODS = ("lora:rank=8", "ia3")
 
 
 def run(given) -> tuple[dict, str]:
-    found = in_process(seconds, given.model, given.attention, given.threads)
-    lines = [f"{given.model}, {EXAMPLES} examples of {LENGTH} tokens, {EXAMPLES} adapters of rank {RANK}.", "",
+    found = {}
+    for method in METHODS:
+        made = in_process(seconds, given.model, method, given.attention, given.threads)
+        found |= {f"{method}, {what}": times for what, times in made.items()}
+    lines = [f"{given.model}, {EXAMPLES} examples of {LENGTH} tokens, {EXAMPLES} adapters.", "",
              "| | one adapter for all | an adapter each | a loop | of the loop's time | difference of outputs |",
              "| --- | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
     for what, made in found.items():
@@ -21,7 +25,7 @@ def run(given) -> tuple[dict, str]:
     return found, "\n".join(lines)
 
 
-def seconds(model_name: str, attention: str, threads: int) -> dict[str, dict[str, float]]:
+def seconds(model_name: str, method: str, attention: str, threads: int) -> dict[str, dict[str, float]]:
     import torch
 
     import addenda as ad
@@ -31,10 +35,10 @@ def seconds(model_name: str, attention: str, threads: int) -> dict[str, dict[str
     ids = torch.randint(0, model.config.vocab_size, (EXAMPLES, LENGTH), generator=torch.Generator().manual_seed(1))
     names = [f"user{i}" for i in range(EXAMPLES)]
     for i, name in enumerate(names):
-        adapter = ad.attach(model, f"lora:rank={RANK}", name=name, seed=i)
+        adapter = ad.attach(model, method, name=name, seed=i)
         with torch.no_grad():
             for p in adapter.parameters():
-                p.normal_(std=0.02)
+                p.add_(torch.randn_like(p), alpha=0.02)
 
     def one():
         ad.switch(model, names[0])

@@ -1,11 +1,14 @@
-"""Where the time of one training step goes: the floor, the peer's LoRA and ours, by kind of operation."""
+"""Where the time of one training step goes, by kind of operation: the floor, the peer's LoRA, and some of ours."""
 
 from collections import Counter
 
 from bench.arms import build, prepare, warm
 from bench.measure import in_process
 
-ARMS = ("floor", "peft/lora", "ours/lora:rank=16")
+ARMS = (
+    "floor", "peft/lora", "ours/lora:rank=16", "ours/miss:rank=64", "ours/dora:rank=16",
+    "ours/shira:density=0.01,mask=block",
+)  # fmt: skip
 STEPS = 4
 THIN = 64  # a product with a side of at most this is a thin one
 COPIES = ("aten::copy_", "aten::_to_copy", "aten::to", "aten::clone", "aten::cat", "aten::fill_", "aten::zero_")

@@ -107,6 +107,13 @@ def make_dinov2() -> nn.Module:
     return _small("Dinov2Config", "Dinov2ForImageClassification", **sizes, image_size=8, patch_size=4, num_labels=3)
 
 
+def make_clip() -> nn.Module:
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": VOCAB, "max_position_embeddings": 16, "eos_token_id": 2, "bos_token_id": 1}
+    vision = {**sizes, "image_size": 8, "patch_size": 4}
+    return _small("CLIPConfig", "CLIPModel", text_config=text, vision_config=vision, projection_dim=8)
+
+
 def two_dyloras() -> tuple[nn.Module, ad.Adapter, Tensor]:
     """Two layers with a DyLoRA of rank 4 each that changes something, and an input."""
     torch.manual_seed(1)

@@ -6,8 +6,18 @@ Every name is imported on first use, so that `addenda --help` need not wait for 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from addenda.compress.announce import announce
+
 if TYPE_CHECKING:
     from addenda import methods as methods
+    from addenda.compose.composition import Average as Average
+    from addenda.compose.composition import BatchSplit as BatchSplit
+    from addenda.compose.composition import Composition as Composition
+    from addenda.compose.composition import Fuse as Fuse
+    from addenda.compose.composition import Parallel as Parallel
+    from addenda.compose.composition import Split as Split
+    from addenda.compose.composition import Stack as Stack
+    from addenda.compose.composition import composed as composed
     from addenda.core.adapter import Adapter as Adapter
     from addenda.core.adapter import adapters as adapters
     from addenda.core.attach import attach as attach
@@ -20,6 +30,7 @@ if TYPE_CHECKING:
     from addenda.core.files import inspect as inspect
     from addenda.core.files import load as load
     from addenda.core.files import save as save
+    from addenda.core.hidden import HiddenMethod as HiddenMethod
     from addenda.core.lean import lean as lean
     from addenda.core.lean import unlean as unlean
     from addenda.core.merge import MergeReport as MergeReport
@@ -39,10 +50,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
+    "compose.composition": "Average BatchSplit Composition Fuse Parallel Split Stack composed",
     "core.adapter": "Adapter adapters",
     "core.attach": "attach detach disabled per_example status switch",
     "core.errors": "AddendaError",
     "core.files": "inspect load save",
+    "core.hidden": "HiddenMethod",
     "core.lean": "lean unlean",
     "core.merge": "MergeReport merge unmerge",
     "core.method": "WeightMethod",
@@ -52,6 +65,7 @@ _NAMES = {
     "train.evaluate": "evaluate generate",
     "train.tune": "tune",
 }
+announce()
 _WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 

@@ -30,7 +30,7 @@ def files(tmp_path):
 
 
 def run(files, **options):
-    model, data, out = files
+    model, data, out = *files[:2], options.pop("out", files[2])
     asked = {"methods": ["lora:rank=2", "shira"], "budget": "steps=4", "seeds": 2, "batch": 4, "watch": QUIET}
     return compare(model, data, out=out, dtype="float32", **(asked | options))
 
@@ -149,3 +149,23 @@ def test_the_search_goes_beyond_an_edge_while_it_gains():
     ran.clear()
     assert search((64.0, 128.0), 10, one, further=2) == 64.0 and ran == [64.0, 128.0, 32.0]
     assert search((3.0,), 10, one) == 3.0
+
+
+def test_an_arm_names_its_optimizer_and_its_rates(files):
+    arms = ["lora:rank=2", "lora:rank=2@lora-pro:mode=efficient"]
+    record = run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"])
+    told = record.config["methods"]
+    assert told[arms[1]]["options"] == {"rank": 2, "optimizer": "lora-pro:mode=efficient"}
+    assert max(told[arms[1]]["rates"]) < min(told[arms[0]]["rates"])
+    assert told[arms[0]]["sites"] == told[arms[1]]["sites"] == 4
+    losses = [record.find(a, "final", 0)["losses"] for a in arms]
+    assert losses[0] != losses[1]
+    assert len(run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"]).trials) == len(
+        record.trials
+    )
+    with pytest.raises(AddendaError, match="lora-pro"):
+        run(files, methods=["lora@lora-por"], out=files[2].parent / "other")
+    record.config["methods"][arms[1]]["options"]["optimizer"] = "lora-pro:mode=sgd"
+    (files[2] / "config.json").write_text(json.dumps(record.config))
+    with pytest.raises(AddendaError, match="other options"):
+        run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"])

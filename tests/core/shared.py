@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import addenda as ad
 from addenda.core.adapted import effective_weight, original_class, slots_of
 from addenda.core.errors import AddendaError
-from addenda.core.method import WeightMethod
+from addenda.core.method import Method, WeightMethod
 from addenda.core.sites import Site, site_at
 from addenda.core.targets import resolve
 
@@ -31,19 +31,36 @@ OPTIONS = {  # what the shapes 8 × 8, 16 × 8, 8 × 16 and 32 × 8 need
     "mora": {"rank": 2},
     "adalora": {"target_rank": 2},
     "lora-ga": {"rank": 2},
+    "vb-lora": {"vectors": 8, "length": 3},
+    "clover": {"block": 4},
+    "ether-plain": {"parts": 2},
+    "prompt": {"places": 2},
+    "prefix": {"places": 2},
 }
 SMALL = {"rank": 4, "alpha": 8.0}  # for methods that have these options
 
 
-def method_of(name: str) -> WeightMethod:
+def method_of(name: str) -> Method:
     entry = ad.core.registry.info(name)
     fields = {f for f in entry.cls.__dataclass_fields__ if f not in ("dropout",)}
     given = {k: v for k, v in SMALL.items() if k in fields} | OPTIONS.get(name, {})
     return entry.build(**{k: v for k, v in given.items() if k in fields})
 
 
-NAMES = [i.name for i in ad.catalogue()]
-METHODS = {name: method_of(name) for name in NAMES}
+NAMES = [i.name for i in ad.catalogue() if issubclass(i.cls, WeightMethod)]
+HIDDEN = [i.name for i in ad.catalogue() if i.family == "hidden"]
+EVERY = NAMES + HIDDEN
+METHODS = {name: method_of(name) for name in EVERY}
+
+
+def where(name: str) -> str | None:
+    """The targets of a contract test: every linear layer for what changes weights; hidden methods know their places."""
+    return "linear" if name in NAMES else None
+
+
+def shape_for(name: str, m: int, n: int) -> tuple[int, ...]:
+    """A weight's shape, or an activation's, as the method sees it."""
+    return (m, n) if name in NAMES else (m,)
 
 
 def loss_of(model: nn.Module, batch) -> Tensor:
@@ -51,7 +68,7 @@ def loss_of(model: nn.Module, batch) -> Tensor:
     return getattr(y, "logits", y).square().mean()
 
 
-def attach(model: nn.Module, which: str | WeightMethod, batch=None, /, **options) -> ad.Adapter:
+def attach(model: nn.Module, which: str | Method, batch=None, /, **options) -> ad.Adapter:
     """Attach with data where the method wants it."""
     method = METHODS[which] if isinstance(which, str) else which
     if method.calibration:
@@ -59,7 +76,7 @@ def attach(model: nn.Module, which: str | WeightMethod, batch=None, /, **options
     return ad.attach(model, method, **options)
 
 
-def sees_nothing(model: nn.Module, which: str | WeightMethod, batch, targets) -> bool:
+def sees_nothing(model: nn.Module, which: str | Method, batch, targets) -> bool:
     """Whether the method looks at inputs and a site has none to show; then attach must say so and change nothing."""
     method = METHODS[which] if isinstance(which, str) else which
     if method.calibration != "input" or all(site.kind.dense for site in resolve(model, targets)):

@@ -7,12 +7,16 @@ from torch import nn
 
 import addenda
 from addenda.core.capabilities import probe
+from addenda.core.hidden import HiddenMethod
 from addenda.core.method import Factors, WeightMethod
 
 
 def test_the_catalogue_can_what_its_mathematics_says():
     can = {i.name: probe(i.build()) for i in addenda.catalogue()}
-    assert all(c.linear and c.mergeable and c.exact_start for c in can.values())
+    hidden = {i.name for i in addenda.catalogue() if issubclass(i.cls, HiddenMethod)}
+    assert all(c.linear and c.mergeable and not c.hidden for n, c in can.items() if n not in hidden)
+    assert all(can[n].hidden and not (can[n].linear or can[n].mergeable) for n in hidden - {"fusion"})
+    assert all(can[i.name].exact_start == (i.build().start.bound == 0) for i in addenda.catalogue())
     assert {n for n, c in can.items() if c.sparse} == {"shira"}
     assert not any(can[n].low_rank for n in ("dora", "oft", "shira", "bat", "full", "flora", "ln-tuning"))
     assert all(can[n].low_rank for n in ("lora", "pissa", "rslora", "dylora", "miss", "svft", "loldu"))

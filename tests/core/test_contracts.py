@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from shared import (
+    EVERY,
     METHODS,
     NAMES,
     attach,
@@ -27,6 +28,7 @@ from shared import (
     sites,
     stir,
     train,
+    where,
     with_weight,
 )
 from torch import nn
@@ -38,7 +40,8 @@ from addenda.core.errors import AddendaError
 from addenda.core.method import to_float
 from addenda.core.sites import site_at
 
-every_method = pytest.mark.parametrize("name", NAMES)
+every_method = pytest.mark.parametrize("name", EVERY)
+every_weight_method = pytest.mark.parametrize("name", NAMES)
 
 # -- 1. start ------------------------------------------------------------------------------------------------------
 
@@ -48,7 +51,7 @@ every_method = pytest.mark.parametrize("name", NAMES)
 def test_start_is_the_base_as_declared(name, dtype, tiny, ids):
     tiny.to(dtype)
     expected = tiny(ids)
-    adapter = attach(tiny, name, ids, targets="linear")
+    adapter = attach(tiny, name, ids, targets=where(name))
     start = METHODS[name].start
     if start.bound == 0:
         assert torch.equal(tiny(ids), expected)
@@ -63,22 +66,23 @@ def test_start_is_the_base_as_declared(name, dtype, tiny, ids):
 @every_method
 def test_seed_and_path_decide_the_start_and_nothing_else_does(name, tiny, ids):
     torch.manual_seed(1)
-    one = attach(tiny, name, ids, targets="linear", seed=5).state_dict()
+    one = attach(tiny, name, ids, targets=where(name), seed=5).state_dict()
     one = {k: v.clone() for k, v in one.items()}
     ad.detach(tiny)
     torch.manual_seed(2)
     torch.rand(3)
-    two = attach(tiny, name, ids, targets="*.q_proj", seed=5).state_dict()
+    fewer = {"targets": "*.q_proj"} if name in NAMES else {"exclude": "layers.0*"}
+    two = attach(tiny, name, ids, **fewer, seed=5).state_dict()
     assert two
     assert all(torch.equal(v, one[k]) for k, v in two.items())
 
 
 @every_method
 def test_trainable_count_is_the_formula(name, tiny, ids):
-    adapter = attach(tiny, name, ids, targets="linear")
+    adapter = attach(tiny, name, ids, targets=where(name))
     for path, tensors in adapter.sites():
-        m, n = site_at(tiny, path).shape
-        assert sum(p.numel() for p in tensors._parameters.values()) == METHODS[name].trainable(m, n), path
+        count = METHODS[name].trainable(*site_at(tiny, path).shape)
+        assert sum(p.numel() for p in tensors._parameters.values()) == count, path
 
 
 # -- 2. gradients --------------------------------------------------------------------------------------------------
@@ -91,7 +95,7 @@ def dense_gradients(site, x, live):
     total = W
     for tensors in live:
         p = {k: t.detach().clone().requires_grad_(t.requires_grad) for k, t in tensors.tensors().items()}
-        leaves += [p[k] for k in tensors._parameters]
+        leaves += [p[k.removeprefix("pool.")] for k, _ in tensors.named_parameters()]
         total = total + tensors.method.effective(W, to_float(p, W.dtype)) - W
     bias = getattr(site.module, "bias", None)
     bias = None if bias is None else bias.detach().clone().requires_grad_()
@@ -125,7 +129,7 @@ def layer_of(kind):
     return nn.Sequential(module).double(), x.double() if x.is_floating_point() else x
 
 
-@every_method
+@every_weight_method
 @pytest.mark.parametrize("kind", LAYERS)
 def test_output_and_gradients_equal_the_dense_form(name, kind):
     model, x = layer_of(kind)
@@ -164,7 +168,7 @@ def test_output_and_gradients_equal_the_dense_form(name, kind):
 
 @every_method
 def test_only_what_needs_a_gradient_gets_one(name, tiny, ids):
-    adapter = attach(tiny, name, ids, targets="linear")
+    adapter = attach(tiny, name, ids, targets=where(name))
     loss_of(tiny, ids).backward()
     assert all(p.grad is None for n, p in tiny.named_parameters() if ".addenda." not in n)
     assert all(p.grad is not None for p in adapter.parameters())
@@ -172,7 +176,7 @@ def test_only_what_needs_a_gradient_gets_one(name, tiny, ids):
     assert not tiny(ids).requires_grad
 
 
-@every_method
+@every_weight_method
 def test_unfrozen_base_gets_the_gradients_of_the_dense_form(name):
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(8, 16)).double(), torch.randn(3, 8, dtype=torch.float64)
@@ -199,7 +203,7 @@ def test_unfrozen_base_gets_the_gradients_of_the_dense_form(name):
 def test_dropout_acts_in_training_only(name, tiny, ids):
     entry = METHODS[name]
     method = type(entry)(**(entry.options() | {"dropout": 0.5}))
-    stir(attach(tiny, method, ids, targets="linear"), 0.5)
+    stir(attach(tiny, method, ids, targets=where(name)), 0.5)
     tiny.eval()
     assert torch.equal(tiny(ids), tiny(ids))
     tiny.train()
@@ -217,7 +221,7 @@ def test_attach_adds_and_detach_takes_away_nothing_of_the_base(name, tiny, ids):
     classes = [type(m) for m in tiny.modules()]
     keys, before, bits0 = list(tiny.state_dict()), flags(tiny), bits(tiny)
     expected = tiny(ids)
-    stir(attach(tiny, name, ids, targets="linear"))
+    stir(attach(tiny, name, ids, targets=where(name)))
     assert list(bits(tiny)) == keys
     assert isinstance(tiny.layers[0].up_proj, nn.Linear)
     assert not any(flags(tiny).values())
@@ -233,7 +237,7 @@ def test_attach_adds_and_detach_takes_away_nothing_of_the_base(name, tiny, ids):
 
 @every_method
 def test_deepcopy_and_pickle(name, tiny, ids):
-    stir(attach(tiny, name, ids, targets="linear"))
+    stir(attach(tiny, name, ids, targets=where(name)))
     expected = tiny(ids)
     twins = [copy.deepcopy(tiny), pickle.loads(pickle.dumps(tiny))]
     buffer = io.BytesIO()
@@ -261,10 +265,10 @@ def _outputs_in_child(payload: bytes, queue) -> None:
 def test_pickle_to_a_spawned_process(tiny, ids):
     base = tiny.state_dict()
     models = {}
-    for name in NAMES:
+    for name in EVERY:
         twin = copy.deepcopy(tiny)
         twin.load_state_dict(base)
-        stir(attach(twin, name, ids, targets="linear"))
+        stir(attach(twin, name, ids, targets=where(name)))
         models[name] = twin
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -279,7 +283,7 @@ def test_pickle_to_a_spawned_process(tiny, ids):
 # -- 4. agreement --------------------------------------------------------------------------------------------------
 
 
-@every_method
+@every_weight_method
 def test_forms_agree(name, tiny, ids):
     adapter = stir(attach(tiny, name, ids, targets="linear"), 0.2)
     for path, tensors in adapter.sites():
@@ -303,7 +307,7 @@ def test_forms_agree(name, tiny, ids):
         assert relative(site.module(x), expected) < 1e-5
 
 
-@every_method
+@every_weight_method
 def test_merged_equals_adapter_and_unmerge_is_exact(name, tiny, ids):
     tiny.eval()
     stir(attach(tiny, name, ids, targets="linear"))
@@ -319,10 +323,10 @@ def test_merged_equals_adapter_and_unmerge_is_exact(name, tiny, ids):
 @every_method
 def test_bfloat16_stays_within_twice_the_noise_floor(name, tiny, ids):
     exact = copy.deepcopy(tiny).bfloat16().float()  # the same rounded weights, so that arithmetic is all that differs
-    theirs = stir(attach(exact, name, ids, targets="linear"))
+    theirs = stir(attach(exact, name, ids, targets=where(name)))
     tiny.bfloat16()
     base_noise = relative(tiny(ids), copy.deepcopy(tiny).float()(ids))
-    attach(tiny, name, ids, targets="linear").load_state_dict(theirs.state_dict())  # what came from data differs
+    attach(tiny, name, ids, targets=where(name)).load_state_dict(theirs.state_dict())  # what came from data differs
     assert relative(tiny(ids), exact(ids)) < 2 * base_noise + 0.01
 
 
@@ -352,29 +356,31 @@ CHILD = """
 def test_save_and_load_in_a_fresh_process(tiny, ids, tmp_path):
     torch.save(tiny.state_dict(), tmp_path / "base.pt")
     torch.save(ids, tmp_path / "ids.pt")
-    for name in NAMES:
-        adapter = stir(attach(tiny, name, ids, targets="linear", also_train=["score"], seed=7))
+    for name in EVERY:
+        adapter = stir(attach(tiny, name, ids, targets=where(name), also_train=["score"], seed=7))
         torch.save(tiny(ids).detach(), tmp_path / f"{name}.pt")
         adapter.save(tmp_path / f"{name}-plain.safetensors")
         adapter.save(tmp_path / f"{name}-basis.safetensors", basis=True)
         ad.detach(tiny)
     here = Path(__file__).parent
     paths = [str(here.parent), str(here)]
-    arguments = [json.dumps(paths), str(tmp_path), json.dumps(NAMES)]
+    arguments = [json.dumps(paths), str(tmp_path), json.dumps(EVERY)]
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", textwrap.dedent(CHILD), *arguments],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.split("\n")[:-1]
-    assert len(lines) == 2 * len(NAMES)
+    assert len(lines) == 2 * len(EVERY)
     assert all(line.endswith("True") for line in lines), done.stdout
 
 
 @every_method
 def test_another_base_is_refused_and_another_dtype_is_compatible(name, tiny, ids, tmp_path):
-    adapter = stir(attach(tiny, name, ids, targets="linear"))
+    adapter = stir(attach(tiny, name, ids, targets=where(name)))
     file, expected = adapter.save(tmp_path / "a.safetensors"), tiny(ids)
+    *_, last = sites(tiny, adapter)
+    count, weight = len(adapter.methods), last.weight
     basis = adapter.save(tmp_path / "b.safetensors", basis=True)
     ad.detach(tiny)
     half = copy.deepcopy(tiny).bfloat16()
@@ -384,10 +390,10 @@ def test_another_base_is_refused_and_another_dtype_is_compatible(name, tiny, ids
     ad.load(half, basis, base="compatible")
     assert relative(half(ids), expected) < 0.1
     with torch.no_grad():
-        tiny.layers[1].up_proj.weight[0, 0] += 1e-6
-    with pytest.raises(AddendaError, match=r"1 of 12 sites differ.*layers\.1\.up_proj"):
+        weight[0, 0] += 1e-6
+    with pytest.raises(AddendaError, match=rf"1 of {count} sites differ.*{re.escape(last.path)}"):
         ad.load(tiny, file)
-    nn.init.normal_(tiny.layers[1].up_proj.weight)
+    nn.init.normal_(weight)
     with pytest.raises(AddendaError, match="another model"):
         ad.load(tiny, file, base="compatible")
 
@@ -399,7 +405,7 @@ def test_another_base_is_refused_and_another_dtype_is_compatible(name, tiny, ids
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_training_leaves_the_base_alone(name, kind, tiny, ids):
     before = bits(tiny)
-    adapter = attach(tiny, name, ids, targets="linear")
+    adapter = attach(tiny, name, ids, targets=where(name))
     optimizer = (
         torch.optim.AdamW(tiny.parameters(), lr=0.02, weight_decay=0.5)
         if kind == "adamw"
@@ -415,17 +421,17 @@ def test_training_leaves_the_base_alone(name, kind, tiny, ids):
 
 def test_switching_is_exact_in_any_order(tiny, ids):
     outputs = {None: tiny(ids)}
-    for name in NAMES:
-        stir(attach(tiny, name, ids, targets="linear", name=name), 0.1)
+    for name in EVERY:
+        stir(attach(tiny, name, ids, targets=where(name), name=name), 0.1)
         outputs[name] = tiny(ids)
     g = torch.Generator().manual_seed(0)
-    order = [[*NAMES, None][i] for _ in range(4) for i in torch.randperm(len(NAMES) + 1, generator=g)]
+    order = [[*EVERY, None][i] for _ in range(4) for i in torch.randperm(len(EVERY) + 1, generator=g)]
     for name in order:
         ad.switch(tiny, name)
         assert torch.equal(tiny(ids), outputs[name]), name
 
 
-@every_method
+@every_weight_method
 def test_several_at_once_are_the_sum_of_their_deltas(name, tiny, ids):
     tiny.eval()
     others = [n for n in ("lora", "shira", "oft") if n != name]
@@ -455,7 +461,7 @@ def test_several_at_once_are_the_sum_of_their_deltas(name, tiny, ids):
 @every_method
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_changes_nothing(name, reentrant, tiny, ids):
-    adapter = stir(attach(tiny, name, ids, targets="linear"), 0.1)
+    adapter = stir(attach(tiny, name, ids, targets=where(name)), 0.1)
 
     def run(checkpointed: bool):
         x = tiny.embed(ids).requires_grad_()
@@ -467,7 +473,9 @@ def test_gradient_checkpointing_changes_nothing(name, reentrant, tiny, ids):
             p.grad = None
         return found
 
-    assert all(torch.equal(a, b) for a, b in zip(run(False), run(True), strict=True))
+    pooled = {id(p) for _, pool in adapter.pools() for p in pool.parameters()}  # sums over sites, in another order
+    for p, a, b in zip(adapter.parameters(), run(False), run(True), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-9) if id(p) in pooled else torch.equal(a, b)
 
 
 @every_method
@@ -475,7 +483,7 @@ def test_autocast_agrees_with_plain(name, tiny, ids):
     with torch.autocast("cpu", torch.bfloat16):
         base = tiny(ids)
     noise = relative(base, tiny(ids))
-    adapter = stir(attach(tiny, name, ids, targets="linear"), 0.1)
+    adapter = stir(attach(tiny, name, ids, targets=where(name)), 0.1)
     loss_of(tiny, ids).backward()
     plain, grads = tiny(ids), torch.cat([p.grad.flatten() for p in adapter.parameters()])
     for p in adapter.parameters():
@@ -494,16 +502,17 @@ def test_autocast_agrees_with_plain(name, tiny, ids):
 @every_method
 @pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # dynamo's own
 def test_compiles_whole(name, tiny, ids):
-    adapter = stir(attach(tiny, name, ids, targets="linear"), 0.1)
+    adapter = stir(attach(tiny, name, ids, targets=where(name)), 0.1)
     expected = tiny(ids)
     expected.square().mean().backward()
     grads = [p.grad.clone() for p in adapter.parameters()]
     for p in adapter.parameters():
         p.grad = None
     torch._dynamo.reset()
-    compiled = torch.compile(tiny.layers[0].up_proj, backend="aot_eager", fullgraph=True)
+    part = tiny.layers[0].up_proj if name in NAMES else tiny.layers[0]
+    compiled = torch.compile(part, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 3, 8)
-    torch.testing.assert_close(compiled(x), tiny.layers[0].up_proj(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(compiled(x), part(x), rtol=1e-5, atol=1e-6)
     loss_of(tiny, ids).backward()
     torch.testing.assert_close([p.grad for p in adapter.parameters()], grads)
     torch._dynamo.reset()
@@ -511,9 +520,11 @@ def test_compiles_whole(name, tiny, ids):
 
 @every_method
 def test_keyword_input_and_mutation_of_the_model(name, tiny, ids):
-    adapter = stir(attach(tiny, name, ids, targets="linear"), 0.1)
+    adapter = stir(attach(tiny, name, ids, targets=where(name)), 0.1)
     up, x = tiny.layers[0].up_proj, torch.randn(3, 8)
-    assert torch.equal(up(input=x), up(x))
+    part, key = (up, "input") if name in NAMES else (tiny.layers[0], "x")
+    x = x if name in NAMES else torch.randn(2, 3, 8)
+    assert torch.equal(part(**{key: x}), part(x))
     expected = tiny(ids)
     state = copy.deepcopy(tiny.state_dict())
     stir(adapter, 0.3, seed=4)

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from shared import NAMES, attach, bits, relative, same_bits, stir
+from shared import EVERY, attach, bits, relative, same_bits, stir, where
 from torch import Tensor, nn
 
 import addenda as ad
@@ -37,10 +37,10 @@ def classes(model: nn.Module) -> dict[str, type]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_same_bits_with_every_method(name, dtype):
     model = toys.make_llama().to(dtype).train()
-    adapter = stir(attach(model, name, IDS, targets="linear"))
+    adapter = stir(attach(model, name, IDS, targets=where(name)))
     plain, cast = out_and_grads(model, adapter.parameters()), out_and_grads(model, adapter.parameters(), True)
     ad.lean(model)
     assert same(out_and_grads(model, adapter.parameters()), plain)

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from shared import METHODS, NAMES, attach, bits, flags, same_bits
+from shared import EVERY, METHODS, attach, bits, flags, same_bits, where
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import addenda as ad
 import toys
+from addenda import optim
 from addenda.core import memory
 from addenda.core.errors import AddendaError
 
@@ -21,10 +22,10 @@ def real_step(model: nn.Module) -> tuple[tuple[int, int, int], int]:
     return log.at_peak(p.grad for p in trained if p.grad is not None), log.flops
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if METHODS[n].calibration is None])
+@pytest.mark.parametrize("name", [n for n in EVERY if METHODS[n].calibration is None])
 def test_fake_tensors_live_as_long_as_real_ones(name, llama):
-    step = ad.plan(llama, METHODS[name], targets="linear", batch=B, length=T).step
-    adapter = attach(llama, name, targets="linear")
+    step = ad.plan(llama, METHODS[name], targets=where(name), batch=B, length=T).step
+    adapter = attach(llama, name, targets=where(name))
     assert ((step.gradients, step.activations, step.temporaries), step.flops) == real_step(llama)
     storages = {s.data_ptr(): s.nbytes() for _, t in adapter.sites() for s in map(_storage, memory._tensors(t))}
     assert step.adapter == sum(storages.values())
@@ -149,6 +150,46 @@ def test_refusals(llama, vit):
             ad.plan(llama, "lora:rank=2", **options)
     with pytest.raises(AddendaError, match="ViTForImageClassification on 1 inputs of length 4 could not be followed"):
         ad.plan(vit, "lora:rank=2", batch=1, length=4)  # it takes 8 × 8 pixels
+
+
+OPTIMIZERS = {
+    "adamw": "lora:rank=2",
+    "lora+": "lora:rank=2",
+    "lora-fa": "lora:rank=2",
+    "lora-pro": "lora:rank=2",
+    "lora-pro:mode=efficient": "pissa:rank=2",
+    "lora-pro:mode=sgd": "lora:rank=2",
+    "rowwise-adamw": "lora:rank=2",
+    "adalora": "adalora:rank=2,target_rank=1",
+    "pooled-adamw": "vb-lora:rank=2,vectors=4,length=8",
+}
+
+
+@pytest.mark.parametrize("spec", OPTIMIZERS)
+def test_an_optimizer_is_asked_what_it_keeps(spec, llama):
+    def make(adapter):
+        return optim.build(adapter, spec, steps=4)
+
+    method = OPTIMIZERS[spec]
+    step = ad.plan(llama, method, targets="linear", batch=B, length=T, optimizer=make).step
+    plain = ad.plan(llama, method, targets="linear", batch=B, length=T).step
+    adapter = ad.attach(llama, method, targets="linear")
+    made = make(adapter)
+    assert ((step.gradients, step.activations, step.temporaries), step.flops) == real_step(llama)
+    made.step()
+    state = [t for s in made.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+    assert step.optimizer == sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state}.values())
+    numbers = {  # what the optimizers' own pages say, but for their step counts
+        "lora-fa": sum(2 * t.B.numel() for _, t in adapter.sites() if "B" in t._parameters),
+        "lora-pro": 2 * sum(ad.core.sites.site_at(llama, path).weight.numel() for path in adapter.methods),
+        "lora-pro:mode=sgd": 0,
+        "adalora": 4 * adapter.trainable,
+    }.get(spec, 2 * adapter.trainable)
+    counts = sum(t.numel() for t in state) - numbers
+    assert 0 <= counts <= (16 if spec == "rowwise-adamw" else 2) * len(adapter.parameters())
+    if spec == "lora-fa":
+        assert step.activations < plain.activations  # no input is kept for a factor that stays
+    assert (step.optimizer > 8 * adapter.trainable + 999) == (spec in ("lora-pro", "adalora"))
 
 
 @pytest.mark.parametrize("name", ["vit", "dinov2"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from shared import METHODS, NAMES, attach, stir
+from shared import EVERY, METHODS, attach, stir, where
 
 import addenda as ad
 from addenda.core.errors import AddendaError
@@ -28,9 +28,9 @@ def three(model, methods, batch, targets="linear"):
         stir(attach(model, method, batch, targets=targets, name=name), 0.3, seed=i)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_any_method_equals_a_loop(name, tiny, batch):
-    three(tiny.double(), [METHODS[name]] * 3, batch)
+    three(tiny.double(), [METHODS[name]] * 3, batch, where(name))
     want = loop(tiny, batch, THREE)
     ad.switch(tiny, "two")
     with ad.per_example(tiny, THREE):

@@ -241,7 +241,7 @@ def test_stacks_are_adapted_one_matrix_at_a_time(name, tmp_path):
     if sees_nothing(model, name, x, "stack"):
         return
     adapter = stir(attach(model, name, x, targets="stack"), 0.1)
-    assert adapter.trainable == 3 * METHODS[name].trainable(8, 16)
+    assert adapter.trainable == 3 * METHODS[name].trainable(8, 16) + METHODS[name].pooled([(8, 16)])
     y = model(x)
     file = adapter.save(tmp_path / "a.safetensors", basis=True)
     ad.detach(model)

@@ -53,12 +53,14 @@ def make(method: WeightMethod, m: int, n: int, *, W: Tensor | None = None, calib
     g = torch.Generator().manual_seed(m * 1000 + n)
     W = torch.randn(m, n, generator=g, dtype=torch.float64) / n**0.5 if W is None else W
     rng = Stream(0, "site")
-    known = method.shared([(m, n), (m + 3, n + 5)], Stream(0, "shared")) | method.derive(W, rng)
+    shapes = [(m, n), (m + 3, n + 5)]
+    pool = method.pool(shapes, Stream(0, "pool"))
+    known = method.shared(shapes, Stream(0, "shared")) | method.derive(W, rng) | pool
     if calibration is not None:
         known["calibration"] = calibration
     own = method.init(W, rng, known)
     p = to_float(known | own, torch.float64)
-    trainable = [k for k, t in own.items() if isinstance(t, nn.Parameter)]
+    trainable = [k for k, t in (own | pool).items() if isinstance(t, nn.Parameter)]
     for k in trainable:
         noise = torch.randn(p[k].shape, generator=g, dtype=torch.float64) * 0.3
         p[k] = (p[k].detach() + noise).requires_grad_()
@@ -128,7 +130,8 @@ def counts(method: WeightMethod, shapes=SHAPES) -> None:
     """The count formula gives what is really trained."""
     for m, n in shapes:
         assert method.check(m, n) is None, (m, n)
-        assert sum(t.numel() for t in make(method, m, n).leaves) == method.trainable(m, n), (m, n)
+        found = sum(t.numel() for t in make(method, m, n).leaves)
+        assert found == method.trainable(m, n) + method.pooled([(m, n), (m + 3, n + 5)]), (m, n)
 
 
 class Checks:

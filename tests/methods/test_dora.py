@@ -87,4 +87,7 @@ def test_peft_has_the_same_forward_and_gradients():
 def test_options_and_shapes_are_checked():
     with pytest.raises(AddendaError, match="rank must be at least 1"):
         DoRA(rank=0)
+    for alpha in (0.0, -1.0):
+        with pytest.raises(AddendaError, match="alpha must be above 0"):
+            DoRA(alpha=alpha)
     assert "above" in DoRA(rank=9).check(8, 20)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from addenda import AddendaError, attach
+from addenda import AddendaError, attach, detach, load, plan
 from addenda.core.random import Stream
 from addenda.methods.eva import EVA
 
@@ -92,3 +92,113 @@ def test_options_and_places_are_checked():
     assert "above" in EVA(rank=9).check(8, 20)
     with pytest.raises(AddendaError, match=r"1 sites have no inputs to look at.*embed"):
         attach(Model(), EVA(rank=2), targets=["linear", "embed"], calibration=[{"input_ids": torch.zeros(1, 2).int()}])
+
+
+class Wide(nn.Module):
+    """Layers whose inputs need few or many directions; without biases and of odd functions, so that means stay 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (nn.Linear(10, 9, bias=False) for _ in range(2))
+        self.c = nn.Linear(9, 6, bias=False)
+        self.d = nn.Linear(6, 4, bias=False)
+
+    def forward(self, x):
+        return self.d(torch.tanh(self.c(torch.tanh(self.a(x)) * 3 + self.b(x))))
+
+
+def balanced() -> torch.Tensor:
+    half = inputs(60, 10) - 0.5
+    return torch.cat([half, -half])
+
+
+def allotted(model: nn.Module, x: torch.Tensor, method: EVA):
+    return attach(model, method, targets=["a", "b", "c", "d"], calibration=[x], loss=lambda model, x: model(x).sum())
+
+
+@pytest.mark.parametrize(("rank", "rho"), [(2, 1.5), (2, 2.0), (3, 2.0), (1, 3.0)])
+def test_ranks_go_where_the_shares_are(rank, rho):
+    """Against every share of every layer in one sorted list, by singular values of the inputs themselves."""
+    torch.manual_seed(0)
+    model, x = Wide(), balanced()
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [m.register_forward_pre_hook(lambda _, a, n=n: seen.update({n: a[0].detach()}))
+             for n, m in model.named_children()]  # fmt: skip
+    y = model(x)
+    for hook in hooks:
+        hook.remove()
+    shares = []
+    for place, (name, X) in enumerate(seen.items()):
+        squares = torch.linalg.svdvals(X.double()).square()
+        most = min(round(rank * rho), *getattr(model, name).weight.shape)
+        shares += [(-round(float(s), 9), place, name) for s in (squares / squares.sum())[:most]]
+    chosen = [name for *_, name in sorted(shares)[: 4 * rank]]
+    adapter = allotted(model, x, EVA(rank=rank, alpha=3.0, rho=rho))
+    assert torch.equal(model(x), y)
+    assert {path: m.rank for path, m in adapter.methods.items()} == {n: chosen.count(n) for n in dict.fromkeys(chosen)}
+    assert sum(m.rank for m in adapter.methods.values()) == 4 * rank
+    for path, tensors in adapter.sites():
+        assert tensors.method.scale == pytest.approx(3.0 / rank)
+        Vh = torch.linalg.svd(seen[path]).Vh[: tensors.method.rank]
+        torch.testing.assert_close((tensors.A @ Vh.T).abs().detach(), torch.eye(len(Vh)), rtol=0, atol=1e-3)
+
+
+class Halves(nn.Module):
+    """A layer whose inputs have a few directions, and one whose inputs have them all alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.few, self.all = nn.Linear(10, 8), nn.Linear(10, 8)
+
+    def forward(self, x):
+        return self.few(x[..., :10]) + self.all(x[..., 10:])
+
+
+def test_a_layer_without_ranks_is_left_out_and_files_know(tmp_path):
+    torch.manual_seed(0)
+    model, x = Halves(), torch.cat([inputs(200, 10) - 0.5, Stream(3, "x").normal(200, 10)], 1)
+    method = EVA(rank=1, rho=2.0)
+    assert plan(model, method, targets=["few", "all"]).trainable == 36  # before any data is seen
+    adapter = attach(model, method, targets=["few", "all"], calibration=[x], loss=lambda model, x: model(x).sum())
+    assert adapter.methods == {"few": EVA(rank=2)} and adapter.trainable == 36
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.add_(0.1)
+    y, methods = model(x), adapter.methods
+    file = adapter.save(tmp_path / "a.safetensors")
+    detach(model)
+    again = load(model, file)
+    assert torch.equal(model(x), y)
+    assert again.methods == methods
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("rank", [1, 2])
+def test_peft_hands_out_the_same_ranks(rank):
+    """Inputs with a mean of 0, where PEFT's centring does nothing; one batch, more tokens than directions."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model, x = Wide(), balanced()
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=["a", "b", "c", "d"], init_lora_weights="eva",
+        eva_config=peft.EvaConfig(rho=2.0, tau=0.999),
+    )  # fmt: skip
+    theirs = peft.tuners.lora.eva.get_eva_state_dict(
+        model, [x], config, forward_fn=lambda model, x: model(x), prepare_model_inputs_fn=None,
+        prepare_layer_inputs_fn=None, show_progress_bar=False,
+    )  # fmt: skip
+    adapter = allotted(model, x, EVA(rank=rank, rho=2.0))
+    mine = {path: m.rank for path, m in adapter.methods.items()}
+    assert {n: len(t) for n, t in theirs.items() if len(t)} == mine
+    for path, tensors in adapter.sites():
+        torch.testing.assert_close(
+            (tensors.A @ theirs[path].float().T).detach().abs(), torch.eye(mine[path]), rtol=0, atol=0.02
+        )
+
+
+def test_equal_ranks_without_rho():
+    torch.manual_seed(0)
+    adapter = allotted(Wide(), balanced(), EVA(rank=2))
+    assert [m.rank for m in adapter.methods.values()] == [2, 2, 2, 2]
+    with pytest.raises(AddendaError, match="rho must be at least 1"):
+        EVA(rho=0.5)

@@ -48,7 +48,7 @@ def config(kind=LlamaConfig, **options):
     size = len(CHARACTERS) + 4
     if kind is LlamaConfig:
         common |= {"num_key_value_heads": 1, "bos_token_id": None, "eos_token_id": 2}
-    return kind(vocab_size=size, max_position_embeddings=256, pad_token_id=0, **common, **options)
+    return kind(vocab_size=size, max_position_embeddings=256, pad_token_id=0, **(common | options))
 
 
 def make_llama(seed: int = 0) -> LlamaForCausalLM:

@@ -22,6 +22,7 @@ from addenda.cli.common import (
     Targets,
     Text,
     columns_of,
+    listed,
     model_or_default,
 )
 
@@ -37,7 +38,11 @@ def compare(
     model: Model = None,
     data: DataFile = None,
     methods: Annotated[
-        str, typer.Option("--methods", help="Arms, separated by commas; options as in svft:pattern=banded;band=8.")
+        str,
+        typer.Option(
+            "--methods",
+            help="Arms, by commas; options as in svft:pattern=banded;band=8, an optimizer as in lora@lora-pro.",
+        ),
     ] = METHODS,
     budget: Annotated[
         str, typer.Option("--budget", help="steps=40, seconds=120 or parameters=500000, the same for every arm.")
@@ -70,11 +75,11 @@ def compare(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the long part.")] = False,
 ) -> None:
     """Which method is worth it here? Same model, data and budget, several seeds, intervals, a report."""
-    from addenda.core.registry import build
+    from addenda.compare.arm import parse_arm
 
     chosen = [spec.strip().replace(";", ",") for spec in methods.split(",") if spec.strip()]
     for spec in chosen:
-        build(spec)  # a mistake here should not cost the seconds that transformers takes
+        parse_arm(spec)  # a mistake here should not cost the seconds that transformers takes
     from addenda.compare.live import Board, terminal
     from addenda.compare.report import summary
     from addenda.compare.run import compare as run
@@ -90,8 +95,8 @@ def compare(
     with Board() as board:
         record = run(
             model and model_or_default(model), data, chosen, out=out, budget=budget, seeds=seeds, rates=rates,
-            search_steps=search_steps, full=full,
-            batch=batch, targets=targets, within=within, dtype=dtype, max_length=max_length, items=items or None,
+            search_steps=search_steps, full=full, batch=batch, targets=listed(targets) if targets else None,
+            within=within, dtype=dtype, max_length=max_length, items=items or None,
             columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),
             subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
             command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(ask),

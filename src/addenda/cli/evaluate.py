@@ -113,7 +113,7 @@ def _under(system: str, prompts: list[str]) -> list:
 def _load(model: Path | None, adapter: Path | None, dtype: str, device: str | None, image_size: int | None = None):
     from addenda.train.load import load_model, wanted_by
 
-    wanted = wanted_by(adapter) | ({"image_size": image_size} if image_size else {})
+    wanted: dict[str, Any] = wanted_by(adapter) | ({"image_size": image_size} if image_size else {})
     loaded = load_model(model_or_default(model), dtype=dtype, device=device, **wanted)
     heads: tuple[str, ...] = ()
     if adapter is not None:

@@ -10,7 +10,7 @@ import typer
 # cores, and little slower where none does. libgomp reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = ("methods", "plan", "tune", "compare", "evaluate", "demo", "inspect")
+COMMANDS = ("methods", "plan", "tune", "compare", "evaluate", "demo", "inspect", "compress")
 
 app = typer.Typer(
     name="addenda",

@@ -33,7 +33,7 @@ def methods(
     from addenda.core.capabilities import probe
     from addenda.optim import known
 
-    table = Table("method", "family", "ΔW", "claims that", "can (tried just now)", box=None, pad_edge=False)
+    table = Table("method", "family", "equation", "claims that", "can (tried just now)", box=None, pad_edge=False)
     for i in found:
         can = str(probe(i.build()))
         table.add_row(*map(Text, (i.name, i.family, i.equation, i.hypothesis, can)))  # brackets are no markup
@@ -83,7 +83,8 @@ def catalogue_page() -> str:
         "Figures printed in papers stand under *published* with their source. They were measured on other models, data "
         "and budgets than their neighbours here: `addenda compare` measures on yours.",
         "",
-        "Shapes: W is m × n = out × in. *Trained* is the count at one layer of 1024 × 1024 with the default options.",
+        "Shapes: W is m × n = out × in. *Trained* is the count at one layer of 1024 × 1024 with the default "
+        "options; for hidden methods, which change what modules return, at one place of width 1024.",
     ]
     for family in dict.fromkeys(i.family for i in found):
         lines += ["", f"## {family.capitalize()}"]
@@ -96,10 +97,19 @@ def catalogue_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _trained(made, shape: tuple[int, ...]) -> str:
+    pooled = made.pooled([shape])
+    more = f", and {pooled:,} that all sites train together" if pooled else ""
+    return f"{made.trainable(*shape):,}{more}"
+
+
 def _entry(i, can: str) -> list[str]:
+    from addenda.core.hidden import HiddenMethod
+
     made = i.build()
-    misfit = made.check(1024, 1024)
-    trained = f"{made.trainable(1024, 1024):,}" if misfit is None else f"not with these options ({misfit})"
+    shape = (1024,) if isinstance(made, HiddenMethod) else (1024, 1024)
+    misfit = made.check(*shape)
+    trained = _trained(made, shape) if misfit is None else f"not with these options ({misfit})"
     options = ", ".join(f"`{k}={v!r}`" for k, v in made.options(defaults=True).items()) or "none"
     lines = [
         f"### {i.name}",

@@ -25,10 +25,14 @@ def plan(
         typer.Option("--length", help="Tokens of an example; side of an image. Default for images: the model's."),
     ] = None,
     labelled: Annotated[float, typer.Option("--labelled", help="Share of the tokens that have a label.")] = 1.0,
+    optimizer: Annotated[
+        str, typer.Option("--optimizer", help="Whose state a step keeps. Default: the method's own (see methods).")
+    ] = "auto",
 ) -> None:
     """Show the sites, shapes, trained numbers and bytes of a method on a model, and what a step of training takes."""
     from addenda.core.plan import plan as make
     from addenda.core.registry import build
+    from addenda.optim import build as build_optimizer
     from addenda.train.load import load_model
 
     chosen = build(method)  # before the model is read, which takes longer
@@ -43,5 +47,6 @@ def plan(
         batch=batch,
         length=size[0] if batch and length is None and size else length,
         labelled=labelled,
+        optimizer=lambda adapter: build_optimizer(adapter, optimizer, steps=100),
     )
     typer.echo(made)

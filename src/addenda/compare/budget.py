@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from addenda.core.errors import AddendaError
-from addenda.core.method import WeightMethod
+from addenda.core.method import Method
 from addenda.core.plan import plan
 
 KINDS = ("steps", "seconds", "parameters")
@@ -33,7 +33,7 @@ class Budget:
         return cls(kind, value, int(value) if kind == "steps" else steps)
 
 
-def fitted(model: nn.Module, method: WeightMethod, targets, most: int) -> WeightMethod:
+def fitted(model: nn.Module, method: Method, targets, most: int) -> Method:
     """The largest form of a method that trains at most `most` numbers, by its size option (rank, density, band, …).
 
     Raises AddendaError when the method has no such option or already its smallest form is too large.

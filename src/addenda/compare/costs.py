@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from time import perf_counter
 
+from addenda.compare.arm import Arm
 from addenda.compare.budget import Budget
 from addenda.compare.search import cost
 from addenda.compare.shots import evaluate_with_cache
 from addenda.compare.subject import Subject
-from addenda.compare.trial import Arm, Settings, attached, looks
+from addenda.compare.trial import Settings, attached, looks
 from addenda.train.fit import fit
 
 LEAST_ITEMS = 200  # of the test split, where time is short
@@ -108,7 +109,7 @@ def step_seconds(subject: Subject, arm: Arm, settings: Settings, tell: Callable[
     rows = [[i % len(train) for i in range(k * settings.batch, (k + 1) * settings.batch)] for k in range(3)]
     tell(f"measuring {arm.label}")
     times: list[float] = []
-    steps: dict = {"steps": rows, "rate": 1e-6, "attention": None}
+    steps: dict = {"steps": rows, "rate": 1e-6, "attention": None, "optimizer": arm.optimizer}
     with attached(subject, arm, settings, seed=0, batches=1) as adapter:
         fit(model, adapter, train, **steps, progress=lambda e: times.append(perf_counter()))
     return min(b - a for a, b in pairwise(times))

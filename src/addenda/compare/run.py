@@ -9,19 +9,19 @@ A run that is in the record is never repeated, so an interrupted comparison goes
 import datetime
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from addenda.compare.arm import Arm, center, parse_arm
 from addenda.compare.budget import Budget, fitted
 from addenda.compare.costs import Costs, fit_within, measure, minutes
 from addenda.compare.record import FULL, HEAD, Record, trial_name
 from addenda.compare.report import write_report
 from addenda.compare.search import grid, search
 from addenda.compare.subject import Subject, embedded, from_files
-from addenda.compare.trial import Arm, Settings, control, trial
+from addenda.compare.trial import Settings, control, trial
 from addenda.core.errors import AddendaError
-from addenda.core.method import WeightMethod
 from addenda.core.plan import plan
 from addenda.core.registry import build, info
 from addenda.train import attention
@@ -54,7 +54,8 @@ def compare(
     search_steps: int | None = None,
     full: bool = False,
     batch: int = 8,
-    targets: str | None = None,
+    targets: str | Iterable[str] | None = None,
+    around: Mapping[str, float] | None = None,
     within: float | None = None,
     dtype: str = "auto",
     columns: dict | None = None,
@@ -63,6 +64,7 @@ def compare(
     image_size: int | None = None,
     skip_corrupt: bool = False,
     items: int | None = 500,
+    validation: int = 64,
     command: str = "",
     title: str | None = None,
     watch: Watch | None = None,
@@ -70,19 +72,24 @@ def compare(
 ) -> Record:
     """Fit methods side by side and write the record directory `out` with its report.
 
-    model, data: a transformers folder and a data file; the embedded ones if not given. methods: text forms, one an arm.
+    model, data: a transformers folder and a data file; the embedded ones if not given. methods: text forms, one an arm,
+    such as "svft", "lora:rank=8" or "lora:rank=8@lora-pro:mode=full", where an optimizer stands behind the @.
     budget: "steps=40", "seconds=120" (turned into steps once, per arm) or "parameters=500000" (each method's size
-    option is set to reach it). rates: how many learning rates are tried per arm, around the catalogue's (1: no search);
-    search_steps: for how long at first (a quarter of the steps, at least 10). full: full fine-tuning of every parameter
-    as a control. A model that got a new head has another control in place of the bare base, which cannot answer: the
-    head alone, on frozen features. within: seconds it may take. subset: learn from a small part of the training data,
-    see `train.subsets`. image_size: the side of images in pixels; skip_corrupt: leave out those that cannot be decoded.
-    items: how many of the test split are judged, and half as many of the ood split (None: all).
+    option is set to reach it). rates: how many learning rates are tried per arm, around the catalogue's (1: no search)
+    or that of `around` for its text form; search_steps: for how long at first (a quarter of the steps, at least 10).
+    full: full fine-tuning of every parameter as a control. A model that got a new head has another control in place of
+    the bare base, which cannot answer: the head alone, on frozen features. within: seconds it may take. subset: learn
+    from a small part of the training data, see `train.subsets`. image_size: the side of images in pixels; skip_corrupt:
+    leave out those that cannot be decoded. items: how many of the test split are judged, and half as many of the ood
+    split (None: all). validation: how many of its split are looked at while training.
     Raises AddendaError for bad input, before anything is run.
     """
     watch = watch or Watch()
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
-    built = _built(methods)
+    targets = targets if targets is None or isinstance(targets, str) else tuple(targets)
+    named = [*_labels(methods), *([FULL] if full else [])]
+    middle = {label: (around or {}).get(label) or center(label) for label in named}
+    arms = [replace(parse_arm(k, None if k == FULL else targets), rates=grid(middle[k], rates)) for k in named]
     if seeds < 1 or rates < 1 or batch < 1:
         raise AddendaError(f"seeds, rates and batch must be at least 1, got {seeds}, {rates} and {batch}.")
     if (model is None) != (data is None) and subject is None:
@@ -98,16 +105,17 @@ def compare(
             )  # fmt: skip
     subject = subject.limited(items)
     if budget.kind == "parameters":
-        built = {label: fitted(subject.model, m, targets or m.targets, int(budget.value)) for label, m in built.items()}
-    settings = Settings(batch=batch)
-    heads, everything = subject.heads, build(FULL)
-    arms = [Arm(label, m, targets or m.targets, grid(_center(label), rates), heads) for label, m in built.items()]
+        most = int(budget.value)
+        arms = [
+            a if a.label == FULL else replace(a, method=fitted(subject.model, a.method, a.targets, most)) for a in arms
+        ]
+    settings, heads = Settings(batch=batch, validation=validation), subject.heads
+    arms = [replace(a, also_train=heads) for a in arms]
     if subject.fresh:
-        arms.append(Arm(HEAD, everything, tuple(f"{head}.*" for head in heads), grid(HEAD_RATE, rates)))
-    if full:
-        arms.append(Arm(FULL, everything, everything.targets, grid(info(FULL).rate, rates), heads))
-    for arm in arms:  # every target and shape is checked before anything is measured
-        plan(subject.model, arm.method, targets=arm.targets, also_train=arm.also_train)
+        head = Arm(HEAD, build(FULL), tuple(f"{head}.*" for head in heads), grid(HEAD_RATE, rates))
+        arms.insert(len(arms) - full, head)
+    for a in arms:  # every target and shape is checked before anything is measured
+        plan(subject.model, a.method, targets=a.targets, also_train=a.also_train)
     out = Path(out)
     if (out / "config.json").exists():
         record = _going_on(out, watch)
@@ -123,17 +131,13 @@ def compare(
     return record
 
 
-def _built(methods: Iterable[str]) -> dict[str, WeightMethod]:
+def _labels(methods: Iterable[str]) -> list[str]:
     specs = [s.strip() for s in methods if s.strip()]
     if not specs:
         raise AddendaError("There is nothing to compare; give at least one method, e.g. --methods lora,shira.")
     if len(set(specs)) < len(specs):
         raise AddendaError(f"A method is named twice: {', '.join(specs)}. Give different options to compare two forms.")
-    return {spec: build(spec) for spec in specs}
-
-
-def _center(label: str) -> float:
-    return info(label.partition(":")[0]).rate
+    return specs
 
 
 def _fresh(
@@ -202,18 +206,23 @@ def _search_of(arms: list[Arm], costs: Costs) -> dict | None:
 
 def _about(arm: Arm, subject: Subject, steps: int) -> dict:
     head = arm.label == HEAD
-    told = info(FULL if head else arm.label.partition(":")[0])
+    told = info(FULL if head else arm.name)
     planned = plan(subject.model, arm.method, targets=arm.targets, also_train=arm.also_train)
     return {
         "title": "Head alone" if head else told.title + (" (all parameters)" if arm.label == FULL else ""),
-        "options": arm.method.options(),
+        "options": _options(arm),
         "hypothesis": "The frozen features suffice." if head else told.hypothesis,
         "trainable": planned.trainable,
         "sites": len(planned.rows),
-        "targets": arm.targets,
+        "targets": arm.targets if isinstance(arm.targets, str) else list(arm.targets),
         "rates": list(arm.rates),
         "steps": steps,
     }
+
+
+def _options(arm: Arm) -> dict:
+    """Of the method, and the optimizer that was named."""
+    return arm.method.options() | ({"optimizer": arm.optimizer} if arm.optimizer != "auto" else {})
 
 
 def _titled(methods: dict[str, dict]) -> dict[str, dict]:
@@ -240,7 +249,7 @@ def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
             f"{record.path} compares {', '.join(known)}, and this command names {', '.join(a.label for a in arms)}. "
             "Choose another --out, or repeat the first command to go on."
         )
-    differing = [k for k, arm in kept.items() if arm.method.options() != known[k]["options"]]
+    differing = [k for k, arm in kept.items() if _options(arm) != known[k]["options"]]
     if differing:
         raise AddendaError(f"{record.path} has other options for {', '.join(differing)}. Choose another --out.")
     return [replace(kept[label], rates=tuple(m["rates"])) for label, m in known.items()]

@@ -134,17 +134,26 @@ def from_files(
     asked = {k: _first(d, most(k, items)) if task == "image" else d for k, d in said.items()}
     reading: dict[str, Any] = {"max_length": max_length, "skip_corrupt": skip_corrupt}
     splits = {k: encode(d, loaded.tokenizer, **reading) for k, d in asked.items()}
+    return of_splits(loaded, said, splits, Path(data).name, _about(said, splits, loaded, subset))
+
+
+def of_splits(loaded: Loaded, said: dict[str, Data], splits: dict[str, Encoded], name: str, about: dict) -> Subject:
+    """A loaded model, its data and the same encoded by split (train, validation, test, perhaps ood).
+
+    about: what the record says of the data besides, a "description" at least.
+    """
+    folder = Path(loaded.source).name
     return Subject(
         loaded.model,
         loaded.tokenizer,
         splits,
-        {"name": folder.name, "parameters": _count(loaded.model), "dtype": _dtype(loaded.model), "note": loaded.note},
+        {"name": folder, "parameters": _count(loaded.model), "dtype": _dtype(loaded.model), "note": loaded.note},
         {
-            "name": Path(data).name,
+            "name": name,
             "sizes": {k: len(v) for k, v in splits.items()},
             "hashes": {k: d.digest for k, d in said.items()},
-            "metric": "exact match" if task == "causal" else "accuracy",
-            **_about(said, splits, loaded, subset),
+            "metric": "accuracy" if said["train"].labels else "exact match",
+            **about,
         },
         heads=loaded.heads,
         fresh=bool(loaded.fresh),

@@ -11,12 +11,12 @@ from typing import cast
 
 import torch
 
+from addenda.compare.arm import Arm
 from addenda.compare.shots import evaluate_with_cache
 from addenda.compare.subject import Subject
 from addenda.core.adapter import Adapter
 from addenda.core.attach import attach, detach
 from addenda.core.files import save
-from addenda.core.method import WeightMethod
 from addenda.train.encoded import Encoded
 from addenda.train.evaluate import Evaluation
 from addenda.train.fit import Progress, fit
@@ -24,17 +24,6 @@ from addenda.train.loss import score
 from addenda.train.machine import device_of, resident
 from addenda.train.trainer import DivergedError
 from addenda.train.tune import calibration
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What is compared: a label, a method, where it is attached, and what is trained besides."""
-
-    label: str
-    method: WeightMethod
-    targets: str | tuple[str, ...]
-    rates: tuple[float, ...]
-    also_train: tuple[str, ...] = ()  # heads
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,8 @@ def trial(
                 warmup=settings.warmup, weight_decay=settings.weight_decay, seed=seed,
                 eval=subject.splits["validation"].first(settings.validation), eval_every=looks(steps, stage),
                 progress=progress, memory_floor=floor, out=checkpoints, save_every=save_every,
-                resume=checkpoints is not None, attention=None,  # chosen once, for all arms
+                resume=checkpoints is not None, optimizer=arm.optimizer,
+                attention=None,  # chosen once, for all arms
             )  # fmt: skip
         except DivergedError as error:
             return told | _diverged(str(error), time.perf_counter() - started)

@@ -4,31 +4,58 @@
     └── addenda                     Slots: which adapters are here, and which of them are live
         └── maths                   one adapter
             └── weight              SiteTensors: its tensors for that parameter: A, B, …
+                └── pool            Pool: what all sites of the method train together; one module, held by each
 
 Only `forward` (for modules called with their weight) and the attribute of a raw parameter (a property) are overridden.
 `detach` puts the class back; copying and pickling go through `_rebuild`, which derives the class anew.
 """
 
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from addenda.core.execute import effective, execute
-from addenda.core.method import Params, WeightMethod
-from addenda.core.mixed import PerExample, execute_mixed
-from addenda.core.sites import PARAMETER, Kind, Site
+from addenda.core.hidden import in_turn, run, undone
+from addenda.core.method import Method, Params
+from addenda.core.mixed import Mixed
+from addenda.core.sites import OUTPUT, PARAMETER, Kind, Point, Site
+
+
+class Pool(nn.Module):
+    """What all sites of a method train together: one module that each of them holds, so that a tensor has one owner.
+
+    torch sees a shared module once, as it does shared layers: one parameter for optimizers and flags, one in copies.
+    """
+
+    def __init__(self, method: Method, tensors: Params):
+        super().__init__()
+        self.method = method
+        self._parameters.update({name: nn.Parameter(tensor) for name, tensor in tensors.items()})
+
+    def stored(self) -> Params:
+        """What a file holds, detached."""
+        return {k: t.detach() for k, t in self._parameters.items() if t is not None}
+
+    def extra_repr(self) -> str:
+        return f"{self.method}"
 
 
 class SiteTensors(nn.Module):
     """One adapter's tensors at one site, each registered by its kind (see `core.method`)."""
 
-    def __init__(self, method: WeightMethod, own: Params, derived: Params, shared: Params):
+    def __init__(self, method: Method, own: Params, derived: Params, shared: Params, pool: Pool | None = None):
         super().__init__()
-        self.method = method
+        self.method: Any = method
+        self.path, self.width, self.reads = "", 0, ""  # where an activation is changed: see `sites.Point`
+        self.source: tuple[Slots, ...] = ()  # of the module whose input is read
         self.frozen = tuple(k for k, t in own.items() if not isinstance(t, nn.Parameter))
         self.shared = tuple(shared)  # in a stack of matrices, the same for all of them
+        if pool is not None:
+            self.shared += tuple(pool._parameters)
+            self._modules["pool"] = pool
         for name, tensor in own.items():
             if isinstance(tensor, nn.Parameter):
                 self._parameters[name] = tensor
@@ -41,7 +68,8 @@ class SiteTensors(nn.Module):
 
     def tensors(self) -> Params:
         """Every tensor by name, as a method's functions take them."""
-        p = {**self._parameters, **self._buffers}
+        pool = self._modules.get("pool")
+        p = {**self._parameters, **self._buffers, **({} if pool is None else pool._parameters)}
         for name in self.drawn:
             value = p.pop(f"{name} in training")
             if self.training:
@@ -75,13 +103,24 @@ class Slots(nn.Module):
         super().__init__()
         self.kinds: dict[str, Kind] = {}
         self.live: dict[str, tuple[SiteTensors, ...]] = {}
-        self.each: dict[str, PerExample] = {}  # inside `per_example`, in the place of `live`
+        self.each: dict[str, Mixed] = {}  # inside `per_example` and the like, in the place of `live`
         self.now: dict[tuple[str, bool], Tensor] | None = None  # effective raw parameters of the running forward
+        self.readers = 0  # how many changes elsewhere read this module's input in a forward
+        self.waiting = 0  # how many of them are still to come
+        self.seen: Tensor | None = None  # that input, until the last of them
+        self.undoes: tuple[Slots, ...] = ()  # whose changes are undone in what this module reads
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"now": None, "seen": None, "waiting": 0}
 
     def add(self, adapter: str, site: Site, tensors: SiteTensors) -> None:
         if adapter not in self._modules:
             self._modules[adapter] = nn.Module()
         self._modules[adapter]._modules[site.parameter] = tensors
+        if isinstance(site, Point):
+            tensors.path, tensors.width, tensors.reads = site.path, site.width, site.reads
+            source = None if site.source is None else slots_of(site.source)
+            tensors.source = () if source is None else (source,)
         self.kinds[site.parameter] = site.kind
         self.live.setdefault(site.parameter, ())
 
@@ -91,23 +130,36 @@ class Slots(nn.Module):
         self.kinds = {p: k for p, k in self.kinds.items() if p in left}
         self.live = {p: () for p in self.kinds}
 
-    def activate_each(self, adapters: tuple[str, ...], which: Tensor) -> None:
-        """Adapter number which[i] acts on example i of a batch; -1 is none."""
+    def held(self, adapter: str, parameter: str) -> SiteTensors | None:
+        """An adapter's tensors here, or None."""
+        found = self._modules[adapter]._modules.get(parameter) if adapter in self._modules else None
+        return found if isinstance(found, SiteTensors) else None
+
+    def arrange(self, adapters: Sequence[str], mix: Callable[..., Mixed], in_turn: tuple[str, ...]) -> None:
+        """What `mix` makes of the adapters' tensors acts at each parameter; at raw ones those of `in_turn`, if any."""
         self.activate(())
-        for parameter in self.kinds:
-            here, place = [], [-1]  # an adapter without tensors here counts as none
-            for a in adapters:
-                held = self._modules[a]._modules.get(parameter) if a in self._modules else None
-                place.append(-1 if held is None else len(here))
-                here += [] if held is None else [held]
-            if here:
-                self.each[parameter] = PerExample(tuple(here), torch.tensor(place)[which + 1])
+        for parameter, kind in self.kinds.items():
+            held = [self.held(a, parameter) for a in adapters]
+            if kind == PARAMETER:
+                self.live[parameter] = tuple(t for a in in_turn if (t := self.held(a, parameter)) is not None)
+            elif any(t is not None for t in held):
+                self.each[parameter] = mix(held)
 
     def activate(self, adapters: tuple[str, ...]) -> None:
-        self.each = {}
+        self.each, self.readers, self.waiting, self.seen, self.undoes = {}, 0, 0, None, ()
         for parameter in self.kinds:
-            held = [self._modules[a]._modules.get(parameter) for a in adapters if a in self._modules]
-            self.live[parameter] = tuple(h for h in held if isinstance(h, SiteTensors))
+            held = [self.held(a, parameter) for a in adapters]
+            self.live[parameter] = tuple(h for h in held if h is not None)
+
+    def acting(self, parameter: str) -> tuple[SiteTensors, ...]:
+        """Whose change may take part in the next forward."""
+        return self.each[parameter].tensors if parameter in self.each else self.live.get(parameter, ())
+
+    def done(self) -> None:
+        """One of the changes that read this module's input has done so."""
+        self.waiting -= 1
+        if self.waiting <= 0:
+            self.seen = None
 
 
 class Adapted:
@@ -128,25 +180,38 @@ def _rebuild(original: type, properties: tuple[str, ...]) -> nn.Module:
     return cls.__new__(cls)
 
 
+def _own(module: nn.Module, original: type, slots: Slots, *args, **kwargs) -> Any:
+    """The module's forward with what is changed in its weights."""
+    live = slots.live.get("weight", ())
+    if (live or "weight" in slots.each) and slots.kinds["weight"] != PARAMETER:
+        x, *rest = args or [kwargs.pop(next(iter(kwargs)))]
+        if "weight" in slots.each:
+            return slots.each["weight"].layer(module, original, slots.kinds["weight"], x, *rest, **kwargs)
+        return execute(module, original, slots.kinds["weight"], live, x, *rest, **kwargs)
+    if not any(ts for p, ts in slots.live.items() if slots.kinds[p] == PARAMETER):
+        return original.forward(module, *args, **kwargs)
+    outer, slots.now = slots.now, {}
+    try:
+        return original.forward(module, *args, **kwargs)
+    finally:
+        slots.now = outer
+
+
 @cache
 def _derive(original: type, properties: tuple[str, ...]) -> type:
     """The class that extends `original` in place: its forward, and a property for each raw parameter."""
 
     def forward(self, *args, **kwargs):
         slots = self._modules["addenda"]
-        run, live = execute, slots.live.get("weight", ())
-        if "weight" in slots.each:
-            run, live = execute_mixed, slots.each["weight"]
-        if live and slots.kinds["weight"] != PARAMETER:
-            x, *rest = args or [kwargs.pop(next(iter(kwargs)))]
-            return run(self, original, slots.kinds["weight"], live, x, *rest, **kwargs)
-        if not any(slots.live.values()):
-            return original.forward(self, *args, **kwargs)
-        outer, slots.now = slots.now, {}
-        try:
-            return original.forward(self, *args, **kwargs)
-        finally:
-            slots.now = outer
+        for other in slots.undoes:
+            args, kwargs = undone(other.acting("output"), other.each.get("output"), args, kwargs)
+        if slots.readers:
+            slots.seen, slots.waiting = args[0] if args else next(iter(kwargs.values())), slots.readers
+        changes = slots.acting("output")
+        if not changes or slots.kinds["output"] != OUTPUT:
+            return _own(self, original, slots, *args, **kwargs)
+        act = slots.each["output"].act if "output" in slots.each else in_turn(changes)
+        return run(changes, act, partial(_own, self, original, slots), args, kwargs)
 
     members = {
         "forward": forward,
@@ -194,16 +259,16 @@ def set_original_class(module: nn.Module, cls: type) -> None:
 
 
 def adapt(site: Site) -> Slots:
-    """Extend the class of the site's module (and of further owners of the same tensor) and give it its slots."""
+    """Extend the class of the modules that take part in a site, and give them their slots. Returns the first one's."""
     slots = slots_of(site.module) or Slots()
-    for module, parameter in ((site.module, site.parameter), *site.ties):
-        properties: set[str] = set(getattr(module, "_addenda_properties", ()))
-        if site.kind == PARAMETER:
-            properties.add(parameter)
-        if module is site.module:
-            module._modules["addenda"] = slots
-        elif "addenda" not in module._modules:
+    site.module._modules["addenda"] = slots
+    for module in site.modules:
+        if "addenda" not in module._modules:
             module._modules["addenda"] = Slots()
+    owned = ((site.module, site.parameter), *site.ties) if site.kind == PARAMETER else ()
+    for module in site.modules:
+        properties: set[str] = set(getattr(module, "_addenda_properties", ()))
+        properties |= {name for owner, name in owned if owner is module}
         module.__class__ = _derive(original_class(module), tuple(sorted(properties)))
     return slots
 

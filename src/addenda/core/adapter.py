@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from addenda.core.adapted import SiteTensors
+from addenda.core.adapted import Pool, SiteTensors
 from addenda.core.errors import AddendaError
-from addenda.core.method import WeightMethod
+from addenda.core.method import Method
 from addenda.core.random import Stream
 from addenda.core.state import record_of, state_of, tensors_at
 
@@ -20,7 +20,7 @@ class Adapter:
         self.model, self.name = model, name
 
     @property
-    def methods(self) -> dict[str, WeightMethod]:
+    def methods(self) -> dict[str, Method]:
         """The method at each site, by path."""
         return record_of(self.model, self.name)[2].methods
 
@@ -40,9 +40,25 @@ class Adapter:
         for path in record.methods:
             yield path, tensors_at(root, self.name, path)
 
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Trainable tensors by "path/tensor", the adapter's name not in it."""
+    def _holders(self) -> Iterator[tuple[str, SiteTensors | Pool]]:
+        """The sites, then what all sites of a method train together, each once, as ".0", ".1", …: no path is that."""
+        pools: dict[int, Pool] = {}
         for path, tensors in self.sites():
+            yield path, tensors
+            if isinstance(pool := tensors._modules.get("pool"), Pool):
+                pools[id(pool)] = pool
+        for i, pool in enumerate(pools.values()):
+            yield f".{i}", pool
+
+    def pools(self) -> Iterator[tuple[str, Pool]]:
+        """(name, tensors) of every pool: what all sites of a method train together."""
+        for name, held in self._holders():
+            if isinstance(held, Pool):
+                yield name, held
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Trainable tensors by "path/tensor", the adapter's name not in it; those of pools last."""
+        for path, tensors in self._holders():
             for key, p in tensors._parameters.items():
                 assert p is not None
                 yield f"{path}/{key}", p
@@ -62,8 +78,8 @@ class Adapter:
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a file of it holds: trainable and frozen tensors by "path/tensor"."""
-        return {f"{path}/{key}": t for path, tensors in self.sites() for key, t in tensors.stored().items()}
+        """What a file of it holds: trainable and frozen tensors by "path/tensor", those of pools last."""
+        return {f"{path}/{key}": t for path, tensors in self._holders() for key, t in tensors.stored().items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Copy values in, strictly: every tensor there, none more, shapes equal. Raises AddendaError listing all."""
@@ -128,13 +144,13 @@ class Adapter:
                 "or zero_grad ran before adapter.step(), or gradient checkpointing cut the graph at frozen embeddings "
                 "(use use_reentrant=False). Leave unused sites out with exclude=."
             )
-        for _, tensors in self.sites():  # what is zero by design at the first step lives a step later
+        for _, tensors in self._holders():  # what is zero by design at the first step lives a step later
             for key, p in tensors._parameters.items():
                 if p.grad is not None and bool((p.grad != 0).any()):
                     tensors.__dict__.setdefault("_alive", set()).add(key)
         if step == 3:
             alive = set()
-            for path, t in self.sites():
+            for path, t in self._holders():
                 seen = t.__dict__.pop("_alive", set())
                 if seen and t.method.has("on_step"):  # a schedule may keep the others waiting
                     seen = set(t._parameters)

@@ -6,32 +6,39 @@ Everything is computed before the model is changed, so that a refused call leave
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from addenda.core.adapted import SiteTensors, adapt, release, slots_of
+from addenda.core.adapted import Pool, SiteTensors, adapt, release, slots_of
 from addenda.core.adapter import Adapter
 from addenda.core.calibration import calibrate
 from addenda.core.errors import AddendaError
-from addenda.core.method import Params, Replace, Shape, WeightMethod
+from addenda.core.hidden import HiddenMethod
+from addenda.core.method import Method, Params, Replace, Shape, WeightMethod
+from addenda.core.mixed import Mixed, PerExample
+from addenda.core.pages import give_back
 from addenda.core.random import Stream
 from addenda.core.registry import build
-from addenda.core.sites import EMBEDDING, PARAMETER, Site, owners_of, refusal, site_at
+from addenda.core.sites import EMBEDDING, PARAMETER, Point, Site, owners_of, refusal, site_at, with_neighbours
 from addenda.core.state import (
     Record,
     State,
     apply_active,
     check_name,
     find_state,
+    link,
     record_of,
     state_of,
     unwrap,
 )
+from addenda.core.structure import points
 from addenda.core.targets import Target, all_paths, matching, resolve
 
-Spec = WeightMethod | str
+Spec = Method | str
+Assigned = list[tuple[Site, Method]]
 Progress = Callable[[int, int, str], None]  # (done, total, path)
 
 
@@ -41,7 +48,7 @@ def assign(
     targets: Target | Iterable[Target] | None = None,
     exclude: Iterable[Target] = (),
     also_train: Iterable[Target] = (),
-) -> tuple[list[tuple[Site, WeightMethod]], tuple[str, ...]]:
+) -> tuple[Assigned, tuple[str, ...]]:
     """Which method goes to which site, in the model's order, and the paths of `also_train` among them.
 
     Raises AddendaError listing every site that its method cannot take, with the reasons.
@@ -49,16 +56,20 @@ def assign(
     also_train = [also_train] if isinstance(also_train, str) else list(also_train)
     heads = [site for target in also_train for site in _parameters_of(model, target)]
     owned = {id(site.weight) for site in heads}
-    plan: dict[str, tuple[Site, WeightMethod]] = {}
+    plan: dict[str, tuple[Site, Method]] = {}
+    taken: set[int] = set()
     groups = method.items() if isinstance(method, Mapping) else [(targets, method)]
     for target, spec in groups:
         chosen = build(spec) if isinstance(spec, str) else spec
-        if not isinstance(chosen, WeightMethod):
+        if not isinstance(chosen, Method):
             raise AddendaError(f"Expected a method such as addenda.catalogue() lists, or its name, got {chosen!r}.")
-        for site in resolve(model, chosen.targets if target is None else target, exclude):
-            if site.path in plan:
+        named = chosen.targets if target is None else target
+        for found in _sites_of(model, chosen, named, exclude):
+            site = with_neighbours(model, found, chosen.beside(found.path))
+            if site.changed in taken:
                 raise AddendaError(f"{site.path} is named by two targets; exclude it from one of them.")
-            if id(site.weight) not in owned:
+            taken.add(site.changed)
+            if site.changed not in owned:
                 plan[site.path] = (site, chosen)
     if not plan:
         raise AddendaError("also_train takes every site that the targets name, so nothing is left for the method.")
@@ -74,8 +85,14 @@ def assign(
     for site in heads:
         plan[site.path] = (site, Replace())
     order = {path: i for i, path in enumerate(all_paths(model))}
-    plan = dict(sorted(plan.items(), key=lambda item: order.get(item[0], len(order))))
+    plan = dict(sorted(plan.items(), key=lambda item: order.get(item[1][0].weight_path, len(order))))
     return list(plan.values()), tuple(dict.fromkeys(site.path for site in heads))
+
+
+def _sites_of(model: nn.Module, method: Method, targets, exclude: Iterable[Target]) -> list[Site]:
+    if isinstance(method, HiddenMethod):
+        return list(points(model, method, targets, exclude))
+    return resolve(model, targets, exclude)
 
 
 def _parameters_of(model: nn.Module, target: Target) -> list[Site]:
@@ -91,12 +108,18 @@ def _parameters_of(model: nn.Module, target: Target) -> list[Site]:
     return found
 
 
-def unfit(site: Site, method: WeightMethod) -> str | None:
+def unfit(site: Site, method: Method) -> str | None:
     """Why this site cannot take this method, or None."""
     slots = slots_of(site.module)
     if slots is not None and slots.kinds.get(site.parameter, site.kind) != site.kind:
         held = slots.kinds[site.parameter].name
         return f"another adapter holds this weight as a {held}, not as a {site.kind.name}; detach it first"
+    if not isinstance(method, WeightMethod):
+        if not isinstance(site, Point):
+            return f"{method.name} changes what a module returns, and this is a weight"
+        return method.check(*site.shape)
+    if isinstance(site, Point):
+        return f"{method.name or 'a whole copy'} changes weights, and this is what a module returns"
     if method.dropout > 0 and (site.kind == PARAMETER or site.kind == EMBEDDING):
         return f"dropout acts on the input of a product, and a {site.kind.name} has none; use dropout=0 here"
     if not method.any_shape:
@@ -104,6 +127,8 @@ def unfit(site: Site, method: WeightMethod) -> str | None:
             return f"a vector of {site.weight.numel()} is no matrix"
         if site.kind == PARAMETER and site.weight.dim() > 3:
             return f"a raw parameter of {site.weight.dim()} dimensions is neither a matrix nor a stack of matrices"
+    if (names := method.beside(site.path)) and not site.beside:
+        return f"with these options {method.name} looks at the weight of {' or '.join(names)} beside it; there is none"
     return method.check(*site.shape)
 
 
@@ -136,8 +161,23 @@ def attach(
     root, state = ready(model, name)
     plan, heads = assign(root, method, targets, exclude, also_train)
     seen = calibrate(root, plan, calibration, loss)
+    plan = allotted(plan, seen)
     built = build_tensors(plan, seed, progress, seen=seen)
     return install(root, state, name, plan, built, heads, seed, freeze, started)
+
+
+def allotted(plan: Assigned, seen: dict[str, Tensor]) -> Assigned:
+    """The plan after methods have handed out among their sites what calibration suggests."""
+    given: dict[str, Method | None] = {}
+    for m in dict.fromkeys(m for _, m in plan if m.has("allot") and m.calibration is not None):
+        own = [site for site, other in plan if other == m]
+        methods = m.allot([site.shape for site in own], [seen[site.path] for site in own])
+        given.update(zip((site.path for site in own), methods, strict=True))
+    now = [(site, given.get(site.path, m)) for site, m in plan]
+    problems = [f"{site.path}: {why}" for site, m in now if m is not None and (why := m.check(*site.shape))]
+    if problems:
+        raise AddendaError(f"What calibration suggests does not fit {len(problems)} sites: {'; '.join(problems[:8])}.")
+    return [(site, m) for site, m in now if m is not None]
 
 
 def ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
@@ -171,28 +211,31 @@ def ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
 
 
 def build_tensors(
-    plan: list[tuple[Site, WeightMethod]],
+    plan: Assigned,
     seed: int,
     progress: Progress | None = None,
     *,
     seen: dict[str, Tensor] | None = None,
     stored: dict[str, Params] | None = None,
+    pools: dict[Method, Params] | None = None,
 ) -> dict[str, SiteTensors]:
-    """The tensors of every site by path: fresh ones, or the stored ones of a file; the model is not touched.
+    """The tensors of every site by path: fresh ones, or those of a file (stored, pools); the model is not touched.
 
     Where they are computed from W, several sites are done at a time: a factorisation keeps one core busy, not more.
     """
-    drawn, placed = {}, {}
+    drawn, held, placed = {}, {}, {}
     for m in dict.fromkeys(m for _, m in plan):
-        shapes: list[Shape] = [site.shape for site, own in plan if own == m]
+        sites = [site for site, own in plan if own == m]
+        shapes: list[Shape] = [site.shape for site in sites]
         drawn[m] = m.shared(shapes, Stream(seed, "shared")) if m.has("shared") else {}
+        held[m] = pool_of(m, sites, seed, (pools or {}).get(m))
     jobs = []
     for site, m in plan:
         given = None if stored is None else stored[site.path]
         where = (m, site.weight.device, site.weight.dtype)
         if where not in placed:  # once, so that all sites hold the same tensors
             placed[where] = kept_as(drawn[m], site)
-        jobs.append((site, m, seed, placed[where], (seen or {}).get(site.path), given))
+        jobs.append((site, m, seed, placed[where], (seen or {}).get(site.path), given, held[m]))
     built = {}
     with _side_by_side(len(plan) if any(m.has("derive") for _, m in plan) else 1) as each:
         for i, (job, tensors) in enumerate(zip(jobs, each(lambda job: tensors_of(*job), jobs), strict=True)):
@@ -217,25 +260,60 @@ def _side_by_side(most: int) -> Iterator[Callable[[Callable, list], Iterable]]:
             yield pool.map
     finally:
         torch.set_num_threads(threads)
+        give_back()
+
+
+def pool_of(m: Method, sites: list[Site], seed: int, stored: Params | None = None) -> Pool | None:
+    """What the sites train together, fresh or stored; None for most methods.
+
+    Raises AddendaError where the sites are on several devices.
+    """
+    if not m.has("pool"):
+        return None
+    places = {site.weight.device: site.path for site in sites}
+    if len(places) > 1:
+        where = " and ".join(f"{path} on {device}" for device, path in list(places.items())[:2])
+        raise AddendaError(f"{m.name} trains tensors that all sites share, and they are on several devices: {where}.")
+    tensors = m.pool([site.shape for site in sites], Stream(seed, "pool")) if stored is None else stored
+    return Pool(m, {k: t.detach().to(sites[0].weight.device) for k, t in tensors.items()})
+
+
+def numbers(site: Site, method: Method) -> int:
+    """How many numbers a method trains at a site; nothing is made."""
+    if isinstance(method, WeightMethod) and method.any_shape:
+        return site.weight.numel()
+    return site.copies * method.trainable(*site.shape)
 
 
 @torch.no_grad()
 def tensors_of(
-    site: Site, m: WeightMethod, seed: int, shared: Params, seen: Tensor | None, stored: Params | None
+    site: Site,
+    m: Method,
+    seed: int,
+    shared: Params,
+    seen: Tensor | None,
+    stored: Params | None,
+    pool: Pool | None = None,
 ) -> SiteTensors:
     device, dtype = site.weight.device, site.weight.dtype
     wide = torch.promote_types(dtype, torch.float32)
-    matrix = site.matrix
-    single = m.any_shape or matrix.dim() < 3
+    given: list[Any]  # the site as its method sees it: one matrix, or each of a stack; a width
+    if isinstance(site, Point):
+        single, given = True, [site.width]
+    else:
+        matrix = site.matrix
+        single = not isinstance(m, WeightMethod) or m.any_shape or matrix.dim() < 3
+        given = [matrix] if single else list(matrix)
     parts: list[tuple[Params, Params]] = []
-    for e, W in enumerate([matrix] if single else matrix):
+    for e, what in enumerate(given):
+        what = what.to(wide) if isinstance(what, Tensor) else what
         rng = Stream(seed, site.path) if single else Stream(seed, site.path, str(e))
-        derived = m.derive(W.to(wide), rng) if m.has("derive") else {}
+        derived = _derived(site, m, what, rng)
         if stored is None:
-            known = shared | derived
+            known = shared | derived | ({} if pool is None else pool.stored())
             if seen is not None:
                 known = known | {"calibration": seen if single else seen[e]}
-            own = m.init(W.to(wide), rng, known)
+            own = m.init(what, rng, known)
         else:
             own = {}
         parts.append((own, derived))
@@ -247,7 +325,16 @@ def tensors_of(
     moved = {
         k: nn.Parameter(t.detach().to(device)) if isinstance(t, nn.Parameter) else t.to(device) for k, t in own.items()
     }
-    return SiteTensors(m, moved, kept_as(derived, site), shared)
+    return SiteTensors(m, moved, kept_as(derived, site), shared, pool)
+
+
+def _derived(site: Site, m: Method, W: Any, rng: Stream) -> Params:
+    try:
+        if site.beside:
+            return m.derive_beside(W, rng, {n: other.matrix.to(W.dtype) for n, other in site.beside.items()})
+        return m.derive(W, rng) if m.has("derive") else {}
+    except AddendaError as error:
+        raise AddendaError(f"{site.path}: {error}") from None
 
 
 def kept_as(tensors: Params, site: Site) -> Params:
@@ -269,7 +356,7 @@ def install(
     root: nn.Module,
     state: State,
     name: str,
-    plan: list[tuple[Site, WeightMethod]],
+    plan: Assigned,
     built: dict[str, SiteTensors],
     heads: tuple[str, ...],
     seed: int,
@@ -336,7 +423,7 @@ def _still_adapted(root: nn.Module, state: State) -> set[int]:
     for record in state.records.values():
         for path in record.methods:
             site = site_at(root, path, owners)
-            held |= {id(site.module), *(id(owner) for owner, _ in site.ties)}
+            held |= {id(module) for module in site.modules}
     return held
 
 
@@ -345,13 +432,16 @@ def restore(root: nn.Module, state: State) -> None:
     """Write the base's own bits back after a merge."""
     owners = owners_of(root)
     for path, kept in (state.merged or {}).items():
-        kept.put_back(site_at(root, path, owners).weight.data)
+        kept.into(site_at(root, path, owners))
     state.merged = None
     state.fingerprints.clear()  # those of the copies that end here
 
 
 def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
-    """Make one adapter, several (their changes add up), or none of them act. Base bits are never touched."""
+    """Make one adapter, several, or none of them act. Base bits are never touched.
+
+    Of several, changes of weights add up, and changes of activations act one after another, in this order.
+    """
     root, state = state_of(model)
     names = () if name is None else (name,) if isinstance(name, str) else tuple(name)
     for n in names:
@@ -377,7 +467,44 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def per_example(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
+def arranged(
+    model: nn.Module,
+    names: Sequence[str],
+    mix: Callable[[list[SiteTensors | None]], Mixed],
+    in_turn: Sequence[str] | None = None,
+) -> Iterator[None]:
+    """For the length of a `with` block, at every site acts what `mix` makes of the named adapters' tensors there.
+
+    mix is given one entry for each name, None where that adapter has nothing; it is not asked where none has. in_turn:
+    the adapters that act at raw parameters, which see no batch; None where that makes no sense. Afterwards what acted
+    before acts again.
+
+    Raises AddendaError for an unknown name, a merged change, and adapters of raw parameters without in_turn.
+    """
+    root, state = state_of(model)
+    for n in names:
+        record_of(root, n)
+    if state.merged is not None:
+        raise AddendaError(f"{', '.join(state.active)} is merged into the base. Call unmerge(model) first.")
+    owners = owners_of(root)
+    for path in dict.fromkeys(p for n in names for p in state.records[n].methods) if in_turn is None else ():
+        site = site_at(root, path, owners)
+        if site.kind == PARAMETER or site.ties:
+            what = "is a raw parameter" if site.kind == PARAMETER else "is shared by several modules"
+            raise AddendaError(f"{path} {what}, and sees no batch to choose an adapter for each example of.")
+    before = state.active
+    try:
+        for module in root.modules():
+            if (slots := slots_of(module)) is not None:
+                slots.arrange(names, mix, tuple(in_turn or ()))
+        link(root, state)
+        yield
+    finally:
+        if find_state(model) is not None:
+            apply_active(root, state, tuple(n for n in before if n in state.records))
+
+
+def per_example(model: nn.Module, names: Sequence[str | None]) -> AbstractContextManager[None]:
     """For the length of a `with` block, example i of every batch passes through the adapter names[i]; None: the base.
 
     The first dimension of every adapted layer's input must be the batch. Low-rank adapters share one base product;
@@ -386,28 +513,15 @@ def per_example(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]
 
     Raises AddendaError for an unknown name, a merged change, and adapters of raw parameters, which see no batch.
     """
-    root, state = state_of(model)
     used = tuple(dict.fromkeys(n for n in names if n is not None))
-    for n in used:
-        record_of(root, n)
-    if state.merged is not None:
-        raise AddendaError(f"{', '.join(state.active)} is merged into the base. Call unmerge(model) first.")
-    owners = owners_of(root)
-    for path in dict.fromkeys(p for n in used for p in state.records[n].methods):
-        site = site_at(root, path, owners)
-        if site.kind == PARAMETER or site.ties:
-            what = "is a raw parameter" if site.kind == PARAMETER else "is shared by several modules"
-            raise AddendaError(f"{path} {what}, and sees no batch to choose an adapter for each example of.")
     which = torch.tensor([-1 if n is None else used.index(n) for n in names])
-    before = state.active
-    try:
-        for module in root.modules():
-            if (slots := slots_of(module)) is not None:
-                slots.activate_each(used, which)
-        yield
-    finally:
-        if find_state(model) is not None:
-            apply_active(root, state, tuple(n for n in before if n in state.records))
+
+    def mix(held: list[SiteTensors | None]) -> Mixed:
+        here = [t for t in held if t is not None]
+        place = torch.tensor([-1 if t is None else here.index(t) for t in [None, *held]])  # -1: the base
+        return PerExample(tuple(here), place[which + 1])
+
+    return arranged(model, used, mix)
 
 
 def status(model: nn.Module) -> str:

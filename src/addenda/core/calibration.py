@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from addenda.core.borrow import frozen, training_mode
 from addenda.core.errors import AddendaError
-from addenda.core.method import WeightMethod
+from addenda.core.method import Method
 from addenda.core.sites import Site
 
 
 def calibrate(
     model: nn.Module,
-    plan: list[tuple[Site, WeightMethod]],
+    plan: list[tuple[Site, Method]],
     batches: Iterable | None,
     loss: Callable[[nn.Module, object], Tensor] | None = None,
 ) -> dict[str, Tensor]:
@@ -74,12 +74,12 @@ def calibrate(
     return seen
 
 
-def stand_in(method: WeightMethod, W: Tensor) -> Tensor | None:
+def stand_in(method: Method, W: Tensor) -> Tensor | None:
     """What `init` may get as its calibration where no data is, of the right shape; None for methods without."""
     return None if method.calibration is None else method.calibrate(W, W, None)
 
 
-def _watch(site: Site, method: WeightMethod, seen: dict[str, Tensor], mask: list[Tensor | None]):
+def _watch(site: Site, method: Method, seen: dict[str, Tensor], mask: list[Tensor | None]):
     def take(module: nn.Module, given: tuple, named: dict) -> None:
         x = given[0] if given else next(iter(named.values()))
         kept = mask[0]
@@ -93,7 +93,7 @@ def _watch(site: Site, method: WeightMethod, seen: dict[str, Tensor], mask: list
     return site.module.register_forward_pre_hook(take, with_kwargs=True)
 
 
-def _collect(site: Site, method: WeightMethod, seen: dict[str, Tensor]):
+def _collect(site: Site, method: Method, seen: dict[str, Tensor]):
     def take(weight: Tensor) -> None:
         assert weight.grad is not None
         wide = torch.promote_types(weight.dtype, torch.float32)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from addenda.core.adapted import effective_weight
 from addenda.core.attach import attach, detach
 from addenda.core.errors import AddendaError
+from addenda.core.hidden import HiddenMethod
 from addenda.core.merge import merge
-from addenda.core.method import WeightMethod
+from addenda.core.method import Method, WeightMethod
 from addenda.core.random import Stream
 from addenda.core.sites import PARAMETER, site_at
 from addenda.core.state import find_state, tensors_at
@@ -30,6 +31,7 @@ class Capabilities:
     sparse: bool  # its positions and values make ΔW
     mergeable: bool  # merged, the same output without the adapter
     exact_start: bool  # output before the first step equal to the base's, bit for bit
+    hidden: bool = False  # what a module returns is changed as `change` says
 
     def __str__(self) -> str:
         return ", ".join(f.name.replace("_", " ") for f in fields(self) if getattr(self, f.name)) or "nothing"
@@ -47,8 +49,11 @@ class _Holder(nn.Module):
 
 
 @torch.no_grad()
-def probe(method: WeightMethod) -> Capabilities:
+def probe(method: Method) -> Capabilities:
     """Try a method on a layer of every kind (float32, CPU, one to three dozen milliseconds)."""
+    if isinstance(method, HiddenMethod):
+        return _hidden(method)
+    assert isinstance(method, WeightMethod)
     rows = Stream(0, "probe").normal(5, SIZE)
     image = Stream(0, "probe").normal(2, SIZE, 4, 4)
     layers = {
@@ -72,6 +77,27 @@ def probe(method: WeightMethod) -> Capabilities:
     return Capabilities(**works, **linear)
 
 
+def _hidden(method: HiddenMethod) -> Capabilities:
+    """On what one Linear returns."""
+    x, layer = Stream(0, "probe").normal(2, 20, SIZE), nn.Linear(SIZE, SIZE)
+    for p in layer.parameters():
+        p.copy_(Stream(0, "linear").normal(*p.shape, std=SIZE**-0.5))
+    model = nn.ModuleDict({"layer": layer}).eval()
+    before = layer(x)
+    with torch.enable_grad():
+        adapter = attach(model, method, targets="layer")
+    exact = torch.equal(layer(x), before)
+    ((path, tensors),) = adapter.sites()
+    for key, p in tensors._parameters.items():
+        assert p is not None
+        p.add_(Stream(1, key).normal(*p.shape, std=0.02))
+    y = layer(x)
+    expected = method.change(x if path.endswith("@input") else before, before, tensors.tensors())
+    agrees = _near(y, expected) and not _near(y, before)
+    no = dict.fromkeys((f.name for f in fields(Capabilities)), False)
+    return Capabilities(**no | {"exact_start": exact, "hidden": agrees})
+
+
 def _try(model: nn.ModuleDict, path: str, method: WeightMethod, x: Tensor) -> dict[str, bool]:
     """On one layer: whether its output is that of the effective weight, and what the faster forms say."""
     nothing: dict[str, bool] = dict.fromkeys(("agrees", "low_rank", "sparse", "mergeable", "exact_start"), False)
@@ -84,8 +110,7 @@ def _try(model: nn.ModuleDict, path: str, method: WeightMethod, x: Tensor) -> di
         exact = torch.equal(layer(x), before)
         model.eval()  # without the values that schedules draw for training
         site, tensors = site_at(model, path), tensors_at(model, "default", path)
-        for key, p in tensors._parameters.items():
-            assert p is not None
+        for key, p in tensors.named_parameters():
             p.add_(Stream(1, key).normal(*p.shape, std=0.02))
         y, new = layer(x), effective_weight(site, (tensors,))
         agrees = _near(y, _with(layer, site, new, x)) and not _near(y, before)

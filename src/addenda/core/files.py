@@ -2,8 +2,9 @@
 
 The header's `addenda` entry is JSON: schema number, seed, step, the methods with their non-default options, and every
 site with path, kind, stored shape and dtype, the SHA-256 of the base's unmodified bytes, sixteen of its values, and
-the names and kinds of its tensors. Tensors are stored as "path/name"; the adapter's own name is in no key. Nothing
-that can be computed again is stored, only a checksum of it. No pickle, no code and no import path is ever read.
+the names and kinds of its tensors. Tensors are stored as "path/name", those that all sites of a method train together
+as ".0/name" (of the next such method ".1/name"); the adapter's own name is in no key. Nothing that can be computed
+again is stored, only a checksum of it. No pickle, no code and no import path is ever read.
 """
 
 import dataclasses
@@ -22,13 +23,14 @@ from torch import Tensor, nn
 from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter
 from addenda.core.atomic import write_atomically
-from addenda.core.attach import build_tensors, install, ready, unfit
+from addenda.core.attach import Assigned, build_tensors, install, numbers, ready, unfit
 from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError, nearest
-from addenda.core.method import Params, Replace, WeightMethod
+from addenda.core.method import Method, Params, Replace, Shape
+from addenda.core.packed import parts_of
 from addenda.core.random import Stream
 from addenda.core.registry import info
-from addenda.core.sites import Site, owners_of, refusal, site_at
+from addenda.core.sites import Point, Site, owners_of, refusal, site_at, with_neighbours
 from addenda.core.state import State, record_of
 from addenda.core.targets import grouped
 
@@ -40,15 +42,21 @@ _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def fingerprint(state: State, site: Site) -> str:
     """SHA-256 of the base's own stored bytes at a site (before any merge), remembered until the tensor changes."""
-    own = state.base(site)
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[own.element_size()]
-    total = int(own.detach().view(bits).sum(dtype=torch.int64))  # sees what was written behind autograd's back
-    identity = (own.data_ptr(), own._version, own.dtype, tuple(own.shape), total)
+    parts = parts_of(state.base(site))
+    identity = tuple(_identity(own) for own in parts)
     known = state.fingerprints.get(site.path)
     if known is None or known[0] != identity:
-        data = own.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        state.fingerprints[site.path] = known = (identity, hashlib.sha256(data.data).hexdigest())
+        made = hashlib.sha256()
+        for own in parts:
+            made.update(own.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        state.fingerprints[site.path] = known = (identity, made.hexdigest())
     return known[1]
+
+
+def _identity(own: Tensor) -> tuple:
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[own.element_size()]
+    total = int(own.detach().view(bits).sum(dtype=torch.int64))  # sees what was written behind autograd's back
+    return own.data_ptr(), own._version, own.dtype, tuple(own.shape), total
 
 
 def sample(state: State, site: Site) -> list[float]:
@@ -86,7 +94,7 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
         entry = {
             "path": site_path,
             "kind": site.kind.name,
-            "shape": list(site.weight.shape),
+            "shape": site.stored,
             "dtype": str(site.weight.dtype).removeprefix("torch."),
             "method": -1 if head else methods.index(held.method),
             "trainable": list(held._parameters),
@@ -97,15 +105,15 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
         derived = _derived(held)
         entry["checks"] = {k: checksum(k, t) for k, t in derived.items()}
         for key, tensor in (held.stored() | (derived if basis else {})).items():
-            if type(tensor).__name__ == "DTensor":
-                problems.append(f"{site_path}/{key} is sharded (gather it first)")
-            elif tensor.numel() == 0:
-                problems.append(f"{site_path}/{key} is empty (shape {tuple(tensor.shape)})")
-            elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                problems.append(f"{site_path}/{key} holds values that are not finite")
+            problems += _unsaved(f"{site_path}/{key}", tensor)
             own = tensor.detach().cpu().contiguous()
             tensors[f"{site_path}/{key}"] = own.clone() if key in derived else own  # shared ones once for every site
         sites.append(entry)
+    pools = dict(adapter.pools())
+    for pool_name, pool in pools.items():
+        for key, tensor in pool.stored().items():
+            problems += _unsaved(f"{pool_name}/{key}", tensor)
+            tensors[f"{pool_name}/{key}"] = tensor.cpu().contiguous()
     if problems:
         raise AddendaError(
             f"{adapter.name!r} was not saved to {path}: {'; '.join(problems[:8])}"
@@ -118,10 +126,22 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
         "methods": [{"name": m.name, "options": m.options()} for m in methods],
         "basis": basis,
         "sites": sites,
+        "pools": [list(pool._parameters) for pool in pools.values()],
     }
     # one entry only: safetensors writes several in random order, and equal adapters should be equal files
     write_atomically(path, to_bytes(tensors, {"addenda": json.dumps(header)}))
     return path
+
+
+def _unsaved(key: str, tensor: Tensor) -> list[str]:
+    """Why a tensor cannot be saved; nothing where it can."""
+    if type(tensor).__name__ == "DTensor":
+        return [f"{key} is sharded (gather it first)"]
+    if tensor.numel() == 0:
+        return [f"{key} is empty (shape {tuple(tensor.shape)})"]
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        return [f"{key} holds values that are not finite"]
+    return []
 
 
 def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
@@ -185,12 +205,20 @@ def _check_form(header: dict, tensors: dict[str, Tensor]) -> None:
             raise ValueError(f"{s['path']}: method {s['method']!r} is not listed")
         keys = [*s["trainable"], *s["frozen"], *(s["checks"] if header["basis"] else ())]
         named.update(f"{s['path']}/{k}" for k in keys)
+    pools = header.setdefault("pools", [])
+    for i, names in enumerate(pools):
+        keys = [f".{i}/{k}" for k in names]
+        once = len({*named, *keys}) == len(named) + len(keys)
+        if not (isinstance(names, list) and all(isinstance(k, str) for k in names) and once):
+            raise ValueError("the tensors of a pool must have names of their own")
+        named.update(keys)
     if len({s["path"] for s in header["sites"]}) < len(header["sites"]) or not header["sites"]:
         raise ValueError("sites must be there, each once")
     if named != set(tensors):
         missing, more = sorted(named - set(tensors)), sorted(set(tensors) - named)
         raise ValueError(f"tensors and header disagree (missing {missing[:4]}, unexpected {more[:4]})")
     trained = [tensors[f"{s['path']}/{k}"] for s in header["sites"] for k in s["trainable"]]
+    trained += [tensors[f".{i}/{k}"] for i, names in enumerate(pools) for k in names]
     if not all(t.dtype in _FLOATING for t in trained):
         raise ValueError("trained tensors must be float64, float32, bfloat16 or float16")
 
@@ -225,8 +253,9 @@ def load(
     plan = _match(root, header, methods, path)
     _same_base(state, header, plan, base, path)
     stored = {s["path"]: _stored(s, tensors) for s in header["sites"]}
+    pools = _pools(plan, header, tensors, path)
     _same_tensors(plan, stored, path)
-    built = build_tensors(plan, header["seed"], stored=stored)
+    built = build_tensors(plan, header["seed"], stored=stored, pools=pools)
     _same_factors(header, {site.path: site.weight.numel() for site, _ in plan}, built, tensors, path)
     heads = tuple(s["path"] for s in header["sites"] if s["method"] == -1)
     adapter = install(root, state, name, plan, built, heads, header["seed"], not state.records, started, activate)
@@ -246,9 +275,7 @@ def _known(entry: dict) -> dict:
     return entry["options"]
 
 
-def _match(
-    root: nn.Module, header: dict, methods: list[WeightMethod], path: str | Path
-) -> list[tuple[Site, WeightMethod]]:
+def _match(root: nn.Module, header: dict, methods: list[Method], path: str | Path) -> Assigned:
     plan, problems = [], []
     missing, owners, taken = [], owners_of(root), set()
     for s in header["sites"]:
@@ -257,13 +284,14 @@ def _match(
         except AddendaError:
             missing.append(s["path"])
             continue
-        if id(site.weight) in taken or (site.path != s["path"] and site.kind.name == s["kind"]):
+        if site.changed in taken or (site.path != s["path"] and site.kind.name == s["kind"]):
             problems.append(f"{s['path']}: in this model it is {site.path} (tied or repeated)")
             continue
-        taken.add(id(site.weight))
+        taken.add(site.changed)
         method = Replace() if s["method"] == -1 else methods[s["method"]]
-        if site.kind.name != s["kind"] or list(site.weight.shape) != s["shape"]:
-            found = f"{site.kind.name} {list(site.weight.shape)}"
+        site = with_neighbours(root, site, method.beside(site.path), owners)
+        if site.kind.name != s["kind"] or site.stored != s["shape"]:
+            found = f"{site.kind.name} {site.stored}"
             problems.append(f"{s['path']}: the file has {s['kind']} {s['shape']}, the model {found}")
         elif why := refusal(root, site, owners) or unfit(site, method):
             problems.append(f"{s['path']}: {why}")
@@ -279,7 +307,7 @@ def _match(
     return plan
 
 
-def _same_base(state: State, header: dict, plan: list[tuple[Site, WeightMethod]], base: str, path: str | Path) -> None:
+def _same_base(state: State, header: dict, plan: Assigned, base: str, path: str | Path) -> None:
     entries = {s["path"]: s for s in header["sites"]}
     other = []
     for site, _ in plan:
@@ -315,18 +343,42 @@ def _stored(entry: dict, tensors: dict[str, Tensor]) -> Params:
     return held | {k: tensors[f"{entry['path']}/{k}"] for k in entry["frozen"]}
 
 
-def _same_tensors(plan: list[tuple[Site, WeightMethod]], stored: dict[str, Params], path: str | Path) -> None:
+def _pools(plan: Assigned, header: dict, tensors: dict[str, Tensor], path: str | Path) -> dict[Method, Params]:
+    """The stored pools by method: as many, with the names, kinds and shapes, as fresh ones would be; sane values."""
+    methods = [m for m in dict.fromkeys(m for _, m in plan) if m.has("pool")]
+    found, problems = {}, []
+    if len(methods) != (there := len(header["pools"])):
+        problems.append(f"expected {len(methods)} sets of tensors that all sites train, the file has {there}")
+    for i, (m, names) in enumerate(zip(methods, header["pools"], strict=False)):
+        have: Params = {k: nn.Parameter(tensors[f".{i}/{k}"]) for k in names}
+        shapes: list[Shape] = [site.shape for site, own in plan if own == m]
+        want, count = m.pooled(shapes), sum(t.numel() for t in have.values())
+        if want != count:  # before a fresh one is drawn: a bank of 10^9 in a small file must not allocate
+            problems.append(f".{i}: expected {want:,} trained numbers, the file has {count:,}")
+            continue
+        fresh = m.pool(shapes, Stream(0, "pool"))
+        form, expected = ({k: _of(t, True) for k, t in p.items()} for p in (have, fresh))
+        if form != expected:
+            problems.append(f".{i}: expected {_form(expected)}, the file has {_form(form)}")
+        problems += [f".{i}/{k} {why}" for k, t in have.items() if (why := _not_sane(t, 0))]
+        found[m] = have
+    if problems:
+        raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
+    return found
+
+
+def _same_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path) -> None:
     """Names, kinds and shapes as a fresh `init` would give them, once for every method and shape; sane values."""
     problems, templates = [], {}
     for site, method in plan:  # before any template: a rank of 10^9 in a small file must not allocate
-        want = site.weight.numel() if method.any_shape else site.copies * method.trainable(*site.shape)
+        want = numbers(site, method)
         have = sum(t.numel() for t in stored[site.path].values() if isinstance(t, nn.Parameter))
         if want != have:
             problems.append(f"{site.path}: expected {want:,} trained numbers, the file has {have:,}")
     if problems:
         raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
     for site, method in plan:
-        key = (method, tuple(site.matrix.shape))
+        key = (method, site.kind, tuple(site.stored))
         if key not in templates:
             templates[key] = _template(site, method)
         want, have = templates[key], stored[site.path]
@@ -356,7 +408,10 @@ def _form(form: dict) -> str:
     return ", ".join(f"{k} {kind} {list(shape)}" for k, (shape, kind, _) in form.items()) or "nothing"
 
 
-def _template(site: Site, method: WeightMethod) -> dict:
+def _template(site: Site, method: Method) -> dict:
+    if isinstance(site, Point):
+        fresh = build_tensors([(site, method)], 0)[site.path]
+        return {k: _of(t, k in fresh._parameters) for k, t in fresh.stored().items()}
     fake = torch.arange(float(site.weight.numel())).remainder_(7.0).reshape(site.matrix.shape)
     known = stand_in(method, fake)
     seen = None if known is None else {site.path: known}
@@ -418,5 +473,8 @@ def inspect(path: str | Path) -> str:
     if heads:
         lines.append(f"  also trained as whole copies: {', '.join(heads)}")
     trained = sum(tensors[f"{s['path']}/{k}"].numel() for s in header["sites"] for k in s["trainable"])
-    lines.append(f"  {trained:,} trained numbers, {Path(path).stat().st_size:,} bytes")
+    shared = sum(tensors[f".{i}/{k}"].numel() for i, names in enumerate(header["pools"]) for k in names)
+    if shared:
+        lines.append(f"  trained by all sites together: {shared:,} numbers")
+    lines.append(f"  {trained + shared:,} trained numbers, {Path(path).stat().st_size:,} bytes")
     return "\n".join(lines)

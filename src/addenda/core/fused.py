@@ -46,9 +46,9 @@ def _forward(x, drop, W, bias, c, B, A, middle, index, rows, dtype=None):
     else:
         _rows(y).add_(F.linear(h_M, left))
     if c is not None:
-        y.mul_(c)
+        _rows_times(y, c, out=y)
         if bias is not None:
-            y.add_((1 - c) * bias)
+            y.add_(((1 - c) * bias).to(y.dtype))
     return y, left, A, h, seen
 
 
@@ -80,11 +80,13 @@ class FactoredLinear(torch.autograd.Function):
         gx = gw = gbias = gc = gb = ga = gmiddle = grows = None
         if need_bias:
             gbias = g.sum(0)
+        room = torch.empty_like(g) if c is not None else None
         if need_c:
             own = _rows(y) if bias is None else _rows(y) - bias
-            gc = (g * own).sum(0, dtype=c.dtype) / c
+            assert c is not None
+            gc = torch.mul(g, own, out=room).sum(0).to(c.dtype) / c
         if c is not None:
-            g = torch.mul(g, c, out=torch.empty_like(g))
+            g = _rows_times(g, c, out=room)
         gk = g @ _scaled(B, rows, dtype)
         if need_b or need_rows:
             gleft = (_through(h, B, A, middle, index).t() @ g).t()  # faster than gᵀ k
@@ -117,6 +119,12 @@ class FactoredLinear(torch.autograd.Function):
 def _rows(t: Tensor) -> Tensor:
     """(tokens, width), whatever the leading dimensions."""
     return t.reshape(-1, t.shape[-1])
+
+
+def _rows_times(t: Tensor, c: Tensor, out: Tensor | None) -> Tensor:
+    """t · c for factors near 1: c − 1 is rounded to t's dtype, since c itself would lose a small change there, and a
+    product of two dtypes makes wide copies of t."""
+    return torch.addcmul(t, t, (c - 1).to(t.dtype), out=out)
 
 
 def _scaled(B: Tensor, rows: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addenda.core.adapted import Adapted, original_class, set_original_class
+from addenda.core.adapted import Adapted, original_class, set_original_class, slots_of
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
 from addenda.core.recompute import cheap
@@ -128,6 +128,19 @@ def _trains(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
+@contextmanager
+def _bare(module: nn.Module) -> Iterator[None]:
+    """Without the changes in it, some of which read what runs before the module."""
+    held = [(s, s.live, s.each) for m in module.modules() if (s := slots_of(m)) is not None]
+    for slots, live, _ in held:
+        slots.live, slots.each = {p: () for p in live}, {}
+    try:
+        yield
+    finally:
+        for slots, live, each in held:
+            slots.live, slots.each = live, each
+
+
 @torch.no_grad()
 def _is_gated(module: nn.Module) -> bool:
     """Whether the module is a gated MLP by its children and, in training mode, by what it computes."""
@@ -146,8 +159,8 @@ def _is_gated(module: nn.Module) -> bool:
     dtype = w.dtype if w.is_floating_point() else torch.get_default_dtype()
     x = torch.randn(2, 3, first.in_features, generator=generator, device=w.device).to(dtype)
     found = []
-    with training_mode(module, True), torch.random.fork_rng([w.device] if w.is_cuda else []):
+    with _bare(module), training_mode(module, True), torch.random.fork_rng([w.device] if w.is_cuda else []):
         for compute in (module, partial(_gated, type(module), module)):
-            torch.manual_seed(0)  # an adapter's dropout
+            torch.manual_seed(0)  # of dropout
             found.append(compute(x))
     return torch.equal(*found)

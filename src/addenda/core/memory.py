@@ -25,17 +25,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from addenda.core.adapted import SiteTensors
-from addenda.core.attach import detach, install, kept_as, tensors_of
+from addenda.core.adapted import Pool, SiteTensors
+from addenda.core.adapter import Adapter
+from addenda.core.attach import Assigned, detach, install, kept_as, pool_of, tensors_of
 from addenda.core.borrow import entrance, frozen, gradient_from
 from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError
-from addenda.core.method import Params, Shape, WeightMethod
+from addenda.core.method import Method, Params, Shape
+from addenda.core.packed import parts_of
 from addenda.core.random import Stream
-from addenda.core.sites import Site, owners_of, site_at
+from addenda.core.sites import Point, Site, owners_of, site_at, with_neighbours
 from addenda.core.state import State, find_state, unwrap
 
-Assigned = list[tuple[Site, WeightMethod]]
+Optimizer = Callable[[Adapter], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Step:
     """One training step of batch × length tokens, or of images of length × length pixels: its peak in bytes, and FLOPs.
 
     activations: what the forward made and is alive at the peak; gradients: those of the adapter's tensors that are
-    there by then; temporaries: what backward made and drops again. optimizer: two Adam moments, as after the first
-    step.
+    there by then; temporaries: what backward made and drops again. optimizer: its state, as after the first step;
+    AdamW's two moments if none was given.
     """
 
     batch: int
@@ -77,9 +79,17 @@ class Step:
 
 
 def predict(
-    root: nn.Module, assigned: Assigned, heads: tuple[str, ...], batch: int, length: int, labelled: float = 1.0
+    root: nn.Module,
+    assigned: Assigned,
+    heads: tuple[str, ...],
+    batch: int,
+    length: int,
+    labelled: float = 1.0,
+    optimizer: Optimizer | None = None,
 ) -> Step:
     """Follow one step of the assigned methods, each token id or pixel 0. labelled: the share of positions with a label.
+
+    optimizer: what makes the optimizer of an adapter; its state is that after a step on fake tensors.
 
     Raises AddendaError when the model runs neither on token ids nor on images, or looks at values that a fake tensor
     has not.
@@ -89,7 +99,7 @@ def predict(
             f"A step has batch ≥ 1, length ≥ 1 and a labelled share in (0, 1], got {batch}, {length}, {labelled}."
         )
     try:
-        return _predict(root, assigned, heads, batch, length, labelled)
+        return _predict(root, assigned, heads, batch, length, labelled, optimizer)
     except Exception as error:
         if isinstance(error, AddendaError):
             raise
@@ -100,7 +110,13 @@ def predict(
 
 
 def _predict(
-    root: nn.Module, assigned: Assigned, heads: tuple[str, ...], batch: int, length: int, labelled: float
+    root: nn.Module,
+    assigned: Assigned,
+    heads: tuple[str, ...],
+    batch: int,
+    length: int,
+    labelled: float,
+    optimizer: Optimizer | None,
 ) -> Step:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     twin = _twin(root, mode)
@@ -112,11 +128,14 @@ def _predict(
     with frozen(twin), gradient_from(*(tables or entrance(twin))):
         floor = _follow(twin, batch, length, labelled)
     owners = owners_of(twin)
-    twins = [(site_at(twin, site.path, owners), m) for site, m in assigned]
+    twins = [
+        (with_neighbours(twin, site_at(twin, site.path, owners), tuple(site.beside), owners), m) for site, m in assigned
+    ]
     built = _fake_tensors(assigned, twins, mode)
-    install(twin, State(), "default", twins, built, heads, 0, True, time.perf_counter())
+    adapter = install(twin, State(), "default", twins, built, heads, 0, True, time.perf_counter())
     held = [t for tensors in built.values() for t in _tensors(tensors)]
     live = [p for tensors in built.values() for p in tensors.parameters()]
+    made = optimizer and optimizer(adapter)  # before the step: it may stop what it does not train
     step = _follow(twin, batch, length, labelled)
     gradients, activations, temporaries = step.at_peak(p.grad for p in live if p.grad is not None)
     return Step(
@@ -124,7 +143,7 @@ def _predict(
         length=length,
         weights=weights,
         adapter=_bytes(held),
-        optimizer=2 * _bytes(live),
+        optimizer=2 * _bytes(live) if made is None else _state(made, mode),
         gradients=gradients,
         activations=activations,
         temporaries=temporaries,
@@ -135,6 +154,13 @@ def _predict(
     )
 
 
+def _state(made: torch.optim.Optimizer, mode: FakeTensorMode) -> int:
+    """Bytes of what an optimizer keeps after its first step."""
+    with mode:
+        made.step()
+    return _bytes(t for state in made.state.values() for t in tree_leaves(state) if isinstance(t, Tensor))
+
+
 # -- fake copies -------------------------------------------------------------------------------------------------------
 
 
@@ -143,7 +169,8 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum({id(s): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
+    storages = (part.untyped_storage() for t in tensors for part in parts_of(t))
+    return sum({id(s): s.nbytes() for s in storages}.values())
 
 
 def _twin(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
@@ -157,33 +184,39 @@ def _twin(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
 
 def _fake_tensors(assigned: Assigned, twins: Assigned, mode: FakeTensorMode) -> dict[str, SiteTensors]:
     """Every site's tensors, fake; made once for every method and shape, and copied."""
-    shared, placed, templates, built = {}, {}, {}, {}
+    shared, pools, placed, templates, built = {}, {}, {}, {}, {}
     for (site, m), (twin, _) in zip(assigned, twins, strict=True):
         where = (m, site.weight.device, site.weight.dtype)
         if m not in shared:
-            shapes: list[Shape] = [s.shape for s, own in assigned if own == m]
+            alike = [s for s, own in assigned if own == m]
+            shapes: list[Shape] = [s.shape for s in alike]
             shared[m] = m.shared(shapes, Stream(0, "shared")) if m.has("shared") else {}
+            drawn = pool_of(m, alike, 0)
+            pools[m] = drawn and Pool(m, {k: _empty(t, mode) for k, t in drawn.stored().items()})
         if where not in placed:
             placed[where] = {k: _empty(t, mode) for k, t in kept_as(shared[m], site).items()}
-        key = (*where, site.kind.name, site.matrix.shape)
+        near = tuple((n, other.matrix.shape) for n, other in site.beside.items())
+        key = (*where, site.kind.name, tuple(site.stored), near)
         if key not in templates:
-            templates[key] = _template(site, twin, m, shared[m], placed[where])
-        made, memo = templates[key], {id(m): m}
+            templates[key] = _template(site, twin, m, shared[m], placed[where], pools[m])
+        made, memo = templates[key], {id(kept): kept for kept in (m, pools[m])}  # not copied
         common = placed[where]
         memo |= {id(t): common[k] if k in common else _empty(t, mode) for k, t in made.tensors().items()}
         built[site.path] = copy.deepcopy(made, memo)
     return built
 
 
-def _template(site: Site, twin: Site, m: WeightMethod, shared: Params, fake: Params) -> SiteTensors:
+def _template(site: Site, twin: Site, m: Method, shared: Params, fake: Params, pool: Pool | None) -> SiteTensors:
     """The tensors of one site: out of a fake weight where the method does not look at its values."""
     try:
-        return tensors_of(twin, m, 0, fake, _seen(twin, m), None)
+        return tensors_of(twin, m, 0, fake, _seen(twin, m), None, pool)
     except Exception:  # whatever a method does with values that are not there
-        return tensors_of(site, m, 0, kept_as(shared, site), _seen(site, m), None)
+        return tensors_of(site, m, 0, kept_as(shared, site), _seen(site, m), None, pool)
 
 
-def _seen(site: Site, m: WeightMethod) -> Tensor | None:
+def _seen(site: Site, m: Method) -> Tensor | None:
+    if isinstance(site, Point):
+        return None
     return stand_in(m, site.matrix.to(torch.promote_types(site.weight.dtype, torch.float32)))
 
 
@@ -245,8 +278,8 @@ class _Log(TorchDispatchMode):
         self.now, self.flops, self.backward_from = 0, 0, 0
         self.lives: list[_Life] = []
         self.alive: dict[int, tuple[weakref.ref, _Life | None]] = {}  # by id of the storage
-        for t in known:
-            self._watch(t, None)
+        for part in (part for t in known for part in parts_of(t)):
+            self._watch(part, None)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.prim.device.default:  # more than half of all calls

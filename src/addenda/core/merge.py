@@ -12,6 +12,8 @@ from addenda.core.adapted import Adapted, effective_weight, slots_of
 from addenda.core.attach import restore
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
+from addenda.core.hidden import HiddenMethod
+from addenda.core.packed import Packed
 from addenda.core.random import Stream
 from addenda.core.sites import PARAMETER, Site, owners_of, site_at
 from addenda.core.state import Kept, State, apply_active, state_of
@@ -65,19 +67,33 @@ def merge(
 
     Raises AddendaError, with the base's bits restored, when the outputs move by more than twice what the base's dtype
     costs anyway (the adapter's outputs against the same in the next wider dtype), or, without a batch, when rounding
-    takes more than a quarter of the change; and when nothing is active or a change is merged already.
+    takes more than a quarter of the change; and when nothing is active, a change is merged already, or an adapter that
+    is active changes activations.
     """
     root, state = state_of(model)
     if state.merged is not None:
         raise AddendaError(f"{', '.join(state.active)} is merged already. Call unmerge(model) first.")
     if not state.active:
         raise AddendaError("No adapter is active, so there is nothing to merge. Call switch(model, name) first.")
+    _only_weights(state)
     if rounding not in ("nearest", "stochastic"):
         raise AddendaError(f"rounding must be 'nearest' or 'stochastic', got {rounding!r}.")
     if dtype is not None:
         root.to(dtype)
     with training_mode(root, False):
         return _merged(root, state, verify, rounding, allow_loss, seed)
+
+
+def _only_weights(state: State) -> None:
+    """Raises AddendaError where an active adapter changes activations: no weight can hold that."""
+    for name in state.active:
+        hidden = [path for path, m in state.records[name].methods.items() if isinstance(m, HiddenMethod)]
+        if hidden:
+            methods = ", ".join(dict.fromkeys(state.records[name].methods[path].name for path in hidden))
+            raise AddendaError(
+                f"{name!r} cannot be merged: {methods} changes what modules return ({len(hidden)} places, e.g. "
+                f"{hidden[0]}), which no weight can hold. Keep it attached, or switch to adapters of weights only."
+            )
 
 
 def _merged(
@@ -101,7 +117,7 @@ def _merged(
             errors[path] = float(error / change) if change > 0 else 0.0
             lost, size = lost + float(error) ** 2, size + float(change) ** 2
             state.merged[path] = Kept(before_it, index)
-            Kept(rounded, index).put_back(site.weight.data)
+            Kept(rounded, index).into(site)
         apply_active(root, state, names)
         total = (lost / size) ** 0.5 if size else 0.0
         dtype = next(iter(state.merged.values())).values.dtype
@@ -123,6 +139,8 @@ def _change(site: Site) -> tuple[Tensor | None, Tensor, Tensor]:
     assert slots is not None
     live, W = slots.live[site.parameter], site.weight.detach()
     wide = torch.promote_types(W.dtype, torch.float32)
+    if isinstance(W, Packed):
+        return None, site.weight, effective_weight(site, live, wide)
     plain = W.is_contiguous() and not site.kind.transposed and (W.dim() == 2 or site.kind != PARAMETER)
     if not (plain and live and all(t.method.has("sparse") for t in live)):
         return None, W.clone(), effective_weight(site, live, wide)

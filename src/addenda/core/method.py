@@ -1,13 +1,14 @@
-"""What a method is: a frozen dataclass of hyperparameters and a few pure functions of the base weight.
+"""What a method is: a frozen dataclass of hyperparameters and a few pure functions.
 
-A *weight method* says what ΔW is. Everything else (kinds of layer, dtypes, several adapters, merging, saving,
-switching, the command line) is the core's. The tensors of a site are a plain dict, and their kind is said by where
-they come from, never by their name:
+A *weight method* says what ΔW is; a *hidden method* (`core.hidden`) what happens to the activations that a module
+returns. Everything else (kinds of layer, dtypes, several adapters, merging, saving, switching, the command line) is
+the core's. The tensors of a site are a plain dict, and their kind is said by where they come from, never by their name:
 
 | from                                   | kind      | saved | gradient | example                          |
 | -------------------------------------- | --------- | ----- | -------- | -------------------------------- |
 | `init`, as `nn.Parameter`              | trainable | yes   | yes      | two thin factors                 |
 | `init`, as a plain tensor              | frozen    | yes   | no       | positions chosen from data       |
+| `pool`                                 | pooled    | once  | yes      | vectors that all sites mix       |
 | `derive`                               | derived   | no    | no       | singular vectors of W            |
 | `shared`                               | shared    | no    | no       | projections drawn from a seed    |
 
@@ -21,7 +22,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from addenda.core.errors import AddendaError, nearest
 from addenda.core.random import Stream
 
 Params = dict[str, Tensor]
-Shape = tuple[int, int] | torch.Size
+Shape = tuple[int, ...] | torch.Size
 
 
 @dataclass(frozen=True)
@@ -96,21 +97,126 @@ def spread(values: Tensor, index: Tensor, rows: int, columns: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class WeightMethod:
-    """Base class of every method that changes a weight. Subclasses are frozen dataclasses of hyperparameters."""
+class Method:
+    """What every method shares. Subclasses are frozen dataclasses of hyperparameters.
+
+    `init`, `derive`, `trainable` and `check` are given the site as its kind of method sees it: a matrix W and its
+    shape (m, n), or the width of an activation.
+    """
 
     name: ClassVar[str] = ""
-    dropout = 0.0  # a field in methods with an additive path through their factors; no annotation: no field here
+    dropout = 0.0  # a field in methods with an additive path; no annotation: no field here
     start: ClassVar[Start] = Start()
     sized_by: ClassVar[str | None] = None  # the option that makes it larger: a comparison at equal parameters sets it
+    targets: ClassVar[str | tuple[str, ...]] = "linear"  # where it goes if nobody says
+    _kind: ClassVar[type]  # the base class that lists the hooks of its kind
+
+    def init(self, site: Any, rng: Stream, p: Params) -> Params:
+        """Trainable (`nn.Parameter`) and frozen (plain) tensors of one site; p: what `derive` and `shared` gave."""
+        raise NotImplementedError
+
+    def trainable(self, *shape: int) -> int:
+        """How many numbers are trained at one site of this shape: a formula, tested against the real tensors."""
+        raise NotImplementedError
+
+    def check(self, *shape: int) -> str | None:
+        """Why a site of this shape cannot be adapted with these options, or None."""
+        return None
+
+    # -- optional --------------------------------------------------------------------------------------------------
+
+    def shared(self, shapes: list[Shape], rng: Stream) -> Params:
+        """Tensors that all sites share, drawn once for the shapes of all sites; never saved."""
+        return {}
+
+    def derive(self, site: Any, rng: Stream) -> Params:
+        """Tensors computed from the site (W: m × n float32) or the stream alone: recomputed at load, never saved."""
+        return {}
+
+    def pool(self, shapes: list[Shape], rng: Stream) -> Params:
+        """Tensors (`nn.Parameter`) that all sites train together, drawn once for the shapes of all sites.
+
+        Each is one tensor, held by every site: its gradient is the sum of theirs, and it is saved and counted once.
+        """
+        return {}
+
+    def pooled(self, shapes: list[Shape]) -> int:
+        """How many numbers `pool` holds for these sites: a formula, tested against the real tensors."""
+        return 0
+
+    def beside(self, path: str) -> tuple[str, ...]:
+        """Names of modules beside the one at `path`, any of which `derive` must see too; () where W is enough."""
+        return ()
+
+    def derive_beside(self, W: Tensor, rng: Stream, others: Params) -> Params:
+        """`derive` where `beside` names something. others: the weights that are there, by name, seen like W."""
+        raise NotImplementedError
+
+    @property
+    def calibration(self) -> Literal["gradient", "input"] | None:
+        """What `calibrate` wants to see before training; None where the method needs no data."""
+        return None
+
+    def calibrate(self, W: Tensor, what: Tensor, seen: Tensor | None) -> Tensor:
+        """Accumulate what one batch says: ∂loss/∂W (m × n), or the layer's inputs (tokens × n, padding left out).
+
+        The last result reaches `init` as p["calibration"].
+        """
+        raise NotImplementedError
+
+    def allot(self, shapes: list[Shape], seen: list[Tensor]) -> "list[Method | None]":
+        """The method of each site, given what `calibrate` saw of all of them; None leaves a site out."""
+        return [self for _ in shapes]
+
+    def on_step(self, step: int, rng: Stream) -> Params:
+        """Values that stand in for the frozen tensors of the same names while training; called before step 0, 1, …"""
+        return {}
+
+    @property
+    def trained_by(self) -> str:
+        """The optimizer, by the name and options that `addenda.optim` knows, that trains it as its paper does."""
+        return "adamw"
+
+    def pair(self, p: Params) -> "Pair | None":
+        """The two thin factors that its trainable tensors move, for optimizers that know about factors."""
+        return None
+
+    # -- what the core asks ----------------------------------------------------------------------------------------
+
+    def has(self, hook: str) -> bool:
+        """Whether the method offers an optional form of its kind: "factors", "sparse", "shared", "on_step", …"""
+        return getattr(type(self), hook, None) is not getattr(self._kind, hook, None)
+
+    def options(self, defaults: bool = False) -> dict:
+        """Hyperparameters by name; only those that differ from the defaults unless asked for all."""
+        fields = dataclasses.fields(self)
+        return {f.name: getattr(self, f.name) for f in fields if defaults or getattr(self, f.name) != f.default}
+
+    def __post_init__(self):
+        hints = typing.get_type_hints(type(self))
+        fields = dataclasses.fields(self)
+        problems = [p for f in fields if (p := misfit(f.name, getattr(self, f.name), hints[f.name]))]
+        if not problems:
+            problems = list(self.validate())
+        if problems:
+            raise AddendaError(f"{type(self).__name__}: {'; '.join(problems)}.")
+
+    def validate(self) -> typing.Iterable[str]:
+        """Cross-checks of the options: one sentence for each problem, naming the option."""
+        return ()
+
+
+@dataclass(frozen=True)
+class WeightMethod(Method):
+    """Base class of every method that changes a weight: it says what ΔW is."""
+
     elementwise: ClassVar[bool] = False  # `apply` takes tensors with leading dimensions too, one set for each example
     any_shape: ClassVar[bool] = False  # True: takes vectors too, and the tensors are seen as they are stored
-    targets: ClassVar[str] = "linear"  # where it goes if nobody says
 
     # -- the mathematics ---------------------------------------------------------------------------------------
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
-        """Trainable (`nn.Parameter`) and frozen (plain) tensors of one site. W: m × n float32; p: derived, shared."""
+        """Trainable (`nn.Parameter`) and frozen (plain) tensors of one site. W: m × n float32; p: the other kinds."""
         raise NotImplementedError
 
     def delta(self, W: Tensor, p: Params) -> Tensor:
@@ -125,41 +231,12 @@ class WeightMethod:
         """W + ΔW. Override only where ΔW is not what is stored."""
         return W + self.delta(W, p)
 
-    # -- optional: where a method's tensors come from --------------------------------------------------------------
-
-    def shared(self, shapes: list[Shape], rng: Stream) -> Params:
-        """Tensors that all sites share, drawn once for the shapes of all sites; never saved."""
-        return {}
-
-    def derive(self, W: Tensor, rng: Stream) -> Params:
-        """Tensors computed from W (m × n float32) or the stream alone: recomputed at load, never saved."""
-        return {}
-
-    @property
-    def calibration(self) -> Literal["gradient", "input"] | None:
-        """What `calibrate` wants to see before training; None where the method needs no data."""
-        return None
-
-    def calibrate(self, W: Tensor, what: Tensor, seen: Tensor | None) -> Tensor:
-        """Accumulate what one batch says: ∂loss/∂W (m × n), or the layer's inputs (tokens × n, padding left out).
-
-        The last result reaches `init` as p["calibration"].
-        """
+    def trainable(self, m: int, n: int) -> int:
+        """How many numbers are trained at one site of shape m × n: a formula, tested against the real tensors."""
         raise NotImplementedError
 
-    def on_step(self, step: int, rng: Stream) -> Params:
-        """Values that stand in for the frozen tensors of the same names while training; called before step 0, 1, …"""
-        return {}
-
-    # -- optional: who trains it -----------------------------------------------------------------------------------
-
-    @property
-    def trained_by(self) -> str:
-        """The optimizer, by the name and options that `addenda.optim` knows, that trains it as its paper does."""
-        return "adamw"
-
-    def pair(self, p: Params) -> "Pair | None":
-        """The two thin factors that its trainable tensors move, for optimizers that know about factors."""
+    def check(self, m: int, n: int) -> str | None:
+        """Why this shape cannot be adapted with these options, or None."""
         return None
 
     # -- optional: faster forms ------------------------------------------------------------------------------------
@@ -184,37 +261,8 @@ class WeightMethod:
         """The adapted layer's output (…, m) from x (…, n) without forming ΔW. Tensors in p keep their own dtype."""
         raise NotImplementedError
 
-    # -- what the core asks ----------------------------------------------------------------------------------------
 
-    def trainable(self, m: int, n: int) -> int:
-        """How many numbers are trained at one site of shape m × n: a formula, tested against the real tensors."""
-        raise NotImplementedError
-
-    def check(self, m: int, n: int) -> str | None:
-        """Why this shape cannot be adapted with these options, or None."""
-        return None
-
-    def has(self, hook: str) -> bool:
-        """Whether the method offers an optional form: "factors", "sparse", "apply", "shared", "on_step", …"""
-        return getattr(type(self), hook) is not getattr(WeightMethod, hook)
-
-    def options(self, defaults: bool = False) -> dict:
-        """Hyperparameters by name; only those that differ from the defaults unless asked for all."""
-        fields = dataclasses.fields(self)
-        return {f.name: getattr(self, f.name) for f in fields if defaults or getattr(self, f.name) != f.default}
-
-    def __post_init__(self):
-        hints = typing.get_type_hints(type(self))
-        fields = dataclasses.fields(self)
-        problems = [p for f in fields if (p := misfit(f.name, getattr(self, f.name), hints[f.name]))]
-        if not problems:
-            problems = list(self.validate())
-        if problems:
-            raise AddendaError(f"{type(self).__name__}: {'; '.join(problems)}.")
-
-    def validate(self) -> typing.Iterable[str]:
-        """Cross-checks of the options: one sentence for each problem, naming the option."""
-        return ()
+WeightMethod._kind = WeightMethod
 
 
 @dataclass(frozen=True)
@@ -236,7 +284,7 @@ class Replace(WeightMethod):
         return m * n
 
 
-def parse_options(cls: type[WeightMethod], given: dict[str, object]) -> WeightMethod:
+def parse_options(cls: type[Method], given: dict[str, object]) -> Method:
     """Build a method from options by name, strings converted by the fields' types.
 
     Raises AddendaError for an unknown option (with the nearest names) and for values of the wrong type.

@@ -1,12 +1,13 @@
 """One batch, an adapter of its own for every example: how a layer computes inside `addenda.per_example`.
 
 Low-rank adapters share one base product, and their thin products run as two batched ones; methods that scale and add
-entries share it too (Wen & Chaudhuri 2023, arXiv:2312.05677, has both forms). For any other method the batch is split
-by adapter and put together. Gradients reach the adapters that a batch uses, and no other.
+entries share it too (Wen & Chaudhuri 2023, arXiv:2312.05677, has both forms). For any other method, and for changes of
+activations, the batch is split by adapter and put together. Gradients reach the adapters that a batch uses, and no
+other.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,30 +19,51 @@ from addenda.core.method import Base
 from addenda.core.sites import Kind
 
 
-class PerExample(NamedTuple):
-    """What acts at one parameter: the tensors of each adapter used, and which of them each example takes (-1: none)."""
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """What acts at one parameter in the place of a plain list: other adapters for other parts of the input."""
 
-    tensors: tuple  # of SiteTensors
-    which: Tensor  # (batch)
+    tensors: tuple  # of SiteTensors: all that may act
+
+    def layer(self, module: nn.Module, original: type, kind: Kind, x: Tensor, *rest, **options) -> Tensor:
+        """The output of a module whose weight is changed."""
+        raise NotImplementedError
+
+    def act(self, one: Callable, v: Tensor, back: bool = False) -> Tensor:
+        """The changed activation; one(tensors, v, cut): see `core.hidden.run`. back: it undoes, the last one first."""
+        raise NotImplementedError
 
 
-def execute_mixed(
-    module: nn.Module, original: type, kind: Kind, live: PerExample, x: Tensor, *rest, **options
-) -> Tensor:
-    """The output of an adapted module, example by example along the first dimension of x."""
-    if len(x) != len(live.which):
-        raise AddendaError(
-            f"per_example names an adapter for each of {len(live.which)} examples, and a {type(module).__name__} got "
-            f"{len(x)} rows: the first dimension of every adapted layer's input must be the batch."
-        )
-    which = live.which.to(x.device)
-    if kind.dense and x.dim() > 1 and all(thin(t.method) for t in live.tensors):
-        return _added(module, kind, live.tensors, which, x, original.forward(module, x, *rest, **options))
-    first = live.tensors[0].method
-    if kind.dense and x.dim() > 1 and first.elementwise and all(t.method == first for t in live.tensors):
-        return _together(lambda x: original.forward(module, x, *rest, **options), module, kind, live.tensors, which, x)
-    return _split(lambda x, t: execute(module, original, kind, (t,), x, *rest, **options),
-                  lambda x: original.forward(module, x, *rest, **options), live.tensors, which, x)  # fmt: skip
+@dataclass(frozen=True, eq=False)
+class PerExample(Mixed):
+    """The tensors of each adapter used, and which of them each example takes."""
+
+    which: Tensor  # (batch); -1: none
+
+    def layer(self, module: nn.Module, original: type, kind: Kind, x: Tensor, *rest, **options) -> Tensor:
+        """Example by example along the first dimension of x."""
+        which = self._fitting(module, x)
+        tensors = self.tensors
+        if kind.dense and x.dim() > 1 and all(thin(t.method) for t in tensors):
+            return _added(module, kind, tensors, which, x, original.forward(module, x, *rest, **options))
+        first = tensors[0].method
+        if kind.dense and x.dim() > 1 and first.elementwise and all(t.method == first for t in tensors):
+            return _together(lambda x: original.forward(module, x, *rest, **options), module, kind, tensors, which, x)
+        return _split(lambda x, t, _: execute(module, original, kind, (t,), x, *rest, **options),
+                      lambda x: original.forward(module, x, *rest, **options), tensors, which, x)  # fmt: skip
+
+    def act(self, one: Callable, v: Tensor, back: bool = False) -> Tensor:
+        which = self._fitting(None, v)
+        return _split(lambda v, t, rows: one(t, v, lambda z: z[rows]), lambda v: v, self.tensors, which, v)
+
+    def _fitting(self, module: nn.Module | None, x: Tensor) -> Tensor:
+        if len(x) != len(self.which):
+            what = "a change of activations" if module is None else f"a {type(module).__name__}"
+            raise AddendaError(
+                f"per_example names an adapter for each of {len(self.which)} examples, and {what} got {len(x)} rows: "
+                "the first dimension of every adapted layer's input must be the batch."
+            )
+        return self.which.to(x.device)
 
 
 def _added(module: nn.Module, kind: Kind, tensors: tuple, which: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -89,6 +111,6 @@ def _split(one: Callable, base: Callable, tensors: tuple, which: Tensor, x: Tens
     parts, places = [], []
     for k in which.unique().tolist():
         rows = torch.nonzero(which == k).flatten()
-        parts.append(one(x[rows], tensors[k]) if k >= 0 else base(x[rows]))
+        parts.append(one(x[rows], tensors[k], rows) if k >= 0 else base(x[rows]))
         places.append(rows)
     return torch.cat(parts)[torch.cat(places).argsort()]

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from addenda.core.attach import Spec, assign
+from addenda.core.attach import Spec, assign, numbers
 from addenda.core.errors import AddendaError
-from addenda.core.memory import Step, predict
-from addenda.core.sites import kind_of
+from addenda.core.memory import Optimizer, Step, predict
+from addenda.core.sites import OUTPUT, kind_of
 from addenda.core.state import find_state, unwrap
 from addenda.core.targets import Target, called, grouped
 
 
 @dataclass(frozen=True)
 class Row:
-    """One site of a plan. shape: (m, n); copies: stacked matrices (experts); trainable: numbers trained here."""
+    """One site of a plan. shape: (m, n), or (width,) of an activation; copies: stacked matrices (experts)."""
 
     path: str
     kind: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     copies: int
     dtype: str
     method: str
@@ -32,12 +32,13 @@ class Plan:
 
     rows: tuple[Row, ...]
     base: int  # parameters of the base
-    skipped: dict[str, int]  # patterns of layers and stacked experts that no target names, with counts
+    skipped: dict[str, int]  # where weights change: patterns of layers and stacked experts that no target names
+    pooled: int = 0  # numbers that all sites of a method train together, beside those of the rows
     step: Step | None = None  # what a training step takes, where batch and length were given
 
     @property
     def trainable(self) -> int:
-        return sum(row.trainable for row in self.rows)
+        return sum(row.trainable for row in self.rows) + self.pooled
 
     @property
     def file_bytes(self) -> int:
@@ -55,7 +56,7 @@ class Plan:
         table = [("sites", "×", "kind", "shape", "dtype", "method", "trainable")]
         for pattern, paths in groups.items():
             rows = [of[p] for p in paths]
-            sizes = [f"{r.shape[0]}×{r.shape[1]}" + (f" ×{r.copies}" if r.copies > 1 else "") for r in rows]
+            sizes = ["×".join(map(str, r.shape)) + (f" ×{r.copies}" if r.copies > 1 else "") for r in rows]
             shapes = list(dict.fromkeys(sizes))
             shape = shapes[0] if len(shapes) == 1 else f"{len(shapes)} shapes"
             first = rows[0]
@@ -74,6 +75,8 @@ class Plan:
             f"({self.trainable / max(self.base, 1):.3%} of {self.base:,}); "
             f"file {_size(self.file_bytes)}, with gradients and Adam {_size(self.training_bytes)}"
         )
+        if self.pooled:
+            lines.append(f"of them {self.pooled:,} that all sites train together")
         if self.skipped:
             lines.append("left as they are: " + ", ".join(f"{p} ×{n}" for p, n in self.skipped.items()))
         if self.step:
@@ -105,12 +108,13 @@ def plan(
     batch: int | None = None,
     length: int | None = None,
     labelled: float = 1.0,
+    optimizer: Optimizer | None = None,
 ) -> Plan:
     """A dry run of `attach`: the sites, their shapes and what they cost. Raises what attach would; changes nothing.
 
     batch, length: also predict the memory and the FLOPs of one training step of batch × length token ids, or of batch
     images of length × length pixels, see `core.memory`; labelled: the share of positions that have a label, and so
-    logits.
+    logits; optimizer: what makes the optimizer of an adapter, whose state is counted in the place of AdamW's.
     """
     if not isinstance(model, nn.Module):
         raise AddendaError(f"Expected a torch.nn.Module as the model, got {type(model).__name__}.")
@@ -127,7 +131,7 @@ def plan(
             site.copies,
             str(site.weight.dtype).removeprefix("torch."),
             "full copy" if site.path in heads else m.name,
-            site.weight.numel() if site.path in heads else site.copies * m.trainable(*site.shape),
+            numbers(site, m),
         )
         for site, m in assigned
     )
@@ -138,7 +142,13 @@ def plan(
         for name, p in module._parameters.items()
         if p is not None and p.dim() == 3 and kind_of(module) is None and "addenda" not in path.split(".")
     ]
-    left = grouped(path for path in [*(path for path, _ in called(root)), *stacks] if path not in taken)
+    weights = any(site.kind != OUTPUT and site.path not in heads for site, _ in assigned)
+    layers = [*(path for path, _ in called(root)), *stacks] if weights else []
+    left = grouped(path for path in layers if path not in taken)
     base = sum(p.numel() for n, p in root.named_parameters() if ".addenda." not in f".{n}")
-    step = predict(root, assigned, heads, batch, length, labelled) if batch is not None and length is not None else None
-    return Plan(rows, base, {pattern: len(paths) for pattern, paths in left.items()}, step)
+    step = None
+    if batch is not None and length is not None:
+        step = predict(root, assigned, heads, batch, length, labelled, optimizer)
+    methods = dict.fromkeys(m for _, m in assigned)
+    pooled = sum(m.pooled([site.shape for site, own in assigned if own == m]) for m in methods)
+    return Plan(rows, base, {pattern: len(paths) for pattern, paths in left.items()}, pooled, step)

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from addenda.core.errors import AddendaError, nearest
-from addenda.core.method import WeightMethod, parse_options
+from addenda.core.method import Method, parse_options
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Info:
     name: str
     title: str
     paper: str  # authors and year, then the arXiv id
-    equation: str  # ΔW or W_eff, in the words of the docstring
+    equation: str  # ΔW, W_eff or the changed activation, in the words of the docstring
     hypothesis: str  # what the method claims about the geometry of the change, in one sentence
-    family: str  # low-rank | spectral | sparse | block | rotation | scale | dense
-    cls: type[WeightMethod]
+    family: str  # low-rank | spectral | sparse | block | rotation | scale | dense | hidden
+    cls: type[Method]
     rate: float = 1e-3  # where a search for its learning rate (AdamW) starts; measured here, not the paper's
     preset: dict = field(default_factory=dict)
     published: str = ""  # figures that its authors or others printed, with the source and what is unfair about them
 
-    def build(self, **options) -> WeightMethod:
+    def build(self, **options) -> Method:
         """The method with its options; raises AddendaError on an unknown option or a bad value."""
         return parse_options(self.cls, {**self.preset, **options})
 
@@ -50,9 +50,9 @@ def register(
     rate: float = 1e-3,
     published: str = "",
 ) -> Callable:
-    """Class decorator: enter a weight method in the catalogue under `name`."""
+    """Class decorator: enter a method in the catalogue under `name`."""
 
-    def enter(cls: type[WeightMethod]) -> type[WeightMethod]:
+    def enter(cls: type[Method]) -> type[Method]:
         cls.name = name
         _enter(Info(name, title, paper, equation, hypothesis, family, cls, rate, published=published))
         return cls
@@ -60,7 +60,7 @@ def register(
     return enter
 
 
-def variant(name: str, of: type[WeightMethod], preset: dict, **changed) -> None:
+def variant(name: str, of: type[Method], preset: dict, **changed) -> None:
     """Enter a named variant: `of` with preset options, its info record changed where `changed` says so."""
     changed = {"published": ""} | changed
     _enter(dataclasses.replace(_catalogue[of.name], name=name, preset=preset, **changed))
@@ -96,7 +96,7 @@ def info(name: str) -> Info:
     return _catalogue[name]
 
 
-def build(spec: str) -> WeightMethod:
+def build(spec: str) -> Method:
     """A method from text: `"name"` or `"name:option=value,other=8"`, as the command line writes it."""
     name, options = parse_spec(spec)
     return info(name).build(**options)

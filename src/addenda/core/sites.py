@@ -5,7 +5,7 @@ its product is computed with any weight; nothing else in the library branches on
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addenda.core.errors import AddendaError
+from addenda.core.packed import values_of
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ CONV1D = Kind("conv1d", _conv1d, _linear_low_rank, transposed=True, dense=True) 
 CONV = Kind("conv", _conv, _conv_low_rank)
 EMBEDDING = Kind("embedding", _embedding, _embedding_low_rank)
 PARAMETER = Kind("parameter")  # a raw parameter, read by its owner as an attribute
+OUTPUT = Kind("output")  # no weight: what a module returns, see `Point`
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -101,6 +103,7 @@ class Site:
     parameter: str
     kind: Kind
     ties: tuple[tuple[nn.Module, str], ...] = field(default=())  # further owners of the same parameter
+    beside: dict[str, "Site"] = field(default_factory=dict, compare=False)  # those that its method looks at, by name
 
     @property
     def weight(self) -> Tensor:
@@ -110,20 +113,88 @@ class Site:
         return weight
 
     @property
-    def matrix(self) -> Tensor:
-        return self.kind.to_matrix(self.weight.detach())
+    def weight_path(self) -> str:
+        """The path of `weight` as a site of its own."""
+        return self.path
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n) of one matrix; a vector counts as one column."""
-        s = self.matrix.shape
+    def matrix(self) -> Tensor:
+        """The values as (m, n); those of a packed weight are made for the occasion."""
+        return self.kind.to_matrix(values_of(self.weight.detach()))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(m, n) of one matrix; a vector counts as one column. For an activation: (width,)."""
+        s = self.kind.to_matrix(self.weight.detach()).shape
         return (s[-2], s[-1]) if len(s) > 1 else (s[0] if s else 1, 1)
+
+    @property
+    def stored(self) -> list[int]:
+        """The shape that a file remembers."""
+        return list(self.weight.shape)
 
     @property
     def copies(self) -> int:
         """How many matrices are stacked here: the number of experts, else 1."""
-        s = self.matrix.shape
+        s = self.kind.to_matrix(self.weight.detach()).shape
         return int(torch.Size(s[:-2]).numel()) if len(s) > 2 else 1
+
+    @property
+    def changed(self) -> int:
+        """What no two sites of one adapter may share."""
+        return id(self.weight)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Every module that takes part."""
+        return (self.module, *(owner for owner, _ in self.ties))
+
+
+@dataclass(frozen=True)
+class Point(Site):
+    """What one module returns: the site of a hidden method. Its path says what the change reads, see `core.hidden`.
+
+    weight: the base's weight nearest to it, a Linear's own, or the last one inside a block: it gives device and dtype,
+    and its bits stand for the base in files.
+    """
+
+    width: int = 0  # the last dimension of the activation
+    reads: str = "output"  # or "input", "again", "source"
+    source: nn.Module | None = None  # whose input is read
+    owner: nn.Module | None = None  # the module of `weight`
+    leaf: str = "weight"  # its name there
+    anchor: str = ""  # the path of `weight`
+    back: nn.Module | None = None  # whose input gets the inverse of the change
+
+    @property
+    def weight(self) -> Tensor:
+        weight = None if self.owner is None else self.owner._parameters[self.leaf]
+        assert weight is not None
+        return weight
+
+    @property
+    def weight_path(self) -> str:
+        return self.anchor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.width,)
+
+    @property
+    def stored(self) -> list[int]:
+        return [self.width]
+
+    @property
+    def copies(self) -> int:
+        return 1
+
+    @property
+    def changed(self) -> int:
+        return id(self.module)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return (self.module, *(m for m in (self.source, self.back) if m is not None))
 
 
 Owners = dict[int, list[tuple[str, nn.Module, str]]]  # id of a parameter -> (path of the module, module, name)
@@ -140,12 +211,14 @@ def owners_of(model: nn.Module) -> Owners:
 
 
 def site_at(model: nn.Module, path: str, owners: Owners | None = None) -> Site:
-    """The site that a path names: a module that is called with its weight, or a raw parameter.
+    """The site that a path names: a module that is called with its weight, a raw parameter, or a module's output.
 
     A tied raw parameter is the site of its first owner, whichever owner the path names. owners: `owners_of(model)`,
     to save a pass over the model where many sites are wanted.
     Raises AddendaError when nothing is there or the weight cannot be adapted, with the reason.
     """
+    if "@" in path:
+        return point_at(model, path)
     if "addenda" in path.split("."):
         raise AddendaError(f"{path} belongs to an adapter, not to the base.")
     owner_path, _, leaf = path.rpartition(".")
@@ -183,6 +256,109 @@ def site_at(model: nn.Module, path: str, owners: Owners | None = None) -> Site:
     raise AddendaError(f"The model has no module and no parameter {path!r}.")
 
 
+def with_neighbours(model: nn.Module, site: Site, names: tuple[str, ...], owners: Owners | None = None) -> Site:
+    """The site with the sites of these names that are there, children of the same module. Raises as `site_at` does."""
+    if not names:
+        return site
+    parent = site.path.rpartition(".")[0]
+    there = [n for n in names if model.get_submodule(parent)._modules.get(n) is not None]
+    return replace(site, beside={n: site_at(model, f"{parent}.{n}" if parent else n, owners) for n in there})
+
+
+def point_at(model: nn.Module, path: str) -> Point:
+    """The place that a path such as "layers.0.mlp@input" names: whose output is changed, @ what is read.
+
+    Behind a ~ may stand a module whose input gets the inverse of the change: "embed@output~lm_head".
+
+    Raises AddendaError where a module is missing, never called, or of a width that cannot be told.
+    """
+    where, _, rest = path.partition("@")
+    reads, undone, back = rest.partition("~")
+    found = {}
+    for name in [where, *([] if reads in ("output", "input", "again") else [reads]), *([back] if undone else [])]:
+        if not name or "addenda" in name.split("."):
+            raise AddendaError(f"{path}: {name!r} is no module of the base; name one inside the model.")
+        try:
+            found[name] = model.get_submodule(name)
+        except AttributeError:
+            raise AddendaError(f"The model has no module {name!r} (wanted for the site {path!r}).") from None
+        if why := _uncalled(model, name, found[name]):
+            raise AddendaError(f"{path}: {why}")
+    module, source = found[where], found.get(reads)
+    anchor = _anchor(model, where)
+    width = None if anchor is None else _width(module if is_norm(module) else anchor[1])
+    if width is None or anchor is None:
+        raise AddendaError(
+            f"{path}: the width of what a {type(module).__name__} returns cannot be told, as there is no linear layer, "
+            "convolution or embedding inside. Name one of those, or a module that holds one."
+        )
+    for other in (module if reads in ("input", "again") else None, source, found.get(back)):
+        if other is not None and (given := _input_width(other)) not in (None, width):
+            raise AddendaError(f"{path} would read {given} numbers and change {width}; it must be as many.")
+    how = reads if source is None else "source"
+    anchored, owner, leaf = anchor
+    return Point(
+        path, module, "output", OUTPUT, width=width, reads=how, source=source, owner=owner, leaf=leaf, anchor=anchored,
+        back=found.get(back),
+    )  # fmt: skip
+
+
+def _uncalled(model: nn.Module, path: str, module: nn.Module) -> str | None:
+    """Why nothing passes through this module's forward, or None."""
+    if getattr(type(module), "forward", None) is nn.Module.forward:
+        return f"a {type(module).__name__} is never called itself; name what is in it"
+    if kind_of(module) == CONV:
+        return "the channels of a convolution are not its last dimension; name the module around it"
+    if isinstance(module, nn.Sequential):
+        return "an nn.Sequential runs whatever is in it; name its last module"
+    parent = model.get_submodule(path.rpartition(".")[0])
+    if _read_by_parent(parent):
+        return f"its parent, a {type(parent).__name__}, reads its weights without calling it; name the parent"
+    return None
+
+
+def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Called layers inside, adapters left out; the last is a product where there is one, else an embedding."""
+    found = [
+        (path, m)
+        for path, m in module.named_modules()
+        if kind_of(m) is not None and "addenda" not in path.split(".") and m._parameters.get("weight") is not None
+    ]
+    return sorted(found, key=lambda item: kind_of(item[1]) != EMBEDDING)
+
+
+def _width(layer: nn.Module) -> int | None:
+    """The last dimension of what a layer or a norm returns."""
+    weight = layer._parameters.get("weight")
+    if is_norm(layer):
+        return weight.shape[-1] if weight is not None else (getattr(layer, "normalized_shape", None) or [None])[-1]
+    return None if weight is None else weight.shape[0 if kind_of(layer) in (LINEAR, CONV) else 1]
+
+
+def _input_width(module: nn.Module) -> int | None:
+    """The last dimension of what a linear layer or a norm takes; None for others."""
+    weight, kind = module._parameters.get("weight"), kind_of(module)
+    if weight is None or not (is_norm(module) or kind in (LINEAR, CONV1D)):
+        return None
+    return weight.shape[0] if kind == CONV1D else weight.shape[-1]
+
+
+def _anchor(model: nn.Module, path: str) -> tuple[str, nn.Module, str] | None:
+    """(path, owner, name) of the weight nearest to a module: the last inside it, or in what it is part of."""
+    while True:
+        inside = _layers(model.get_submodule(path))
+        if inside:
+            below, layer = inside[-1]
+            return ".".join(filter(None, (path, below))), layer, "weight"
+        if not path:
+            return None
+        path = path.rpartition(".")[0]
+
+
+def is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and not set(module._modules) - {"addenda"}
+
+
 def _read_by_parent(parent: nn.Module) -> bool:
     """True where the parent reads its children's `.weight` without calling them: then the attribute is the site."""
     return isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
@@ -207,6 +383,10 @@ def refusal(model: nn.Module, site: Site, owners: Owners | None = None) -> str |
         return "its weight is sharded (DTensor): attach first, then shard"
     if site.kind == EMBEDDING and getattr(site.module, "max_norm", None) is not None:
         return "an Embedding with max_norm rewrites its own weight during the forward"
+    if site.kind == OUTPUT:
+        if any("forward" in m.__dict__ for m in site.modules):
+            return "its forward was replaced on the instance (by accelerate's hooks?), so a change would not act"
+        return None
     if site.kind != PARAMETER and "forward" in site.module.__dict__:
         return (
             "its forward was replaced on the instance (by accelerate's hooks?), so a change would not act; "

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from addenda.core.adapted import SiteTensors, slots_of
 from addenda.core.errors import AddendaError, nearest
-from addenda.core.method import WeightMethod
-from addenda.core.sites import Site, owners_of, site_at
+from addenda.core.method import Method
+from addenda.core.packed import Packed
+from addenda.core.sites import Point, Site, owners_of, site_at
 
 _WRAPPERS = ("_orig_mod", "module")  # torch.compile; DataParallel, DDP
 
@@ -17,7 +18,7 @@ _WRAPPERS = ("_orig_mod", "module")  # torch.compile; DataParallel, DDP
 class Record:
     """One adapter: plain data; the tensors live in the modules."""
 
-    methods: dict[str, WeightMethod]  # by path of the site, in the model's order
+    methods: dict[str, Method]  # by path of the site, in the model's order
     also_train: tuple[str, ...]  # the paths among them that are whole copies of heads
     seed: int
     step: int = 0
@@ -30,6 +31,14 @@ class Kept:
 
     values: Tensor
     index: Tensor | None = None
+
+    def into(self, site: Site) -> None:
+        """The values, at the site. Nothing is written into a packed weight: a plain one takes its place for a while."""
+        if isinstance(site.weight, Packed) or isinstance(self.values, Packed):
+            kept = self.values if isinstance(self.values, nn.Parameter) else nn.Parameter(self.values, False)
+            site.module._parameters[site.parameter] = kept
+        else:
+            self.put_back(site.weight.data)
 
     def put_back(self, weight: Tensor) -> Tensor:
         """The base's own bits, written into a contiguous `weight` that has the merged ones."""
@@ -51,7 +60,7 @@ class State:
 
     def base(self, site: Site) -> Tensor:
         """The base's own weight at a site, as stored, also while a change is merged."""
-        kept = (self.merged or {}).get(site.path)
+        kept = (self.merged or {}).get(site.weight_path)
         if kept is None:
             return site.weight
         return kept.values if kept.index is None else kept.put_back(site.weight.detach().clone())
@@ -110,13 +119,14 @@ def check_name(state: State | None, name: str) -> None:
 
 def tensors_at(root: nn.Module, name: str, path: str) -> SiteTensors:
     """One adapter's tensors at one site."""
-    owner_path, _, leaf = path.rpartition(".")
+    where, hidden, _ = path.partition("@")
+    owner_path, _, leaf = where.rpartition(".")
     owner = root.get_submodule(owner_path)
     child = owner._modules.get(leaf)
     slots = slots_of(owner if child is None else child)
     assert slots is not None
-    held = slots._modules[name]._modules[leaf if child is None else "weight"]
-    assert isinstance(held, SiteTensors)
+    held = slots.held(name, "output" if hidden else leaf if child is None else "weight")
+    assert held is not None
     return held
 
 
@@ -127,12 +137,32 @@ def apply_active(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
         slots = slots_of(module)
         if slots is not None:
             slots.activate(() if state.merged is not None else names)
+    link(root, state)
+
+
+def link(root: nn.Module, state: State) -> None:
+    """Tell the modules that take part in a site without holding its tensors what acts there now."""
     owners = owners_of(root)
-    for record in state.records.values():  # further owners of a tied parameter read the first owner's tensors
+    told = set()
+    for record in state.records.values():
         for path in record.methods:
+            if path in told:
+                continue
+            told.add(path)
             site = site_at(root, path, owners)
-            for owner, parameter in site.ties:
-                first, other = slots_of(site.module), slots_of(owner)
-                if first is not None and other is not None:
+            first = slots_of(site.module)
+            assert first is not None
+            for owner, parameter in site.ties:  # further owners of a tied parameter read the first owner's tensors
+                other = slots_of(owner)
+                if other is not None:
                     other.kinds[parameter] = site.kind
                     other.live[parameter] = first.live[site.parameter]
+            if isinstance(site, Point) and site.source is not None:
+                source = slots_of(site.source)
+                acting = [t for t in first.acting("output") if source in t.source]
+                if source is not None:
+                    source.readers += len(acting)
+            if isinstance(site, Point) and site.back is not None:
+                back = slots_of(site.back)
+                if back is not None and first.acting("output") and first not in back.undoes:
+                    back.undoes = (*back.undoes, first)

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from addenda.core.method import WeightMethod
+from addenda.core.method import Method
 from addenda.core.registry import catalogue
 
 for _module in pkgutil.iter_modules(__path__):
@@ -13,5 +13,5 @@ for _module in pkgutil.iter_modules(__path__):
 globals().update({i.cls.__name__: i.cls for i in catalogue()})
 
 
-def __getattr__(name: str) -> type[WeightMethod]:
+def __getattr__(name: str) -> type[Method]:
     raise AttributeError(f"addenda.methods has no {name!r}; addenda.catalogue() lists what there is")

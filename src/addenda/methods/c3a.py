@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from addenda.core.method import Base, Params, WeightMethod
 from addenda.core.random import Stream
@@ -65,11 +66,46 @@ class C3A(WeightMethod):
     def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
         if not x.numel():  # no FFT takes an empty batch
             return base(x) + F.linear(x, self.delta(base.weight, p).to(x.dtype))
-        wide = torch.promote_types(x.dtype, torch.float32)
-        kernel = torch.fft.rfft(p["kernel"].to(wide)).conj()  # y_i = Σ_j w_{j−i} x_j: a correlation
-        waves = torch.fft.rfft(x.to(wide).unflatten(-1, (-1, self.block)))
-        y = torch.fft.irfft(torch.einsum("...qk,pqk->...pk", waves, kernel), self.block)
-        return base(x) + (y.flatten(-2) / x.shape[-1]).to(x.dtype)
+        return base(x) + _Correlate.apply(x, p["kernel"])
 
     def trainable(self, m: int, n: int) -> int:
         return m * n // self.block
+
+
+class _Correlate(torch.autograd.Function):
+    """y_pi = Σ_qj w_pq,(j−i) x_qj / n for x (…, n) and the kernel w (m/b, n/b, b), by FFT along the last dimension.
+
+    Kept for backward: x and the kernel. Their waves, twice as wide as x in bfloat16, are made again.
+    """
+
+    @staticmethod
+    def forward(ctx, x, kernel):
+        ctx.save_for_backward(x, kernel)
+        waves, w = _waves(x, kernel, x), _waves(kernel.flatten(-2), kernel, x)
+        return _back(torch.einsum("...qk,pqk->...pk", waves, w.conj()), kernel, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy):
+        x, kernel = ctx.saved_tensors
+        need_x, need_kernel = ctx.needs_input_grad
+        g, gx, gkernel = _waves(gy, kernel, x), None, None
+        if need_x:
+            w = _waves(kernel.flatten(-2), kernel, x)
+            gx = _back(torch.einsum("...pk,pqk->...qk", g, w), kernel, x)
+        if need_kernel:
+            waves, g = (t.reshape(-1, *t.shape[-2:]) for t in (_waves(x, kernel, x), g))
+            both = torch.einsum("tqk,tpk->pqk", waves, g.conj())
+            gkernel = (torch.fft.irfft(both, kernel.shape[-1]) / x.shape[-1]).to(kernel.dtype)
+        return gx, gkernel
+
+
+def _waves(t: Tensor, kernel: Tensor, like: Tensor) -> Tensor:
+    """The spectra of every block of b entries of t (…, blocks · b), as wide as `like`, float32 at least."""
+    t = t.to(torch.promote_types(like.dtype, torch.float32))
+    return torch.fft.rfft(t.unflatten(-1, (-1, kernel.shape[-1])))
+
+
+def _back(waves: Tensor, kernel: Tensor, like: Tensor) -> Tensor:
+    n = kernel.shape[1] * kernel.shape[2]
+    return (torch.fft.irfft(waves, kernel.shape[-1]).flatten(-2) / n).to(like.dtype)

@@ -16,12 +16,12 @@ one output- sized tensor kept for backward. Not for decoding one token at a time
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from addenda.core.method import Factors, Params, Shape, WeightMethod, too_high
+from addenda.core.lowrank import Ranked
+from addenda.core.method import Factors, Params, Shape, too_high
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -38,23 +38,11 @@ from addenda.core.registry import register
     "Llama-3.2-3B, GSM8K: DoRA r = 32 0.469, LoRA r = 32 0.478.",
 )
 @dataclass(frozen=True)
-class DoRA(WeightMethod):
+class DoRA(Ranked):
     """alpha: None means alpha = rank, the scale s = alpha / rank is then 1."""
-
-    sized_by: ClassVar[str] = "rank"
-    rank: int = 8
-    alpha: float | None = None
-
-    def validate(self):
-        if self.rank < 1:
-            yield f"rank must be at least 1, got {self.rank}"
 
     def check(self, m: int, n: int) -> str | None:
         return too_high(self.rank, m, n)
-
-    @property
-    def scale(self) -> float:
-        return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def derive(self, W: Tensor, rng: Stream) -> Params:
         return {"square": W.square().sum(1)}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from addenda.core.method import Base, Params, Start, WeightMethod
 from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.registry import register, variant
 
 
 @register(
@@ -95,3 +95,13 @@ class ETHER(WeightMethod):
 
     def trainable(self, m: int, n: int) -> int:
         return 2 * (n + m) if self.plus else n
+
+
+variant(
+    "ether-plain",
+    ETHER,
+    {"plus": False},
+    title="ETHER",
+    equation="W' = W H, H = blockdiag(I − 2 u uᵀ)",
+    hypothesis="One reflection in each block of inputs is enough, and its distance from the identity may be fixed.",
+)

@@ -6,18 +6,23 @@
 Of all orthonormal rows these keep most of the inputs, Σ‖A x‖², and so give B the largest gradient to be expected from
 gradients of y that know nothing of x. B = 0 makes the start exact. A is trained on like LoRA's.
 
-Built here: the start, from all inputs of all batches, padding left out. Not built: the paper's second half, which
-takes ranks from sites whose inputs need few directions and gives them to others (rho in PEFT); every site has the same
-rank here. The paper finds V by an incremental decomposition that stops when it has converged, and PEFT centres the
-inputs first; here XᵀX is summed as it is and decomposed once, in float64.
+rho > 1 also hands the ranks out anew, before training, the sum of them as it was: every direction of every layer has a
+share λ_i / Σλ of its inputs' squares; the largest shares of all layers together get a rank each, at most rho · rank in
+one layer, and a layer without any is left out of the adapter. The scale α/r stays that of the rank asked for, at every
+site. `plan` sees no data and counts the ranks as they are asked for.
+
+The paper finds V by an incremental decomposition that stops when it has converged, and PEFT centres the inputs first,
+for the shares too; its rho is 2 by default. Here XᵀX is summed as it is, over all inputs of all batches, padding left
+out, and decomposed in float64; layers with the same inputs get their ranks in the model's order.
 
 With fewer tokens than r, the last rows are any that complete a basis, which the inputs seen do not touch.
 
 Cost: r (m + n) numbers a site, two rank-r products a pass. The calibration pass needs no gradients, but keeps n² floats
-for every site, and the decomposition takes n³ operations. Only layers that multiply their input by W have inputs to
-look at: no embeddings, convolutions or raw parameters.
+for every site, and the decomposition takes n³ operations (with rho, the eigenvalues once more). Only layers that
+multiply their input by W have inputs to look at: no embeddings, convolutions or raw parameters.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.lowrank import LowRank
-from addenda.core.method import Params
+from addenda.core.method import Params, Shape, WeightMethod
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
@@ -41,7 +46,14 @@ from addenda.core.registry import register
 )
 @dataclass(frozen=True)
 class EVA(LowRank):
-    """Options: see `LowRank`."""
+    """rho: how many times its rank a site may get when ranks are handed out; 1: they are not. Others: see `LowRank`."""
+
+    rho: float = 1.0
+
+    def validate(self):
+        yield from super().validate()
+        if self.rho < 1:
+            yield f"rho must be at least 1, got {self.rho}"
 
     @property
     def calibration(self) -> Literal["input"]:
@@ -50,6 +62,23 @@ class EVA(LowRank):
     def calibrate(self, W: Tensor, X: Tensor, seen: Tensor | None) -> Tensor:
         squares = X.mT @ X
         return squares if seen is None else seen + squares
+
+    def allot(self, shapes: list[Shape], seen: list[Tensor]) -> list[WeightMethod | None]:
+        if self.rho == 1:
+            return [self for _ in shapes]
+        shares = []
+        for (m, n), squares in zip(shapes, seen, strict=True):
+            found = torch.linalg.eigvalsh(squares.cpu().double()).clamp_min(0).flip(0)
+            shares.append((found / found.sum())[: min(round(self.rho * self.rank), m, n)])
+        site = torch.repeat_interleave(torch.tensor([len(s) for s in shares]))
+        best = torch.cat(shares).argsort(descending=True, stable=True)[: self.rank * len(shapes)]
+        ranks = torch.bincount(site[best], minlength=len(shapes)).tolist()
+        return [self._with(rank) if rank else None for rank in ranks]
+
+    def _with(self, rank: int) -> "EVA":
+        """The same scale at another rank."""
+        alpha = None if self.alpha is None else self.alpha * rank / self.rank
+        return dataclasses.replace(self, rank=rank, alpha=alpha, rho=1.0)
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         V = torch.linalg.eigh(p["calibration"].cpu().double()).eigenvectors  # eigenvalues rise

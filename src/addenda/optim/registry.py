@@ -74,6 +74,16 @@ def named(given: str | Optimizers, adapter: Adapter, steps: int | None = None) -
     if not isinstance(given, str):
         return getattr(given, "__qualname__", type(given).__name__), given
     spec = _own(adapter) if given == "auto" else given
+    info, options = parsed(spec)
+    if info.scheduled:
+        if steps is None:
+            raise AddendaError(f"{info.name!r} follows a schedule and wants the number of steps: give steps=.")
+        options["steps"] = steps
+    return spec, partial(info.make, **options)
+
+
+def parsed(spec: str) -> tuple[Info, dict[str, object]]:
+    """The optimizer of "name:option=value", and its options. Raises AddendaError for an unknown name or option."""
     name, texts = parse_spec(spec)
     if name not in known():
         raise AddendaError(
@@ -81,12 +91,7 @@ def named(given: str | Optimizers, adapter: Adapter, steps: int | None = None) -
             f"{nearest(name, known())}"
         )
     info = known()[name]
-    options = {key: _value(info, key, text) for key, text in texts.items()}
-    if info.scheduled:
-        if steps is None:
-            raise AddendaError(f"{name!r} follows a schedule and wants the number of steps: give steps=.")
-        options["steps"] = steps
-    return spec, partial(info.make, **options)
+    return info, {key: _value(info, key, text) for key, text in texts.items()}
 
 
 def build(

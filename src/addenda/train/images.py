@@ -217,8 +217,9 @@ def _stored(value: Any, column: str, beside: Path) -> tuple[Stored, str]:
         if not path.is_file():
             raise ValueError(f"column {column!r}: there is no file {path}")
         return path, str(value)
-    if hasattr(value, "convert") and hasattr(value, "mode"):  # an image of Pillow's
-        value = np.asarray(value if value.mode in ("L", "RGB") else value.convert("RGB"))
+    picture: Any = value
+    if hasattr(picture, "convert") and hasattr(picture, "mode"):  # an image of Pillow's
+        value = np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
         return value, called
     raise ValueError(f"column {column!r} holds {type(value).__name__}, an image, its bytes or its path were expected")

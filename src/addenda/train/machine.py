@@ -1,7 +1,6 @@
 """The machine: which dtype is fast on it, what it is, and how much memory a run takes above the loaded model."""
 
 import contextlib
-import ctypes
 import gc
 import os
 import platform
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from addenda.core.errors import AddendaError
+from addenda.core.pages import give_back
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -96,8 +96,7 @@ def resident(device: torch.device | None = None) -> int | None:
     if device is not None and device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    give_back()
     return _status("VmRSS")
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from addenda.core.attach import Spec, attach
 from addenda.core.errors import AddendaError
 from addenda.core.files import save
-from addenda.core.method import WeightMethod
+from addenda.core.method import Method
 from addenda.core.registry import build, catalogue
 from addenda.core.targets import Target
 from addenda.train.batches import batches
@@ -205,7 +205,7 @@ def _prepare(
 
 def starting_rate(method: Any) -> float:
     """Where the catalogue starts a search for this method's learning rate; 1e-3 for several methods together."""
-    known = [i.rate for i in catalogue() if isinstance(method, WeightMethod) and i.name == method.name]
+    known = [i.rate for i in catalogue() if isinstance(method, Method) and i.name == method.name]
     return known[0] if known else 1e-3
 
 

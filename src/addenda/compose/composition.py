@@ -1,0 +1,342 @@
+"""Several adapters in one forward, composed: stacked, averaged, side by side, or weighed by attention.
+
+    with ad.composed(model, ad.Stack("language", ad.Average("a", "b", weights=(2, 1)))):
+        model(**batch)
+
+At every site each part is the change that one adapter, or another composition, makes there:
+
+| composition | what a site returns |
+| --- | --- |
+| `Stack("a", "b")` | b(a(v)): the second changes what the first made; for weights ΔW_a + ΔW_b |
+| `Average("a", "b", weights=(2, 1))` | Σ w_i a_i(v), the weights scaled to a sum of 1 |
+| `Split("a", "b", sizes=(3, None))` | a for the first 3 tokens, b for the rest |
+| `BatchSplit("a", "b", sizes=(2, 6))` | a for the first 2 examples, b for the other 6 |
+| `Parallel("a", "b")` | the batch twice at the model's input, its first copy through a, the second through b |
+| `Fuse("a", "b", by="f")` | v + attention over a(v) − v and b(v) − v, by the trained adapter f |
+
+A part is a name, None for the base alone, or a composition; `Parallel` stands outside. An adapter that has nothing at
+a site leaves it as it is there. Layers see the batch as the first dimension and tokens as the second. Where both an
+adapter's reading and what it changes are the same activation, "b(a(v))" means that b reads what a made; a parallel one
+reads its own input in any case. Gradients reach every adapter that takes part.
+
+The parts of `Average` and of the splits run one by one: on weights each costs a product of the base's size.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from addenda.core.adapted import SiteTensors
+from addenda.core.attach import arranged
+from addenda.core.errors import AddendaError
+from addenda.core.execute import execute
+from addenda.core.hidden import HiddenMethod
+from addenda.core.mixed import Mixed
+from addenda.core.sites import EMBEDDING, Kind
+from addenda.core.state import state_of
+
+Part = Any  # before binding: a name, None, or a Composition; after it: SiteTensors, None, or a Composition
+Cut = Callable[[Tensor], Tensor]
+
+
+class Composition:
+    """Parts that act together; see the module."""
+
+    def __init__(self, *parts: Part):
+        self.parts = parts
+        if not parts:
+            raise AddendaError(f"{type(self).__name__} wants at least one adapter.")
+        for part in parts:
+            if isinstance(part, Parallel):
+                raise AddendaError(
+                    f"Parallel repeats the whole batch and stands outside, not in {type(self).__name__}."
+                )
+            if not (part is None or isinstance(part, (str, Composition, SiteTensors))):
+                raise AddendaError(
+                    f"{type(self).__name__} takes names of adapters, None or compositions, not {part!r}."
+                )
+
+    def names(self) -> list[str]:
+        """The adapters that take part, each once."""
+        inside = [p.names() if isinstance(p, Composition) else [p] for p in self.parts if p is not None]
+        return list(dict.fromkeys(n for names in inside for n in names))
+
+    def bound(self, held: dict[str, SiteTensors | None]) -> "Composition":
+        """The same composition of the tensors at one site."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.parts = tuple(p.bound(held) if isinstance(p, Composition) else held.get(p) for p in self.parts)
+        return twin
+
+    def act(self, how: "_How", v: Tensor, cut: Cut) -> Tensor:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.parts))})"
+
+
+class Stack(Composition):
+    """One after another: b(a(v)). Changes of weights add up."""
+
+    def act(self, how: "_How", v: Tensor, cut: Cut) -> Tensor:
+        return how.chain(self.parts, v, cut)
+
+
+class Average(Composition):
+    """The weighted mean of what the parts return.
+
+    weights: all equal if not given. normalize: scale them to a sum of 1.
+    """
+
+    def __init__(self, *parts: Part, weights: Sequence[float] | None = None, normalize: bool = True):
+        super().__init__(*parts)
+        given = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
+        if len(given) != len(parts) or not all(map(math.isfinite, given)):
+            raise AddendaError(f"Average of {len(parts)} wants as many finite weights, got {given}.")
+        if not any(given):
+            raise AddendaError(f"Average wants a weight that is not 0, got {given}.")
+        if normalize and abs(sum(given)) < 1e-12:
+            raise AddendaError(f"The weights {given} sum to 0 and cannot be scaled to 1; use normalize=False.")
+        self.weights = [w / sum(given) for w in given] if normalize else given
+
+    def act(self, how: "_How", v: Tensor, cut: Cut) -> Tensor:
+        if how.back and len(self.parts) > 1:
+            raise AddendaError(
+                "An average of changes that are undone before the head has no such inverse: the mean of inverses is "
+                "another function. Stack or split these adapters."
+            )
+        found = [(w, how.run(p, v, cut)) for p, w in zip(self.parts, self.weights, strict=True) if w != 0]
+        y = found[0][1] if found[0][0] == 1 else found[0][0] * found[0][1]
+        for w, more in found[1:]:
+            y = y + w * more
+        return y
+
+
+class _Ranges(Composition):
+    """Other parts for other ranges of one dimension."""
+
+    dim, what = 0, ""
+
+    def __init__(self, *parts: Part, sizes: Sequence[int | None]):
+        super().__init__(*parts)
+        self.sizes = tuple(sizes)
+        named = [s for s in self.sizes if s is not None]
+        whole = all(isinstance(s, int) and s >= 0 for s in named)
+        if len(self.sizes) != len(parts) or len(self.sizes) - len(named) > 1 or not whole:
+            raise AddendaError(
+                f"{type(self).__name__} of {len(parts)} wants as many sizes (numbers of {self.what}, at most one None "
+                f"for the rest), got {self.sizes}."
+            )
+
+    def ranges(self, length: int) -> Iterator[tuple[int, int]]:
+        given = sum(s for s in self.sizes if s is not None)
+        if given > length or (None not in self.sizes and given != length):
+            raise AddendaError(
+                f"{type(self).__name__} gives {given} {self.what} to its parts, and a layer got {length}. The sizes "
+                "must sum to that, or leave the rest to one part with None."
+            )
+        start = 0
+        for size in self.sizes:
+            end = start + (length - given if size is None else size)
+            yield start, end
+            start = end
+
+    def act(self, how: "_How", v: Tensor, cut: Cut) -> Tensor:
+        if v.dim() < how.least + self.dim:
+            raise AddendaError(
+                f"A layer got an input of shape {tuple(v.shape)}, which has no dimension of {self.what} for "
+                f"{type(self).__name__}. Leave such layers out of the adapters with exclude=."
+            )
+        found = []
+        for part, (start, end) in zip(self.parts, self.ranges(v.shape[self.dim]), strict=True):
+
+            def inner(t: Tensor, start: int = start, end: int = end) -> Tensor:
+                return cut(t).narrow(self.dim, start, end - start)
+
+            found.append(how.run(part, v.narrow(self.dim, start, end - start), inner))
+        return torch.cat(found, self.dim)
+
+
+class Split(_Ranges):
+    """Other adapters for other tokens: the second dimension. sizes: how many each takes; None, once, for the rest."""
+
+    dim, what = 1, "tokens"
+
+
+class BatchSplit(_Ranges):
+    """Other adapters for other examples: the first dimension. See also `addenda.per_example`."""
+
+    dim, what = 0, "examples"
+
+    def __init__(self, *parts: Part, sizes: Sequence[int]):
+        if None in sizes:  # a layer whose input is flat would take the rest for more examples
+            raise AddendaError(f"BatchSplit wants every size, so that it can check the batch; got {tuple(sizes)}.")
+        super().__init__(*parts, sizes=sizes)
+
+
+class Parallel(Composition):
+    """The batch once for every part: rows i·B to (i+1)·B of what the model returns are those of part i.
+
+    Every tensor among the model's arguments whose first dimension is the batch is repeated.
+    """
+
+    def act(self, how: "_How", v: Tensor, cut: Cut) -> Tensor:
+        if len(v) % len(self.parts):
+            raise AddendaError(
+                f"Parallel of {len(self.parts)} got {len(v)} rows in a layer, which is no multiple of it."
+            )
+        each = BatchSplit(*self.parts, sizes=[len(v) // len(self.parts)] * len(self.parts))
+        return each.act(how, v, cut)
+
+    def repeat(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The model's arguments, the batch of each repeated."""
+        batch = next((len(t) for t in [*args, *kwargs.values()] if isinstance(t, Tensor) and t.dim()), None)
+        if batch is None:
+            raise AddendaError("Parallel found no tensor among the model's arguments to repeat.")
+
+        def more(t: Any) -> Any:
+            fits = isinstance(t, Tensor) and t.dim() > 0 and len(t) == batch
+            return torch.cat([t] * len(self.parts)) if fits else t
+
+        return tuple(map(more, args)), {k: more(t) for k, t in kwargs.items()}
+
+
+class Fuse(Composition):
+    """Attention over the parts' changes, by an adapter of a method that weighs others; see the `fusion` method.
+
+    by: its name. Where it has no tensors the parts' changes are left out.
+    """
+
+    def __init__(self, *parts: Part, by: str):
+        super().__init__(*parts)
+        self.by = by
+
+    def names(self) -> list[str]:
+        return list(dict.fromkeys([*super().names(), self.by]))
+
+    def bound(self, held: dict[str, SiteTensors | None]) -> "Composition":
+        twin: Any = super().bound(held)
+        twin.by = held.get(self.by)
+        return twin
+
+    def act(self, how: "_How", v: Tensor, cut: Cut) -> Tensor:
+        return how.fuse(self.by, self.parts, v, cut)
+
+
+# -- how parts act at a site -------------------------------------------------------------------------------------------
+
+
+class _How:
+    """What a part, a chain of parts and a fusion of parts are at one kind of site."""
+
+    least = 2  # dimensions of an input that has a batch, without tokens
+    back = False
+
+    def run(self, part: Part, v: Tensor, cut: Cut) -> Tensor:
+        if isinstance(part, Composition):
+            return part.act(self, v, cut)
+        return self.chain([part], v, cut)
+
+    def chain(self, parts: Sequence[Part], v: Tensor, cut: Cut) -> Tensor:
+        raise NotImplementedError
+
+    def fuse(self, by: Any, parts: Sequence[Part], v: Tensor, cut: Cut) -> Tensor:
+        raise NotImplementedError
+
+
+class _Hidden(_How):
+    """v: what is changed. back: whether changes are undone, the last one first."""
+
+    def __init__(self, one: Callable, back: bool):
+        self.one, self.back = one, back
+
+    def chain(self, parts: Sequence[Part], v: Tensor, cut: Cut) -> Tensor:
+        for part in reversed(parts) if self.back else parts:
+            if isinstance(part, Composition):
+                v = part.act(self, v, cut)
+            elif part is not None:
+                v = self.one(part, v, cut)
+        return v
+
+    def fuse(self, by: Any, parts: Sequence[Part], v: Tensor, cut: Cut) -> Tensor:
+        if by is None or self.back:
+            return v
+        return self.one(by, v, cut, [self.run(part, v, cut) - v for part in parts])
+
+
+class _Weights(_How):
+    """v: the layer's input."""
+
+    def __init__(self, module: nn.Module, original: Any, kind: Kind, rest: tuple, options: dict):
+        self.module, self.original, self.kind, self.rest, self.options = module, original, kind, rest, options
+        self.least = 1 if kind == EMBEDDING else 2
+
+    def base(self, v: Tensor) -> Tensor:
+        return self.original.forward(self.module, v, *self.rest, **self.options)
+
+    def chain(self, parts: Sequence[Part], v: Tensor, cut: Cut) -> Tensor:
+        live = tuple(p for p in parts if isinstance(p, SiteTensors))
+        y = (
+            execute(self.module, self.original, self.kind, live, v, *self.rest, **self.options)
+            if live
+            else self.base(v)
+        )
+        for part in parts:
+            if isinstance(part, Composition):
+                y = y + (part.act(self, v, cut) - self.base(v))
+        return y
+
+    def fuse(self, by: Any, parts: Sequence[Part], v: Tensor, cut: Cut) -> Tensor:
+        raise AddendaError("Fuse weighs changes of activations; its parts here change weights. Use Average.")
+
+
+@dataclass(frozen=True, eq=False)
+class _Bound(Mixed):
+    composition: Composition
+
+    def layer(self, module: nn.Module, original: type, kind: Kind, x: Tensor, *rest, **options) -> Tensor:
+        return self.composition.act(_Weights(module, original, kind, rest, options), x, lambda t: t)
+
+    def act(self, one: Callable, v: Tensor, back: bool = False) -> Tensor:
+        return self.composition.act(_Hidden(one, back), v, lambda t: t)
+
+
+@contextmanager
+def composed(model: nn.Module, composition: Composition) -> Iterator[None]:
+    """For the length of a `with` block, a composition of adapters acts; afterwards what acted before acts again.
+
+    Raises AddendaError for an unknown adapter, a merged change, a fusion that is none, and raw parameters (among them
+    heads trained with an adapter), which see no batch: only a plain Stack takes those.
+    """
+    if not isinstance(composition, Composition):
+        raise AddendaError(f"Expected a composition such as Stack('a', 'b'), got {composition!r}.")
+    root, state = state_of(model)
+    names = composition.names()
+    for fusion in _fusions(composition):
+        record = state.records.get(fusion)
+        if record and not any(isinstance(m, HiddenMethod) and m.has("fuse") for m in record.methods.values()):
+            raise AddendaError(f"Fuse(by={fusion!r}) wants an adapter of a method that weighs others, such as fusion.")
+
+    def mix(held: list[SiteTensors | None]) -> Mixed:
+        here = dict(zip(names, held, strict=True))
+        return _Bound(tuple(t for t in held if t is not None), composition.bound(here))
+
+    plain = isinstance(composition, Stack) and not any(isinstance(p, Composition) for p in composition.parts)
+    repeat = composition.repeat if isinstance(composition, Parallel) else None
+    hook = root.register_forward_pre_hook(repeat, with_kwargs=True) if repeat else None
+    try:
+        with arranged(model, names, mix, names if plain else None) if names else nullcontext():
+            yield
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def _fusions(composition: Composition) -> list[str]:
+    own = [composition.by] if isinstance(composition, Fuse) else []
+    return own + [by for p in composition.parts if isinstance(p, Composition) for by in _fusions(p)]

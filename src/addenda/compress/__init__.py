@@ -1,0 +1,1 @@
+"""Smaller models and smaller changes. Nothing heavy is imported here."""

@@ -1,0 +1,108 @@
+"""What compression costs and brings: perplexity, outputs, and tokens a second, of the model as it stands."""
+
+import inspect
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addenda.compress.walk import Batch
+from addenda.core.borrow import training_mode
+from addenda.core.errors import AddendaError
+from addenda.train.evaluate import task_of
+
+
+def takes_cache(model: nn.Module) -> bool:
+    return "use_cache" in inspect.signature(type(model).forward).parameters
+
+
+@torch.no_grad()
+def loss_of(model: nn.Module, batches: list[Batch]) -> float:
+    """Mean cross-entropy of the next token in nats over all windows of a causal LM; its exponential is perplexity."""
+    total, count = 0.0, 0
+    device = next(model.parameters()).device
+    with training_mode(model, False):
+        for batch in batches:
+            ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+            given: dict[str, Any] = {"use_cache": False} if takes_cache(model) else {}
+            logits = model(input_ids=ids, attention_mask=mask, **given).logits
+            for row, wanted, seen in zip(logits[:, :-1], ids[:, 1:], mask[:, 1:].bool(), strict=True):
+                total += float(F.cross_entropy(row[seen].float(), wanted[seen], reduction="sum"))
+                count += int(seen.sum())
+    if not count or total != total:
+        raise AddendaError(
+            f"The model's loss is {total} over {count} tokens; it cannot be judged. Try --dtype float32."
+        )
+    return total / count
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, batches: list[Batch]) -> Tensor:
+    """(windows × labels): what an encoder with a head says of every window, in float64."""
+    device = next(model.parameters()).device
+    with training_mode(model, False):
+        return torch.cat([model(**{k: v.to(device) for k, v in b.items()}).logits.double().cpu() for b in batches])
+
+
+def judged(model: nn.Module, batches: list[Batch]) -> dict[str, Any]:
+    """{"perplexity"} of a causal LM, {"outputs"} of a classifier."""
+    if task_of(model) == "causal":
+        return {"perplexity": float(torch.tensor(loss_of(model, batches)).exp())}
+    return {"outputs": outputs_of(model, batches).tolist()}
+
+
+def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Before and after, in a line."""
+    if "perplexity" in before:
+        a, b = before["perplexity"], after["perplexity"]
+        return f"perplexity {a:.3f} dense, {b:.3f} compressed ({b / a - 1:+.1%})"
+    a, b = torch.tensor(before["outputs"]), torch.tensor(after["outputs"])
+    moved = float((a - b).norm() / a.norm().clamp_min(1e-30))
+    same = float((a.argmax(-1) == b.argmax(-1)).float().mean())
+    return f"outputs differ by {moved:.2%}, the most likely label is the same for {same:.1%}"
+
+
+def speeds(
+    model: nn.Module, ids: Tensor, forms: dict[str, Callable[[], None]], *, rounds: int = 5, decode: int = 24
+) -> dict[str, dict[str, float]]:
+    """Tokens a second of one row of ids (1 × length): `prefill`, and `decode` (causal LMs), for each form of the model.
+
+    A form is a function that puts it in place. The forms take turns, so that a busy machine is busy for all of them;
+    the figure is the median of the rounds. A first round is not counted.
+    """
+    seconds: dict[str, dict[str, list[float]]] = {form: {} for form in forms}
+    device = next(model.parameters()).device
+    ids = ids.to(device)
+    with torch.no_grad(), training_mode(model, False):
+        for turn in range(rounds + 1):
+            for form, put in forms.items():
+                put()
+                for what, took in _timed(model, ids, decode).items():
+                    if turn:
+                        seconds[form].setdefault(what, []).append(took)
+    tokens = {"prefill": ids.shape[1], "decode": decode}
+    return {form: {what: tokens[what] / median(s) for what, s in found.items()} for form, found in seconds.items()}
+
+
+def _timed(model: Any, ids: Tensor, decode: int) -> dict[str, float]:
+    def now() -> float:
+        if ids.device.type == "cuda":
+            torch.cuda.synchronize(ids.device)
+        return time.perf_counter()
+
+    if task_of(model) != "causal" or not takes_cache(model):
+        started = now()
+        model(input_ids=ids)
+        return {"prefill": now() - started}
+    started = now()
+    made = model(input_ids=ids, use_cache=True)
+    middle = now()
+    cache, token = made.past_key_values, ids[:, -1:]
+    for _ in range(decode):
+        made = model(input_ids=token, past_key_values=cache, use_cache=True)
+        cache = made.past_key_values
+    return {"prefill": middle - started, "decode": now() - middle}

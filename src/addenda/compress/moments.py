@@ -1,0 +1,60 @@
+"""What a layer's inputs look like: their second moment, mean and mean size, in float64, padding left out."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+_BLOCK = 4096  # rows turned to float64 at a time
+
+
+class Moments:
+    """Sums over the rows x (n) that one distinct input of a model has had. Layers with one input share one of these.
+
+    The result does not depend on how the rows come in batches, beyond float64 rounding.
+    """
+
+    def __init__(self, width: int, device: torch.device | str = "cpu"):
+        zeros = {"dtype": torch.float64, "device": device}
+        self.count = 0
+        self.sum_outer = torch.zeros(width, width, **zeros)  # Σ x xᵀ
+        self.sum = torch.zeros(width, **zeros)
+        self.sum_size = torch.zeros(width, **zeros)  # Σ |x|
+
+    @torch.no_grad()
+    def add(self, rows: Tensor) -> None:
+        """Rows (tokens × n) of any floating dtype."""
+        for part in rows.split(_BLOCK):
+            x = part.double()
+            self.sum_outer.addmm_(x.T, x)
+            self.sum += x.sum(0)
+            self.sum_size += x.abs().sum(0)
+        self.count += len(rows)
+        self.__dict__.pop("root", None)
+
+    @property
+    def second(self) -> Tensor:
+        """C = E[x xᵀ], n × n, uncentred."""
+        return self.sum_outer / max(self.count, 1)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / max(self.count, 1)
+
+    @property
+    def size(self) -> Tensor:
+        """E|x|, n."""
+        return self.sum_size / max(self.count, 1)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """R, n × n, with R Rᵀ = C: the eigenvectors scaled. Exists for a singular C too."""
+        return square_root(self.second)
+
+
+def square_root(C: Tensor) -> Tensor:
+    """R with R Rᵀ = C, for a symmetric C without negative eigenvalues beyond rounding, or a vector: its diagonal."""
+    if C.dim() == 1:
+        return C.clamp_min(0).sqrt()
+    values, vectors = torch.linalg.eigh(C)
+    return vectors * values.clamp_min(0).sqrt()

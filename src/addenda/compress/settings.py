@@ -1,0 +1,64 @@
+"""What a compression is asked for."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from addenda.compress.ranks import Storage
+from addenda.compress.solve import Split, check
+from addenda.core.errors import AddendaError, nearest
+
+Allocation = Literal["waterfill", "uniform", "energy", "sensitivity", "asvd"]
+ALLOCATIONS = ("waterfill", "uniform", "energy", "sensitivity", "asvd")
+STORAGES: tuple[Storage, ...] = ("factors", "pivot")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """remove: the share of the chosen layers' parameters (or multiplications) to do without. of: which of the two.
+
+    allocate: who gets which rank, see `compress.ranks`; share: of the outputs' energy, for "energy"; rise: of the
+    perplexity, for "sensitivity"; floor: of the uniform rank, for "waterfill". multiple: ranks are multiples of it.
+    samples, length: windows of text for calibration, and their tokens. sequential: every block is solved on what the
+    compressed blocks before it put out.
+    """
+
+    how: str = "lord"
+    remove: float = 0.2
+    of: Literal["parameters", "flops"] = "parameters"
+    allocate: Allocation = "waterfill"
+    share: float = 0.99
+    rise: float = 0.01
+    floor: float = 0.5
+    multiple: int = 8
+    storage: Storage = "factors"
+    split: Split = "left"
+    center: bool = False
+    sequential: bool = False
+    samples: int = 64
+    length: int = 512
+    judge: int = 16
+    batch: int = 4
+    seed: int = 0
+
+    def wants_loss(self) -> str | None:
+        """The option that only a causal LM can meet, or None."""
+        how = "--how fwsvd" if self.how == "fwsvd" else None
+        return how or (f"--allocate {self.allocate}" if self.allocate in ("sensitivity", "asvd") else None)
+
+    def __post_init__(self):
+        check(self.how, self.center, self.split)
+        if self.allocate not in ALLOCATIONS:
+            raise AddendaError(
+                f"There is no allocation {self.allocate!r}.{nearest(self.allocate, ALLOCATIONS)} "
+                f"Known: {', '.join(ALLOCATIONS)}."
+            )
+        for name, known in (("of", ("parameters", "flops")), ("storage", STORAGES)):
+            if getattr(self, name) not in known:
+                raise AddendaError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}.")
+        if not 0 < self.remove < 1:
+            raise AddendaError(
+                f"remove is the share of parameters to do without, between 0 and 1; got {self.remove}. "
+                "0.2 keeps 80 % of the parameters of the compressed layers."
+            )
+        if self.multiple < 1 or self.batch < 1:
+            raise AddendaError(f"multiple and batch must be at least 1, got {self.multiple} and {self.batch}.")

@@ -1,0 +1,137 @@
+"""The folder that an unfinished compression leaves beside its target: what is done, so that the same command goes on.
+
+OUT.unfinished/
+  plan.json            settings, the source's identity, the digest of the text, the dense model's judgement
+  piece-000.safetensors  one block: nested factors of its layers, their errors
+  model/               the finished folder, until its one rename to OUT
+"""
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from addenda.compress.solve import LowRank
+from addenda.core.atomic import write_atomically
+from addenda.core.errors import AddendaError
+
+
+class Work:
+    """Files of one run. Everything is written whole or not at all."""
+
+    def __init__(self, out: Path, identity: dict):
+        self.out, self.folder = out, out.with_name(f"{out.name}.unfinished")
+        self.identity = json.loads(json.dumps(identity, default=str))
+        self.resumed = False
+
+    def open(self) -> "Work":
+        """Begin, or go on. Raises AddendaError where the target is taken or the work belongs to another run."""
+        check_free(self.out)
+        known = self.notes()
+        if known is not None:
+            other = [k for k in self.identity if known.get("identity", {}).get(k) != self.identity[k]]
+            if other:
+                raise AddendaError(
+                    f"{self.folder} holds the work of a run with other settings ({', '.join(other)} differ). Give the "
+                    "same ones to go on, choose another --out, or remove that folder."
+                )
+            self.resumed = True
+        else:
+            self.note(identity=self.identity)
+        return self
+
+    def notes(self) -> dict | None:
+        """What plan.json says, or None where there is none."""
+        try:
+            return json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise AddendaError(f"{self.folder / 'plan.json'} cannot be read: {error}. Remove the folder.") from None
+
+    def note(self, **what) -> None:
+        with writing(self.folder):
+            text = json.dumps((self.notes() or {}) | what, indent=1, default=str)
+            write_atomically(self.folder / "plan.json", text.encode())
+
+    def write(self, name: str, solved: dict[str, LowRank], uses: dict[str, float]) -> None:
+        """The factors of one piece, in float32; errors and means in float64."""
+        tensors: dict[str, Tensor] = {}
+        for path, low in solved.items():
+            tensors |= {f"{path}/B": low.B.float(), f"{path}/A": low.A.float(), f"{path}/errors": low.errors}
+            if low.mean is not None:
+                tensors[f"{path}/mean"] = low.mean
+        about = {p: {"uses": uses[p], "note": low.note} for p, low in solved.items()}
+        tensors = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+        data = to_bytes(tensors, {"about": json.dumps(about)})
+        with writing(self.folder, len(data)):
+            write_atomically(self.folder / f"{name}.safetensors", data)
+
+    def has(self, name: str) -> bool:
+        return (self.folder / f"{name}.safetensors").is_file()
+
+    def about(self, name: str) -> dict[str, dict]:
+        """{path: uses, note and errors} of one piece."""
+        with safe_open(self.folder / f"{name}.safetensors", framework="pt") as f:
+            about = json.loads(f.metadata()["about"])
+            return {p: a | {"errors": f.get_tensor(f"{p}/errors").numpy()} for p, a in about.items()}
+
+    def read(self, name: str, path: str, rank: int) -> LowRank:
+        """One layer's factors of a rank; only these are read."""
+        with safe_open(self.folder / f"{name}.safetensors", framework="pt") as f:
+            B, A = f.get_slice(f"{path}/B")[:, :rank], f.get_slice(f"{path}/A")[:rank]
+            mean = f.get_tensor(f"{path}/mean") if f"{path}/mean" in f.keys() else None  # noqa: SIM118
+            return LowRank(B.double(), A.double(), f.get_tensor(f"{path}/errors"), mean)
+
+    def finish(self) -> None:
+        """Give the finished folder its name and drop the rest."""
+        with writing(self.out):
+            rename(self.folder / "model", self.out)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def rename(folder: Path, out: Path) -> None:
+    """A finished folder in its place, which is free or an empty folder."""
+    if out.is_dir():
+        out.rmdir()
+    folder.rename(out)
+
+
+def check_free(out: Path) -> None:
+    """Raises AddendaError where something is at a target already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise AddendaError(f"{out} is there already and is not empty. Choose another --out, or remove it.")
+
+
+@contextmanager
+def writing(folder: Path, size: int | None = None) -> Iterator[None]:
+    """Failures of the disk as errors that say what is free and how to go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the second is what a full disk is to safetensors' own writer
+        there = next(p for p in (folder, *folder.parents) if p.exists())
+        free = shutil.disk_usage(there).free
+        number, why = getattr(error, "errno", None), getattr(error, "strerror", None) or error
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        wanted = "" if size is None else f" for {size / 2**20:,.0f} MiB"
+        raise AddendaError(
+            f"{'The disk is full' if full else 'Could not write'} at {folder}{wanted} ({why}; "
+            f"{free / 2**20:,.0f} MiB free). What is done is kept: make room, and the same command goes on."
+        ) from error
+
+
+def identity_of(folder: Path) -> str:
+    """A model folder's names, sizes, times of writing and configuration, hashed: whether it is still the same."""
+    made = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        stat = path.stat()
+        made.update(f"{path.name}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}\x1e".encode())
+    made.update((folder / "config.json").read_bytes())
+    return made.hexdigest()

@@ -1,0 +1,145 @@
+"""Weights that are kept in another form than their values: quantised ones.
+
+A `Packed` stands in the place of a module's own weight, frozen. Its shape and dtype are those of the values, and who
+computes with it sees them; only products know better: their backward keeps the packed form and makes the values anew.
+So adapters and their fused paths work on it as on any weight, and nothing dense lives between forward and backward.
+
+A form is a subclass that names its tensors in `parts` and makes values of them in `unpack`.
+"""
+
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_map
+
+from addenda.core.errors import AddendaError
+
+_aten = torch.ops.aten
+
+
+class Packed(torch.Tensor):
+    """Base class of packed weights. Made from its parts, by name, and the shape and dtype of the values."""
+
+    parts: ClassVar[tuple[str, ...]] = ()
+
+    @staticmethod
+    def __new__(cls, held: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype):
+        device = next(iter(held.values())).device
+        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
+
+    def __init__(self, held: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype):
+        for name in self.parts:
+            setattr(self, name, held[name])
+
+    def unpack(self) -> Tensor:
+        """The values in float32, in the shape of the weight."""
+        raise NotImplementedError
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The values as a plain tensor, rounded once."""
+        return self.unpack().to(dtype or self.dtype)
+
+    @property
+    def bits(self) -> float:
+        """Bits for each value, everything counted."""
+        return 8 * sum(t.numel() * t.element_size() for t in parts_of(self)) / self.numel()
+
+    def _with(self, function, dtype: torch.dtype | None = None) -> Self:
+        held = {name: function(getattr(self, name)) for name in self.parts}
+        return type(self)(held, self.shape, dtype or self.dtype)
+
+    def __repr__(self, *, tensor_contents=None) -> str:
+        return f"{type(self).__name__}({tuple(self.shape)}, {self.dtype}, {self.bits:.3f} bits)"
+
+    # -- copies --------------------------------------------------------------------------------------------------------
+
+    def __tensor_flatten__(self):
+        return list(self.parts), (self.shape, self.dtype)
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner, meta, outer_size=None, outer_stride=None):
+        return cls(inner, *meta)
+
+    def __reduce_ex__(self, protocol):
+        held = {name: getattr(self, name) for name in self.parts}
+        return _rebuild, (type(self), held, self.shape, self.dtype, isinstance(self, nn.Parameter))
+
+    def __deepcopy__(self, memo):
+        if id(self) not in memo:
+            made = self._with(torch.clone)
+            memo[id(self)] = nn.Parameter(made, requires_grad=False) if isinstance(self, nn.Parameter) else made
+        return memo[id(self)]
+
+    # -- arithmetic ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            return _linear(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (_aten.detach.default, _aten.alias.default):
+            return args[0]._with(lambda t: t)
+        if func is _aten.clone.default:
+            return args[0]._with(torch.clone)
+        if func is _aten._to_copy.default:
+            device = kwargs.get("device")
+            return args[0]._with(lambda t: t if device is None else t.to(device), kwargs.get("dtype"))
+        arguments = func._schema.arguments
+        given = [*zip(arguments, args, strict=False), *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
+        if any(isinstance(t, Packed) and a.alias_info is not None and a.alias_info.is_write for a, t in given):
+            raise AddendaError(
+                f"{func} would write into a weight that is kept as {cls.__name__}. Train an adapter on it, or put a "
+                "plain weight in its place first: module.weight = nn.Parameter(module.weight.dense())."
+            )
+        return func(*tree_map(values_of, args), **tree_map(values_of, kwargs))
+
+
+def values_of(t: Any) -> Any:
+    """A packed weight's values as a plain tensor; anything else as it is."""
+    return t.dense() if isinstance(t, Packed) else t
+
+
+def parts_of(weight: Tensor) -> list[Tensor]:
+    """The tensors that hold a weight's bytes: itself, or the parts of a packed one."""
+    return [getattr(weight, name) for name in weight.parts] if isinstance(weight, Packed) else [weight]
+
+
+def _rebuild(cls: type[Packed], held: dict, shape: torch.Size, dtype: torch.dtype, parameter: bool) -> Tensor:
+    made = cls(held, shape, dtype)
+    return nn.Parameter(made, requires_grad=False) if parameter else made
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if not isinstance(weight, Packed):
+        return F.linear(values_of(input), weight, bias)
+    kind = input.device.type
+    if torch.is_autocast_enabled(kind) and input.is_floating_point():
+        input = input.to(torch.get_autocast_dtype(kind))
+        bias = None if bias is None else bias.to(input.dtype)
+    return _Product.apply(input, weight, bias)
+
+
+class _Product(torch.autograd.Function):
+    """y = x Wᵀ + bias. Backward has the packed weight, and x only where a calibration wants the values' gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
+        return F.linear(x, weight.dense(x.dtype), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy):
+        weight, x = ctx.saved_tensors
+        gx = gy @ weight.dense(gy.dtype) if ctx.needs_input_grad[0] else None
+        flat = gy.reshape(-1, gy.shape[-1])
+        gweight = None if x is None else (flat.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+        return gx, gweight, flat.sum(0) if ctx.needs_input_grad[2] else None

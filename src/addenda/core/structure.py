@@ -1,0 +1,412 @@
+"""Where hidden methods go: the parts of a model's transformer blocks, found by structure.
+
+A *block* is an element of a ModuleList that holds linear layers under something called attention and others beside it,
+and no smaller one that does (`core.targets` tells attention from the rest). Its parts are
+
+    "attention"   from its attention's first layer to the last, the projection back to the model's width
+    "mlp"         the same of what is beside the attention; a mixture of experts is one module and one part
+    "block"       the whole block
+    "key"         the layer of the attention that makes the keys, told by its name; "value" likewise
+
+"embedding" is what the model's input embeddings return, "embeddings" the same with what stands around them outside of
+the blocks: positions, a norm. Anything else names modules: a glob over paths, "re:…", or a
+predicate (path, module) -> bool. Cross-attention is named like that too; only a block's first attention is found.
+
+What registration order cannot say, where the residual is read and what is normalised after the sum, is seen in one
+forward of a copy without data: a norm whose output *is* what the part reads stands before it; a norm whose output *is*
+what the block returns stands after the sum.
+"""
+
+import copy
+import fnmatch
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+from addenda.core.borrow import training_mode
+from addenda.core.errors import AddendaError, nearest
+from addenda.core.hidden import HiddenMethod
+from addenda.core.sites import CONV1D, Point, is_norm, kind_of, point_at, refusal
+from addenda.core.state import find_state
+from addenda.core.targets import Target, grouped, matching
+
+PARTS = ("attention", "mlp", "block", "key", "value", "embedding", "embeddings")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of the model that starts with one module's input and ends with another's output."""
+
+    block: str  # the path of the block around it, or ""
+    first: str
+    last: str
+    role: str = ""  # one of PARTS, or "" where modules were named
+
+
+def points(
+    model: nn.Module, method: HiddenMethod, targets: Target | Iterable[Target], exclude: Iterable[Target] = ()
+) -> list[Point]:
+    """The places that targets name for a method, in the model's order, each once.
+
+    Raises AddendaError when a target matches nothing, or no block is recognised (with what was looked for), or a place
+    cannot be changed (with all reasons).
+    """
+    wanted = [targets] if isinstance(targets, str) or callable(targets) else list(targets)
+    left_out = [exclude] if isinstance(exclude, str) or callable(exclude) else list(exclude)
+    seen: list[_Trial] = []  # one forward, run only if something asks
+
+    def resolved(target: Target) -> list[str]:
+        back = f"~{head}" if method.has("undo") and (head := _head(model)) else ""
+        return [_path(model, part, method.reads, seen) + back for part in _parts(model, target)]
+
+    found = dict.fromkeys(path for target in wanted for path in resolved(target))
+    for target in left_out:
+        gone = {part.last for part in _parts(model, target)} | set(
+            resolved(target) if isinstance(target, str) and target in PARTS else ()
+        )
+        found = {path: None for path in found if path not in gone and path.partition("@")[0] not in gone}
+    if not found:
+        raise AddendaError(f"Nothing is left: exclude={left_out!r} takes away all that targets={wanted!r} name.")
+    order = {path: i for i, (path, _) in enumerate(model.named_modules())}
+    sites = [point_at(model, path) for path in sorted(found, key=lambda p: order.get(p.partition("@")[0], 0))]
+    problems = [f"{site.path}: {why}" for site in sites if (why := refusal(model, site))]
+    if problems:
+        raise AddendaError(f"{len(problems)} of {len(sites)} places cannot be changed: {'; '.join(problems[:8])}.")
+    return sites
+
+
+def blocks(model: nn.Module) -> dict[str, dict[str, Part]]:
+    """The transformer blocks by path, each with its parts by role. Empty where none is recognised."""
+    attention, others = matching(model, "attention"), matching(model, "mlp")
+    elements = [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        for name in module._modules
+        if name != "addenda"
+    ]
+    whole = [e for e in elements if _under(e, attention) and (_under(e, others) or _beside(model, e, attention))]
+    found = {}
+    for path in whole:
+        if not _under(path, whole):
+            own = _attention_of(model, path, _under(path, attention))
+            mlp = _mlp_of(model, path, _under(path, others), own.last)
+            if mlp is not None:
+                found[path] = {"attention": own, "mlp": mlp, "block": Part(path, path, path, "block")}
+                found[path] |= _keys_and_values(model, own, _under(path, attention))
+    return found
+
+
+def _under(path: str, paths: Iterable[str]) -> list[str]:
+    return [p for p in paths if p.startswith(f"{path}.")]
+
+
+def _child(model: nn.Module, block: str, path: str) -> str:
+    """The part of a block that a layer belongs to: the block's child, or a ModuleList's in it."""
+    parts, depth = path.split("."), block.count(".") + 2
+    while isinstance(model.get_submodule(".".join(parts[:depth])), nn.ModuleList):
+        depth += 1
+    return ".".join(parts[:depth])
+
+
+def _beside(model: nn.Module, block: str, attention: list[str]) -> list[str]:
+    """Children of a block that hold matrices and no attention, however these are kept: mixtures of experts."""
+    taken = {_child(model, block, path) for path in _under(block, attention)}
+    return [
+        f"{block}.{name}"
+        for name, child in model.get_submodule(block).named_children()
+        if name != "addenda" and f"{block}.{name}" not in taken and not is_norm(child) and _matrices(child)
+    ]
+
+
+def _matrices(module: nn.Module, dims: int = 2) -> bool:
+    """Whether the base has parameters of so many dimensions, or more, in here."""
+    return any(p.dim() >= dims for n, p in module.named_parameters() if ".addenda." not in f".{n}")
+
+
+def _attention_of(model: nn.Module, block: str, paths: list[str]) -> Part:
+    first = _child(model, block, paths[0])
+    own = [p for p in paths if _child(model, block, p) == first]
+    return Part(block, own[0], own[-1], "attention")
+
+
+def _keys_and_values(model: nn.Module, own: Part, paths: list[str]) -> dict[str, Part]:
+    """Layers of the block's own attention called k, key, k_proj and the like; none where one layer makes them all."""
+    inside = [p for p in paths if _child(model, own.block, p) == _child(model, own.block, own.first)]
+    found = {}
+    for role in ("key", "value"):
+        names = re.compile(rf"({role}s?|{role[0]})(_?(proj|lin|linear))?", re.I)
+        of = [p for p in inside if names.fullmatch(p.rpartition(".")[2])]
+        if len(of) == 1:
+            found[role] = Part(own.block, of[0], of[0], role)
+    return found
+
+
+def _mlp_of(model: nn.Module, block: str, paths: list[str], projection: str) -> Part | None:
+    """From the first layer that takes the model's width to the last that gives it; experts are one module."""
+    parents = [model.get_submodule(_child(model, block, p)) for p in paths]
+    stacked = any(_matrices(parent, 3) for parent in parents)
+    experts = any(isinstance(m, nn.ModuleList) for parent in parents for m in parent.modules())
+    if not paths or ((stacked or experts) and len({id(m) for m in parents}) == 1):
+        around = [_child(model, block, paths[0])] if paths else _beside(model, block, [projection])
+        return Part(block, around[-1], around[-1], "mlp") if around else None
+    width, _ = _widths(model.get_submodule(projection))
+    firsts = [p for p in paths if _widths(model.get_submodule(p))[1] == width]
+    lasts = [p for p in paths if _widths(model.get_submodule(p))[0] == width]
+    return Part(block, firsts[0], lasts[-1], "mlp") if firsts and lasts else None
+
+
+def _widths(layer: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer."""
+    m, n = layer._parameters["weight"].shape
+    return (n, m) if kind_of(layer) == CONV1D else (m, n)
+
+
+def _parts(model: nn.Module, target: Target) -> list[Part]:
+    if isinstance(target, str) and target in ("embedding", "embeddings"):
+        get = getattr(model, "get_input_embeddings", None)
+        every = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Embedding)]
+        found = [path for path, m in every if m is get()] if get is not None else [path for path, _ in every]
+        if len(found) != 1:
+            raise AddendaError(f"This {type(model).__name__} does not say what its embeddings are. {_naming(model)}")
+        path = found[0] if target == "embedding" else _around(model, found[0], blocks(model))
+        return [Part("", path, path, target)]
+    if isinstance(target, str) and target in PARTS:
+        found = blocks(model)
+        if not found:
+            raise AddendaError(_unrecognised(model))
+        if lacking := [path for path, parts in found.items() if target not in parts]:
+            raise AddendaError(
+                f"{lacking[0]} has no layer for each {target} alone (called {target}, {target[0]}_proj or the like). "
+                + _naming(model)
+            )
+        return [parts[target] for parts in found.values()]
+    paths = _modules(model, target)
+    if not paths:
+        raise AddendaError(f"{target!r} names no module of this {type(model).__name__}. {_naming(model, target)}")
+    around = list(blocks(model))
+    return [Part(next((b for b in around if p == b or p.startswith(f"{b}.")), ""), p, p) for p in paths]
+
+
+def _around(model: nn.Module, path: str, others: Iterable[str]) -> str:
+    """The outermost module that holds the one at path and none of the others."""
+    while (outer := path.rpartition(".")[0]) and not _under(outer, others):
+        path = outer
+    return path
+
+
+def _head(model: nn.Module) -> str | None:
+    """The path of a language model's head, with the layers in front of its last one that belong to it."""
+    get_in, get_out = (getattr(model, f"get_{k}put_embeddings", None) for k in ("in", "out"))
+    head = None if get_out is None else get_out()
+    stem = None if get_in is None else get_in()
+    paths = {id(m): path for path, m in model.named_modules()}
+    if head is None or stem is None or id(head) not in paths or id(stem) not in paths:
+        return None
+    return _around(model, paths[id(head)], [paths[id(stem)]])
+
+
+def _modules(model: nn.Module, target: Target) -> list[str]:
+    every = [(path, m) for path, m in model.named_modules() if path and "addenda" not in path.split(".")]
+    if callable(target):
+        return [path for path, module in every if target(path, module)]
+    if target == "linear":
+        return matching(model, target)
+    if target.startswith("re:"):
+        try:
+            pattern = re.compile(target[3:])
+        except re.error as error:
+            raise AddendaError(f"The target {target!r} is no regular expression: {error}.") from None
+        return [path for path, _ in every if pattern.fullmatch(path)]
+    return [p for p, _ in every if fnmatch.fnmatchcase(p, target) or fnmatch.fnmatchcase(p, f"*.{target}")]
+
+
+def _unrecognised(model: nn.Module) -> str:
+    lists = [path for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    attention = list(grouped(matching(model, "attention")))
+    return (
+        f"No transformer block is recognised in this {type(model).__name__}. Looked for elements of a ModuleList that "
+        "hold linear layers under something called attention, and matrices beside it. ModuleLists here: "
+        f"{', '.join(lists[:8]) or 'none'}; linear layers under attention: {', '.join(attention[:8]) or 'none'}. "
+        + _naming(model)
+    )
+
+
+def _naming(model: nn.Module, target: Target | None = None) -> str:
+    groups = grouped(path for path, m in model.named_modules() if path and "addenda" not in path.split("."))
+    hint = nearest(target, {path.rpartition(".")[2] for path in groups} | set(PARTS)) if isinstance(target, str) else ""
+    return (
+        f"Name the modules whose output is changed, e.g. targets='*.mlp', or one of {', '.join(PARTS)}.{hint} "
+        f"Modules: {', '.join(list(groups)[:40])}."
+    )
+
+
+# -- what is read ------------------------------------------------------------------------------------------------------
+
+
+def _path(model: nn.Module, part: Part, reads: str, seen: "list[_Trial]") -> str:
+    """The path of the place where a part is changed: "last@what is read"."""
+    if reads == "output":
+        return f"{part.last}@output"
+    if reads == "input":
+        return f"{part.last}@{'input' if part.first == part.last else part.first}"
+    if reads == "sum" and is_norm(model.get_submodule(part.last)):
+        return f"{part.last}@again"
+    if not part.block:  # modules outside of blocks: nothing is known of what is around them
+        return f"{part.last}@{'output' if reads == 'sum' else 'input'}"
+    if not seen:
+        seen.append(_try(model))
+    trial = seen[0]
+    if reads == "residual":
+        norm = trial.norm_before(part)
+        if norm is None:
+            return f"{part.last}@{'input' if part.first == part.last else part.first}"
+        return f"{part.last}@{norm}"
+    norm = trial.norm_after(part)
+    if norm is not None:
+        return f"{norm}@again"
+    if part.role == "attention":
+        raise AddendaError(
+            f"{part.last}: the sum of attention and residual is no module's output in this {type(model).__name__}, "
+            "which normalises before its parts. Name 'mlp' or 'block', or take a method that reads the output."
+        )
+    return f"{part.block or part.last}@output"
+
+
+@dataclass
+class _Trial:
+    """What one forward did: of every call of a module, in order, the storages of its first input and its output."""
+
+    ins: dict[str, int] = field(default_factory=dict)
+    outs: dict[str, int] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)  # of the norms and other modules, as their calls ended
+    norms: set[str] = field(default_factory=set)
+    alive: list[Tensor] = field(default_factory=list)  # so that no storage's id is used twice
+
+    def norm_before(self, part: Part) -> str | None:
+        """The norm that makes what the part reads, unless what it makes is the residual too."""
+        if part.first not in self.ins:
+            raise AddendaError(f"{part.first} did not run in a trial forward, so what stands before it is not known.")
+        makers = [n for n in self.norms if self.outs.get(n) == self.ins[part.first] and self.ins.get(n) is not None]
+        before = [n for n in makers if self.order.index(n) < self.order.index(part.first)]
+        return None if not before or self._after_the_sum(part) else before[-1]
+
+    def norm_after(self, part: Part) -> str | None:
+        """The norm over the sum of the part's output and the residual, in models that normalise after it."""
+        if part.last not in self.outs:
+            raise AddendaError(f"{part.last} did not run in a trial forward, so what stands behind it is not known.")
+        if not self._after_the_sum(part):
+            return None
+        later = self.order[self.order.index(part.last) + 1 :]
+        return next((n for n in later if n in self.norms and n.startswith(f"{part.block}.")), None)
+
+    def _after_the_sum(self, part: Part) -> bool:
+        """Whether the block returns what a norm in it made."""
+        inside = [n for n in self.norms if n.startswith(f"{part.block}.") and n in self.outs]
+        return bool(part.block) and any(self.outs[n] == self.outs.get(part.block) for n in inside)
+
+
+@torch.no_grad()
+def _try(model: nn.Module) -> _Trial:
+    """One forward in evaluation mode: on tensors without data, or on real ones where the model looks at values."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    problems: list[str] = []
+    twin = copy.deepcopy(model, _fakes(model, mode)).eval()
+    trial = _followed(twin, mode, problems)
+    if trial is None:
+        with training_mode(model, False):
+            trial = _followed(model, None, problems)
+    if trial is None:
+        raise AddendaError(
+            f"What this method reads is seen in a trial forward, and this {type(model).__name__} could not be run "
+            f"({'; '.join(problems)}). Name the modules whose output is changed with targets=, e.g. targets='*.mlp', "
+            "and choose reads='input' or 'output' where the method has that option."
+        )
+    return trial
+
+
+def _followed(model: nn.Module, mode: FakeTensorMode | None, problems: list[str]) -> _Trial | None:
+    """The first of the likely inputs that the model takes; what it said of the others goes to problems."""
+    trial, hooks = _Trial(), []
+    for path, module in model.named_modules():
+        if path and "addenda" not in path.split("."):
+            hooks.append(module.register_forward_hook(_watch(trial, path), with_kwargs=True))
+            if is_norm(module):
+                trial.norms.add(path)
+    try:
+        for args, kwargs in _inputs(model):
+            for record in (trial.ins, trial.outs, trial.order, trial.alive):
+                record.clear()
+            try:
+                if mode is None:
+                    model(*args, **kwargs)
+                else:
+                    with mode:
+                        model(*map(mode.from_tensor, args), **{
+                            k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()
+                        })  # fmt: skip
+                return trial
+            except Exception as error:  # whatever a model does with inputs that it was not made for
+                said = next(iter(str(error).splitlines()), "")[:200]
+                problems.append(f"on {', '.join(kwargs) or 'ids'}: {type(error).__name__}: {said}")
+        return None
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _fakes(model: nn.Module, mode: FakeTensorMode) -> dict[int, Any]:
+    """A memo for `deepcopy`: every parameter and buffer without data."""
+    memo: dict[int, Any] = {id(t): mode.from_tensor(t) for t in [*model.parameters(), *model.buffers()]}
+    found = find_state(model)
+    for kept in ((found[1].merged or {}) if found else {}).values():
+        memo[id(kept)] = kept
+    return memo
+
+
+def _watch(trial: _Trial, path: str):
+    def note(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
+        given = args[0] if args else next(iter(kwargs.values()), None)
+        made = out[0] if isinstance(out, tuple) and out else out
+        for record, value in ((trial.ins, given), (trial.outs, made)):
+            if isinstance(value, Tensor):
+                record[path] = id(value.untyped_storage())
+                trial.alive.append(value)
+        trial.order.append(path)
+
+    return note
+
+
+def _inputs(model: nn.Module) -> Iterator[tuple[tuple, dict]]:
+    """What the model might take, the likeliest first: ids, an image, both."""
+    takes = inspect.signature(type(model).forward).parameters
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(1))
+    ids = torch.zeros(1, 2, dtype=torch.long, device=like.device)
+    more: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
+    text = {"input_ids": ids} | ({"decoder_input_ids": ids} if "decoder_input_ids" in takes else {}) | more
+    image = _image(getattr(model, "config", None))
+    image = None if image is None else image.to(like.device, like.dtype)
+    if "input_ids" in takes:
+        yield (), text
+    if "pixel_values" in takes and image is not None:
+        yield (), {"pixel_values": image} | more
+        if "input_ids" in takes:
+            yield (), text | {"pixel_values": image}
+    if "input_ids" not in takes and "pixel_values" not in takes:
+        yield (ids,), {}
+
+
+def _image(config: Any) -> Tensor | None:
+    """One image of the size that the configuration, or its vision part, says."""
+    for c in (config, getattr(config, "vision_config", None)):
+        size = getattr(c, "image_size", None)
+        if size is not None:
+            height, width = size if isinstance(size, (list, tuple)) else (size, size)
+            return torch.zeros(1, getattr(c, "num_channels", 3), height, width)
+    return None

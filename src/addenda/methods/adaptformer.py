@@ -1,0 +1,35 @@
+"""Adapters beside the MLP that read the residual stream (Chen et al. 2022, arXiv 2205.13535).
+
+    h' = h + MLP(LN(h)) + s (U relu(D h + b) + c)      h: the residual stream, not normalised
+
+with s = 0.1, r = 64 and dropout behind the relu. reads="input" takes what the MLP reads, LN(h), instead; norm=True
+gives the adapter a LayerNorm of its own in front. In models that normalise after the sum, what the MLP reads *is* the
+residual stream.
+
+Cost: 2 d r + r + d numbers a block. The residual stream's size differs from model to model, and with it the right s:
+the 1-bit adapters that build on it search s from 0.01 to 100 for every data set. Not for use without a search over s or
+the learning rate.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from addenda.core.bottleneck import Bottleneck
+from addenda.core.registry import register
+
+
+@register(
+    "adaptformer",
+    title="AdaptFormer",
+    paper="Chen et al. 2022, arXiv:2205.13535",
+    equation="h' = h + MLP(LN(h)) + s (U relu(D h + b) + c)",
+    hypothesis="A task adds a few neurons to each MLP that read the stream itself, magnitude included.",
+    family="hidden",
+    rate=3e-3,
+)
+@dataclass(frozen=True)
+class AdaptFormer(Bottleneck):
+    """reads: the residual stream before the norm, or the MLP's own input. Others: see `core.bottleneck`."""
+
+    scale: float = 0.1
+    reads: Literal["residual", "input"] = "residual"

@@ -1,0 +1,85 @@
+"""LoReFT: an edit of the hidden states inside a low-rank subspace (Wu et al. 2024, arXiv 2404.03592).
+
+    h' = h + Rᵀ (W h + b − R h)      R: r × d with orthonormal rows, W: r × d, b: r
+
+The part of h in the subspace that R spans is replaced by W h + b. W is trained as an offset from R, W = R + dW, so
+
+    h' = h + Rᵀ (dW h + b)
+
+which is the same set of functions, starts exactly at the base (dW = 0, b = 0) and needs one product less. R is the
+orthonormal factor of a trained r × d matrix, by a QR decomposition in float32 each forward.
+
+Where: what every block returns, or targets= for some of them: the paper edits a few layers. first, last: only so many
+tokens at the start and the end of the sequence; 0 and 0 for all. Traps: positions are counted in what the block is
+given, padding included, and with a cache each new token is a sequence of its own: with first or last > 0 generate
+without one.
+
+Cost: 2 r d + r numbers a place, two thin products a token, and the QR of an r × d matrix a forward.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addenda.core.hidden import HiddenMethod
+from addenda.core.method import Params
+from addenda.core.random import Stream
+from addenda.core.registry import register
+
+
+@register(
+    "loreft",
+    title="LoReFT",
+    paper="Wu et al. 2024, arXiv:2404.03592",
+    equation="h' = h + Rᵀ (W h + b − R h), R Rᵀ = I",
+    hypothesis="A concept lives in a linear subspace of the hidden states; setting h there steers the model.",
+    family="hidden",
+    rate=1e-3,
+)
+@dataclass(frozen=True)
+class LoReFT(HiddenMethod):
+    """rank: r. first, last: how many tokens at the start and the end are edited; both 0: all."""
+
+    sized_by: ClassVar[str] = "rank"
+    targets: ClassVar[str] = "block"
+    rank: int = 8
+    first: int = 0
+    last: int = 0
+
+    def validate(self):
+        if self.rank < 1:
+            yield f"rank must be at least 1, got {self.rank}"
+        if self.first < 0 or self.last < 0:
+            yield f"first and last must be at least 0, got {self.first} and {self.last}"
+
+    def check(self, width: int) -> str | None:
+        return f"{self.rank} orthonormal rows do not fit into {width} dimensions" if self.rank > width else None
+
+    def init(self, width: int, rng: Stream, p: Params) -> Params:
+        own = {"basis": rng.normal(self.rank, width), "offset": torch.zeros(self.rank, width)}
+        return {k: nn.Parameter(t) for k, t in (own | {"bias": torch.zeros(self.rank)}).items()}
+
+    def rows(self, p: Params) -> Tensor:
+        """R: r × d, orthonormal rows."""
+        wide = torch.promote_types(p["basis"].dtype, torch.float32)
+        return torch.linalg.qr(p["basis"].to(wide).t()).Q.t()
+
+    def edit(self, h: Tensor, p: Params) -> Tensor:
+        change = F.linear(h, p["offset"].to(h.dtype), p["bias"].to(h.dtype))
+        return F.linear(change, self.rows(p).t().to(h.dtype))
+
+    def change(self, x: Tensor, y: Tensor, p: Params, training: bool = False) -> Tensor:
+        if not (self.first or self.last):
+            return y + self.edit(x, p).to(y.dtype)
+        length = x.shape[-2]
+        first = min(self.first, length)
+        last = min(self.last, length - first)
+        parts = [self.edit(x[..., :first, :], p), torch.zeros_like(x[..., first : length - last, :]),
+                 self.edit(x[..., length - last :, :], p)]  # fmt: skip
+        return y + torch.cat(parts, -2).to(y.dtype)
+
+    def trainable(self, width: int) -> int:
+        return 2 * self.rank * width + self.rank

@@ -1,0 +1,36 @@
+"""Prefix tuning: trained keys and values in front of every example, in every layer (Li & Liang 2021, arXiv 2101.00190).
+
+    k'_j = k_j + P_j,   v'_j = v_j + P'_j   for the first `places` tokens, at every key and value projection
+
+A hidden method does not lengthen sequences: the places are tokens of the batch (`core.leading` says how to make one).
+In a causal model these come first and see only each other, so their k_j and v_j do not depend on the example, and
+k_j + P_j is as free as a prefix of its own: the same functions as the paper's, at the cost of carrying the places
+through the layers. Where tokens see both ways the k_j depend on the example, and this is not quite the paper's. Keys
+are changed before a rotation of positions. The paper's two-layer network that makes the prefix while training is left
+out.
+
+Cost: 2 places · d numbers a layer, and as many places of the context. Not for models that keep queries, keys and
+values in one layer: name the layers that are there, or take "prompt".
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from addenda.core.leading import Leading
+from addenda.core.registry import register
+
+
+@register(
+    "prefix",
+    title="Prefix tuning",
+    paper="Li & Liang 2021, arXiv:2101.00190",
+    equation="k'_j = k_j + P_j, v'_j = v_j + P'_j for the first tokens j, in every layer",
+    hypothesis="The model can do the task already; every layer only needs a few more things to look at.",
+    family="hidden",
+    rate=3e-2,
+)
+@dataclass(frozen=True)
+class Prefix(Leading):
+    """places: how many tokens the prefix takes."""
+
+    targets: ClassVar[tuple[str, ...]] = ("key", "value")

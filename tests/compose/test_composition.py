@@ -1,0 +1,316 @@
+"""Compositions against what each part does alone: for adapters of activations, of weights, and of both."""
+
+import pytest
+import torch
+from torch import nn
+
+import addenda as ad
+import toys
+from addenda.core.adapted import slots_of
+from addenda.core.errors import AddendaError
+
+IDS = torch.arange(24).reshape(4, 6) * 7 % toys.VOCAB
+KINDS = {
+    "serial": ("houlsby:rank=2", "houlsby:rank=3", "loreft:rank=2"),
+    "sum": ("pfeiffer:rank=2", "pfeiffer:rank=3", "pfeiffer:rank=2"),
+    "parallel": ("parallel:rank=2", "adaptformer:rank=3,scale=1.0", "parallel:rank=4"),
+    "weights": ("lora:rank=2", "oft:block=2", "shira:density=0.2"),
+    "mixed": ("lora:rank=2", "houlsby:rank=2", "adaptformer:rank=2"),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def make(kind: str, model: nn.Module | None = None) -> nn.Module:
+    model = (toys.make_bert() if model is None else model).double().eval()
+    for i, (name, method) in enumerate(zip("abc", KINDS[kind], strict=True)):
+        adapter = ad.attach(model, method, name=name)
+        g = torch.Generator().manual_seed(i)
+        for p in adapter.parameters():
+            p.data = p.data.double() + torch.randn(p.shape, generator=g, dtype=torch.float64) * 0.2
+    ad.switch(model, None)
+    return model
+
+
+def alone(model: nn.Module, name, ids=IDS) -> torch.Tensor:
+    ad.switch(model, name)
+    y = model(ids).logits
+    ad.switch(model, None)
+    return y
+
+
+def together(model: nn.Module, composition: ad.Composition, ids=IDS) -> torch.Tensor:
+    with ad.composed(model, composition):
+        return model(ids).logits
+
+
+@every_kind
+def test_a_stack_is_what_switching_to_several_does(kind):
+    model = make(kind)
+    torch.testing.assert_close(together(model, ad.Stack("a", "b")), alone(model, ["a", "b"]))
+    assert torch.equal(together(model, ad.Stack("a")), alone(model, "a"))
+    assert torch.equal(together(model, ad.Stack("a", None)), alone(model, "a"))
+    assert torch.equal(together(model, ad.Stack(None)), alone(model, None))
+
+
+def test_a_stack_of_changes_is_their_composition_and_has_an_order():
+    model = make("serial")
+    h = torch.randn(2, 3, 8, dtype=torch.float64)
+    dense = model.bert.encoder.layer[0].output.dense
+    x = torch.randn(2, 3, 16, dtype=torch.float64)
+    parts = {n: next(t for p, t in ad.adapters(model)[n].sites() if p.endswith("0.output.dense@output")) for n in "ab"}
+
+    def change(name, v):
+        t = parts[name]
+        return t.method.change(v, v, t.tensors())
+
+    base = dense(x)
+    with ad.composed(model, ad.Stack("a", "b")):
+        torch.testing.assert_close(dense(x), change("b", change("a", base)))
+    with ad.composed(model, ad.Stack("b", "a")):
+        torch.testing.assert_close(dense(x), change("a", change("b", base)))
+    assert (change("b", change("a", h)) - change("a", change("b", h))).abs().max() > 1e-3
+    one, two = together(model, ad.Stack("a", "b")), together(model, ad.Stack("b", "a"))
+    assert (one - two).abs().max() > 1e-4
+
+
+def test_a_stack_of_weights_is_the_sum_and_has_no_order():
+    model = make("weights")
+    torch.testing.assert_close(together(model, ad.Stack("a", "b")), together(model, ad.Stack("b", "a")))
+
+
+@every_kind
+def test_an_average_with_all_weight_on_one_is_that_one(kind):
+    model = make(kind)
+    for i, name in enumerate("abc"):
+        weights = [0.0] * 3
+        weights[i] = 2.0
+        assert torch.equal(together(model, ad.Average("a", "b", "c", weights=weights)), alone(model, name))
+    torch.testing.assert_close(together(model, ad.Average("a", "a")), alone(model, "a"))
+
+
+@every_kind
+def test_an_average_is_the_mean_of_what_a_module_returns(kind):
+    model = make(kind)
+    path = {"serial": "output.dense", "sum": "output.LayerNorm", "weights": "output.dense"}.get(kind)
+    if path is None:
+        pytest.skip("reads another module's input: covered by the gradients below")
+    layer = model.bert.encoder.layer[0].get_submodule(path)
+    x = torch.randn(2, 3, 8 if kind == "sum" else 16, dtype=torch.float64)
+
+    def once(name):
+        ad.switch(model, name)
+        return layer(x)
+
+    def sum_before_the_norm(name):  # what is averaged is the changed sum, and then it is normalised again
+        (t,) = (t for p, t in ad.adapters(model)[name].sites() if p.endswith("layer.0.output.LayerNorm@again"))
+        return t.method.change(once(None), x, t.tensors())
+
+    if kind == "sum":
+        want = layer(0.75 * sum_before_the_norm("a") + 0.25 * sum_before_the_norm("b"))
+    else:
+        want = 0.75 * once("a") + 0.25 * once("b")
+    ad.switch(model, None)
+    with ad.composed(model, ad.Average("a", "b", weights=(3, 1))):
+        torch.testing.assert_close(layer(x), want)
+    with ad.composed(model, ad.Average("a", "b", weights=(0.75, 0.25), normalize=False)):
+        torch.testing.assert_close(layer(x), want)
+
+
+@every_kind
+def test_an_average_of_weights_and_the_base_scales_the_change(kind):
+    if kind != "weights":
+        pytest.skip("about weights")
+    model = make(kind)
+    half = together(model, ad.Average("a", None))
+    for _, t in ad.adapters(model)["a"].sites():
+        t._parameters["B"].data.mul_(0.5)
+    torch.testing.assert_close(half, alone(model, "a"))
+
+
+@every_kind
+def test_rows_of_a_batch_split_are_those_of_each_adapter(kind):
+    model = make(kind)
+    y = together(model, ad.BatchSplit("a", "b", None, sizes=(2, 1, 1)))
+    for rows, name in ((slice(0, 2), "a"), (slice(2, 3), "b"), (slice(3, 4), None)):
+        torch.testing.assert_close(y[rows], alone(model, name, IDS[rows]))
+    with ad.per_example(model, ["a", "a", "b", None]):
+        torch.testing.assert_close(y, model(IDS).logits)
+
+
+@every_kind
+def test_rows_of_parallel_are_those_of_each_adapter(kind):
+    model = make(kind)
+    y = together(model, ad.Parallel("a", "b", ad.Stack("a", "c")))
+    assert len(y) == 12
+    for i, name in enumerate(["a", "b", ["a", "c"]]):
+        torch.testing.assert_close(y[4 * i : 4 * i + 4], alone(model, name))
+    assert len(model(IDS).logits) == 4
+    assert not model._forward_pre_hooks
+
+
+@every_kind
+def test_a_split_covers_all_tokens(kind):
+    """One token at a time in a layer: token j of the composition is token j of that adapter alone."""
+    model = make(kind)
+    block = model.bert.encoder.layer[0]
+    inside = {"serial": "output.dense", "sum": "output.LayerNorm", "weights": "intermediate.dense"}.get(kind)
+    if inside is None:
+        pytest.skip("reads another module's input: covered by the gradients below")
+    layer = block.get_submodule(inside)
+    x = torch.randn(2, 6, 16 if inside == "output.dense" else 8, dtype=torch.float64)
+    parts = {}
+    for name in ("a", "b", None):
+        ad.switch(model, name)
+        parts[name] = layer(x)
+    ad.switch(model, None)
+    with ad.composed(model, ad.Split("a", None, "b", sizes=(1, 2, None))):
+        want = torch.cat([parts["a"][:, :1], parts[None][:, 1:3], parts["b"][:, 3:]], 1)
+        torch.testing.assert_close(layer(x), want)
+    assert torch.equal(together(model, ad.Split("a", sizes=(6,))), alone(model, "a"))
+    for sizes in ((3, 2), (5, 4)):
+        with pytest.raises(AddendaError, match=r"gives \d tokens to its parts, and a layer got 6"):
+            together(model, ad.Split("a", "b", sizes=sizes))
+
+
+@every_kind
+def test_compositions_nest_and_gradients_reach_every_part(kind):
+    model = make(kind)
+    tree = ad.BatchSplit(
+        ad.Stack("a", ad.Average("b", "c", weights=(1, 3))), ad.Split("b", "c", sizes=(2, 4)), sizes=(3, 1)
+    )
+    y = together(model, tree)
+    want = torch.cat([together(model, tree.parts[0], IDS[:3]), together(model, tree.parts[1], IDS[3:])])
+    torch.testing.assert_close(y, want)
+    parameters = [p for a in ad.adapters(model).values() for p in a.parameters()]
+    grads = torch.autograd.grad(y.square().sum(), parameters, allow_unused=True)
+    wanted = torch.autograd.grad(want.square().sum(), parameters, allow_unused=True)
+    torch.testing.assert_close(grads, wanted)
+    for a in ad.adapters(model).values():
+        assert any(bool(g.any()) for p, g in zip(parameters, grads, strict=True) for q in a.parameters() if q is p)
+
+
+def test_afterwards_what_acted_before_acts_again_even_after_an_error():
+    model = make("parallel")
+    ad.switch(model, ["a", "c"])
+    before = model(IDS).logits
+    with pytest.raises(RuntimeError), ad.composed(model, ad.Average("b", "c")):
+        raise RuntimeError
+    assert torch.equal(model(IDS).logits, before)
+    with ad.composed(model, ad.Stack("b")):
+        model(IDS)
+    assert torch.equal(model(IDS).logits, before)
+    assert all(s.seen is None for m in model.modules() if (s := slots_of(m)) is not None)
+
+
+def test_heads_stack_and_do_nothing_else():
+    model = toys.make_bert().double()
+    ad.attach(model, "houlsby:rank=2", name="language")
+    ad.attach(model, "houlsby:rank=2", also_train=["classifier"], name="task")
+    for i, a in enumerate(ad.adapters(model).values()):
+        g = torch.Generator().manual_seed(i)
+        for p in a.parameters():
+            p.data = p.data.double() + torch.randn(p.shape, generator=g, dtype=torch.float64)
+    torch.testing.assert_close(together(model, ad.Stack("language", "task")), alone(model, ["language", "task"]))
+    with pytest.raises(AddendaError, match=r"classifier\.weight is a raw parameter"):
+        together(model, ad.Average("language", "task"))
+
+
+# -- fusion --------------------------------------------------------------------------------------------------------
+
+
+def fused(**options) -> nn.Module:
+    model = make("sum")
+    ad.attach(model, ad.Fusion(**options), name="f")
+    for p in ad.adapters(model)["f"].parameters():
+        p.data = p.data.double()
+    ad.switch(model, None)
+    return model
+
+
+def test_a_fusion_of_one_is_that_adapter_at_the_start():
+    model = fused()
+    torch.testing.assert_close(together(model, ad.Fuse("a", by="f")), alone(model, "a"))
+    assert torch.equal(alone(model, "f"), alone(model, None))
+
+
+def test_a_fusion_is_attention_over_what_its_adapters_change():
+    model = fused(temperature=2.0)
+    g = torch.Generator().manual_seed(8)
+    for p in ad.adapters(model)["f"].parameters():
+        p.data += torch.randn(p.shape, generator=g, dtype=torch.float64) * 0.4
+    layer = model.bert.encoder.layer[0].output.LayerNorm
+    s = torch.randn(2, 3, 8, dtype=torch.float64)
+    x = layer(s)
+    here = {
+        n: next(t.tensors() for p, t in a.sites() if p.endswith("layer.0.output.LayerNorm@again"))
+        for n, a in ad.adapters(model).items()
+    }
+    deltas = [torch.relu(x @ p["down"].T + p["down_bias"]) @ p["up"].T + p["up_bias"] for p in (here["a"], here["b"])]
+    f = here["f"]
+    scores = torch.stack([((x @ f["query"].T) * (z @ f["key"].T)).sum(-1) / 2.0 for z in deltas])
+    shares = scores.softmax(0)
+    V = torch.eye(8, dtype=torch.float64) + f["value"]
+    want = layer(s + sum(w[..., None] * (z @ V.T) for w, z in zip(shares, deltas, strict=True)))
+    with ad.composed(model, ad.Fuse("a", "b", by="f")):
+        torch.testing.assert_close(layer(s), want)
+
+
+def test_a_fusion_trains_alone_and_is_saved_like_any_adapter(tmp_path):
+    model = fused()
+    for n in "abc":
+        ad.adapters(model)[n].requires_grad_(False)
+    with ad.composed(model, ad.Fuse("a", "b", "c", by="f")):
+        model(IDS).logits.square().sum().backward()
+    f = ad.adapters(model)["f"]
+    assert all(bool(p.grad.any()) for p in f.parameters())
+    assert f.trainable == 2 * 3 * 64
+    with torch.no_grad():
+        for p in f.parameters():
+            p -= 0.1 * p.grad
+    y = together(model, ad.Fuse("a", "b", "c", by="f"))
+    file = f.save(tmp_path / "f.safetensors")
+    ad.detach(model, "f")
+    ad.load(model, file, name="again")
+    torch.testing.assert_close(together(model, ad.Fuse("a", "b", "c", by="again")), y)
+
+
+# -- bad input -----------------------------------------------------------------------------------------------------
+
+BAD = {
+    "no part": (lambda: ad.Stack(), "at least one adapter"),
+    "a number": (lambda: ad.Stack(3), "names of adapters, None or compositions, not 3"),
+    "parallel inside": (lambda: ad.Stack("a", ad.Parallel("b")), "stands outside"),
+    "weights": (lambda: ad.Average("a", "b", weights=(1,)), "as many finite weights"),
+    "nan": (lambda: ad.Average("a", weights=(float("nan"),)), "as many finite weights"),
+    "to nothing": (lambda: ad.Average("a", "b", weights=(1, -1)), "sum to 0.*normalize=False"),
+    "no weight": (lambda: ad.Average("a", weights=(0,), normalize=False), "a weight that is not 0"),
+    "sizes": (lambda: ad.Split("a", "b", sizes=(1,)), "as many sizes"),
+    "two rests": (lambda: ad.Split("a", "b", sizes=(None, None)), "at most one None"),
+    "negative": (lambda: ad.Split("a", sizes=(-1,)), "numbers of tokens"),
+    "a rest of examples": (lambda: ad.BatchSplit("a", "b", sizes=(1, None)), "wants every size"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_compositions_that_make_no_sense(case):
+    build, said = BAD[case]
+    with pytest.raises(AddendaError, match=said):
+        build()
+
+
+def test_models_that_cannot_take_them():
+    model = make("weights")
+    for composition, said in (
+        (ad.Stack("d"), "No adapter is called 'd'"),
+        (ad.Fuse("a", "b", by="c"), r"by='c'\) wants an adapter of a method that weighs others"),
+        ("a", "Expected a composition"),
+        (ad.BatchSplit("a", "b", sizes=(1, 1)), "gives 2 examples to its parts, and a layer got 4"),
+    ):
+        with pytest.raises(AddendaError, match=said):
+            together(model, composition)
+        assert torch.equal(model(IDS).logits, alone(model, None))
+    ad.switch(model, "a")
+    ad.merge(model)
+    with pytest.raises(AddendaError, match="merged into the base"):
+        together(model, ad.Stack("b"))
+    assert repr(ad.Stack("a", ad.Average("b", None))) == "Stack('a', Average('b', None))"

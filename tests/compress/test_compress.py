@@ -1,0 +1,224 @@
+"""`compress` end to end on tiny models: what comes out, what is reported, and what goes wrong."""
+
+import errno
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from tiny_models import config, make_tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    LlamaForCausalLM,
+)
+
+from addenda.cli.main import run as cli
+from addenda.compress import work as work_files
+from addenda.compress.run import compress, read_report
+from addenda.compress.settings import Settings
+from addenda.core.errors import AddendaError
+
+SMALL = {"samples": 24, "length": 48, "judge": 4, "multiple": 1}
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    torch.manual_seed(0)
+    LlamaForCausalLM(config()).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    text = "".join(f"{a} times {b} is {a * b}, and {a} plus {b} is {a + b}.\n" for a in range(40) for b in range(12))
+    (tmp_path / "text.txt").write_text(text)
+    return tmp_path / "model"
+
+
+def made(source: Path, name: str = "low", **options):
+    settings = Settings(**(SMALL | options))
+    return compress(
+        source, out=source.parent / name, calibration=source.parent / "text.txt", settings=settings, dtype="float32",
+        latency=False,
+    )  # fmt: skip
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(folder.iterdir()))).hexdigest()
+
+
+def loaded(folder: Path):
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_folder_comes_out_and_the_source_is_as_it_was(source):
+    before = digest(source)
+    report = made(source, remove=0.3)
+    out = source.parent / "low"
+    assert digest(source) == before
+    assert not out.with_name("low.unfinished").exists()
+    assert 0.66 < report.kept <= 0.7
+    model, dense = loaded(out), loaded(source)
+    assert report.sizes["compressed"]["parameters"] == sum(p.numel() for p in model.parameters())
+    assert report.sizes["dense"]["parameters"] == sum(p.numel() for p in dense.parameters())
+    again = read_report(out)
+    assert again.kept == report.kept and str(again) == str(report)
+    shown = str(report)
+    assert "parameters kept" in shown and "full rank" in shown and "lm_head" in shown and "perplexity" in shown
+    assert "model.layers.*.mlp.down_proj (32 × 64)" in shown
+    for x in report.layers:
+        assert x["rank"] is None or x["parameters"] == x["rank"] * (x["m"] + x["n"])
+
+
+@pytest.mark.parametrize("how", ["svd", "fwsvd", "asvd", "svd-llm", "drone"])
+def test_every_route_writes_a_model(source, how):
+    report = made(source, how=how, allocate="uniform")
+    assert report.kept <= 0.8
+    assert all(0 <= x["error"] < 1 for x in report.layers)
+    loaded(source.parent / "low")
+
+
+@pytest.mark.parametrize("options", [
+    {"sequential": True}, {"storage": "pivot"}, {"split": "sqrt"}, {"allocate": "energy", "share": 0.9},
+    {"allocate": "sensitivity", "rise": 0.5}, {"allocate": "asvd"}, {"of": "flops"}, {"multiple": 4},
+], ids=lambda o: "-".join(map(str, o.values())))  # fmt: skip
+def test_options(source, options):
+    report = made(source, **options)
+    if options.get("allocate") not in ("energy", "sensitivity"):
+        assert report.kept <= 0.8 + 1e-9
+    model = loaded(source.parent / "low")
+    ids = torch.arange(40)[None]
+    assert torch.isfinite(model(ids).logits).all()
+
+
+def test_a_split_and_a_storage_change_numbers_but_no_output(source):
+    ids = torch.arange(40)[None]
+    outputs = {}
+    for name, options in (("a", {}), ("b", {"split": "sqrt"}), ("c", {"storage": "pivot"})):
+        ranks = {"allocate": "uniform", "remove": 0.4, "storage": "factors"} | options
+        report = made(source, name, **ranks)
+        outputs[name] = (report, loaded(source.parent / name)(ids).logits)
+    torch.testing.assert_close(outputs["a"][1], outputs["b"][1], rtol=1e-3, atol=1e-4)
+    assert [x["rank"] for x in outputs["a"][0].layers] == [x["rank"] for x in outputs["b"][0].layers]
+    more = zip(outputs["c"][0].layers, outputs["a"][0].layers, strict=True)
+    assert all(c["rank"] > a["rank"] for c, a in more)  # the same parameters buy higher ranks
+
+
+def test_centred_adds_biases_and_dense_says_why_it_cannot(source):
+    made(source, center=True)
+    model = loaded(source.parent / "low")
+    assert model.model.layers[0].mlp.up_proj.bias is not None
+    from addenda.compress.dense import to_dense
+
+    with pytest.raises(AddendaError, match="has no place for"):
+        to_dense(source.parent / "low", source.parent / "dense")
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(source, monkeypatch):
+    made(source, "whole", sequential=True)
+    wanted = (source.parent / "whole/model.safetensors").read_bytes()
+    write, count = work_files.Work.write, []
+
+    def stop(self, name, solved, uses):
+        if len(count) in (1, 3):
+            count.append(0)
+            raise KeyboardInterrupt
+        count.append(0)
+        return write(self, name, solved, uses)
+
+    monkeypatch.setattr(work_files.Work, "write", stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            made(source, sequential=True)
+        assert not (source.parent / "low").exists()
+    with pytest.raises(AddendaError, match="other settings"):
+        made(source, sequential=False)
+    report = made(source, sequential=True)
+    assert len(count) == 6  # four pieces, each once, and two that were cut off
+    assert (source.parent / "low/model.safetensors").read_bytes() == wanted
+    assert report.settings["sequential"]
+
+
+def test_a_full_disk_keeps_what_is_done(source, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr(work_files, "write_atomically", full)
+        with pytest.raises(AddendaError, match=r"The disk is full at .*MiB free.*same command goes on"):
+            made(source)
+    with monkeypatch.context() as m:
+        m.setattr(LlamaForCausalLM, "save_pretrained", full_too)
+        with pytest.raises(AddendaError, match="The disk is full at"):
+            made(source)
+    assert not (source.parent / "low").exists()
+    made(source)
+
+
+def full_too(self, folder):
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def test_an_encoder_is_judged_by_its_outputs(source):
+    from transformers import BertConfig
+
+    torch.manual_seed(0)
+    BertForSequenceClassification(config(BertConfig, num_labels=3)).save_pretrained(source.parent / "bert")
+    make_tokenizer().save_pretrained(source.parent / "bert")
+    settings = Settings(**SMALL)
+    report = compress(
+        source.parent / "bert", out=source.parent / "low", calibration=source.parent / "text.txt", settings=settings,
+        dtype="float32",
+    )  # fmt: skip
+    assert "outputs differ by" in str(report)
+    assert set(report.speeds["compressed"]) == {"prefill"}
+    model = AutoModelForSequenceClassification.from_pretrained(source.parent / "low")
+    ranks = {x["path"]: x["rank"] for x in report.layers if x["rank"] is not None}
+    assert ranks == {p: m.rank for p, m in model.named_modules() if type(m).__name__ == "LowRankLinear"}
+    with pytest.raises(AddendaError, match="--allocate asvd wants the loss of the next token"):
+        compress(source.parent / "bert", out=source.parent / "other", settings=Settings(allocate="asvd"))
+    assert report.dense["classifier"].startswith("not among the targets")
+
+
+def test_bad_input(source):
+    tmp = source.parent
+    for options, says in (
+        ({"how": "lrd"}, "Did you mean 'lord'"),
+        ({"remove": 1.2}, "between 0 and 1"),
+        ({"how": "svd", "center": True}, "Only 'lord'"),
+        ({"allocate": "waterfil"}, "Did you mean 'waterfill'"),
+        ({"samples": 1, "length": 40}, "fewer than the 64 inputs"),
+    ):
+        with pytest.raises(AddendaError, match=says):
+            made(source, **options)
+    with pytest.raises(AddendaError, match="The source is never written to"):
+        compress(source, out=source)
+    with pytest.raises(AddendaError, match="The source is never written to"):
+        compress(source, out=source / "low")
+    (tmp / "taken").mkdir()
+    (tmp / "taken/file").write_text("x")
+    with pytest.raises(AddendaError, match="not empty"):
+        made(source, "taken")
+    (tmp / "rows.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(AddendaError, match="no column of text"):
+        compress(source, out=tmp / "x", calibration=tmp / "rows.jsonl", settings=Settings(**SMALL))
+    with pytest.raises(AddendaError, match="There is no data at"):
+        compress(source, out=tmp / "y", calibration=tmp / "txt.txt", settings=Settings(**SMALL))
+    few = made(source, "few", samples=3)
+    assert any("four times the width" in n for n in few.notes)
+
+
+def test_the_command(source, capsys):
+    out = source.parent / "low"
+    options = ["--how", "lord", "--ratio", 0.25, "--samples", 8, "--length", 64, "--dtype", "float32", "--multiple", 4]
+    arguments = ["compress", "--model", source, "--out", out, "--calibration", source.parent / "text.txt", *options]
+    with pytest.raises(SystemExit) as stopped:
+        cli([str(a) for a in arguments])
+    assert not stopped.value.code
+    told = capsys.readouterr()
+    assert "parameters kept" in told.out and "decode:" in told.out and "written:" in told.out
+    assert "model.layers.1: 7 layers solved" in told.err
+    with pytest.raises(SystemExit):
+        cli(["compress", "--how", "dense", "--model", str(out), "--out", str(source.parent / "dense")])
+    assert "written:" in capsys.readouterr().out
+    assert json.loads((source.parent / "dense/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
