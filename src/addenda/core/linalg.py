@@ -36,7 +36,7 @@ def _exact(tall: Tensor, full_matrices: bool) -> tuple[Tensor, Tensor, Tensor]:
 def _from_gram(tall: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor] | None:
     """From the eigenvectors of the smaller Gram matrix, several times faster; None where that is not accurate.
 
-    A few leading ones are found in float32 and refined in float64: one power step on more directions than asked for,
+    A few leading ones are found in float32 and refined in float64: two power steps on more directions than asked for,
     then the decomposition inside them.
     """
     few = rank is not None and 2 * (rank + _MORE) < tall.shape[1]
@@ -44,7 +44,9 @@ def _from_gram(tall: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor] 
     squares, V = torch.linalg.eigh(part.T @ part)
     if few:
         tall = tall.double()
-        V = torch.linalg.qr(tall.T @ (tall @ V[:, -rank - _MORE :].double())).Q  # type: ignore[operator]
+        V = V[:, -rank - _MORE :].double()  # type: ignore[operator]
+        for _ in range(2):
+            V = torch.linalg.qr(tall.T @ (tall @ V)).Q
         U, S, turn = torch.linalg.svd(tall @ V, full_matrices=False)
         return (U, S, V @ turn.T) if S[rank - 1] > _LEAST * S[0] else None  # type: ignore[operator]
     S = squares.clamp_min(0).sqrt().flip(0)
@@ -62,6 +64,26 @@ def skew_symmetric(entries: Tensor, side: int) -> Tensor:
 
 
 def cayley(Q: Tensor) -> Tensor:
-    """The rotation (I − Q)(I + Q)⁻¹ of a skew-symmetric Q (…, b, b); exactly I where Q is 0."""
+    """The rotation R = (I − Q)(I + Q)⁻¹ of a skew-symmetric Q (…, b, b); exactly I where Q is 0."""
+    return _Cayley.apply(Q) if torch.is_grad_enabled() else _cayley(Q)
+
+
+def _cayley(Q: Tensor) -> Tensor:
     eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
     return torch.linalg.solve(eye + Q, eye - Q)  # the two commute
+
+
+class _Cayley(torch.autograd.Function):
+    """Since I + R = 2 (I + Q)⁻¹, dR = −½ (I + R) dQ (I + R): backward needs R and two products, no second solve."""
+
+    @staticmethod
+    def forward(ctx, Q):
+        R = _cayley(Q)
+        ctx.save_for_backward(R)
+        return R
+
+    @staticmethod
+    def backward(ctx, gR):
+        (R,) = ctx.saved_tensors
+        right = (torch.eye(R.shape[-1], dtype=R.dtype, device=R.device) + R).mT
+        return right @ (gR @ right) / -2
