@@ -22,6 +22,7 @@ from addenda.core.mixed import Mixed, PerExample
 from addenda.core.pages import give_back
 from addenda.core.random import Stream
 from addenda.core.registry import build
+from addenda.core.sharded import refuse_sharded
 from addenda.core.sites import EMBEDDING, PARAMETER, Point, Site, owners_of, refusal, site_at, with_neighbours
 from addenda.core.state import (
     Record,
@@ -390,8 +391,7 @@ def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
     Raises AddendaError for an unknown name, when nothing is attached, or when the model is sharded.
     """
     root, state = state_of(model) if name is None else record_of(model, name)[:2]
-    if any(type(p).__name__ == "DTensor" for p in root.parameters()):
-        raise AddendaError("The model is sharded; its parameters cannot be taken apart. Save the adapter instead.")
+    refuse_sharded(root, "no adapter can be taken off it")
     if keep_merged and (state.merged is None or name is not None):
         raise AddendaError("keep_merged=True wants a merged change and no name. Call merge(model) first.")
     if state.merged is not None and not keep_merged:

@@ -30,6 +30,7 @@ from addenda.core.method import Method, Params, Replace, Shape
 from addenda.core.packed import parts_of
 from addenda.core.random import Stream
 from addenda.core.registry import info
+from addenda.core.sharded import is_sharded, wait, whole, writes
 from addenda.core.sites import Point, Site, owners_of, refusal, site_at, with_neighbours
 from addenda.core.state import State, record_of
 from addenda.core.targets import grouped
@@ -43,14 +44,20 @@ _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def fingerprint(state: State, site: Site) -> str:
     """SHA-256 of the base's own stored bytes at a site (before any merge), remembered until the tensor changes."""
     parts = parts_of(state.base(site))
+    if any(is_sharded(own) for own in parts):  # every process must gather, whatever it remembers
+        return _hash(parts)
     identity = tuple(_identity(own) for own in parts)
     known = state.fingerprints.get(site.path)
     if known is None or known[0] != identity:
-        made = hashlib.sha256()
-        for own in parts:
-            made.update(own.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        state.fingerprints[site.path] = known = (identity, made.hexdigest())
+        state.fingerprints[site.path] = known = (identity, _hash(parts))
     return known[1]
+
+
+def _hash(parts: list[Tensor]) -> str:
+    made = hashlib.sha256()
+    for own in parts:
+        made.update(whole(own).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
 
 
 def _identity(own: Tensor) -> tuple:
@@ -61,7 +68,7 @@ def _identity(own: Tensor) -> tuple:
 
 def sample(state: State, site: Site) -> list[float]:
     """Some values of the base at seeded positions: what another dtype of the same weights must agree with."""
-    own = state.base(site).detach().flatten()
+    own = whole(state.base(site)).flatten()
     positions = Stream(0, "sample", site.path).choice(own.numel(), min(_SAMPLE, own.numel()))
     return own[positions.to(own.device)].double().tolist()
 
@@ -81,13 +88,16 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
     """Write the adapter to one file, atomically: a reader sees the old file or the new one, never a part.
 
     basis: store the tensors derived from W as well (singular vectors), for machines whose factorisations differ.
-    Raises AddendaError for tensors that are empty, not finite or sharded; then nothing is written.
+    Of a sharded model (FSDP2) every process must call it: tensors are gathered, the first process writes, and all
+    return when the file is there.
+    Raises AddendaError for tensors that are empty or not finite; then nothing is written.
     """
     path = Path(path)
     root, state, record = record_of(adapter.model, adapter.name)
     methods = list(dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train))
     tensors: dict[str, Tensor] = {}
     sites, problems, owners = [], [], owners_of(root)
+    gathered = any(is_sharded(p) for p in root.parameters())
     for site_path, held in adapter.sites():
         site = site_at(root, site_path, owners)
         head = site_path in record.also_train
@@ -105,6 +115,7 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
         derived = _derived(held)
         entry["checks"] = {k: checksum(k, t) for k, t in derived.items()}
         for key, tensor in (held.stored() | (derived if basis else {})).items():
+            tensor = whole(tensor)
             problems += _unsaved(f"{site_path}/{key}", tensor)
             own = tensor.detach().cpu().contiguous()
             tensors[f"{site_path}/{key}"] = own.clone() if key in derived else own  # shared ones once for every site
@@ -112,6 +123,7 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
     pools = dict(adapter.pools())
     for pool_name, pool in pools.items():
         for key, tensor in pool.stored().items():
+            tensor = whole(tensor)
             problems += _unsaved(f"{pool_name}/{key}", tensor)
             tensors[f"{pool_name}/{key}"] = tensor.cpu().contiguous()
     if problems:
@@ -129,14 +141,14 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
         "pools": [list(pool._parameters) for pool in pools.values()],
     }
     # one entry only: safetensors writes several in random order, and equal adapters should be equal files
-    write_atomically(path, to_bytes(tensors, {"addenda": json.dumps(header)}))
+    if writes(gathered):
+        write_atomically(path, to_bytes(tensors, {"addenda": json.dumps(header)}))
+    wait(gathered)
     return path
 
 
 def _unsaved(key: str, tensor: Tensor) -> list[str]:
     """Why a tensor cannot be saved; nothing where it can."""
-    if type(tensor).__name__ == "DTensor":
-        return [f"{key} is sharded (gather it first)"]
     if tensor.numel() == 0:
         return [f"{key} is empty (shape {tuple(tensor.shape)})"]
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

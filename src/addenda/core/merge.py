@@ -15,6 +15,7 @@ from addenda.core.errors import AddendaError
 from addenda.core.hidden import HiddenMethod
 from addenda.core.packed import Packed
 from addenda.core.random import Stream
+from addenda.core.sharded import refuse_sharded
 from addenda.core.sites import PARAMETER, Site, owners_of, site_at
 from addenda.core.state import Kept, State, apply_active, state_of
 
@@ -71,6 +72,7 @@ def merge(
     is active changes activations.
     """
     root, state = state_of(model)
+    refuse_sharded(root, "nothing can be merged into it")
     if state.merged is not None:
         raise AddendaError(f"{', '.join(state.active)} is merged already. Call unmerge(model) first.")
     if not state.active:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from addenda.core.errors import AddendaError
 from addenda.core.packed import values_of
+from addenda.core.sharded import is_sharded
 
 
 @dataclass(frozen=True)
@@ -379,7 +380,7 @@ def refusal(model: nn.Module, site: Site, owners: Owners | None = None) -> str |
         return f"its weight is {w.dtype}, and only floating weights can be changed"
     if w.is_meta:
         return "its weight is on the meta device; load the values first"
-    if type(w).__name__ == "DTensor" or type(w.data).__name__ == "DTensor":
+    if is_sharded(w):
         return "its weight is sharded (DTensor): attach first, then shard"
     if site.kind == EMBEDDING and getattr(site.module, "max_norm", None) is not None:
         return "an Embedding with max_norm rewrites its own weight during the forward"
