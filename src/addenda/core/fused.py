@@ -29,15 +29,16 @@ def factored_linear(
     return _forward(x, drop, W, bias, c, *factors, dtype=factors.A.dtype if few else x.dtype)[0]
 
 
-def _forward(x, drop, W, bias, c, B, A, middle, index, rows, dtype=None):
+def _forward(x, drop, W, bias, c, B, A, middle, index, rows, sums, dtype=None):
     """The output, and what backward may want: factors in x's dtype, the thin intermediate, the entries of x it saw.
 
     dtype: of the thin products, if not x's.
     """
     dtype = dtype or x.dtype
     seen = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - drop) if drop else None
-    A, left = A.to(dtype), _scaled(B, rows, dtype)
-    h = _rows(F.linear((x if seen is None else x * seen).to(dtype), A))
+    A, left = A if sums else A.to(dtype), _scaled(B, rows, dtype)
+    own = _rows(x if seen is None else x * seen).to(dtype)
+    h = _summed(own, len(A)) if sums else F.linear(own, A)
     if drop:
         h = h / (1 - drop)
     y, h_M = F.linear(x, W, bias), _through(h, left, A, middle, index)
@@ -60,10 +61,10 @@ class FactoredLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, drop, W, bias, c, B, A, middle, index, rows):
-        _, _, need_w, _, need_c, need_b, need_a, need_middle, _, need_rows = ctx.needs_input_grad
-        y, left, right, h, seen = _forward(x, drop, W, bias, c, B, A, middle, index, rows)
-        ctx.drop, ctx.dtypes = drop, (B.dtype, A.dtype)
+    def forward(ctx, x, drop, W, bias, c, B, A, middle, index, rows, sums):
+        _, _, need_w, _, need_c, need_b, need_a, need_middle, _, need_rows, _ = ctx.needs_input_grad
+        y, left, right, h, seen = _forward(x, drop, W, bias, c, B, A, middle, index, rows, sums)
+        ctx.drop, ctx.dtypes, ctx.sums = drop, (B.dtype, A.dtype), sums
         ctx.save_for_backward(
             x if need_a or need_w else None, seen, W, bias, c, B if rows is not None else left, right,
             middle, index, rows,
@@ -75,7 +76,7 @@ class FactoredLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gy):
         x, seen, W, bias, c, B, A, middle, index, rows, h, y = ctx.saved_tensors
-        need_x, _, need_w, need_bias, need_c, need_b, need_a, need_middle, _, need_rows = ctx.needs_input_grad
+        need_x, _, need_w, need_bias, need_c, need_b, need_a, need_middle, _, need_rows, _ = ctx.needs_input_grad
         g, dtype = _rows(gy), gy.dtype
         gx = gw = gbias = gc = gb = ga = gmiddle = grows = None
         if need_bias:
@@ -108,17 +109,36 @@ class FactoredLinear(torch.autograd.Function):
             gw = g.t() @ _rows(x)
         if need_x:
             gx = g @ W
-            if seen is None:
-                gx.addmm_(gh, A)
+            if seen is not None:
+                gx.add_((gh @ A.to(dtype)).mul_(_rows(seen)))
+            elif ctx.sums:
+                _spread_sums(gx, gh)
             else:
-                gx.add_((gh @ A).mul_(_rows(seen)))
+                gx.addmm_(gh, A)
             gx = gx.view(*gy.shape[:-1], gx.shape[-1])
-        return gx, None, gw, gbias, gc, gb, ga, gmiddle, None, grows
+        return gx, None, gw, gbias, gc, gb, ga, gmiddle, None, grows, None
 
 
 def _rows(t: Tensor) -> Tensor:
     """(tokens, width), whatever the leading dimensions."""
     return t.reshape(-1, t.shape[-1])
+
+
+def _summed(x: Tensor, s: int) -> Tensor:
+    """x [I I … I]ᵀ (tokens, s): sums over every s-th entry, a pass over x where a product would be several."""
+    n = x.shape[1] - x.shape[1] % s
+    h = x[:, :n].unflatten(1, (-1, s)).sum(1)
+    if n < x.shape[1]:
+        h[:, : x.shape[1] - n] += x[:, n:]
+    return h
+
+
+def _spread_sums(x: Tensor, h: Tensor) -> None:
+    """x += h [I I … I], in place."""
+    n = x.shape[1] - x.shape[1] % h.shape[1]
+    x[:, :n].unflatten(1, (-1, h.shape[1])).add_(h[:, None])
+    if n < x.shape[1]:
+        x[:, n:] += h[:, : x.shape[1] - n]
 
 
 def _rows_times(t: Tensor, c: Tensor, out: Tensor | None) -> Tensor:

@@ -59,7 +59,8 @@ class Factors(NamedTuple):
 
     B: m × r; A: s × n; M: r × s, which is the identity where middle is None, diag(middle) where middle is a vector of
     r numbers, and zero except for the values `middle` (K) at the flat positions `index` (K). rows: m numbers, or None.
-    Only what requires a gradient gets one, and only what that takes is kept for backward.
+    Only what requires a gradient gets one, and only what that takes is kept for backward. sums: A is [I I … I], s × s
+    identities side by side, the last one cut at n columns, and not trained: x Aᵀ is then summed instead of multiplied.
     """
 
     B: Tensor
@@ -67,6 +68,7 @@ class Factors(NamedTuple):
     middle: Tensor | None = None
     index: Tensor | None = None
     rows: Tensor | None = None
+    sums: bool = False
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """(m × s, s × n): two matrices whose product is ΔW."""

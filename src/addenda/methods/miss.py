@@ -69,7 +69,7 @@ class MiSS(WeightMethod):
     def factors(self, p: Params, shape: Shape) -> Factors:
         m, n = shape
         D = p["D"] if self.mini is None else p["D"].repeat(1, m // self.mini)
-        return Factors(D.T, p["T"][:, :n])
+        return Factors(D.T, p["T"][:, :n], sums=True)
 
     def trainable(self, m: int, n: int) -> int:
         return self.rank * (self.mini or m)
