@@ -69,9 +69,11 @@ class RoAd(WeightMethod):
         angle, angle_other = self._columns(p["angle"])
         scale, scale_other = self._columns(p["scale"])
         own, other = (1 + scale) * angle.cos() - 1, (1 + scale_other) * angle_other.sin()
+        first, second = other.unflatten(-1, (-1, 2, self.group // 2)).unbind(-2)
+        other = torch.stack([-first, second], -2).flatten()
         first, second = h.unflatten(-1, (-1, 2, self.group // 2)).unbind(-2)
-        partner = torch.stack([-second, first], -2).flatten(-3)
-        return h * own.to(h.dtype) + partner * other.to(h.dtype)
+        partner = torch.stack([second, first], -2).flatten(-3)
+        return torch.addcmul(h * own.to(h.dtype), partner, other.to(h.dtype))
 
     def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
         y = base(x)
