@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--tokens", default="4x256", help="batch x length")
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--arms", help="arms of `steps` or `others`, between |; default: all")
+    parser.add_argument("--arms", help="arms of `steps` or `others`, between |; others on record stay; default: all")
     parser.add_argument("--out", type=Path, help="folder of the record")
     parser.add_argument("--docs", type=Path, help="page whose <!-- name --> … <!-- end --> the table replaces")
     given = parser.parse_args()
@@ -33,14 +33,21 @@ def main() -> None:
 
     transformers.logging.set_verbosity_error()
     for what in COMMANDS if given.what == "all" else (given.what,):
+        record = given.out and given.out / f"{what}.json"
+        earlier = json.loads(record.read_text()) if given.arms and record and record.exists() else {}
+        given.earlier = earlier.get("found", {})
         found, text = import_module(f"bench.{what}").run(given)
         print(text)
         if given.out is not None:
             given.out.mkdir(parents=True, exist_ok=True)
             command = "python -m bench " + " ".join(sys.argv[1:])
             about = {"command": command, "versions": versions() | {"peft": peft.__version__}, "hardware": hardware()}
-            (given.out / f"{what}.json").write_text(json.dumps(about | {"found": found}, indent=1) + "\n")
+            if earlier:  # some rows are new, the others stay
+                about |= {"command": earlier["command"], "then": [*earlier.get("then", ()), command]}
+            record.write_text(json.dumps(about | {"found": found}, indent=1) + "\n")
         if given.docs is not None:
+            where = hardware()
+            text += f"\n\n*{where['cpu']}, {where['cores']} cores.*"
             given.docs.write_text(_put(given.docs.read_text(), what, text))
 
 

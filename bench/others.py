@@ -13,5 +13,6 @@ def run(given) -> tuple[dict, str]:
     flops = {
         arm: in_process(predict, given.model, arm.removeprefix("ours/"), *sizes, False)["flop_ratio"] for arm in arms
     }
-    found = rows(arms, given)
+    found = given.earlier.get("steps", {}) | rows(arms, given)
+    flops = given.earlier.get("flops", {}) | flops
     return {"steps": found, "flops": flops}, table(found, given, flops)

@@ -44,7 +44,7 @@ LEAN = ("lean/lora:rank=16", "lean/miss:rank=64", "lean/pissa:rank=16")
 def run(given) -> tuple[dict, str]:
     """Every arm beside a floor and its peer of its own: three processes that take turns."""
     arms = given.arms.split("|") if given.arms else ["full", *(f"ours/{o}" for o in PAIRS), *LEAN]
-    found = rows({arm: PAIRS.get(arm.removeprefix("ours/")) for arm in arms}, given)
+    found = given.earlier | rows({arm: PAIRS.get(arm.removeprefix("ours/")) for arm in arms}, given)
     return found, table(found, given)
 
 
