@@ -29,7 +29,9 @@ def beside(adapter: Adapter, forms: Mapping[str, tuple[Method, Params]], name: s
     heads = {path: (Replace(), t.stored()) for path, t in adapter.sites() if path in record.also_train}
     made, owners = {**forms, **heads}, owners_of(root)
     plan = [(site_at(root, path, owners), made[path][0]) for path in record.methods]
-    own = {path: {k: nn.Parameter(t.detach().clone()) for k, t in p.items()} for path, (_, p) in made.items()}
+    own: dict[str, Params] = {
+        path: {k: nn.Parameter(t.detach().clone()) for k, t in p.items()} for path, (_, p) in made.items()
+    }
     built = build_tensors(plan, record.seed, stored=own)
     install(root, state, name, plan, built, record.also_train, record.seed, False, started, activate=False)
     return Adapter(root, name).requires_grad_(False)

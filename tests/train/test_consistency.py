@@ -30,7 +30,7 @@ def test_the_divergence_is_symmetric_and_each_side_is_drawn_to_the_other():
     ga, gb = torch.autograd.grad(divergence(a, b), (a, b))
     torch.testing.assert_close(ga, 0.5 * (p - q).detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gb, -ga)
-    assert float(divergence(a, a.detach().clone())) == 0
+    assert float(divergence(a, a.clone()).detach()) == 0
 
 
 def test_the_loss_is_that_of_two_draws():
@@ -79,7 +79,7 @@ def test_parts_of_a_batch_share_the_steps_draws():
 
 def test_classifiers_have_it_and_dropout_is_enough():
     rows = [{"text": f"{a}+{b}", "label": str((a + b) % 2)} for a in range(6) for b in range(6)]
-    train = encode(read(rows), make_tokenizer())
+    train = encode(read(rows, task="label"), make_tokenizer())
     model, _, made = run(train, "lora:rank=2", make_bert(), steps=3, consistency=1.0, also_train=["classifier"])
     assert any(isinstance(m, torch.nn.Dropout) for m in model.modules())
     assert len(made.losses) == 3
@@ -88,7 +88,7 @@ def test_classifiers_have_it_and_dropout_is_enough():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"method": "lora:rank=2"}, r"Nothing is drawn .*\(lora\).*would be 0\. Take .* that draws \(.*dylora.*mosa"),
+        ({"method": "lora:rank=2"}, r"Nothing is drawn .*\(lora\).*would be 0\. Take .* that draws \(mosa, .*dylora"),
         ({"method": "mosa:rank=4,reads=input,parts=1"}, "Nothing is drawn"),
         ({"loss": "chunked"}, "compares logits, which loss='chunked' never holds"),
         ({"checkpointing": True}, "run the first forward again with the draws of the second"),
@@ -103,6 +103,6 @@ def test_where_it_makes_no_sense(options, says):
 
 def test_values_have_no_distribution():
     rows = [{"text": f"{a}+{b}", "label": float(a + b)} for a in range(4) for b in range(4)]
-    train = encode(read(rows), make_tokenizer())
+    train = encode(read(rows, task="label"), make_tokenizer())
     with pytest.raises(AddendaError, match="this task predicts values"):
         run(train, "mosa-houlsby:rank=4", make_bert(1), consistency=1.0)

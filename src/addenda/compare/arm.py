@@ -6,6 +6,7 @@ mosa@adamw@consistency=1,consistency_add=1        both
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.method import Method, misfit, parse_value
@@ -25,7 +26,7 @@ class Arm:
     rates: tuple[float, ...] = ()
     optimizer: str = "auto"
     also_train: tuple[str, ...] = ()  # heads
-    training: dict[str, float] = field(default_factory=dict)  # settings of its own
+    training: dict[str, Any] = field(default_factory=dict)  # settings of its own
 
     @property
     def name(self) -> str:

@@ -177,7 +177,7 @@ class Method:
         return {}
 
     def dealt(self, p: Params) -> Params:
-        """For optimizers: {a trained tensor: the part, 0, 1, …, of each of its entries}; a part moves as a whole."""
+        """For optimizers: {a trained tensor: the part, 1, 2, …, of each of its entries}; a part moves as a whole."""
         return {}
 
     @property

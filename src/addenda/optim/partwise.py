@@ -39,7 +39,7 @@ class PartwiseAdamW(torch.optim.Optimizer):
         self.parts: list[tuple[Tensor, Tensor]] = []  # (trained, the part of each of its entries)
         for _, t in adapter.sites():
             dealt = t.method.dealt(t.tensors())
-            self.parts += [(p, dealt[k]) for k, p in t._parameters.items() if k in dealt and p.requires_grad]
+            self.parts += [(p, dealt[k]) for k, p in t.named_parameters() if k in dealt and p.requires_grad]
         if not self.parts:
             raise AddendaError(
                 f"'partwise-adamw' trains tensors whose entries are dealt out to parts, and adapter {adapter.name!r} "
@@ -66,15 +66,14 @@ class PartwiseAdamW(torch.optim.Optimizer):
         if not state:
             state["steps"] = torch.zeros(int(part.max()) + 1, dtype=torch.float32, device=p.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        steps, first, second = state["steps"], state["exp_avg"], state["exp_avg_sq"]
-        live = part[g != 0].unique().long()
-        steps[live] += 1
+        reached = torch.bincount((part * (g != 0)).flatten(), minlength=len(state["steps"])) > 0
         (beta1, beta2), rate = group["betas"], group["lr"]
-        for k in live.tolist():
-            on, count = part == k, float(steps[k])
-            own = g[on]
-            a = first[on].lerp_(own, 1 - beta1)
-            b = second[on].mul_(beta2).addcmul_(own, own, value=1 - beta2)
-            first[on], second[on] = a, b
-            size = (b / (1 - beta2**count)).sqrt_().add_(group["eps"])
-            p[on] = (p[on] * (1 - rate * group["weight_decay"])).addcdiv_(a, size, value=-rate / (1 - beta1**count))
+        for k in reached[1:].nonzero()[:, 0].add(1).tolist():  # 0 stands for entries without a gradient
+            state["steps"][k] += 1
+            on, n = (part == k).to(p.dtype), float(state["steps"][k])
+            first = state["exp_avg"].lerp_(g, (1 - beta1) * on)
+            second = state["exp_avg_sq"].lerp_(g * g, (1 - beta2) * on)
+            if group["weight_decay"]:
+                p.mul_(1 - rate * group["weight_decay"] * on)
+            size = (second / (1 - beta2**n)).sqrt_().add_(group["eps"])
+            p.addcdiv_(first * on, size, value=-rate / (1 - beta1**n))
