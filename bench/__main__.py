@@ -7,7 +7,7 @@ from pathlib import Path
 
 COMMANDS = (
     "steps", "others", "profile", "scaling", "inference", "mixed", "switching", "optimizer", "tune", "memory", "attach",
-    "basis", "images",
+    "basis", "images", "hidden",
 )  # fmt: skip
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--tokens", default="4x256", help="batch x length")
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--arms", help="arms of `steps` or `others`, between |; others on record stay; default: all")
+    parser.add_argument("--arms", help="arms of `steps`, `others`, `hidden`, between |; others on record stay")
     parser.add_argument("--out", type=Path, help="folder of the record")
     parser.add_argument("--docs", type=Path, help="page whose <!-- name --> … <!-- end --> the table replaces")
     given = parser.parse_args()

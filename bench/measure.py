@@ -34,7 +34,7 @@ def step(model_name: str, arm: str, tokens: tuple[int, int], attention: str, thr
 
     The first answer, after building and `WARM` steps, has the seconds of attach and the number of trained parameters.
     Runs in a process of its own. The loss is over all positions; AdamW takes the trained parameters, or the optimizer
-    of addenda that stands behind an @ in the arm.
+    of addenda that stands behind an @ in the arm ("auto": the method's own). Schedules draw anew after every step.
     """
     from addenda import adapters, optim
     from addenda.train.machine import Peak, resident
@@ -53,11 +53,14 @@ def step(model_name: str, arm: str, tokens: tuple[int, int], attention: str, thr
     if trained_by:
         (adapter,) = adapters(model).values()
         optimizer = optim.build(adapter, trained_by, 1e-4)
+    scheduled = [a for a in _adapters(model) if any(m.has("on_step") for m in a.methods.values())]
 
     def one() -> None:
         model(input_ids=batch, labels=batch).loss.backward()
         if optimizer is not None:
             optimizer.step()
+            for adapter in scheduled:
+                adapter.step()
             optimizer.zero_grad(set_to_none=True)
 
     gc.collect()
@@ -73,6 +76,14 @@ def step(model_name: str, arm: str, tokens: tuple[int, int], attention: str, thr
             "cpu": time.process_time() - c,
             "memory": (peak.bytes or 0) - floor,
         }
+
+
+def _adapters(model) -> list:
+    """Those of addenda that the model has."""
+    from addenda import adapters
+    from addenda.core.state import find_state
+
+    return list(adapters(model).values()) if find_state(model) else []
 
 
 class Worker:

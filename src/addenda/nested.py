@@ -1,6 +1,5 @@
 """What a trained DyLoRA is good for: its first b ranks are an adapter for every b. Choose b, search it, cut there."""
 
-import re
 from collections.abc import Callable
 
 import torch
@@ -8,14 +7,12 @@ from torch import nn
 
 from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter
-from addenda.core.attach import attach, switch
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
-from addenda.core.method import WeightMethod
 from addenda.core.state import record_of
-from addenda.core.targets import Target
 from addenda.methods.dylora import DyLoRA
 from addenda.methods.lora import LoRA
+from addenda.plain import beside
 
 
 def set_rank(adapter: Adapter, rank: int) -> None:
@@ -65,27 +62,12 @@ def export(adapter: Adapter, rank: int, name: str = "lora") -> Adapter:
     it come along. Raises AddendaError as `attach` does, when the rank is out of range, and when other methods have
     sites in the adapter.
     """
-    sites, (root, state, record) = _sites(adapter, rank), record_of(adapter.model, adapter.name)
-    if other := set(record.methods) - {path for path, _, _ in sites} - set(record.also_train):
-        where = f"{len(other)} sites, e.g. {min(other)}"
-        raise AddendaError(f"{adapter.name!r} is no DyLoRA at {where}; nothing was exported.")
-    plain: dict[Target, WeightMethod] = {
-        _exactly(path): LoRA(rank=rank, alpha=float(m.alpha or m.rank), dropout=m.dropout) for path, _, m in sites
-    }
-    acting, tensors = state.active, adapter.state_dict()
-    heads = [_exactly(path) for path in record.also_train]
-    made = attach(root, plain, also_train=heads, name=name, seed=record.seed, freeze=False)
-    for path, _, _ in sites:
-        A, B = tensors[f"{path}/A"], tensors[f"{path}/B"]  # of a stack: one for every matrix
-        tensors |= {f"{path}/A": A[..., :rank, :], f"{path}/B": B[..., :rank]}
-        del tensors[f"{path}/active"]
-    made.load_state_dict(tensors)
-    switch(root, acting)
-    return made.requires_grad_(False)
-
-
-def _exactly(path: str) -> str:
-    return f"re:{re.escape(path)}"
+    forms = {}
+    for path, t, m in _sites(adapter, rank):
+        A, B = t.stored()["A"], t.stored()["B"]  # of a stack: one for every matrix
+        plain = LoRA(rank=rank, alpha=float(m.alpha or m.rank), dropout=m.dropout)
+        forms[path] = plain, {"A": A[..., :rank, :], "B": B[..., :rank]}
+    return beside(adapter, forms, name, "DyLoRA")
 
 
 def _sites(adapter: Adapter, rank: int | None = None) -> list[tuple[str, SiteTensors, DyLoRA]]:

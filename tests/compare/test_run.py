@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import addenda
+from addenda.compare.arm import parse_arm
 from addenda.compare.budget import Budget, fitted
 from addenda.compare.run import Watch, compare
 from addenda.compare.search import cost, grid, rungs, search
@@ -169,3 +170,27 @@ def test_an_arm_names_its_optimizer_and_its_rates(files):
     (files[2] / "config.json").write_text(json.dumps(record.config))
     with pytest.raises(AddendaError, match="other options"):
         run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"])
+
+
+def test_an_arm_has_settings_of_training_of_its_own(files):
+    arm = parse_arm("mosa:rank=4,parts=2@partwise-adamw:beta1=0.8@consistency=1,consistency_add=0.5")
+    assert (arm.name, arm.optimizer) == ("mosa", "partwise-adamw:beta1=0.8")
+    assert arm.training == {"consistency": 1.0, "consistency_add": 0.5}
+    assert parse_arm("mosa@consistency=2").optimizer == "auto"
+    for text, says in [
+        ("lora@consistence=1", "no training option 'consistence'. Did you mean 'consistency'"),
+        ("lora@consistency=much", "consistency must be float, got 'much'"),
+        ("lora@adamw@lora-pro", "One optimizer trains an arm; .*'adamw' and 'lora-pro'"),
+        ("lora@", "optimizer must be"),
+    ]:
+        with pytest.raises(AddendaError, match=says):
+            parse_arm(text)
+    arms = ["mosl:rank=4", "mosl:rank=4@consistency=1"]
+    record = run(files, methods=arms, rates=1, seeds=1)
+    assert record.config["methods"][arms[1]]["options"] == {"rank": 4, "consistency": 1.0}
+    one, two = (record.find(a, "final", 0)["losses"] for a in arms)
+    assert one != two and one[0][1] == pytest.approx(two[0][1]), "at the start both draws are the base"
+    assert len(run(files, methods=arms, rates=1, seeds=1).trials) == len(record.trials)
+    with pytest.raises(AddendaError, match="Nothing is drawn"):
+        run(files, methods=["lora@consistency=1"], out=files[2].parent / "other")
+    assert not (files[2].parent / "other").exists()

@@ -41,7 +41,8 @@ def compare(
         str,
         typer.Option(
             "--methods",
-            help="Arms, by commas; options as in svft:pattern=banded;band=8, an optimizer as in lora@lora-pro.",
+            help="Arms, by commas; options as in svft:pattern=banded;band=8, what trains them as in lora@lora-pro or "
+            "mosa@consistency=1.",
         ),
     ] = METHODS,
     budget: Annotated[

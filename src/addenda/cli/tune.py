@@ -66,6 +66,12 @@ def tune(
     schedule: Annotated[str, _training("--schedule", "linear, cosine or constant.")] = "linear",
     warmup: Annotated[float, _training("--warmup", "Warm-up: steps, or a share below 1.")] = 0.05,
     weight_decay: Annotated[float, _training("--weight-decay", "Of the adapter's tensors.")] = 0.0,
+    consistency: Annotated[
+        float, _training("--consistency", "Weight of a term that makes two draws of mosa, dylora, … or dropout agree.")
+    ] = 0.0,
+    consistency_add: Annotated[
+        float, _training("--consistency-add", "Weight of the second draw's own loss beside it.")
+    ] = 0.0,
     seed: Annotated[int, _training("--seed", "Of start, order and dropout.")] = 0,
     eval_data: Annotated[
         str | None,
@@ -109,7 +115,8 @@ def tune(
         model_or_default(model), data_or_default(data), chosen,
         targets=listed(targets) if targets else None, exclude=listed(exclude),
         out=out, steps=steps, epochs=epochs, batch=batch, accumulate=accumulate, rate=rate, schedule=schedule,
-        warmup=warmup, weight_decay=weight_decay, seed=seed, eval_data=_share(eval_data), eval_every=eval_every,
+        warmup=warmup, weight_decay=weight_decay, consistency=consistency, consistency_add=consistency_add, seed=seed,
+        eval_data=_share(eval_data), eval_every=eval_every,
         early_stop=early_stop, max_length=max_length,
         overflow=cast(Any, overflow), dtype=dtype, device=device, resume=resume, attention=attention,
         loss=cast(Any, loss), group=group, compile=compile, checkpointing=checkpointing, lean=lean, optimizer=optimizer,

@@ -109,7 +109,7 @@ def step_seconds(subject: Subject, arm: Arm, settings: Settings, tell: Callable[
     rows = [[i % len(train) for i in range(k * settings.batch, (k + 1) * settings.batch)] for k in range(3)]
     tell(f"measuring {arm.label}")
     times: list[float] = []
-    steps: dict = {"steps": rows, "rate": 1e-6, "attention": None, "optimizer": arm.optimizer}
+    steps: dict = {"steps": rows, "rate": 1e-6, "attention": None, "optimizer": arm.optimizer, **arm.training}
     with attached(subject, arm, settings, seed=0, batches=1) as adapter:
         fit(model, adapter, train, **steps, progress=lambda e: times.append(perf_counter()))
     return min(b - a for a, b in pairwise(times))

@@ -73,7 +73,8 @@ def compare(
     """Fit methods side by side and write the record directory `out` with its report.
 
     model, data: a transformers folder and a data file; the embedded ones if not given. methods: text forms, one an arm,
-    such as "svft", "lora:rank=8" or "lora:rank=8@lora-pro:mode=full", where an optimizer stands behind the @.
+    such as "svft", "lora:rank=8", "lora:rank=8@lora-pro:mode=full" or "mosa@consistency=1", where behind an @ stands
+    what trains it (see `arm`).
     budget: "steps=40", "seconds=120" (turned into steps once, per arm) or "parameters=500000" (each method's size
     option is set to reach it). rates: how many learning rates are tried per arm, around the catalogue's (1: no search)
     or that of `around` for its text form; search_steps: for how long at first (a quarter of the steps, at least 10).
@@ -221,8 +222,9 @@ def _about(arm: Arm, subject: Subject, steps: int) -> dict:
 
 
 def _options(arm: Arm) -> dict:
-    """Of the method, and the optimizer that was named."""
-    return arm.method.options() | ({"optimizer": arm.optimizer} if arm.optimizer != "auto" else {})
+    """Of the method, the optimizer that was named, and settings of training that are the arm's own."""
+    trained_by = {"optimizer": arm.optimizer} if arm.optimizer != "auto" else {}
+    return arm.method.options() | trained_by | arm.training
 
 
 def _titled(methods: dict[str, dict]) -> dict[str, dict]:

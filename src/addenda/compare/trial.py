@@ -68,6 +68,7 @@ def trial(
                 progress=progress, memory_floor=floor, out=checkpoints, save_every=save_every,
                 resume=checkpoints is not None, optimizer=arm.optimizer,
                 attention=None,  # chosen once, for all arms
+                **arm.training,
             )  # fmt: skip
         except DivergedError as error:
             return told | _diverged(str(error), time.perf_counter() - started)

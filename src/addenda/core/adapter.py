@@ -120,19 +120,26 @@ class Adapter:
             self._look_for_the_dead(record.step)
         self.draw()
 
-    def draw(self, step: int | None = None) -> None:
-        """Set the values that schedules give to the current (or another) step."""
+    def draw(self, step: int | None = None, again: int = 0) -> None:
+        """Set the values that schedules give to the current (or another) step.
+
+        again: other values for the same step, of its second, third, … forward; 0: its own.
+        """
         _, _, record = record_of(self.model, self.name)
         if step is not None:
             record.step = step
-        values = {
-            m: m.on_step(record.step, Stream(record.seed, "step", str(record.step)))
-            for m in dict.fromkeys(record.methods.values())
-            if m.has("on_step")
-        }
-        if values:
-            for _, tensors in self.sites():
-                tensors.draw(values.get(tensors.method, {}))
+        scheduled = [m for m in dict.fromkeys(record.methods.values()) if m.has("on_step")]
+        if not scheduled:
+            return
+        keys = ("step", str(record.step), *([f"again {again}"] if again else []))
+        rng = {m: Stream(record.seed, *keys) for m in scheduled if not m.drawn_apart}
+        values = {m: m.on_step(record.step, own) for m, own in rng.items()}
+        for path, tensors in self.sites():
+            m = tensors.method
+            if m in values or m not in scheduled:
+                tensors.draw(values.get(m, {}))
+            else:
+                tensors.draw(m.on_step(record.step, Stream(record.seed, *keys, path)))
 
     def _look_for_the_dead(self, step: int) -> None:
         live = {n: p for n, p in self.named_parameters() if p.requires_grad}

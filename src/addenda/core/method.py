@@ -111,6 +111,7 @@ class Method:
     start: ClassVar[Start] = Start()
     sized_by: ClassVar[str | None] = None  # the option that makes it larger: a comparison at equal parameters sets it
     targets: ClassVar[str | tuple[str, ...]] = "linear"  # where it goes if nobody says
+    drawn_apart: ClassVar[bool] = False  # whether `on_step` is asked for every site, or once for all
     _kind: ClassVar[type]  # the base class that lists the hooks of its kind
 
     def init(self, site: Any, rng: Stream, p: Params) -> Params:
@@ -171,7 +172,14 @@ class Method:
         return [self for _ in shapes]
 
     def on_step(self, step: int, rng: Stream) -> Params:
-        """Values that stand in for the frozen tensors of the same names while training; called before step 0, 1, …"""
+        """Values that stand in for frozen or derived tensors of the same names while training, at step 0, 1, …
+
+        Asked once for all sites, or with `drawn_apart` for every site, rng then being the site's own.
+        """
+        return {}
+
+    def dealt(self, p: Params) -> Params:
+        """For optimizers: {a trained tensor: the part, 1, 2, …, of each of its entries}; a part moves as a whole."""
         return {}
 
     @property

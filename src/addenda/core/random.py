@@ -33,8 +33,13 @@ class Stream:
     """A reproducible stream of random tensors. Shapes are tuples; floating results are float32 on the CPU."""
 
     def __init__(self, seed: int, *keys: str):
+        self._from = (seed, *keys)
         digest = hashlib.sha256("\x1f".join([str(int(seed)), *keys]).encode()).digest()
         self._bits = np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64))
+
+    def fork(self, key: str) -> "Stream":
+        """Another stream, which depends on how this one was keyed and not on what was drawn from it."""
+        return Stream(*self._from, key)
 
     def raw(self, n: int) -> np.ndarray:
         """`n` unsigned 64-bit words."""
@@ -60,6 +65,14 @@ class Stream:
     def integer(self, low: int, high: int) -> int:
         """One integer from low to high, both included (bias below 2^-40 for ranges below 2^24)."""
         return low + int(self.raw(1)[0] % np.uint64(high - low + 1))
+
+    def deal(self, n: int, parts: int) -> Tensor:
+        """A part from 0 to `parts` − 1 for each of n positions: a random permutation cut into stretches (n, int8 or
+        int16), whose lengths differ by one at most."""
+        order = np.argsort(self.raw(n), kind="stable")
+        dealt = np.empty(n, dtype=np.int8 if parts <= 127 else np.int16)
+        dealt[order] = np.arange(n) * parts // max(n, 1)
+        return torch.from_numpy(dealt)
 
     def choice(self, n: int, k: int) -> Tensor:
         """`k` distinct positions out of `range(n)`, sorted, int64. Needs memory for k numbers, not for n."""

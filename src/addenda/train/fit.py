@@ -22,6 +22,7 @@ from addenda.train import attention as attentions
 from addenda.train import checkpoint, chunked, compiled
 from addenda.train.batches import batches
 from addenda.train.choices import attention_of, compilation, recomputing
+from addenda.train.consistency import check
 from addenda.train.encoded import Encoded
 from addenda.train.machine import Peak, device_of, resident
 from addenda.train.settings import Settings
@@ -76,6 +77,8 @@ def fit(
     weight_decay: float = 0.0,
     clip: float = 1.0,
     accumulate: int = 1,
+    consistency: float = 0.0,
+    consistency_add: float = 0.0,
     seed: int = 0,
     group: bool = True,
     attention: str | None = "auto",
@@ -102,9 +105,10 @@ def fit(
     list of them; with `eval`, the default is ten times in the run, at most every 20th step. early_stop: after so many
     evaluations without a better loss; the adapter then gets its best values. out: a folder for checkpoints (None:
     none), written every save_every steps (default: ten times, at most every 5th) and at the end. resume: go on with the
-    newest one there, if there is one. memory_floor:
-    bytes in use by the loaded model (`machine.resident()` before attach); taken at the call if not given. arguments:
-    more of transformers.TrainingArguments.
+    newest one there, if there is one. consistency: the weight of the consistency term, for which every batch runs
+    twice; consistency_add: of the second run's own loss (see `train.consistency`). memory_floor: bytes in use by the
+    loaded model (`machine.resident()` before attach); taken at the call if not given. arguments: more of
+    transformers.TrainingArguments.
 
     How it is computed, off switches included. attention: "auto" measures "sdpa" and "eager" on these examples (runs of
     fewer than 40 steps keep the model's own), a name takes that one unmeasured, None the model's own. loss: "chunked"
@@ -135,8 +139,11 @@ def fit(
     label, make_optimizer = named(optimizer, adapter, total)
     settings = Settings(
         total, largest, rate, schedule, warmup, weight_decay, clip, accumulate, seed, ordered, data, early_stop,
-        compile=compile, optimizer=label, checkpointing=checkpointing, lean=lean,
+        consistency, consistency_add, compile=compile, optimizer=label, checkpointing=checkpointing, lean=lean,
     )  # fmt: skip
+    if consistency:
+        check(adapter, train.kind, loss, checkpointing)
+        loss = "logits"
     if isinstance(steps, int):
         rows = batches(train.lengths, batch, steps, seed, group, accumulate)
     if early_stop is not None and eval is None:

@@ -29,6 +29,7 @@ class Score:
     sums: Tensor | None  # (B) float32: summed loss of each example, detached; None without logits
     counts: Tensor  # (B) int64: labels of each example
     right: Tensor | None  # (B) bool: right at every label; None when not asked for, or for values
+    logits: Tensor | None = None  # (labels × classes), in the order of the labels; None when not asked for, or values
 
     @property
     def mean(self) -> Tensor:
@@ -42,16 +43,25 @@ class Score:
         return self.sums / self.counts.clamp(min=1)
 
 
-def score(model: nn.Module, batch: dict[str, Tensor], kind: Kind, *, right: bool = False, whole: bool = True) -> Score:
+def score(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    kind: Kind,
+    *,
+    right: bool = False,
+    whole: bool = True,
+    keep: bool = False,
+) -> Score:
     """Run the model on a batch of `Encoded` and compare with its labels. right: also judge every example.
 
-    whole: by the logits of all labels at once; else by `chunked`, where that is permitted, for the total alone.
+    keep: with the logits of all labels. whole: by those logits at once; else by `chunked`, where that is permitted, for
+    the total alone.
     Raises AddendaError when the model returns no logits, or logits that do not fit the labels.
     """
     inputs = inputs_of(model, batch)
     labels = batch["labels"]
     if kind != "causal":
-        return _classify(_logits(model(**inputs)), labels, kind, right)
+        return _classify(_logits(model(**inputs)), labels, kind, right, keep)
     seen = labels[:, 1:] != IGNORE  # (B, T-1): position t predicts the label at t+1
     wanted = labels[:, 1:][seen]  # (N)
     owner = seen.nonzero()[:, 0]  # (N) the example of each label
@@ -73,7 +83,7 @@ def score(model: nn.Module, batch: dict[str, Tensor], kind: Kind, *, right: bool
     if right:
         wrong = (logits.detach().argmax(-1) != wanted).long()
         verdict = torch.zeros(n, dtype=torch.long, device=wrong.device).index_add_(0, owner, wrong) == 0
-    return Score(losses.sum(), len(wanted), sums, seen.sum(1), verdict)
+    return Score(losses.sum(), len(wanted), sums, seen.sum(1), verdict, logits if keep else None)
 
 
 def inputs_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -117,7 +127,7 @@ def _logits(output) -> Tensor:
     return logits
 
 
-def _classify(logits: Tensor, labels: Tensor, kind: Kind, right: bool) -> Score:
+def _classify(logits: Tensor, labels: Tensor, kind: Kind, right: bool, keep: bool) -> Score:
     n = labels.shape[0]
     ones = torch.ones(n, dtype=torch.long, device=labels.device)
     if kind == "value":
@@ -132,4 +142,4 @@ def _classify(logits: Tensor, labels: Tensor, kind: Kind, right: bool) -> Score:
         )
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     verdict = (logits.detach().argmax(-1) == labels) if right else None
-    return Score(losses.sum(), n, losses.detach(), ones, verdict)
+    return Score(losses.sum(), n, losses.detach(), ones, verdict, logits if keep else None)

@@ -14,8 +14,8 @@ class Settings:
 
     steps: optimizer steps; batch: examples a step; rate: the highest learning rate; warmup: steps, or a share of them
     below 1; clip: the largest norm of the gradient (0: no limit); accumulate: parts that a batch is cut into, for
-    memory; the result is the same up to rounding. attention … lean: how it is computed, which decides the
-    bits.
+    memory; the result is the same up to rounding. consistency, consistency_add: see `train.consistency`. attention …
+    lean: how it is computed, which decides the bits.
     """
 
     steps: int
@@ -30,6 +30,8 @@ class Settings:
     group: bool = True
     data: str = ""  # digest of the training data and its order
     early_stop: int | None = None
+    consistency: float = 0.0
+    consistency_add: float = 0.0
     attention: str | None = None
     loss: str = "logits"
     compile: bool = False
@@ -52,6 +54,15 @@ class Settings:
             (
                 1 <= self.accumulate <= self.batch,
                 f"accumulate must be from 1 to batch={self.batch}, got {self.accumulate}",
+            ),
+            (
+                0 <= self.consistency < math.inf and 0 <= self.consistency_add < math.inf,
+                f"consistency and consistency_add must not be negative, got {self.consistency} and "
+                f"{self.consistency_add}",
+            ),
+            (
+                self.consistency > 0 or not self.consistency_add,
+                "consistency_add weighs the second forward of the consistency term; give consistency too",
             ),
             (
                 self.early_stop is None or self.early_stop >= 1,

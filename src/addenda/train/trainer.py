@@ -27,6 +27,7 @@ from addenda.optim.registry import Optimizers
 from addenda.train import checkpoint
 from addenda.train.callback import TrainerCallback
 from addenda.train.compiled import eager
+from addenda.train.consistency import Consistency
 from addenda.train.encoded import IGNORE, Encoded
 from addenda.train.evaluate import evaluate
 from addenda.train.loss import score
@@ -152,9 +153,15 @@ class AdapterTrainer(transformers.Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Summed loss over the labels of the whole step (all parts, all processes)."""
-        made = score(model, inputs, self.data.kind, whole=self.settings.loss != "chunked")
+        if self.settings.consistency:
+            twice = Consistency(self.settings.consistency, self.settings.consistency_add)
+            total, count = twice.total(model, self.adapter, inputs, self.data.kind)
+        else:
+            made = score(model, inputs, self.data.kind, whole=self.settings.loss != "chunked")
+            total, count = made.total, made.count
         self.tokens += int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else len(inputs["labels"])
-        loss = made.mean if num_items_in_batch is None else made.total / num_items_in_batch * self.args.world_size
+        whole = num_items_in_batch is None
+        loss = total / max(count, 1) if whole else total / num_items_in_batch * self.args.world_size
         return (loss, None) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:

@@ -92,8 +92,8 @@ def tune(
     if neither). eval_data: data, or a share of it to hold out by questions. max_length, overflow, chat: see `encode`.
     dtype: "auto" is bfloat16 where it is fast; a loaded
     module keeps its own. progress: shown on stderr, or a function, or False. options: rate (if not given, where the
-    catalogue starts a search for the method's), schedule, eval_every, early_stop, and what makes it fast and small:
-    attention, loss, compile, group, optimizer, checkpointing, … as in `fit`.
+    catalogue starts a search for the method's), schedule, eval_every, early_stop, consistency, and what makes it fast
+    and small: attention, loss, compile, group, optimizer, checkpointing, … as in `fit`.
 
     Raises AddendaError for whatever a user could mend: model, data, method, settings, an interrupted run of others.
     """

@@ -1,0 +1,80 @@
+"""The consistency term: two forwards of one batch that draw differently should say the same (R-Drop; MoSA).
+
+    loss = CE(y1) + add · CE(y2) + weight · ½ [KL(p2 ‖ p1) + KL(p1 ‖ p2)]       p = softmax(y), at every label
+
+The second forward has the draws of `Adapter.draw(again=1)` and dropout of its own. In each divergence the first
+distribution is a target without a gradient, so that the term's gradient at y1 is weight · ½ (p1 − p2), and at y2 the
+opposite: each forward is drawn to the other. Both are as in MoSA's released code (arXiv:2312.02923), which has weight 1
+and add 0; R-Drop (Liang et al. 2021, arXiv:2106.14448) has add 1 and differentiates its targets too.
+
+A step costs two forwards and two backwards, and holds the activations and the logits of both.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addenda.core.adapter import Adapter
+from addenda.core.errors import AddendaError
+from addenda.core.random import Stream
+from addenda.train.encoded import Kind
+from addenda.train.loss import score
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """weight: of the term. add: of the second forward's own loss."""
+
+    weight: float
+    add: float = 0.0
+
+    def total(self, model: nn.Module, adapter: Adapter, batch: dict[str, Tensor], kind: Kind) -> tuple[Tensor, int]:
+        """() float32: the loss summed over the labels, and their number. The adapter has its own draw afterwards."""
+        adapter.draw()
+        one = score(model, batch, kind, keep=True)
+        adapter.draw(again=1)
+        two = score(model, batch, kind, keep=True)
+        adapter.draw()
+        assert one.logits is not None and two.logits is not None
+        loss = one.total + self.weight * divergence(one.logits, two.logits)
+        return (loss + self.add * two.total if self.add else loss), one.count
+
+
+def divergence(a: Tensor, b: Tensor) -> Tensor:
+    """() float32: ½ [KL(sg q ‖ p) + KL(sg p ‖ q)] summed over rows; p, q: the distributions of the logits a and b."""
+    p, q = F.log_softmax(a.float(), -1), F.log_softmax(b.float(), -1)
+    there = F.kl_div(p, q.detach(), reduction="sum", log_target=True)
+    back = F.kl_div(q, p.detach(), reduction="sum", log_target=True)
+    return 0.5 * (there + back)
+
+
+def check(adapter: Adapter, kind: Kind, loss: str, checkpointing: bool) -> None:
+    """Raises AddendaError where the term makes no sense: for values, without anything drawn, without logits."""
+    if kind == "value":
+        raise AddendaError(
+            "The consistency term compares distributions over classes or tokens, and this task predicts values. Leave "
+            "consistency out."
+        )
+    if loss == "chunked":
+        raise AddendaError(
+            "The consistency term compares logits, which loss='chunked' never holds. Take loss='auto' or 'logits', or "
+            "leave consistency out."
+        )
+    if checkpointing or any(getattr(m, "gradient_checkpointing", False) for m in adapter.model.modules()):
+        raise AddendaError(
+            "Gradient checkpointing would run the first forward again with the draws of the second. Leave "
+            "checkpointing or consistency out; accumulate saves memory too."
+        )
+    methods = set(adapter.methods.values())
+    drawn = any(m.on_step(0, Stream(0)) for m in methods if m.has("on_step"))
+    dropped = any(isinstance(m, nn.Dropout) and m.p > 0 for m in adapter.model.modules())
+    if not drawn and not dropped and not any(m.dropout for m in methods):
+        from addenda.core.registry import catalogue
+
+        drawing = [i.name for i in catalogue() if i.build().has("on_step")]
+        raise AddendaError(
+            f"Nothing is drawn in a forward of {adapter.name!r} ({adapter.kinds}), and nothing drops out, so that two "
+            f"forwards would say the same and the consistency term would be 0. Take a method that draws "
+            f"({', '.join(drawing)}), give dropout, or leave consistency out."
+        )
