@@ -87,6 +87,9 @@ def process(rank: int, kind: str, folder: str) -> None:
         after = whole({k: t for k, t in model.state_dict().items() if ".addenda." not in k})
         assert all(torch.equal(before[k], after[k]) for k in before if not k.startswith("score")), method
         found[method] = whole(adapter.state_dict())
+        adapter.load_state_dict({k: torch.zeros_like(t) for k, t in found[method].items()})
+        assert all(not t.any() for t in whole(adapter.state_dict()).values())
+        adapter.load_state_dict(found[method])
         if kind == "fsdp2" or rank == 0:
             adapter.save(f"{folder}/{method.partition(':')[0]}.safetensors")
     torch.save(found, f"{folder}/{rank}.pt")

@@ -10,6 +10,7 @@ from addenda.core.adapted import Pool, SiteTensors
 from addenda.core.errors import AddendaError
 from addenda.core.method import Method
 from addenda.core.random import Stream
+from addenda.core.sharded import fill, is_sharded
 from addenda.core.state import record_of, state_of, tensors_at
 
 
@@ -95,7 +96,12 @@ class Adapter:
         if problems:
             raise AddendaError(f"The tensors do not fit adapter {self.name!r}: {'; '.join(problems[:20])}.")
         for key, tensor in own.items():
-            tensor.copy_(tensors[key])
+            fill(tensor, tensors[key])
+
+    @property
+    def sharded(self) -> bool:
+        """Whether its tensors are spread over processes: then every process must call `save`."""
+        return any(is_sharded(p) for p in self.parameters())
 
     def save(self, path: str | Path, *, basis: bool = False) -> Path:
         """Write one safetensors file; see `core.files.save`."""

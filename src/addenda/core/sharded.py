@@ -1,7 +1,7 @@
 """Models whose parameters are spread over processes (FSDP2's DTensors): what is, and the whole of it.
 
-Attach comes first, then sharding. A sharded model trains, switches and saves; what would read or write whole weights
-(attach, load, merge, detach) says no. Nothing of torch.distributed is imported here.
+Attach comes first, then sharding. A sharded model trains, switches, saves and goes on from checkpoints; what would read
+or write whole weights (attach, load, merge, detach) says no.
 """
 
 from typing import Any
@@ -19,6 +19,16 @@ def whole(tensor: Tensor) -> Tensor:
     """The tensor itself; of a sharded one all of it, gathered. Every process must ask for it at the same place."""
     held: Any = tensor.detach()
     return held.full_tensor() if is_sharded(tensor) else held
+
+
+def fill(tensor: Tensor, values: Tensor) -> None:
+    """Copy values into a tensor; of a sharded one every process, given all of them, takes its own."""
+    held: Any = tensor.detach()
+    if is_sharded(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
+        values = distribute_tensor(values.to(held.device, held.dtype), held.device_mesh, held.placements)
+    held.copy_(values)
 
 
 def refuse_sharded(model: nn.Module, what: str) -> None:

@@ -17,6 +17,7 @@ from addenda.core.adapter import Adapter
 from addenda.core.atomic import write_atomically
 from addenda.core.errors import AddendaError
 from addenda.core.files import read, save
+from addenda.core.sharded import writes
 from addenda.core.state import record_of
 
 FILE, NOTE, STATE = "adapter.safetensors", "addenda.json", "trainer_state.json"
@@ -27,7 +28,8 @@ def write(adapter: Adapter, folder: str | Path, settings: dict | None = None, ch
     folder = Path(folder)
     save(adapter, folder / FILE)
     note = {"step": adapter.step_count, "settings": settings or {}, "choices": choices or {}}
-    write_atomically(folder / NOTE, json.dumps(note, indent=1).encode())
+    if writes(adapter.sharded):
+        write_atomically(folder / NOTE, json.dumps(note, indent=1).encode())
 
 
 def restore(adapter: Adapter, folder: str | Path) -> int:
