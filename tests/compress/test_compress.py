@@ -81,6 +81,7 @@ def test_every_route_writes_a_model(source, how):
 @pytest.mark.parametrize("options", [
     {"sequential": True}, {"storage": "pivot"}, {"split": "sqrt"}, {"allocate": "energy", "share": 0.9},
     {"allocate": "sensitivity", "rise": 0.5}, {"allocate": "asvd"}, {"of": "flops"}, {"multiple": 4},
+    {"weigh": "loss"},
 ], ids=lambda o: "-".join(map(str, o.values())))  # fmt: skip
 def test_options(source, options):
     report = made(source, **options)

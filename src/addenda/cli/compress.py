@@ -41,6 +41,14 @@ def compress(
     floor: Annotated[
         float, typer.Option("--floor", help="Lowest share of the uniform rank (waterfill).", rich_help_panel=RANKS)
     ] = 0.5,
+    weigh: Annotated[
+        str,
+        typer.Option(
+            "--weigh",
+            help="Layers by their error alone, or by its part in the loss (waterfill).",
+            rich_help_panel=RANKS,
+        ),
+    ] = "error",
     share: Annotated[float, typer.Option("--share", help="Energy kept (energy).", rich_help_panel=RANKS)] = 0.99,
     rise: Annotated[
         float, typer.Option("--rise", help="Perplexity's rise allowed (sensitivity).", rich_help_panel=RANKS)
@@ -68,8 +76,8 @@ def compress(
 
     settings = Settings(
         how=how, remove=ratio, of=cast(Any, budget), allocate=cast(Any, allocate), share=share, rise=rise, floor=floor,
-        multiple=multiple, storage=cast(Any, storage), split=cast(Any, split), center=center, sequential=sequential,
-        samples=samples, length=length, seed=seed,
+        weigh=cast(Any, weigh), multiple=multiple, storage=cast(Any, storage), split=cast(Any, split), center=center,
+        sequential=sequential, samples=samples, length=length, seed=seed,
     )  # fmt: skip
     report = run(
         model_or_default(model), out=out, calibration=calibration, settings=settings,

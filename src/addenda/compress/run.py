@@ -9,6 +9,7 @@ factorisation of one block, the outputs of one block for all windows, and at the
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 import time
@@ -23,6 +24,7 @@ from torch import nn
 from addenda.compress import measure, ranks
 from addenda.compress.choose import choose
 from addenda.compress.folder import LowRankConfig, put
+from addenda.compress.gradients import fisher, weights_of
 from addenda.compress.layers import FORMS
 from addenda.compress.moments import Moments
 from addenda.compress.ranks import Layer, Ranks
@@ -30,9 +32,10 @@ from addenda.compress.report import Report, rows_of, write_report
 from addenda.compress.settings import Settings
 from addenda.compress.solve import LowRank, solve
 from addenda.compress.texts import Windows, windows
-from addenda.compress.walk import Piece, Walk, fisher
+from addenda.compress.walk import Piece, Walk
 from addenda.compress.work import Work, check_free, identity_of, writing
 from addenda.core.errors import AddendaError
+from addenda.core.parallel import side_by_side
 from addenda.core.sites import site_at
 from addenda.core.targets import Target, grouped
 from addenda.train.evaluate import task_of
@@ -40,6 +43,7 @@ from addenda.train.load import Loaded, config_of, load_model, quiet
 from addenda.train.machine import Peak, hardware, resident, versions
 
 Say = Callable[[str], None]
+_WEIGHED = 16  # windows whose gradients weigh the layers against each other
 
 
 def compress(
@@ -168,7 +172,7 @@ class _Job:
                 continue
             moments, uses = self._moments(walk, piece)
             at = time.perf_counter()
-            solved = {p: self._solve(p, moments[p], weighs.get(p)) for p in piece.paths}
+            solved = self._solve_all(piece.paths, moments, weighs)
             self.seconds["solving"] += time.perf_counter() - at
             self.work.write(names[i], solved, uses)
             left = (time.perf_counter() - started) / (todo.index(i) + 1) * (len(todo) - todo.index(i) - 1)
@@ -185,6 +189,21 @@ class _Job:
                 "--exclude, or give more text."
             )
         return found
+
+    def _solve_all(
+        self, paths: Sequence[str], moments: dict[str, Moments], weighs: dict[str, Any], given: Ranks | None = None
+    ) -> dict[str, LowRank]:
+        """Layers of one input one after the other, so that its root is found once; others beside them."""
+        groups: dict[int, list[str]] = {}
+        for p in paths:
+            groups.setdefault(id(moments[p]), []).append(p)
+
+        def of(group: list[str]) -> list[tuple[str, LowRank]]:
+            return [(p, self._solve(p, moments[p], weighs.get(p), given and given[p])) for p in group]
+
+        with side_by_side(len(groups) if self.device.type == "cpu" else 1) as each:
+            found = dict(itertools.chain.from_iterable(each(of, list(groups.values()))))
+        return {p: found[p] for p in paths}
 
     def _solve(self, path: str, moments: Moments, weighs: Any = None, rank: int | None = None) -> LowRank:
         m, n = self.chosen[path]
@@ -208,7 +227,7 @@ class _Job:
             paths = [p for p in piece.paths if given[p] is not None]
             if not self.work.has(name) and paths:
                 moments, uses = self._moments(walk, piece, go_on=False)
-                solved = {p: self._solve(p, moments[p], weighs.get(p), given[p]) for p in paths}
+                solved = self._solve_all(paths, moments, weighs, given)
                 self.work.write(name, solved, uses)
                 self.say(f"{piece.name}: solved again on compressed inputs")
             self.where |= dict.fromkeys(paths, name)
@@ -221,15 +240,25 @@ class _Job:
 
     def layers(self) -> list[Layer]:
         """Every candidate with its error curve."""
-        found = {}
+        found, weights = {}, self.weights() if self.s.weigh == "loss" else {}
         for name in dict.fromkeys(self.where.values()):
             for path, about in self.work.about(name).items():
                 uses = about["uses"] if self.s.of == "flops" else 1.0
                 m, n = self.chosen[path]
-                found[path] = Layer(path, m, n, about["errors"], uses, storage=self.s.storage)
+                found[path] = Layer(path, m, n, about["errors"], uses, weights.get(path, 1.0), self.s.storage)
                 if about["note"]:
                     self.notes.append(f"{path}: {about['note']}")
         return [found[p] for p in self.chosen]
+
+    def weights(self) -> dict[str, float]:
+        """What an error of each layer does to the loss, remembered for a run that goes on."""
+        known = (self.work.notes() or {}).get("weights")
+        if known is None:
+            some = dataclasses.replace(self.text, rows=self.text.rows[:_WEIGHED])
+            self.say(f"what each layer's error does to the loss: one backward pass over {some.tokens:,} tokens")
+            known = weights_of(self.model, some.batches(self.s.batch), self.chosen)
+            self.work.note(weights=known)
+        return known
 
     def allocate(self, layers: Sequence[Layer]) -> Ranks:
         s, keep = self.s, 1 - self.s.remove

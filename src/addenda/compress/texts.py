@@ -104,13 +104,13 @@ def windows(
     else:
         seen, held = [t[: len(t) * 7 // 8] for t in texts], [t[len(t) * 7 // 8 :] for t in texts]
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    parts = [Windows(_cut(tokenizer, part, n, length), name, pad) for part, n in ((seen, samples), (held, judge))]
+    parts = [Windows(cut(tokenizer, part, n, length), name, pad) for part, n in ((seen, samples), (held, judge))]
     if not all(p.rows for p in parts):
         raise AddendaError(f"{name} is too short: no {_SHORTEST} tokens for calibration and as many for judging.")
     return parts[0], parts[1]
 
 
-def _cut(tokenizer, texts: list[str], n: int, length: int) -> tuple[tuple[int, ...], ...]:
+def cut(tokenizer, texts: list[str], n: int, length: int) -> tuple[tuple[int, ...], ...]:
     """Up to n windows, the first of every text before the second of any."""
     rows, left = [], [(text, 0) for text in texts]
     reach = 12 * length  # characters that are sure to hold a window, so that no long text is tokenised whole
