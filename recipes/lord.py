@@ -17,7 +17,6 @@ busy machine, so that they are a step of their own: python -m recipes lord --lat
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from recipes.low_rank import BATCH, HEALED, LENGTH, SEEN, SHORT, WINDOW, Arm, Su
 
 REMOVED = (0.2, 0.1, 0.3)  # the rate of claim 3 first
 DRAWS = 4000
+PAPER = "LoRD, arXiv:2309.14021"
 SAME, HALF = 0.01, 0.5  # claim 1: perplexities this close are the same; claim 3
 
 
@@ -92,8 +92,13 @@ def every(verdicts: list[str]) -> str:
     return "holds" if set(verdicts) == {"holds"} else "cannot tell"
 
 
+def rates_of(cells: dict[str, dict]) -> list[float]:
+    """The rates that every arm has been through."""
+    return [rate for rate in REMOVED if all(f"{a}, {rate:.0%}" in cells for a in ARMS)]
+
+
 def findings(cells: dict[str, dict], latency: dict | None) -> list[Finding]:
-    rises, rates = Rises(cells), sorted(REMOVED)
+    rises, rates = Rises(cells), sorted(rates_of(cells))
     parts, said = [], []
     for rate in rates:
         plain, asvd, llm, lord = (rises.rise(f"{a}, {rate:.0%}") for a in ("SVD", "ASVD", "SVD-LLM", "LoRD"))
@@ -183,24 +188,24 @@ def main() -> None:
     jobs: dict[str, Callable[[], dict]] = {"dense": on.dense}
     for rate in REMOVED:
         jobs |= {f"{a}, {rate:.0%}": lambda a=a, rate=rate: on.cell(ARMS[a], rate) for a in ARMS}
-        if rate == REMOVED[0]:
-            jobs["dense, NF4"] = lambda: on.mended(None, 0.0, quantised=True, healed=False)
-            for name, how in _MENDED.items():
-                jobs[f"{MENDED}, {rate:.0%}, {name}"] = lambda how=how, rate=rate: on.mended(ARMS[MENDED], rate, **how)
-    done = {name for name in jobs if (runs.folder / f"{_file(name)}.json").exists()}
-    _say_cost(on, given, [name for name in jobs if name not in done])
+    jobs["dense, NF4"] = lambda: on.mended(None, 0.0, quantised=True, healed=False)
+    for name, how in _MENDED.items():
+        jobs[f"{MENDED}, {REMOVED[0]:.0%}, {name}"] = lambda how=how: on.mended(ARMS[MENDED], REMOVED[0], **how)
+    cells = {name: runs.known(_file(name)) for name in jobs}
+    cells = {name: cell for name, cell in cells.items() if cell is not None}
+    _say_cost(on, given, [name for name in jobs if name not in cells])
     on.solve()
-    kept = runs.folder / "latency.json"
     if given.latency:
-        kept.unlink(missing_ok=True)
         timed = {f"{a}, {r:.0%}": (ARMS[a], r) for a in ("LoRD", MENDED, "LoRD, pivoted") for r in sorted(REMOVED)}
-        runs.once("latency", lambda: on.latency(timed))
-    cells = {name: runs.once(_file(name), job) for name, job in jobs.items() if not given.latency or name in done}
-    if len(cells) < len(jobs):
-        print(f"{len(jobs) - len(cells)} cells are missing still; run without --latency.", file=sys.stderr)
-        return
-    latency = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
-    conclude(given, "LoRD, arXiv:2309.14021", findings(cells, latency), table_of(cells))
+        runs.once("latency", lambda: on.latency(timed), again=True)
+        jobs = {}
+    for name, job in jobs.items():
+        rates = rates_of(cells)
+        cells[name] = runs.once(_file(name), job)
+        if rates_of(cells) != rates:  # so that a run that is cut short has said what it knows
+            conclude(given, PAPER, findings(cells, runs.known("latency")), table_of(cells))
+    if rates_of(cells):
+        conclude(given, PAPER, findings(cells, runs.known("latency")), table_of(cells))
 
 
 _MENDED: dict[str, dict[str, bool]] = {

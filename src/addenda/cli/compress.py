@@ -28,7 +28,7 @@ def compress(
         typer.Option(
             "--calibration",
             "-d",
-            help="Text file, folder or rows. Default: Python's standard library.",
+            help="Text file, folder or rows. Default: python, its standard library.",
             rich_help_panel=TEXT,
         ),
     ] = None,
@@ -61,6 +61,14 @@ def compress(
     targets: Targets = None,
     exclude: Exclude = "",
     latency: Annotated[bool, typer.Option(help="Measure tokens a second; both forms are in memory then.")] = True,
+    by_type: Annotated[bool, typer.Option(help="Judge each type of layer compressed alone, too.")] = True,
+    humaneval: Annotated[
+        int,
+        typer.Option(
+            "--pass-at-1",
+            help="Problems of HumanEval to try, before and after. EXECUTES what the model writes. 0: none.",
+        ),
+    ] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of the choice of text.", rich_help_panel=TEXT)] = 0,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -82,7 +90,7 @@ def compress(
     report = run(
         model_or_default(model), out=out, calibration=calibration, settings=settings,
         targets=listed(targets) if targets else "linear", exclude=listed(exclude), dtype=dtype, device=device,
-        latency=latency, say=say,
+        latency=latency, by_type=by_type, humaneval=humaneval, say=say,
     )  # fmt: skip
     typer.echo(report)
     typer.echo(f"written: {out}, with README.md and compress.json")

@@ -55,15 +55,22 @@ def judged(model: nn.Module, batches: list[Batch]) -> dict[str, Any]:
     return {"outputs": outputs_of(model, batches).tolist()}
 
 
+def harm(before: dict[str, Any], after: dict[str, Any]) -> float:
+    """The rise of perplexity as a share, or how far a classifier's outputs have moved, ‖a − b‖ / ‖a‖."""
+    if "perplexity" in before:
+        return after["perplexity"] / before["perplexity"] - 1
+    a, b = torch.tensor(before["outputs"]), torch.tensor(after["outputs"])
+    return float((a - b).norm() / a.norm().clamp_min(1e-30))
+
+
 def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Before and after, in a line."""
+    worse = harm(before, after)
     if "perplexity" in before:
-        a, b = before["perplexity"], after["perplexity"]
-        return f"perplexity {a:.3f} dense, {b:.3f} compressed ({b / a - 1:+.1%})"
+        return f"perplexity {before['perplexity']:.3f} dense, {after['perplexity']:.3f} compressed ({worse:+.1%})"
     a, b = torch.tensor(before["outputs"]), torch.tensor(after["outputs"])
-    moved = float((a - b).norm() / a.norm().clamp_min(1e-30))
     same = float((a.argmax(-1) == b.argmax(-1)).float().mean())
-    return f"outputs differ by {moved:.2%}, the most likely label is the same for {same:.1%}"
+    return f"outputs differ by {worse:.2%}, the most likely label is the same for {same:.1%}"
 
 
 def seconds(

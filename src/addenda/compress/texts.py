@@ -48,9 +48,11 @@ class Windows:
 def texts_of(source: str | Path | None) -> tuple[list[str], str]:
     """(documents, what they are): of a text file, a folder of them, rows of a data file, or the standard library.
 
+    None, or "python" where nothing is called so, is the standard library.
+
     Raises AddendaError for a source that is missing, empty or not text.
     """
-    if source is None:
+    if source is None or (str(source) == "python" and not Path(source).exists()):
         library = Path(sysconfig.get_paths()["stdlib"])
         found = [p for p in sorted(library.glob("*.py")) if p.stat().st_size > 4096]
         return _readable(found, "the standard library of Python"), "the standard library of Python"
@@ -74,6 +76,9 @@ def _readable(paths: Sequence[Path], name: str) -> list[str]:
     texts = []
     for path in paths:
         try:
+            with path.open("rb") as f:
+                if b"\0" in f.read(1024):  # a library or an archive, which may be large
+                    continue
             texts.append(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, OSError):
             continue
