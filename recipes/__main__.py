@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-NAMES = ("svft", "loldu", "miss", "lora_pro", "dylora", "shira", "mosa")
+NAMES = ("svft", "loldu", "miss", "lora_pro", "dylora", "shira", "mosa", "lord")
 
 
 def main() -> None:
@@ -27,7 +27,8 @@ def main() -> None:
 def _page(page: Path) -> None:
     lines = ["| paper | claim | measured | verdict |", "| --- | --- | --- | --- |"]
     for name in NAMES:
-        kept = json.loads(Path(f"records/recipes/{name}/verdict.json").read_text(encoding="utf-8"))
+        record = Path(f"records/recipes/{name}/verdict.json")
+        kept = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"findings": []}
         for finding in kept["findings"]:
             cells = [kept["paper"], finding["claim"], finding["measured"], f"**{finding['verdict']}**"]
             lines.append(f"| {' | '.join(cells)} |")

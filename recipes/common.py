@@ -294,12 +294,17 @@ class Runs:
         self.folder = folder / "runs"
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def once(self, name: str, make: Callable[[], dict]) -> dict:
-        """What is kept under this name, or what `make` returns, kept from now on."""
+    def known(self, name: str) -> dict | None:
+        """What is kept under this name."""
         file = self.folder / f"{name}.json"
-        if file.exists():
-            return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    def once(self, name: str, make: Callable[[], dict], again: bool = False) -> dict:
+        """What is kept under this name, or what `make` returns, kept from now on."""
+        kept = None if again else self.known(name)
+        if kept is not None:
+            return kept
         print(f"  {name}", file=sys.stderr, flush=True)
         made = make()
-        write_atomically(file, json.dumps(made, indent=1).encode())
-        return made
+        write_atomically(self.folder / f"{name}.json", json.dumps(made, indent=1).encode())
+        return json.loads(json.dumps(made))

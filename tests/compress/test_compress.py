@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from tiny_models import config, make_tokenizer
+from tiny_models import SUMS, config, make_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -16,11 +16,14 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+import addenda as ad
 from addenda.cli.main import run as cli
 from addenda.compress import work as work_files
+from addenda.compress.nf4 import quantize
 from addenda.compress.run import compress, read_report
 from addenda.compress.settings import Settings
 from addenda.core.errors import AddendaError
+from addenda.core.targets import grouped
 
 SMALL = {"samples": 24, "length": 48, "judge": 4, "multiple": 1}
 
@@ -65,7 +68,10 @@ def test_a_folder_comes_out_and_the_source_is_as_it_was(source):
     assert again.kept == report.kept and str(again) == str(report)
     shown = str(report)
     assert "parameters kept" in shown and "full rank" in shown and "lm_head" in shown and "perplexity" in shown
-    assert "model.layers.*.mlp.down_proj (32 × 64)" in shown
+    assert "model.layers.*.mlp.down_proj (32 × 64)" in shown and "perplexity, alone" in shown
+    low = [x["path"] for x in report.layers if x["rank"] is not None]
+    assert set(report.alone) == set(grouped(low)) and "model.layers.*.mlp.up_proj" in report.alone
+    assert "multiplications a token" in shown
     for x in report.layers:
         assert x["rank"] is None or x["parameters"] == x["rank"] * (x["m"] + x["n"])
 
@@ -81,6 +87,7 @@ def test_every_route_writes_a_model(source, how):
 @pytest.mark.parametrize("options", [
     {"sequential": True}, {"storage": "pivot"}, {"split": "sqrt"}, {"allocate": "energy", "share": 0.9},
     {"allocate": "sensitivity", "rise": 0.5}, {"allocate": "asvd"}, {"of": "flops"}, {"multiple": 4},
+    {"weigh": "loss"},
 ], ids=lambda o: "-".join(map(str, o.values())))  # fmt: skip
 def test_options(source, options):
     report = made(source, **options)
@@ -195,6 +202,9 @@ def test_bad_input(source):
         compress(source, out=source)
     with pytest.raises(AddendaError, match="The source is never written to"):
         compress(source, out=source / "low")
+    made(source)
+    with pytest.raises(AddendaError, match="has low-rank layers already"):
+        compress(tmp / "low", out=tmp / "again")
     (tmp / "taken").mkdir()
     (tmp / "taken/file").write_text("x")
     with pytest.raises(AddendaError, match="not empty"):
@@ -206,6 +216,64 @@ def test_bad_input(source):
         compress(source, out=tmp / "y", calibration=tmp / "txt.txt", settings=Settings(**SMALL))
     few = made(source, "few", samples=3)
     assert any("four times the width" in n for n in few.notes)
+
+
+def test_healed_by_an_adapter_on_the_factors_and_the_change_goes_into_them(source):
+    made(source, remove=0.4)
+    low, out = source.parent / "low", source.parent / "healed"
+    before = {k: p.clone() for k, p in loaded(low).named_parameters()}
+    healed = ad.tune(low, SUMS, "lora:rank=2,alpha=8", steps=6, batch=4, dtype="float32", chat=False)
+    assert "model.layers.1.mlp.down_proj.second" in ad.adapters(healed.model)["default"].methods
+    ids = torch.arange(40)[None]
+    wanted = healed.model(ids).logits.detach()
+    ad.merge(healed.model)
+    ad.detach(healed.model, keep_merged=True)
+    healed.model.save_pretrained(out)
+    again = loaded(out)
+    torch.testing.assert_close(again(ids).logits, wanted, rtol=1e-4, atol=1e-5)
+    after = dict(again.named_parameters())
+    assert {k: p.shape for k, p in after.items()} == {k: p.shape for k, p in before.items()}
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert moved == {k for k in before if k.endswith("_proj.weight") or ".first." in k or ".second." in k}
+
+
+def test_qlora_over_lord(source):
+    made(source, remove=0.4, storage="pivot")
+    model = loaded(source.parent / "low")
+    assert all(0 < e < 0.2 for e in quantize(model).values())
+    adapter = ad.attach(model, "lora:rank=2")
+    ids = torch.arange(40)[None]
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(6):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    trained = {id(p) for p in adapter.parameters()}
+    assert all(p.grad is None for p in model.parameters() if id(p) not in trained)
+    wanted = model(ids).logits.detach()
+    ad.merge(model)
+    torch.testing.assert_close(model(ids).logits, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_humaneval_is_asked_for_and_counted(source, monkeypatch):
+    from addenda.compress import run
+
+    asked = []
+    monkeypatch.setattr(run, "problems", lambda n: [{"task_id": str(i)} for i in range(n)])
+    monkeypatch.setattr(
+        run, "pass_at_1", lambda m, t, p, say: asked.append(1) or {x["task_id"]: "passed" for x in p[len(asked) - 1 :]}
+    )
+    report = compress(
+        source, out=source.parent / "low", calibration=source.parent / "text.txt", settings=Settings(**SMALL),
+        latency=False, by_type=False, humaneval=3,
+    )  # fmt: skip
+    assert "HumanEval, passed at once: 3 of 3 dense, 2 compressed" in str(report)
+    made(source, "other")
+    assert len(asked) == 2
 
 
 def test_the_command(source, capsys):

@@ -141,3 +141,14 @@ def test_bad_options_are_named():
             solve(W, moments, **options)
     with pytest.raises(AddendaError, match="width 20"):
         solve(W, Moments(20))
+
+
+def test_wide_inputs_are_summed_in_parts_and_give_one_symmetric_moment():
+    g = torch.Generator().manual_seed(0)
+    X = torch.randn(50, 1101, generator=g)
+    moments = Moments(1101)
+    for part in X.split(7):
+        moments.add(part)
+    wanted = X.double().T @ X.double() / 50
+    torch.testing.assert_close(moments.second, wanted, rtol=0, atol=1e-12)
+    assert torch.equal(moments.second, moments.second.T)

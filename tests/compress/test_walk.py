@@ -6,7 +6,8 @@ from torch import nn
 
 import toys
 from addenda.compress.choose import choose
-from addenda.compress.walk import Walk, fisher
+from addenda.compress.gradients import fisher, weights_of
+from addenda.compress.walk import Walk
 from addenda.core.errors import AddendaError
 
 MODELS = {"llama": toys.make_llama, "gpt2": toys.make_gpt2, "bert": toys.make_bert, "mixtral": toys.make_mixtral}
@@ -150,6 +151,28 @@ def test_fisher_is_the_squared_gradient_of_each_sequence(llama):
             llama(input_ids=ids[None], labels=ids[None]).loss.backward()
             wanted += weight.grad.double().square().sum(1)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-12)
+
+
+def test_weights_are_what_an_error_in_every_direction_costs(llama):
+    path = "model.layers.0.mlp.down_proj"
+    layer, rows = llama.get_submodule(path), [ids[None] for b in batches() for ids in b["input_ids"]]
+    wanted, count = 0.0, 0
+    for ids in rows:
+        held = []
+        handle = layer.register_forward_hook(lambda m, a, y, held=held: held.append(y) or y.retain_grad())
+        logits = llama(input_ids=ids).logits
+        handle.remove()
+        nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum").backward()
+        y, g = held[0].detach(), held[0].grad
+        for t in range(y.shape[1]):  # the mean over axes e of ½ (g·e ‖y‖)², token by token
+            wanted += 0.5 * float((g[0, t] * y[0, t].norm()).square().mean())
+        count += y.shape[1]
+    flags = [p.requires_grad for p in llama.parameters()]
+    found = weights_of(llama, batches(True), [path, "model.layers.1.mlp.up_proj"])
+    assert found[path] == pytest.approx(wanted / count, rel=1e-4)
+    assert found["model.layers.1.mlp.up_proj"] > 0
+    assert [p.requires_grad for p in llama.parameters()] == flags
+    assert not any(m._forward_hooks for m in llama.modules())
 
 
 def test_what_is_chosen_and_why_not(llama, bert):

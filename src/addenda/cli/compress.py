@@ -28,7 +28,7 @@ def compress(
         typer.Option(
             "--calibration",
             "-d",
-            help="Text file, folder or rows. Default: Python's standard library.",
+            help="Text file, folder or rows. Default: python, its standard library.",
             rich_help_panel=TEXT,
         ),
     ] = None,
@@ -41,6 +41,14 @@ def compress(
     floor: Annotated[
         float, typer.Option("--floor", help="Lowest share of the uniform rank (waterfill).", rich_help_panel=RANKS)
     ] = 0.5,
+    weigh: Annotated[
+        str,
+        typer.Option(
+            "--weigh",
+            help="Layers by their error alone, or by its part in the loss (waterfill).",
+            rich_help_panel=RANKS,
+        ),
+    ] = "error",
     share: Annotated[float, typer.Option("--share", help="Energy kept (energy).", rich_help_panel=RANKS)] = 0.99,
     rise: Annotated[
         float, typer.Option("--rise", help="Perplexity's rise allowed (sensitivity).", rich_help_panel=RANKS)
@@ -53,6 +61,14 @@ def compress(
     targets: Targets = None,
     exclude: Exclude = "",
     latency: Annotated[bool, typer.Option(help="Measure tokens a second; both forms are in memory then.")] = True,
+    by_type: Annotated[bool, typer.Option(help="Judge each type of layer compressed alone, too.")] = True,
+    humaneval: Annotated[
+        int,
+        typer.Option(
+            "--pass-at-1",
+            help="Problems of HumanEval to try, before and after. EXECUTES what the model writes. 0: none.",
+        ),
+    ] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of the choice of text.", rich_help_panel=TEXT)] = 0,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -68,13 +84,13 @@ def compress(
 
     settings = Settings(
         how=how, remove=ratio, of=cast(Any, budget), allocate=cast(Any, allocate), share=share, rise=rise, floor=floor,
-        multiple=multiple, storage=cast(Any, storage), split=cast(Any, split), center=center, sequential=sequential,
-        samples=samples, length=length, seed=seed,
+        weigh=cast(Any, weigh), multiple=multiple, storage=cast(Any, storage), split=cast(Any, split), center=center,
+        sequential=sequential, samples=samples, length=length, seed=seed,
     )  # fmt: skip
     report = run(
         model_or_default(model), out=out, calibration=calibration, settings=settings,
         targets=listed(targets) if targets else "linear", exclude=listed(exclude), dtype=dtype, device=device,
-        latency=latency, say=say,
+        latency=latency, by_type=by_type, humaneval=humaneval, say=say,
     )  # fmt: skip
     typer.echo(report)
     typer.echo(f"written: {out}, with README.md and compress.json")

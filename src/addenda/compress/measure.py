@@ -55,37 +55,51 @@ def judged(model: nn.Module, batches: list[Batch]) -> dict[str, Any]:
     return {"outputs": outputs_of(model, batches).tolist()}
 
 
+def harm(before: dict[str, Any], after: dict[str, Any]) -> float:
+    """The rise of perplexity as a share, or how far a classifier's outputs have moved, ‖a − b‖ / ‖a‖."""
+    if "perplexity" in before:
+        return after["perplexity"] / before["perplexity"] - 1
+    a, b = torch.tensor(before["outputs"]), torch.tensor(after["outputs"])
+    return float((a - b).norm() / a.norm().clamp_min(1e-30))
+
+
 def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Before and after, in a line."""
+    worse = harm(before, after)
     if "perplexity" in before:
-        a, b = before["perplexity"], after["perplexity"]
-        return f"perplexity {a:.3f} dense, {b:.3f} compressed ({b / a - 1:+.1%})"
+        return f"perplexity {before['perplexity']:.3f} dense, {after['perplexity']:.3f} compressed ({worse:+.1%})"
     a, b = torch.tensor(before["outputs"]), torch.tensor(after["outputs"])
-    moved = float((a - b).norm() / a.norm().clamp_min(1e-30))
     same = float((a.argmax(-1) == b.argmax(-1)).float().mean())
-    return f"outputs differ by {moved:.2%}, the most likely label is the same for {same:.1%}"
+    return f"outputs differ by {worse:.2%}, the most likely label is the same for {same:.1%}"
 
 
-def speeds(
+def seconds(
     model: nn.Module, ids: Tensor, forms: dict[str, Callable[[], None]], *, rounds: int = 5, decode: int = 24
-) -> dict[str, dict[str, float]]:
-    """Tokens a second of one row of ids (1 × length): `prefill`, and `decode` (causal LMs), for each form of the model.
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every round, for each form of the model: `prefill` of one row of ids (1 × length), and `decode`.
 
-    A form is a function that puts it in place. The forms take turns, so that a busy machine is busy for all of them;
-    the figure is the median of the rounds. A first round is not counted.
+    A form is a function that puts it in place. The forms take turns, so that a busy machine is busy for all of them:
+    compare them round by round. A first round is not counted. decode: tokens one by one behind that row (causal LMs).
     """
-    seconds: dict[str, dict[str, list[float]]] = {form: {} for form in forms}
-    device = next(model.parameters()).device
-    ids = ids.to(device)
+    found: dict[str, dict[str, list[float]]] = {form: {} for form in forms}
+    ids = ids.to(next(model.parameters()).device)
     with torch.no_grad(), training_mode(model, False):
         for turn in range(rounds + 1):
             for form, put in forms.items():
                 put()
                 for what, took in _timed(model, ids, decode).items():
                     if turn:
-                        seconds[form].setdefault(what, []).append(took)
+                        found[form].setdefault(what, []).append(took)
+    return found
+
+
+def speeds(
+    model: nn.Module, ids: Tensor, forms: dict[str, Callable[[], None]], *, rounds: int = 5, decode: int = 24
+) -> dict[str, dict[str, float]]:
+    """Tokens a second by the median of `seconds`."""
     tokens = {"prefill": ids.shape[1], "decode": decode}
-    return {form: {what: tokens[what] / median(s) for what, s in found.items()} for form, found in seconds.items()}
+    found = seconds(model, ids, forms, rounds=rounds, decode=decode)
+    return {form: {what: tokens[what] / median(s) for what, s in took.items()} for form, took in found.items()}
 
 
 def _timed(model: Any, ids: Tensor, decode: int) -> dict[str, float]:

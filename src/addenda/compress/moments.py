@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 4096  # rows turned to float64 at a time
+_SMALL = 256  # columns: no part of a symmetric product is cut below that
 
 
 class Moments:
@@ -17,7 +18,7 @@ class Moments:
     def __init__(self, width: int, device: torch.device | str = "cpu"):
         zeros = {"dtype": torch.float64, "device": device}
         self.count = 0
-        self.sum_outer = torch.zeros(width, width, **zeros)  # Σ x xᵀ
+        self._upper = torch.zeros(width, width, **zeros)  # Σ x xᵀ, on and above the diagonal
         self.sum = torch.zeros(width, **zeros)
         self.sum_size = torch.zeros(width, **zeros)  # Σ |x|
 
@@ -26,7 +27,7 @@ class Moments:
         """Rows (tokens × n) of any floating dtype."""
         for part in rows.split(_BLOCK):
             x = part.double()
-            self.sum_outer.addmm_(x.T, x)
+            _add_square(self._upper, x)
             self.sum += x.sum(0)
             self.sum_size += x.abs().sum(0)
         self.count += len(rows)
@@ -35,7 +36,7 @@ class Moments:
     @property
     def second(self) -> Tensor:
         """C = E[x xᵀ], n × n, uncentred."""
-        return self.sum_outer / max(self.count, 1)
+        return (self._upper.triu() + self._upper.triu(1).T) / max(self.count, 1)
 
     @property
     def mean(self) -> Tensor:
@@ -50,6 +51,18 @@ class Moments:
     def root(self) -> Tensor:
         """R, n × n, with R Rᵀ = C: the eigenvectors scaled. Exists for a singular C too."""
         return square_root(self.second)
+
+
+def _add_square(total: Tensor, x: Tensor) -> None:
+    """total += xᵀ x on and above the diagonal; most of what is below is left out, and up to half of the work."""
+    n = x.shape[1]
+    if n <= 2 * _SMALL:
+        total.addmm_(x.T, x)
+        return
+    a, b = x[:, : n // 2], x[:, n // 2 :]
+    _add_square(total[: n // 2, : n // 2], a)
+    total[: n // 2, n // 2 :].addmm_(a.T, b)
+    _add_square(total[n // 2 :, n // 2 :], b)
 
 
 def square_root(C: Tensor) -> Tensor:

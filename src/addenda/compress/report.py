@@ -17,7 +17,8 @@ from addenda.core.targets import grouped
 class Report:
     """layers: one entry for every layer that could be compressed (rank None: it stays dense); dense: why the others do.
 
-    memory: bytes at the peak above the loaded model, or None where it cannot be seen. speeds: tokens a second.
+    alone: by type of layer, the harm (`measure.harm`) where only that type is compressed. speeds: tokens a second.
+    memory: bytes at the peak above the loaded model, or None where it cannot be seen.
     """
 
     source: str
@@ -29,6 +30,7 @@ class Report:
     before: dict[str, Any]
     after: dict[str, Any]
     sizes: dict[str, dict[str, int]]
+    alone: dict[str, float]
     speeds: dict[str, dict[str, float]]
     layers: list[dict[str, Any]]
     dense: dict[str, str]
@@ -57,10 +59,17 @@ class Report:
             f"{_mib(self.sizes['compressed'])} MiB)",
             f"{compared(self.before, self.after)} on {self.judged:,} tokens apart",
         ]
+        if found := self.before.get("passed"):
+            right = [sum(why == "passed" for why in x["passed"].values()) for x in (self.before, self.after)]
+            lines.append(f"HumanEval, passed at once: {right[0]} of {len(found)} dense, {right[1]} compressed")
         for what in self.speeds.get("dense", ()):
             a, b = self.speeds["dense"][what], self.speeds["compressed"][what]
             lines.append(f"{what}: {a:,.0f} tokens/s dense, {b:,.0f} compressed ({b / a:.2f} ×)")
-        lines += ["", *_table(self.layers), ""]
+        now, then = (sum(x[k] for x in self.layers) for k in ("multiplications", "dense_multiplications"))
+        lines.append(
+            f"multiplications a token in these layers: {then / 1e6:,.1f} M dense, {now / 1e6:,.1f} M compressed"
+        )
+        lines += ["", *_table(self.layers, self.alone, "perplexity" in self.before), ""]
         lines += [f"dense: {pattern}: {why}" for pattern, why in self._left()]
         lines += self.notes
         stages = ", ".join(f"{k} {v:.0f} s" for k, v in self.stages.items())
@@ -92,9 +101,10 @@ def rows_of(layers: Sequence[Layer], given: Ranks, errors: dict[str, float]) -> 
     return rows
 
 
-def _table(layers: list[dict[str, Any]], bar: str = "  ") -> list[str]:
+def _table(layers: list[dict[str, Any]], alone: dict[str, float], causal: bool, bar: str = "  ") -> list[str]:
     """By type of layer. rank: lowest, median and highest of those that are low rank."""
-    head = ("layers", "of", "full rank", "rank", "parameters kept", "multiplications kept", "output error")
+    last = "perplexity, alone" if causal else "outputs moved, alone"
+    head = ("layers", "of", "full rank", "rank", "parameters kept", "multiplications kept", "output error", last)
     rows: list[tuple[str, ...]] = [head]
     by_path = {x["path"]: x for x in layers}
     for pattern, paths in grouped(by_path).items():
@@ -107,7 +117,10 @@ def _table(layers: list[dict[str, Any]], bar: str = "  ") -> list[str]:
         full = str(min(held[0]["m"], held[0]["n"]))
         shape = f"{held[0]['m']} × {held[0]['n']}"
         error = mean(x["error"] for x in held)
-        rows.append((f"{pattern} ({shape})", few, full, spread, f"{kept:.1%}", f"{products:.1%}", f"{error:.4f}"))
+        worse = f"{alone[pattern]:+.2%}" if pattern in alone else ""
+        rows.append(
+            (f"{pattern} ({shape})", few, full, spread, f"{kept:.1%}", f"{products:.1%}", f"{error:.4f}", worse)
+        )
     widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
     return [bar.join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows]
 

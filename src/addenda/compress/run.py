@@ -9,6 +9,7 @@ factorisation of one block, the outputs of one block for all windows, and at the
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 import time
@@ -22,7 +23,9 @@ from torch import nn
 
 from addenda.compress import measure, ranks
 from addenda.compress.choose import choose
-from addenda.compress.folder import LowRankConfig, put
+from addenda.compress.folder import METHOD, LowRankConfig, put
+from addenda.compress.gradients import fisher, weights_of
+from addenda.compress.humaneval import pass_at_1, problems
 from addenda.compress.layers import FORMS
 from addenda.compress.moments import Moments
 from addenda.compress.ranks import Layer, Ranks
@@ -30,9 +33,10 @@ from addenda.compress.report import Report, rows_of, write_report
 from addenda.compress.settings import Settings
 from addenda.compress.solve import LowRank, solve
 from addenda.compress.texts import Windows, windows
-from addenda.compress.walk import Piece, Walk, fisher
+from addenda.compress.walk import Piece, Walk
 from addenda.compress.work import Work, check_free, identity_of, writing
 from addenda.core.errors import AddendaError
+from addenda.core.parallel import side_by_side
 from addenda.core.sites import site_at
 from addenda.core.targets import Target, grouped
 from addenda.train.evaluate import task_of
@@ -40,6 +44,7 @@ from addenda.train.load import Loaded, config_of, load_model, quiet
 from addenda.train.machine import Peak, hardware, resident, versions
 
 Say = Callable[[str], None]
+_WEIGHED = 16  # windows whose gradients weigh the layers against each other
 
 
 def compress(
@@ -53,24 +58,31 @@ def compress(
     dtype: str = "auto",
     device: str | None = None,
     latency: bool = True,
+    by_type: bool = True,
+    humaneval: int = 0,
     say: Say | None = None,
 ) -> Report:
     """Write the low-rank form of the model in a folder to another folder, and say what that cost and brought.
 
     calibration: text, see `compress.texts`; by default the standard library of Python. latency: measure tokens a second
-    of both forms, which holds both in memory. say: called with one line of progress at a time.
+    of both forms, which holds both in memory. by_type: judge each type of layer compressed alone, too. humaneval: how
+    many of its problems to try before and after, which executes what the model writes (`compress.humaneval`); 0: none,
+    and nothing is executed. say: called with one line of progress at a time.
     Raises AddendaError for a model, text or settings that cannot be used, a taken target and a full disk. The source is
     never written to, and an unfinished target keeps what is done.
     """
     s, say, started = settings or Settings(), say or (lambda _: None), time.perf_counter()
     source, out = Path(model).expanduser(), Path(out).expanduser()
-    config_of(source)  # raises where there is no model
+    packed = getattr(config_of(source), "quantization_config", None)  # raises where there is no model
+    if packed:
+        raise AddendaError(_not_again(source, packed))
     if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
         raise AddendaError(f"--out {out} is the source or lies in it. The source is never written to; name another.")
     check_free(out)
     loaded = load_model(source, dtype=dtype, device=device)
     if task_of(loaded.model) != "causal" and (wants := s.wants_loss()):
         raise AddendaError(f"{wants} wants the loss of the next token, and a {type(loaded.model).__name__} has none.")
+    problems = _problems(loaded.model, humaneval)
     chosen, dense = choose(loaded.model, targets, exclude, s.storage)
     calibrate, judge = windows(loaded.tokenizer, calibration, s.samples, s.length, judge=s.judge, seed=s.seed)
     notes = _enough(calibrate, chosen, s)
@@ -82,7 +94,7 @@ def compress(
     }).open()  # fmt: skip
     if work.resumed:
         say(f"going on with {work.folder}")
-    job = _Job(s, loaded, work, chosen, calibrate, judge, say, notes)
+    job = _Job(s, loaded, work, chosen, calibrate, judge, say, notes, problems)
     before = job.judged_before()
     base = resident(job.device) or 0
     with Peak(job.device) as peak:
@@ -93,14 +105,15 @@ def compress(
             job.solve_again(given)
         low = job.build(given)
     sizes = {"dense": _numbers(loaded.model)}
+    alone = job.alone(low) if by_type else {}
     speeds = job.speeds(low) if latency else {}
     _put_all(loaded.model, low)
     sizes["compressed"] = _numbers(loaded.model)
     report = Report(
         source=str(source), settings=dataclasses.asdict(s), dtype=loaded.note, calibration=calibrate.source,
-        tokens=calibrate.tokens, judged=judge.tokens, before=before, after=job.judged(), sizes=sizes, speeds=speeds,
-        layers=rows_of(layers, given, job.errors), dense=dense, notes=notes, versions=versions(), hardware=hardware(),
-        seconds=time.perf_counter() - started, stages=job.seconds,
+        tokens=calibrate.tokens, judged=judge.tokens, before=before, after=job.judged(), sizes=sizes, alone=alone,
+        speeds=speeds, layers=rows_of(layers, given, job.errors), dense=dense, notes=notes, versions=versions(),
+        hardware=hardware(), seconds=time.perf_counter() - started, stages=job.seconds,
         memory=None if peak.bytes is None else max(peak.bytes - base, 0),
     )  # fmt: skip
     _save(loaded, low, s, work, report)
@@ -119,6 +132,7 @@ class _Job:
     judge: Windows
     say: Say
     notes: list[str]
+    problems: list[dict[str, str]]
 
     def __post_init__(self):
         self.model = cast(Any, self.loaded.model)
@@ -128,12 +142,29 @@ class _Job:
         self.seconds = {"statistics": 0.0, "solving": 0.0}
 
     def judged(self) -> dict[str, Any]:
-        return measure.judged(self.model, self.judge.batches(self.s.batch))
+        found = measure.judged(self.model, self.judge.batches(self.s.batch))
+        if self.problems:
+            self.say(f"HumanEval: {len(self.problems)} functions; what the model writes is executed, with limits")
+            found["passed"] = pass_at_1(self.model, self.loaded.tokenizer, self.problems, say=self.say)
+        return found
+
+    def alone(self, low: dict[str, nn.Module]) -> dict[str, float]:
+        """{type of layer: `measure.harm` of that type's low-rank layers, all others dense}, on half of the windows."""
+        self.say("judging each type of layer alone")
+        some = self.judge.rows[: max(len(self.judge.rows) // 2, 1)]
+        batches = dataclasses.replace(self.judge, rows=some).batches(self.s.batch)
+        before, found = measure.judged(self.model, batches), {}
+        for pattern, paths in grouped(low).items():
+            held = {p: self.model.get_submodule(p) for p in paths}
+            _put_all(self.model, {p: low[p] for p in paths})
+            found[pattern] = measure.harm(before, measure.judged(self.model, batches))
+            _put_all(self.model, held)
+        return found
 
     def judged_before(self) -> dict[str, Any]:
         """What the dense model says, remembered for a run that goes on."""
         known = (self.work.notes() or {}).get("before")
-        if known is None:
+        if known is None or len(known.get("passed", ())) != len(self.problems):
             self.say(f"judging the dense model on {self.judge.tokens:,} tokens")
             known = self.judged()
             self.work.note(before=known)
@@ -168,7 +199,7 @@ class _Job:
                 continue
             moments, uses = self._moments(walk, piece)
             at = time.perf_counter()
-            solved = {p: self._solve(p, moments[p], weighs.get(p)) for p in piece.paths}
+            solved = self._solve_all(piece.paths, moments, weighs)
             self.seconds["solving"] += time.perf_counter() - at
             self.work.write(names[i], solved, uses)
             left = (time.perf_counter() - started) / (todo.index(i) + 1) * (len(todo) - todo.index(i) - 1)
@@ -185,6 +216,21 @@ class _Job:
                 "--exclude, or give more text."
             )
         return found
+
+    def _solve_all(
+        self, paths: Sequence[str], moments: dict[str, Moments], weighs: dict[str, Any], given: Ranks | None = None
+    ) -> dict[str, LowRank]:
+        """Layers of one input one after the other, so that its root is found once; others beside them."""
+        groups: dict[int, list[str]] = {}
+        for p in paths:
+            groups.setdefault(id(moments[p]), []).append(p)
+
+        def of(group: list[str]) -> list[tuple[str, LowRank]]:
+            return [(p, self._solve(p, moments[p], weighs.get(p), given and given[p])) for p in group]
+
+        with side_by_side(len(groups) if self.device.type == "cpu" else 1) as each:
+            found = dict(itertools.chain.from_iterable(each(of, list(groups.values()))))
+        return {p: found[p] for p in paths}
 
     def _solve(self, path: str, moments: Moments, weighs: Any = None, rank: int | None = None) -> LowRank:
         m, n = self.chosen[path]
@@ -208,7 +254,7 @@ class _Job:
             paths = [p for p in piece.paths if given[p] is not None]
             if not self.work.has(name) and paths:
                 moments, uses = self._moments(walk, piece, go_on=False)
-                solved = {p: self._solve(p, moments[p], weighs.get(p), given[p]) for p in paths}
+                solved = self._solve_all(paths, moments, weighs, given)
                 self.work.write(name, solved, uses)
                 self.say(f"{piece.name}: solved again on compressed inputs")
             self.where |= dict.fromkeys(paths, name)
@@ -221,15 +267,25 @@ class _Job:
 
     def layers(self) -> list[Layer]:
         """Every candidate with its error curve."""
-        found = {}
+        found, weights = {}, self.weights() if self.s.weigh == "loss" else {}
         for name in dict.fromkeys(self.where.values()):
             for path, about in self.work.about(name).items():
                 uses = about["uses"] if self.s.of == "flops" else 1.0
                 m, n = self.chosen[path]
-                found[path] = Layer(path, m, n, about["errors"], uses, storage=self.s.storage)
+                found[path] = Layer(path, m, n, about["errors"], uses, weights.get(path, 1.0), self.s.storage)
                 if about["note"]:
                     self.notes.append(f"{path}: {about['note']}")
         return [found[p] for p in self.chosen]
+
+    def weights(self) -> dict[str, float]:
+        """What an error of each layer does to the loss, remembered for a run that goes on."""
+        known = (self.work.notes() or {}).get("weights")
+        if known is None:
+            some = dataclasses.replace(self.text, rows=self.text.rows[:_WEIGHED])
+            self.say(f"what each layer's error does to the loss: one backward pass over {some.tokens:,} tokens")
+            known = weights_of(self.model, some.batches(self.s.batch), self.chosen)
+            self.work.note(weights=known)
+        return known
 
     def allocate(self, layers: Sequence[Layer]) -> Ranks:
         s, keep = self.s, 1 - self.s.remove
@@ -280,6 +336,24 @@ def _put_all(model: nn.Module, modules: dict[str, nn.Module]) -> None:
 def _numbers(model: nn.Module) -> dict[str, int]:
     unique = {id(p): p for p in model.parameters()}.values()
     return {"parameters": sum(p.numel() for p in unique), "bytes": sum(p.numel() * p.element_size() for p in unique)}
+
+
+def _not_again(source: Path, packed: Any) -> str:
+    kind = packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
+    if kind == METHOD:
+        return (
+            f"{source} has low-rank layers already. Compress the model that it was made of, or its dense form: "
+            f"addenda compress --how dense --model {source} --out FOLDER."
+        )
+    return f"{source} is quantised ({kind}), and factors are found from full weights. Give the model it was made of."
+
+
+def _problems(model: nn.Module, count: int) -> list[dict[str, str]]:
+    if not count:
+        return []
+    if task_of(model) != "causal":
+        raise AddendaError(f"HumanEval wants a model that writes, and a {type(model).__name__} does not.")
+    return problems(count)
 
 
 def _enough(text: Windows, chosen: dict[str, tuple[int, int]], s: Settings) -> list[str]:

@@ -17,7 +17,8 @@ class Settings:
     """remove: the share of the chosen layers' parameters (or multiplications) to do without. of: which of the two.
 
     allocate: who gets which rank, see `compress.ranks`; share: of the outputs' energy, for "energy"; rise: of the
-    perplexity, for "sensitivity"; floor: of the uniform rank, for "waterfill". multiple: ranks are multiples of it.
+    perplexity, for "sensitivity"; floor: of the uniform rank, for "waterfill"; weigh: layers against each other in it,
+    by the relative error of their outputs alone, or by what such an error does to the loss. multiple: of every rank.
     samples, length: windows of text for calibration, and their tokens. sequential: every block is solved on what the
     compressed blocks before it put out.
     """
@@ -29,6 +30,7 @@ class Settings:
     share: float = 0.99
     rise: float = 0.01
     floor: float = 0.5
+    weigh: Literal["error", "loss"] = "error"
     multiple: int = 8
     storage: Storage = "factors"
     split: Split = "left"
@@ -42,8 +44,12 @@ class Settings:
 
     def wants_loss(self) -> str | None:
         """The option that only a causal LM can meet, or None."""
-        how = "--how fwsvd" if self.how == "fwsvd" else None
-        return how or (f"--allocate {self.allocate}" if self.allocate in ("sensitivity", "asvd") else None)
+        asked = {
+            "--how fwsvd": self.how == "fwsvd",
+            f"--allocate {self.allocate}": self.allocate in ("sensitivity", "asvd"),
+            "--weigh loss": self.weigh == "loss" and self.allocate == "waterfill",
+        }
+        return next((option for option, wanted in asked.items() if wanted), None)
 
     def __post_init__(self):
         check(self.how, self.center, self.split)
@@ -52,7 +58,7 @@ class Settings:
                 f"There is no allocation {self.allocate!r}.{nearest(self.allocate, ALLOCATIONS)} "
                 f"Known: {', '.join(ALLOCATIONS)}."
             )
-        for name, known in (("of", ("parameters", "flops")), ("storage", STORAGES)):
+        for name, known in (("of", ("parameters", "flops")), ("storage", STORAGES), ("weigh", ("error", "loss"))):
             if getattr(self, name) not in known:
                 raise AddendaError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}.")
         if not 0 < self.remove < 1:

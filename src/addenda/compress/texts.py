@@ -48,9 +48,11 @@ class Windows:
 def texts_of(source: str | Path | None) -> tuple[list[str], str]:
     """(documents, what they are): of a text file, a folder of them, rows of a data file, or the standard library.
 
+    None, or "python" where nothing is called so, is the standard library.
+
     Raises AddendaError for a source that is missing, empty or not text.
     """
-    if source is None:
+    if source is None or (str(source) == "python" and not Path(source).exists()):
         library = Path(sysconfig.get_paths()["stdlib"])
         found = [p for p in sorted(library.glob("*.py")) if p.stat().st_size > 4096]
         return _readable(found, "the standard library of Python"), "the standard library of Python"
@@ -74,6 +76,9 @@ def _readable(paths: Sequence[Path], name: str) -> list[str]:
     texts = []
     for path in paths:
         try:
+            with path.open("rb") as f:
+                if b"\0" in f.read(1024):  # a library or an archive, which may be large
+                    continue
             texts.append(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, OSError):
             continue
@@ -104,13 +109,13 @@ def windows(
     else:
         seen, held = [t[: len(t) * 7 // 8] for t in texts], [t[len(t) * 7 // 8 :] for t in texts]
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    parts = [Windows(_cut(tokenizer, part, n, length), name, pad) for part, n in ((seen, samples), (held, judge))]
+    parts = [Windows(cut(tokenizer, part, n, length), name, pad) for part, n in ((seen, samples), (held, judge))]
     if not all(p.rows for p in parts):
         raise AddendaError(f"{name} is too short: no {_SHORTEST} tokens for calibration and as many for judging.")
     return parts[0], parts[1]
 
 
-def _cut(tokenizer, texts: list[str], n: int, length: int) -> tuple[tuple[int, ...], ...]:
+def cut(tokenizer, texts: list[str], n: int, length: int) -> tuple[tuple[int, ...], ...]:
     """Up to n windows, the first of every text before the second of any."""
     rows, left = [], [(text, 0) for text in texts]
     reach = 12 * length  # characters that are sure to hold a window, so that no long text is tokenised whole

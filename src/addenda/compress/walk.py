@@ -203,38 +203,3 @@ def unpadded(x: Tensor, mask: Tensor) -> Tensor:
     if x.shape[:-1] == mask.shape or (x.dim() == 2 and len(x) == mask.numel()):
         return rows if bool(mask.all()) else rows[mask.flatten().bool().to(rows.device)]
     return rows  # rows that were picked on the way, such as an expert's: which of them are padding is not known
-
-
-def fisher(model: nn.Module, batches: list[Batch], weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Σ over sequences and inputs of (∂loss/∂W)², one number for every output (m) of each layer, float64.
-
-    loss: the mean cross-entropy of the next token of one sequence. One dense gradient lives at a time.
-    Raises AddendaError where the model gives no such loss.
-    """
-    from addenda.core.borrow import frozen
-
-    found: dict[str, Tensor] = {}
-
-    def collect(path: str, transposed: bool) -> Callable:
-        def take(weight: Tensor) -> None:
-            assert weight.grad is not None
-            square = weight.grad.double().square().sum(0 if transposed else 1)
-            found[path] = found[path] + square if path in found else square
-            weight.grad = None
-
-        return take
-
-    with frozen(model), training_mode(model, False), ExitStack() as hooks:
-        for path, weight in weights.items():
-            weight.requires_grad_(True)
-            transposed = not isinstance(model.get_submodule(path), nn.Linear)
-            hooks.callback(weight.register_post_accumulate_grad_hook(collect(path, transposed)).remove)
-        device = next(p.device for p in model.parameters())
-        for batch in batches:
-            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-                row = ids[mask.bool()][None].to(device)
-                logits = getattr(model(input_ids=row), "logits", None)
-                if logits is None or logits.dim() != 3:
-                    raise AddendaError("fwsvd wants the gradient of a loss, and only a causal LM has one from text.")
-                nn.functional.cross_entropy(logits[0, :-1].float(), row[0, 1:]).backward()
-    return found

@@ -5,7 +5,6 @@ Everything is computed before the model is changed, so that a refused call leave
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -19,7 +18,7 @@ from addenda.core.errors import AddendaError
 from addenda.core.hidden import HiddenMethod
 from addenda.core.method import Method, Params, Replace, Shape, WeightMethod
 from addenda.core.mixed import Mixed, PerExample
-from addenda.core.pages import give_back
+from addenda.core.parallel import side_by_side
 from addenda.core.random import Stream
 from addenda.core.registry import build
 from addenda.core.sharded import refuse_sharded
@@ -238,7 +237,7 @@ def build_tensors(
             placed[where] = kept_as(drawn[m], site)
         jobs.append((site, m, seed, placed[where], (seen or {}).get(site.path), given, held[m]))
     built = {}
-    with _side_by_side(len(plan) if any(m.has("derive") for _, m in plan) else 1) as each:
+    with side_by_side(len(plan) if any(m.has("derive") for _, m in plan) else 1) as each:
         for i, (job, tensors) in enumerate(zip(jobs, each(lambda job: tensors_of(*job), jobs), strict=True)):
             built[job[0].path] = tensors
             if progress:
@@ -246,22 +245,6 @@ def build_tensors(
     if progress:
         progress(len(plan), len(plan), "")
     return built
-
-
-@contextmanager
-def _side_by_side(most: int) -> Iterator[Callable[[Callable, list], Iterable]]:
-    """`map`, or one over threads that share torch's own among them."""
-    threads = torch.get_num_threads()
-    workers = min(threads, most, 4)
-    if workers < 2:
-        yield map
-        return
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-            yield pool.map
-    finally:
-        torch.set_num_threads(threads)
-        give_back()
 
 
 def pool_of(m: Method, sites: list[Site], seed: int, stored: Params | None = None) -> Pool | None:
