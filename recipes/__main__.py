@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-NAMES = ("svft", "loldu", "miss", "lora_pro", "dylora", "shira")
+NAMES = ("svft", "loldu", "miss", "lora_pro", "dylora", "shira", "trp")
 
 
 def main() -> None:
