@@ -27,7 +27,9 @@ def main() -> None:
 def _page(page: Path) -> None:
     lines = ["| paper | claim | measured | verdict |", "| --- | --- | --- | --- |"]
     for name in NAMES:
-        kept = json.loads(Path(f"records/recipes/{name}/verdict.json").read_text(encoding="utf-8"))
+        if not (record := Path(f"records/recipes/{name}/verdict.json")).exists():
+            continue
+        kept = json.loads(record.read_text(encoding="utf-8"))
         for finding in kept["findings"]:
             cells = [kept["paper"], finding["claim"], finding["measured"], f"**{finding['verdict']}**"]
             lines.append(f"| {' | '.join(cells)} |")
