@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-NAMES = ("svft", "loldu", "miss", "lora_pro", "dylora", "shira", "mosa", "lord")
+NAMES = ("svft", "loldu", "miss", "lora_pro", "dylora", "shira", "mosa", "lord", "trp")
 
 
 def main() -> None:
@@ -27,8 +27,7 @@ def main() -> None:
 def _page(page: Path) -> None:
     lines = ["| paper | claim | measured | verdict |", "| --- | --- | --- | --- |"]
     for name in NAMES:
-        record = Path(f"records/recipes/{name}/verdict.json")
-        kept = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"findings": []}
+NAMES = ("svft", "loldu", "miss", "lora_pro", "dylora", "shira", "mosa", "lord", "trp")
         for finding in kept["findings"]:
             cells = [kept["paper"], finding["claim"], finding["measured"], f"**{finding['verdict']}**"]
             lines.append(f"| {' | '.join(cells)} |")

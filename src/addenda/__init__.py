@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from addenda.compose.composition import Split as Split
     from addenda.compose.composition import Stack as Stack
     from addenda.compose.composition import composed as composed
+    from addenda.compress.factorise import Factorised as Factorised
+    from addenda.compress.factorise import factorise as factorise
+    from addenda.compress.macs import macs as macs
+    from addenda.compress.recalibrate import recalibrate as recalibrate
+    from addenda.compress.trp import TrainedRankPruning as TrainedRankPruning
     from addenda.core.adapter import Adapter as Adapter
     from addenda.core.adapter import adapters as adapters
     from addenda.core.attach import attach as attach
@@ -51,6 +56,10 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "compose.composition": "Average BatchSplit Composition Fuse Parallel Split Stack composed",
+    "compress.factorise": "Factorised factorise",
+    "compress.macs": "macs",
+    "compress.recalibrate": "recalibrate",
+    "compress.trp": "TrainedRankPruning",
     "core.adapter": "Adapter adapters",
     "core.attach": "attach detach disabled per_example status switch",
     "core.errors": "AddendaError",

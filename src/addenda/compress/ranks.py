@@ -58,10 +58,18 @@ class Layer:
         return self.uses * self.m * self.n
 
     @property
+    def break_even(self) -> int:
+        """The highest rank that costs less than dense."""
+        return break_even(self.m, self.n, self.storage)
+
+    @property
     def limit(self) -> int:
         """The highest rank worth having."""
-        most = break_even(self.m, self.n, self.storage)
-        return min(most, len(self.errors) - 1) if len(self.errors) else most
+        return min(self.break_even, len(self.errors) - 1) if len(self.errors) else self.break_even
+
+    def highest(self, keep: float) -> int:
+        """The highest rank at which it keeps at most this share of its cost."""
+        return rank_for(self.m, self.n, keep, self.storage)
 
     def cost(self, rank: int | None) -> float:
         return self.dense if rank is None else self.uses * cost(self.m, self.n, rank, self.storage)
@@ -69,7 +77,7 @@ class Layer:
     def fitting(self, rank: int, multiple: int = 1) -> int | None:
         """A rank as it is used: a multiple, at least 1; None where it would save nothing."""
         rank = rank // multiple * multiple if rank >= multiple else max(rank, 1)
-        return rank if 1 <= rank <= break_even(self.m, self.n, self.storage) else None
+        return rank if 1 <= rank <= self.break_even else None
 
 
 def kept(layers: Iterable[Layer], ranks: Ranks) -> float:
@@ -81,7 +89,7 @@ def kept(layers: Iterable[Layer], ranks: Ranks) -> float:
 def uniform(layers: Sequence[Layer], keep: float, multiple: int = 1) -> Ranks:
     """Every layer keeps the same share of its parameters."""
     _check(layers, keep)
-    return {x.path: x.fitting(min(rank_for(x.m, x.n, keep, x.storage), max(x.limit, 1)), multiple) for x in layers}
+    return {x.path: x.fitting(min(x.highest(keep), max(x.limit, 1)), multiple) for x in layers}
 
 
 def energy(layers: Sequence[Layer], share: float, multiple: int = 1) -> Ranks:
@@ -110,14 +118,14 @@ def waterfill(layers: Sequence[Layer], keep: float, multiple: int = 1, floor: fl
     ranks: Ranks = {}
     steps: list[tuple[float, float, str, int | None, int | None]] = []  # gain for cost, cost, path, from, to
     for x in layers:
-        start = x.fitting(min(max(int(floor * rank_for(x.m, x.n, keep, x.storage)), 1), max(x.limit, 1)), multiple)
+        start = x.fitting(min(max(int(floor * x.highest(keep)), 1), max(x.limit, 1)), multiple)
         ranks[x.path] = start
         if start is not None:
             steps += _hull(x, start, multiple)
     left = budget - sum(x.cost(ranks[x.path]) for x in layers)
     if left < 0:
         raise AddendaError(
-            f"Keeping {keep:.0%} of the parameters leaves no room: layers that no rank makes smaller, and the floor of "
+            f"Keeping {keep:.0%} of the cost leaves no room: layers that no rank makes smaller, and the floor of "
             f"the others, take {1 + -left / budget:.0%} of it. Keep more, lower the floor, or use multiples of fewer."
         )
     for _, price, path, before, after in sorted(steps, key=lambda s: -s[0]):

@@ -1,0 +1,411 @@
+"""Trained Rank Pruning (Xu et al. 2018, arXiv:1812.02402): can a net be cut to low rank with no fine-tuning?
+
+Claims. (1) After Trained Rank Pruning (TRP) a net is cut at its training threshold without loss. (2) At as many
+multiplications it is better than a plainly trained net that is decomposed afterwards (channel-wise: Zhang et al.;
+spatial-wise: Jaderberg et al.). (3) The nuclear norm adds to that. (4) At half the multiplications the loss is about a
+point: 91.74 to 90.50 at 2.17 times fewer is published for CIFAR-10. (5), not in the paper: it is faster by the clock.
+
+Arms, for both schemes: a plain net and its decompositions, TRP, TRP + nuclear norm. No arm is fine-tuned. Each is
+judged as it comes out, as in the paper, and with its batch norms recalibrated on training images, which the plain net
+needs more. TRP's energy and λ are chosen on a validation split, by the accuracy at half the multiplications, with
+another seed.
+
+`--data fashion` (default): ResNet-20 on 10,000 images of Fashion-MNIST (`apt-get install dataset-fashion-mnist`).
+`--data digits`: a net of three convolutions on the digits of scikit-learn, in a minute.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import addenda as ad
+from addenda import AddendaError
+from addenda.train import idx
+from addenda.train.machine import pick_dtype
+from recipes.common import Finding, Interval, Runs, conclude, over_seeds
+
+PERIOD, ENERGIES, LAMBDAS = 20, (0.98, 0.95, 0.9), (3e-3, 1e-2, 3e-2)
+TIMES = (1.5, 2.0, 3.0)  # how many times fewer multiplications of the whole net
+POSTHOC = {"channel": "Zhang", "spatial": "Jaderberg"}
+SEARCH_SEED = 1000
+
+
+# ---- data and nets ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images (n × 1 × h × w) and labels of train, validation and test; how to train on them."""
+
+    parts: dict[str, tuple[Tensor, Tensor]]
+    net: type[nn.Module]
+    epochs: int
+    rate: float
+    batch: int
+    shift: int  # pixels of a random crop's padding, and whether images are flipped; 0: neither
+
+
+def fashion(images: int, test: int) -> Task:
+    files = idx.parts(idx.located(idx.FASHION))
+    train, held = (idx.load(*files[split]) for split in ("train", "test"))
+    if images + 2000 > len(train[1]):
+        raise AddendaError(f"There are {len(train[1]):,} images; {images:,} and 2,000 for validation are more.")
+    return Task(_normed(*train, images, 2000, held, test), ResNet20, 12, 0.1, 128, 2)
+
+
+def digits(images: int, test: int) -> Task:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise AddendaError("--data digits wants scikit-learn: pip install scikit-learn.") from None
+    found = load_digits()
+    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0)).numpy()
+    x, y, n = found.images[order], found.target[order], min(images, 1000)
+    return Task(_normed(x, y, n, 200, (x[1200:], y[1200:]), test), Small, 40, 0.05, 64, 0)
+
+
+def _normed(x, y, train: int, validation: int, held, test: int) -> dict[str, tuple[Tensor, Tensor]]:
+    x, y = torch.tensor(x[: train + validation]).float()[:, None], torch.tensor(y[: train + validation]).long()
+    rest = torch.tensor(held[0][:test]).float()[:, None], torch.tensor(held[1][:test]).long()
+    mean, std = x[:train].mean(), x[:train].std()
+    return {
+        "train": ((x[:train] - mean) / std, y[:train]),
+        "validation": ((x[train:] - mean) / std, y[train:]),
+        "test": ((rest[0] - mean) / std, rest[1]),
+    }
+
+
+class Block(nn.Module):
+    """Two 3 × 3 convolutions and a shortcut."""
+
+    def __init__(self, before: int, width: int, stride: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.shortcut = nn.Identity()
+        if stride > 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + self.shortcut(x))
+
+
+class ResNet20(nn.Module):
+    """He et al. 2015 for small images: nine blocks of 16, 32 and 64 channels. (batch, 1, h, w) to (batch, 10)."""
+
+    def __init__(self):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+        before = 16
+        for width in (16, 32, 64):
+            for number in range(3):
+                layers.append(Block(before, width, 2 if number == 0 and width > 16 else 1))
+                before = width
+        self.layers, self.fc = nn.Sequential(*layers), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layers(x).mean((2, 3)))
+
+
+class Small(nn.Module):
+    """Three convolutions of 32, 64 and 64 channels. (batch, 1, 8, 8) to (batch, 10)."""
+
+    def __init__(self):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, width in ((1, 32), (32, 64), (64, 64)):
+            layers += [nn.Conv2d(before, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        self.layers, self.fc = nn.Sequential(*layers, nn.MaxPool2d(2)), nn.Linear(64 * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layers(x).flatten(1))
+
+
+# ---- one run ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arm:
+    """scheme: None for a plain net."""
+
+    scheme: str | None = None
+    energy: float = 1.0
+    nuclear: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return "plain" if self.scheme is None else f"{self.scheme}-{self.energy:g}-{self.nuclear:g}"
+
+
+def trained(task: Task, arm: Arm, seed: int, epochs: int, dtype: torch.dtype) -> nn.Module:
+    """SGD as in the paper: momentum 0.9, decay 1e-4, a tenth of the rate after a half and after three quarters."""
+    torch.manual_seed(seed)
+    net, (x, y) = task.net().to(memory_format=torch.channels_last), task.parts["train"]
+    trp = None
+    if arm.scheme is not None:
+        trp = ad.TrainedRankPruning(net, arm.scheme, energy=arm.energy, period=PERIOD, nuclear=arm.nuclear)
+    optimizer = torch.optim.SGD(net.parameters(), task.rate, momentum=0.9, weight_decay=1e-4)
+    steps = epochs * (len(y) // task.batch)
+    halves = torch.optim.lr_scheduler.MultiStepLR(optimizer, [steps // 2, steps * 3 // 4])
+    draw = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(len(y), generator=draw)
+        for rows in order.split(task.batch)[: len(y) // task.batch]:
+            images = varied(x[rows], task.shift, draw).contiguous(memory_format=torch.channels_last)
+            if trp:
+                trp.before_forward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                logits = net(images)
+            F.cross_entropy(logits.float(), y[rows]).backward()
+            if trp:
+                trp.before_step()
+            optimizer.step()
+            optimizer.zero_grad()
+            halves.step()
+    return net.eval()
+
+
+def varied(x: Tensor, shift: int, draw: torch.Generator) -> Tensor:
+    """Each image moved by up to `shift` pixels either way, half of them flipped."""
+    if not shift:
+        return x
+    n, _, h, w = x.shape
+    padded = F.pad(x, [shift] * 4)
+    down, right = torch.randint(0, 2 * shift + 1, (2, n, 1, 1), generator=draw)
+    column = torch.arange(w).expand(n, 1, w)
+    column = torch.where(torch.rand(n, 1, 1, generator=draw) < 0.5, column.flip(-1), column)
+    return padded[torch.arange(n)[:, None, None], 0, torch.arange(h)[:, None] + down, column + right][:, None]
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, part: tuple[Tensor, Tensor]) -> float:
+    hits = [
+        (net(x.contiguous(memory_format=torch.channels_last)).argmax(-1) == y).sum()
+        for x, y in zip(part[0].split(500), part[1].split(500), strict=True)
+    ]
+    return float(sum(hits)) / len(part[1])
+
+
+def judged(net: nn.Module, task: Task, scheme: str, part: str, points: list[dict], clock: bool = False) -> list[dict]:
+    """Each point of one decomposition: accuracy as it is and with batch norms recalibrated, multiplications, time."""
+    some, made = task.parts["train"][0][:2000], []
+    for point in points:
+        rule = {k: v for k, v in point.items() if k == "energy"}
+        rule = rule or {"keep": share(net, scheme, some[:1], point["times"])}
+        low = ad.factorise(net, scheme, **rule, example=some[:1])
+        ranks = [r for r in low.ranks.values() if r is not None]
+        told = {
+            **point, "scheme": scheme, "speedup": low.speedup, "parameters": list(low.parameters),
+            "low": len(ranks), "of": len(low.layers), "as it is": accuracy(low.model, task.parts[part]),
+        }  # fmt: skip
+        if clock and point.get("times"):
+            told["faster"] = {str(n): faster(net, low.model, some[:n]) for n in (1, 64)}
+        ad.recalibrate(low.model, some.contiguous(memory_format=torch.channels_last).split(500))
+        told["recalibrated"] = accuracy(low.model, task.parts[part])
+        made.append(told)
+    return made
+
+
+def share(net: nn.Module, scheme: str, example: Tensor, times: float) -> float:
+    """What of the layers' multiplications must stay so that the whole net's are `times` fewer."""
+    whole, layers = ad.macs(net, example), ad.factorise(net, scheme, energy=1, example=example).layers
+    chosen = sum(x.macs[0] for x in layers if x.macs)
+    return 1 - (1 - 1 / times) * sum(whole.values()) / chosen
+
+
+@torch.no_grad()
+def faster(net: nn.Module, low: nn.Module, x: Tensor, rounds: int = 15) -> float:
+    """How many times less time the second net takes for these images, in turns: the median of the ratios."""
+    x, ratios = x.contiguous(memory_format=torch.channels_last), []
+    for turn in range(rounds + 3):
+        took = []
+        for each in (net, low):
+            started = time.perf_counter()
+            each(x)
+            took.append(time.perf_counter() - started)
+        if turn > 2:
+            ratios.append(took[0] / took[1])
+    return median(ratios)
+
+
+def run(task: Task, arm: Arm, seed: int, epochs: int, dtype: torch.dtype) -> dict:
+    """A finished run: the net's accuracy, and that of its decompositions at every point, on the test images."""
+    started = time.perf_counter()
+    net = trained(task, arm, seed, epochs, dtype)
+    took = time.perf_counter() - started
+    points = [{"energy": e} for e in ENERGIES] + [{"times": t} for t in TIMES]
+    found = [
+        point for scheme in ([arm.scheme] if arm.scheme else POSTHOC)
+        for point in judged(net, task, scheme, "test", points, clock=True)
+    ]  # fmt: skip
+    dense = accuracy(net, task.parts["test"])
+    return {"arm": arm.name, "seed": seed, "epochs": epochs, "seconds": took, "dense": dense, "points": found}
+
+
+def look(task: Task, arm: Arm, epochs: int, dtype: torch.dtype) -> dict:
+    """A run of the search: the accuracy on the validation images at half the multiplications."""
+    net = trained(task, arm, SEARCH_SEED, epochs, dtype)
+    return judged(net, task, str(arm.scheme), "validation", [{"times": 2.0}])[0]
+
+
+# ---- the claims ------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    given = arguments()
+    torch.set_num_threads(given.threads)
+    dtype, why = pick_dtype(given.dtype)
+    task = {"fashion": fashion, "digits": digits}[given.data](given.images, given.test)
+    epochs, runs = given.epochs or task.epochs, Runs(given.out)
+    searching = max(1, epochs // 2)
+    searches = [Arm("channel", e) for e in ENERGIES]
+    total = 5 * given.seeds * epochs + (len(searches) + len(LAMBDAS)) * searching
+    started = time.perf_counter()
+    trained(task, Arm(), 0, 1, dtype)
+    print(
+        f"{total} epochs of {len(task.parts['train'][1]):,} images in {5 * given.seeds} runs and a search, products in "
+        f"{str(dtype).removeprefix('torch.')} ({why}): about {total * (time.perf_counter() - started) / 50:.0f} "
+        f"minutes "
+        f"on {given.threads} thread(s), judging included.", file=sys.stderr,
+    )  # fmt: skip
+    energy = chosen(runs, task, searches, searching, dtype).energy
+    nuclear = chosen(runs, task, [Arm("channel", energy, n) for n in LAMBDAS], searching, dtype).nuclear
+    arms = [Arm()] + [Arm(s, energy, n) for s in POSTHOC for n in (0.0, nuclear)]
+    part, parts = (int(n) for n in given.part.split("/"))
+    todo = [(arm, seed) for seed in range(given.seeds) for arm in arms]
+    for arm, seed in todo[part::parts]:
+        runs.once(f"{arm.name}-seed{seed}", lambda a=arm, s=seed: run(task, a, s, epochs, dtype))
+    if missing := [f"{a.name}-seed{s}" for a, s in todo if not (runs.folder / f"{a.name}-seed{s}.json").exists()]:
+        print(f"{len(missing)} runs are another process's: start this again when they are done.", file=sys.stderr)
+        return
+    made = {(a.name, s): runs.once(f"{a.name}-seed{s}", dict) for a, s in todo}
+    table = [row for arm in arms for row in rows(arm, [made[arm.name, s] for s in range(given.seeds)])]
+    settings = {
+        "data": given.data, "epochs": epochs, "images": len(task.parts["train"][1]), "test": len(task.parts["test"][1]),
+        "seeds": given.seeds, "dtype": str(dtype), "energy": energy, "nuclear": nuclear, "period": PERIOD,
+    }  # fmt: skip
+    conclude(given, "Trained Rank Pruning, arXiv:1812.02402", findings(given.seeds, made, energy, nuclear),
+             [settings, *table])  # fmt: skip
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m recipes.trp", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("records/recipes/trp"), help="record; an old one goes on")
+    parser.add_argument("--data", choices=("fashion", "digits"), default="fashion")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="default: 12 of Fashion-MNIST, 40 of the digits")
+    parser.add_argument("--images", type=int, default=10_000, help="to train on")
+    parser.add_argument("--test", type=int, default=10_000, help="to judge by, at most")
+    parser.add_argument("--dtype", default="auto", help="of the products in training; judging is float32")
+    parser.add_argument("--threads", type=int, default=1, help="of this process")
+    parser.add_argument("--part", default="0/1", help="I/N: N processes share the runs, and this one is the I-th")
+    return parser.parse_args()
+
+
+def chosen(runs: Runs, task: Task, arms: list[Arm], epochs: int, dtype: torch.dtype) -> Arm:
+    """The arm with the best accuracy on the validation images at half the multiplications, as it is."""
+    found = [runs.once(f"search-{a.name}", lambda a=a: look(task, a, epochs, dtype)) for a in arms]
+    return max(zip(arms, found, strict=True), key=lambda pair: pair[1]["as it is"])[0]
+
+
+def at(made: dict, scheme: str, **point: float) -> dict:
+    """The result of one decomposition of a run."""
+    return next(p for p in made["points"] if p["scheme"] == scheme and all(p.get(k) == v for k, v in point.items()))
+
+
+def findings(seeds: int, made: dict, energy: float, nuclear: float) -> list[Finding]:
+    """The claims over the seeds."""
+
+    def over(value) -> Interval:
+        return over_seeds(value(k) for k in range(seeds))
+
+    def got(arm: str, s: str, k: int, what: str = "as it is", **point: float):
+        return at(made[arm, k], s, **point)[what]
+
+    def ahead(a: str, b: str, s: str, how: str = "as it is") -> Interval:
+        return over(lambda k: got(a, s, k, how, times=2.0) - got(b, s, k, how, times=2.0))
+
+    def cut(arm: str, s: str) -> Interval:
+        return over(lambda k: got(arm, s, k, energy=energy) - made[arm, k]["dense"])
+
+    uncut, better, recalibrated, adds, loss, clock, told = {}, {}, {}, {}, {}, {}, {}
+    for s, who in POSTHOC.items():
+        trp, nuc = Arm(s, energy).name, Arm(s, energy, nuclear).name
+        uncut[s] = cut(trp, s)
+        times = {a: fmean(got(a, s, k, "speedup", energy=energy) for k in range(seeds)) for a in (trp, "plain")}
+        told[s] = (
+            f"{s}: {uncut[s].points()} at {times[trp]:.2f} × fewer multiplications, plain net "
+            f"{cut('plain', s).points()} at {times['plain']:.2f} ×"
+        )
+        better[who], recalibrated[who] = ahead(nuc, "plain", s), ahead(nuc, "plain", s, "recalibrated")
+        adds[s] = ahead(nuc, trp, s)
+        loss[s] = over(lambda k, s=s, a=nuc: got(a, s, k, times=2.0) - made["plain", k]["dense"])
+        clock[s] = {n: over(lambda k, s=s, a=nuc, n=n: got(a, s, k, "faster", times=2.0)[n]) for n in ("1", "64")}
+    return [
+        Finding(
+            f"cut at its training threshold ({energy:.0%} of the energy) without loss, here within half a point",
+            "; ".join(told.values()), worst(v.above(-0.005) for v in uncut.values()),
+        ),
+        Finding(
+            "at 2 × fewer multiplications better than decomposing a plain net",
+            "; ".join(f"TRP + nuclear − {w}: {better[w].points()}" for w in better),
+            worst(v.above() for v in better.values()),
+        ),
+        Finding(
+            "the same with batch norms recalibrated on both sides (not in the paper)",
+            "; ".join(f"TRP + nuclear − {w}: {recalibrated[w].points()}" for w in recalibrated),
+            worst(v.above() for v in recalibrated.values()),
+        ),
+        Finding(
+            "the nuclear norm adds to TRP, at 2 × fewer multiplications",
+            "; ".join(f"{s}: {adds[s].points()}" for s in adds), worst(v.above() for v in adds.values()),
+        ),
+        Finding(
+            "the loss at 2 × fewer multiplications is at most the published 1.24 points (CIFAR-10, 2.17 ×)",
+            "; ".join(f"TRP + nuclear, {s}: {loss[s].points()}" for s in loss),
+            worst(v.above(-0.0124) for v in loss.values()),
+        ),
+        Finding(
+            "2 × fewer multiplications are faster by the clock (not in the paper)",
+            "; ".join(
+                f"{s}, {n} image{'s' if n != '1' else ''}: {v.mean:.2f} × ({v.low:.2f} to {v.high:.2f})"
+                for s in clock for n, v in clock[s].items()
+            ),
+            worst(v.above(1.0) for s in clock.values() for v in s.values()),
+        ),
+    ]  # fmt: skip
+
+
+def worst(verdicts) -> str:
+    """One verdict of several: what speaks against, else what all of them say."""
+    verdicts = set(verdicts)
+    if "does not hold" in verdicts:
+        return "does not hold"
+    return verdicts.pop() if len(verdicts) == 1 else "cannot tell"
+
+
+def rows(arm: Arm, made: list[dict]) -> list[dict]:
+    """The table of one arm: means over seeds."""
+    found = [{"arm": arm.name, "point": "dense", "accuracy": fmean(m["dense"] for m in made)}]
+    for first in made[0]["points"]:
+        point = {k: first[k] for k in ("energy", "times") if k in first}
+        held = [at(m, first["scheme"], **point) for m in made]
+        found.append({
+            "arm": arm.name, "scheme": first["scheme"], **point,
+            **{k: round(fmean(p[k] for p in held), 4) for k in ("speedup", "as it is", "recalibrated")},
+            "parameters": round(fmean(p["parameters"][1] for p in held)),
+            "faster": {n: round(fmean(p["faster"][n] for p in held), 3) for n in first.get("faster", {})},
+        })  # fmt: skip
+    return found
+
+
+if __name__ == "__main__":
+    main()
