@@ -27,7 +27,8 @@ def main() -> None:
 def _page(page: Path) -> None:
     lines = ["| paper | claim | measured | verdict |", "| --- | --- | --- | --- |"]
     for name in NAMES:
-NAMES = ("svft", "loldu", "miss", "lora_pro", "dylora", "shira", "mosa", "lord", "trp")
+        record = Path(f"records/recipes/{name}/verdict.json")
+        kept = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"findings": []}
         for finding in kept["findings"]:
             cells = [kept["paper"], finding["claim"], finding["measured"], f"**{finding['verdict']}**"]
             lines.append(f"| {' | '.join(cells)} |")
