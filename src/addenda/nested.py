@@ -69,6 +69,11 @@ def export(adapter: Adapter, rank: int, name: str = "lora") -> Adapter:
     if other := set(record.methods) - {path for path, _, _ in sites} - set(record.also_train):
         where = f"{len(other)} sites, e.g. {min(other)}"
         raise AddendaError(f"{adapter.name!r} is no DyLoRA at {where}; nothing was exported.")
+    if bits := {m.bits for _, _, m in sites if m.bits}:
+        raise AddendaError(
+            f"{adapter.name!r} is in {min(bits)} bits, with codes for all its ranks together; a part of them would get "
+            "others. Nothing was exported."
+        )
     plain: dict[Target, WeightMethod] = {
         _exactly(path): LoRA(rank=rank, alpha=float(m.alpha or m.rank), dropout=m.dropout) for path, _, m in sites
     }

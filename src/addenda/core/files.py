@@ -5,11 +5,15 @@ site with path, kind, stored shape and dtype, the SHA-256 of the base's unmodifi
 the names and kinds of its tensors. Tensors are stored as "path/name", those that all sites of a method train together
 as ".0/name" (of the next such method ".1/name"); the adapter's own name is in no key. Nothing that can be computed
 again is stored, only a checksum of it. No pickle, no code and no import path is ever read.
+
+A matrix in few bits is two tensors, "path/name" its codes and "path/name.moments" its mean and standard deviation; its
+shape stands under "packed" at the site, its bits among the options of the method ("head", for heads).
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from pathlib import Path
 from typing import Literal
@@ -24,15 +28,16 @@ from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter
 from addenda.core.atomic import write_atomically
 from addenda.core.attach import Assigned, build_tensors, install, numbers, ready, unfit
-from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError, nearest
+from addenda.core.fewbits import FewBits, code_bytes, encoded
 from addenda.core.method import Method, Params, Replace, Shape
-from addenda.core.packed import parts_of
+from addenda.core.packed import Packed, parts_of
 from addenda.core.random import Stream
 from addenda.core.registry import info
-from addenda.core.sites import Point, Site, owners_of, refusal, site_at, with_neighbours
+from addenda.core.sites import Site, owners_of, refusal, site_at, with_neighbours
 from addenda.core.state import State, record_of
 from addenda.core.targets import grouped
+from addenda.core.template import template
 
 SCHEMA = 1
 _MAX_HEADER = 64 << 20
@@ -77,20 +82,22 @@ def checksum(name: str, tensor: Tensor) -> list[float] | str:
         return [float(values @ signs), float(np.sqrt(values @ values))]
 
 
-def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
+def save(adapter: Adapter, path: str | Path, *, basis: bool = False, latent: bool = False) -> Path:
     """Write the adapter to one file, atomically: a reader sees the old file or the new one, never a part.
 
     basis: store the tensors derived from W as well (singular vectors), for machines whose factorisations differ.
+    latent: of matrices in few bits store what training moves, in float32, so that it can go on; else their codes.
     Raises AddendaError for tensors that are empty, not finite or sharded; then nothing is written.
     """
     path = Path(path)
     root, state, record = record_of(adapter.model, adapter.name)
     methods = list(dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train))
     tensors: dict[str, Tensor] = {}
-    sites, problems, owners = [], [], owners_of(root)
+    sites, problems, owners, copy = [], [], owners_of(root), Replace()
     for site_path, held in adapter.sites():
         site = site_at(root, site_path, owners)
         head = site_path in record.also_train
+        copy = held.method if head else copy
         entry = {
             "path": site_path,
             "kind": site.kind.name,
@@ -106,6 +113,11 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
         entry["checks"] = {k: checksum(k, t) for k, t in derived.items()}
         for key, tensor in (held.stored() | (derived if basis else {})).items():
             problems += _unsaved(f"{site_path}/{key}", tensor)
+            packed = None if key in derived else _packed(held, key, tensor, latent)
+            if packed is not None:
+                entry.setdefault("packed", {})[key] = list(packed.shape)
+                tensors |= packed_as(f"{site_path}/{key}", packed)
+                continue
             own = tensor.detach().cpu().contiguous()
             tensors[f"{site_path}/{key}"] = own.clone() if key in derived else own  # shared ones once for every site
         sites.append(entry)
@@ -128,9 +140,33 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
         "sites": sites,
         "pools": [list(pool._parameters) for pool in pools.values()],
     }
+    if options := copy.options():
+        header["head"] = options
+    return write(path, header, tensors)
+
+
+def write(path: Path, header: dict, tensors: dict[str, Tensor]) -> Path:
+    """A file of what `read` gives."""
+    sites = [{k: v for k, v in s.items() if v or k != "packed"} for s in header["sites"]]
+    header = {k: v for k, v in header.items() if v or k != "head"} | {"sites": sites}
     # one entry only: safetensors writes several in random order, and equal adapters should be equal files
     write_atomically(path, to_bytes(tensors, {"addenda": json.dumps(header)}))
     return path
+
+
+def _packed(held: SiteTensors, key: str, tensor: Tensor, latent: bool) -> FewBits | None:
+    """The codes of a matrix, as held or made now, once; None for what stays as it is."""
+    if isinstance(tensor, FewBits):
+        return tensor
+    bits = held.method.bits
+    if bits is None or latent or key in held.frozen or key not in held.matrices or _unsaved(key, tensor):
+        return None
+    return encoded(tensor, bits, held.stacked)
+
+
+def packed_as(key: str, packed: FewBits) -> dict[str, Tensor]:
+    """The two tensors that a file holds of a matrix in few bits."""
+    return {key: packed.codes.cpu().contiguous(), f"{key}.moments": packed.moments.cpu().contiguous()}
 
 
 def _unsaved(key: str, tensor: Tensor) -> list[str]:
@@ -204,7 +240,10 @@ def _check_form(header: dict, tensors: dict[str, Tensor]) -> None:
         if not (isinstance(s["method"], int) and -1 <= s["method"] < len(header["methods"])):
             raise ValueError(f"{s['path']}: method {s['method']!r} is not listed")
         keys = [*s["trainable"], *s["frozen"], *(s["checks"] if header["basis"] else ())]
+        keys += [f"{k}.moments" for k in s.setdefault("packed", {})]
         named.update(f"{s['path']}/{k}" for k in keys)
+    if not isinstance(header.setdefault("head", {}), dict):
+        raise ValueError("the options of heads must be by name")
     pools = header.setdefault("pools", [])
     for i, names in enumerate(pools):
         keys = [f".{i}/{k}" for k in names]
@@ -217,10 +256,38 @@ def _check_form(header: dict, tensors: dict[str, Tensor]) -> None:
     if named != set(tensors):
         missing, more = sorted(named - set(tensors)), sorted(set(tensors) - named)
         raise ValueError(f"tensors and header disagree (missing {missing[:4]}, unexpected {more[:4]})")
-    trained = [tensors[f"{s['path']}/{k}"] for s in header["sites"] for k in s["trainable"]]
+    for s in header["sites"]:
+        for key, shape in s["packed"].items():
+            if key not in s["trainable"]:
+                raise ValueError(f"{s['path']}: packed {key!r} is not among the trained tensors")
+            _check_codes(f"{s['path']}/{key}", shape, bits_of(header, s), tensors)
+    trained = [tensors[f"{s['path']}/{k}"] for s in header["sites"] for k in s["trainable"] if k not in s["packed"]]
     trained += [tensors[f".{i}/{k}"] for i, names in enumerate(pools) for k in names]
     if not all(t.dtype in _FLOATING for t in trained):
         raise ValueError("trained tensors must be float64, float32, bfloat16 or float16")
+
+
+def bits_of(header: dict, site: dict) -> int | None:
+    """The bits of a site's matrices."""
+    options = header["head"] if site["method"] == -1 else header["methods"][site["method"]]["options"]
+    return options.get("bits")
+
+
+def _check_codes(key: str, shape: object, bits: object, tensors: dict[str, Tensor]) -> None:
+    """Whether codes and moments are those of a matrix of this shape, or of a stack of them."""
+    if type(bits) is not int or not 1 <= bits <= 8:
+        raise ValueError(f"{key} is packed, and its bits must be from 1 to 8, got {bits!r}")
+    if not isinstance(shape, list) or not shape or not all(type(n) is int and 0 < n < 2**40 for n in shape):
+        raise ValueError(f"{key} is packed, and its shape must be whole numbers above 0")
+    codes, moments, stack = tensors[key], tensors[f"{key}.moments"], tensors[key].dim() == 2
+    lead = shape[:1] if stack else []
+    want = [*lead, code_bytes(math.prod(shape[len(lead) :]), bits)]
+    if codes.dtype != torch.uint8 or list(codes.shape) != want:
+        raise ValueError(f"{key} must be {want} bytes of codes for {shape} in {bits} bits, got {list(codes.shape)}")
+    if moments.dtype != torch.float32 or list(moments.shape) != [*lead, 2]:
+        raise ValueError(f"{key}.moments must be {[*lead, 2]} float32 numbers")
+    if not bool(torch.isfinite(moments).all()) or bool((moments[..., 1] < 0).any()):
+        raise ValueError(f"{key}.moments must be finite, and the deviation at least 0")
 
 
 def _numbers(value: object, count: int | None = None) -> bool:
@@ -241,6 +308,7 @@ def load(
     """Attach the adapter of a file: whole, or not at all.
 
     base="compatible" admits another floating dtype of the same weights, checked on stored samples within rounding.
+    A file in few bits stays in codes, which act as they did in training and cannot be trained on.
     Raises AddendaError listing everything that does not fit (paths with the nearest names, kinds, shapes, tensors), for
     base values that differ, for factors that this machine computes differently, and for a taken name.
     """
@@ -249,10 +317,15 @@ def load(
         raise AddendaError(f"base must be 'exact' or 'compatible', got {base!r}.")
     root, state = ready(model, name)
     header, tensors = read(path)
+    if trainable and any(s["packed"] for s in header["sites"]):
+        raise AddendaError(
+            f"{path} holds codes: what training moved is not in it, and codes cannot be moved a little. Go on from a "
+            "checkpoint of its run, or from a file that was saved with latent=True."
+        )
     methods = [info(m["name"]).cls(**_known(m)) for m in header["methods"]]
     plan = _match(root, header, methods, path)
     _same_base(state, header, plan, base, path)
-    stored = {s["path"]: _stored(s, tensors) for s in header["sites"]}
+    stored = {s["path"]: _stored(s, bits_of(header, s), tensors) for s in header["sites"]}
     pools = _pools(plan, header, tensors, path)
     _same_tensors(plan, stored, path)
     built = build_tensors(plan, header["seed"], stored=stored, pools=pools)
@@ -275,9 +348,18 @@ def _known(entry: dict) -> dict:
     return entry["options"]
 
 
+def _head(header: dict, path: str | Path) -> Replace:
+    try:
+        return Replace(**header["head"])
+    except TypeError:
+        raise AddendaError(
+            f"{path}: this version of addenda does not know these options of heads: {str(header['head'])[:200]}."
+        ) from None
+
+
 def _match(root: nn.Module, header: dict, methods: list[Method], path: str | Path) -> Assigned:
     plan, problems = [], []
-    missing, owners, taken = [], owners_of(root), set()
+    missing, owners, taken, copy = [], owners_of(root), set(), _head(header, path)
     for s in header["sites"]:
         try:
             site = site_at(root, s["path"], owners)
@@ -288,7 +370,7 @@ def _match(root: nn.Module, header: dict, methods: list[Method], path: str | Pat
             problems.append(f"{s['path']}: in this model it is {site.path} (tied or repeated)")
             continue
         taken.add(site.changed)
-        method = Replace() if s["method"] == -1 else methods[s["method"]]
+        method = copy if s["method"] == -1 else methods[s["method"]]
         site = with_neighbours(root, site, method.beside(site.path), owners)
         if site.kind.name != s["kind"] or site.stored != s["shape"]:
             found = f"{site.kind.name} {site.stored}"
@@ -338,8 +420,14 @@ def _within_rounding(stored: list[float], found: list[float]) -> bool:
     return a.shape == b.shape and bool((np.abs(a - b) <= 2.0**-7 * np.maximum(np.abs(a), np.abs(b)) + 1e-7).all())
 
 
-def _stored(entry: dict, tensors: dict[str, Tensor]) -> Params:
-    held: Params = {k: nn.Parameter(tensors[f"{entry['path']}/{k}"]) for k in entry["trainable"]}
+def _stored(entry: dict, bits: int | None, tensors: dict[str, Tensor]) -> Params:
+    held: Params = {}
+    for k in entry["trainable"]:
+        own = tensors[key := f"{entry['path']}/{k}"]
+        if k in entry["packed"]:
+            assert bits is not None
+            own = FewBits.of(own, tensors[f"{key}.moments"], bits, entry["packed"][k], torch.float32)
+        held[k] = nn.Parameter(own)
     return held | {k: tensors[f"{entry['path']}/{k}"] for k in entry["frozen"]}
 
 
@@ -380,12 +468,15 @@ def _same_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path) -
     for site, method in plan:
         key = (method, site.kind, tuple(site.stored))
         if key not in templates:
-            templates[key] = _template(site, method)
-        want, have = templates[key], stored[site.path]
+            fresh = template(site, method)
+            templates[key] = {k: _of(t, k in fresh._parameters) for k, t in fresh.stored().items()}, fresh.matrices
+        (want, matrices), have = templates[key], stored[site.path]
         form = {k: _of(t, isinstance(t, nn.Parameter)) for k, t in have.items()}
         if form != want:
             problems.append(f"{site.path}: expected {_form(want)}, the file has {_form(form)}")
             continue
+        problems += [f"{site.path}/{k} is no matrix and cannot be codes" for k, t in have.items()
+                     if isinstance(t, Packed) and k not in matrices]  # fmt: skip
         for k, t in have.items():
             if why := _not_sane(t, site.weight.numel()):
                 problems.append(f"{site.path}/{k} {why}")
@@ -406,19 +497,6 @@ def _of(t: Tensor, trained: bool) -> tuple:
 
 def _form(form: dict) -> str:
     return ", ".join(f"{k} {kind} {list(shape)}" for k, (shape, kind, _) in form.items()) or "nothing"
-
-
-def _template(site: Site, method: Method) -> dict:
-    if isinstance(site, Point):
-        fresh = build_tensors([(site, method)], 0)[site.path]
-        return {k: _of(t, k in fresh._parameters) for k, t in fresh.stored().items()}
-    fake = torch.arange(float(site.weight.numel())).remainder_(7.0).reshape(site.matrix.shape)
-    known = stand_in(method, fake)
-    seen = None if known is None else {site.path: known}
-    layer = nn.Linear(1, 1, bias=False)
-    layer.weight = nn.Parameter(site.kind.from_matrix(fake, site.weight), requires_grad=False)
-    fresh = build_tensors([(Site(site.path, layer, "weight", site.kind), method)], 0, seen=seen)[site.path]
-    return {k: _of(t, k in fresh._parameters) for k, t in fresh.stored().items()}
 
 
 def _derived(held: SiteTensors) -> Params:
@@ -461,6 +539,12 @@ def _same_checksum(want, found) -> bool:
     return abs(want[0] - found[0]) <= limit and abs(want[1] - found[1]) <= limit
 
 
+def count_of(entry: dict, key: str, tensors: dict[str, Tensor]) -> int:
+    """How many numbers a trained tensor of a site is, in codes or not."""
+    packed = entry["packed"].get(key)
+    return tensors[f"{entry['path']}/{key}"].numel() if packed is None else math.prod(packed)
+
+
 def inspect(path: str | Path) -> str:
     """What a file holds, in a few lines; no model needed."""
     header, tensors = read(path)
@@ -472,9 +556,18 @@ def inspect(path: str | Path) -> str:
     heads = [s["path"] for s in header["sites"] if s["method"] == -1]
     if heads:
         lines.append(f"  also trained as whole copies: {', '.join(heads)}")
-    trained = sum(tensors[f"{s['path']}/{k}"].numel() for s in header["sites"] for k in s["trainable"])
+    trained = sum(count_of(s, k, tensors) for s in header["sites"] for k in s["trainable"])
+    packed = [(s, k) for s in header["sites"] for k in s["packed"]]
     shared = sum(tensors[f".{i}/{k}"].numel() for i, names in enumerate(header["pools"]) for k in names)
     if shared:
         lines.append(f"  trained by all sites together: {shared:,} numbers")
-    lines.append(f"  {trained + shared:,} trained numbers, {Path(path).stat().st_size:,} bytes")
+    if packed:
+        of = ", ".join(f"{b} bit" + "s" * (b != 1) for b in sorted({bits_of(header, s) or 0 for s, _ in packed}))
+        lines.append(
+            f"  codes: {sum(count_of(s, k, tensors) for s, k in packed):,} numbers of {len(packed)} matrices in {of}"
+        )
+    held = sum(t.numel() * t.element_size() for t in tensors.values())
+    lines.append(
+        f"  {trained + shared:,} trained numbers, {held:,} bytes of tensors, {Path(path).stat().st_size:,} bytes"
+    )
     return "\n".join(lines)

@@ -25,7 +25,7 @@ FILE, NOTE, STATE = "adapter.safetensors", "addenda.json", "trainer_state.json"
 def write(adapter: Adapter, folder: str | Path, settings: dict | None = None, choices: dict | None = None) -> None:
     """The adapter and its step into an existing or new folder."""
     folder = Path(folder)
-    save(adapter, folder / FILE)
+    save(adapter, folder / FILE, latent=True)
     note = {"step": adapter.step_count, "settings": settings or {}, "choices": choices or {}}
     write_atomically(folder / NOTE, json.dumps(note, indent=1).encode())
 
@@ -49,6 +49,11 @@ def restore(adapter: Adapter, folder: str | Path) -> int:
     heads = {s["path"] for s in header["sites"] if s["method"] == -1}
     if heads != set(record.also_train):
         problems.append(f"also_train is {sorted(heads)} there and {sorted(record.also_train)} here")
+    copies = [record.methods[p].options() for p in record.also_train][:1] or [{}]
+    if header["head"] != copies[0]:
+        problems.append(f"heads are trained with {header['head']} there and {copies[0]} here")
+    if any(s["packed"] for s in header["sites"]):
+        problems.append("its matrices are codes there")
     if problems:
         raise AddendaError(
             f"The checkpoint {folder} belongs to another adapter: {'; '.join(problems)}. Attach the same method with "
