@@ -19,7 +19,7 @@ import addenda as ad
 from addenda.core.errors import AddendaError
 from addenda.core.fewbits import EPS, code_bytes, codebook, encoded, pack, quantised, unpack
 from addenda.core.files import inspect, read
-from addenda.core.files import write as write_file
+from addenda.core.form import write as write_file
 
 EACH = range(1, 9)
 

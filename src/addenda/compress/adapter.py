@@ -13,7 +13,7 @@ from torch import Tensor
 
 from addenda.core.errors import AddendaError
 from addenda.core.fewbits import encoded
-from addenda.core.files import bits_of, packed_as, read, write
+from addenda.core.form import bits_of, packed_as, read, write
 from addenda.core.method import Replace, WeightMethod
 from addenda.core.registry import info
 

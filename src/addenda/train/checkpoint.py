@@ -16,7 +16,8 @@ from pathlib import Path
 from addenda.core.adapter import Adapter
 from addenda.core.atomic import write_atomically
 from addenda.core.errors import AddendaError
-from addenda.core.files import read, save
+from addenda.core.files import save
+from addenda.core.form import read
 from addenda.core.state import record_of
 
 FILE, NOTE, STATE = "adapter.safetensors", "addenda.json", "trainer_state.json"
