@@ -11,6 +11,7 @@ from addenda.core.adapter import Adapter
 from addenda.core.attach import attach, switch
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
+from addenda.core.fewbits import said
 from addenda.core.method import WeightMethod
 from addenda.core.state import record_of
 from addenda.core.targets import Target
@@ -71,8 +72,8 @@ def export(adapter: Adapter, rank: int, name: str = "lora") -> Adapter:
         raise AddendaError(f"{adapter.name!r} is no DyLoRA at {where}; nothing was exported.")
     if bits := {m.bits for _, _, m in sites if m.bits}:
         raise AddendaError(
-            f"{adapter.name!r} is in {min(bits)} bits, with codes for all its ranks together; a part of them would get "
-            "others. Nothing was exported."
+            f"{adapter.name!r} is in {said(min(bits))}, with codes for all its ranks together; a part of them would "
+            "get others. Nothing was exported."
         )
     plain: dict[Target, WeightMethod] = {
         _exactly(path): LoRA(rank=rank, alpha=float(m.alpha or m.rank), dropout=m.dropout) for path, _, m in sites

@@ -103,8 +103,8 @@ def test_the_commands_belong_together(folder, capsys):
     call("eval", *common, "--data", data, "--adapter", few)
     call("inspect", few)
     assert "bits=1" in capsys.readouterr().out
-    wrong = {"from 1 to 8": ["--how", "9bit", out / "adapter.safetensors"], "trained in 1 bits": ["--how", "2bit", few],
-             "holds codes of 1 bits already": ["--how", "1bit", few], "wants a file": ["--how", "1bit"],
+    wrong = {"from 1 to 8": ["--how", "9bit", out / "adapter.safetensors"], "trained in 1 bit;": ["--how", "2bit", few],
+             "holds codes of 1 bit already": ["--how", "1bit", few], "wants a file": ["--how", "1bit"],
              "how many": ["--how", "lord", few], "give --out FOLDER": ["--how", "lord"]}  # fmt: skip
     for says, given in wrong.items():
         call("compress", *given, code=2)

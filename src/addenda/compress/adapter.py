@@ -4,6 +4,7 @@ This rounds what was trained without rounding; an adapter that was trained with 
 1 or 2 bits loses much less. No model is needed, except to judge by.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from addenda.core.errors import AddendaError
-from addenda.core.fewbits import encoded
+from addenda.core.fewbits import encoded, said
+from addenda.core.files import methods_of
 from addenda.core.form import bits_of, packed_as, read, write
-from addenda.core.method import Replace, WeightMethod
-from addenda.core.registry import info
+from addenda.core.method import WeightMethod
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class AdapterReport:
     def __str__(self) -> str:
         worst = sorted(self.errors.items(), key=lambda item: -item[1])[:3]
         lines = [
-            f"{len(self.errors)} matrices in {self.bits} bit{'s' * (self.bits > 1)}: {self.before:,} bytes of tensors "
+            f"{len(self.errors)} matrices in {said(self.bits)}: {self.before:,} bytes of tensors "
             f"become {self.after:,} ({self.before / self.after:.1f} times fewer)",
             f"relative error of a matrix {sum(self.errors.values()) / len(self.errors):.3f} on average (worst: "
             f"{', '.join(f'{k} {e:.3f}' for k, e in worst)})",
@@ -61,15 +62,14 @@ def compress_adapter(
     """
     file = Path(file)
     header, tensors = read(file)
-    methods = []
-    for m in header["methods"]:
-        trained = m["options"].get("bits")
-        if trained not in (None, bits):
-            raise AddendaError(f"{file} was trained in {trained} bits; {bits} bits would round what never acted.")
-        methods.append(info(m["name"]).cls(**(m["options"] | {"bits": bits})))  # raises where bits make no sense
-    copy = Replace(**(header["head"] | ({} if head_bits is None else {"bits": head_bits})))
+    trained, copy = methods_of(header, file)
+    for m in trained:
+        if m.bits not in (None, bits):
+            raise AddendaError(f"{file} was trained in {said(m.bits)}; {said(bits)} would round what never acted.")
+    methods = [dataclasses.replace(m, bits=bits) for m in trained]  # raises where bits make no sense
+    copy = copy if head_bits is None else dataclasses.replace(copy, bits=head_bits)
     if any(s["packed"] for s in header["sites"]):
-        raise AddendaError(f"{file} holds codes of {_all_bits(header)} bits already; rounding twice would lose more.")
+        raise AddendaError(f"{file} holds codes of {_all_bits(header)} already; rounding twice would lose more.")
     before, errors = _size(tensors), {}
     for s in header["sites"]:
         method = copy if s["method"] == -1 else methods[s["method"]]
@@ -87,7 +87,7 @@ def compress_adapter(
             errors[key] = float((made.dense().double() - W.double()).norm() / W.double().norm().clamp_min(1e-300))
     if not errors:
         names = ", ".join(m["name"] for m in header["methods"])
-        raise AddendaError(f"{file} holds no trained matrix ({names}), so there is nothing to put into {bits} bits.")
+        raise AddendaError(f"{file} holds no trained matrix ({names}), so there is nothing to put into {said(bits)}.")
     header["methods"] = [{"name": m.name, "options": m.options()} for m in methods]
     if options := copy.options():
         header["head"] = options
@@ -103,7 +103,7 @@ def compress_adapter(
 
 
 def _all_bits(header: dict) -> str:
-    return " and ".join(sorted({str(bits_of(header, s)) for s in header["sites"] if s["packed"]}))
+    return " and ".join(sorted({said(bits_of(header, s) or 0) for s in header["sites"] if s["packed"]}))
 
 
 def _size(tensors: dict[str, Tensor]) -> int:

@@ -24,7 +24,7 @@ from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter
 from addenda.core.attach import Assigned, build_tensors, install, numbers, ready, unfit
 from addenda.core.errors import AddendaError, nearest
-from addenda.core.fewbits import FewBits, encoded
+from addenda.core.fewbits import FewBits, encoded, said
 from addenda.core.form import FLOATING, SCHEMA, bits_of, count_of, packed_as, read, write
 from addenda.core.method import Method, Params, Replace, Shape
 from addenda.core.packed import Packed, parts_of
@@ -185,8 +185,7 @@ def load(
             f"{path} holds codes: what training moved is not in it, and codes cannot be moved a little. Go on from a "
             "checkpoint of its run, or from a file that was saved with latent=True."
         )
-    methods = [info(m["name"]).cls(**_known(m)) for m in header["methods"]]
-    plan = _match(root, header, methods, path)
+    plan = _match(root, header, *methods_of(header, path), path)
     _same_base(state, header, plan, base, path)
     stored = {s["path"]: _stored(s, bits_of(header, s), tensors) for s in header["sites"]}
     pools = _pools(plan, header, tensors, path)
@@ -211,18 +210,19 @@ def _known(entry: dict) -> dict:
     return entry["options"]
 
 
-def _head(header: dict, path: str | Path) -> Replace:
+def methods_of(header: dict, path: str | Path) -> tuple[list[Method], Replace]:
+    """The methods of a file in the order of its header, and how its heads are trained."""
     try:
-        return Replace(**header["head"])
+        return [info(m["name"]).cls(**_known(m)) for m in header["methods"]], Replace(**header["head"])
     except TypeError:
         raise AddendaError(
             f"{path}: this version of addenda does not know these options of heads: {str(header['head'])[:200]}."
         ) from None
 
 
-def _match(root: nn.Module, header: dict, methods: list[Method], path: str | Path) -> Assigned:
+def _match(root: nn.Module, header: dict, methods: list[Method], copy: Replace, path: str | Path) -> Assigned:
     plan, problems = [], []
-    missing, owners, taken, copy = [], owners_of(root), set(), _head(header, path)
+    missing, owners, taken = [], owners_of(root), set()
     for s in header["sites"]:
         try:
             site = site_at(root, s["path"], owners)
@@ -419,7 +419,7 @@ def inspect(path: str | Path) -> str:
     if shared:
         lines.append(f"  trained by all sites together: {shared:,} numbers")
     if packed:
-        of = ", ".join(f"{b} bit" + "s" * (b != 1) for b in sorted({bits_of(header, s) or 0 for s, _ in packed}))
+        of = " and ".join(map(said, sorted({bits_of(header, s) or 0 for s, _ in packed})))
         lines.append(
             f"  codes: {sum(count_of(s, k, tensors) for s, k in packed):,} numbers of {len(packed)} matrices in {of}"
         )

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.errors import AddendaError, nearest
+from addenda.core.fewbits import said
 from addenda.core.random import Stream
 
 FEW_BITS = 0.05  # how far a change in few bits may start from the base, relative to W or to what is changed
@@ -196,7 +197,7 @@ class Method:
         if self.bits is None:
             return self.starts
         bound = max(self.starts.bound, FEW_BITS * max(1.0, abs(getattr(self, "scale", 1.0))))
-        return Start(bound, f"in {self.bits} bits a matrix cannot be zero; it starts from numbers up to 0.002")
+        return Start(bound, f"in {said(self.bits)} a matrix cannot be zero; it starts from numbers up to 0.002")
 
     def has(self, hook: str) -> bool:
         """Whether the method offers an optional form of its kind: "factors", "sparse", "shared", "on_step", …"""
@@ -222,13 +223,7 @@ class Method:
             raise AddendaError(f"{type(self).__name__}: {'; '.join(problems)}.")
 
     def __str__(self) -> str:
-        few = (
-            ""
-            if self.bits is None
-            else f" in {self.bits} bits"
-            if self.ste == "paper"
-            else f" in {self.bits} bits, plain"
-        )
+        few = "" if self.bits is None else f" in {said(self.bits)}" + ", plain" * (self.ste == "plain")
         return repr(self) + few
 
     def validate(self) -> typing.Iterable[str]:
@@ -304,8 +299,9 @@ class Replace(WeightMethod):
     @property
     def start(self) -> Start:
         """In few bits it is W itself that is rounded."""
-        why = f"a copy of W in {self.bits} bits: ‖Ŵ − W‖ is at most 1.25 ‖W‖, near 0.6 ‖W‖ for 1 bit"
-        return Start() if self.bits is None else Start(1.25, why)
+        if self.bits is None:
+            return Start()
+        return Start(1.25, f"a copy of W in {said(self.bits)}: ‖Ŵ − W‖ is at most 1.25 ‖W‖, near 0.6 ‖W‖ for 1 bit")
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         return {"value": nn.Parameter(W.clone())}

@@ -8,7 +8,7 @@ from torch import nn
 from addenda.core.adapted import SiteTensors
 from addenda.core.attach import Spec, assign, check_bits, numbers
 from addenda.core.errors import AddendaError
-from addenda.core.fewbits import code_bytes
+from addenda.core.fewbits import code_bytes, said
 from addenda.core.memory import Optimizer, Step, predict
 from addenda.core.method import Method
 from addenda.core.sites import OUTPUT, Site, kind_of
@@ -155,8 +155,7 @@ def plan(
             site.shape,
             site.copies,
             str(site.weight.dtype).removeprefix("torch."),
-            ("full copy" if site.path in heads else m.name)
-            + (f", {m.bits} bit" + "s" * (m.bits > 1) if m.bits else ""),
+            ("full copy" if site.path in heads else m.name) + ("" if m.bits is None else f", {said(m.bits)}"),
             numbers(site, m),
             _bytes(site, m, fresh),
         )
