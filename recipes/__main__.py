@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-NAMES = ("svft", "loldu", "miss", "lora_pro", "dylora", "shira", "mosa", "lord", "trp")
+NAMES = ("svft", "loldu", "miss", "lora_pro", "dylora", "shira", "one_bit", "mosa", "lord", "trp")
 
 
 def main() -> None:
@@ -26,9 +26,9 @@ def main() -> None:
 
 def _page(page: Path) -> None:
     lines = ["| paper | claim | measured | verdict |", "| --- | --- | --- | --- |"]
-    for name in NAMES:
-        record = Path(f"records/recipes/{name}/verdict.json")
-        kept = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"findings": []}
+    files = [Path(f"records/recipes/{name}/verdict.json") for name in NAMES]
+    for file in (f for f in files if f.exists()):
+        kept = json.loads(file.read_text(encoding="utf-8"))
         for finding in kept["findings"]:
             cells = [kept["paper"], finding["claim"], finding["measured"], f"**{finding['verdict']}**"]
             lines.append(f"| {' | '.join(cells)} |")

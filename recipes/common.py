@@ -252,6 +252,14 @@ def gap(found: Comparison, a: str, b: str) -> Interval:
     return Interval(-pair.difference, -pair.high, -pair.low)
 
 
+def all_of(verdicts: Iterable[str]) -> str:
+    """One verdict of several: what speaks against, else what all of them say."""
+    said = set(verdicts)
+    if "does not hold" in said:
+        return "does not hold"
+    return said.pop() if len(said) == 1 else "cannot tell"
+
+
 def over_seeds(values: Iterable[float]) -> Interval:
     """The mean of one number for each seed, with Student's interval."""
     from scipy import stats

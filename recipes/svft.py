@@ -18,7 +18,7 @@ from addenda.core.method import Params
 from addenda.core.random import Stream
 from addenda.core.registry import register
 from addenda.methods.svft import SVFT
-from recipes.common import Finding, compared, conclude, gap, options
+from recipes.common import Finding, all_of, compared, conclude, gap, options
 from recipes.controls import means
 
 PLAIN, BAND_1, RANDOM_1, BAND_12 = (
@@ -64,7 +64,7 @@ def main() -> None:
             "better than LoRA at the same count (paper: Gemma-2B, 50.0 against 43.1 on GSM8K with 4 times fewer)",
             f"banded − LoRA r = 1: {pareto[0].points()}; random − LoRA r = 1: {pareto[1].points()} ({numbers}); "
             f"banded − LoRA r = 8: {pareto[2].points()}",
-            _all(p.above() for p in pareto),
+            all_of(p.above() for p in pareto),
         ),
         Finding(
             "plain SVFT is better than VeRA with more numbers (paper: Gemma-2B, 40.3 against 36.8)",
@@ -78,14 +78,6 @@ def main() -> None:
         ),
     ]
     conclude(given, "SVFT, arXiv:2405.19597", findings, means(record, found))
-
-
-def _all(verdicts) -> str:
-    """One verdict of several: what speaks against, else what all of them say."""
-    verdicts = set(verdicts)
-    if "does not hold" in verdicts:
-        return "does not hold"
-    return verdicts.pop() if len(verdicts) == 1 else "cannot tell"
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from addenda.core.merge import merge as merge
     from addenda.core.merge import unmerge as unmerge
     from addenda.core.method import WeightMethod as WeightMethod
+    from addenda.core.perturb import perturbation_curve as perturbation_curve
     from addenda.core.plan import Plan as Plan
     from addenda.core.plan import plan as plan
     from addenda.core.registry import Info as Info
@@ -68,6 +69,7 @@ _NAMES = {
     "core.lean": "lean unlean",
     "core.merge": "MergeReport merge unmerge",
     "core.method": "WeightMethod",
+    "core.perturb": "perturbation_curve",
     "core.plan": "Plan plan",
     "core.registry": "Info catalogue register",
     "train.callback": "TrainerCallback",

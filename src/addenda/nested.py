@@ -9,6 +9,7 @@ from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
+from addenda.core.fewbits import said
 from addenda.core.state import record_of
 from addenda.methods.dylora import DyLoRA
 from addenda.methods.lora import LoRA
@@ -62,8 +63,13 @@ def export(adapter: Adapter, rank: int, name: str = "lora") -> Adapter:
     it come along. Raises AddendaError as `attach` does, when the rank is out of range, and when other methods have
     sites in the adapter.
     """
-    forms = {}
-    for path, t, m in _sites(adapter, rank):
+    forms, sites = {}, _sites(adapter, rank)
+    if bits := {m.bits for _, _, m in sites if m.bits}:
+        raise AddendaError(
+            f"{adapter.name!r} is in {said(min(bits))}, with codes for all its ranks together; a part of them would "
+            "get others. Nothing was exported."
+        )
+    for path, t, m in sites:
         A, B = t.stored()["A"], t.stored()["B"]  # of a stack: one for every matrix
         plain = LoRA(rank=rank, alpha=float(m.alpha or m.rank), dropout=m.dropout)
         forms[path] = plain, {"A": A[..., :rank, :], "B": B[..., :rank]}

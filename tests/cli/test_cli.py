@@ -93,6 +93,24 @@ def test_the_commands_belong_together(folder, capsys):
     call("inspect", out / "adapter.safetensors")
     assert "lora" in capsys.readouterr().out
     call("inspect", data, code=2)
+    capsys.readouterr()
+    judged = ["--how", "1bit", *common, "--data", data]
+    call("compress", out / "adapter.safetensors", *judged)
+    shown = capsys.readouterr().out
+    assert "in 1 bit" in shown and "before: " in shown and "after: " in shown and "of 25 right" in shown
+    few = out / "adapter-1bit.safetensors"
+    assert few.stat().st_size < (out / "adapter.safetensors").stat().st_size
+    call("eval", *common, "--data", data, "--adapter", few)
+    call("inspect", few)
+    assert "bits=1" in capsys.readouterr().out
+    wrong = {"from 1 to 8": ["--how", "9bit", out / "adapter.safetensors"], "trained in 1 bit;": ["--how", "2bit", few],
+             "holds codes of 1 bit already": ["--how", "1bit", few], "wants a file": ["--how", "1bit"],
+             "how many": ["--how", "lord", few], "give --out FOLDER": ["--how", "lord"]}  # fmt: skip
+    for says, given in wrong.items():
+        call("compress", *given, code=2)
+        assert says in capsys.readouterr().err
+    call("plan", *common, "--method", "lora:rank=2,bits=1", "--targets", "q_proj,v_proj")
+    assert "lora, 1 bit" in capsys.readouterr().out
 
 
 def test_the_page_of_the_catalogue_is_up_to_date(tmp_path):

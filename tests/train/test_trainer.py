@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -49,10 +50,16 @@ def killed_at(step):
     return watch
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path, accumulate):
+@pytest.mark.parametrize(("accumulate", "bits"), [(1, None), (2, 1)])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, accumulate, bits):
     train = data()
-    options = {"eval": train, "eval_every": 5, "save_every": 4, "accumulate": accumulate}
+    options = {
+        "method": dataclasses.replace(METHOD, bits=bits),
+        "eval": train,
+        "eval_every": 5,
+        "save_every": 4,
+        "accumulate": accumulate,
+    }
     _, whole, result = run(train, **options)
     with pytest.raises(KilledError):
         run(train, out=tmp_path, progress=killed_at(11), **options)

@@ -1,13 +1,15 @@
-"""`addenda compress`: a smaller model out of a larger one."""
+"""`addenda compress`: a smaller model out of a larger one, or an adapter file in few bits."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
-from addenda.cli.common import Device, Dtype, Exclude, Model, Targets, listed, model_or_default, say
+from addenda.cli.common import Device, Dtype, Exclude, Model, Targets, data_or_default, listed, model_or_default, say
 
-RANKS, TEXT = "Ranks", "Text"
+RANKS, TEXT, ADAPTER = "Ranks", "Text", "An adapter file in few bits"
 
 
 def register(app: typer.Typer) -> None:
@@ -15,10 +17,20 @@ def register(app: typer.Typer) -> None:
 
 
 def compress(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the smaller model; a killed run goes on.")],
+    adapter: Annotated[Path | None, typer.Argument(help="An adapter file, with --how 1bit to 8bit.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for the smaller model; a killed run goes on. For an adapter: the new file."
+        ),
+    ] = None,
     model: Model = None,
     how: Annotated[
-        str, typer.Option("--how", help="lord, svd-llm, drone, asvd, fwsvd, svd; dense multiplies factors out again.")
+        str,
+        typer.Option(
+            "--how",
+            help="lord, svd-llm, drone, asvd, fwsvd, svd; dense multiplies factors out; 1bit to 8bit: an adapter.",
+        ),
     ] = "lord",
     ratio: Annotated[
         float, typer.Option("--ratio", help="Share of the compressed layers' parameters to remove; 0.2 keeps 80 %.")
@@ -70,10 +82,25 @@ def compress(
         ),
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of the choice of text.", rich_help_panel=TEXT)] = 0,
+    head_bits: Annotated[
+        int | None, typer.Option("--head-bits", help="Of heads trained with it; else full.", rich_help_panel=ADAPTER)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Judge it on this, before and after.", rich_help_panel=ADAPTER)
+    ] = None,
+    part: Annotated[str, typer.Option("--part", help="Which part of the data.", rich_help_panel=ADAPTER)] = "test",
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
-    """Make a model's linear layers low rank, and say what that costs and brings."""
+    """Make a model's linear layers low rank, or put an adapter into few bits, and say what that costs and brings."""
+    few = re.fullmatch(r"(\d+) ?-?bits?", how)
+    if few or adapter is not None:
+        _few_bits(adapter, few and int(few[1]), out, head_bits, _judge(adapter, model, data, part, dtype, device))
+        return
+    if out is None:
+        from addenda.core.errors import AddendaError
+
+        raise AddendaError("A smaller model wants a folder: give --out FOLDER.")
     if how == "dense":
         from addenda.compress.dense import to_dense
 
@@ -94,3 +121,35 @@ def compress(
     )  # fmt: skip
     typer.echo(report)
     typer.echo(f"written: {out}, with README.md and compress.json")
+
+
+def _few_bits(adapter: Path | None, bits: int | None, out: Path | None, head_bits: int | None, judge) -> None:
+    from addenda.compress.adapter import compress_adapter
+    from addenda.core.errors import AddendaError
+
+    if adapter is None or bits is None:
+        raise AddendaError(
+            "An adapter in few bits wants a file and how many: addenda compress --how 1bit adapter.safetensors"
+        )
+    report = compress_adapter(adapter, bits, out, head_bits=head_bits, judge=judge)
+    typer.echo(report)
+    typer.echo(f"written: {report.path}")
+
+
+def _judge(
+    adapter: Path | None, model: Path | None, data: Path | None, part: str, dtype: str, device: str | None
+) -> Callable[[Path], Any] | None:
+    """What `addenda eval` says of an adapter file; None where neither a model nor data is named."""
+    if model is None and data is None:
+        return None
+    from addenda.cli.evaluate import with_adapter
+    from addenda.train.evaluate import evaluate
+    from addenda.train.load import label_names, labels_beside, wanted_by
+
+    def judge(file: Path) -> Any:  # classes and image size are those of the run that made the adapter
+        loaded = with_adapter(model, file, dtype, device, wanted_by(adapter).get("image_size"))
+        names = labels_beside(adapter) or label_names(loaded.source)
+        columns: dict[str, Any] = {"labels": names} if names else {}
+        return evaluate(loaded.model, loaded.tokenizer, data_or_default(data), split=part, **columns)
+
+    return judge

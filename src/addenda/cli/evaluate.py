@@ -56,7 +56,7 @@ def evaluate(
 ) -> None:
     """Judge a model on data: loss, and how many examples are right."""
     source = data_or_default(data)
-    loaded = _load(model, adapter, dtype, device, image_size)
+    loaded = with_adapter(model, adapter, dtype, device, image_size)
     from addenda.train.evaluate import evaluate as judge
     from addenda.train.load import label_names, labels_beside
 
@@ -93,7 +93,7 @@ def generate(
     """Write greedy answers to prompts."""
     if prompts == ["-"]:
         prompts = [line for line in typer.get_text_stream("stdin").read().splitlines() if line.strip()]
-    loaded = _load(model, adapter, dtype, device)
+    loaded = with_adapter(model, adapter, dtype, device)
     from addenda.train.evaluate import generate as write
 
     if system is None and model is None and not plain:
@@ -110,7 +110,10 @@ def _under(system: str, prompts: list[str]) -> list:
     return [Chat((("system", system), ("user", p), ("assistant", ""))) for p in prompts]
 
 
-def _load(model: Path | None, adapter: Path | None, dtype: str, device: str | None, image_size: int | None = None):
+def with_adapter(
+    model: Path | None, adapter: Path | None, dtype: str, device: str | None, image_size: int | None = None
+):
+    """A model as the command line names it, with an adapter file on it."""
     from addenda.train.load import load_model, wanted_by
 
     wanted: dict[str, Any] = wanted_by(adapter) | ({"image_size": image_size} if image_size else {})

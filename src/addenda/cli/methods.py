@@ -48,6 +48,7 @@ def _full(entry) -> str:
     import inspect
 
     from addenda.core.capabilities import probe
+    from addenda.core.method import Method
 
     made = entry.build()
     lines = [
@@ -59,11 +60,14 @@ def _full(entry) -> str:
         f"  rate        {entry.rate:g} (where a search for AdamW's learning rate starts)",
         "  options",
     ]
-    for f in dataclasses.fields(entry.cls):
+    common = {f.name for f in dataclasses.fields(Method)}
+    own = [f for f in dataclasses.fields(entry.cls) if f.name not in common]
+    for f in own:
         shown = f.type.__name__ if isinstance(f.type, type) else str(f.type).replace("typing.", "")
         lines.append(f"    {f.name} = {getattr(made, f.name)!r}    {shown}")
-    if not dataclasses.fields(entry.cls):
+    if not own:
         lines.append("    none")
+    lines += ["  as all do", "    bits = None    1 to 8: trained matrices in so many bits; ste = 'paper' or 'plain'"]
     module = inspect.getdoc(inspect.getmodule(entry.cls)) or ""
     return "\n".join([*lines, "", inspect.getdoc(entry.cls) or "", "", module]).rstrip()
 
@@ -84,7 +88,9 @@ def catalogue_page() -> str:
         "and budgets than their neighbours here: `addenda compare` measures on yours.",
         "",
         "Shapes: W is m × n = out × in. *Trained* is the count at one layer of 1024 × 1024 with the default "
-        "options; for hidden methods, which change what modules return, at one place of width 1024.",
+        "options; for hidden methods, which change what modules return, at one place of width 1024. Every method whose "
+        "sites train matrices of their own takes `bits=1` to `bits=8` besides: these matrices in so many bits "
+        "([few-bit adapters](compress.md#few-bit-adapters)).",
     ]
     for family in dict.fromkeys(i.family for i in found):
         lines += ["", f"## {family.capitalize()}"]
@@ -104,13 +110,18 @@ def _trained(made, shape: tuple[int, ...]) -> str:
 
 
 def _entry(i, can: str) -> list[str]:
+    import dataclasses
+
     from addenda.core.hidden import HiddenMethod
+    from addenda.core.method import Method
 
     made = i.build()
     shape = (1024,) if isinstance(made, HiddenMethod) else (1024, 1024)
     misfit = made.check(*shape)
     trained = _trained(made, shape) if misfit is None else f"not with these options ({misfit})"
-    options = ", ".join(f"`{k}={v!r}`" for k, v in made.options(defaults=True).items()) or "none"
+    common = {f.name for f in dataclasses.fields(Method)}
+    own = {k: v for k, v in made.options(defaults=True).items() if k not in common}
+    options = ", ".join(f"`{k}={v!r}`" for k, v in own.items()) or "none"
     lines = [
         f"### {i.name}",
         "",

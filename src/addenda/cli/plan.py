@@ -16,6 +16,7 @@ def plan(
     method: Method = "lora",
     targets: Targets = None,
     exclude: Exclude = "",
+    head_bits: Annotated[int | None, typer.Option("--head-bits", help="A trained head in 1 to 8 bits.")] = None,
     dtype: Dtype = "auto",
     batch: Annotated[
         int | None, typer.Option("--batch", help="With --length: predict memory and FLOPs of a step.")
@@ -44,6 +45,7 @@ def plan(
         targets=listed(targets) if targets else None,
         exclude=listed(exclude),
         also_train=loaded.heads,
+        head_bits=head_bits,
         batch=batch,
         length=size[0] if batch and length is None and size else length,
         labelled=labelled,

@@ -52,6 +52,9 @@ def tune(
     method: Method = "lora",
     targets: Targets = None,
     exclude: Exclude = "",
+    head_bits: Annotated[
+        int | None, typer.Option("--head-bits", help="A trained head in 1 to 8 bits; a method's own: bits=1 in it.")
+    ] = None,
     steps: Annotated[int | None, _training("--steps", "Optimizer steps.")] = None,
     epochs: Annotated[
         float | None,
@@ -113,7 +116,7 @@ def tune(
 
     made = run(
         model_or_default(model), data_or_default(data), chosen,
-        targets=listed(targets) if targets else None, exclude=listed(exclude),
+        targets=listed(targets) if targets else None, exclude=listed(exclude), head_bits=head_bits,
         out=out, steps=steps, epochs=epochs, batch=batch, accumulate=accumulate, rate=rate, schedule=schedule,
         warmup=warmup, weight_decay=weight_decay, consistency=consistency, consistency_add=consistency_add, seed=seed,
         eval_data=_share(eval_data), eval_every=eval_every,

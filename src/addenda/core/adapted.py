@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.execute import effective, execute
+from addenda.core.fewbits import quantised
 from addenda.core.hidden import in_turn, run, undone
 from addenda.core.method import Method, Params
 from addenda.core.mixed import Mixed
+from addenda.core.packed import Packed
 from addenda.core.sites import OUTPUT, PARAMETER, Kind, Point, Site
 
 
@@ -46,9 +48,19 @@ class Pool(nn.Module):
 class SiteTensors(nn.Module):
     """One adapter's tensors at one site, each registered by its kind (see `core.method`)."""
 
-    def __init__(self, method: Method, own: Params, derived: Params, shared: Params, pool: Pool | None = None):
+    def __init__(
+        self,
+        method: Method,
+        own: Params,
+        derived: Params,
+        shared: Params,
+        pool: Pool | None = None,
+        stacked: bool = False,
+    ):
         super().__init__()
         self.method: Any = method
+        self.stacked = stacked  # the first dimension of what is its own counts the matrices of a stack
+        self.instead: Params = {}  # what is read in the place of the tensors of these names
         self.path, self.width, self.reads = "", 0, ""  # where an activation is changed: see `sites.Point`
         self.source: tuple[Slots, ...] = ()  # of the module whose input is read
         self.frozen = tuple(k for k, t in own.items() if not isinstance(t, nn.Parameter))
@@ -68,13 +80,31 @@ class SiteTensors(nn.Module):
 
     def tensors(self) -> Params:
         """Every tensor by name, as a method's functions take them."""
-        pool = self._modules.get("pool")
-        p = {**self._parameters, **self._buffers, **({} if pool is None else pool._parameters)}
+        p = self.held()
+        if self.method.bits is not None:
+            p |= {k: self._read(p[k]) for k in self.matrices}
+        p |= self.instead
         for name in self.drawn:
             value = p.pop(f"{name} in training")
             if self.training:
                 p[name] = value
         return p
+
+    def held(self) -> Params:
+        """Every tensor by name, as it is held."""
+        pool = self._modules.get("pool")
+        return {**self._parameters, **self._buffers, **({} if pool is None else pool._parameters)}  # type: ignore[dict-item]
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The names of the trainable tensors that are matrices, or stacks of them: what `bits` is for."""
+        return tuple(k for k, t in self._parameters.items() if t is not None and t.dim() - self.stacked >= 2)
+
+    def _read(self, matrix: Tensor) -> Tensor:
+        """A trainable matrix as the method sees it, in few bits."""
+        if isinstance(matrix, Packed):
+            return matrix.dense()
+        return quantised(matrix, self.method.bits, self.method.ste, self.stacked)
 
     def stored(self) -> Params:
         """What a file holds: trainable and frozen tensors, detached."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from addenda.core.adapted import Pool, SiteTensors
 from addenda.core.errors import AddendaError
 from addenda.core.method import Method
+from addenda.core.packed import Packed
 from addenda.core.random import Stream
 from addenda.core.sharded import fill, is_sharded
 from addenda.core.state import record_of, state_of, tensors_at
@@ -73,13 +74,23 @@ class Adapter:
         return sum(p.numel() for p in self.parameters())
 
     def requires_grad_(self, flag: bool = True) -> "Adapter":
-        """Start or stop training; independent of whether the adapter is active."""
+        """Start or stop training; independent of whether the adapter is active.
+
+        Raises AddendaError where training is to start and matrices are held as codes.
+        """
+        coded = [n for n, p in self.named_parameters() if isinstance(p, Packed)]
+        if flag and coded:
+            raise AddendaError(
+                f"{self.name!r} holds codes ({len(coded)} matrices, e.g. {coded[0]}): what training moved is not in "
+                "its file, and codes cannot be moved a little. Go on from a checkpoint of its run, or from a file that "
+                "was saved with latent=True."
+            )
         for p in self.parameters():
             p.requires_grad_(flag)
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a file of it holds: trainable and frozen tensors by "path/tensor", those of pools last."""
+        """Trainable and frozen tensors by "path/tensor", those of pools last, before any are put into few bits."""
         return {f"{path}/{key}": t for path, tensors in self._holders() for key, t in tensors.stored().items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
@@ -93,6 +104,9 @@ class Adapter:
             for k in own
             if k in tensors and tensors[k].shape != own[k].shape
         ]
+        problems += [
+            f"{k} is held as codes, which nothing can be written into" for k, t in own.items() if isinstance(t, Packed)
+        ]
         if problems:
             raise AddendaError(f"The tensors do not fit adapter {self.name!r}: {'; '.join(problems[:20])}.")
         for key, tensor in own.items():
@@ -103,11 +117,11 @@ class Adapter:
         """Whether its tensors are spread over processes: then every process must call `save`."""
         return any(is_sharded(p) for p in self.parameters())
 
-    def save(self, path: str | Path, *, basis: bool = False) -> Path:
+    def save(self, path: str | Path, *, basis: bool = False, latent: bool = False) -> Path:
         """Write one safetensors file; see `core.files.save`."""
         from addenda.core.files import save
 
-        return save(self, path, basis=basis)
+        return save(self, path, basis=basis, latent=latent)
 
     @property
     def step_count(self) -> int:

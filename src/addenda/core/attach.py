@@ -48,13 +48,16 @@ def assign(
     targets: Target | Iterable[Target] | None = None,
     exclude: Iterable[Target] = (),
     also_train: Iterable[Target] = (),
+    head_bits: int | None = None,
 ) -> tuple[Assigned, tuple[str, ...]]:
     """Which method goes to which site, in the model's order, and the paths of `also_train` among them.
 
     Raises AddendaError listing every site that its method cannot take, with the reasons.
     """
     also_train = [also_train] if isinstance(also_train, str) else list(also_train)
-    heads = [site for target in also_train for site in _parameters_of(model, target)]
+    heads, copy = [site for target in also_train for site in _parameters_of(model, target)], Replace(bits=head_bits)
+    if head_bits is not None and not heads:
+        raise AddendaError(f"head_bits={head_bits} is for the heads that also_train names, and it names none.")
     owned = {id(site.weight) for site in heads}
     plan: dict[str, tuple[Site, Method]] = {}
     taken: set[int] = set()
@@ -74,7 +77,7 @@ def assign(
     if not plan:
         raise AddendaError("also_train takes every site that the targets name, so nothing is left for the method.")
     problems = [f"{site.path}: {why}" for site, m in plan.values() if (why := unfit(site, m))]
-    problems += [f"{site.path}: {why}" for site in heads if (why := refusal(model, site) or unfit(site, Replace()))]
+    problems += [f"{site.path}: {why}" for site in heads if (why := refusal(model, site) or unfit(site, copy))]
     if problems:
         more = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise AddendaError(
@@ -83,7 +86,7 @@ def assign(
             "Leave them out with exclude=, or give them another method with {target: method}."
         )
     for site in heads:
-        plan[site.path] = (site, Replace())
+        plan[site.path] = (site, copy)
     order = {path: i for i, path in enumerate(all_paths(model))}
     plan = dict(sorted(plan.items(), key=lambda item: order.get(item[1][0].weight_path, len(order))))
     return list(plan.values()), tuple(dict.fromkeys(site.path for site in heads))
@@ -139,6 +142,7 @@ def attach(
     targets: Target | Iterable[Target] | None = None,
     exclude: Iterable[Target] = (),
     also_train: Iterable[Target] = (),
+    head_bits: int | None = None,
     freeze: bool = True,
     name: str = "default",
     seed: int = 0,
@@ -150,7 +154,8 @@ def attach(
 
     method: a method, its text form ("name:option=value"), or {target: method}. targets, exclude: see
     `core.targets`; by default what the method names, for most of them "linear". also_train: modules trained as whole
-    copies with the adapter (heads). seed: with a site's path, the key of every random tensor. calibration: batches for
+    copies with the adapter (heads); head_bits: in so many bits, as the option `bits` of a method does for its own
+    matrices. seed: with a site's path, the key of every random tensor. calibration: batches for
     methods that look at data first; loss(model, batch) defaults to `model(**batch).loss`. progress: called with (done,
     total, path).
 
@@ -159,11 +164,21 @@ def attach(
     """
     started = time.perf_counter()
     root, state = ready(model, name)
-    plan, heads = assign(root, method, targets, exclude, also_train)
+    plan, heads = assign(root, method, targets, exclude, also_train, head_bits)
     seen = calibrate(root, plan, calibration, loss)
     plan = allotted(plan, seen)
     built = build_tensors(plan, seed, progress, seen=seen)
+    check_bits((m, any(built[site.path].matrices)) for site, m in plan)
     return install(root, state, name, plan, built, heads, seed, freeze, started)
+
+
+def check_bits(found: Iterable[tuple[Method, bool]]) -> None:
+    """found: the method of every site, and whether it trains a matrix there. Raises where bits have none to act on."""
+    some: dict[Method, bool] = {}
+    for m, has in found:
+        some[m] = some.get(m, False) or has
+    for m in (m for m, has in some.items() if m.bits is not None and not has):
+        raise AddendaError(f"bits={m.bits} is for trained matrices, and {m.name or 'the head'} trains vectors only.")
 
 
 def allotted(plan: Assigned, seen: dict[str, Tensor]) -> Assigned:
@@ -298,6 +313,8 @@ def tensors_of(
             if seen is not None:
                 known = known | {"calibration": seen if single else seen[e]}
             own = m.init(what, rng, known)
+            if m.bits is not None:
+                own = _in_few_bits(own, rng)
         else:
             own = {}
         parts.append((own, derived))
@@ -309,7 +326,17 @@ def tensors_of(
     moved = {
         k: nn.Parameter(t.detach().to(device)) if isinstance(t, nn.Parameter) else t.to(device) for k, t in own.items()
     }
-    return SiteTensors(m, moved, kept_as(derived, site), shared, pool)
+    return SiteTensors(m, moved, kept_as(derived, site), shared, pool, not single)
+
+
+def _in_few_bits(own: Params, rng: Stream) -> Params:
+    """Matrices of zeros, which have no codes, start from N(0, 0.001) cut at ± 0.002, as in the paper's code."""
+    return {
+        k: nn.Parameter(rng.trunc_normal(*t.shape, std=1e-3))
+        if isinstance(t, nn.Parameter) and t.dim() > 1 and not bool(t.any())
+        else t
+        for k, t in own.items()
+    }
 
 
 def _derived(site: Site, m: Method, W: Any, rng: Stream) -> Params:

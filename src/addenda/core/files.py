@@ -5,40 +5,38 @@ site with path, kind, stored shape and dtype, the SHA-256 of the base's unmodifi
 the names and kinds of its tensors. Tensors are stored as "path/name", those that all sites of a method train together
 as ".0/name" (of the next such method ".1/name"); the adapter's own name is in no key. Nothing that can be computed
 again is stored, only a checksum of it. No pickle, no code and no import path is ever read.
+
+A matrix in few bits is two tensors, "path/name" its codes and "path/name.moments" its mean and standard deviation; its
+shape stands under "packed" at the site, its bits among the options of the method ("head", for heads).
 """
 
 import dataclasses
 import hashlib
-import json
 import time
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter
-from addenda.core.atomic import write_atomically
 from addenda.core.attach import Assigned, build_tensors, install, numbers, ready, unfit
-from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError, nearest
+from addenda.core.fewbits import FewBits, encoded, said
+from addenda.core.form import FLOATING, SCHEMA, bits_of, count_of, packed_as, read, write
 from addenda.core.method import Method, Params, Replace, Shape
-from addenda.core.packed import parts_of
+from addenda.core.packed import Packed, parts_of
 from addenda.core.random import Stream
 from addenda.core.registry import info
 from addenda.core.sharded import is_sharded, wait, whole, writes
-from addenda.core.sites import Point, Site, owners_of, refusal, site_at, with_neighbours
+from addenda.core.sites import Site, owners_of, refusal, site_at, with_neighbours
 from addenda.core.state import State, record_of
 from addenda.core.targets import grouped
+from addenda.core.template import template
 
-SCHEMA = 1
-_MAX_HEADER = 64 << 20
 _SAMPLE = 16
-_FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def fingerprint(state: State, site: Site) -> str:
@@ -84,10 +82,11 @@ def checksum(name: str, tensor: Tensor) -> list[float] | str:
         return [float(values @ signs), float(np.sqrt(values @ values))]
 
 
-def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
+def save(adapter: Adapter, path: str | Path, *, basis: bool = False, latent: bool = False) -> Path:
     """Write the adapter to one file, atomically: a reader sees the old file or the new one, never a part.
 
     basis: store the tensors derived from W as well (singular vectors), for machines whose factorisations differ.
+    latent: of matrices in few bits store what training moves, in float32, so that it can go on; else their codes.
     Of a sharded model (FSDP2) every process must call it: tensors are gathered, the first process writes, and all
     return when the file is there.
     Raises AddendaError for tensors that are empty or not finite; then nothing is written.
@@ -96,11 +95,12 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
     root, state, record = record_of(adapter.model, adapter.name)
     methods = list(dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train))
     tensors: dict[str, Tensor] = {}
-    sites, problems, owners = [], [], owners_of(root)
+    sites, problems, owners, copy = [], [], owners_of(root), Replace()
     gathered = any(is_sharded(p) for p in root.parameters())
     for site_path, held in adapter.sites():
         site = site_at(root, site_path, owners)
         head = site_path in record.also_train
+        copy = held.method if head else copy
         entry = {
             "path": site_path,
             "kind": site.kind.name,
@@ -117,6 +117,11 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
         for key, tensor in (held.stored() | (derived if basis else {})).items():
             tensor = whole(tensor)
             problems += _unsaved(f"{site_path}/{key}", tensor)
+            packed = None if key in derived else _packed(held, key, tensor, latent)
+            if packed is not None:
+                entry.setdefault("packed", {})[key] = list(packed.shape)
+                tensors |= packed_as(f"{site_path}/{key}", packed)
+                continue
             own = tensor.detach().cpu().contiguous()
             tensors[f"{site_path}/{key}"] = own.clone() if key in derived else own  # shared ones once for every site
         sites.append(entry)
@@ -140,11 +145,22 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False) -> Path:
         "sites": sites,
         "pools": [list(pool._parameters) for pool in pools.values()],
     }
-    # one entry only: safetensors writes several in random order, and equal adapters should be equal files
+    if options := copy.options():
+        header["head"] = options
     if writes(gathered):
-        write_atomically(path, to_bytes(tensors, {"addenda": json.dumps(header)}))
+        write(path, header, tensors)
     wait(gathered)
     return path
+
+
+def _packed(held: SiteTensors, key: str, tensor: Tensor, latent: bool) -> FewBits | None:
+    """The codes of a matrix, as held or made now, once; None for what stays as it is."""
+    if isinstance(tensor, FewBits):
+        return tensor
+    bits = held.method.bits
+    if bits is None or latent or key in held.frozen or key not in held.matrices or _unsaved(key, tensor):
+        return None
+    return encoded(tensor, bits, held.stacked)
 
 
 def _unsaved(key: str, tensor: Tensor) -> list[str]:
@@ -154,91 +170,6 @@ def _unsaved(key: str, tensor: Tensor) -> list[str]:
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         return [f"{key} holds values that are not finite"]
     return []
-
-
-def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
-    """The header and the tensors of a file, checked for form but not against any model.
-
-    Raises AddendaError for a file that is missing, damaged, of another make or of a newer schema.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise AddendaError(f"There is no file {path}.{_hint(path)}")
-    try:
-        with open(path, "rb") as f:
-            size = int.from_bytes(f.read(8), "little")
-        if size > min(_MAX_HEADER, path.stat().st_size):
-            raise AddendaError(f"{path} claims a header of {size:,} bytes, which is more than there can be.")
-        with safe_open(path, framework="pt") as f:
-            text = (f.metadata() or {}).get("addenda")
-            if text is None:
-                raise AddendaError(
-                    f"{path} is a safetensors file, but not an adapter of addenda (no 'addenda' header)."
-                )
-            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
-        header = json.loads(text)
-        _check_form(header, tensors)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise AddendaError(f"{path} is damaged or no adapter file: {type(error).__name__}: {error}.") from None
-    return header, tensors
-
-
-def _hint(path: Path) -> str:
-    around = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
-    return nearest(path.name, around) or (f" In that folder: {', '.join(around[:8])}." if around else "")
-
-
-def _check_form(header: dict, tensors: dict[str, Tensor]) -> None:
-    """Everything `load` will rely on; ValueError says what is wrong."""
-    schema = header["schema"]
-    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
-        raise ValueError(f"schema {schema!r}, this version of addenda reads up to {SCHEMA}; upgrade it")
-    if not (isinstance(header["seed"], int) and isinstance(header["step"], int) and header["step"] >= 0):
-        raise ValueError("seed and step must be whole numbers")
-    if not (isinstance(header["methods"], list) and isinstance(header["sites"], list)):
-        raise ValueError("methods and sites must be lists")
-    for m in header["methods"]:
-        if not isinstance(m["name"], str) or not isinstance(m["options"], dict):
-            raise ValueError("a method needs a name and options")
-    named: set[str] = set()
-    for s in header["sites"]:
-        if not (isinstance(s["path"], str) and isinstance(s["kind"], str) and isinstance(s["checks"], dict)):
-            raise ValueError("a site needs a path and a kind")
-        names = [*s["trainable"], *s["frozen"]]
-        if not (all(isinstance(k, str) for k in names) and len(set(names)) == len(names)):
-            raise ValueError(f"{s['path']}: names of tensors must be text, each once")
-        if not all(isinstance(c, str) or _numbers(c, 2) for c in s["checks"].values()):
-            raise ValueError(f"{s['path']}: a checksum must be a hash or two numbers")
-        if s["method"] != -1 and not (isinstance(s["hash"], str) and _numbers(s["sample"])):
-            raise ValueError(f"{s['path']}: the base's hash and sample must be there")
-        if not (isinstance(s["dtype"], str) and _numbers(s["shape"])):
-            raise ValueError(f"{s['path']}: dtype and shape must be there")
-        if not (isinstance(s["method"], int) and -1 <= s["method"] < len(header["methods"])):
-            raise ValueError(f"{s['path']}: method {s['method']!r} is not listed")
-        keys = [*s["trainable"], *s["frozen"], *(s["checks"] if header["basis"] else ())]
-        named.update(f"{s['path']}/{k}" for k in keys)
-    pools = header.setdefault("pools", [])
-    for i, names in enumerate(pools):
-        keys = [f".{i}/{k}" for k in names]
-        once = len({*named, *keys}) == len(named) + len(keys)
-        if not (isinstance(names, list) and all(isinstance(k, str) for k in names) and once):
-            raise ValueError("the tensors of a pool must have names of their own")
-        named.update(keys)
-    if len({s["path"] for s in header["sites"]}) < len(header["sites"]) or not header["sites"]:
-        raise ValueError("sites must be there, each once")
-    if named != set(tensors):
-        missing, more = sorted(named - set(tensors)), sorted(set(tensors) - named)
-        raise ValueError(f"tensors and header disagree (missing {missing[:4]}, unexpected {more[:4]})")
-    trained = [tensors[f"{s['path']}/{k}"] for s in header["sites"] for k in s["trainable"]]
-    trained += [tensors[f".{i}/{k}"] for i, names in enumerate(pools) for k in names]
-    if not all(t.dtype in _FLOATING for t in trained):
-        raise ValueError("trained tensors must be float64, float32, bfloat16 or float16")
-
-
-def _numbers(value: object, count: int | None = None) -> bool:
-    if not isinstance(value, list) or not all(type(v) in (int, float) for v in value):
-        return False
-    return count in (None, len(value))
 
 
 def load(
@@ -253,6 +184,7 @@ def load(
     """Attach the adapter of a file: whole, or not at all.
 
     base="compatible" admits another floating dtype of the same weights, checked on stored samples within rounding.
+    A file in few bits stays in codes, which act as they did in training and cannot be trained on.
     Raises AddendaError listing everything that does not fit (paths with the nearest names, kinds, shapes, tensors), for
     base values that differ, for factors that this machine computes differently, and for a taken name.
     """
@@ -261,10 +193,14 @@ def load(
         raise AddendaError(f"base must be 'exact' or 'compatible', got {base!r}.")
     root, state = ready(model, name)
     header, tensors = read(path)
-    methods = [info(m["name"]).cls(**_known(m)) for m in header["methods"]]
-    plan = _match(root, header, methods, path)
+    if trainable and any(s["packed"] for s in header["sites"]):
+        raise AddendaError(
+            f"{path} holds codes: what training moved is not in it, and codes cannot be moved a little. Go on from a "
+            "checkpoint of its run, or from a file that was saved with latent=True."
+        )
+    plan = _match(root, header, *methods_of(header, path), path)
     _same_base(state, header, plan, base, path)
-    stored = {s["path"]: _stored(s, tensors) for s in header["sites"]}
+    stored = {s["path"]: _stored(s, bits_of(header, s), tensors) for s in header["sites"]}
     pools = _pools(plan, header, tensors, path)
     _same_tensors(plan, stored, path)
     built = build_tensors(plan, header["seed"], stored=stored, pools=pools)
@@ -287,7 +223,17 @@ def _known(entry: dict) -> dict:
     return entry["options"]
 
 
-def _match(root: nn.Module, header: dict, methods: list[Method], path: str | Path) -> Assigned:
+def methods_of(header: dict, path: str | Path) -> tuple[list[Method], Replace]:
+    """The methods of a file in the order of its header, and how its heads are trained."""
+    try:
+        return [info(m["name"]).cls(**_known(m)) for m in header["methods"]], Replace(**header["head"])
+    except TypeError:
+        raise AddendaError(
+            f"{path}: this version of addenda does not know these options of heads: {str(header['head'])[:200]}."
+        ) from None
+
+
+def _match(root: nn.Module, header: dict, methods: list[Method], copy: Replace, path: str | Path) -> Assigned:
     plan, problems = [], []
     missing, owners, taken = [], owners_of(root), set()
     for s in header["sites"]:
@@ -300,7 +246,7 @@ def _match(root: nn.Module, header: dict, methods: list[Method], path: str | Pat
             problems.append(f"{s['path']}: in this model it is {site.path} (tied or repeated)")
             continue
         taken.add(site.changed)
-        method = Replace() if s["method"] == -1 else methods[s["method"]]
+        method = copy if s["method"] == -1 else methods[s["method"]]
         site = with_neighbours(root, site, method.beside(site.path), owners)
         if site.kind.name != s["kind"] or site.stored != s["shape"]:
             found = f"{site.kind.name} {site.stored}"
@@ -350,8 +296,14 @@ def _within_rounding(stored: list[float], found: list[float]) -> bool:
     return a.shape == b.shape and bool((np.abs(a - b) <= 2.0**-7 * np.maximum(np.abs(a), np.abs(b)) + 1e-7).all())
 
 
-def _stored(entry: dict, tensors: dict[str, Tensor]) -> Params:
-    held: Params = {k: nn.Parameter(tensors[f"{entry['path']}/{k}"]) for k in entry["trainable"]}
+def _stored(entry: dict, bits: int | None, tensors: dict[str, Tensor]) -> Params:
+    held: Params = {}
+    for k in entry["trainable"]:
+        own = tensors[key := f"{entry['path']}/{k}"]
+        if k in entry["packed"]:
+            assert bits is not None
+            own = FewBits.of(own, tensors[f"{key}.moments"], bits, entry["packed"][k], torch.float32)
+        held[k] = nn.Parameter(own)
     return held | {k: tensors[f"{entry['path']}/{k}"] for k in entry["frozen"]}
 
 
@@ -392,12 +344,15 @@ def _same_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path) -
     for site, method in plan:
         key = (method, site.kind, tuple(site.stored))
         if key not in templates:
-            templates[key] = _template(site, method)
-        want, have = templates[key], stored[site.path]
+            fresh = template(site, method)
+            templates[key] = {k: _of(t, k in fresh._parameters) for k, t in fresh.stored().items()}, fresh.matrices
+        (want, matrices), have = templates[key], stored[site.path]
         form = {k: _of(t, isinstance(t, nn.Parameter)) for k, t in have.items()}
         if form != want:
             problems.append(f"{site.path}: expected {_form(want)}, the file has {_form(form)}")
             continue
+        problems += [f"{site.path}/{k} is no matrix and cannot be codes" for k, t in have.items()
+                     if isinstance(t, Packed) and k not in matrices]  # fmt: skip
         for k, t in have.items():
             if why := _not_sane(t, site.weight.numel()):
                 problems.append(f"{site.path}/{k} {why}")
@@ -413,24 +368,11 @@ def _not_sane(t: Tensor, size: int) -> str | None:
 
 
 def _of(t: Tensor, trained: bool) -> tuple:
-    return tuple(t.shape), "float" if t.dtype in _FLOATING else str(t.dtype).removeprefix("torch."), trained
+    return tuple(t.shape), "float" if t.dtype in FLOATING else str(t.dtype).removeprefix("torch."), trained
 
 
 def _form(form: dict) -> str:
     return ", ".join(f"{k} {kind} {list(shape)}" for k, (shape, kind, _) in form.items()) or "nothing"
-
-
-def _template(site: Site, method: Method) -> dict:
-    if isinstance(site, Point):
-        fresh = build_tensors([(site, method)], 0)[site.path]
-        return {k: _of(t, k in fresh._parameters) for k, t in fresh.stored().items()}
-    fake = torch.arange(float(site.weight.numel())).remainder_(7.0).reshape(site.matrix.shape)
-    known = stand_in(method, fake)
-    seen = None if known is None else {site.path: known}
-    layer = nn.Linear(1, 1, bias=False)
-    layer.weight = nn.Parameter(site.kind.from_matrix(fake, site.weight), requires_grad=False)
-    fresh = build_tensors([(Site(site.path, layer, "weight", site.kind), method)], 0, seen=seen)[site.path]
-    return {k: _of(t, k in fresh._parameters) for k, t in fresh.stored().items()}
 
 
 def _derived(held: SiteTensors) -> Params:
@@ -484,9 +426,18 @@ def inspect(path: str | Path) -> str:
     heads = [s["path"] for s in header["sites"] if s["method"] == -1]
     if heads:
         lines.append(f"  also trained as whole copies: {', '.join(heads)}")
-    trained = sum(tensors[f"{s['path']}/{k}"].numel() for s in header["sites"] for k in s["trainable"])
+    trained = sum(count_of(s, k, tensors) for s in header["sites"] for k in s["trainable"])
+    packed = [(s, k) for s in header["sites"] for k in s["packed"]]
     shared = sum(tensors[f".{i}/{k}"].numel() for i, names in enumerate(header["pools"]) for k in names)
     if shared:
         lines.append(f"  trained by all sites together: {shared:,} numbers")
-    lines.append(f"  {trained + shared:,} trained numbers, {Path(path).stat().st_size:,} bytes")
+    if packed:
+        of = " and ".join(map(said, sorted({bits_of(header, s) or 0 for s, _ in packed})))
+        lines.append(
+            f"  codes: {sum(count_of(s, k, tensors) for s, k in packed):,} numbers of {len(packed)} matrices in {of}"
+        )
+    held = sum(t.numel() * t.element_size() for t in tensors.values())
+    lines.append(
+        f"  {trained + shared:,} trained numbers, {held:,} bytes of tensors, {Path(path).stat().st_size:,} bytes"
+    )
     return "\n".join(lines)

@@ -201,7 +201,7 @@ def _fake_tensors(assigned: Assigned, twins: Assigned, mode: FakeTensorMode) -> 
             templates[key] = _template(site, twin, m, shared[m], placed[where], pools[m])
         made, memo = templates[key], {id(kept): kept for kept in (m, pools[m])}  # not copied
         common = placed[where]
-        memo |= {id(t): common[k] if k in common else _empty(t, mode) for k, t in made.tensors().items()}
+        memo |= {id(t): common[k] if k in common else _empty(t, mode) for k, t in made.held().items()}
         built[site.path] = copy.deepcopy(made, memo)
     return built
 

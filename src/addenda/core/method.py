@@ -21,14 +21,17 @@ import math
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from addenda.core.errors import AddendaError, nearest
+from addenda.core.fewbits import said
 from addenda.core.random import Stream
+
+FEW_BITS = 0.05  # how far a change in few bits may start from the base, relative to W or to what is changed
 
 Params = dict[str, Tensor]
 Shape = tuple[int, ...] | torch.Size
@@ -104,11 +107,16 @@ class Method:
 
     `init`, `derive`, `trainable` and `check` are given the site as its kind of method sees it: a matrix W and its
     shape (m, n), or the width of an activation.
+
+    bits: every method is given its trained matrices in this many bits (1 to 8; None: as they are), vectors as they
+    are; ste: the gradient behind that, see `core.fewbits`. A method's functions need not know of either.
     """
 
+    bits: int | None = field(default=None, kw_only=True, repr=False)
+    ste: Literal["paper", "plain"] = field(default="paper", kw_only=True, repr=False)
     name: ClassVar[str] = ""
     dropout = 0.0  # a field in methods with an additive path; no annotation: no field here
-    start: ClassVar[Start] = Start()
+    starts: ClassVar[Start] = Start()  # in full precision; see `start`
     sized_by: ClassVar[str | None] = None  # the option that makes it larger: a comparison at equal parameters sets it
     targets: ClassVar[str | tuple[str, ...]] = "linear"  # where it goes if nobody says
     drawn_apart: ClassVar[bool] = False  # whether `on_step` is asked for every site, or once for all
@@ -193,23 +201,40 @@ class Method:
 
     # -- what the core asks ----------------------------------------------------------------------------------------
 
+    @property
+    def start(self) -> Start:
+        """How far from the base it starts. In few bits no matrix is zero, so that no start is exact."""
+        if self.bits is None:
+            return self.starts
+        bound = max(self.starts.bound, FEW_BITS * max(1.0, abs(getattr(self, "scale", 1.0))))
+        return Start(bound, f"in {said(self.bits)} a matrix cannot be zero; it starts from numbers up to 0.002")
+
     def has(self, hook: str) -> bool:
         """Whether the method offers an optional form of its kind: "factors", "sparse", "shared", "on_step", …"""
         return getattr(type(self), hook, None) is not getattr(self._kind, hook, None)
 
     def options(self, defaults: bool = False) -> dict:
         """Hyperparameters by name; only those that differ from the defaults unless asked for all."""
-        fields = dataclasses.fields(self)
+        fields = sorted(dataclasses.fields(self), key=lambda f: bool(f.kw_only))  # its own first
         return {f.name: getattr(self, f.name) for f in fields if defaults or getattr(self, f.name) != f.default}
 
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
         fields = dataclasses.fields(self)
         problems = [p for f in fields if (p := misfit(f.name, getattr(self, f.name), hints[f.name]))]
+        if not problems and self.bits is not None:
+            if not 1 <= self.bits <= 8:
+                problems.append(f"bits must be from 1 to 8, or None for full precision, got {self.bits}")
+            if self.has("pool"):
+                problems.append("bits is for matrices of one site, and those that it trains are shared by all sites")
         if not problems:
             problems = list(self.validate())
         if problems:
             raise AddendaError(f"{type(self).__name__}: {'; '.join(problems)}.")
+
+    def __str__(self) -> str:
+        few = "" if self.bits is None else f" in {said(self.bits)}" + ", plain" * (self.ste == "plain")
+        return repr(self) + few
 
     def validate(self) -> typing.Iterable[str]:
         """Cross-checks of the options: one sentence for each problem, naming the option."""
@@ -281,6 +306,13 @@ class Replace(WeightMethod):
 
     any_shape: ClassVar[bool] = True
 
+    @property
+    def start(self) -> Start:
+        """In few bits it is W itself that is rounded."""
+        if self.bits is None:
+            return Start()
+        return Start(1.25, f"a copy of W in {said(self.bits)}: ‖Ŵ − W‖ is at most 1.25 ‖W‖, near 0.6 ‖W‖ for 1 bit")
+
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         return {"value": nn.Parameter(W.clone())}
 
@@ -299,7 +331,7 @@ def parse_options(cls: type[Method], given: dict[str, object]) -> Method:
 
     Raises AddendaError for an unknown option (with the nearest names) and for values of the wrong type.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in sorted(dataclasses.fields(cls), key=lambda f: bool(f.kw_only))}
     unknown = [k for k in given if k not in fields]
     if unknown:
         listed = ", ".join(f"{f.name}={f.default!r}" for f in fields.values()) or "none"
@@ -308,7 +340,8 @@ def parse_options(cls: type[Method], given: dict[str, object]) -> Method:
             f"{nearest(unknown[0], fields)} Its options: {listed}."
         )
     hints = typing.get_type_hints(cls)
-    return cls(**{k: parse_value(v, hints[k]) if isinstance(v, str) else v for k, v in given.items()})
+    values: dict[str, Any] = {k: parse_value(v, hints[k]) if isinstance(v, str) else v for k, v in given.items()}
+    return cls(**values)
 
 
 def parse_value(text: str, hint) -> object:

@@ -43,6 +43,8 @@ class Parted(Method):
         rank = getattr(self, "rank")  # noqa: B009
         if not 1 <= self.parts <= max(rank, 1):
             yield f"parts must be from 1 to rank={rank}, so that each has an entry a row, got {self.parts}"
+        if self.bits is not None and self.split:
+            yield "a part's zeros leave no spread to round by: train without bits, export the plain adapter, pack that"
 
     @property
     def split(self) -> tuple[str, ...]:

@@ -5,17 +5,24 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from addenda.core.attach import Spec, assign, numbers
+from addenda.core.adapted import SiteTensors
+from addenda.core.attach import Spec, assign, check_bits, numbers
 from addenda.core.errors import AddendaError
+from addenda.core.fewbits import code_bytes, said
 from addenda.core.memory import Optimizer, Step, predict
-from addenda.core.sites import OUTPUT, kind_of
+from addenda.core.method import Method
+from addenda.core.sites import OUTPUT, Site, kind_of
 from addenda.core.state import find_state, unwrap
 from addenda.core.targets import Target, called, grouped
+from addenda.core.template import template
 
 
 @dataclass(frozen=True)
 class Row:
-    """One site of a plan. shape: (m, n), or (width,) of an activation; copies: stacked matrices (experts)."""
+    """One site of a plan. shape: (m, n), or (width,) of an activation; copies: stacked matrices (experts).
+
+    bytes: of its trained tensors in a file.
+    """
 
     path: str
     kind: str
@@ -24,6 +31,7 @@ class Row:
     dtype: str
     method: str
     trainable: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,8 @@ class Plan:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the trained tensors in a file (float32); frozen positions of calibrated masks come on top."""
-        return 4 * self.trainable
+        """Bytes of the trained tensors in a file, float32 unless in few bits; frozen positions come on top."""
+        return sum(row.bytes for row in self.rows) + 4 * self.pooled
 
     @property
     def training_bytes(self) -> int:
@@ -98,6 +106,21 @@ def _size(n: float) -> str:
     return f"{n:.2f} GiB"
 
 
+def _bytes(site: Site, method: Method, fresh: dict[tuple, SiteTensors]) -> int:
+    """Bytes of a site's trained tensors in a file. fresh: tensors of sites that are alike, made where bits ask."""
+    if method.bits is None:
+        return 4 * numbers(site, method)
+    key = (method, site.kind, tuple(site.stored))
+    if key not in fresh:
+        fresh[key] = template(site, method)
+    t = fresh[key]
+    total = 0
+    for k, p in t.named_parameters():
+        count = len(p) if t.stacked else 1
+        total += count * (code_bytes(p.numel() // count, method.bits) + 8) if k in t.matrices else 4 * p.numel()
+    return total
+
+
 def plan(
     model: nn.Module,
     method: Spec | Mapping[Target, Spec],
@@ -105,6 +128,7 @@ def plan(
     targets: Target | Iterable[Target] | None = None,
     exclude: Iterable[Target] = (),
     also_train: Iterable[Target] = (),
+    head_bits: int | None = None,
     batch: int | None = None,
     length: int | None = None,
     labelled: float = 1.0,
@@ -122,7 +146,8 @@ def plan(
         raise AddendaError(f"A step has a batch and a length: give both or neither, got {batch} and {length}.")
     found = find_state(model)
     root = found[0] if found else unwrap(model)
-    assigned, heads = assign(root, method, targets, exclude, also_train)
+    assigned, heads = assign(root, method, targets, exclude, also_train, head_bits)
+    fresh: dict[tuple, SiteTensors] = {}
     rows = tuple(
         Row(
             site.path,
@@ -130,11 +155,13 @@ def plan(
             site.shape,
             site.copies,
             str(site.weight.dtype).removeprefix("torch."),
-            "full copy" if site.path in heads else m.name,
+            ("full copy" if site.path in heads else m.name) + ("" if m.bits is None else f", {said(m.bits)}"),
             numbers(site, m),
+            _bytes(site, m, fresh),
         )
         for site, m in assigned
     )
+    check_bits((key[0], bool(t.matrices)) for key, t in fresh.items())
     taken = {row.path for row in rows} | {row.path.rpartition(".")[0] for row in rows}
     stacks = [
         f"{path}.{name}"

@@ -62,6 +62,12 @@ class Stream:
         values = _inverse_normal(self._unit(prod(shape))) * std
         return torch.from_numpy(values.astype(np.float32)).reshape(shape)
 
+    def trunc_normal(self, *shape: int, std: float = 1.0) -> Tensor:
+        """A normal distribution cut off at ± 2 std (std: before it is cut)."""
+        edge = 0.022750131948179207  # Φ(−2)
+        values = _inverse_normal(edge + (1 - 2 * edge) * self._unit(prod(shape))) * std
+        return torch.from_numpy(values.astype(np.float32)).reshape(shape)
+
     def integer(self, low: int, high: int) -> int:
         """One integer from low to high, both included (bias below 2^-40 for ranges below 2^24)."""
         return low + int(self.raw(1)[0] % np.uint64(high - low + 1))

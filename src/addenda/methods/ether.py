@@ -48,7 +48,7 @@ class ETHER(WeightMethod):
             yield f"parts must be at least 1, got {self.parts}"
 
     @property
-    def start(self) -> Start:
+    def starts(self) -> Start:
         return Start() if self.plus else Start(2.0, "a reflection is never the identity: ‖W H − W‖ ≤ 2 ‖W‖")
 
     def check(self, m: int, n: int) -> str | None:

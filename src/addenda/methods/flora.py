@@ -49,6 +49,8 @@ class FLoRA(WeightMethod):
     def validate(self):
         if self.rank < 1:
             yield f"rank must be at least 1, got {self.rank}"
+        if self.bits is not None:
+            yield "bits is not for it: one row of A stays near 0 beside rows of N(0, 1), and codes have one size"
 
     def check(self, m: int, n: int) -> str | None:
         return too_high(self.rank, m, n)

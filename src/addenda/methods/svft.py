@@ -68,7 +68,7 @@ class SVFT(WeightMethod):
         return None
 
     @property
-    def start(self) -> Start:
+    def starts(self) -> Start:
         return Start(1.0, "released=True starts with ‖ΔW‖ near 0.71 at every site") if self.released else Start()
 
     # -- which entries of M: flat positions in a rows × columns matrix

@@ -73,7 +73,7 @@ class VBLoRA(WeightMethod):
         return "pooled-adamw"
 
     @property
-    def start(self) -> Start:
+    def starts(self) -> Start:
         most = self.rank * BOUND**2
         why = f"neither factor can be zero: entries of ΔW up to {most:.1g}, where those of W are 0.01 or more"
         return Start(min(1.0, 100 * most), why)

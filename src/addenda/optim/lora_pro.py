@@ -75,6 +75,8 @@ class LoRAPro(torch.optim.Optimizer):
         if problems:
             raise AddendaError(f"lora-pro wants {' and '.join(problems)}.")
         sites = [s for s in paired(adapter, "lora-pro") if all(p.requires_grad for p in s.parameters)]
+        if any(s.tensors.method.bits for s in sites):
+            raise AddendaError("lora-pro moves the factors that act, and these act in few bits (bits=). Take 'adamw'.")
         own = [p for s in sites for p in s.parameters]
         rest = trained(adapter, own)
         if not sites:

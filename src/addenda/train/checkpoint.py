@@ -16,7 +16,8 @@ from pathlib import Path
 from addenda.core.adapter import Adapter
 from addenda.core.atomic import write_atomically
 from addenda.core.errors import AddendaError
-from addenda.core.files import read, save
+from addenda.core.files import save
+from addenda.core.form import read
 from addenda.core.sharded import writes
 from addenda.core.state import record_of
 
@@ -26,7 +27,7 @@ FILE, NOTE, STATE = "adapter.safetensors", "addenda.json", "trainer_state.json"
 def write(adapter: Adapter, folder: str | Path, settings: dict | None = None, choices: dict | None = None) -> None:
     """The adapter and its step into an existing or new folder."""
     folder = Path(folder)
-    save(adapter, folder / FILE)
+    save(adapter, folder / FILE, latent=True)
     note = {"step": adapter.step_count, "settings": settings or {}, "choices": choices or {}}
     if writes(adapter.sharded):
         write_atomically(folder / NOTE, json.dumps(note, indent=1).encode())
@@ -51,6 +52,11 @@ def restore(adapter: Adapter, folder: str | Path) -> int:
     heads = {s["path"] for s in header["sites"] if s["method"] == -1}
     if heads != set(record.also_train):
         problems.append(f"also_train is {sorted(heads)} there and {sorted(record.also_train)} here")
+    copies = [record.methods[p].options() for p in record.also_train][:1] or [{}]
+    if header["head"] != copies[0]:
+        problems.append(f"heads are trained with {header['head']} there and {copies[0]} here")
+    if any(s["packed"] for s in header["sites"]):
+        problems.append("its matrices are codes there")
     if problems:
         raise AddendaError(
             f"The checkpoint {folder} belongs to another adapter: {'; '.join(problems)}. Attach the same method with "

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from addenda.core.errors import AddendaError, nearest
-from addenda.core.files import read
+from addenda.core.form import read
 from addenda.train.data import TaskKind
 from addenda.train.evaluate import task_of
 from addenda.train.machine import pick_device, pick_dtype

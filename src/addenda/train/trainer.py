@@ -203,7 +203,7 @@ class AdapterTrainer(transformers.Trainer):
             if best == len(losses) - 1:
                 self.best = {k: t.clone() for k, t in self.adapter.state_dict().items()}
                 if self.saves:
-                    self.adapter.save(self.out / "best.safetensors")
+                    self.adapter.save(self.out / "best.safetensors", latent=True)
             if len(losses) - 1 - best >= patience:
                 self.control.should_training_stop = True
         return metrics

@@ -61,6 +61,7 @@ def tune(
     targets: Target | Iterable[Target] | None = None,
     exclude: Iterable[Target] = (),
     also_train: str | Sequence[str] = "auto",
+    head_bits: int | None = None,
     out: str | Path | None = None,
     steps: int | None = None,
     epochs: float | None = None,
@@ -88,7 +89,8 @@ def tune(
     from a small part, see `subsets`, and judge by its other half where there is no eval_data. image_size: the side of
     images in pixels, where not what the folder says; skip_corrupt: leave out those that cannot be decoded. method,
     targets, exclude: see `attach`; methods that look at data first see eight batches of the training data. also_train:
-    modules trained as whole copies; "auto": a classifier's head and whatever came without weights. steps or epochs (1
+    modules trained as whole copies; "auto": a classifier's head and whatever came without weights; head_bits: in so
+    many bits, see `attach`. steps or epochs (1
     if neither). eval_data: data, or a share of it to hold out by questions. max_length, overflow, chat: see `encode`.
     dtype: "auto" is bfloat16 where it is fast; a loaded
     module keeps its own. progress: shown on stderr, or a function, or False. options: rate (if not given, where the
@@ -115,7 +117,7 @@ def tune(
     before = _judge(model, tested)
     floor = resident(device_of(model))
     adapter = attach(
-        model, chosen, targets=targets, exclude=exclude, also_train=heads, name=name, seed=seed,
+        model, chosen, targets=targets, exclude=exclude, also_train=heads, head_bits=head_bits, name=name, seed=seed,
         calibration=calibration(model, encoded, batch, seed), loss=lambda m, b: score(m, b, encoded.kind).mean,  # type: ignore[arg-type]
         progress=attaching() if progress is True else None,
     )  # fmt: skip
@@ -135,7 +137,7 @@ def tune(
         path = save(adapter, folder / "adapter.safetensors")
         told = {
             "method": _described(chosen), "targets": targets or getattr(chosen, "targets", None),
-            "exclude": exclude, "also_train": list(heads),
+            "exclude": exclude, "also_train": list(heads), "head_bits": head_bits,
             "steps": steps, "epochs": epochs, "batch": batch, "seed": seed, "max_length": limit,
             "overflow": overflow, "chat": chat, "columns": columns or {}, "note": loaded.note, "subset": subset,
             "image_size": image_size, "images": str(tokenizer) if train.form == "image" else None,

@@ -1,0 +1,154 @@
+"""What is in an adapter file, checked for form but not against any model. `core.files` says what it means."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from addenda.core.atomic import write_atomically
+from addenda.core.errors import AddendaError, nearest
+from addenda.core.fewbits import FewBits, code_bytes
+
+SCHEMA = 1
+_MAX_HEADER = 64 << 20
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def write(path: Path, header: dict, tensors: dict[str, Tensor]) -> Path:
+    """A file of what `read` gives."""
+    sites = [{k: v for k, v in s.items() if v or k != "packed"} for s in header["sites"]]
+    header = {k: v for k, v in header.items() if v or k != "head"} | {"sites": sites}
+    # one entry only: safetensors writes several in random order, and equal adapters should be equal files
+    write_atomically(path, to_bytes(tensors, {"addenda": json.dumps(header)}))
+    return path
+
+
+def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
+    """The header and the tensors of a file, checked for form but not against any model.
+
+    Raises AddendaError for a file that is missing, damaged, of another make or of a newer schema.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AddendaError(f"There is no file {path}.{_hint(path)}")
+    try:
+        with open(path, "rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+        if size > min(_MAX_HEADER, path.stat().st_size):
+            raise AddendaError(f"{path} claims a header of {size:,} bytes, which is more than there can be.")
+        with safe_open(path, framework="pt") as f:
+            text = (f.metadata() or {}).get("addenda")
+            if text is None:
+                raise AddendaError(
+                    f"{path} is a safetensors file, but not an adapter of addenda (no 'addenda' header)."
+                )
+            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+        header = json.loads(text)
+        _check_form(header, tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AddendaError(f"{path} is damaged or no adapter file: {type(error).__name__}: {error}.") from None
+    return header, tensors
+
+
+def _hint(path: Path) -> str:
+    around = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+    return nearest(path.name, around) or (f" In that folder: {', '.join(around[:8])}." if around else "")
+
+
+def _check_form(header: dict, tensors: dict[str, Tensor]) -> None:
+    """Everything `load` will rely on; ValueError says what is wrong."""
+    schema = header["schema"]
+    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+        raise ValueError(f"schema {schema!r}, this version of addenda reads up to {SCHEMA}; upgrade it")
+    if not (isinstance(header["seed"], int) and isinstance(header["step"], int) and header["step"] >= 0):
+        raise ValueError("seed and step must be whole numbers")
+    if not (isinstance(header["methods"], list) and isinstance(header["sites"], list)):
+        raise ValueError("methods and sites must be lists")
+    for m in header["methods"]:
+        if not isinstance(m["name"], str) or not isinstance(m["options"], dict):
+            raise ValueError("a method needs a name and options")
+    named: set[str] = set()
+    for s in header["sites"]:
+        if not (isinstance(s["path"], str) and isinstance(s["kind"], str) and isinstance(s["checks"], dict)):
+            raise ValueError("a site needs a path and a kind")
+        names = [*s["trainable"], *s["frozen"]]
+        if not (all(isinstance(k, str) for k in names) and len(set(names)) == len(names)):
+            raise ValueError(f"{s['path']}: names of tensors must be text, each once")
+        if not all(isinstance(c, str) or _numbers(c, 2) for c in s["checks"].values()):
+            raise ValueError(f"{s['path']}: a checksum must be a hash or two numbers")
+        if s["method"] != -1 and not (isinstance(s["hash"], str) and _numbers(s["sample"])):
+            raise ValueError(f"{s['path']}: the base's hash and sample must be there")
+        if not (isinstance(s["dtype"], str) and _numbers(s["shape"])):
+            raise ValueError(f"{s['path']}: dtype and shape must be there")
+        if not (isinstance(s["method"], int) and -1 <= s["method"] < len(header["methods"])):
+            raise ValueError(f"{s['path']}: method {s['method']!r} is not listed")
+        keys = [*s["trainable"], *s["frozen"], *(s["checks"] if header["basis"] else ())]
+        keys += [f"{k}.moments" for k in s.setdefault("packed", {})]
+        named.update(f"{s['path']}/{k}" for k in keys)
+    if not isinstance(header.setdefault("head", {}), dict):
+        raise ValueError("the options of heads must be by name")
+    pools = header.setdefault("pools", [])
+    for i, names in enumerate(pools):
+        keys = [f".{i}/{k}" for k in names]
+        once = len({*named, *keys}) == len(named) + len(keys)
+        if not (isinstance(names, list) and all(isinstance(k, str) for k in names) and once):
+            raise ValueError("the tensors of a pool must have names of their own")
+        named.update(keys)
+    if len({s["path"] for s in header["sites"]}) < len(header["sites"]) or not header["sites"]:
+        raise ValueError("sites must be there, each once")
+    if named != set(tensors):
+        missing, more = sorted(named - set(tensors)), sorted(set(tensors) - named)
+        raise ValueError(f"tensors and header disagree (missing {missing[:4]}, unexpected {more[:4]})")
+    for s in header["sites"]:
+        for key, shape in s["packed"].items():
+            if key not in s["trainable"]:
+                raise ValueError(f"{s['path']}: packed {key!r} is not among the trained tensors")
+            _check_codes(f"{s['path']}/{key}", shape, bits_of(header, s), tensors)
+    trained = [tensors[f"{s['path']}/{k}"] for s in header["sites"] for k in s["trainable"] if k not in s["packed"]]
+    trained += [tensors[f".{i}/{k}"] for i, names in enumerate(pools) for k in names]
+    if not all(t.dtype in FLOATING for t in trained):
+        raise ValueError("trained tensors must be float64, float32, bfloat16 or float16")
+
+
+def bits_of(header: dict, site: dict) -> int | None:
+    """The bits of a site's matrices."""
+    options = header["head"] if site["method"] == -1 else header["methods"][site["method"]]["options"]
+    return options.get("bits")
+
+
+def _check_codes(key: str, shape: object, bits: object, tensors: dict[str, Tensor]) -> None:
+    """Whether codes and moments are those of a matrix of this shape, or of a stack of them."""
+    if type(bits) is not int or not 1 <= bits <= 8:
+        raise ValueError(f"{key} is packed, and its bits must be from 1 to 8, got {bits!r}")
+    if not isinstance(shape, list) or not shape or not all(type(n) is int and 0 < n < 2**40 for n in shape):
+        raise ValueError(f"{key} is packed, and its shape must be whole numbers above 0")
+    codes, moments, stack = tensors[key], tensors[f"{key}.moments"], tensors[key].dim() == 2
+    lead = shape[:1] if stack else []
+    want = [*lead, code_bytes(math.prod(shape[len(lead) :]), bits)]
+    if codes.dtype != torch.uint8 or list(codes.shape) != want:
+        raise ValueError(f"{key} must be {want} bytes of codes for {shape} in {bits} bits, got {list(codes.shape)}")
+    if moments.dtype != torch.float32 or list(moments.shape) != [*lead, 2]:
+        raise ValueError(f"{key}.moments must be {[*lead, 2]} float32 numbers")
+    if not bool(torch.isfinite(moments).all()) or bool((moments[..., 1] < 0).any()):
+        raise ValueError(f"{key}.moments must be finite, and the deviation at least 0")
+
+
+def _numbers(value: object, count: int | None = None) -> bool:
+    if not isinstance(value, list) or not all(type(v) in (int, float) for v in value):
+        return False
+    return count in (None, len(value))
+
+
+def packed_as(key: str, packed: FewBits) -> dict[str, Tensor]:
+    """The two tensors that a file holds of a matrix in few bits."""
+    return {key: packed.codes.cpu().contiguous(), f"{key}.moments": packed.moments.cpu().contiguous()}
+
+
+def count_of(entry: dict, key: str, tensors: dict[str, Tensor]) -> int:
+    """How many numbers a trained tensor of a site is, in codes or not."""
+    packed = entry["packed"].get(key)
+    return tensors[f"{entry['path']}/{key}"].numel() if packed is None else math.prod(packed)
