@@ -26,7 +26,7 @@ from addenda.nested import set_rank
 from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
 from addenda.train.machine import hardware, versions
-from recipes.common import Finding, Interval, Runs, conclude, gap, options, subject
+from recipes.common import VALIDATION, Finding, Interval, Runs, conclude, gap, options, search_steps, subject
 
 TOP, RANKS = 8, (1, 2, 4, 8)
 TARGETS = "linear"
@@ -38,7 +38,7 @@ def main() -> None:
     given = options(__doc__, "dylora")
     runs, on = Runs(given.out), subject(given.model)
     specs = [*(f"lora:rank={b}" for b in RANKS), DYLORA, FROZEN]
-    print(f"{len(specs)} arms, {given.seeds} seeds, {given.steps} steps; about 10 minutes on 2 quiet cores.")
+    print(f"{len(specs)} arms, {given.seeds} seeds, {given.steps} steps; about 15 minutes on 2 quiet cores.")
     rates = {spec: best_rate(runs, on, spec, given) for spec in specs}
     made = {}
     for seed in range(given.seeds):
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def best_rate(runs: Runs, on: Subject, spec: str, given: Namespace) -> float:
-    rates, steps = grid(center(spec), given.rates), max(min(10, given.steps), given.steps // 4)
+    rates, steps = grid(center(spec), given.rates), search_steps(given.steps)
 
     def look(rate: float, n: int) -> dict:
         return runs.once(f"search-{_file(spec)}-{rate:g}-{n}", lambda: trained(on, spec, 1000, rate, n, search=True))
@@ -93,7 +93,7 @@ def trained(on: Subject, spec: str, seed: int, rate: float, steps: int, search: 
     with attached(on, arm, settings, seed) as adapter:
         made = fit(
             on.model, adapter, on.splits["train"], steps=steps, batch=16, rate=rate, seed=seed, attention=None,
-            eval=on.splits["validation"].first(200), eval_every=looks(steps, "search"),
+            eval=on.splits["validation"].first(VALIDATION), eval_every=looks(steps, "search"),
         )  # fmt: skip
         told = {"status": "ok", "rate": rate, "steps": steps, "seed": seed, "step_seconds": made.step_seconds}
         told["validation"] = [[e["step"], {"loss": e["loss"], "accuracy": e["accuracy"]}] for e in made.evaluations]

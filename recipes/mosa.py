@@ -30,6 +30,7 @@ from addenda.train.subsets import Subset
 from recipes.common import (
     KINDS,
     LIBRARIES,
+    VALIDATION,
     Finding,
     Interval,
     conclude,
@@ -38,6 +39,7 @@ from recipes.common import (
     folder_of,
     options,
     over_seeds,
+    search_steps,
     splits,
 )
 
@@ -89,8 +91,8 @@ def draws(given: Namespace, name: str) -> list[Record]:
         made.append(compare(
             methods=arms, full=True, out=given.out / name.replace(", ", "-").replace(" ", "-") / f"draw{draw}",
             budget=f"steps={given.steps}", seeds=1, rates=given.rates if draw == 0 else 1, around=rates, batch=16,
-            items=None, validation=200, search_steps=max(10, given.steps // 3), title=f"MoSA: {name}, draw {draw}",
-            command="python -m recipes.mosa", subject=on, watch=Watch(),
+            items=None, validation=VALIDATION, search_steps=search_steps(given.steps), subject=on, watch=Watch(),
+            title=f"MoSA: {name}, draw {draw}", command="python -m recipes.mosa",
         ))  # fmt: skip
         if draw == 0:
             rates = {arm: made[0].trials_of(arm, "final")[0]["rate"] for arm in (*arms, FULL)}

@@ -26,7 +26,19 @@ from addenda.train.fit import fit
 from addenda.train.load import load_model
 from addenda.train.loss import score
 from addenda.train.tune import calibration
-from recipes.common import MODELS, Finding, Interval, Runs, conclude, folder_of, options, over_seeds, subject
+from recipes.common import (
+    MODELS,
+    VALIDATION,
+    Finding,
+    Interval,
+    Runs,
+    conclude,
+    folder_of,
+    options,
+    over_seeds,
+    search_steps,
+    subject,
+)
 
 LORA = "lora:rank=8"
 SHIRA = {how: f"shira:density=0.01,mask={how}" for how in ("magnitude", "random", "gradient")}
@@ -54,7 +66,7 @@ def main() -> None:
     given = options(__doc__, "shira")
     runs, subjects = Runs(given.out), {task: subject(given.model, task) for task in TASKS}
     model, arms = TwoHeads(subjects), [LORA, *SHIRA.values()]
-    print(f"{len(arms)} arms, 2 tasks, {given.seeds} seeds, {given.steps} steps; about 10 minutes on 2 quiet cores.")
+    print(f"{len(arms)} arms, 2 tasks, {given.seeds} seeds, {given.steps} steps; about 15 minutes on 2 quiet cores.")
     rates = {(spec, task): best_rate(runs, model, subjects[task], task, spec, given) for spec in arms for task in TASKS}
     made = {}
     for seed in range(given.seeds):
@@ -116,13 +128,13 @@ def best_rate(runs: Runs, model: TwoHeads, on: Subject, task: str, spec: str, gi
 
         return runs.once(f"search-{task}-{_file(spec)}-{rate:g}-{steps}", run)
 
-    return search(grid(center(spec), given.rates), max(min(10, given.steps), given.steps // 4), look)
+    return search(grid(center(spec), given.rates), search_steps(given.steps), look)
 
 
 def _fit(model: TwoHeads, adapter: ad.Adapter, on: Subject, rate: float, steps: int, seed: int):
     return fit(
         model, adapter, on.splits["train"], steps=steps, batch=16, rate=rate, seed=seed, attention=None,
-        eval=on.splits["validation"].first(200), eval_every=looks(steps, "search"),
+        eval=on.splits["validation"].first(VALIDATION), eval_every=looks(steps, "search"),
     )  # fmt: skip
 
 
