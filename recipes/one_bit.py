@@ -26,7 +26,7 @@ def arm(family: str, rank: int, bits: int | None = None, **more: str) -> str:
 
 
 def main() -> None:
-    given = options(__doc__, "one_bit", seeds=5)
+    given = options(__doc__ or "", "one_bit", seeds=5)
     plain = arm("AdaptFormer", WIDE, 1, ste="plain")
     between = [arm("AdaptFormer", rank, bits) for bits, rank in BETWEEN.items()]
     arms = [a for f in FAMILIES for a in (arm(f, WIDE, 1), arm(f, NARROW), arm(f, WIDE))] + between + [plain]

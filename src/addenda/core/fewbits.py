@@ -83,18 +83,23 @@ def quantised(W: Tensor, bits: int, ste: str = "paper", stacked: bool = False) -
 def encoded(W: Tensor, bits: int, stacked: bool = False) -> "FewBits":
     """The codes, mean and std of W (any floating dtype), to be shipped; its values are those of `quantised`."""
     flat = W.detach().reshape(len(W) if stacked else 1, -1)
-    codes, mean, std, _ = _codes(flat.to(torch.promote_types(W.dtype, torch.float32)), bits)
+    codes, mean, std = _codes(flat.to(torch.promote_types(W.dtype, torch.float32)), bits)
     held = pack(codes, bits), torch.cat([mean, std], 1).float()
     held = held if stacked else tuple(t[0] for t in held)
     return FewBits.of(*held, bits, W.shape, torch.promote_types(W.dtype, torch.float32))
 
 
-def _codes(flat: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(codes: uint8, mean: k × 1, std: k × 1, z) of k matrices in rows."""
+def _codes(flat: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes: int32, mean: k × 1, std: k × 1) of k matrices in rows."""
     mean = flat.mean(1, keepdim=True)
     std = flat.std(1, keepdim=True) if flat.shape[1] > 1 else torch.zeros_like(mean)
     z = (flat - mean) / (std + EPS)
-    return torch.bucketize(z, table(bits, flat.dtype, flat.device)[1]).to(torch.uint8), mean, std, z
+    return torch.bucketize(z, table(bits, flat.dtype, flat.device)[1], out_int32=True), mean, std
+
+
+def _chosen(codes: Tensor, bits: int, like: Tensor) -> Tensor:
+    """v of each code, in the dtype of `like`."""
+    return table(bits, like.dtype, like.device)[0].index_select(0, codes.flatten()).view(codes.shape)
 
 
 class _Quantised(torch.autograd.Function):
@@ -103,11 +108,10 @@ class _Quantised(torch.autograd.Function):
     @staticmethod
     def forward(ctx, W, bits, paper, count):
         flat = W.reshape(count, -1).to(torch.promote_types(W.dtype, torch.float32))
-        codes, mean, std, _ = _codes(flat, bits)
+        codes, mean, std = _codes(flat, bits)
         ctx.bits, ctx.paper = bits, paper
-        ctx.save_for_backward(*((W, codes, mean, std) if paper else ()))
-        values = table(bits, flat.dtype, flat.device)[0]
-        return (values[codes.int()] * std + mean).view(W.shape).to(W.dtype)
+        ctx.save_for_backward(*((W, codes.to(torch.uint8), mean, std) if paper else ()))
+        return (_chosen(codes, bits, flat) * std + mean).view(W.shape).to(W.dtype)
 
     @staticmethod
     @once_differentiable
@@ -118,9 +122,8 @@ class _Quantised(torch.autograd.Function):
         g = G.reshape(codes.shape).to(mean.dtype)
         centred = W.reshape(codes.shape).to(mean.dtype) - mean
         a, n = std / (std + EPS), codes.shape[1]
-        z = centred / (std + EPS)
-        zq = table(ctx.bits, mean.dtype, mean.device)[0][codes.int()]
-        along = (g * (zq - a * z)).sum(1, keepdim=True) / max(n - 1, 1)
+        off = _chosen(codes.int(), ctx.bits, mean) - a * centred / (std + EPS)
+        along = (g * off).sum(1, keepdim=True) / max(n - 1, 1)
         grad = a * g + (1 - a) * g.mean(1, keepdim=True) + along * (centred / std.clamp_min(1e-30))
         return grad.view(W.shape).to(W.dtype), None, None, None
 
