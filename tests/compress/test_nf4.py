@@ -13,7 +13,8 @@ from torch import nn
 
 import addenda as ad
 import toys
-from addenda.compress.nf4 import LEVELS, NF4Tensor, dequantize, quantize
+from addenda.compress.nf4 import LEVELS, NF4Tensor
+from addenda.compress.quantize import dequantize, quantize
 from addenda.core.errors import AddendaError
 
 
@@ -113,7 +114,7 @@ def test_copies_moves_and_pickles():
 def test_quantize_takes_the_linears_and_reports_their_errors(ids):
     model = toys.make_llama(hidden_size=64, intermediate_size=128)
     before = model(ids).logits.detach()
-    errors = quantize(model, "mlp")
+    errors = quantize(model, targets="mlp")
     assert len(errors) == 6 and all(0.05 < e < 0.12 for e in errors.values())
     assert type(model.model.layers[0].self_attn.q_proj.weight) is nn.Parameter
     after = model(ids).logits.detach()
@@ -121,7 +122,7 @@ def test_quantize_takes_the_linears_and_reports_their_errors(ids):
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight[0, 0] = math.inf
     with pytest.raises(AddendaError, match="not finite"):
-        quantize(model, "attention")
+        quantize(model, targets="attention")
     assert type(model.model.layers[1].self_attn.q_proj.weight) is nn.Parameter
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from addenda.cli.common import Dtype, Exclude, Method, Model, Targets, listed, model_or_default
+from addenda.cli.common import Dtype, Exclude, Method, Model, Quantize, Targets, listed, model_or_default
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +17,7 @@ def plan(
     targets: Targets = None,
     exclude: Exclude = "",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     batch: Annotated[
         int | None, typer.Option("--batch", help="With --length: predict memory and FLOPs of a step.")
     ] = None,
@@ -36,7 +37,7 @@ def plan(
     from addenda.train.load import load_model
 
     chosen = build(method)  # before the model is read, which takes longer
-    loaded = load_model(model_or_default(model), dtype=dtype, device="cpu")
+    loaded = load_model(model_or_default(model), dtype=dtype, device="cpu", quantize=quantize)
     size = getattr(loaded.tokenizer, "size", None)
     made = make(
         loaded.model,

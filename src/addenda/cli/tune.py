@@ -19,6 +19,7 @@ from addenda.cli.common import (
     Method,
     Model,
     Overflow,
+    Quantize,
     Question,
     SkipCorrupt,
     Subset,
@@ -85,6 +86,7 @@ def tune(
     overflow: Overflow = "error",
     dtype: Dtype = "auto",
     device: Device = None,
+    quantize: Quantize = None,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run in --out.")] = True,
     attention: Annotated[
         str, _speed("--attention", "auto measures sdpa and eager here; a name takes that one.")
@@ -111,7 +113,7 @@ def tune(
         out=out, steps=steps, epochs=epochs, batch=batch, accumulate=accumulate, rate=rate, schedule=schedule,
         warmup=warmup, weight_decay=weight_decay, seed=seed, eval_data=_share(eval_data), eval_every=eval_every,
         early_stop=early_stop, max_length=max_length,
-        overflow=cast(Any, overflow), dtype=dtype, device=device, resume=resume, attention=attention,
+        overflow=cast(Any, overflow), dtype=dtype, device=device, quantize=quantize, resume=resume, attention=attention,
         loss=cast(Any, loss), group=group, compile=compile, checkpointing=checkpointing, lean=lean, optimizer=optimizer,
         columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),
         subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,

@@ -1,0 +1,84 @@
+"""bitsandbytes: Linear4bit (NF4, FP4, with scales in 8 bits or not) and Linear8bitLt (int8).
+
+On processors with AVX512-BF16 Linear4bit repacks its bytes when it is evaluated; they are read in the order in which
+bitsandbytes stores them. Its int8 product also rounds the inputs outside of training; the packed one never does.
+"""
+
+from typing import Any
+
+import torch
+from bitsandbytes import functional as bf  # pyright: ignore[reportMissingImports]
+from bitsandbytes.nn import Linear4bit, Linear8bitLt  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn
+
+from addenda.compress.bridges import table
+from addenda.core.packed import Packed
+
+
+class Bits4(Packed):
+    """codes: two in a byte; scales: one for each block, float32 or codes of 8 bits; then tops: float32 for each group
+    of these, offset: their mean. levels, steps: the values of the codes; bitsandbytes has them once for every layer.
+    extra: (type, block, group)."""
+
+    parts = ("codes", "scales", "tops", "offset", "levels", "steps")
+    codes: Tensor
+    scales: Tensor
+    tops: Tensor
+    offset: Tensor
+    levels: Tensor
+    steps: Tensor
+
+    @property
+    def bits(self) -> float:
+        """Bits for each value; the two tables, which all layers have alike, left out."""
+        held = (self.codes, self.scales, self.tops, self.offset)
+        return 8 * sum(t.numel() * t.element_size() for t in held) / self.numel()
+
+    def unpack(self) -> Tensor:
+        kind, block, group = self.extra
+        second = None
+        if group:
+            second = bf.QuantState(absmax=self.tops, code=self.steps, blocksize=group, dtype=torch.float32)
+        state = bf.QuantState(
+            absmax=self.scales, shape=self.shape, dtype=torch.float32, blocksize=block, quant_type=kind,
+            code=self.levels, offset=self.offset if group else None, state2=second,
+        )  # fmt: skip
+        return bf.dequantize_4bit(self.codes, state)
+
+
+class Bits8(Packed):
+    """codes: int8 (m × n); scales: float32 (m), the size that 127 stands for."""
+
+    parts = ("codes", "scales")
+    codes: Tensor
+    scales: Tensor
+
+    def unpack(self) -> Tensor:
+        return self.codes * (self.scales[:, None] / 127)
+
+
+def read(module: nn.Module) -> Packed | None:
+    """The weight of a layer that is quantised by now; None before."""
+    if isinstance(module, Linear4bit):
+        return _bits4(module.weight)
+    if isinstance(module, Linear8bitLt) and module.weight.dtype == torch.int8:
+        held: Any = module.weight if module.weight.SCB is not None else module.state
+        codes = module.weight.data if held.CB is None else held.CB
+        dtype = torch.float32 if module.bias is None else module.bias.dtype
+        return Bits8({"codes": codes, "scales": held.SCB}, codes.shape, dtype)
+    return None
+
+
+def _bits4(weight: Any) -> Packed | None:
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return None
+    if getattr(state, "packing_format_for_cpu", False):
+        weight.data, weight.quant_state = bf._convert_weight_packed_for_cpu_inverse(weight.data, state)
+        state = weight.quant_state
+    held = {"codes": weight.data, "scales": state.absmax, "levels": state.code}
+    if state.nested:
+        held |= {"tops": state.state2.absmax, "offset": state.offset, "steps": state.state2.code}
+    held = {name: table(held.get(name)) for name in Bits4.parts}
+    group = state.state2.blocksize if state.nested else 0
+    return Bits4(held, torch.Size(state.shape), state.dtype, (state.quant_type, state.blocksize, group))
