@@ -1,7 +1,7 @@
 """int8: weights in 8 bits with one float32 scale for each row, the row's largest size over 127.
 
 8 + 32/n bits a weight, for n inputs. The rounding error of a row is at most half its scale; for weights that look
-normal it is a 1/160 or so of their size.
+normal it comes to less than 1 % of their size.
 """
 
 import torch

@@ -27,6 +27,7 @@ from addenda.core.packed import Packed, finite
 
 BITS, GROUP, TOP = 3, 16, 7  # of scales and zeros
 _SHRINK = (1.0, 0.9, 0.8, 0.7)  # of a group's range, tried for the scale with the least error
+_TOGETHER = 3  # of a group's weights, at most, are tried as outliers at once
 _BLOCK = 128  # columns whose errors are passed on to the others together
 
 
@@ -167,10 +168,13 @@ def _outliers(w: Tensor, weight: Tensor, bits: int, count: int) -> Tensor:
         return ((_rounded(groups, s[..., None], z[..., None], top)[1] - groups).square() * weight).masked_fill(out, 0)
 
     each = errors(nothing)
-    gain = each.clone()  # only the two ends of a group change its fit
-    for end in (groups.argmax(-1, keepdim=True), groups.argmin(-1, keepdim=True)):
-        without = errors(nothing.scatter(-1, end, True)).sum(-1, keepdim=True)
-        gain.scatter_(-1, end, each.sum(-1, keepdim=True) - without)
+    far = groups.abs().topk(_TOGETHER, -1).indices
+    left = [each.sum(-1)]  # the group's error without its k largest
+    left += [errors(nothing.scatter(-1, far[..., :k], True)).sum(-1) for k in range(1, _TOGETHER + 1)]
+    gain = each.clone()  # two that are far out hide each other: what the first one spares may show with the second
+    for r in range(_TOGETHER):
+        best = torch.stack([(left[r] - left[k]) / (k - r) for k in range(r + 1, _TOGETHER + 1)]).amax(0)
+        gain.scatter_(-1, far[..., r : r + 1], best[..., None])
     return nothing.flatten().index_fill(0, gain.flatten().topk(count).indices, True).view_as(w)
 
 

@@ -40,7 +40,10 @@ class Packed(torch.Tensor):
     @classmethod
     def of(cls, W: Tensor) -> Self:
         """The weight W in this form. Raises AddendaError where it cannot be."""
-        raise AddendaError(f"A weight can be read as {cls.__name__}, but not be made one.")
+        raise AddendaError(
+            f"A weight can be read as {cls.__name__}, but not be made one: its own library does that. Merge without "
+            "requantize, and quantise the result there."
+        )
 
     def again(self, W: Tensor) -> Self:
         """Other values of the same shape, in this weight's form and with its options."""
