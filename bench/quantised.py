@@ -50,7 +50,9 @@ def forms(calibration: list[dict]) -> dict[str, Callable[[nn.Module], dict[str, 
         ours[f"{how}, with statistics"] = lambda m, how=how: quantize(m, how, calibration=calibration)
     if find_spec("bitsandbytes"):
         name = f"bitsandbytes {version('bitsandbytes')}"
-        ours |= {f"{name} {kind}": lambda m, kind=kind: replaced(m, _bitsandbytes(kind)) for kind in ("nf4", "fp4", "int8")}
+        ours |= {
+            f"{name} {kind}": lambda m, kind=kind: replaced(m, _bitsandbytes(kind)) for kind in ("nf4", "fp4", "int8")
+        }
     if find_spec("hqq"):
         ours["hqq, 4 bits in groups of 64"] = lambda m: replaced(m, _hqq)
     return ours
@@ -93,7 +95,10 @@ def _hqq(layer: nn.Linear) -> nn.Module:
 
 def table(found: list[dict]) -> str:
     dense = found[0]["perplexity"]
-    lines = ["| form | bits a weight | mean ‖W − Ŵ‖ / ‖W‖ | perplexity on code | |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| form | bits a weight | mean ‖W − Ŵ‖ / ‖W‖ | perplexity on code | |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     for row in found:
         p = row["perplexity"]
         change = "" if row is found[0] else f"{p / dense - 1:+.1%}"

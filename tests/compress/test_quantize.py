@@ -76,7 +76,9 @@ def test_a_step_is_predicted_with_the_codes_as_weights():
         saved = sum(w.numel() * (4 - w.bits / 8) for w in weights)
         assert len(weights) == 14
         assert dense.weights - step.weights == pytest.approx(saved)
-        largest = max(4 * w.numel() for w in weights)  # the values of one layer in the making, a few times; none is kept
+        largest = max(
+            4 * w.numel() for w in weights
+        )  # the values of one layer in the making, a few times; none is kept
         assert step.activations <= dense.activations + (2.1 if how != "spqr" else 8) * largest
 
 
@@ -112,10 +114,11 @@ def test_statistics_make_spqr_closer_and_a_failure_gives_the_old_weights_back():
     broken = copy.deepcopy(plain)
     with torch.no_grad():
         broken.model.layers[1].mlp.down_proj.weight[0, 0] = math.nan
-    before = [m.weight for m in broken.modules() if isinstance(m, nn.Linear)]
+    layers = [m for m in broken.modules() if isinstance(m, nn.Linear)]
+    before = [m.weight for m in layers]
     with pytest.raises(AddendaError, match="not finite"):
         quantize(broken, "spqr", calibration=batches)
-    assert all(a is b for a, b in zip(before, (m.weight for m in broken.modules() if isinstance(m, nn.Linear)), strict=True))  # fmt: skip
+    assert all(m.weight is b for m, b in zip(layers, before, strict=True))
 
 
 @pytest.mark.parametrize("how", FORMS)
@@ -128,23 +131,21 @@ def test_merging_onto_either_base_plain_or_packed_again(how, ids):
     bytes_before = [t.clone() for w in packed(held).values() for t in parts_of(w)]
     trained, batch = held(ids).logits.detach(), {"input_ids": ids}
     t = dict(adapter.sites())[SITE]
-    change, W, mine = t.B @ t.A, plain.get_submodule(SITE).weight, held.get_submodule(SITE)
+    change, W, mine = (t.B @ t.A).detach(), plain.get_submodule(SITE).weight.detach(), held.get_submodule(SITE)
     quantised = mine.weight.dense()
 
     report = ad.merge(held, verify=batch, base="full-precision", full=plain, requantize=True)
     kept = [w for w in packed(held).values()]
     assert len(kept) == 14 and isinstance(mine.weight, FORMS[how])
-    again = FORMS[how].of((W + change).detach())
+    again = FORMS[how].of(W + change)
     torch.testing.assert_close(mine.weight.dense(), again.dense())
-    assert report.sites[SITE] == pytest.approx(
-        float((again.dense() - W - change).norm() / change.norm()), rel=1e-3
-    )
+    assert report.sites[SITE] == pytest.approx(float((again.dense() - W - change).norm() / change.norm()), rel=1e-3)
     ways = report.ways
     assert set(ways) == {f"{b}{a}" for b in ("as-trained", "full-precision") for a in ("", ", packed again")}
     assert ways["as-trained"].weights < 1e-6 and ways["as-trained"].output < 1e-5
     assert ways["full-precision"].weights == pytest.approx(sum(lost.values()) / len(lost), rel=0.25)
     assert "packed again" in str(report) and ways["full-precision"].kl >= 0
-    after = held(ids).logits
+    after = held(ids).logits.detach()
     away = float((after - trained).norm() / trained.norm())
     assert away == pytest.approx(report.output, rel=1e-3) == pytest.approx(ways["full-precision, packed again"].output)
     ad.unmerge(held)

@@ -1,5 +1,7 @@
 """SpQR's format against a reading of its bytes by hand, its bits against the formula, its sweep against GPTQ's."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -65,7 +67,7 @@ def test_outliers_cost_their_neighbours_nothing_and_bits_buy_precision():
     held = SpQRTensor.of(loud, outliers=0.01)
     torch.testing.assert_close(held.dense().flatten()[big], loud.flatten()[big], rtol=1e-3, atol=0)
     errors = [error(W, bits=b) for b in (2, 3, 4, 6)]
-    assert all(a > 1.7 * b for a, b in zip(errors, errors[1:], strict=False))
+    assert all(a > 1.7 * b for a, b in pairwise(errors))
     assert error(W, bits=3, outliers=0.01) < 0.135
     again = held.again(W)
     assert again.extra == held.extra and len(again.values) == len(held.values)
@@ -89,7 +91,9 @@ def test_the_sweep_is_gptqs_and_spares_what_the_inputs_see():
     s, z = (by_columns(swept, k) for k in ("scales", "zeros"))
     for j in range(40):
         u = w[:, j] / swept.unit
-        wanted[:, j] = ((u / s[:, j // 16] + z[:, j // 16]).round().clamp(0, 7) - z[:, j // 16]) * s[:, j // 16] * swept.unit
+        wanted[:, j] = (
+            ((u / s[:, j // 16] + z[:, j // 16]).round().clamp(0, 7) - z[:, j // 16]) * s[:, j // 16] * swept.unit
+        )
         error = (w[:, j] - wanted[:, j]) / inverse[j, j]
         w = w - error[:, None] * inverse[j]
         inverse = inverse - torch.outer(inverse[:, j], inverse[j]) / inverse[j, j]

@@ -33,7 +33,7 @@ def test_our_trainer_asks_what_training_needs(tmp_path):
     train = encode(read(SUMS), make_tokenizer())
     made = fit(model, adapter, train, steps=6, batch=8, rate=2e-2)
     assert made.losses[-1][1] < made.losses[0][1]
-    assert not hasattr(model, "_hf_peft_config_loaded") and model.is_quantized
+    assert model.is_quantized and not model._hf_peft_config_loaded
     with pytest.raises(ValueError, match="purely quantized"):
         transformers.Trainer(model, transformers.TrainingArguments(str(tmp_path), report_to="none", use_cpu=True))
     for p in adapter.parameters():

@@ -81,9 +81,9 @@ def compare(
     full: full fine-tuning of every parameter as a control. A model that got a new head has another control in place of
     the bare base, which cannot answer: the head alone, on frozen features. within: seconds it may take. subset: learn
     from a small part of the training data, see `train.subsets`. image_size: the side of images in pixels; skip_corrupt:
-    leave out those that cannot be decoded. quantize: a form that the
-    base's linear layers are kept in for all arms, see `compress.quantize`. items: how many of the test split are judged, and half as many of the ood
-    split (None: all). validation: how many of its split are looked at while training.
+    leave out those that cannot be decoded. items: how many of the test split are judged, and half as many of the ood
+    split (None: all). validation: how many of its split are looked at while training. quantize: a form that the base's
+    linear layers are kept in for all arms, see `compress.quantize`.
     Raises AddendaError for bad input, before anything is run.
     """
     watch = watch or Watch()

@@ -75,9 +75,9 @@ def quantize(
     """Packed weights in the place of the linear layers' own, frozen. {path: relative error ‖W − Ŵ‖ / ‖W‖}.
 
     how: a form of `FORMS` and its options. Heads, embeddings and tied weights stay as they are, and what is packed
-    already is packed again from its values. calibration: batches of input_ids and attention_mask, for spqr: the model is
-    gone through block by block, each quantised for the inputs that the quantised ones before it give. progress: called
-    with (done, total, path).
+    already is packed again from its values. calibration: batches of input_ids and attention_mask, for spqr: the model
+    is gone through block by block, each quantised for the inputs that the quantised ones before it give. progress:
+    called with (done, total, path).
 
     Raises AddendaError, with nothing replaced, when no layer is left, one is adapted or is not finite, and for a form
     or an option that is not known.

@@ -32,8 +32,8 @@ _BLOCK = 128  # columns whose errors are passed on to the others together
 
 
 class SpQRTensor(Packed):
-    """codes: a few bits a weight; scales, zeros: 3 bits a group; levels: float16 (⌈m/16⌉ × ⌈n/16⌉ × 4), the least and the
-    step of 16 scales, then of their zeros; values, columns, rows: the outliers, by row as in CSR; unit: one float32."""
+    """codes: a few bits a weight; scales, zeros: 3 bits a group; levels: float16 (⌈m/16⌉ × ⌈n/16⌉ × 4), the least and
+    the step of 16 scales, then of their zeros; values, columns, rows: the outliers, by row as in CSR; unit: float32."""
 
     parts = ("codes", "scales", "zeros", "levels", "values", "columns", "rows", "unit")
     codes: Tensor

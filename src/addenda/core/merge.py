@@ -122,7 +122,7 @@ def merge(
             "requantize= out."
         )
     if dtype is not None:
-        root.to(dtype)
+        nn.Module.to(root, dtype)  # transformers' own refuses quantised models, whose packed weights follow too
     with training_mode(root, False):
         return _merged(root, state, verify, allow_loss, Writing(base, requantize, full, rounding, seed))
 
@@ -358,7 +358,7 @@ def _wider(root: nn.Module) -> tuple[nn.Module, torch.dtype]:
     dtypes = {p.dtype for p in root.parameters()}
     half = any(torch.finfo(d).bits < 32 for d in dtypes if d.is_floating_point and not _is_adapter_only(root, d))
     dtype = torch.float32 if half else torch.float64
-    return copy.deepcopy(root).to(dtype), dtype
+    return nn.Module.to(copy.deepcopy(root), dtype), dtype
 
 
 def _is_adapter_only(root: nn.Module, dtype: torch.dtype) -> bool:

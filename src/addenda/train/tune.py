@@ -93,9 +93,10 @@ def tune(
     modules trained as whole copies; "auto": a classifier's head and whatever came without weights. steps or epochs (1
     if neither). eval_data: data, or a share of it to hold out by questions. max_length, overflow, chat: see `encode`.
     dtype: "auto" is bfloat16 where it is fast; a loaded module keeps its own. quantize: a form that the base's linear
-    layers are kept in, see `compress.quantize`; "nf4" with LoRA is QLoRA. progress: shown on stderr, or a function, or False. options: rate (if not given, where the
-    catalogue starts a search for the method's), schedule, eval_every, early_stop, and what makes it fast and small:
-    attention, loss, compile, group, optimizer, checkpointing, … as in `fit`.
+    layers are kept in, see `compress.quantize`; "nf4" with LoRA is QLoRA. progress: shown on stderr, or a function, or
+    False. options: rate (if not given, where the catalogue starts a search for the method's), schedule, eval_every,
+    early_stop, and what makes it fast and small: attention, loss, compile, group, optimizer, checkpointing, … as in
+    `fit`.
 
     Raises AddendaError for whatever a user could mend: model, data, method, settings, an interrupted run of others.
     """
@@ -171,7 +172,9 @@ def _prepare(
                 "image_size is for folders; give tokenizer=preparation.sized(pixels) with a loaded model."
             )
         if "quantize" in loading:
-            raise AddendaError("quantize is for folders; call addenda.compress.quantize.quantize(model) on a loaded model.")
+            raise AddendaError(
+                "quantize is for folders; call addenda.compress.quantize.quantize(model) on a loaded model."
+            )
         adopt(model)
         task = task_of(model)
         names = None

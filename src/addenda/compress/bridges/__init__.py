@@ -1,8 +1,8 @@
 """Layers that another library has quantised, read as linear layers with a packed weight.
 
-    adopt(model)                  # bitsandbytes' and hqq's linear layers become nn.Linear, their bytes stay where they are
-    ad.attach(model, "lora")      # as on any packed weight: files fingerprint the bytes, merge and unmerge are exact
-    release(model)                # the library's own modules again, for what only they can do: saving in its format, say
+    adopt(model)              # bitsandbytes' and hqq's linear layers become nn.Linear; their bytes stay where they are
+    ad.attach(model, "lora")  # as on any packed weight: files fingerprint the bytes, merge and unmerge are exact
+    release(model)            # the library's own modules again, for what only they can do: saving in its format, say
 
 There is one file for each library, of its name, which alone imports it, and only when a module of that library is met.
 It has `read(module)`: a packed weight over the module's own tensors, or None where it keeps no weight that it knows.
@@ -27,11 +27,16 @@ _KEPT = "_addenda_adopted"  # on the layer that stands in: the library's module
 def adopt(model: nn.Module) -> list[str]:
     """Put a Linear in the place of every layer that a library has quantised; the paths. Nothing is copied.
 
-    Raises AddendaError, with nothing replaced, where such a layer has a forward of its own on the instance.
+    Raises AddendaError, with nothing replaced, where such a layer has a forward of its own on the instance, or is kept in
+    a way that cannot be read.
     """
     made: dict[str, nn.Linear] = {}
     for path, module in model.named_modules():
-        if (packed := read(module)) is None:
+        try:
+            packed = read(module)
+        except AddendaError as error:
+            raise AddendaError(f"{path}: {error}") from None
+        if packed is None:
             continue
         if "forward" in module.__dict__ or not path:
             why = "its forward was replaced on the instance (by accelerate's hooks?)" if path else "it is the model"

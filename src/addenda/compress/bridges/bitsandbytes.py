@@ -1,7 +1,8 @@
 """bitsandbytes: Linear4bit (NF4, FP4, with scales in 8 bits or not) and Linear8bitLt (int8).
 
-On processors with AVX512-BF16 Linear4bit repacks its bytes when it is evaluated; they are read in the order in which
-bitsandbytes stores them. Its int8 product also rounds the inputs outside of training; the packed one never does.
+On processors with AVX512-BF16 an evaluated Linear4bit repacks its bytes and rounds its scales to bfloat16 for good (0.50
+also leaves scales that it keeps in float32 in the wrong order when it packs back), so such a layer is refused. The int8
+product there also rounds the inputs outside of training; the packed one never does.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt  # pyright: ignore[reportMi
 from torch import Tensor, nn
 
 from addenda.compress.bridges import table
+from addenda.core.errors import AddendaError
 from addenda.core.packed import Packed
 
 
@@ -58,7 +60,10 @@ class Bits8(Packed):
 
 
 def read(module: nn.Module) -> Packed | None:
-    """The weight of a layer that is quantised by now; None before."""
+    """The weight of a layer that is quantised by now; None before.
+
+    Raises AddendaError for one that bitsandbytes has repacked for the processor.
+    """
     if isinstance(module, Linear4bit):
         return _bits4(module.weight)
     if isinstance(module, Linear8bitLt) and module.weight.dtype == torch.int8:
@@ -74,8 +79,10 @@ def _bits4(weight: Any) -> Packed | None:
     if state is None:
         return None
     if getattr(state, "packing_format_for_cpu", False):
-        weight.data, weight.quant_state = bf._convert_weight_packed_for_cpu_inverse(weight.data, state)
-        state = weight.quant_state
+        raise AddendaError(
+            "A Linear4bit was evaluated on this processor, for which bitsandbytes repacks the bytes and rounds the scales. "
+            "Load the model again, and adopt it before it is first evaluated."
+        )
     held = {"codes": weight.data, "scales": state.absmax, "levels": state.code}
     if state.nested:
         held |= {"tops": state.state2.absmax, "offset": state.offset, "steps": state.state2.code}
