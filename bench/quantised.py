@@ -1,7 +1,7 @@
 """What few bits cost: error, bits and perplexity of every form on the embedded model, beside bitsandbytes and hqq.
 
-Text is the standard library of Python, by `compress.texts`: perplexity over 8 windows of 512 tokens, calibration (for
-spqr with statistics) over 16 others. The libraries' forms are there where they are installed.
+Text is the standard library of Python, by `compress.texts`: perplexity over 4 windows of 512 tokens, calibration (for
+spqr with statistics) over 8 others. The libraries' forms are there where they are installed.
 """
 
 import copy
@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-JUDGE, SAMPLES, LENGTH = 8, 16, 512
+JUDGE, SAMPLES, LENGTH = 4, 8, 512
 
 
 def run(given) -> tuple[list[dict], str]:
@@ -29,7 +29,10 @@ def run(given) -> tuple[list[dict], str]:
     seen, held = windows(loaded.tokenizer, None, SAMPLES, LENGTH, judge=JUDGE)
     batches = held.batches(2)
     found = [{"form": "dense", "bits": 32.0, "error": 0.0, "perplexity": math.exp(loss_of(loaded.model, batches))}]
-    for form, make in forms(seen.batches(2)).items():
+    print(found[0], flush=True)
+    arms = forms(seen.batches(2))
+    for form in arms if given.arms is None else given.arms.split("|"):
+        make = arms[form]
         model, started = copy.deepcopy(loaded.model), time.perf_counter()
         errors = make(model)
         seconds = time.perf_counter() - started

@@ -68,7 +68,7 @@ def test_what_cannot_be_quantised_is_refused(ids):
 def test_a_step_is_predicted_with_the_codes_as_weights():
     plain = make()
     dense = ad.plan(plain, ad.LoRA(rank=2), targets="linear", batch=2, length=8).step
-    for how in FORMS:
+    for how in ("nf4", "spqr"):
         model = copy.deepcopy(plain)
         quantize(model, how)
         step = ad.plan(model, ad.LoRA(rank=2), targets="linear", batch=2, length=8).step

@@ -12,6 +12,7 @@ from addenda.compress.quantize import bits_of, quantize
 from addenda.core.errors import AddendaError
 from addenda.train.fit import fit
 from addenda.train.load import load_model
+from addenda.train.quantised import check
 
 
 def quantised(trainable=True):
@@ -39,7 +40,7 @@ def test_our_trainer_asks_what_training_needs(tmp_path):
     for p in adapter.parameters():
         p.requires_grad_(False)
     with pytest.raises(AddendaError, match="no tensor of 'default' learns"):
-        fit(model, adapter, train, steps=1, batch=8, rate=1e-2)
+        check(model, adapter)
     model, adapter = quantised(trainable=False)
     with pytest.raises(AddendaError, match="quantised with gptq, whose layers have no backward"):
         fit(model, adapter, train, steps=1, batch=8, rate=1e-2)

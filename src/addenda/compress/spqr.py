@@ -26,7 +26,7 @@ from addenda.core.errors import AddendaError
 from addenda.core.packed import Packed, finite
 
 BITS, GROUP, TOP = 3, 16, 7  # of scales and zeros
-_SHRINK = (1.0, 0.9, 0.8, 0.7)  # of a group's range, tried for the scale with the least error
+_RANGES = (1.0, 0.9, 0.8, 0.7)  # shares of a group's range, tried for the scale with the least error
 _TOGETHER = 3  # of a group's weights, at most, are tried as outliers at once
 _BLOCK = 128  # columns whose errors are passed on to the others together
 
@@ -125,16 +125,16 @@ def _coded(values: Tensor) -> tuple[Tensor, Tensor]:
     return codes.to(torch.uint8).flatten(0, 1), torch.stack([least, step], -1)
 
 
-def _fitted(w: Tensor, out: Tensor, weight: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """The scale and the zero of groups w (… × 16), each … : of a few ranges, all with 0 in them, the best."""
+def _fitted(w: Tensor, out: Tensor, weight: Tensor, top: int, ranges: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """The scale and the zero of groups w (… × 16), each … : of some shares of the range with 0 in it, the best."""
     inside = w.masked_fill(out, 0)
     low, high = inside.amin(-1).clamp_max(0), inside.amax(-1).clamp_min(0)
     best = scale = zero = torch.empty(0)
-    for shrink in _SHRINK:
+    for shrink in ranges:
         s = (high - low) * (shrink / top)
         z = (top / 2 - (high + low) / 2 / s.clamp_min(1e-12)).clamp(0, top)
         error = ((_rounded(w, s[..., None], z[..., None], top)[1] - w).square() * weight).masked_fill(out, 0).sum(-1)
-        if shrink == _SHRINK[0]:
+        if shrink == ranges[0]:
             best, scale, zero = error, s, z
         scale, zero = torch.where(error < best, s, scale), torch.where(error < best, z, zero)
         best = torch.minimum(error, best)
@@ -149,7 +149,7 @@ def _rounded(w: Tensor, s: Tensor, z: Tensor, top: int) -> tuple[Tensor, Tensor]
 
 def _levels(w: Tensor, out: Tensor, weight: Tensor, top: int) -> Levels:
     """Of groups w (m × groups × 16). The zeros are chosen for the scales as they are kept."""
-    scale, _ = _fitted(w, out, weight, top)
+    scale, _ = _fitted(w, out, weight, top, _RANGES)
     scales, table = _coded(scale)
     kept = Levels(scales, scales, torch.cat([table, table], -1)).dense()[0][: len(w)]
     inside = w.masked_fill(out, 0)
@@ -164,7 +164,7 @@ def _outliers(w: Tensor, weight: Tensor, bits: int, count: int) -> Tensor:
     nothing, top = torch.zeros_like(groups, dtype=torch.bool), 2**bits - 1
 
     def errors(out: Tensor) -> Tensor:
-        s, z = _fitted(groups, out, weight, top)
+        s, z = _fitted(groups, out, weight, top, _RANGES[:1])
         return ((_rounded(groups, s[..., None], z[..., None], top)[1] - groups).square() * weight).masked_fill(out, 0)
 
     each = errors(nothing)

@@ -27,8 +27,8 @@ _KEPT = "_addenda_adopted"  # on the layer that stands in: the library's module
 def adopt(model: nn.Module) -> list[str]:
     """Put a Linear in the place of every layer that a library has quantised; the paths. Nothing is copied.
 
-    Raises AddendaError, with nothing replaced, where such a layer has a forward of its own on the instance, or is kept in
-    a way that cannot be read.
+    Raises AddendaError, with nothing replaced, where such a layer has a forward of its own on the instance, or is kept
+    in a way that cannot be read.
     """
     made: dict[str, nn.Linear] = {}
     for path, module in model.named_modules():

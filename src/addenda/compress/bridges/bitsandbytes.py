@@ -1,8 +1,8 @@
 """bitsandbytes: Linear4bit (NF4, FP4, with scales in 8 bits or not) and Linear8bitLt (int8).
 
-On processors with AVX512-BF16 an evaluated Linear4bit repacks its bytes and rounds its scales to bfloat16 for good (0.50
-also leaves scales that it keeps in float32 in the wrong order when it packs back), so such a layer is refused. The int8
-product there also rounds the inputs outside of training; the packed one never does.
+On processors with AVX512-BF16 an evaluated Linear4bit repacks its bytes and rounds its scales to bfloat16 for good
+(0.50 also leaves scales that it keeps in float32 in the wrong order when it packs back), so such a layer is refused.
+There the int8 product also rounds the inputs outside of training; the packed one never does.
 """
 
 from typing import Any
@@ -80,8 +80,8 @@ def _bits4(weight: Any) -> Packed | None:
         return None
     if getattr(state, "packing_format_for_cpu", False):
         raise AddendaError(
-            "A Linear4bit was evaluated on this processor, for which bitsandbytes repacks the bytes and rounds the scales. "
-            "Load the model again, and adopt it before it is first evaluated."
+            "A Linear4bit was evaluated on this processor, for which bitsandbytes repacks the bytes and rounds the "
+            "scales. Load the model again, and adopt it before it is first evaluated."
         )
     held = {"codes": weight.data, "scales": state.absmax, "levels": state.code}
     if state.nested:
