@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import time
@@ -76,6 +77,10 @@ def test_the_commands_belong_together(folder, capsys):
     call("plan", *common, "--batch", 2, "--length", 16, "--labelled", 0.5)
     shown = capsys.readouterr().out
     assert "a step of 2 × 16 tokens" in shown and "memory at its peak" in shown
+    plain = re.search(r"above the loaded model \((.*?) KiB\)", shown)
+    call("plan", *common, "--batch", 2, "--length", 16, "--labelled", 0.5, "--quantize", "nf4")
+    packed = re.search(r"above the loaded model \((.*?) KiB\)", capsys.readouterr().out)
+    assert float(packed[1]) < 0.5 * float(plain[1])
     call("tune", *common, "--data", data, "--out", out, "--steps", 3, "--batch", 5, "--eval", "0.3",
          "--attention", "eager", "--loss", "chunked", "--checkpointing", "--no-group")  # fmt: skip
     told = capsys.readouterr()

@@ -75,6 +75,8 @@ def test_another_comparison_in_the_same_place_is_refused(files):
     run(files, rates=1)
     with pytest.raises(AddendaError, match="Choose another --out"):
         run(files, rates=1, methods=["lora:rank=2", "oft"])
+    with pytest.raises(AddendaError, match="base in the form None, not nf4"):
+        run(files, rates=1, quantize="nf4")
 
 
 def test_what_does_not_fit_the_time_is_dropped_and_said(files):

@@ -49,6 +49,14 @@ Overflow = Annotated[
     str, typer.Option("--overflow", help="Longer examples: error, drop or truncate.", rich_help_panel=DATA)
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float32 or float16.", rich_help_panel=SPEED)]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        help="Keep the base in few bits: nf4, int8 or spqr. nf4 with lora is QLoRA.",
+        rich_help_panel=SPEED,
+    ),
+]
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, … Default: CUDA where there is one.", rich_help_panel=SPEED)
 ]

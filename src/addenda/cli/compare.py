@@ -16,6 +16,7 @@ from addenda.cli.common import (
     Label,
     MaxLength,
     Model,
+    Quantize,
     Question,
     SkipCorrupt,
     Subset,
@@ -73,6 +74,7 @@ def compare(
     skip_corrupt: SkipCorrupt = False,
     max_length: MaxLength = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the long part.")] = False,
 ) -> None:
     """Which method is worth it here? Same model, data and budget, several seeds, intervals, a report."""
@@ -97,7 +99,7 @@ def compare(
         record = run(
             model and model_or_default(model), data, chosen, out=out, budget=budget, seeds=seeds, rates=rates,
             search_steps=search_steps, full=full, batch=batch, targets=listed(targets) if targets else None,
-            within=within, dtype=dtype, max_length=max_length, items=items or None,
+            within=within, dtype=dtype, quantize=quantize, max_length=max_length, items=items or None,
             columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),
             subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
             command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(ask),

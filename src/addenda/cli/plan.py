@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from addenda.cli.common import Dtype, Exclude, Method, Model, Targets, listed, model_or_default
+from addenda.cli.common import Dtype, Exclude, Method, Model, Quantize, Targets, listed, model_or_default
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +18,7 @@ def plan(
     exclude: Exclude = "",
     head_bits: Annotated[int | None, typer.Option("--head-bits", help="A trained head in 1 to 8 bits.")] = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     batch: Annotated[
         int | None, typer.Option("--batch", help="With --length: predict memory and FLOPs of a step.")
     ] = None,
@@ -37,7 +38,7 @@ def plan(
     from addenda.train.load import load_model
 
     chosen = build(method)  # before the model is read, which takes longer
-    loaded = load_model(model_or_default(model), dtype=dtype, device="cpu")
+    loaded = load_model(model_or_default(model), dtype=dtype, device="cpu", quantize=quantize)
     size = getattr(loaded.tokenizer, "size", None)
     made = make(
         loaded.model,

@@ -19,6 +19,7 @@ from addenda.cli.common import (
     Method,
     Model,
     Overflow,
+    Quantize,
     Question,
     SkipCorrupt,
     Subset,
@@ -94,6 +95,7 @@ def tune(
     overflow: Overflow = "error",
     dtype: Dtype = "auto",
     device: Device = None,
+    quantize: Quantize = None,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run in --out.")] = True,
     attention: Annotated[
         str, _speed("--attention", "auto measures sdpa and eager here; a name takes that one.")
@@ -121,7 +123,7 @@ def tune(
         warmup=warmup, weight_decay=weight_decay, consistency=consistency, consistency_add=consistency_add, seed=seed,
         eval_data=_share(eval_data), eval_every=eval_every,
         early_stop=early_stop, max_length=max_length,
-        overflow=cast(Any, overflow), dtype=dtype, device=device, resume=resume, attention=attention,
+        overflow=cast(Any, overflow), dtype=dtype, device=device, quantize=quantize, resume=resume, attention=attention,
         loss=cast(Any, loss), group=group, compile=compile, checkpointing=checkpointing, lean=lean, optimizer=optimizer,
         columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),
         subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,

@@ -58,6 +58,7 @@ def compare(
     around: Mapping[str, float] | None = None,
     within: float | None = None,
     dtype: str = "auto",
+    quantize: str | None = None,
     columns: dict | None = None,
     max_length: int | None = None,
     subset: str | None = None,
@@ -82,7 +83,8 @@ def compare(
     the bare base, which cannot answer: the head alone, on frozen features. within: seconds it may take. subset: learn
     from a small part of the training data, see `train.subsets`. image_size: the side of images in pixels; skip_corrupt:
     leave out those that cannot be decoded. items: how many of the test split are judged, and half as many of the ood
-    split (None: all). validation: how many of its split are looked at while training.
+    split (None: all). validation: how many of its split are looked at while training. quantize: a form that the base's
+    linear layers are kept in for all arms, see `compress.quantize`.
     Raises AddendaError for bad input, before anything is run.
     """
     watch = watch or Watch()
@@ -98,10 +100,10 @@ def compare(
     if subject is None:
         watch.say("Loading the model and the data.")
         if model is None:
-            subject = embedded(watch.say, dtype)
+            subject = embedded(watch.say, dtype, quantize)
         else:
             subject = from_files(
-                model, str(data), columns=columns, dtype=dtype, max_length=max_length, subset=subset,
+                model, str(data), columns=columns, dtype=dtype, quantize=quantize, max_length=max_length, subset=subset,
                 image_size=image_size, skip_corrupt=skip_corrupt, items=items,
             )  # fmt: skip
     subject = subject.limited(items)
@@ -263,6 +265,9 @@ def _as_judged(subject: Subject, record: Record) -> Subject:
     other = [k for k in ("hashes", "subset", "prepared") if k in known and known[k] != now.get(k)]
     if other:
         raise AddendaError(f"{record.path} is about other data ({', '.join(other)} differ). Choose another --out.")
+    forms = [about.get("quantize") for about in (record.config["model"], subject.about_model)]
+    if forms[0] != forms[1]:
+        raise AddendaError(f"{record.path} has the base in the form {forms[0]}, not {forms[1]}. Choose another --out.")
     attention.put(subject.model, record.config["model"].get("attention"))
     return subject.limited(record.config["data"]["sizes"]["test"])
 

@@ -53,12 +53,13 @@ class Subject:
         return {s: self.splits[s] for s in ("test", "ood") if s in self.splits}
 
 
-def embedded(tell: Callable[[str], None], dtype: str = "auto") -> Subject:
+def embedded(tell: Callable[[str], None], dtype: str = "auto", quantize: str | None = None) -> Subject:
     """The embedded model and task: see `train.embedded` and `train.task`."""
     from addenda.train.embedded import NAME, model_folder
     from addenda.train.task import embedded_task
 
-    loaded, task = load_model(model_folder(tell), task="causal", dtype=dtype), embedded_task()
+    loaded = load_model(model_folder(tell), task="causal", dtype=dtype, quantize=quantize)
+    task = embedded_task()
 
     def encoded(split: str, shots=()) -> Encoded:
         made = tokenise(of_task(task, split, shots), loaded.tokenizer)
@@ -71,7 +72,7 @@ def embedded(tell: Callable[[str], None], dtype: str = "auto") -> Subject:
         loaded.model,
         loaded.tokenizer,
         splits,
-        {"name": NAME, "parameters": _count(loaded.model), "dtype": _dtype(loaded.model), "note": loaded.note},
+        _told(NAME, loaded),
         {
             "name": task.name,
             "description": task.description,
@@ -104,6 +105,7 @@ def from_files(
     skip_corrupt: bool = False,
     items: int | None = None,
     dtype: str = "auto",
+    quantize: str | None = None,
     max_length: int | None = None,
 ) -> Subject:
     """A transformers folder and a data file or folder, of texts or images.
@@ -129,7 +131,7 @@ def from_files(
     if task != "causal" and not train.labels:
         raise AddendaError(f"{data} holds numbers to predict; a comparison counts right answers, so it wants classes.")
     outputs = len(train.labels) if task != "causal" and train.labels else None
-    loaded = load_model(folder, task=task, labels=outputs, dtype=dtype, image_size=image_size)
+    loaded = load_model(folder, task=task, labels=outputs, dtype=dtype, image_size=image_size, quantize=quantize)
     said: dict[str, Data] = {"train": train, **parts}
     asked = {k: _first(d, most(k, items)) if task == "image" else d for k, d in said.items()}
     reading: dict[str, Any] = {"max_length": max_length, "skip_corrupt": skip_corrupt}
@@ -147,7 +149,7 @@ def of_splits(loaded: Loaded, said: dict[str, Data], splits: dict[str, Encoded],
         loaded.model,
         loaded.tokenizer,
         splits,
-        {"name": folder, "parameters": _count(loaded.model), "dtype": _dtype(loaded.model), "note": loaded.note},
+        _told(folder, loaded),
         {
             "name": name,
             "sizes": {k: len(v) for k, v in splits.items()},
@@ -186,9 +188,9 @@ def _about(said: dict[str, Data], splits: dict[str, Encoded], loaded: Loaded, su
     return drawn | told | ({"skipped": skipped} if skipped else {})
 
 
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-def _dtype(model: nn.Module) -> str:
-    return str(next(p for p in model.parameters() if p.dim() > 1).dtype).removeprefix("torch.")
+def _told(name: str, loaded: Loaded) -> dict:
+    """What the record says of the model."""
+    count = sum(p.numel() for p in loaded.model.parameters())
+    dtype = str(next(p for p in loaded.model.parameters() if p.dim() > 1).dtype).removeprefix("torch.")
+    about = {"name": name, "parameters": count, "dtype": dtype, "note": loaded.note}
+    return about | ({"quantize": loaded.quantize} if loaded.quantize else {})

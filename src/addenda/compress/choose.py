@@ -42,7 +42,7 @@ def choose(
             reason = why.partition(";")[0]
         elif type(module) is not nn.Linear and type(module).__name__ != "Conv1D":
             reason = f"a {type(module).__name__} may do more than its product"
-        m, n = site.matrix.shape
+        m, n = site.shape
         if reason is None and break_even(m, n, storage) < 1:
             reason = f"no rank of a {m} × {n} matrix saves parameters"
         if reason is None:

@@ -5,21 +5,15 @@ are quantiles of a normal distribution, with −1, 0 and 1 among them (Dettmers 
 are kept in 8 bits themselves: of 256 blocks at a time the largest in float32, the others as one of 255 fractions of it,
 evenly spaced in their logarithm over 8 octaves, so that one large block costs its neighbours nothing. Levels are chosen
 for the scale as it is kept. In all 4 + 8/64 + 32/(64 · 256) = 4.127 bits a weight.
-
-`quantize` puts an `NF4Tensor` in the place of each linear layer's weight; `core.packed` says how that computes.
 """
 
-from collections.abc import Iterable
 from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from addenda.compress.choose import choose
-from addenda.core.errors import AddendaError
-from addenda.core.packed import Packed
-from addenda.core.targets import Target
+from addenda.core.packed import Packed, finite
 
 BLOCK, GROUP, OCTAVES = 64, 256, 8.0
 LEVELS = (
@@ -40,9 +34,7 @@ class NF4Tensor(Packed):
     @classmethod
     def of(cls, W: Tensor) -> "NF4Tensor":
         """W in any shape, in stored order; the last block is filled up with zeros. Raises AddendaError for NaN or ∞."""
-        flat = W.detach().float().flatten()
-        if not bool(torch.isfinite(flat).all()):
-            raise AddendaError(f"A weight of shape {tuple(W.shape)} holds values that are not finite; NF4 has none.")
+        flat = finite(W, "NF4").flatten()
         blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
         largest = blocks.abs().amax(1)
         tops = F.pad(largest, (0, -len(largest) % GROUP)).view(-1, GROUP).amax(1)
@@ -79,56 +71,3 @@ def _pairs(device: torch.device) -> Tensor:
     """(256 × 2) the two levels of every byte."""
     byte = torch.arange(256, device=device)
     return torch.stack([_levels(device)[byte >> 4], _levels(device)[byte & 15]], 1)
-
-
-@torch.no_grad()
-def quantize(
-    model: nn.Module, targets: Target | Iterable[Target] = "linear", exclude: Iterable[Target] = ()
-) -> dict[str, float]:
-    """NF4 weights in the place of the linear layers' own, frozen. {path: relative error ‖W − Ŵ‖ / ‖W‖}.
-
-    The modules stay what they are, and adapters attach to them afterwards. Heads, embeddings and tied weights stay as
-    they are. Raises AddendaError, with nothing replaced, when no layer is left, one is adapted, or is not finite.
-    """
-    chosen, _ = choose(model, targets, exclude, "pivot")
-    made, errors = {}, {}
-    for path in chosen:
-        module = model.get_submodule(path)
-        if not isinstance(module, nn.Linear):
-            raise AddendaError(f"{path} is a {type(module).__name__}; NF4 takes Linear layers. Exclude it.")
-        W = module.weight.detach()
-        made[path] = NF4Tensor.of(W)
-        errors[path] = float((made[path].dense().float() - W.float()).norm() / W.float().norm().clamp_min(1e-30))
-    for path, weight in made.items():
-        model.get_submodule(path)._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
-    return errors
-
-
-@torch.no_grad()
-def dequantize(model: nn.Module, like: nn.Module | None = None) -> dict[str, float]:
-    """Plain weights in the place of packed ones; {path: relative distance of the two, ‖W − Ŵ‖ / ‖W‖}.
-
-    They get the values that an adapter was trained on, or with `like`, the model before it was quantised, those that
-    were lost. So there are two ways to merge: `merge(model)` as trained, and `dequantize(model, like)` before it for
-    full precision. To quantise the result, `detach(model, keep_merged=True)` and `quantize(model)`.
-    Raises AddendaError, with nothing replaced, when nothing is packed, or `like` has other weights.
-    """
-    made, errors = {}, {}
-    for path, module in model.named_modules():
-        packed = module._parameters.get("weight")
-        if not isinstance(packed, Packed):
-            continue
-        values = packed.dense()
-        if like is not None:
-            owner = dict(like.named_modules()).get(path)
-            given = None if owner is None else owner._parameters.get("weight")
-            if given is None or given.shape != packed.shape or isinstance(given, Packed):
-                raise AddendaError(f"like= has no plain weight of shape {tuple(packed.shape)} at {path}.")
-            values = given.detach().to(packed.device, packed.dtype, copy=True)
-        made[path] = values
-        errors[path] = float((values.float() - packed.unpack()).norm() / values.float().norm().clamp_min(1e-30))
-    if not made:
-        raise AddendaError(f"No weight of this {type(model).__name__} is packed; there is nothing to unpack.")
-    for path, values in made.items():
-        model.get_submodule(path)._parameters["weight"] = nn.Parameter(values, requires_grad=False)
-    return errors

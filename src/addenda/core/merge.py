@@ -1,8 +1,13 @@
-"""Merging a change into the base, with proof: what rounding lost at each site, and whether the outputs still agree."""
+"""Merging a change into the base, with proof: what rounding lost at each site, and whether the outputs still agree.
+
+Where the base's weights are packed there are four ways: onto the values that the adapter was trained on, or onto those
+that were lost when they were packed; and either of them plain, or packed again.
+"""
 
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +22,27 @@ from addenda.core.packed import Packed
 from addenda.core.random import Stream
 from addenda.core.sharded import refuse_sharded
 from addenda.core.sites import PARAMETER, Site, owners_of, site_at
-from addenda.core.state import Kept, State, apply_active, state_of
+from addenda.core.state import Kept, State, apply_active, state_of, unwrap
 
+Base = Literal["as-trained", "full-precision"]
 _UNSEEN_LIMIT = 0.25  # share of the change that rounding may take when no batch is there to judge by
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to merge into packed weights, against what was trained: the packed values, and the adapter on them.
+
+    weights: ‖merged − (Ŵ + Δ)‖ / ‖Ŵ + Δ‖ over the packed sites; output, kl: over the verify batch, as in the report.
+    """
+
+    weights: float
+    output: float | None = None
+    kl: float | None = None
+
+    def __str__(self) -> str:
+        told = [f"weights {self.weights:.2e}"]
+        told += [] if self.output is None else [f"outputs {self.output:.2e}"]
+        return ", ".join(told + ([] if self.kl is None else [f"KL {self.kl:.2e} nats"]))
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,7 @@ class MergeReport:
     output: float | None = None  # relative L2 distance of the outputs
     noise_output: float | None = None
     notes: tuple[str, ...] = field(default=())
+    ways: dict[str, Way] = field(default_factory=dict)  # where base=, full= or requantize= asked for more than one
 
     def __str__(self) -> str:
         worst = sorted(self.sites.items(), key=lambda item: -item[1])[:3]
@@ -46,6 +70,7 @@ class MergeReport:
             lines.append(f"outputs differ by {self.output:.2e} (noise of {self.dtype}: {self.noise_output:.2e})")
         if self.kl is not None:
             lines.append(f"KL {self.kl:.2e} nats (noise {self.noise_kl:.2e}), top-1 agreement {self.top1:.2%}")
+        lines += [f"{way}: {told} away from what was trained" for way, told in self.ways.items()]
         return "\n".join([*lines, *self.notes])
 
 
@@ -58,6 +83,9 @@ def merge(
     rounding: str = "nearest",
     allow_loss: float | None = None,
     seed: int = 0,
+    base: Base = "as-trained",
+    full: nn.Module | None = None,
+    requantize: bool = False,
 ) -> MergeReport:
     """Write W + ΔW of the active adapter(s) into the base, so that it runs at the base's cost; `unmerge` undoes it.
 
@@ -65,6 +93,12 @@ def merge(
     dtype: convert the whole model first, e.g. torch.float32, where nothing is lost. rounding: "nearest" or
     "stochastic" (unbiased: changes below half a rounding step survive on average). allow_loss: accept rounding that
     takes up to this share of the change.
+
+    For packed (quantised) weights Ŵ, which become plain ones: base="as-trained" writes Ŵ + ΔW, what was trained;
+    "full-precision" writes W + ΔW with the weights of `full`, the model before it was packed, and W where no adapter
+    acts. requantize packs the result again, in the form that each weight had. The report then has all ways with their
+    distances from what was trained. Only as-trained and plain must reproduce the adapter's outputs; for the others
+    allow_loss, if given, is the most that rounding may take.
 
     Raises AddendaError, with the base's bits restored, when the outputs move by more than twice what the base's dtype
     costs anyway (the adapter's outputs against the same in the next wider dtype), or, without a batch, when rounding
@@ -80,10 +114,45 @@ def merge(
     _only_weights(state)
     if rounding not in ("nearest", "stochastic"):
         raise AddendaError(f"rounding must be 'nearest' or 'stochastic', got {rounding!r}.")
+    if base not in ("as-trained", "full-precision"):
+        raise AddendaError(f"base must be 'as-trained' or 'full-precision', got {base!r}.")
+    if base == "full-precision" and full is None:
+        raise AddendaError("base='full-precision' wants the weights before they were packed: full=the plain model.")
+    if (full is not None or requantize) and not _packed(root):
+        raise AddendaError(
+            f"No weight of this {type(root).__name__} is packed, so there is one way to merge; leave base=, full= and "
+            "requantize= out."
+        )
     if dtype is not None:
-        root.to(dtype)
+        nn.Module.to(root, dtype)  # transformers' own refuses quantised models, whose packed weights follow too
     with training_mode(root, False):
-        return _merged(root, state, verify, rounding, allow_loss, seed)
+        return _merged(root, state, verify, allow_loss, Writing(base, requantize, full, rounding, seed))
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How the changed weights are written. full: the model with the weights before they were packed."""
+
+    base: Base
+    again: bool
+    full: nn.Module | None
+    rounding: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.base}, packed again" if self.again else self.base
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the one way that there is for plain weights."""
+        return self.base == "as-trained" and not self.again
+
+    def others(self) -> "list[Writing]":
+        """All ways to compare, where one was asked for that is not the plain one."""
+        if self.plain and self.full is None:
+            return []
+        bases: list[Base] = ["as-trained", *(["full-precision"] if self.full is not None else [])]
+        return [replace(self, base=b, again=again) for b in bases for again in (False, True) if self.again or not again]
 
 
 def _only_weights(state: State) -> None:
@@ -99,32 +168,25 @@ def _only_weights(state: State) -> None:
 
 
 def _merged(
-    root: nn.Module, state: State, verify: object | None, rounding: str, allow_loss: float | None, seed: int
+    root: nn.Module, state: State, verify: object | None, allow_loss: float | None, how: Writing
 ) -> MergeReport:
     before = noise = None
     if verify is not None:
         before = _outputs(root, verify)
         wide, wider = _wider(root)
         noise = _outputs(wide, _in(verify, wider))
-    owners = owners_of(root)
-    state.merged, errors, lost, size = {}, {}, 0.0, 0.0
-    names = state.active
+    names, ways = state.active, {}
     try:
-        for path in dict.fromkeys(p for n in names for p in state.records[n].methods):
-            site = site_at(root, path, owners)
-            index, before_it, exact = _change(site)
-            change = torch.linalg.vector_norm(exact - before_it)
-            rounded = _rounded(exact, site.weight.dtype, rounding, Stream(seed, "rounding", path))
-            error = torch.linalg.vector_norm(rounded.to(exact.dtype) - exact)
-            errors[path] = float(error / change) if change > 0 else 0.0
-            lost, size = lost + float(error) ** 2, size + float(change) ** 2
-            state.merged[path] = Kept(before_it, index)
-            Kept(rounded, index).into(site)
-        apply_active(root, state, names)
-        total = (lost / size) ** 0.5 if size else 0.0
-        dtype = next(iter(state.merged.values())).values.dtype
-        report = MergeReport(errors, total, str(dtype).removeprefix("torch."))
-        report = _judged(report, root, verify, before, noise, allow_loss)
+        for way in how.others():
+            _, _, away = _write(root, state, way)
+            after = None if verify is None else _outputs(root, verify)
+            ways[str(way)] = _way(root, away, before, after)
+            restore(root, state)
+            apply_active(root, state, names)
+        errors, total, _ = _write(root, state, how)
+        dtypes = dict.fromkeys(str(kept.values.dtype).removeprefix("torch.") for kept in state.merged.values())
+        report = MergeReport(errors, total, next(iter(dtypes)), ways=ways)
+        report = _judged(report, root, verify, before, noise, allow_loss, how)
     except BaseException:
         restore(root, state)
         apply_active(root, state, names)
@@ -132,8 +194,68 @@ def _merged(
     return report
 
 
-def _change(site: Site) -> tuple[Tensor | None, Tensor, Tensor]:
-    """(flat positions or None for all, a copy of the base's values there, the exact new ones in float32 at least).
+def _write(root: nn.Module, state: State, how: Writing) -> tuple[dict[str, float], float, float]:
+    """(the error at each site, over all of them, how far packed sites end from what was trained)."""
+    owners, names = owners_of(root), state.active
+    state.merged, errors = {}, {}
+    lost = size = away = trained = 0.0
+    for path in dict.fromkeys(p for n in names for p in state.records[n].methods):
+        site = site_at(root, path, owners)
+        index, kept, before, exact = _change(site)
+        packed = kept if isinstance(kept, Packed) else None
+        aim = exact
+        if packed is not None and how.base == "full-precision":
+            assert how.full is not None
+            plain = plain_weight(how.full, path, packed).detach().to(exact.device, exact.dtype)
+            before, aim = plain, plain + (exact - before)
+        change = torch.linalg.vector_norm(aim - before)
+        if packed is not None and how.again:
+            rounded = packed.again(aim.to(packed.dtype))
+            written = rounded.dense(exact.dtype)
+        else:
+            rounded = _rounded(aim, site.weight.dtype, how.rounding, Stream(how.seed, "rounding", path))
+            written = rounded.to(exact.dtype)
+        error = torch.linalg.vector_norm(written - aim)
+        errors[path] = float(error / change) if change > 0 else 0.0
+        lost, size = lost + float(error) ** 2, size + float(change) ** 2
+        if packed is not None:
+            away += float(torch.linalg.vector_norm(written - exact)) ** 2
+            trained += float(torch.linalg.vector_norm(exact)) ** 2
+        state.merged[path] = Kept(kept, index)
+        Kept(rounded, index).into(site)
+    if how.base == "full-precision" and not how.again:  # where no adapter acts the packed weights become plain too
+        assert how.full is not None
+        for path, packed in _packed(root).items():
+            plain = plain_weight(how.full, path, packed).detach().to(packed.device, packed.dtype, copy=True)
+            site = site_at(root, path, owners)
+            state.merged[path] = Kept(site.weight)
+            Kept(plain).into(site)
+    apply_active(root, state, names)
+    return errors, (lost / size) ** 0.5 if size else 0.0, (away / trained) ** 0.5 if trained else 0.0
+
+
+def _packed(root: nn.Module) -> dict[str, Packed]:
+    """The packed weights of a model by the path of their module."""
+    return {p: w for p, m in root.named_modules() if isinstance(w := m._parameters.get("weight"), Packed)}
+
+
+def plain_weight(full: nn.Module, path: str, like: Tensor) -> Tensor:
+    """The plain weight that a model has at a path. Raises AddendaError where it has none of the shape of `like`."""
+    try:
+        found = site_at(unwrap(full), path).weight
+    except AddendaError:
+        found = None
+    if found is None or found.shape != like.shape or isinstance(found, Packed):
+        raise AddendaError(
+            f"The {type(unwrap(full)).__name__} that was given has no plain weight of shape {tuple(like.shape)} at "
+            f"{path}. Give the model as it was before its weights were packed."
+        )
+    return found
+
+
+def _change(site: Site) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """(flat positions or None for all, a copy of the base's own there, its values, the exact new ones), the last two in
+    float32 at least.
 
     Only what changes is touched: a sparse change of a contiguous weight is its few entries.
     """
@@ -142,10 +264,10 @@ def _change(site: Site) -> tuple[Tensor | None, Tensor, Tensor]:
     live, W = slots.live[site.parameter], site.weight.detach()
     wide = torch.promote_types(W.dtype, torch.float32)
     if isinstance(W, Packed):
-        return None, site.weight, effective_weight(site, live, wide)
+        return None, site.weight, W.dense(wide), effective_weight(site, live, wide)
     plain = W.is_contiguous() and not site.kind.transposed and (W.dim() == 2 or site.kind != PARAMETER)
     if not (plain and live and all(t.method.has("sparse") for t in live)):
-        return None, W.clone(), effective_weight(site, live, wide)
+        return None, W.clone(), W.to(wide), effective_weight(site, live, wide)
     parts = [t.method.sparse(t.tensors(), site.shape) for t in live]
     index, values = parts[0][0].long(), parts[0][1].detach().to(wide)
     if len(parts) > 1:  # where masks overlap the changes add up
@@ -153,7 +275,7 @@ def _change(site: Site) -> tuple[Tensor | None, Tensor, Tensor]:
         added = torch.cat([v.detach().to(wide) for _, v in parts])
         index, values = every, values.new_zeros(len(every)).index_add_(0, place, added)
     before = W.view(-1)[index]
-    return index, before, before.to(wide) + values
+    return index, before, before.to(wide), before.to(wide) + values
 
 
 @torch.no_grad()
@@ -166,8 +288,15 @@ def unmerge(model: nn.Module) -> None:
     apply_active(root, state, state.active)
 
 
+def _way(root: nn.Module, away: float, before: Tensor | None, after: Tensor | None) -> Way:
+    if before is None or after is None:
+        return Way(away)
+    kl = _divergence(before, after)[0] if _is_logits(root, before) else None
+    return Way(away, _distance(after, before), kl)
+
+
 def _judged(
-    report: MergeReport, root: nn.Module, verify: object | None, before, noise, allow_loss: float | None
+    report: MergeReport, root: nn.Module, verify: object | None, before, noise, allow_loss: float | None, how: Writing
 ) -> MergeReport:
     ways = (
         "Ways out: merge(…, dtype=torch.float32); rounding='stochastic'; allow_loss=1.0 to accept it; "
@@ -191,6 +320,9 @@ def _judged(
         said = (
             f"rounding to {report.dtype} takes {report.total:.1%} of the change, and no verify=batch shows it harmless"
         )
+    if not how.plain:  # another base, or other codes: the outputs are meant to differ
+        bad = allow_loss is not None
+        said = f"{how} loses more than allow_loss={allow_loss}"
     if bad and report.total > (allow_loss or 0.0):
         raise AddendaError(f"The merge was undone: {said} (rounding took {report.total:.1%} of the change). {ways}")
     return report
@@ -228,7 +360,7 @@ def _wider(root: nn.Module) -> tuple[nn.Module, torch.dtype]:
     dtypes = {p.dtype for p in root.parameters()}
     half = any(torch.finfo(d).bits < 32 for d in dtypes if d.is_floating_point and not _is_adapter_only(root, d))
     dtype = torch.float32 if half else torch.float64
-    return copy.deepcopy(root).to(dtype), dtype
+    return nn.Module.to(copy.deepcopy(root), dtype), dtype
 
 
 def _is_adapter_only(root: nn.Module, dtype: torch.dtype) -> bool:

@@ -4,7 +4,8 @@ A `Packed` stands in the place of a module's own weight, frozen. Its shape and d
 computes with it sees them; only products know better: their backward keeps the packed form and makes the values anew.
 So adapters and their fused paths work on it as on any weight, and nothing dense lives between forward and backward.
 
-A form is a subclass that names its tensors in `parts` and makes values of them in `unpack`.
+A form is a subclass that names its tensors in `parts` and makes values of them in `unpack`; one that can be made of
+values has `of`. What it needs besides tensors, such as a size, stands in `extra`.
 """
 
 from typing import Any, ClassVar, Self
@@ -24,15 +25,29 @@ class Packed(torch.Tensor):
     """Base class of packed weights. Made from its parts, by name, and the shape and dtype of the values."""
 
     parts: ClassVar[tuple[str, ...]] = ()
+    extra: tuple
 
     @staticmethod
-    def __new__(cls, held: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype):
+    def __new__(cls, held: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype, extra: tuple = ()):
         device = next(iter(held.values())).device
         return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
 
-    def __init__(self, held: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype):
+    def __init__(self, held: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype, extra: tuple = ()):
         for name in self.parts:
             setattr(self, name, held[name])
+        self.extra = extra
+
+    @classmethod
+    def of(cls, W: Tensor) -> Self:
+        """The weight W in this form. Raises AddendaError where it cannot be."""
+        raise AddendaError(
+            f"A weight can be read as {cls.__name__}, but not be made one: its own library does that. Merge without "
+            "requantize, and quantise the result there."
+        )
+
+    def again(self, W: Tensor) -> Self:
+        """Other values of the same shape, in this weight's form and with its options."""
+        return self.of(W)
 
     def unpack(self) -> Tensor:
         """The values in float32, in the shape of the weight."""
@@ -49,7 +64,7 @@ class Packed(torch.Tensor):
 
     def _with(self, function, dtype: torch.dtype | None = None) -> Self:
         held = {name: function(getattr(self, name)) for name in self.parts}
-        return type(self)(held, self.shape, dtype or self.dtype)
+        return type(self)(held, self.shape, dtype or self.dtype, self.extra)
 
     def __repr__(self, *, tensor_contents=None) -> str:
         return f"{type(self).__name__}({tuple(self.shape)}, {self.dtype}, {self.bits:.3f} bits)"
@@ -57,7 +72,7 @@ class Packed(torch.Tensor):
     # -- copies --------------------------------------------------------------------------------------------------------
 
     def __tensor_flatten__(self):
-        return list(self.parts), (self.shape, self.dtype)
+        return list(self.parts), (self.shape, self.dtype, self.extra)
 
     @classmethod
     def __tensor_unflatten__(cls, inner, meta, outer_size=None, outer_stride=None):
@@ -65,7 +80,7 @@ class Packed(torch.Tensor):
 
     def __reduce_ex__(self, protocol):
         held = {name: getattr(self, name) for name in self.parts}
-        return _rebuild, (type(self), held, self.shape, self.dtype, isinstance(self, nn.Parameter))
+        return _rebuild, (type(self), held, self.shape, self.dtype, self.extra, isinstance(self, nn.Parameter))
 
     def __deepcopy__(self, memo):
         if id(self) not in memo:
@@ -107,13 +122,23 @@ def values_of(t: Any) -> Any:
     return t.dense() if isinstance(t, Packed) else t
 
 
+def finite(W: Tensor, form: str) -> Tensor:
+    """The values of W in float32. Raises AddendaError for NaN or ∞, which no form of few bits holds."""
+    values = values_of(W.detach()).float()
+    if not bool(torch.isfinite(values).all()):
+        raise AddendaError(f"A weight of shape {tuple(W.shape)} holds values that are not finite; {form} has none.")
+    return values
+
+
 def parts_of(weight: Tensor) -> list[Tensor]:
     """The tensors that hold a weight's bytes: itself, or the parts of a packed one."""
     return [getattr(weight, name) for name in weight.parts] if isinstance(weight, Packed) else [weight]
 
 
-def _rebuild(cls: type[Packed], held: dict, shape: torch.Size, dtype: torch.dtype, parameter: bool) -> Tensor:
-    made = cls(held, shape, dtype)
+def _rebuild(
+    cls: type[Packed], held: dict, shape: torch.Size, dtype: torch.dtype, extra: tuple, parameter: bool
+) -> Tensor:
+    made = cls(held, shape, dtype, extra)
     return nn.Parameter(made, requires_grad=False) if parameter else made
 
 

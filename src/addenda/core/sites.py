@@ -377,7 +377,10 @@ def refusal(model: nn.Module, site: Site, owners: Owners | None = None) -> str |
     if nn.parameter.is_lazy(w):
         return "its weight has no shape yet; run the model once first"
     if not w.is_floating_point():
-        return f"its weight is {w.dtype}, and only floating weights can be changed"
+        return (
+            f"its weight is {w.dtype}, and only floating weights can be changed; where another library has quantised "
+            "it, addenda.compress.bridges.adopt(model) makes it one that can"
+        )
     if w.is_meta:
         return "its weight is on the meta device; load the values first"
     if is_sharded(w):

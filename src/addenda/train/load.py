@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from addenda.compress.bridges import adopt
+from addenda.compress.quantize import Form, bits_of
+from addenda.compress.quantize import quantize as quantised
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.form import read
 from addenda.train.data import TaskKind
@@ -43,6 +46,7 @@ class Loaded:
     source: str
     fresh: tuple[str, ...] = ()
     note: str = ""
+    quantize: str | None = None  # the form of the linear layers' weights
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -72,15 +76,20 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     seed: int = 0,
+    quantize: str | None = None,
 ) -> Loaded:
     """The model of a folder, in evaluation mode, and its tokenizer or, for images, its `Preparation`.
 
     task: what to load it for; by default what its architecture says, and a classifier for a bare encoder or where
     labels are given. labels: the number of outputs of a new head. image_size: the side of the images in pixels, where
     not what the folder says. seed: of a new head's weights.
+    quantize: a form that the linear layers' weights are kept in, see `compress.quantize`; layers that another library
+    has quantised are read as they are.
     Raises AddendaError when the folder, its configuration, its tokenizer or some of its weights are missing, and for an
     image size that the model cannot take.
     """
+    if quantize is not None:
+        Form.parse(quantize)  # a mistake here should not cost the time to read the model
     import transformers
 
     folder = Path(path).expanduser()
@@ -131,7 +140,13 @@ def load_model(
         pad = reader.pad_token_id
         model.config.pad_token_id = config.eos_token_id if pad is None else pad
     note = f"{str(kind).removeprefix('torch.')} on {where.type} ({why})"
-    return Loaded(model.to(where).eval(), reader, str(folder), fresh, note)
+    if not getattr(model, "is_quantized", False):  # else it is where its library put it
+        model = model.to(where)
+    adopt(model)
+    if quantize is not None:
+        errors = quantised(model, quantize)
+        note += f"; {len(errors)} linear layers in {quantize}, {bits_of(model):.2f} bits a weight"
+    return Loaded(model.eval(), reader, str(folder), fresh, note, quantize)
 
 
 def task_in(config) -> TaskKind:
@@ -192,15 +207,16 @@ def _some(names, n: int = 8) -> str:
 
 
 def wanted_by(adapter: str | Path | None) -> dict:
-    """How the base of an adapter file is to be loaded: outputs of a head in it, and the size of its run's images."""
+    """How the base of an adapter file is to be loaded: outputs of a head in it, the size of its run's images, and the
+    form of its weights."""
     if adapter is None:
         return {}
     header, _ = read(adapter)
     heads = [s for s in header["sites"] if s["method"] == -1 and s["path"].split(".")[0] in HEADS]
     shapes = [s["shape"] for s in heads if len(s["shape"]) == 2]
     wanted = {"labels": shapes[-1][0]} if shapes else {}
-    size = _run_beside(adapter).get("options", {}).get("image_size")
-    return wanted | ({"image_size": size} if size else {})
+    run = _run_beside(adapter).get("options", {})
+    return wanted | {k: run[k] for k in ("image_size", "quantize") if run.get(k)}
 
 
 def labels_beside(adapter: str | Path | None) -> list[str] | None:

@@ -31,6 +31,7 @@ from addenda.train.consistency import Consistency
 from addenda.train.encoded import IGNORE, Encoded
 from addenda.train.evaluate import evaluate
 from addenda.train.loss import score
+from addenda.train.quantised import own_check
 from addenda.train.settings import Settings
 
 
@@ -103,17 +104,10 @@ class AdapterTrainer(transformers.Trainer):
             accelerator_config={"split_batches": True},
             **arguments,
         )
-        model: Any = adapter.model
-        quantised = getattr(model, "is_quantized", False) and not getattr(model, "_hf_peft_config_loaded", False)
-        if quantised:  # transformers refuses quantised bases unless it believes that PEFT's adapter is there
-            model._hf_peft_config_loaded = True
-        try:
+        with own_check(adapter):
             super().__init__(
-                model, args, train_dataset=train, eval_dataset=eval_data, callbacks=[_Conductor(self, watch)]
+                adapter.model, args, train_dataset=train, eval_dataset=eval_data, callbacks=[_Conductor(self, watch)]
             )
-        finally:
-            if quantised:
-                model._hf_peft_config_loaded = False
         self.remove_callback(transformers.PrinterCallback)
         self.add_callback(_Steps(adapter))
         self.model_accepts_loss_kwargs = True

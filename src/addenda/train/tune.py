@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from addenda.compress.bridges import adopt
 from addenda.core.attach import Spec, attach
 from addenda.core.errors import AddendaError
 from addenda.core.files import save
@@ -77,6 +78,7 @@ def tune(
     skip_corrupt: bool = False,
     dtype: Any = "auto",
     device: Any = None,
+    quantize: str | None = None,
     resume: bool = True,
     progress: Progress | bool = True,
     name: str = "default",
@@ -92,10 +94,11 @@ def tune(
     modules trained as whole copies; "auto": a classifier's head and whatever came without weights; head_bits: in so
     many bits, see `attach`. steps or epochs (1
     if neither). eval_data: data, or a share of it to hold out by questions. max_length, overflow, chat: see `encode`.
-    dtype: "auto" is bfloat16 where it is fast; a loaded
-    module keeps its own. progress: shown on stderr, or a function, or False. options: rate (if not given, where the
-    catalogue starts a search for the method's), schedule, eval_every, early_stop, consistency, and what makes it fast
-    and small: attention, loss, compile, group, optimizer, checkpointing, … as in `fit`.
+    dtype: "auto" is bfloat16 where it is fast; a loaded module keeps its own. quantize: a form that the base's linear
+    layers are kept in, see `compress.quantize`; "nf4" with LoRA is QLoRA. progress: shown on stderr, or a function, or
+    False. options: rate (if not given, where the catalogue starts a search for the method's), schedule, eval_every,
+    early_stop, consistency, and what makes it fast and small: attention, loss, compile, group, optimizer,
+    checkpointing, … as in `fit`.
 
     Raises AddendaError for whatever a user could mend: model, data, method, settings, an interrupted run of others.
     """
@@ -104,7 +107,8 @@ def tune(
     chosen = build(method) if isinstance(method, str) else method
     if options.get("rate") is None:
         options["rate"] = starting_rate(chosen)
-    loading = {"dtype": dtype, "device": device, "seed": seed} | ({"image_size": image_size} if image_size else {})
+    loading = {"dtype": dtype, "device": device, "seed": seed}
+    loading |= {k: v for k, v in (("image_size", image_size), ("quantize", quantize)) if v}
     loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns or {}, subset, loading)
     model, tokenizer = loaded.model, loaded.tokenizer
     heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
@@ -141,7 +145,7 @@ def tune(
             "steps": steps, "epochs": epochs, "batch": batch, "seed": seed, "max_length": limit,
             "overflow": overflow, "chat": chat, "columns": columns or {}, "note": loaded.note, "subset": subset,
             "image_size": image_size, "images": str(tokenizer) if train.form == "image" else None,
-            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), **options,
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "quantize": quantize, **options,
         }  # fmt: skip
         known = {"train": train.source, "form": train.form, "examples": len(encoded), "digest": train.digest}
         known |= {"labels": train.labels, "skipped": len(encoded.skipped)}
@@ -169,6 +173,11 @@ def _prepare(
             raise AddendaError(
                 "image_size is for folders; give tokenizer=preparation.sized(pixels) with a loaded model."
             )
+        if "quantize" in loading:
+            raise AddendaError(
+                "quantize is for folders; call addenda.compress.quantize.quantize(model) on a loaded model."
+            )
+        adopt(model)
         task = task_of(model)
         names = None
         loaded = Loaded(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__)
