@@ -245,8 +245,8 @@ class Place:
             wrong = int((~torch.isfinite(M)).sum())
             raise AddendaError(
                 f"{self.path} has {wrong:,} weights of {M.numel():,} that are not finite, so it has no singular "
-                f"values. "
-                "Training diverged or the file is damaged: go back to an earlier checkpoint, or lower the rate."
+                "values. Training diverged or the file is damaged: go back to an earlier checkpoint, or lower the "
+                "rate."
             )
         try:
             U, S, Vt = torch.linalg.svd(M, full_matrices=False)
