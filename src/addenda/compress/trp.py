@@ -15,10 +15,9 @@ time its mean pull is λ/m a step, as in the authors' code. After training, `fac
         optimizer.zero_grad()
     made = trp.factorise(example=x, batches=some)
 
-Cost: a decomposition of every layer in m steps; of a ResNet-18's it takes 1.4 s of a core by channel and 13 s spatially,
-where more steps between cuts pay. Momentum and weight decay are left alone: they bring cut directions
-back, so the rank between two cuts is higher than r. Running statistics of batch norms lag behind a cut; recalibrate
-them.
+Cost: a decomposition of every layer in m steps; of a ResNet-18's it takes 1.4 s of a core by channel and 13 s
+spatially, where more steps between cuts pay. Momentum and weight decay are left alone: they bring cut directions back,
+so the rank between two cuts is higher than r. Running statistics of batch norms lag behind a cut; recalibrate them.
 """
 
 from collections.abc import Iterable
