@@ -5,7 +5,9 @@ import sys
 
 import pytest
 import torch
-from recipes import trp
+from recipes import nets, trp
+
+from addenda import AddendaError
 
 pytest.importorskip("sklearn")
 
@@ -43,11 +45,11 @@ def test_the_record_goes_on_and_says_what_was_found(tmp_path, monkeypatch, capsy
 
     one_epoch = trp.trained
     monkeypatch.setattr(trp, "trained", lambda *a: one_epoch(*a) if a[1] == trp.Arm() and a[2] == 0 else trained())
-    trp.main()  # only the epoch that tells the cost
+    trp.main()  # only the steps that tell the cost
     assert json.loads((tmp_path / "verdict.json").read_text())["findings"] == kept["findings"]
 
 
 def test_without_the_data_it_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(trp.idx, "PLACE", tmp_path / "nothing")
-    with pytest.raises(trp.AddendaError, match="apt-get install dataset-fashion-mnist"):
+    monkeypatch.setattr(nets.idx, "PLACE", tmp_path / "nothing")
+    with pytest.raises(AddendaError, match="apt-get install dataset-fashion-mnist"):
         trp.fashion(10, 10)

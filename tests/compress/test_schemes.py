@@ -68,6 +68,24 @@ def test_below_full_rank_it_is_the_best_of_its_rank(groups):
         torch.testing.assert_close((w - product).square().sum(), lost)
 
 
+def test_large_layers_take_the_faster_way_to_the_same():
+    for n, c in ((80, 30), (300, 9)):  # wide and tall; and one with directions that squaring would lose
+        conv = nn.Conv2d(c, n, 3).double()
+        place = place_of(conv, "channel")
+        U, S, Vt = place.decomposed()
+        M = conv.weight.detach().flatten(1)
+        exact = torch.linalg.svd(M, full_matrices=False)
+        torch.testing.assert_close(S[0], exact.S)
+        torch.testing.assert_close((U * S[:, None] @ Vt)[0], M, rtol=0, atol=1e-12)
+        torch.testing.assert_close((U[..., :9] @ Vt[:, :9])[0], exact.U[:, :9] @ exact.Vh[:9])
+        for Q in (U[0], Vt[0].mT):
+            torch.testing.assert_close(Q.mT @ Q, torch.eye(Q.shape[1]).double(), rtol=0, atol=1e-9)
+        with torch.no_grad():
+            conv.weight[3:5] = conv.weight[:2] * (1 + 1e-9)
+        U, S, Vt = place.decomposed()
+        torch.testing.assert_close(Vt[0] @ Vt[0].mT, torch.eye(Vt.shape[1]).double(), rtol=0, atol=1e-12)
+
+
 def test_memory_format_and_frozen_layers_stay(tiny_conv):
     conv = nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last).requires_grad_(False)
     place = place_of(conv, "channel")

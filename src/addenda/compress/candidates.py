@@ -69,8 +69,7 @@ def candidates(
         listed = "; ".join(f"{p}: {why}" for p, why in list(dense.items())[:8]) or "it has none"
         raise AddendaError(
             f"No convolution or linear layer of this {type(model).__name__} can be factorised: {listed}. Name others "
-            f"with "
-            "targets=."
+            "with targets=."
         )
     return found, dense
 

@@ -56,9 +56,8 @@ def calls(model: nn.Module, *inputs: Any, **named: Any) -> dict[str, list[Call]]
     batch = next((x.shape[0] for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.dim()), None)
     if not batch:
         raise AddendaError(
-            "Multiplications are counted by running the model on an example, and none was given: pass what the model "
-            "is "
-            "called with, for instance one batch of images."
+            "Multiplications are counted by running the model on an example, and none was given: pass what the "
+            "model is called with, for instance one batch of images."
         )
     found: dict[str, list[Call]] = {}
     hooks = []

@@ -42,8 +42,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
         if wrong:
             raise AddendaError(
                 f"The statistics of {len(wrong)} batch norms are not finite on these batches, {wrong[0]} first. Look "
-                f"at the "
-                "batches, and at the layers before it."
+                "at the batches, and at the layers before it."
             )
         done = True
     finally:

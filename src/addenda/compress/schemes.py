@@ -245,14 +245,13 @@ class Place:
             wrong = int((~torch.isfinite(M)).sum())
             raise AddendaError(
                 f"{self.path} has {wrong:,} weights of {M.numel():,} that are not finite, so it has no singular "
-                f"values. "
-                "Training diverged or the file is damaged: go back to an earlier checkpoint, or lower the rate."
+                "values. Training diverged or the file is damaged: go back to an earlier checkpoint, or lower the "
+                "rate."
             )
         try:
-            U, S, Vt = torch.linalg.svd(M, full_matrices=False)
+            return _from_gram(M) or torch.linalg.svd(M, full_matrices=False)
         except RuntimeError as error:  # LinAlgError is one
             raise AddendaError(f"The singular value decomposition of {self.path} failed: {error}") from error
-        return U, S, Vt
 
     def factored(self, U: Tensor, S: Tensor, Vt: Tensor, rank: int) -> nn.Module:
         """The two thin layers of the leading triplets, each with √S, in the dtype, device and flags of this one."""
@@ -268,6 +267,22 @@ class Place:
         if bias is not None:
             made.bias.requires_grad_(bias.requires_grad)  # type: ignore[union-attr]
         return made.train(self.module.training)
+
+
+def _from_gram(M: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The triplets from the smaller Gram matrix, several times faster; None for small ones and where it is inaccurate.
+
+    The product of all of them is M whatever the accuracy of each, as U Uᵀ M.
+    """
+    if min(M.shape[1:]) <= 64:
+        return None
+    wide = M if M.shape[1] <= M.shape[2] else M.mT
+    squares, U = torch.linalg.eigh(wide @ wide.mT)
+    S, U = squares.clamp_min(0).sqrt().flip(-1), U.flip(-1)
+    if not bool((S[:, -1] > 1e-5 * S[:, 0]).all()):  # they lose half their digits when they are squared
+        return None
+    Vt = (U.mT @ wide) / S[..., None]
+    return (U, S, Vt) if wide is M else (Vt.mT, S, U.mT)
 
 
 def spectrum(S: Tensor) -> Tensor:

