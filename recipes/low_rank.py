@@ -42,6 +42,7 @@ from addenda.train.wheels import cache_folder
 
 ROUTES: dict[str, Storage] = {"svd": "factors", "asvd": "factors", "svd-llm": "factors", "lord": "pivot"}
 SEEN, LENGTH, WINDOW = 64, 512, 256  # windows and tokens of calibration, tokens of a window that is judged
+LORA = 8  # rank of the adapters that heal
 HEALED, BATCH, SHORT, RATE = 40, 4, 128, 5e-4  # healing: steps, sequences a step, their tokens, AdamW's first rate
 
 
@@ -91,9 +92,9 @@ def _prose(text: str) -> bool:
 class Subject:
     """The model with its texts, its layers, and the folder of their factors."""
 
-    def __init__(self, model: Path | None, samples: int, judged: int):
-        folder = model or model_folder(lambda line: print(line, file=sys.stderr))
-        loaded = load_model(folder, device="cpu")
+    def __init__(self, model: Path | None, samples: int, judged: int, dtype: str = "auto"):
+        self.folder = model or model_folder(lambda line: print(line, file=sys.stderr))
+        loaded = load_model(self.folder, dtype=dtype, device="cpu")
         self.model, self.tokenizer, self.dtype = cast(Any, loaded.model), cast(Any, loaded.tokenizer), loaded.note
         self.shapes, _ = choose(self.model, storage="pivot")
         self.held = {p: self.model.get_submodule(p) for p in self.shapes}
@@ -104,7 +105,7 @@ class Subject:
         }
         self.texts = {k: _digest(w) for k, w in (("calibration", self.seen), *self.judged.items())}
         self.identity = {
-            "model": identity_of(Path(folder)), "dtype": self.dtype, "calibration": self.texts["calibration"],
+            "model": identity_of(Path(self.folder)), "dtype": self.dtype, "calibration": self.texts["calibration"],
             "routes": ROUTES,
         }  # fmt: skip
         name = hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()[:12]
@@ -201,10 +202,9 @@ class Subject:
         }  # fmt: skip
 
     def fresh(self, arm: Arm | None, remove: float) -> dict[str, nn.Module]:
-        """Layers of an arm, or dense ones, that may be written to: copies."""
-        if arm is not None:
-            return self.made(arm, remove)
-        return {p: copy.deepcopy(m) for p, m in self.held.items()}
+        """Layers of an arm, and copies of those that it leaves dense: what may be written to."""
+        low = {} if arm is None else self.made(arm, remove)
+        return {p: low[p] if p in low else copy.deepcopy(m) for p, m in self.held.items()}
 
     def mended(self, arm: Arm | None, remove: float, *, quantised: bool, healed: bool) -> dict:
         """After NF4, after LoRA on the factors, or after both: QLoRA over LoRD."""
@@ -213,19 +213,19 @@ class Subject:
             errors = nf4.quantize(self.model) if quantised else {}
             stored = sum(_bytes(m) for p in self.shapes for m in self.model.get_submodule(p).modules())
             made: dict[str, Any] = {"bytes": stored, "packed": len(errors)}
-            if healed:
-                made |= self.heal()
-            return made | {"losses": self.losses()}
+            if not healed:
+                return made | {"losses": self.losses()}
+            made |= self.heal() | {"losses": self.losses()}
+            ad.detach(self.model)
+            return made
         finally:
-            if healed and ad.adapters(self.model):
-                ad.detach(self.model)
             self.put({})
 
     def heal(self, seed: int = 0) -> dict:
-        """LoRA of rank 8 on every linear layer there is, factors where there are, on more of the standard library."""
+        """LoRA on every linear layer there is, factors where there are, on more of the standard library."""
         text, _ = windows(self.tokenizer, None, HEALED * BATCH, SHORT, seed=seed + 1)
         torch.manual_seed(seed)
-        adapter = ad.attach(self.model, "lora:rank=8")
+        adapter = ad.attach(self.model, f"lora:rank={LORA}")
         trained = [p for p in adapter.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
         falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / HEALED)
@@ -242,14 +242,14 @@ class Subject:
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
-    def latency(self, arms: dict[str, tuple[Arm, float]]) -> dict:
+    def latency(self, arms: dict[str, tuple[Arm, float]], rounds: int = 9) -> dict:
         """Seconds of the dense model and of these, in turns; and of single layers by the parameters they keep."""
         forms: dict[str, Callable[[], None]] = {"dense": lambda: self.put({})}
         for name, (arm, remove) in arms.items():
             layers = self.made(arm, remove)
             forms[name] = lambda layers=layers: self.put(layers)
         ids = torch.tensor(self.seen.rows[:1])
-        found: dict[str, Any] = {"model": measure.seconds(self.model, ids, forms, rounds=9), "layers": []}
+        found: dict[str, Any] = {"model": measure.seconds(self.model, ids, forms, rounds=rounds), "layers": []}
         self.put({})
         dtype = next(self.model.parameters()).dtype
         for m, n in sorted(set(self.shapes.values())):
@@ -260,7 +260,7 @@ class Subject:
                     for kept in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
                     if (r := ranks.rank_for(m, n, kept) // 8 * 8)
                 }
-                took = _in_turns({0: nn.Linear(n, m, bias=False, dtype=dtype), **tried}, x)
+                took = _in_turns({0: nn.Linear(n, m, bias=False, dtype=dtype), **tried}, x, rounds)
                 found["layers"].append({"m": m, "n": n, "rows": rows, "seconds": took})
         return found
 
@@ -276,7 +276,7 @@ def _bytes(module: nn.Module) -> int:
 
 
 @torch.no_grad()
-def _in_turns(layers: dict[int, nn.Module], x: Tensor, rounds: int = 15) -> dict[int, float]:
+def _in_turns(layers: dict[int, nn.Module], x: Tensor, rounds: int) -> dict[int, float]:
     """Median seconds of each layer by its rank; 0 is the dense one."""
     repeat = 20 if len(x) > 1 else 200
     found: dict[int, list[float]] = {r: [] for r in layers}
