@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import zip_longest
 from pathlib import Path
@@ -33,6 +33,7 @@ from addenda.compress.solve import solve
 from addenda.compress.texts import Windows, cut, windows
 from addenda.compress.walk import Walk
 from addenda.compress.work import Work, identity_of
+from addenda.core.atomic import write_atomically
 from addenda.core.packed import Packed
 from addenda.core.parallel import side_by_side
 from addenda.core.sites import site_at
@@ -98,27 +99,35 @@ class Subject:
         self.model, self.tokenizer, self.dtype = cast(Any, loaded.model), cast(Any, loaded.tokenizer), loaded.note
         self.shapes, _ = choose(self.model, storage="pivot")
         self.held = {p: self.model.get_submodule(p) for p in self.shapes}
-        self.seen, _ = windows(self.tokenizer, None, samples, LENGTH)
-        self.judged = {
-            "code": self._windows(python_texts(), judged, "other packages' Python"),
-            "english": self._windows(english_texts(), judged, "packages' descriptions"),
-        }
+        identity: dict[str, Any] = {"model": identity_of(Path(self.folder)), "dtype": self.dtype, "samples": samples}
+        self.seen, self.judged = self._texts(samples, judged, identity)
         self.texts = {k: _digest(w) for k, w in (("calibration", self.seen), *self.judged.items())}
-        self.identity = {
-            "model": identity_of(Path(self.folder)), "dtype": self.dtype, "calibration": self.texts["calibration"],
-            "routes": ROUTES,
-        }  # fmt: skip
-        name = hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()[:12]
-        self.work = Work(cache_folder() / f"recipe-lord-{name}", self.identity)
+        identity |= {"calibration": self.texts["calibration"], "routes": ROUTES}
+        self.work = Work(cache_folder() / f"recipe-lord-{_hash(identity)}", identity)
         self.where: dict[str, int] = {}
         self._curves: dict[str, dict[str, Any]] = {}
         self._weights: dict[str, float] = {}
 
-    def _windows(self, texts: list[str], n: int, name: str) -> Windows:
-        rows = cut(self.tokenizer, texts, n, WINDOW)
-        if len(rows) < n or min(map(len, rows)) < WINDOW:
-            raise AddendaError(f"{name} give {len(rows)} windows of {WINDOW} tokens here; take fewer with --windows.")
-        return Windows(rows, name, self.seen.pad)
+    def _texts(self, samples: int, judged: int, identity: dict) -> tuple[Windows, dict[str, Windows]]:
+        """Text for calibration and for judging. It is kept: another package installed meanwhile would change it."""
+        kept = cache_folder() / f"recipe-lord-{_hash(identity | {'judged': judged})}.json"
+        if kept.exists():
+            read = json.loads(kept.read_text(encoding="utf-8"))
+            seen, *others = (Windows(tuple(map(tuple, w["rows"])), w["source"], w["pad"]) for w in read)
+            return seen, dict(zip(("code", "english"), others, strict=True))
+        seen, _ = windows(self.tokenizer, None, samples, LENGTH)
+        found = {}
+        for domain, texts, name in (
+            ("code", python_texts(), "Python files of installed packages"),
+            ("english", english_texts(), "descriptions of installed packages"),
+        ):
+            rows = cut(self.tokenizer, texts, judged, WINDOW)
+            if len(rows) < judged or min(map(len, rows)) < WINDOW:
+                raise AddendaError(f"{name}: {len(rows)} windows of {WINDOW} tokens here; take fewer with --windows.")
+            found[domain] = Windows(rows, name, seen.pad)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, json.dumps([asdict(w) for w in (seen, *found.values())]).encode())
+        return seen, found
 
     def solve(self) -> None:
         """Every method's nested factors of every layer, block by block; blocks that are done are passed by."""
@@ -288,6 +297,10 @@ def _in_turns(layers: dict[int, nn.Module], x: Tensor, rounds: int) -> dict[int,
             if turn:
                 found[r].append((time.perf_counter() - started) / repeat)
     return {r: statistics.median(s) for r, s in found.items()}
+
+
+def _hash(what: dict) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
 def _digest(text: Windows) -> dict[str, Any]:
