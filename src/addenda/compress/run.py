@@ -45,6 +45,7 @@ from addenda.train.machine import Peak, hardware, resident, versions
 
 Say = Callable[[str], None]
 _WEIGHED = 16  # windows whose gradients weigh the layers against each other
+UNSEEN = ("svd", "fwsvd")  # routes that do not ask what the inputs are
 
 
 def compress(
@@ -238,7 +239,11 @@ class _Job:
         if not bool(torch.isfinite(W).all()):
             raise AddendaError(f"{path} has weights that are not finite; the model's file is damaged.")
         most = rank or ranks.break_even(m, n, self.s.storage)
-        return solve(W, moments, self.s.how, rank=most, center=self.s.center, fisher=weighs)
+        low = solve(W, moments, self.s.how, rank=most, center=self.s.center, fisher=weighs)
+        if moments.count >= n or self.s.how in UNSEEN:
+            return low
+        few = f"only {moments.count} rows for its {n} inputs; what these do not span is fitted to nothing"
+        return dataclasses.replace(low, note="; ".join(filter(None, (low.note, few))))
 
     def _fisher(self) -> dict[str, torch.Tensor]:
         self.say("Fisher information: one backward pass over the text")
@@ -360,7 +365,7 @@ def _enough(text: Windows, chosen: dict[str, tuple[int, int]], s: Settings) -> l
     """Notes on a text that is short for the width of the layers. Raises AddendaError where it cannot do."""
     widest = max(chosen, key=lambda p: chosen[p][1])
     n = chosen[widest][1]
-    if s.how in ("svd", "fwsvd"):
+    if s.how in UNSEEN:
         return []
     if text.tokens < n:
         raise AddendaError(
