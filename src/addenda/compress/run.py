@@ -227,7 +227,7 @@ class _Job:
             groups.setdefault(id(moments[p]), []).append(p)
 
         def of(group: list[str]) -> list[tuple[str, LowRank]]:
-            return [(p, self._solve(p, moments[p], weighs.get(p), given and given[p])) for p in group]
+            return [(p, self._solve(p, moments[p], weighs.get(p), None if given is None else given[p])) for p in group]
 
         with side_by_side(len(groups) if self.device.type == "cpu" else 1) as each:
             found = dict(itertools.chain.from_iterable(each(of, list(groups.values()))))
