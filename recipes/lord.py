@@ -178,10 +178,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("records/recipes/lord"), help="record; an old one goes on")
     parser.add_argument("--model", type=Path, help="folder of a causal LM; default: SmolLM2-135M")
     parser.add_argument("--samples", type=int, default=SEEN, help=f"windows of {LENGTH} tokens to calibrate with")
-    parser.add_argument("--windows", type=int, default=32, help="windows to judge by, of each of both kinds")
+    parser.add_argument("--windows", type=int, default=24, help="windows to judge by, of each of both kinds")
+    parser.add_argument("--dtype", default="auto", help="bfloat16 or float32; auto: what the processor is fast at")
     parser.add_argument("--latency", action="store_true", help="measure time, now and alone: the machine must be quiet")
     given = parser.parse_args()
-    on, runs = Subject(given.model, given.samples, given.windows), Runs(given.out)
+    on, runs = Subject(given.model, given.samples, given.windows, given.dtype), Runs(given.out)
     texts = runs.once("texts", lambda: on.texts | {"dtype": on.dtype})
     if texts != on.texts | {"dtype": on.dtype}:
         raise AddendaError(f"{given.out} was begun with other texts or another dtype. Give another --out.")

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import zip_longest
 from pathlib import Path
@@ -33,6 +33,7 @@ from addenda.compress.solve import solve
 from addenda.compress.texts import Windows, cut, windows
 from addenda.compress.walk import Walk
 from addenda.compress.work import Work, identity_of
+from addenda.core.atomic import write_atomically
 from addenda.core.packed import Packed
 from addenda.core.parallel import side_by_side
 from addenda.core.sites import site_at
@@ -42,6 +43,7 @@ from addenda.train.wheels import cache_folder
 
 ROUTES: dict[str, Storage] = {"svd": "factors", "asvd": "factors", "svd-llm": "factors", "lord": "pivot"}
 SEEN, LENGTH, WINDOW = 64, 512, 256  # windows and tokens of calibration, tokens of a window that is judged
+LORA = 8  # rank of the adapters that heal
 HEALED, BATCH, SHORT, RATE = 40, 4, 128, 5e-4  # healing: steps, sequences a step, their tokens, AdamW's first rate
 
 
@@ -82,7 +84,8 @@ def english_texts() -> list[str]:
 
 def _prose(text: str) -> bool:
     plain = sum(c.isalpha() or c in " ,.'" for c in text)
-    return len(text.split()) >= 12 and plain >= 0.93 * len(text) and "http" not in text
+    known = "http" in text or "License" in text  # licences are known by heart
+    return len(text.split()) >= 12 and plain >= 0.93 * len(text) and not known
 
 
 # ---- the subject -----------------------------------------------------------------------------------------------------
@@ -91,33 +94,41 @@ def _prose(text: str) -> bool:
 class Subject:
     """The model with its texts, its layers, and the folder of their factors."""
 
-    def __init__(self, model: Path | None, samples: int, judged: int):
-        folder = model or model_folder(lambda line: print(line, file=sys.stderr))
-        loaded = load_model(folder, device="cpu")
+    def __init__(self, model: Path | None, samples: int, judged: int, dtype: str = "auto"):
+        self.folder = model or model_folder(lambda line: print(line, file=sys.stderr))
+        loaded = load_model(self.folder, dtype=dtype, device="cpu")
         self.model, self.tokenizer, self.dtype = cast(Any, loaded.model), cast(Any, loaded.tokenizer), loaded.note
         self.shapes, _ = choose(self.model, storage="pivot")
         self.held = {p: self.model.get_submodule(p) for p in self.shapes}
-        self.seen, _ = windows(self.tokenizer, None, samples, LENGTH)
-        self.judged = {
-            "code": self._windows(python_texts(), judged, "other packages' Python"),
-            "english": self._windows(english_texts(), judged, "packages' descriptions"),
-        }
+        identity: dict[str, Any] = {"model": identity_of(Path(self.folder)), "dtype": self.dtype, "samples": samples}
+        self.seen, self.judged = self._texts(samples, judged, identity)
         self.texts = {k: _digest(w) for k, w in (("calibration", self.seen), *self.judged.items())}
-        self.identity = {
-            "model": identity_of(Path(folder)), "dtype": self.dtype, "calibration": self.texts["calibration"],
-            "routes": ROUTES,
-        }  # fmt: skip
-        name = hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()[:12]
-        self.work = Work(cache_folder() / f"recipe-lord-{name}", self.identity)
+        identity |= {"calibration": self.texts["calibration"], "routes": ROUTES}
+        self.work = Work(cache_folder() / f"recipe-lord-{_hash(identity)}", identity)
         self.where: dict[str, int] = {}
         self._curves: dict[str, dict[str, Any]] = {}
         self._weights: dict[str, float] = {}
 
-    def _windows(self, texts: list[str], n: int, name: str) -> Windows:
-        rows = cut(self.tokenizer, texts, n, WINDOW)
-        if len(rows) < n or min(map(len, rows)) < WINDOW:
-            raise AddendaError(f"{name} give {len(rows)} windows of {WINDOW} tokens here; take fewer with --windows.")
-        return Windows(rows, name, self.seen.pad)
+    def _texts(self, samples: int, judged: int, identity: dict) -> tuple[Windows, dict[str, Windows]]:
+        """Text for calibration and for judging. It is kept: another package installed meanwhile would change it."""
+        kept = cache_folder() / f"recipe-lord-{_hash(identity | {'judged': judged})}.json"
+        if kept.exists():
+            read = json.loads(kept.read_text(encoding="utf-8"))
+            seen, *others = (Windows(tuple(map(tuple, w["rows"])), w["source"], w["pad"]) for w in read)
+            return seen, dict(zip(("code", "english"), others, strict=True))
+        seen, _ = windows(self.tokenizer, None, samples, LENGTH)
+        found = {}
+        for domain, texts, name in (
+            ("code", python_texts(), "Python files of installed packages"),
+            ("english", english_texts(), "descriptions of installed packages"),
+        ):
+            rows = cut(self.tokenizer, texts, judged, WINDOW)
+            if len(rows) < judged or min(map(len, rows)) < WINDOW:
+                raise AddendaError(f"{name}: {len(rows)} windows of {WINDOW} tokens here; take fewer with --windows.")
+            found[domain] = Windows(rows, name, seen.pad)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, json.dumps([asdict(w) for w in (seen, *found.values())]).encode())
+        return seen, found
 
     def solve(self) -> None:
         """Every method's nested factors of every layer, block by block; blocks that are done are passed by."""
@@ -201,10 +212,9 @@ class Subject:
         }  # fmt: skip
 
     def fresh(self, arm: Arm | None, remove: float) -> dict[str, nn.Module]:
-        """Layers of an arm, or dense ones, that may be written to: copies."""
-        if arm is not None:
-            return self.made(arm, remove)
-        return {p: copy.deepcopy(m) for p, m in self.held.items()}
+        """Layers of an arm, and copies of those that it leaves dense: what may be written to."""
+        low = {} if arm is None else self.made(arm, remove)
+        return {p: low[p] if p in low else copy.deepcopy(m) for p, m in self.held.items()}
 
     def mended(self, arm: Arm | None, remove: float, *, quantised: bool, healed: bool) -> dict:
         """After NF4, after LoRA on the factors, or after both: QLoRA over LoRD."""
@@ -213,19 +223,19 @@ class Subject:
             errors = nf4.quantize(self.model) if quantised else {}
             stored = sum(_bytes(m) for p in self.shapes for m in self.model.get_submodule(p).modules())
             made: dict[str, Any] = {"bytes": stored, "packed": len(errors)}
-            if healed:
-                made |= self.heal()
-            return made | {"losses": self.losses()}
+            if not healed:
+                return made | {"losses": self.losses()}
+            made |= self.heal() | {"losses": self.losses()}
+            ad.detach(self.model)
+            return made
         finally:
-            if healed and ad.adapters(self.model):
-                ad.detach(self.model)
             self.put({})
 
     def heal(self, seed: int = 0) -> dict:
-        """LoRA of rank 8 on every linear layer there is, factors where there are, on more of the standard library."""
+        """LoRA on every linear layer there is, factors where there are, on more of the standard library."""
         text, _ = windows(self.tokenizer, None, HEALED * BATCH, SHORT, seed=seed + 1)
         torch.manual_seed(seed)
-        adapter = ad.attach(self.model, "lora:rank=8")
+        adapter = ad.attach(self.model, f"lora:rank={LORA}")
         trained = [p for p in adapter.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
         falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / HEALED)
@@ -242,14 +252,14 @@ class Subject:
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
-    def latency(self, arms: dict[str, tuple[Arm, float]]) -> dict:
+    def latency(self, arms: dict[str, tuple[Arm, float]], rounds: int = 9) -> dict:
         """Seconds of the dense model and of these, in turns; and of single layers by the parameters they keep."""
         forms: dict[str, Callable[[], None]] = {"dense": lambda: self.put({})}
         for name, (arm, remove) in arms.items():
             layers = self.made(arm, remove)
             forms[name] = lambda layers=layers: self.put(layers)
         ids = torch.tensor(self.seen.rows[:1])
-        found: dict[str, Any] = {"model": measure.seconds(self.model, ids, forms, rounds=9), "layers": []}
+        found: dict[str, Any] = {"model": measure.seconds(self.model, ids, forms, rounds=rounds), "layers": []}
         self.put({})
         dtype = next(self.model.parameters()).dtype
         for m, n in sorted(set(self.shapes.values())):
@@ -260,7 +270,7 @@ class Subject:
                     for kept in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
                     if (r := ranks.rank_for(m, n, kept) // 8 * 8)
                 }
-                took = _in_turns({0: nn.Linear(n, m, bias=False, dtype=dtype), **tried}, x)
+                took = _in_turns({0: nn.Linear(n, m, bias=False, dtype=dtype), **tried}, x, rounds)
                 found["layers"].append({"m": m, "n": n, "rows": rows, "seconds": took})
         return found
 
@@ -276,7 +286,7 @@ def _bytes(module: nn.Module) -> int:
 
 
 @torch.no_grad()
-def _in_turns(layers: dict[int, nn.Module], x: Tensor, rounds: int = 15) -> dict[int, float]:
+def _in_turns(layers: dict[int, nn.Module], x: Tensor, rounds: int) -> dict[int, float]:
     """Median seconds of each layer by its rank; 0 is the dense one."""
     repeat = 20 if len(x) > 1 else 200
     found: dict[int, list[float]] = {r: [] for r in layers}
@@ -288,6 +298,10 @@ def _in_turns(layers: dict[int, nn.Module], x: Tensor, rounds: int = 15) -> dict
             if turn:
                 found[r].append((time.perf_counter() - started) / repeat)
     return {r: statistics.median(s) for r, s in found.items()}
+
+
+def _hash(what: dict) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
 def _digest(text: Windows) -> dict[str, Any]:

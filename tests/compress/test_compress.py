@@ -185,6 +185,11 @@ def test_an_encoder_is_judged_by_its_outputs(source):
     with pytest.raises(AddendaError, match="--allocate asvd wants the loss of the next token"):
         compress(source.parent / "bert", out=source.parent / "other", settings=Settings(allocate="asvd"))
     assert report.dense["classifier"].startswith("not among the targets")
+    pooled = compress(
+        source.parent / "bert", out=source.parent / "pooled", calibration=source.parent / "text.txt", settings=settings,
+        targets=["mlp", "bert.pooler.dense"], dtype="float32", latency=False,
+    )  # fmt: skip
+    assert any("pooler.dense: only 24 rows for its 32 inputs" in note for note in pooled.notes)
 
 
 def test_bad_input(source):

@@ -45,6 +45,7 @@ from addenda.train.machine import Peak, hardware, resident, versions
 
 Say = Callable[[str], None]
 _WEIGHED = 16  # windows whose gradients weigh the layers against each other
+UNSEEN = ("svd", "fwsvd")  # routes that do not ask what the inputs are
 
 
 def compress(
@@ -226,7 +227,7 @@ class _Job:
             groups.setdefault(id(moments[p]), []).append(p)
 
         def of(group: list[str]) -> list[tuple[str, LowRank]]:
-            return [(p, self._solve(p, moments[p], weighs.get(p), given[p] if given else None)) for p in group]
+            return [(p, self._solve(p, moments[p], weighs.get(p), None if given is None else given[p])) for p in group]
 
         with side_by_side(len(groups) if self.device.type == "cpu" else 1) as each:
             found = dict(itertools.chain.from_iterable(each(of, list(groups.values()))))
@@ -238,7 +239,11 @@ class _Job:
         if not bool(torch.isfinite(W).all()):
             raise AddendaError(f"{path} has weights that are not finite; the model's file is damaged.")
         most = rank or ranks.break_even(m, n, self.s.storage)
-        return solve(W, moments, self.s.how, rank=most, center=self.s.center, fisher=weighs)
+        low = solve(W, moments, self.s.how, rank=most, center=self.s.center, fisher=weighs)
+        if moments.count >= n or self.s.how in UNSEEN:
+            return low
+        few = f"only {moments.count} rows for its {n} inputs; what these do not span is fitted to nothing"
+        return dataclasses.replace(low, note="; ".join(filter(None, (low.note, few))))
 
     def _fisher(self) -> dict[str, torch.Tensor]:
         self.say("Fisher information: one backward pass over the text")
@@ -360,7 +365,7 @@ def _enough(text: Windows, chosen: dict[str, tuple[int, int]], s: Settings) -> l
     """Notes on a text that is short for the width of the layers. Raises AddendaError where it cannot do."""
     widest = max(chosen, key=lambda p: chosen[p][1])
     n = chosen[widest][1]
-    if s.how in ("svd", "fwsvd"):
+    if s.how in UNSEEN:
         return []
     if text.tokens < n:
         raise AddendaError(
