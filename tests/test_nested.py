@@ -108,7 +108,7 @@ def test_an_export_is_a_lora_that_computes_the_same(b, alpha, tmp_path):
     file = made.save(tmp_path / "cut.safetensors")
     ad.detach(model)
     ad.load(model, file)
-    torch.testing.assert_close(model(x), cut, rtol=1e-6, atol=1e-6 * cut.abs().max().item())  # other memory, other sums
+    assert torch.equal(model(x), cut)
     assert f"lora (rank={b}" in ad.inspect(file)
 
 

@@ -46,7 +46,8 @@ def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
                 raise AddendaError(
                     f"{path} is a safetensors file, but not an adapter of addenda (no 'addenda' header)."
                 )
-            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+            # copies begin where torch's own tensors do, so that sums are taken in the same order
+            tensors = {key: f.get_tensor(key).clone() for key in f.keys()}  # noqa: SIM118
         header = json.loads(text)
         _check_form(header, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
