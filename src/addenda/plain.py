@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from addenda.core.adapter import Adapter
-from addenda.core.attach import build_tensors, install, ready
+from addenda.core.attach import install, ready
 from addenda.core.errors import AddendaError
 from addenda.core.method import Method, Params, Replace
 from addenda.core.sites import owners_of, site_at
 from addenda.core.state import record_of
+from addenda.core.tensors import build_tensors
 
 
 @torch.no_grad()

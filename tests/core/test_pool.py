@@ -13,10 +13,10 @@ from torch import nn
 
 import addenda as ad
 from addenda.core.adapted import slots_of
-from addenda.core.attach import pool_of
 from addenda.core.errors import AddendaError
 from addenda.core.files import inspect, read
 from addenda.core.sites import LINEAR, Site
+from addenda.core.tensors import pool_of
 from addenda.train import checkpoint
 
 POOLED = [n for n in NAMES if METHODS[n].has("pool")]

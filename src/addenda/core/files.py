@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter
-from addenda.core.attach import Assigned, build_tensors, install, numbers, ready, unfit
+from addenda.core.attach import install, ready, unfit
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.fewbits import FewBits, encoded, said
 from addenda.core.form import FLOATING, SCHEMA, bits_of, count_of, packed_as, read, write
@@ -35,6 +35,7 @@ from addenda.core.sites import Site, owners_of, refusal, site_at, with_neighbour
 from addenda.core.state import State, record_of
 from addenda.core.targets import grouped
 from addenda.core.template import template
+from addenda.core.tensors import Assigned, build_tensors, numbers
 
 _SAMPLE = 16
 

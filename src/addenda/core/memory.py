@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry
 
 from addenda.core.adapted import Pool, SiteTensors
 from addenda.core.adapter import Adapter
-from addenda.core.attach import Assigned, detach, install, kept_as, pool_of, tensors_of
+from addenda.core.attach import detach, install
 from addenda.core.borrow import entrance, frozen, gradient_from
 from addenda.core.calibration import stand_in
 from addenda.core.errors import AddendaError
@@ -36,6 +36,7 @@ from addenda.core.packed import parts_of
 from addenda.core.random import Stream
 from addenda.core.sites import Point, Site, owners_of, site_at, with_neighbours
 from addenda.core.state import State, find_state, unwrap
+from addenda.core.tensors import Assigned, kept_as, pool_of, tensors_of
 
 Optimizer = Callable[[Adapter], torch.optim.Optimizer]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from addenda.core.adapted import SiteTensors
-from addenda.core.attach import Spec, assign, check_bits, numbers
+from addenda.core.attach import Spec, assign, check_bits
 from addenda.core.errors import AddendaError
 from addenda.core.fewbits import code_bytes, said
 from addenda.core.memory import Optimizer, Step, predict
@@ -15,6 +15,7 @@ from addenda.core.sites import OUTPUT, Site, kind_of
 from addenda.core.state import find_state, unwrap
 from addenda.core.targets import Target, called, grouped
 from addenda.core.template import template
+from addenda.core.tensors import numbers
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from addenda.core.adapted import SiteTensors
-from addenda.core.attach import build_tensors
 from addenda.core.calibration import stand_in
 from addenda.core.method import Method
 from addenda.core.sites import Point, Site
+from addenda.core.tensors import build_tensors
 
 
 def template(site: Site, method: Method) -> SiteTensors:
