@@ -31,7 +31,7 @@ from addenda.compare.record import Record
 from addenda.compare.run import Watch, compare
 from addenda.compare.stats import Comparison, analyse
 from addenda.compare.subject import Subject, of_splits
-from addenda.core.atomic import write_atomically
+from addenda.core.atomic import readable, write_atomically
 from addenda.train.batches import Collator
 from addenda.train.data import Data, Labelled
 from addenda.train.encode import encode
@@ -301,7 +301,7 @@ def conclude(given: argparse.Namespace, paper: str, findings: list[Finding], tab
         "findings": [asdict(f) for f in findings],
         "table": table,
     }
-    write_atomically(given.out / "verdict.json", (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomically(given.out / "verdict.json", (readable(kept) + "\n").encode())
 
 
 class Runs:
@@ -323,5 +323,5 @@ class Runs:
             return kept
         print(f"  {name}", file=sys.stderr, flush=True)
         made = make()
-        write_atomically(self.folder / f"{name}.json", json.dumps(made, indent=1).encode())
+        write_atomically(self.folder / f"{name}.json", (readable(made) + "\n").encode())
         return json.loads(json.dumps(made))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from addenda.core.atomic import write_atomically
+from addenda.core.atomic import readable, write_atomically
 from addenda.core.errors import AddendaError
 
 SCHEMA = 1
@@ -246,4 +246,4 @@ def _plain(value: Any) -> Any:
 
 def _write(file: Path, value: Any) -> None:
     """Write `value` as JSON to `file`: whole, on disk, or not at all."""
-    write_atomically(file, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    write_atomically(file, (readable(value) + "\n").encode())

@@ -73,7 +73,7 @@ def trial(
         except DivergedError as error:
             return told | _diverged(str(error), time.perf_counter() - started)
         told |= {
-            "losses": [[s, loss] for s, loss in made.losses],
+            "losses": [[s, float(f"{loss:.6g}")] for s, loss in made.losses],
             "validation": [[e["step"], {"loss": e["loss"], "accuracy": e["accuracy"]}] for e in made.evaluations],
             "step_seconds": made.step_seconds,
             f"{made.unit}_per_second": made.tokens_per_second,

@@ -1,8 +1,25 @@
 """Files that are written whole or not at all."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
+
+
+def readable(value: object, at: str = "\n") -> str:
+    """JSON for people and for version control: an entry a line, but a list without names in it on one."""
+    deeper = f"{at} "
+    if isinstance(value, dict) and value:
+        inner = [f"{json.dumps(k, ensure_ascii=False)}: {readable(v, deeper)}" for k, v in value.items()]
+        return f"{{{deeper}{f',{deeper}'.join(inner)}{at}}}"
+    if isinstance(value, list) and _named(value):
+        return f"[{deeper}{f',{deeper}'.join(readable(v, deeper) for v in value)}{at}]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _named(value: object) -> bool:
+    """Whether a list holds objects, however deep."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(_named(v) for v in value))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
