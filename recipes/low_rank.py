@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 import addenda as ad
 from addenda import AddendaError
-from addenda.compress import measure, nf4, ranks
+from addenda.compress import measure, ranks
 from addenda.compress.choose import choose
 from addenda.compress.folder import put
 from addenda.compress.gradients import weights_of
 from addenda.compress.layers import FORMS
+from addenda.compress.quantize import quantize
 from addenda.compress.ranks import Layer, Ranks, Storage
 from addenda.compress.solve import solve
 from addenda.compress.texts import Windows, cut, windows
@@ -220,7 +221,7 @@ class Subject:
         """After NF4, after LoRA on the factors, or after both: QLoRA over LoRD."""
         self.put(self.fresh(arm, remove))
         try:
-            errors = nf4.quantize(self.model) if quantised else {}
+            errors = quantize(self.model, "nf4") if quantised else {}
             stored = sum(_bytes(m) for p in self.shapes for m in self.model.get_submodule(p).modules())
             made: dict[str, Any] = {"bytes": stored, "packed": len(errors)}
             if not healed:

@@ -19,7 +19,7 @@ from transformers import (
 import addenda as ad
 from addenda.cli.main import run as cli
 from addenda.compress import work as work_files
-from addenda.compress.nf4 import quantize
+from addenda.compress.quantize import quantize
 from addenda.compress.run import compress, read_report
 from addenda.compress.settings import Settings
 from addenda.core.errors import AddendaError

@@ -142,10 +142,11 @@ def _derived(site: Site, m: Method, W: Any, rng: Stream) -> Params:
 
 def kept_as(tensors: Params, site: Site) -> Params:
     """Derived and shared tensors as a site keeps them: on its device, matrices in the base's dtype (vectors cost
-    nothing and stay as they are). A product then needs no cast that would be kept for backward."""
+    nothing and stay as they are). A product then needs no cast that would be kept for backward. Row by row, as a file
+    has them, so that what is stored with basis=True sums in the same order."""
     like = site.weight
     return {
-        k: t.to(like.device, like.dtype if t.is_floating_point() and t.dim() > 1 else t.dtype)
+        k: t.to(like.device, like.dtype if t.is_floating_point() and t.dim() > 1 else t.dtype).contiguous()
         for k, t in tensors.items()
     }
 
