@@ -114,8 +114,8 @@ class Adapter:
 
     @property
     def sharded(self) -> bool:
-        """Whether its tensors are spread over processes: then every process must call `save`."""
-        return any(is_sharded(p) for p in self.parameters())
+        """Whether the model's tensors are spread over processes: then every process must call `save`."""
+        return any(is_sharded(p) for p in self.model.parameters())
 
     def save(self, path: str | Path, *, basis: bool = False, latent: bool = False) -> Path:
         """Write one safetensors file; see `core.files.save`."""

@@ -97,7 +97,7 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False, latent: boo
     methods = list(dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train))
     tensors: dict[str, Tensor] = {}
     sites, problems, owners, copy = [], [], owners_of(root), Replace()
-    gathered = any(is_sharded(p) for p in root.parameters())
+    gathered = adapter.sharded
     for site_path, held in adapter.sites():
         site = site_at(root, site_path, owners)
         head = site_path in record.also_train

@@ -29,5 +29,5 @@ class TrainerCallback(transformers.TrainerCallback):
         self.adapter.step()
 
     def on_save(self, args, state, control, **kwargs):
-        if args.should_save or self.adapter.sharded:  # every process gathers, the first one writes
-            checkpoint.write(self.adapter, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        checkpoint.write(self.adapter, folder, here=args.should_save)

@@ -24,8 +24,20 @@ from addenda.core.state import record_of
 FILE, NOTE, STATE = "adapter.safetensors", "addenda.json", "trainer_state.json"
 
 
-def write(adapter: Adapter, folder: str | Path, settings: dict | None = None, choices: dict | None = None) -> None:
-    """The adapter and its step into an existing or new folder."""
+def write(
+    adapter: Adapter,
+    folder: str | Path,
+    settings: dict | None = None,
+    choices: dict | None = None,
+    *,
+    here: bool = True,
+) -> None:
+    """The adapter and its step into an existing or new folder. Every process calls it; here: whether this one writes.
+
+    Of a sharded model all of them take part, since tensors are gathered, and the first writes.
+    """
+    if not (here or adapter.sharded):
+        return
     folder = Path(folder)
     save(adapter, folder / FILE, latent=True)
     note = {"step": adapter.step_count, "settings": settings or {}, "choices": choices or {}}

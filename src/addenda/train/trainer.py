@@ -213,8 +213,8 @@ class AdapterTrainer(transformers.Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter only."""
-        if self.args.should_save:
-            checkpoint.write(self.adapter, output_dir or self.out, asdict(self.settings), self.choices)
+        here = self.args.should_save
+        checkpoint.write(self.adapter, output_dir or self.out, asdict(self.settings), self.choices, here=here)
 
     def _save_checkpoint(self, model, trial) -> None:
         final = self.out / f"checkpoint-{self.state.global_step}"
