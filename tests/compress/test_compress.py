@@ -87,7 +87,7 @@ def test_every_route_writes_a_model(source, how):
 @pytest.mark.parametrize("options", [
     {"sequential": True}, {"storage": "pivot"}, {"split": "sqrt"}, {"allocate": "energy", "share": 0.9},
     {"allocate": "sensitivity", "rise": 0.5}, {"allocate": "asvd"}, {"of": "flops"}, {"multiple": 4},
-    {"weigh": "loss"},
+    {"weigh": "error"},
 ], ids=lambda o: "-".join(map(str, o.values())))  # fmt: skip
 def test_options(source, options):
     report = made(source, **options)
@@ -96,6 +96,14 @@ def test_options(source, options):
     model = loaded(source.parent / "low")
     ids = torch.arange(40)[None]
     assert torch.isfinite(model(ids).logits).all()
+
+
+def test_the_loss_weighs_the_layers_of_a_causal_model_unless_told_otherwise(source):
+    found = {weigh: made(source, weigh, weigh=weigh) for weigh in ("auto", "loss", "error")}
+    ranks = {weigh: {x["path"]: x["rank"] for x in report.layers} for weigh, report in found.items()}
+    assert found["auto"].settings["weigh"] == "loss"
+    assert ranks["auto"] == ranks["loss"] != ranks["error"]
+    assert made(source, "even", allocate="uniform").settings["weigh"] == "error"
 
 
 def test_a_split_and_a_storage_change_numbers_but_no_output(source):
@@ -178,6 +186,7 @@ def test_an_encoder_is_judged_by_its_outputs(source):
         dtype="float32",
     )  # fmt: skip
     assert "outputs differ by" in str(report)
+    assert report.settings["weigh"] == "error"  # there is no loss to weigh by
     assert set(report.speeds["compressed"]) == {"prefill"}
     model = AutoModelForSequenceClassification.from_pretrained(source.parent / "low")
     ranks = {x["path"]: x["rank"] for x in report.layers if x["rank"] is not None}

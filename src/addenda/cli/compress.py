@@ -57,10 +57,10 @@ def compress(
         str,
         typer.Option(
             "--weigh",
-            help="Layers by their error alone, or by its part in the loss (waterfill).",
+            help="Layers by what their error does to the loss, or by error alone; auto: loss for a causal LM (waterfill).",
             rich_help_panel=RANKS,
         ),
-    ] = "error",
+    ] = "auto",
     share: Annotated[float, typer.Option("--share", help="Energy kept (energy).", rich_help_panel=RANKS)] = 0.99,
     rise: Annotated[
         float, typer.Option("--rise", help="Perplexity's rise allowed (sensitivity).", rich_help_panel=RANKS)

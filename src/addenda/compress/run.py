@@ -81,7 +81,9 @@ def compress(
         raise AddendaError(f"--out {out} is the source or lies in it. The source is never written to; name another.")
     check_free(out)
     loaded = load_model(source, dtype=dtype, device=device)
-    if task_of(loaded.model) != "causal" and (wants := s.wants_loss()):
+    causal = task_of(loaded.model) == "causal"
+    s = s.settled(causal)
+    if not causal and (wants := s.wants_loss()):
         raise AddendaError(f"{wants} wants the loss of the next token, and a {type(loaded.model).__name__} has none.")
     problems = _problems(loaded.model, humaneval)
     chosen, dense = choose(loaded.model, targets, exclude, s.storage)

@@ -1,6 +1,6 @@
 """What a compression is asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from addenda.compress.ranks import Storage
@@ -10,6 +10,7 @@ from addenda.core.errors import AddendaError, nearest
 Allocation = Literal["waterfill", "uniform", "energy", "sensitivity", "asvd"]
 ALLOCATIONS = ("waterfill", "uniform", "energy", "sensitivity", "asvd")
 STORAGES: tuple[Storage, ...] = ("factors", "pivot")
+WEIGHINGS = ("auto", "error", "loss")
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Settings:
 
     allocate: who gets which rank, see `compress.ranks`; share: of the outputs' energy, for "energy"; rise: of the
     perplexity, for "sensitivity"; floor: of the uniform rank, for "waterfill"; weigh: layers against each other in it,
-    by the relative error of their outputs alone, or by what such an error does to the loss. multiple: of every rank.
+    by the relative error of their outputs alone, or by what such an error does to the loss; auto: the latter for a
+    causal LM, which has one. multiple: of every rank.
     samples, length: windows of text for calibration, and their tokens. sequential: every block is solved on what the
     compressed blocks before it put out.
     """
@@ -30,7 +32,7 @@ class Settings:
     share: float = 0.99
     rise: float = 0.01
     floor: float = 0.5
-    weigh: Literal["error", "loss"] = "error"
+    weigh: Literal["auto", "error", "loss"] = "auto"
     multiple: int = 8
     storage: Storage = "factors"
     split: Split = "left"
@@ -41,6 +43,11 @@ class Settings:
     judge: int = 16
     batch: int = 4
     seed: int = 0
+
+    def settled(self, causal: bool) -> "Settings":
+        """With `auto` decided, for a causal LM or another model."""
+        weighs = causal and self.allocate == "waterfill"
+        return replace(self, weigh="loss" if weighs else "error") if self.weigh == "auto" else self
 
     def wants_loss(self) -> str | None:
         """The option that only a causal LM can meet, or None."""
@@ -58,7 +65,7 @@ class Settings:
                 f"There is no allocation {self.allocate!r}.{nearest(self.allocate, ALLOCATIONS)} "
                 f"Known: {', '.join(ALLOCATIONS)}."
             )
-        for name, known in (("of", ("parameters", "flops")), ("storage", STORAGES), ("weigh", ("error", "loss"))):
+        for name, known in (("of", ("parameters", "flops")), ("storage", STORAGES), ("weigh", WEIGHINGS)):
             if getattr(self, name) not in known:
                 raise AddendaError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}.")
         if not 0 < self.remove < 1:
