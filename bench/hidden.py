@@ -47,7 +47,9 @@ def judged(found: dict, flops: dict[str, float]) -> list[dict]:
     bars = []
     for arm, group in found.items():
         own, floor, peer = group["own"], group["floor"], group.get("peer")
-        asked = [("time / floor", ratios(own, floor, "wall"), FLOOR + flops[arm] - 1)]
+        asked = []
+        if "mosl" not in arm:  # of weights: only its plain form bounds it
+            asked += [("time / floor", ratios(own, floor, "wall"), FLOOR + flops[arm] - 1)]
         if peer:
             asked += [("time / plain", ratios(own, peer, "wall"), TIME), ("memory / plain", ratios(own, peer, "memory"),
                                                                           MEMORY)]  # fmt: skip

@@ -76,7 +76,10 @@ def interval(values: np.ndarray) -> Interval:
 
 
 def shown(values: np.ndarray) -> str:
+    """A rise as a percentage, or the whole as a multiple where it is a large one."""
     found = interval(values)
+    if found.mean > 10:
+        return f"{1 + found.mean:,.0f} × ({1 + found.low:,.0f} to {1 + found.high:,.0f})"
     return f"{found.mean:+.1%} ({found.low:+.1%} to {found.high:+.1%})"
 
 

@@ -55,6 +55,11 @@ class Arm:
     weigh: str = "error"  # layers by their relative error, or by what it does to the loss
     storage: Storage = "factors"
 
+    @property
+    def multiple(self) -> int:
+        """Uniform ranks are not rounded: that would leave them fewer parameters than the others fill up."""
+        return 1 if self.allocate == "uniform" else 8
+
 
 # ---- texts -----------------------------------------------------------------------------------------------------------
 
@@ -174,14 +179,14 @@ class Subject:
             for p, (m, n) in self.shapes.items()
         ]
 
-    def ranks(self, arm: Arm, remove: float) -> Ranks:
+    def ranks(self, arm: Arm, remove: float, multiple: int | None = None) -> Ranks:
         allocate = ranks.uniform if arm.allocate == "uniform" else ranks.waterfill
-        return allocate(self.layers(arm), 1 - remove, 8)
+        return allocate(self.layers(arm), 1 - remove, multiple or arm.multiple)
 
-    def made(self, arm: Arm, remove: float) -> dict[str, nn.Module]:
+    def made(self, arm: Arm, remove: float, multiple: int | None = None) -> dict[str, nn.Module]:
         """The low-rank layers of an arm."""
         found: dict[str, nn.Module] = {}
-        for path, rank in self.ranks(arm, remove).items():
+        for path, rank in self.ranks(arm, remove, multiple).items():
             if rank is not None:
                 held: Any = self.held[path]
                 low = self.work.read(f"{arm.how}-{self.where[path]:03}", path, rank)
@@ -254,10 +259,13 @@ class Subject:
     # -- time ----------------------------------------------------------------------------------------------------------
 
     def latency(self, arms: dict[str, tuple[Arm, float]], rounds: int = 9) -> dict:
-        """Seconds of the dense model and of these, in turns; and of single layers by the parameters they keep."""
+        """Seconds of the dense model and of these, in turns; and of single layers by the parameters they keep.
+
+        All ranks are multiples of 8, as `addenda compress --multiple 8` has them.
+        """
         forms: dict[str, Callable[[], None]] = {"dense": lambda: self.put({})}
         for name, (arm, remove) in arms.items():
-            layers = self.made(arm, remove)
+            layers = self.made(arm, remove, multiple=8)
             forms[name] = lambda layers=layers: self.put(layers)
         ids = torch.tensor(self.seen.rows[:1])
         found: dict[str, Any] = {"model": measure.seconds(self.model, ids, forms, rounds=rounds), "layers": []}

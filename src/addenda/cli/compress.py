@@ -57,7 +57,7 @@ def compress(
         str,
         typer.Option(
             "--weigh",
-            help="Layers by what their error does to the loss, or by error alone; auto: loss for a causal LM (waterfill).",
+            help="Layers by what their error does to the loss, or by error; auto: loss for a causal LM (waterfill).",
             rich_help_panel=RANKS,
         ),
     ] = "auto",

@@ -10,11 +10,16 @@ def readable(value: object, at: str = "\n") -> str:
     """JSON for people and for version control: an entry a line, but a list without names in it on one."""
     deeper = f"{at} "
     if isinstance(value, dict) and value:
-        inner = [f"{json.dumps(k, ensure_ascii=False)}: {readable(v, deeper)}" for k, v in value.items()]
+        inner = [f"{_key(k)}: {readable(v, deeper)}" for k, v in value.items()]
         return f"{{{deeper}{f',{deeper}'.join(inner)}{at}}}"
     if isinstance(value, list) and _named(value):
         return f"[{deeper}{f',{deeper}'.join(readable(v, deeper) for v in value)}{at}]"
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _key(key: object) -> str:
+    """A name as JSON has it: always text, numbers too."""
+    return json.dumps(key if isinstance(key, str) else json.dumps(key), ensure_ascii=False)
 
 
 def _named(value: object) -> bool:

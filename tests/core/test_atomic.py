@@ -1,0 +1,37 @@
+"""Files that are whole or not there, and JSON that people can read."""
+
+import json
+
+import pytest
+
+from addenda.core.atomic import readable, write_atomically
+
+
+@pytest.mark.parametrize("value", [
+    {"a": [1, 2.5, None], "b": {"c": []}, "d": {}},
+    [{"a": 1}, {"b": [[{"c": "é \" \n"}]]}],
+    {0: 0.5, 8: {True: 1, None: 2}, 0.25: "x"},  # json.dumps makes text of these keys, and so must this
+    [], {}, "text", 3, None,
+], ids=str)  # fmt: skip
+def test_readable_is_the_same_json(value):
+    assert json.loads(readable(value)) == json.loads(json.dumps(value))
+
+
+def test_readable_keeps_plain_lists_on_a_line():
+    assert readable({"losses": [1, 2, 3], "rows": [{"a": 1}]}) == (
+        '{\n "losses": [1, 2, 3],\n "rows": [\n  {\n   "a": 1\n  }\n ]\n}'
+    )
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    target = tmp_path / "deep" / "file.json"
+    write_atomically(target, b"old")
+
+    def full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert list(target.parent.iterdir()) == [target]
