@@ -164,9 +164,9 @@ def test_every_method_starts_within_its_bound_or_says_why_it_has_no_bits(tiny, i
         for site in sites(tiny, adapter) if name in NAMES else ():
             assert relative(effective(site, torch.float32), site.weight) <= start.bound, name
         ad.detach(tiny)
-    why = re.compile("trains vectors only|shared by all sites|codes have one size|a part.s zeros")
+    why = re.compile("trains vectors only|codes have one size|a part.s zeros")
     assert all(why.search(said) for said in refused.values())
-    assert {"vera", "shira", "ia3", "vb-lora", "mosa", "mosl"} <= set(refused)
+    assert {"vera", "shira", "ia3", "mosa", "mosl"} <= set(refused)
     assert not {"lora", "pissa", "dora", "adaptformer", "houlsby", "pfeiffer", "parallel", "compacter"} & set(refused)
 
 
@@ -329,7 +329,6 @@ def test_options_that_cannot_be(tiny, ids):
         ("lora:bits=true", "bits must be int or None"),
         ("lora:bits=1.5", "bits must be int or None"),
         ("lora:bits=1,ste=none", "ste must be one of 'paper', 'plain'"),
-        ("vb-lora:bits=1", "shared by all sites"),
         ("vera:bits=1", "trains vectors only"),
     ):
         with pytest.raises(AddendaError, match=why):

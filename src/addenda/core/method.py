@@ -225,8 +225,6 @@ class Method:
         if not problems and self.bits is not None:
             if not 1 <= self.bits <= 8:
                 problems.append(f"bits must be from 1 to 8, or None for full precision, got {self.bits}")
-            if self.has("pool"):
-                problems.append("bits is for matrices of one site, and those that it trains are shared by all sites")
         if not problems:
             problems = list(self.validate())
         if problems:
