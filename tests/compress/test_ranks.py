@@ -78,6 +78,34 @@ def points(x: Layer) -> list[tuple[float, float]]:
     return [(0.0, x.dense)] + [(float(x.errors[r]), x.cost(r)) for r in range(1, x.limit + 1)]
 
 
+def test_a_layer_whose_step_to_dense_does_not_fit_goes_on_by_ranks():
+    small = [1, *(1e-4 * 0.8**i for i in range(32))]
+    layers = [Layer("steep", 64, 64, small), Layer("flat", 64, 64, [1 - i / 64 for i in range(33)])]
+    given = ranks.waterfill(layers, 0.6)
+    best = min(
+        sum(x.error(r) for x, r in zip(layers, pair, strict=True))
+        for pair in itertools.product([*range(9, 32), None], repeat=2)  # from the floor up
+        if sum(x.cost(r) for x, r in zip(layers, pair, strict=True)) <= 0.6 * 2 * 64 * 64
+    )
+    assert sum(x.error(given[x.path]) for x in layers) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_waterfill_is_never_worse_than_uniform(seed):
+    rng = np.random.default_rng(seed)
+    layers = []
+    for i in range(int(rng.integers(1, 6))):
+        m, n = (int(k) for k in 2 ** rng.integers(4, 9, 2))
+        layers.append(Layer(str(i), m, n, falling(min(m, n), rng.uniform(0, 0.3)), weight=rng.uniform(0.2, 3)))
+    for keep in (0.3, 0.6, 0.8, 0.95):
+        total = [
+            sum(x.error(r[x.path]) for x in layers)
+            for r in (ranks.waterfill(layers, keep), ranks.uniform(layers, keep))
+        ]
+        assert total[0] <= total[1] + 1e-12
+        assert ranks.kept(layers, ranks.waterfill(layers, keep)) <= keep + 1e-12
+
+
 def test_a_flat_spectrum_stays_dense_and_a_steep_one_pays_for_it():
     flat, steep = Layer("flat", 16, 16, falling(16, 0.0)), Layer("steep", 16, 16, falling(16, 1.5))
     found = ranks.waterfill([flat, steep], 0.7, floor=0.0)

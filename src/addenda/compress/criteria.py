@@ -10,7 +10,7 @@
 
 The first three look at one layer at a time, and keep one singular value at least. Where a norm follows a layer the
 scale of its weights is arbitrary, so a threshold of `value` is good for one way of training only. `keep` sums shares of
-each layer's energy.
+each layer's energy, and gives no layer less than half of the rank at which it would keep k of its own cost.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,6 +8,7 @@ A layer W (m × n) costs m n parameters and as many multiplications for every ro
 *Parameters kept* is that cost over m n; it is not r / min(m, n). A square layer at half its rank keeps all parameters.
 """
 
+import heapq
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -74,6 +75,10 @@ class Layer:
     def cost(self, rank: int | None) -> float:
         return self.dense if rank is None else self.uses * cost(self.m, self.n, rank, self.storage)
 
+    def error(self, rank: int | None) -> float:
+        """Its weighed error at a rank."""
+        return 0.0 if rank is None else float(self.errors[rank]) * self.weight
+
     def fitting(self, rank: int, multiple: int = 1) -> int | None:
         """A rank as it is used: a multiple, at least 1; None where it would save nothing."""
         rank = rank // multiple * multiple if rank >= multiple else max(rank, 1)
@@ -109,42 +114,71 @@ def waterfill(layers: Sequence[Layer], keep: float, multiple: int = 1, floor: fl
 
     A layer's error falls with its cost along ranks, and jumps to 0 where it is dense. The lower convex hull of these
     points is walked in order of gain for cost over all layers: on it, a layer goes from some rank below break-even to
-    dense in one step. What the last steps leave of the budget is filled with single steps of rank.
+    dense in one step. A step that the budget has no room for gives way to the hull of what it has room for; what the
+    last ones leave is filled with single steps of rank. If that is no better than the same without any step to dense,
+    or than `uniform`, as it can be where a few layers are most of the model, the best of the three is taken.
     """
     _check(layers, keep)
     if not 0 <= floor <= 1:
         raise AddendaError(f"The floor is a share of the uniform rank, in [0, 1]; got {floor}.")
     budget = keep * sum(x.dense for x in layers)
-    ranks: Ranks = {}
-    steps: list[tuple[float, float, str, int | None, int | None]] = []  # gain for cost, cost, path, from, to
-    for x in layers:
-        start = x.fitting(min(max(int(floor * x.highest(keep)), 1), max(x.limit, 1)), multiple)
-        ranks[x.path] = start
-        if start is not None:
-            steps += _hull(x, start, multiple)
-    left = budget - sum(x.cost(ranks[x.path]) for x in layers)
+    start: Ranks = {
+        x.path: x.fitting(min(max(int(floor * x.highest(keep)), 1), max(x.limit, 1)), multiple) for x in layers
+    }
+    left = budget - sum(x.cost(start[x.path]) for x in layers)
     if left < 0:
         raise AddendaError(
             f"Keeping {keep:.0%} of the cost leaves no room: layers that no rank makes smaller, and the floor of "
             f"the others, take {1 + -left / budget:.0%} of it. Keep more, lower the floor, or use multiples of fewer."
         )
-    for _, price, path, before, after in sorted(steps, key=lambda s: -s[0]):
-        if ranks[path] == before and price <= left:
-            ranks[path], left = after, left - price
+    found = [_walked(layers, start, left, multiple, jumps) for jumps in (True, False)]
+    even = uniform(layers, keep, multiple)
+    if sum(x.cost(even[x.path]) for x in layers) <= budget:
+        found.append(even)
+    return min(found, key=lambda ranks: sum(x.error(ranks[x.path]) for x in layers))
+
+
+def _walked(layers: Sequence[Layer], start: Ranks, left: float, multiple: int, jumps: bool) -> Ranks:
+    """From these ranks up, the best gain for cost first. jumps: layers may become dense."""
+    ranks, order = dict(start), itertools.count()
+    steps: list[
+        tuple[float, int, float, Layer, int | None, int | None]
+    ] = []  # −gain for cost, …, cost, layer, from, to
+
+    def add(x: Layer, rank: int) -> None:
+        for gain, price, before, after in _hull(x, rank, multiple, jumps, left):
+            heapq.heappush(steps, (-gain, next(order), price, x, before, after))
+
+    for x in layers:
+        if (rank := ranks[x.path]) is not None:
+            add(x, rank)
+    while steps:
+        _, _, price, x, before, after = heapq.heappop(steps)
+        if ranks[x.path] != before:
+            continue
+        if price <= left:
+            ranks[x.path], left = after, left - price
+        elif before is not None:
+            add(x, before)
     return _fill(layers, ranks, left, multiple)
 
 
-def _hull(x: Layer, start: int, multiple: int) -> list[tuple[float, float, str, int | None, int | None]]:
-    """The steps along the lower convex hull of (cost, error) from `start` to dense, steepest first."""
-    ranks: list[int | None] = [start, *range(start // multiple * multiple + multiple, x.limit + 1, multiple), None]
-    points = [(x.cost(r), 0.0 if r is None else float(x.errors[r]) * x.weight, r) for r in ranks]
+def _hull(
+    x: Layer, start: int, multiple: int, jumps: bool, room: float
+) -> list[tuple[float, float, int | None, int | None]]:
+    """Steps (gain for cost, cost, from, to) along the lower convex hull of (cost, error) from `start`, steepest first.
+
+    jumps: to dense too. room: what they may cost together.
+    """
+    ranks: list[int | None] = [start, *range(start // multiple * multiple + multiple, x.limit + 1, multiple)]
+    points = [(x.cost(r), x.error(r), r) for r in (*ranks, *([None] if jumps else []))]
+    points = [p for p in points if p[0] <= points[0][0] + room]
     hull: list[tuple[float, float, int | None]] = []
     for p in points:
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], p):
             hull.pop()
         hull.append(p)
-    pairs = itertools.pairwise(hull)
-    return [(-_slope(a, b), b[0] - a[0], x.path, a[2], b[2]) for a, b in pairs if b[1] < a[1]]
+    return [(-_slope(a, b), b[0] - a[0], a[2], b[2]) for a, b in itertools.pairwise(hull) if b[1] < a[1]]
 
 
 def _slope(a: tuple, b: tuple) -> float:
@@ -161,7 +195,7 @@ def _fill(layers: Sequence[Layer], ranks: Ranks, left: float, multiple: int) -> 
                 continue
             if (price := x.cost(after) - x.cost(r)) > left:
                 continue
-            gain = (float(x.errors[r]) - float(x.errors[after])) * x.weight / price
+            gain = (x.error(r) - x.error(after)) / price
             if gain > 0 and (best is None or gain > best[0]):
                 best = gain, price, x.path, after
         if best is None:
