@@ -6,7 +6,8 @@ many numbers on factors; AdamW. A step's memory is that of the weights, counted 
 resident memory above the loaded model during two steps, with every large tensor on pages of its own. Foretold is a
 difference of numbers alone: stored bytes of the weights, and 16 bytes for each trained number (it, its gradient, Adam's
 two moments).
-Activations are in no count, so that more tokens blur it.
+Activations are in no count, so that more tokens blur it: LoRA on a second factor keeps its input for backward, r
+numbers for every token, and LoRA on first factors alone keeps no more than on dense layers.
 """
 
 import ctypes
@@ -25,15 +26,15 @@ NUMBER = 16  # bytes of a trained number
 def run(given) -> tuple[list[dict], str]:
     found = []
     for batch, length in TOKENS:
-        for kept in (1.0, *KEPT):
-            row = {"model": MODEL, "tokens": f"{batch}x{length}", "kept": kept}
-            found.append(row | in_process(measure, kept, batch, length, given.threads))
+        for kept, where in ((1.0, "all"), *((kept, where) for kept in KEPT for where in ("all", "first"))):
+            row = {"model": MODEL, "tokens": f"{batch}x{length}", "kept": kept, "where": where}
+            found.append(row | in_process(measure, kept, where, batch, length, given.threads))
             print(found[-1], file=sys.stderr, flush=True)
     return found, table(found)
 
 
-def measure(kept: float, batch: int, length: int, threads: int) -> dict:
-    """Bytes of one arm, in a process of its own."""
+def measure(kept: float, where: str, batch: int, length: int, threads: int) -> dict:
+    """Bytes of one arm, in a process of its own. where: LoRA on "all" factors or on the "first" of each layer."""
     import addenda as ad
     from addenda.compress import ranks
     from addenda.compress.choose import choose
@@ -57,9 +58,9 @@ def measure(kept: float, batch: int, length: int, threads: int) -> dict:
     warm(model)
     weights, loaded = stored(model), resident()
     widths = [m + n for m, n in shapes.values()]
-    inner = [m + n + 2 * low[p] for p, (m, n) in shapes.items() if p in low]
+    inner = [n + low[p] + (where == "all") * (m + low[p]) for p, (m, n) in shapes.items() if p in low]
     rank = round(RANK * sum(widths) / sum(inner)) if inner else RANK
-    adapter = ad.attach(model, f"lora:rank={rank}")
+    adapter = ad.attach(model, f"lora:rank={rank}", targets="*.first" if where == "first" else "linear")
     optimizer = adamw(adapter, 1e-4)
     ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
     rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
@@ -98,18 +99,29 @@ def saved(found: list[dict]) -> list[dict]:
         foretold = base["weights"] - r["weights"] + NUMBER * (base["trained"] - r["trained"])
         measured = whole - r["weights"] - r["above"]
         gain = {"measured": measured / whole, "foretold": foretold / whole}
-        rows.append({"tokens": r["tokens"], "kept": r["kept"]} | gain)
+        rows.append({k: r[k] for k in ("tokens", "kept", "where")} | gain)
     return rows
 
 
 def table(found: list[dict]) -> str:
-    heads = ("tokens", "kept", "weights, MiB", "LoRA, trained", "step above them, MiB", "saved of QLoRA's", "foretold")
+    heads = (
+        "tokens",
+        "kept",
+        "LoRA on",
+        "weights, MiB",
+        "LoRA, trained",
+        "step above them, MiB",
+        "saved of QLoRA's",
+        "foretold",
+    )
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
-    gain = {(s["tokens"], s["kept"]): s for s in saved(found)}
+    gain = {(s["tokens"], s["kept"], s["where"]): s for s in saved(found)}
     for r in found:
-        s = gain.get((r["tokens"], r["kept"]))
+        s = gain.get((r["tokens"], r["kept"], r["where"]))
         told = [f"{s['measured']:.1%}", f"{s['foretold']:.1%}"] if s else ["", ""]
-        cells = [r["tokens"], f"{r['kept']:.0%}", f"{r['weights'] / 2**20:,.0f}", f"r = {r['rank']}, {r['trained']:,}",
-                 f"{r['above'] / 2**20:,.0f}", *told]  # fmt: skip
+        on = "layers" if r["kept"] == 1 else f"{r['where']} factors"
+        trained = f"r = {r['rank']}, {r['trained']:,}"
+        weights, above = (f"{r[k] / 2**20:,.0f}" for k in ("weights", "above"))
+        cells = [r["tokens"], f"{r['kept']:.0%}", on, weights, trained, above, *told]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
