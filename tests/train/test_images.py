@@ -1,6 +1,7 @@
 import gzip
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import datasets
@@ -15,6 +16,7 @@ from addenda.core.errors import AddendaError
 from addenda.train import idx
 from addenda.train.data import read, splits_of
 from addenda.train.images import parts
+from addenda.train.prepare import Preparation
 
 
 def pixels(data):
@@ -181,6 +183,40 @@ def test_a_class_that_training_lacks_is_told(tmp_path):
 def test_rows_that_cannot_be_used(made, says):
     with pytest.raises(AddendaError, match=says):
         read(made, task="image")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK", "YCbCr", "I;16", "turned"])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_picture_in_memory_is_what_its_file_would_be(mode, channels):
+    image, file = Image.fromarray(picture(0, 0, 6, 9)), BytesIO()
+    exif = image.getexif()
+    exif[0x0112] = 6 if mode == "turned" else 1
+    if mode == "I;16":
+        image = Image.fromarray(np.arange(54, dtype=np.uint16).reshape(6, 9) * 1200)
+    image = image if mode == "turned" else image.convert(mode)
+    image.save(file, "tiff", exif=exif)
+    how = Preparation(None, mean=None, deviation=None, channels=channels)
+    opened = Image.open(BytesIO(file.getvalue()))
+    assert mode in (opened.mode, "turned")
+    held, stored = (read([{"image": v, "label": 0}], task="image").examples[0] for v in (opened, file.getvalue()))
+    wanted = how.pixels(stored.open())
+    assert np.array_equal(how.pixels(held.open()), wanted)
+    assert wanted.shape == ((9, 6, channels) if mode == "turned" else (6, 9, channels))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_a_picture_whose_white_is_not_known_is_told_by_row(kind):
+    made = [{"image": Image.fromarray(picture(0, 0)), "label": 0}, {"image": Image.fromarray(np.ones((4, 4), kind)),
+                                                                    "label": 1}]  # fmt: skip
+    with pytest.raises(AddendaError, match=r"row 1: column 'image' holds an image that .* of mode '[FI]'.* 8 or 16 bit"):
+        read(made, task="image")
+
+
+def test_a_picture_that_is_cut_is_told_by_row():
+    file = BytesIO()
+    Image.fromarray(picture(0, 0)).save(file, "png")
+    with pytest.raises(AddendaError, match="row 0: column 'image' holds an image that cannot be taken"):
+        read([{"image": Image.open(BytesIO(file.getvalue()[:200])), "label": 0}], task="image")
 
 
 def test_columns_can_be_named():

@@ -25,6 +25,7 @@ import numpy as np
 from addenda.core.errors import AddendaError, nearest
 from addenda.train import idx
 from addenda.train.data import LABELS, Data, class_names, class_of, collect, first_of, present
+from addenda.train.prepare import plain
 from addenda.train.rows import SUFFIXES as ROWS
 from addenda.train.rows import as_dict, rows_of
 
@@ -217,12 +218,19 @@ def _stored(value: Any, column: str, beside: Path) -> tuple[Stored, str]:
         if not path.is_file():
             raise ValueError(f"column {column!r}: there is no file {path}")
         return path, str(value)
-    picture: Any = value
-    if hasattr(picture, "convert") and hasattr(picture, "mode"):  # an image of Pillow's
-        value = np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
+    if hasattr(value, "convert") and hasattr(value, "mode"):  # an image of Pillow's
+        value = _held(value, column)
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
         return value, called
     raise ValueError(f"column {column!r} holds {type(value).__name__}, an image, its bytes or its path were expected")
+
+
+def _held(picture: Any, column: str) -> np.ndarray:
+    """The pixels of an image of Pillow's, as the same image in a file would have them. Raises ValueError."""
+    try:
+        return np.asarray(plain(picture))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"column {column!r} holds an image that cannot be taken: {error}") from None
 
 
 def _key(stored: Stored) -> str:
