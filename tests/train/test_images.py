@@ -154,6 +154,42 @@ def test_folders_that_hold_other_things(tmp_path):
         read(tmp_path, task="image")
 
 
+def test_splits_without_class_folders_are_told(tmp_path):
+    write(tmp_path / "made", 1)
+    for split in ("train", "test"):
+        (tmp_path / "flat" / split).mkdir(parents=True)
+        shutil.copy(tmp_path / "made" / "blue" / "000.png", tmp_path / "flat" / split)
+    says = r"flat/test holds images but no class folder.* expected test/CLASS/IMAGE. Sort them"
+    for call in (parts, lambda path: read(path, task="image")):
+        with pytest.raises(AddendaError, match=says):
+            call(tmp_path / "flat")
+    write(tmp_path / "flat" / "train", 2)
+    (tmp_path / "flat" / "train" / "000.png").unlink()
+    assert len(read(tmp_path / "flat", task="image")) == 4 and parts(tmp_path / "flat") == ["train"]
+    with pytest.raises(AddendaError, match=r"flat/test holds images but no class folder"):
+        read(tmp_path / "flat", task="image", split="test")
+    (tmp_path / "made" / "red").rename(tmp_path / "made" / "train")  # one class of others
+    assert read(tmp_path / "made", task="image").labels == ("blue", "train")
+
+
+def test_images_beside_the_class_folders_are_told(tmp_path):
+    write(tmp_path / "train", 2)
+    write(tmp_path / "test", 2)
+    (tmp_path / "readme.txt").write_text("")
+    assert len(read(tmp_path, task="image")) == 4
+    for place in (tmp_path, tmp_path / "train", tmp_path / "test"):
+        shutil.copy(tmp_path / "train" / "blue" / "000.png", place / "stray.PNG")
+    says = r"2 things .*{}/stray.PNG is an image beside the class folders; .*/train/stray.PNG is an image beside"
+    with pytest.raises(AddendaError, match=says.format(tmp_path)):
+        read(tmp_path, task="image")
+    (tmp_path / "stray.PNG").unlink()
+    with pytest.raises(AddendaError, match=r"1 things .*/test/stray.PNG is an image beside the class folders"):
+        read(tmp_path, task="image", split="test")
+    shutil.copy(tmp_path / "train" / "stray.PNG", write(tmp_path / "classes", 1))
+    with pytest.raises(AddendaError, match=r"1 things .*classes/stray.PNG is an image beside"):
+        read(tmp_path / "classes", task="image")
+
+
 def test_a_class_that_training_lacks_is_told(tmp_path):
     write(tmp_path / "train", 2)
     write(tmp_path / "test", 2)

@@ -125,7 +125,10 @@ def _idx(path: Path, found: dict, split: str, labels: Sequence[str] | None) -> D
 
 
 def _tree(path: Path) -> dict[str, list[Path]]:
-    """Class folders by split; {} where the folder is not made of class folders. An unnamed split is "train"."""
+    """Class folders by split; {} where the folder is not made of class folders. An unnamed split is "train".
+
+    Raises AddendaError for folders of splits, and of nothing else, where one holds images and no class folder.
+    """
     folders = _inside(path, folders=True)
     rows = any(p.suffix in ROWS for p in _inside(path, folders=False))
     if rows:  # a file of them, or what datasets.save_to_disk wrote
@@ -133,7 +136,19 @@ def _tree(path: Path) -> dict[str, list[Path]]:
     named = {s: p for s, names in SPLITS.items() for p in folders if p.name in names and _inside(p, folders=True)}
     if named:
         return {split: _inside(p, folders=True) for split, p in named.items()}
+    known = {name for names in SPLITS.values() for name in names}
+    if folders and all(p.name in known for p in folders):  # beside other classes, "train" may be one too
+        _refuse_flat(folders)
     return {"train": folders} if folders else {}
+
+
+def _refuse_flat(splits: list[Path]) -> None:
+    for p in splits:
+        if _images(p) and not _inside(p, folders=True):
+            raise AddendaError(
+                f"{p} holds images but no class folder, so that nothing says of what class they are; expected "
+                f"{p.name}/CLASS/IMAGE. Sort them into one folder for each class."
+            )
 
 
 def _inside(path: Path, folders: bool) -> list[Path]:
@@ -141,13 +156,19 @@ def _inside(path: Path, folders: bool) -> list[Path]:
     return [p for p in seen if p.is_dir() == folders]
 
 
+def _images(path: Path) -> list[Path]:
+    return [p for p in _inside(path, folders=False) if p.suffix.lower() in SUFFIXES]
+
+
 def _folders(path: Path, tree: dict[str, list[Path]], split: str, labels: Sequence[str] | None) -> Data:
     if split not in tree:
+        _refuse_flat([p for p in _inside(path, folders=True) if p.name in SPLITS.get(split, ())])
         raise AddendaError(f"{path} has no split {split!r}; it has {', '.join(tree)}.")
     names = tuple(labels) if labels else tuple(p.name for p in tree[split])
     if not names:
         raise AddendaError(f"{path} has no class folder for the split {split!r}; expected {split}/CLASS/IMAGE.")
-    files, problems = [], []
+    around = dict.fromkeys((path, *(folder.parent for folder in tree[split])))
+    files, problems = [], [f"{p} is an image beside the class folders" for place in around for p in _images(place)]
     for folder in tree[split]:
         inside = _inside(folder, folders=False)
         if folder.name not in names:
