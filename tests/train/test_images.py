@@ -242,9 +242,8 @@ def test_a_picture_in_memory_is_what_its_file_would_be(mode, channels):
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_a_picture_whose_white_is_not_known_is_told_by_row(kind):
-    made = [{"image": Image.fromarray(picture(0, 0)), "label": 0}, {"image": Image.fromarray(np.ones((4, 4), kind)),
-                                                                    "label": 1}]  # fmt: skip
-    with pytest.raises(AddendaError, match=r"row 1: column 'image' holds an image that .* of mode '[FI]'.* 8 or 16 bit"):
+    made = [{"image": Image.fromarray(p), "label": i} for i, p in enumerate((picture(0, 0), np.ones((4, 4), kind)))]
+    with pytest.raises(AddendaError, match=r"row 1: column 'image' .* cannot .* of mode '[FI]'.* in 8 or 16 bits"):
         read(made, task="image")
 
 
