@@ -3,17 +3,53 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from pictures import SIDE, config
 from test_trainer import KilledError, data, killed_at, same, values
+from tiny_models import config as sizes
 from tiny_models import make_bert, make_llama, make_tokenizer
+from transformers import (
+    Dinov2ForImageClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import addenda as ad
 from addenda import AddendaError
-from addenda.train.consistency import Consistency, divergence
+from addenda.train.consistency import Consistency, check, divergence
 from addenda.train.data import read
 from addenda.train.encode import encode
 from addenda.train.fit import fit
 
 MOSA = "mosa:rank=4,reads=input"
+
+
+class Attends(torch.nn.Module):
+    """torch's own attention, which keeps its dropout as a number."""
+
+    def __init__(self, dropout):
+        super().__init__()
+        self.inside = torch.nn.MultiheadAttention(8, 2, dropout, batch_first=True)
+        self.linear = torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.linear(self.inside(x, x, x)[0])
+
+
+def llama(options):
+    return LlamaForCausalLM(sizes(LlamaConfig, **options))
+
+
+def gpt2(options):
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, **options))
+
+
+def gptj(options):
+    none = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0} | options
+    return GPTJForCausalLM(GPTJConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=2, rotary_dim=4, **none))
 
 
 def run(train, method=MOSA, model=None, **options):
@@ -99,6 +135,43 @@ def test_classifiers_have_it_and_dropout_is_enough():
 def test_where_it_makes_no_sense(options, says):
     with pytest.raises(AddendaError, match=says):
         run(data(), **{"consistency": 1.0} | options)
+
+
+def vision(**options):
+    return Dinov2ForImageClassification(config(**options)), {"pixel_values": torch.randn(2, 3, SIDE, SIDE)}
+
+
+def text(make, **options):
+    return make(options), {"input_ids": torch.arange(12).reshape(2, 6)}
+
+
+@pytest.mark.parametrize(
+    ("draws", "made"),
+    [
+        (True, lambda: vision(drop_path_rate=0.5)),
+        (True, lambda: vision(attention_probs_dropout_prob=0.2)),
+        (False, lambda: vision()),
+        (True, lambda: text(llama, attention_dropout=0.2)),
+        (False, lambda: text(llama)),
+        (True, lambda: text(gpt2, attn_pdrop=0.2, resid_pdrop=0.0, embd_pdrop=0.0)),
+        (False, lambda: text(gpt2, attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)),  # but of a head, 0.1
+        (True, lambda: text(gptj, attn_pdrop=0.2)),  # read from the configuration
+        (False, lambda: text(gptj)),
+        (True, lambda: (Attends(0.2), {"x": torch.randn(2, 5, 8)})),
+        (False, lambda: (Attends(0.0), {"x": torch.randn(2, 5, 8)})),
+    ],
+)
+def test_it_is_refused_where_two_forwards_are_the_same(draws, made):
+    model, batch = made()
+    adapter = ad.attach(model.train(), "lora:rank=2")
+    torch.manual_seed(0)
+    one, two = (getattr(out, "logits", out) for out in (model(**batch), model(**batch)))
+    assert torch.equal(one, two) != draws
+    if draws:
+        check(adapter, "class", "auto", False)
+    else:
+        with pytest.raises(AddendaError, match="Nothing is drawn"):
+            check(adapter, "class", "auto", False)
 
 
 def test_values_have_no_distribution():

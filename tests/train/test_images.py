@@ -1,6 +1,7 @@
 import gzip
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import datasets
@@ -15,6 +16,7 @@ from addenda.core.errors import AddendaError
 from addenda.train import idx
 from addenda.train.data import read, splits_of
 from addenda.train.images import parts
+from addenda.train.prepare import Preparation
 
 
 def pixels(data):
@@ -152,6 +154,42 @@ def test_folders_that_hold_other_things(tmp_path):
         read(tmp_path, task="image")
 
 
+def test_splits_without_class_folders_are_told(tmp_path):
+    write(tmp_path / "made", 1)
+    for split in ("train", "test"):
+        (tmp_path / "flat" / split).mkdir(parents=True)
+        shutil.copy(tmp_path / "made" / "blue" / "000.png", tmp_path / "flat" / split)
+    says = r"flat/test holds images but no class folder.* expected test/CLASS/IMAGE. Sort them"
+    for call in (parts, lambda path: read(path, task="image")):
+        with pytest.raises(AddendaError, match=says):
+            call(tmp_path / "flat")
+    write(tmp_path / "flat" / "train", 2)
+    (tmp_path / "flat" / "train" / "000.png").unlink()
+    assert len(read(tmp_path / "flat", task="image")) == 4 and parts(tmp_path / "flat") == ["train"]
+    with pytest.raises(AddendaError, match=r"flat/test holds images but no class folder"):
+        read(tmp_path / "flat", task="image", split="test")
+    (tmp_path / "made" / "red").rename(tmp_path / "made" / "train")  # one class of others
+    assert read(tmp_path / "made", task="image").labels == ("blue", "train")
+
+
+def test_images_beside_the_class_folders_are_told(tmp_path):
+    write(tmp_path / "train", 2)
+    write(tmp_path / "test", 2)
+    (tmp_path / "readme.txt").write_text("")
+    assert len(read(tmp_path, task="image")) == 4
+    for place in (tmp_path, tmp_path / "train", tmp_path / "test"):
+        shutil.copy(tmp_path / "train" / "blue" / "000.png", place / "stray.PNG")
+    says = r"2 things .*{}/stray.PNG is an image beside the class folders; .*/train/stray.PNG is an image beside"
+    with pytest.raises(AddendaError, match=says.format(tmp_path)):
+        read(tmp_path, task="image")
+    (tmp_path / "stray.PNG").unlink()
+    with pytest.raises(AddendaError, match=r"1 things .*/test/stray.PNG is an image beside the class folders"):
+        read(tmp_path, task="image", split="test")
+    shutil.copy(tmp_path / "train" / "stray.PNG", write(tmp_path / "classes", 1))
+    with pytest.raises(AddendaError, match=r"1 things .*classes/stray.PNG is an image beside"):
+        read(tmp_path / "classes", task="image")
+
+
 def test_a_class_that_training_lacks_is_told(tmp_path):
     write(tmp_path / "train", 2)
     write(tmp_path / "test", 2)
@@ -181,6 +219,39 @@ def test_a_class_that_training_lacks_is_told(tmp_path):
 def test_rows_that_cannot_be_used(made, says):
     with pytest.raises(AddendaError, match=says):
         read(made, task="image")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK", "YCbCr", "I;16", "turned"])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_picture_in_memory_is_what_its_file_would_be(mode, channels):
+    image, file = Image.fromarray(picture(0, 0, 6, 9)), BytesIO()
+    exif = image.getexif()
+    exif[0x0112] = 6 if mode == "turned" else 1
+    if mode == "I;16":
+        image = Image.fromarray(np.arange(54, dtype=np.uint16).reshape(6, 9) * 1200)
+    image = image if mode == "turned" else image.convert(mode)
+    image.save(file, "tiff", exif=exif)
+    how = Preparation(None, mean=None, deviation=None, channels=channels)
+    opened = Image.open(BytesIO(file.getvalue()))
+    assert mode in (opened.mode, "turned")
+    held, stored = (read([{"image": v, "label": 0}], task="image").examples[0] for v in (opened, file.getvalue()))
+    wanted = how.pixels(stored.open())
+    assert np.array_equal(how.pixels(held.open()), wanted)
+    assert wanted.shape == ((9, 6, channels) if mode == "turned" else (6, 9, channels))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_a_picture_whose_white_is_not_known_is_told_by_row(kind):
+    made = [{"image": Image.fromarray(p), "label": i} for i, p in enumerate((picture(0, 0), np.ones((4, 4), kind)))]
+    with pytest.raises(AddendaError, match=r"row 1: column 'image' .* cannot .* of mode '[FI]'.* in 8 or 16 bits"):
+        read(made, task="image")
+
+
+def test_a_picture_that_is_cut_is_told_by_row():
+    file = BytesIO()
+    Image.fromarray(picture(0, 0)).save(file, "png")
+    with pytest.raises(AddendaError, match="row 0: column 'image' holds an image that cannot be taken"):
+        read([{"image": Image.open(BytesIO(file.getvalue()[:200])), "label": 0}], task="image")
 
 
 def test_columns_can_be_named():

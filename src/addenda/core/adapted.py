@@ -62,6 +62,7 @@ class SiteTensors(nn.Module):
         self.stacked = stacked  # the first dimension of what is its own counts the matrices of a stack
         self.instead: Params = {}  # what is read in the place of the tensors of these names
         self.path, self.width, self.reads = "", 0, ""  # where an activation is changed: see `sites.Point`
+        self.past: Any = None  # where the method follows a cache, its length: a `past.Past`
         self.source: tuple[Slots, ...] = ()  # of the module whose input is read
         self.frozen = tuple(k for k, t in own.items() if not isinstance(t, nn.Parameter))
         self.shared = tuple(shared)  # in a stack of matrices, the same for all of them

@@ -52,6 +52,7 @@ class HiddenMethod(Method):
 
     targets: ClassVar[str | tuple[str, ...]] = "mlp"
     reads: ClassVar[Reads] = "output"  # or a field, where it is an option
+    follows: ClassVar[bool] = False  # whether `change` is told how much of the sequence a cache has (past=)
 
     def init(self, width: int, rng: Stream, p: Params) -> Params:
         """Trainable (`nn.Parameter`) and frozen (plain) tensors for activations of this width."""
@@ -61,7 +62,8 @@ class HiddenMethod(Method):
         """y' (…, d) from y (…, d) and x (…, d): pure and differentiable. x is y in a serial place.
 
         x has the dtype of the products, y may have another; y' has y's. Tensors in p keep their own. Neither x nor y
-        is written to. training: whether dropout acts.
+        is written to. training: whether dropout acts. Methods that follow a cache take past= too: how many tokens of
+        every sequence are in it already, an int or a tensor (); None where that is not known. See `core.past`.
         """
         raise NotImplementedError
 
@@ -181,5 +183,6 @@ def _change(t: "SiteTensors", x: Any, y: Tensor, changes: list[Tensor] | None = 
     if autocast and x.is_floating_point() and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     off = torch.autocast(device, enabled=False) if autocast else nullcontext()
+    more = {} if t.past is None else {"past": t.past.tokens}
     with as_recipe(x), off:
-        return t.method.change(x, y, p, t.training) if changes is None else t.method.fuse(x, y, changes, p)
+        return t.method.change(x, y, p, t.training, **more) if changes is None else t.method.fuse(x, y, changes, p)

@@ -7,8 +7,12 @@ the batch: put P tokens in front of every example, attended to (mask 1) and with
 is where the prompt starts from: pad tokens, or words that describe the task. The offsets start at zero, so the start
 is exact: the base on the same ids.
 
-The places are the first of every row, also where padding follows them. In evaluation a sequence of no more than P
-tokens is left as it is: those are the later steps of generation with a cache. In training that is an error.
+The places are the first of every row, also where padding follows them. What comes behind a cache of n tokens goes on
+from there (`core.past`): its first tokens have the places n, n + 1, …, and where n ≥ P all is left as it is. So chats
+of several turns, prompts in chunks and generation give what the whole sequence would. A model that does not say how
+long its cache is (no argument `past_key_values`, or one without `get_seq_length`) is taken to be at its first token,
+but in evaluation a sequence of no more than P tokens is left as it is there, as a later step of generation: give such a
+model what follows a cache in longer pieces and they are changed, wrongly. In training no sequence may be so short.
 """
 
 from dataclasses import dataclass
@@ -28,6 +32,7 @@ class Leading(HiddenMethod):
     """places: P, how many tokens the prompt takes."""
 
     sized_by: ClassVar[str] = "places"
+    follows: ClassVar[bool] = True
     places: int = 16
 
     def validate(self):
@@ -37,16 +42,24 @@ class Leading(HiddenMethod):
     def init(self, width: int, rng: Stream, p: Params) -> Params:
         return {"offset": nn.Parameter(torch.zeros(self.places, width))}
 
-    def change(self, x: Tensor, y: Tensor, p: Params, training: bool = False) -> Tensor:
+    def change(
+        self, x: Tensor, y: Tensor, p: Params, training: bool = False, past: int | Tensor | None = None
+    ) -> Tensor:
         if y.dim() < 3 or (training and y.shape[-2] <= self.places):
             raise AddendaError(
                 f"{self.name} wants (batch, tokens, width) with {self.places} places for the prompt in front of each "
                 f"example; a layer returned {tuple(y.shape)}. Put that many tokens in front of it."
             )
-        if y.shape[-2] <= self.places:
+        offset, length = p["offset"].to(y.dtype), y.shape[-2]
+        if isinstance(past, Tensor):  # not known on the host
+            place = past + torch.arange(length, device=y.device)
+            return y + offset[place.clamp(max=self.places - 1)] * (place < self.places)[:, None]
+        if past is None:
+            past = 0 if length > self.places else self.places
+        if past >= self.places:
             return y
-        changed = y[..., : self.places, :] + p["offset"].to(y.dtype)
-        return torch.cat([changed, y[..., self.places :, :]], -2)
+        offset = offset[past : past + length]
+        return torch.cat([y[..., : len(offset), :] + offset, y[..., len(offset) :, :]], -2)
 
     def trainable(self, width: int) -> int:
         return self.places * width

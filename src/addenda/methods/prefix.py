@@ -6,8 +6,8 @@ A hidden method does not lengthen sequences: the places are tokens of the batch 
 In a causal model these come first and see only each other, so their k_j and v_j do not depend on the example, and
 k_j + P_j is as free as a prefix of its own: the same functions as the paper's, at the cost of carrying the places
 through the layers. Where tokens see both ways the k_j depend on the example, and this is not quite the paper's. Keys
-are changed before a rotation of positions. The paper's two-layer network that makes the prefix while training is left
-out.
+are changed before a rotation of positions. What holds behind a cache is in `core.leading`. The paper's two-layer
+network that makes the prefix while training is left out.
 
 Cost: 2 places · d numbers a layer, and as many places of the context. Not for models that keep queries, keys and
 values in one layer: name the layers that are there, or take "prompt".

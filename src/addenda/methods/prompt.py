@@ -3,8 +3,8 @@
     e'_j = e_j + P_j   for the first `places` tokens, at the output of the input embeddings
 
 A hidden method does not lengthen sequences: the places are tokens of the batch, and their embeddings are where the
-prompt starts (`core.leading` says how to make such a batch). That is the paper's start from the embeddings of words;
-its other one, random, is a choice of P_j.
+prompt starts (`core.leading` says how to make such a batch, and what holds behind a cache). That is the paper's start
+from the embeddings of words; its other one, random, is a choice of P_j.
 
 Cost: places · d numbers in all, and as many places of the context. Learns slowly, wants a high learning rate, and
 catches up with other methods only on large models, as the paper says. Not for models that embed images.

@@ -10,11 +10,14 @@ and add 0; R-Drop (Liang et al. 2021, arXiv:2106.14448) has add 1 and differenti
 A step costs two forwards and two backwards, and holds the activations and the logits of both.
 """
 
+import inspect
 from dataclasses import dataclass
+from functools import cache
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addenda.core.adapted import original_class
 from addenda.core.adapter import Adapter
 from addenda.core.errors import AddendaError
 from addenda.core.random import Stream
@@ -68,7 +71,7 @@ def check(adapter: Adapter, kind: Kind, loss: str, checkpointing: bool) -> None:
         )
     methods = set(adapter.methods.values())
     drawn = any(m.on_step(0, Stream(0)) for m in methods if m.has("on_step"))
-    dropped = any(isinstance(m, nn.Dropout) and m.p > 0 for m in adapter.model.modules())
+    dropped = any(_drops(m) for m in adapter.model.modules())
     if not drawn and not dropped and not any(m.dropout for m in methods):
         from addenda.core.registry import catalogue
 
@@ -78,3 +81,23 @@ def check(adapter: Adapter, kind: Kind, loss: str, checkpointing: bool) -> None:
             f"forwards would say the same and the consistency term would be 0. Take a method that draws "
             f"({', '.join(drawing)}), give dropout, or leave consistency out."
         )
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether it leaves something out in training: a dropout or drop path, or code that reads a chance of one.
+
+    Attention calls dropout as a function, with a number of its own or of the model's configuration. A number that no
+    code of the module reads, such as that of a head which is not there, says nothing.
+    """
+    cls = original_class(module)
+    chances = [getattr(module, k, 0) for k in ("p", "drop_prob")] if "drop" in cls.__name__.lower() else []
+    chances += [getattr(o, k, 0) for k in _read(cls) for o in (module, getattr(module, "config", None))]
+    return any(isinstance(c, int | float) and not isinstance(c, bool) and c > 0 for c in chances)
+
+
+@cache
+def _read(cls: type) -> tuple[str, ...]:
+    """The names with "drop" in them that the code of a class reads, after it was made."""
+    functions = [f for c in cls.__mro__ for k, f in vars(c).items() if k != "__init__"]
+    found = [getattr(inspect.unwrap(f), "__code__", None) for f in functions if callable(f)]
+    return tuple({name for code in found if code for name in code.co_names if "drop" in name})

@@ -25,6 +25,7 @@ import numpy as np
 from addenda.core.errors import AddendaError, nearest
 from addenda.train import idx
 from addenda.train.data import LABELS, Data, class_names, class_of, collect, first_of, present
+from addenda.train.prepare import plain
 from addenda.train.rows import SUFFIXES as ROWS
 from addenda.train.rows import as_dict, rows_of
 
@@ -124,7 +125,10 @@ def _idx(path: Path, found: dict, split: str, labels: Sequence[str] | None) -> D
 
 
 def _tree(path: Path) -> dict[str, list[Path]]:
-    """Class folders by split; {} where the folder is not made of class folders. An unnamed split is "train"."""
+    """Class folders by split; {} where the folder is not made of class folders. An unnamed split is "train".
+
+    Raises AddendaError for folders of splits, and of nothing else, where one holds images and no class folder.
+    """
     folders = _inside(path, folders=True)
     rows = any(p.suffix in ROWS for p in _inside(path, folders=False))
     if rows:  # a file of them, or what datasets.save_to_disk wrote
@@ -132,7 +136,19 @@ def _tree(path: Path) -> dict[str, list[Path]]:
     named = {s: p for s, names in SPLITS.items() for p in folders if p.name in names and _inside(p, folders=True)}
     if named:
         return {split: _inside(p, folders=True) for split, p in named.items()}
+    known = {name for names in SPLITS.values() for name in names}
+    if folders and all(p.name in known for p in folders):  # beside other classes, "train" may be one too
+        _refuse_flat(folders)
     return {"train": folders} if folders else {}
+
+
+def _refuse_flat(splits: list[Path]) -> None:
+    for p in splits:
+        if _images(p) and not _inside(p, folders=True):
+            raise AddendaError(
+                f"{p} holds images but no class folder, so that nothing says of what class they are; expected "
+                f"{p.name}/CLASS/IMAGE. Sort them into one folder for each class."
+            )
 
 
 def _inside(path: Path, folders: bool) -> list[Path]:
@@ -140,13 +156,19 @@ def _inside(path: Path, folders: bool) -> list[Path]:
     return [p for p in seen if p.is_dir() == folders]
 
 
+def _images(path: Path) -> list[Path]:
+    return [p for p in _inside(path, folders=False) if p.suffix.lower() in SUFFIXES]
+
+
 def _folders(path: Path, tree: dict[str, list[Path]], split: str, labels: Sequence[str] | None) -> Data:
     if split not in tree:
+        _refuse_flat([p for p in _inside(path, folders=True) if p.name in SPLITS.get(split, ())])
         raise AddendaError(f"{path} has no split {split!r}; it has {', '.join(tree)}.")
     names = tuple(labels) if labels else tuple(p.name for p in tree[split])
     if not names:
         raise AddendaError(f"{path} has no class folder for the split {split!r}; expected {split}/CLASS/IMAGE.")
-    files, problems = [], []
+    around = dict.fromkeys((path, *(folder.parent for folder in tree[split])))
+    files, problems = [], [f"{p} is an image beside the class folders" for place in around for p in _images(place)]
     for folder in tree[split]:
         inside = _inside(folder, folders=False)
         if folder.name not in names:
@@ -217,12 +239,19 @@ def _stored(value: Any, column: str, beside: Path) -> tuple[Stored, str]:
         if not path.is_file():
             raise ValueError(f"column {column!r}: there is no file {path}")
         return path, str(value)
-    picture: Any = value
-    if hasattr(picture, "convert") and hasattr(picture, "mode"):  # an image of Pillow's
-        value = np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
+    if hasattr(value, "convert") and hasattr(value, "mode"):  # an image of Pillow's
+        value = _held(value, column)
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
         return value, called
     raise ValueError(f"column {column!r} holds {type(value).__name__}, an image, its bytes or its path were expected")
+
+
+def _held(picture: Any, column: str) -> np.ndarray:
+    """The pixels of an image of Pillow's, as the same image in a file would have them. Raises ValueError."""
+    try:
+        return np.asarray(plain(picture))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"column {column!r} holds an image that cannot be taken: {error}") from None
 
 
 def _key(stored: Stored) -> str:

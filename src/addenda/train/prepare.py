@@ -74,7 +74,7 @@ class Preparation:
 
         Raises ValueError for an image whose range of values is unknown (32 bits, floating point).
         """
-        image = _coloured(image, self.channels)
+        image = _in("RGB" if self.channels == 3 else "L", plain(image))
         if self.resize is not None:
             height, width = self._target(image.height, image.width)
             image = image.resize((width, height), self.resample)
@@ -194,19 +194,27 @@ def _times(lengths: tuple[int, int] | None) -> str:
     return f"{lengths[0]} × {lengths[1]}" if lengths else ""
 
 
-def _coloured(image: "Image", channels: int) -> "Image":
-    """RGB or grey, upright. What is transparent shows the colour that is stored there."""
+def plain(image: "Image") -> "Image":
+    """The image upright, in 8 bits: grey (L) where it is grey, else RGB. What is transparent shows its stored colour.
+
+    Raises ValueError for an image whose range of values is unknown.
+    """
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow would cut at 255 what reaches to 65,535
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"its values are of mode {image.mode!r}, and what is white in them is not known")
+        raise ValueError(
+            f"its values are of mode {image.mode!r}, and what is white in them is not known; give it in 8 or 16 bits"
+        )
     if image.mode == "P":
         image = image.convert("RGBA")
-    wanted = "RGB" if channels == 3 else "L"
-    return image if image.mode == wanted else image.convert(wanted)
+    return _in("L" if image.mode in ("1", "L", "LA") else "RGB", image)
+
+
+def _in(mode: str, image: "Image") -> "Image":
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
