@@ -274,6 +274,22 @@ def test_a_fusion_trains_alone_and_is_saved_like_any_adapter(tmp_path):
     torch.testing.assert_close(together(model, ad.Fuse("a", "b", "c", by="again")), y)
 
 
+@pytest.mark.parametrize("make", [toys.make_bert, toys.make_llama])
+def test_a_fusion_under_autocast_is_that_without_up_to_rounding(make):
+    model = make().eval()
+    for name, method in (("a", "pfeiffer:rank=2"), ("b", "pfeiffer:rank=3"), ("f", "fusion")):
+        adapter = ad.attach(model, method, name=name)
+        g = torch.Generator().manual_seed(ord(name))
+        for p in adapter.parameters():
+            p.data += torch.randn(p.shape, generator=g) * 0.2
+    want = together(model, ad.Fuse("a", "b", by="f"))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = together(model, ad.Fuse("a", "b", by="f"))
+    got.float().sum().backward()
+    torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0.05)
+    assert all(p.grad is not None for a in ad.adapters(model).values() for p in a.parameters())
+
+
 # -- bad input -----------------------------------------------------------------------------------------------------
 
 BAD = {
