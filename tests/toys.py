@@ -97,6 +97,12 @@ def make_t5() -> nn.Module:
     return _small("T5Config", "T5ForConditionalGeneration", **sizes, decoder_start_token_id=0)
 
 
+def make_bart() -> nn.Module:
+    sizes = {"vocab_size": VOCAB, "d_model": 8, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_layers": 1}
+    sizes |= {"decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    return _small("BartConfig", "BartForConditionalGeneration", **sizes, max_position_embeddings=16)
+
+
 def make_vit() -> nn.Module:
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     return _small("ViTConfig", "ViTForImageClassification", **sizes, image_size=8, patch_size=4, num_labels=3)

@@ -202,6 +202,106 @@ def test_afterwards_what_acted_before_acts_again_even_after_an_error():
     assert all(s.seen is None for m in model.modules() if (s := slots_of(m)) is not None)
 
 
+@every_kind
+@pytest.mark.parametrize("outer", [ad.Average("a", "b"), ad.Parallel("a", "b"), ad.Stack("b"), "per_example"], ids=str)
+def test_blocks_nest(kind, outer):
+    model = make(kind)
+    alone_c, base, rows = alone(model, "c"), alone(model, None), ["c", "a", None, "b"]
+    with ad.per_example(model, rows):
+        mixed = model(IDS).logits
+    ad.switch(model, "c")
+    inner = {
+        "disabled": (ad.disabled(model), base),
+        "stack": (ad.composed(model, ad.Stack("c")), alone_c),
+        "nothing": (ad.composed(model, ad.Stack(None)), base),
+        "parallel": (ad.composed(model, ad.Parallel("c", None)), torch.cat([alone_c, base])),
+        "per_example": (ad.per_example(model, rows), mixed),
+    }
+    with ad.per_example(model, ["a", "b", "a", None]) if outer == "per_example" else ad.composed(model, outer):
+        want = model(IDS).logits
+        for name, (block, said) in inner.items():
+            with block:
+                torch.testing.assert_close(model(IDS).logits, said, msg=name)
+            assert torch.equal(model(IDS).logits, want), name
+            with pytest.raises(ValueError, match="no more"), ad.disabled(model):
+                raise ValueError("no more")
+            assert torch.equal(model(IDS).logits, want), name
+    assert torch.equal(model(IDS).logits, alone_c)
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+
+
+def test_an_outer_block_goes_on_after_one_of_its_adapters_is_detached_only_without_it():
+    model = make("serial")
+    ad.switch(model, "c")
+    only_c = model(IDS).logits
+    with ad.composed(model, ad.Average("a", "b")):
+        want = model(IDS).logits
+        ad.attach(model, "houlsby:rank=2", name="d")
+        ad.switch(model, "c")
+        assert torch.equal(model(IDS).logits, only_c), "switch ends the arrangement"
+    with ad.composed(model, ad.Average("a", "b")):
+        ad.detach(model, "d")
+        assert torch.equal(model(IDS).logits, want)
+        with ad.disabled(model):
+            ad.detach(model, "a")
+        assert torch.equal(model(IDS).logits, only_c)
+    assert torch.equal(model(IDS).logits, only_c)
+
+
+def test_generation_wants_repeated_inputs_and_a_batch_split():
+    model = make("serial", toys.make_llama())
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(IDS)}
+    with ad.composed(model, ad.Parallel("a", "b")):
+        with pytest.raises(AddendaError, match=r"Parallel of 2.*generate.*BatchSplit\(…, sizes=\[examples\] \* 2\)"):
+            model.generate(IDS, **options)
+        with ad.disabled(model):
+            plain = model.generate(IDS, **options)
+    assert "generate" not in model.__dict__
+    assert torch.equal(model.generate(IDS, **options), plain)
+    twice = options | {"attention_mask": torch.ones_like(IDS).repeat(2, 1)}
+    with ad.composed(model, ad.BatchSplit("a", "b", sizes=(4, 4))):
+        both = model.generate(IDS.repeat(2, 1), **twice)
+    for i, name in enumerate("ab"):
+        ad.switch(model, name)
+        assert torch.equal(both[4 * i : 4 * i + 4], model.generate(IDS, **options))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("block", ["composed", "parallel", "per_example"])
+def test_backward_of_a_checkpointed_forward_belongs_into_the_block(block, reentrant):
+    model = make("serial", toys.make_llama())
+    parameters = [p for n in "ab" for p in ad.adapters(model)[n].parameters()]
+
+    def arranged():
+        if block == "per_example":
+            return ad.per_example(model, ["a", "b", "a", "a"])
+        return ad.composed(model, ad.Average("a", "b") if block == "composed" else ad.Parallel("a", "b"))
+
+    def loss():
+        return model(IDS, use_cache=False).logits.square().mean()
+
+    with arranged():
+        y = loss()
+    want = torch.autograd.grad(y, parameters)  # nothing is computed again: outside is as good
+    model.train()
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
+    with arranged():
+        loss().backward()
+        y = loss()
+        with ad.disabled(model), pytest.raises(AddendaError, match="ran inside a `with` block of composed or per_exa"):
+            y.backward()
+        late = loss()
+    torch.testing.assert_close([p.grad for p in parameters], list(want))
+    with pytest.raises(AddendaError, match="Call backward inside the block, or switch checkpointing off"):
+        late.backward()
+    torch.testing.assert_close([p.grad for p in parameters], list(want))  # nothing was added
+    model.eval()
+    with arranged():
+        y = loss()
+    y.backward()
+
+
 def test_heads_stack_and_do_nothing_else():
     model = toys.make_bert().double()
     ad.attach(model, "houlsby:rank=2", name="language")
@@ -272,6 +372,41 @@ def test_a_fusion_trains_alone_and_is_saved_like_any_adapter(tmp_path):
     ad.detach(model, "f")
     ad.load(model, file, name="again")
     torch.testing.assert_close(together(model, ad.Fuse("a", "b", "c", by="again")), y)
+
+
+def test_a_fusion_that_shares_no_place_with_a_part_is_refused():
+    model = toys.make_llama()
+    ad.attach(model, "houlsby:rank=2", name="a")
+    ad.attach(model, "pfeiffer:rank=2", name="b")
+    ad.attach(model, "fusion", name="f")
+    ad.attach(model, "fusion:reads=output", targets=("attention", "mlp"), name="g")
+    said = r"by='{}'\) weighs changes at {} places, e\.g\. {}.*{} changes {} others, e\.g\. {}.*reads="
+    layer, inside = r"model\.layers\.0@output", r"model\.layers\.0\.self_attn\.o_proj@output"
+    for composition, match in (
+        (ad.Fuse("a", by="f"), said.format("f", 2, layer, "'a'", 4, inside)),
+        (ad.Stack("b", ad.Fuse("a", "b", by="g")), said.format("g", 4, inside, "'b'", 2, layer)),
+        (ad.Fuse(ad.Stack("a"), "b", by="f"), said.format("f", 2, layer, r"Stack\('a'\)", 4, inside)),
+    ):
+        with pytest.raises(AddendaError, match=match):
+            together(model, composition)
+    together(model, ad.Fuse("a", None, by="g"))
+    together(model, ad.Fuse(ad.Stack("a", "b"), "b", by="f"))
+
+
+@pytest.mark.parametrize("make", [toys.make_bert, toys.make_llama])
+def test_a_fusion_under_autocast_is_that_without_up_to_rounding(make):
+    model = make().eval()
+    for name, method in (("a", "pfeiffer:rank=2"), ("b", "pfeiffer:rank=3"), ("f", "fusion")):
+        adapter = ad.attach(model, method, name=name)
+        g = torch.Generator().manual_seed(ord(name))
+        for p in adapter.parameters():
+            p.data += torch.randn(p.shape, generator=g) * 0.2
+    want = together(model, ad.Fuse("a", "b", by="f"))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = together(model, ad.Fuse("a", "b", by="f"))
+    got.float().sum().backward()
+    torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0.05)
+    assert all(p.grad is not None for a in ad.adapters(model).values() for p in a.parameters())
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------

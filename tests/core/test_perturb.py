@@ -37,6 +37,27 @@ def test_noise_is_of_the_stated_size_and_nothing_is_written(tiny, ids):
     assert again.found[2.0] == curve.found[2.0][:1]
 
 
+@pytest.mark.parametrize(
+    ("method", "key"), [("compacter:rank=4,parts=2", "rule"), ("vb-lora:rank=2,vectors=8,length=4", "bank")]
+)
+def test_a_pool_is_moved_once_a_draw_and_all_sites_see_it(tiny, ids, method, key):
+    adapter = stir(ad.attach(tiny, method), 0.1)
+    (name, pool), *_ = adapter.pools()
+    own = pool.stored()[key].clone()
+    seen = []
+
+    def judge(model):
+        seen.append([t.tensors()[key] for _, t in adapter.sites()])
+        return float(loss_of(model, ids))
+
+    ad.perturbation_curve(tiny, adapter, judge, sigmas=[0.5], seeds=[3, 4])
+    for each, seed in zip(seen[1:], (3, 4), strict=True):
+        noise = Stream(seed, "perturb", name, key).normal(1, own.numel()).view_as(own)
+        for t in each:
+            torch.testing.assert_close(t, own + 0.5 * own.std() * noise)
+    assert all(torch.equal(t, own) for t in [*seen[0], *(t.tensors()[key] for _, t in adapter.sites())])
+
+
 def test_few_bits_are_moved_after_rounding_and_a_failing_judge_leaves_nothing(tiny, ids):
     stir(attach(tiny, ad.LoRA(rank=2, bits=1)))
     expected, levels = tiny(ids), []

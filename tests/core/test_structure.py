@@ -134,6 +134,50 @@ def test_modules_may_be_named(llama, bert):
     assert paths(llama, "houlsby:rank=2", targets=lambda path, m: path == "model.layers.1") == ["model.layers.1@output"]
 
 
+@pytest.mark.parametrize(
+    ("make", "encoder", "decoder"),
+    [(toys.make_t5, "encoder", "decoder"), (toys.make_bart, "model.encoder", "model.decoder")],
+)
+def test_of_several_modules_with_one_weight_those_that_are_called(make, encoder, decoder):
+    """transformers names a module `shared`, and calls the encoder's and the decoder's, which have its weight."""
+    model = make()
+    assert model.get_input_embeddings() is model.get_submodule(f"{encoder.removesuffix('encoder')}shared")
+    both = [f"{side}.embed_tokens@output" for side in (encoder, decoder)]
+    assert paths(model, "houlsby:rank=2", targets="embedding") == both
+    assert paths(model, "houlsby:rank=2", targets="embeddings", exclude=decoder + ".embed_tokens") == both[:1]
+    assert paths(model, "prompt:places=2") == both[:1]
+    assert paths(model, "prompt:places=2", targets=decoder + ".embed_tokens") == both[1:], "if it is named"
+    assert paths(model, "invertible") == [both[0], f"{both[1]}~lm_head"]
+    assert all(p.startswith(f"{encoder}.") for p in paths(model, "prefix:places=2"))
+    shared = encoder.removesuffix("encoder") + "shared"
+    with pytest.raises(AddendaError, match=rf"1 of 3 places.*{shared}: it did not run in a trial forward"):
+        paths(model, "houlsby:rank=2", targets=["embedding", f"re:{shared}"])
+
+
+def test_a_classifier_that_looks_for_the_end_of_a_text_is_tried_with_one():
+    from transformers import BartForSequenceClassification
+
+    model = BartForSequenceClassification(toys.make_bart().config)
+    assert paths(model, "prompt:places=2") == ["model.encoder.embed_tokens@output"]
+
+
+def test_two_stacks_whose_decoder_alone_embeds_ids():
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    sizes = {"vocab_size": toys.VOCAB, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "num_mel_bins": 8}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "pad_token_id": 1, "bos_token_id": 1}
+    model = WhisperForConditionalGeneration(WhisperConfig(**sizes, eos_token_id=2, decoder_start_token_id=1))
+    assert paths(model, "prompt:places=2") == ["model.decoder.embed_tokens@output"]
+    layer = "model.decoder.layers.0.self_attn"
+    assert paths(model, "prefix:places=2") == [f"{layer}.k_proj@output", f"{layer}.v_proj@output"]
+
+
+@pytest.mark.parametrize("method", ["prompt", "invertible"])
+def test_a_model_that_does_not_implement_input_embeddings_says_so(method):
+    with pytest.raises(AddendaError, match=r"This CLIPModel does not say what its embeddings are.*targets="):
+        ad.attach(toys.make_clip(), method)
+
+
 class Alien(nn.Module):
     """A model without attention or blocks, and two inputs, which no trial guesses."""
 

@@ -65,6 +65,22 @@ def test_changed_behind_the_embeddings_and_undone_before_the_head(make):
     torch.testing.assert_close(grads, torch.autograd.grad(want.square().sum(), leaves))
 
 
+def test_an_encoder_and_a_decoder_have_one_each_and_the_last_is_undone():
+    model = toys.make_t5().double().eval()
+    adapter = ad.attach(model, "invertible")
+    torch.manual_seed(4)
+    for q in adapter.parameters():
+        q.data = torch.randn(q.shape, dtype=torch.float64) * 0.5
+    encoder, decoder = (dict(t._parameters) for _, t in adapter.sites())
+    heads, hook = [], model.lm_head.register_forward_pre_hook(lambda m, args: heads.append(args[0]))
+    got = model(input_ids=IDS, decoder_input_ids=IDS).logits
+    ad.switch(model, None)
+    e = model.get_input_embeddings()(IDS)
+    model(inputs_embeds=couple(encoder, e), decoder_inputs_embeds=couple(decoder, e))
+    hook.remove()
+    torch.testing.assert_close(got, model.lm_head(couple(decoder, heads[-1], -1)))
+
+
 def test_around_the_whole_stem_and_head_of_bert(tmp_path):
     sizes = {"vocab_size": toys.VOCAB, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
     model = BertForMaskedLM(BertConfig(**sizes, num_attention_heads=2, max_position_embeddings=16))

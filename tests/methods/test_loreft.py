@@ -16,9 +16,8 @@ def edited(p, h):
             v = v - (r @ v) * r
         rows.append(v / v.norm())
     R = torch.stack(rows)
-    W = R + p["offset"] * (R @ torch.linalg.qr(p["basis"].T).Q).diagonal().sign()[:, None]  # a sign of QR is free
-    b = p["bias"] * (R @ torch.linalg.qr(p["basis"].T).Q).diagonal().sign()
-    return h + (h @ W.T + b - h @ R.T) @ R
+    W = R + p["offset"]
+    return h + (h @ W.T + p["bias"] - h @ R.T) @ R
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 0), (2, 1), (4, 4), (0, 9)])
@@ -45,6 +44,19 @@ def test_rows_are_orthonormal_and_the_rest_of_the_space_is_left_alone():
     with ad.disabled(model):
         moved = moved - model.transformer.h[0](h)
     torch.testing.assert_close(moved @ R.T @ R, moved)
+
+
+def test_the_edit_is_continuous_where_a_pivot_changes_its_sign():
+    g = torch.Generator().manual_seed(0)
+    p = {k: torch.randn(2, 6, generator=g, dtype=torch.float64) for k in ("basis", "offset")}
+    p["bias"], h = torch.randn(2, generator=g, dtype=torch.float64), torch.randn(3, 6, generator=g, dtype=torch.float64)
+    found = []
+    for pivot in (1e-6, 0.0, -1e-6):
+        p["basis"][0, 0] = pivot
+        found.append(ad.LoReFT(rank=2).edit(h, p))
+        torch.testing.assert_close(h + found[-1], edited(p, h))
+    assert (found[0] - found[2]).abs().max() < 1e-4
+    assert found[0].abs().max() > 0.1
 
 
 def test_bad_options_and_counts():

@@ -50,9 +50,24 @@ def test_keys_and_values_are_free():
     torch.testing.assert_close(seen[-1], wanted.expand_as(seen[-1]))
 
 
+def test_labels_of_an_encoder_and_decoder_have_no_places():
+    model = toys.make_t5().double().eval()
+    hidden = model.encoder(IDS).last_hidden_state
+    adapter = prefixed(model)
+    model.train()
+    model(input_ids=IDS, labels=IDS[:, :P].contiguous()).loss.backward()
+    assert all(p.grad.any() for p in adapter.parameters())
+    model.eval()
+    assert not torch.equal(model.encoder(IDS).last_hidden_state, hidden)
+    at_decoder = {"decoder_input_ids": IDS, "encoder_outputs": (hidden,)}
+    got = model(**at_decoder).logits
+    ad.detach(model)
+    torch.testing.assert_close(model(**at_decoder).logits, got)  # the decoder, and how it reads the encoder
+
+
 def test_places_and_counts():
     plan = ad.plan(toys.make_t5(), "prefix:places=4")
-    assert [r.path.rpartition(".")[2] for r in plan.rows] == ["k@output", "v@output"] * 4
-    assert plan.trainable == 8 * 4 * 8
+    assert [r.path.rpartition(".")[2] for r in plan.rows] == ["k@output", "v@output"] * 2, "the encoder's"
+    assert plan.trainable == 4 * 4 * 8
     with pytest.raises(ad.AddendaError, match=r"h\.0 has no layer for each key alone"):
         ad.plan(toys.make_gpt2(), "prefix")

@@ -33,6 +33,20 @@ def test_the_model_on_trained_embeddings(make):
     torch.testing.assert_close(grad, torch.autograd.grad(want.square().sum(), P_now)[0])
 
 
+def test_in_front_of_what_an_encoder_reads():
+    model = toys.make_t5()
+    p = prompted(model)
+    got = model(input_ids=IDS, decoder_input_ids=IDS[:, :P]).logits
+    ad.switch(model, None)
+    e = model.get_input_embeddings()(IDS)
+    embeds = torch.cat([e[:, :P] + p, e[:, P:]], 1)
+    torch.testing.assert_close(got, model(inputs_embeds=embeds, decoder_input_ids=IDS[:, :P]).logits)
+    assert (got - model(input_ids=IDS, decoder_input_ids=IDS[:, :P]).logits).abs().max() > 1e-3
+    ad.switch(model, "default")
+    model.train()
+    assert model(input_ids=IDS, labels=IDS[:, :P].contiguous()).loss.requires_grad, "labels shorter than the prompt"
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT's own
 def test_the_same_as_peft():
     peft = pytest.importorskip("peft")

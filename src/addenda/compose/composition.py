@@ -17,14 +17,17 @@ At every site each part is the change that one adapter, or another composition, 
 A part is a name, None for the base alone, or a composition; `Parallel` stands outside. An adapter that has nothing at
 a site leaves it as it is there. Layers see the batch as the first dimension and tokens as the second. Where both an
 adapter's reading and what it changes are the same activation, "b(a(v))" means that b reads what a made; a parallel one
-reads its own input in any case. Gradients reach every adapter that takes part.
+reads its own input in any case. Gradients reach every adapter that takes part. With gradient checkpointing call
+backward inside the block: it computes layers again, with what acts then (`core.backward`).
+
+Blocks nest: inside another one, or inside `addenda.disabled`, that one acts alone, and afterwards the outer one again.
 
 The parts of `Average` and of the splits run one by one: on weights each costs a product of the base's size.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +41,7 @@ from addenda.core.execute import execute
 from addenda.core.hidden import HiddenMethod
 from addenda.core.mixed import Mixed
 from addenda.core.sites import EMBEDDING, Kind
-from addenda.core.state import state_of
+from addenda.core.state import record_of, state_of
 
 Part = Any  # before binding: a name, None, or a Composition; after it: SiteTensors, None, or a Composition
 Cut = Callable[[Tensor], Tensor]
@@ -182,7 +185,8 @@ class BatchSplit(_Ranges):
 class Parallel(Composition):
     """The batch once for every part: rows i·B to (i+1)·B of what the model returns are those of part i.
 
-    Every tensor among the model's arguments whose first dimension is the batch is repeated.
+    Every tensor among the model's arguments whose first dimension is the batch is repeated. That is not for `generate`,
+    which picks the next token of each row that it was given: repeat the inputs, and let `BatchSplit` share them out.
     """
 
     def act(self, how: "_How", v: Tensor, cut: Cut) -> Tensor:
@@ -310,33 +314,80 @@ class _Bound(Mixed):
 def composed(model: nn.Module, composition: Composition) -> Iterator[None]:
     """For the length of a `with` block, a composition of adapters acts; afterwards what acted before acts again.
 
-    Raises AddendaError for an unknown adapter, a merged change, a fusion that is none, and raw parameters (among them
-    heads trained with an adapter), which see no batch: only a plain Stack takes those.
+    Raises AddendaError for an unknown adapter, a merged change, a fusion that is none or shares no place with one of its
+    parts, and raw parameters (among them heads trained with an adapter), which see no batch: only a plain Stack takes
+    those.
     """
     if not isinstance(composition, Composition):
         raise AddendaError(f"Expected a composition such as Stack('a', 'b'), got {composition!r}.")
-    root, state = state_of(model)
+    root, _ = state_of(model)
     names = composition.names()
-    for fusion in _fusions(composition):
-        record = state.records.get(fusion)
-        if record and not any(isinstance(m, HiddenMethod) and m.has("fuse") for m in record.methods.values()):
-            raise AddendaError(f"Fuse(by={fusion!r}) wants an adapter of a method that weighs others, such as fusion.")
+    _check_fusions(root, composition)
 
     def mix(held: list[SiteTensors | None]) -> Mixed:
         here = dict(zip(names, held, strict=True))
         return _Bound(tuple(t for t in held if t is not None), composition.bound(here))
 
     plain = isinstance(composition, Stack) and not any(isinstance(p, Composition) for p in composition.parts)
-    repeat = composition.repeat if isinstance(composition, Parallel) else None
-    hook = root.register_forward_pre_hook(repeat, with_kwargs=True) if repeat else None
+    with arranged(model, names, mix, names if plain else None) as acts, ExitStack() as stack:
+        if isinstance(composition, Parallel):
+            stack.enter_context(_repeated(root, composition, acts))
+        yield
+
+
+@contextmanager
+def _repeated(root: nn.Module, parallel: Parallel, acts: Callable[[], bool]) -> Iterator[None]:
+    """The model's batch is repeated in every forward while acts(), and its `generate` says that this is not for it."""
+
+    def repeat(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        return parallel.repeat(module, args, kwargs) if acts() else None
+
+    def refuse(*args, **kwargs) -> Any:
+        if not acts():
+            return generate(*args, **kwargs)
+        n = len(parallel.parts)
+        raise AddendaError(
+            f"Parallel of {n} repeats the batch in every forward, so generate would get {n} rows for each that it has. "
+            f"Repeat its inputs {n} times, ids and mask, and compose BatchSplit(…, sizes=[examples] * {n}) instead."
+        )
+
+    generate: Any = getattr(root, "generate", None)
+    own = root.__dict__.get("generate")
+    hook = root.register_forward_pre_hook(repeat, with_kwargs=True)
     try:
-        with arranged(model, names, mix, names if plain else None) if names else nullcontext():
-            yield
+        if generate is not None:
+            root.__dict__["generate"] = refuse
+        yield
     finally:
-        if hook is not None:
-            hook.remove()
+        hook.remove()
+        if own is not None:
+            root.__dict__["generate"] = own
+        else:
+            root.__dict__.pop("generate", None)
 
 
-def _fusions(composition: Composition) -> list[str]:
-    own = [composition.by] if isinstance(composition, Fuse) else []
-    return own + [by for p in composition.parts if isinstance(p, Composition) for by in _fusions(p)]
+def _check_fusions(root: nn.Module, composition: Composition) -> None:
+    """Raises AddendaError where a fusion is none, or could never see what one of its parts changes."""
+    for part in composition.parts:
+        if isinstance(part, Composition):
+            _check_fusions(root, part)
+    if not isinstance(composition, Fuse):
+        return
+    by, methods = composition.by, record_of(root, composition.by)[2].methods
+    if not any(isinstance(m, HiddenMethod) and m.has("fuse") for m in methods.values()):
+        raise AddendaError(f"Fuse(by={by!r}) wants an adapter of a method that weighs others, such as fusion.")
+    for part in composition.parts:
+        names = part.names() if isinstance(part, Composition) else [] if part is None else [part]
+        changed = {path: None for n in names for path in record_of(root, n)[2].methods if "@" in path}
+        if changed and not set(map(_place, changed)) & set(map(_place, methods)):
+            raise AddendaError(
+                f"Fuse(by={by!r}) weighs changes at {len(methods)} places, e.g. {next(iter(methods))}, and {part!r} "
+                f"changes {len(changed)} others, e.g. {next(iter(changed))}: none is shared, so it would be left out. "
+                "Attach the fusion where its adapters are, with its option reads= and targets=."
+            )
+
+
+def _place(path: str) -> tuple[str, bool]:
+    """What changes share where one can weigh the other: the module, and whether it runs again behind them."""
+    where, _, reads = path.partition("@")
+    return where, reads == "again"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from addenda.core.adapted import SiteTensors, adapt, release, slots_of
 from addenda.core.adapter import Adapter
+from addenda.core.backward import watch
 from addenda.core.calibration import calibrate
 from addenda.core.errors import AddendaError
 from addenda.core.hidden import HiddenMethod
@@ -22,12 +23,14 @@ from addenda.core.registry import build
 from addenda.core.sharded import refuse_sharded
 from addenda.core.sites import EMBEDDING, PARAMETER, Point, Site, owners_of, refusal, site_at, with_neighbours
 from addenda.core.state import (
+    Arrangement,
     Record,
     State,
     apply_active,
+    apply_again,
+    apply_arrangement,
     check_name,
     find_state,
-    link,
     record_of,
     state_of,
     unwrap,
@@ -280,7 +283,7 @@ def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
             release(module)
     watch(root)
     if state.records:
-        apply_active(root, state, tuple(n for n in state.active if n in state.records))
+        apply_again(root, state, state.active, state.arrangement)
         return
     parameters = dict(root.named_parameters())
     for n, flag in state.frozen.items():
@@ -326,15 +329,15 @@ def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """The base alone, for the length of a `with` block."""
-    _, state = state_of(model)
-    before = state.active
+    """The base alone, for the length of a `with` block; afterwards what acted before acts again."""
+    root, state = state_of(model)
+    active, arrangement = state.active, state.arrangement
     switch(model, None)
     try:
         yield
     finally:
         if find_state(model) is not None:
-            switch(model, [n for n in before if n in state.records])
+            apply_again(root, state, active, arrangement)
 
 
 @contextmanager
@@ -343,12 +346,12 @@ def arranged(
     names: Sequence[str],
     mix: Callable[[list[SiteTensors | None]], Mixed],
     in_turn: Sequence[str] | None = None,
-) -> Iterator[None]:
+) -> Iterator[Callable[[], bool]]:
     """For the length of a `with` block, at every site acts what `mix` makes of the named adapters' tensors there.
 
     mix is given one entry for each name, None where that adapter has nothing; it is not asked where none has. in_turn:
     the adapters that act at raw parameters, which see no batch; None where that makes no sense. Afterwards what acted
-    before acts again.
+    before acts again, another arrangement too. Gives a function that tells whether this acts now, and no block inside.
 
     Raises AddendaError for an unknown name, a merged change, and adapters of raw parameters without in_turn.
     """
@@ -363,24 +366,28 @@ def arranged(
         if site.kind == PARAMETER or site.ties:
             what = "is a raw parameter" if site.kind == PARAMETER else "is shared by several modules"
             raise AddendaError(f"{path} {what}, and sees no batch to choose an adapter for each example of.")
-    before = state.active
+    active, before, own = state.active, state.arrangement, Arrangement(tuple(names), mix, tuple(in_turn or ()))
+
+    def acts() -> bool:
+        return state.arrangement is own
+
+    watching = watch(root, acts)
     try:
-        for module in root.modules():
-            if (slots := slots_of(module)) is not None:
-                slots.arrange(names, mix, tuple(in_turn or ()))
-        link(root, state)
-        yield
+        apply_arrangement(root, state, own)
+        yield acts
     finally:
+        if watching is not None:
+            watching.remove()
         if find_state(model) is not None:
-            apply_active(root, state, tuple(n for n in before if n in state.records))
+            apply_again(root, state, active, before)
 
 
-def per_example(model: nn.Module, names: Sequence[str | None]) -> AbstractContextManager[None]:
+def per_example(model: nn.Module, names: Sequence[str | None]) -> AbstractContextManager:
     """For the length of a `with` block, example i of every batch passes through the adapter names[i]; None: the base.
 
     The first dimension of every adapted layer's input must be the batch. Low-rank adapters share one base product;
     for others the batch is split by adapter. Gradients reach the adapters that are named. Afterwards what acted before
-    acts again.
+    acts again. With gradient checkpointing backward belongs into the block too (`core.backward`).
 
     Raises AddendaError for an unknown name, a merged change, and adapters of raw parameters, which see no batch.
     """

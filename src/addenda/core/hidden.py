@@ -53,6 +53,7 @@ class HiddenMethod(Method):
     targets: ClassVar[str | tuple[str, ...]] = "mlp"
     reads: ClassVar[Reads] = "output"  # or a field, where it is an option
     follows: ClassVar[bool] = False  # whether `change` is told how much of the sequence a cache has (past=)
+    one_side: ClassVar[bool] = False  # of an encoder and a decoder the parts of one, see `core.structure`
 
     def init(self, width: int, rng: Stream, p: Params) -> Params:
         """Trainable (`nn.Parameter`) and frozen (plain) tensors for activations of this width."""

@@ -1,6 +1,7 @@
 """What a model remembers of its adapters: one plain object on the model that was given to the first `attach`."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from addenda.core.adapted import SiteTensors, slots_of
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.method import Method
+from addenda.core.mixed import Mixed
 from addenda.core.packed import Packed
 from addenda.core.sites import Point, Site, owners_of, site_at
 
@@ -48,15 +50,28 @@ class Kept:
         return weight
 
 
+@dataclass(frozen=True, eq=False)
+class Arrangement:
+    """What acts inside a `with` block in the place of the active adapters; see `attach.arranged`."""
+
+    names: tuple[str, ...]
+    mix: Callable[[list[SiteTensors | None]], Mixed]
+    in_turn: tuple[str, ...] = ()  # at raw parameters
+
+
 @dataclass
 class State:
     """All adapters of one model, which of them are live, and what detaching gives back."""
 
     records: dict[str, Record] = field(default_factory=dict)
     active: tuple[str, ...] = ()
+    arrangement: Arrangement | None = None  # of the innermost block that is running
     frozen: dict[str, bool] = field(default_factory=dict)  # requires_grad of base parameters before the freeze
     merged: dict[str, Kept] | None = None  # the base's own weights by path while a change is merged into them
     fingerprints: dict[str, tuple] = field(default_factory=dict)  # path -> (identity, hash)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"arrangement": None}  # a copy's modules keep how they act
 
     def base(self, site: Site) -> Tensor:
         """The base's own weight at a site, as stored, also while a change is merged."""
@@ -132,12 +147,30 @@ def tensors_at(root: nn.Module, name: str, path: str) -> SiteTensors:
 
 def apply_active(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
     """Make exactly these adapters live on every module."""
-    state.active = names
+    state.active, state.arrangement = names, None
     for module in root.modules():
         slots = slots_of(module)
         if slots is not None:
             slots.activate(() if state.merged is not None else names)
     link(root, state)
+
+
+def apply_arrangement(root: nn.Module, state: State, arrangement: Arrangement) -> None:
+    """Make this act on every module, until `apply_active` or another."""
+    state.arrangement = arrangement
+    for module in root.modules():
+        if (slots := slots_of(module)) is not None:
+            slots.arrange(arrangement.names, arrangement.mix, arrangement.in_turn)
+    link(root, state)
+
+
+def apply_again(root: nn.Module, state: State, active: tuple[str, ...], arrangement: Arrangement | None) -> None:
+    """Make what acted before act again, as far as its adapters are still there. What was merged meanwhile stays so."""
+    if state.merged is not None:
+        return
+    apply_active(root, state, tuple(n for n in active if n in state.records))
+    if arrangement is not None and state.records.keys() >= set(arrangement.names):
+        apply_arrangement(root, state, arrangement)
 
 
 def link(root: nn.Module, state: State) -> None:

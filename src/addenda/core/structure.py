@@ -9,12 +9,17 @@ and no smaller one that does (`core.targets` tells attention from the rest). Its
     "key"         the layer of the attention that makes the keys, told by its name; "value" likewise
 
 "embedding" is what the model's input embeddings return, "embeddings" the same with what stands around them outside of
-the blocks: positions, a norm. Anything else names modules: a glob over paths, "re:…", or a
-predicate (path, module) -> bool. Cross-attention is named like that too; only a block's first attention is found.
+the blocks: positions, a norm. Where several modules have the same weight (T5, BART) those that are called are meant.
+Anything else names modules: a glob over paths, "re:…", or a predicate (path, module) -> bool. Cross-attention is named
+like that too; only a block's first attention is found.
 
-What registration order cannot say, where the residual is read and what is normalised after the sum, is seen in one
-forward of a copy without data: a norm whose output *is* what the part reads stands before it; a norm whose output *is*
-what the block returns stands after the sum.
+A block with a second attention belongs to a *decoder* where the model has a list of blocks without one: the *encoder*.
+A method may want the parts of one of them only (`HiddenMethod.one_side`): the encoder, or the decoder where only that
+embeds ids. What is undone before the head is undone in a decoder, never in an encoder.
+
+What registration order cannot say, where the residual is read, what is normalised after the sum, and which of several
+embeddings is called, is seen in one forward of a copy without data: a norm whose output *is* what the part reads stands
+before it; a norm whose output *is* what the block returns stands after the sum.
 """
 
 import copy
@@ -22,7 +27,7 @@ import fnmatch
 import inspect
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -61,13 +66,20 @@ def points(
     left_out = [exclude] if isinstance(exclude, str) or callable(exclude) else list(exclude)
     seen: list[_Trial] = []  # one forward, run only if something asks
 
+    sides = _sides(model) if method.one_side or method.has("undo") else _Sides()
+    only = sides.ids if method.one_side else ""
+
     def resolved(target: Target) -> list[str]:
         back = f"~{head}" if method.has("undo") and (head := _head(model)) else ""
-        return [_path(model, part, method.reads, seen) + back for part in _parts(model, target)]
+        return [
+            _path(model, part, method.reads, seen) + (back if sides.of(part.last) != "encoder" else "")
+            for part in _parts(model, target, seen)
+            if not (only and part.role and sides.of(part.last) not in (only, ""))
+        ]
 
     found = dict.fromkeys(path for target in wanted for path in resolved(target))
     for target in left_out:
-        gone = {part.last for part in _parts(model, target)} | set(
+        gone = {part.last for part in _parts(model, target, seen)} | set(
             resolved(target) if isinstance(target, str) and target in PARTS else ()
         )
         found = {path: None for path in found if path not in gone and path.partition("@")[0] not in gone}
@@ -76,6 +88,9 @@ def points(
     order = {path: i for i, (path, _) in enumerate(model.named_modules())}
     sites = [point_at(model, path) for path in sorted(found, key=lambda p: order.get(p.partition("@")[0], 0))]
     problems = [f"{site.path}: {why}" for site in sites if (why := refusal(model, site))]
+    for path in (site.path.partition("@")[0] for site in sites if seen):
+        if path not in seen[0].order:
+            problems.append(f"{path}: it did not run in a trial forward, so a change there would do nothing")
     if problems:
         raise AddendaError(f"{len(problems)} of {len(sites)} places cannot be changed: {'; '.join(problems[:8])}.")
     return sites
@@ -168,15 +183,42 @@ def _widths(layer: nn.Module) -> tuple[int, int]:
     return (n, m) if kind_of(layer) == CONV1D else (m, n)
 
 
-def _parts(model: nn.Module, target: Target) -> list[Part]:
+@dataclass(frozen=True)
+class _Sides:
+    """The blocks of an encoder and of a decoder, which has a second attention in each; none unless there are both."""
+
+    encoder: frozenset[str] = frozenset()
+    decoder: frozenset[str] = frozenset()
+    ids: str = ""  # the side that embeds ids: "decoder" where no input embeddings are at the encoder
+
+    def of(self, path: str) -> str:
+        """ "encoder" or "decoder" for what is in one of them, inside its blocks or beside; else ""."""
+        around = self.encoder | self.decoder
+        own = {b for b in around if f"{path}.".startswith(f"{b}.")}
+        while path and not own:
+            path = path.rpartition(".")[0]
+            own = set(_under(path, around)) if path else own
+        found = [side for side, blocks in (("encoder", self.encoder), ("decoder", self.decoder)) if own & blocks]
+        return found[0] if len(found) == 1 else ""
+
+
+def _sides(model: nn.Module) -> _Sides:
+    around, attention = blocks(model), matching(model, "attention")
+    decoder = {b for b in around if len({_child(model, b, p) for p in _under(b, attention)}) > 1}
+    encoder = set(around) - decoder
+    lists = [{b.rpartition(".")[0] for b in some} for some in (encoder, decoder)]
+    if not encoder or not decoder or lists[0] & lists[1]:
+        return _Sides()
+    found = _Sides(frozenset(encoder), frozenset(decoder))
+    at = {found.of(path) for path in _owners_of_ids(model)}
+    return replace(found, ids="decoder" if "decoder" in at and "encoder" not in at else "encoder")
+
+
+def _parts(model: nn.Module, target: Target, seen: "list[_Trial]") -> list[Part]:
     if isinstance(target, str) and target in ("embedding", "embeddings"):
-        get = getattr(model, "get_input_embeddings", None)
-        every = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Embedding)]
-        found = [path for path, m in every if m is get()] if get is not None else [path for path, _ in every]
-        if len(found) != 1:
-            raise AddendaError(f"This {type(model).__name__} does not say what its embeddings are. {_naming(model)}")
-        path = found[0] if target == "embedding" else _around(model, found[0], blocks(model))
-        return [Part("", path, path, target)]
+        found = _embeddings(model, seen)
+        around = [path if target == "embedding" else _around(model, path, blocks(model)) for path in found]
+        return [Part("", path, path, target) for path in around]
     if isinstance(target, str) and target in PARTS:
         found = blocks(model)
         if not found:
@@ -194,6 +236,36 @@ def _parts(model: nn.Module, target: Target) -> list[Part]:
     return [Part(next((b for b in around if p == b or p.startswith(f"{b}.")), ""), p, p) for p in paths]
 
 
+def _embeddings(model: nn.Module, seen: "list[_Trial]") -> list[str]:
+    """The paths of the input embeddings: of all modules with that weight where there are several, those that run."""
+    found = _owners_of_ids(model)
+    if len(found) > 1 and hasattr(model, "get_input_embeddings"):
+        found = [path for path in found if path in _trial(model, seen).order]
+    elif len(found) != 1:
+        found = []
+    if not found:
+        raise AddendaError(f"This {type(model).__name__} does not say what its embeddings are. {_naming(model)}")
+    return found
+
+
+def _owners_of_ids(model: nn.Module) -> list[str]:
+    """The paths of all modules that have the weight of the input embeddings, or of all embeddings where none says."""
+    every = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    if not hasattr(model, "get_input_embeddings"):
+        return [path for path, _ in every]
+    own = _said(model, "get_input_embeddings")
+    weight = None if own is None else own._parameters.get("weight")
+    return [path for path, m in every if m is own or (weight is not None and m._parameters.get("weight") is weight)]
+
+
+def _said(model: nn.Module, getter: str) -> nn.Module | None:
+    """What one of transformers' getters gives; None where a model has none, or only the one that is not implemented."""
+    try:
+        return getattr(model, getter, lambda: None)()
+    except NotImplementedError:
+        return None
+
+
 def _around(model: nn.Module, path: str, others: Iterable[str]) -> str:
     """The outermost module that holds the one at path and none of the others."""
     while (outer := path.rpartition(".")[0]) and not _under(outer, others):
@@ -203,9 +275,7 @@ def _around(model: nn.Module, path: str, others: Iterable[str]) -> str:
 
 def _head(model: nn.Module) -> str | None:
     """The path of a language model's head, with the layers in front of its last one that belong to it."""
-    get_in, get_out = (getattr(model, f"get_{k}put_embeddings", None) for k in ("in", "out"))
-    head = None if get_out is None else get_out()
-    stem = None if get_in is None else get_in()
+    head, stem = _said(model, "get_output_embeddings"), _said(model, "get_input_embeddings")
     paths = {id(m): path for path, m in model.named_modules()}
     if head is None or stem is None or id(head) not in paths or id(stem) not in paths:
         return None
@@ -260,9 +330,7 @@ def _path(model: nn.Module, part: Part, reads: str, seen: "list[_Trial]") -> str
         return f"{part.last}@again"
     if not part.block:  # modules outside of blocks: nothing is known of what is around them
         return f"{part.last}@{'output' if reads == 'sum' else 'input'}"
-    if not seen:
-        seen.append(_try(model))
-    trial = seen[0]
+    trial = _trial(model, seen)
     if reads == "residual":
         norm = trial.norm_before(part)
         if norm is None:
@@ -310,6 +378,12 @@ class _Trial:
         """Whether the block returns what a norm in it made."""
         inside = [n for n in self.norms if n.startswith(f"{part.block}.") and n in self.outs]
         return bool(part.block) and any(self.outs[n] == self.outs.get(part.block) for n in inside)
+
+
+def _trial(model: nn.Module, seen: list[_Trial]) -> _Trial:
+    if not seen:
+        seen.append(_try(model))
+    return seen[0]
 
 
 @torch.no_grad()
@@ -388,9 +462,13 @@ def _inputs(model: nn.Module) -> Iterator[tuple[tuple, dict]]:
     takes = inspect.signature(type(model).forward).parameters
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(1))
     ids = torch.zeros(1, 2, dtype=torch.long, device=like.device)
+    config = getattr(model, "config", None)
+    last, many = getattr(config, "eos_token_id", None), getattr(config, "vocab_size", None)
+    if isinstance(last, int) and isinstance(many, int) and 0 <= last < many:
+        ids[:, -1] = last  # BART's classifier looks for it
     more: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
     text = {"input_ids": ids} | ({"decoder_input_ids": ids} if "decoder_input_ids" in takes else {}) | more
-    image = _image(getattr(model, "config", None))
+    image = _image(config)
     image = None if image is None else image.to(like.device, like.dtype)
     if "input_ids" in takes:
         yield (), text

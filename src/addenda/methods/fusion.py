@@ -57,8 +57,9 @@ class Fusion(HiddenMethod):
 
     def fuse(self, x: Tensor, y: Tensor, changes: list[Tensor], p: Params) -> Tensor:
         Q, K, V = (p[k].to(x.dtype) for k in ("query", "key", "value"))
+        changes = [z.to(x.dtype) for z in changes]
         q = x @ Q.t() @ K  # of every token, once: q · K Δ_i = Kᵀ q · Δ_i
-        scores = torch.stack([(q * z.to(x.dtype)).sum(-1) for z in changes], -1) / self.temperature
+        scores = torch.stack([(q * z).sum(-1) for z in changes], -1) / self.temperature
         shares = scores.float().softmax(-1) if x.dtype != torch.float64 else scores.softmax(-1)
         mean = sum((s[..., None] * z for s, z in zip(shares.to(x.dtype).unbind(-1), changes, strict=True)), 0 * x)
         return y + (mean + mean @ V.t()).to(y.dtype)  # Σ p_i V Δ_i is one product

@@ -8,7 +8,8 @@ start at zero, so the start is exact. Used under a language adapter: what is spe
 off where they come in, and put on where they go out.
 
 The place is the outermost module around the input embeddings that holds no block, with positions and norm where it
-does them too. A model without a head over the vocabulary (a classifier) gets no inverse, as in MAD-X.
+does them too. A model without a head over the vocabulary (a classifier) gets no inverse, as in MAD-X. With an encoder
+and a decoder each has a coupling of its own at its embeddings, and the decoder's is undone before the head.
 
 Cost: 4 r d/2 + 2 (r + d/2) numbers in all. Two of them are to be stacked or split, never averaged: the inverse of a
 mean is not the mean of the inverses.

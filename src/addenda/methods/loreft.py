@@ -7,7 +7,8 @@ The part of h in the subspace that R spans is replaced by W h + b. W is trained 
     h' = h + Rᵀ (dW h + b)
 
 which is the same set of functions, starts exactly at the base (dW = 0, b = 0) and needs one product less. R is the
-orthonormal factor of a trained r × d matrix, by a QR decomposition in float32 each forward.
+orthonormal factor of a trained r × d matrix, by a QR decomposition in float32 each forward, with the signs of
+Gram-Schmidt: a decomposition leaves them open, and a row that turned around between two steps would turn its edit too.
 
 Where: what every block returns, or targets= for some of them: the paper edits a few layers. first, last: only so many
 tokens at the start and the end of the sequence; 0 and 0 for all. Traps: positions are counted in what the block is
@@ -65,7 +66,8 @@ class LoReFT(HiddenMethod):
     def rows(self, p: Params) -> Tensor:
         """R: r × d, orthonormal rows."""
         wide = torch.promote_types(p["basis"].dtype, torch.float32)
-        return torch.linalg.qr(p["basis"].to(wide).t()).Q.t()
+        Q, R = torch.linalg.qr(p["basis"].to(wide).t())
+        return (Q * torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q)).t()
 
     def edit(self, h: Tensor, p: Params) -> Tensor:
         change = F.linear(h, p["offset"].to(h.dtype), p["bias"].to(h.dtype))

@@ -7,7 +7,8 @@ In a causal model these come first and see only each other, so their k_j and v_j
 k_j + P_j is as free as a prefix of its own: the same functions as the paper's, at the cost of carrying the places
 through the layers. Where tokens see both ways the k_j depend on the example, and this is not quite the paper's. Keys
 are changed before a rotation of positions. What holds behind a cache is in `core.leading`. The paper's two-layer
-network that makes the prefix while training is left out.
+network that makes the prefix while training is left out. With an encoder and a decoder the places are in front of what
+the encoder reads, and only its own attention has a prefix; the paper's has another in the decoder.
 
 Cost: 2 places · d numbers a layer, and as many places of the context. Not for models that keep queries, keys and
 values in one layer: name the layers that are there, or take "prompt".
@@ -34,3 +35,4 @@ class Prefix(Leading):
     """places: how many tokens the prefix takes."""
 
     targets: ClassVar[tuple[str, ...]] = ("key", "value")
+    one_side: ClassVar[bool] = True

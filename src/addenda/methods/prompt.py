@@ -6,6 +6,8 @@ A hidden method does not lengthen sequences: the places are tokens of the batch,
 prompt starts (`core.leading` says how to make such a batch, and what holds behind a cache). That is the paper's start
 from the embeddings of words; its other one, random, is a choice of P_j.
 
+With an encoder and a decoder the prompt is in front of what the encoder reads.
+
 Cost: places · d numbers in all, and as many places of the context. Learns slowly, wants a high learning rate, and
 catches up with other methods only on large models, as the paper says. Not for models that embed images.
 """
@@ -31,3 +33,4 @@ class Prompt(Leading):
     """places: how many tokens the prompt takes."""
 
     targets: ClassVar[str] = "embedding"
+    one_side: ClassVar[bool] = True
