@@ -18,7 +18,7 @@ from addenda.core.errors import AddendaError
 from addenda.core.hidden import HiddenMethod
 from addenda.core.method import Method, Replace, WeightMethod
 from addenda.core.mixed import Mixed, PerExample
-from addenda.core.past import watch
+from addenda.core.past import follow
 from addenda.core.registry import build
 from addenda.core.sharded import refuse_sharded
 from addenda.core.sites import EMBEDDING, PARAMETER, Point, Site, owners_of, refusal, site_at, with_neighbours
@@ -251,7 +251,7 @@ def install(
         adapt(site).add(name, site, tensors)
     state.records[name] = Record({s.path: m for s, m in plan}, heads, seed, seconds=time.perf_counter() - started)
     apply_active(root, state, (name,) if activate else state.active)
-    watch(root)
+    follow(root)
     adapter = Adapter(root, name)
     adapter.draw()
     return adapter
@@ -281,7 +281,7 @@ def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
     for module in list(root.modules()):
         if slots_of(module) is not None and id(module) not in held:
             release(module)
-    watch(root)
+    follow(root)
     if state.records:
         apply_again(root, state, state.active, state.arrangement)
         return

@@ -37,7 +37,7 @@ class _Look:
         self.past.tokens = length.clone() if isinstance(length, Tensor) else length  # the cache counts in place
 
 
-def watch(root: nn.Module) -> None:
+def follow(root: nn.Module) -> None:
     """Tell the tensors of every method that follows a cache of its length; take the hooks off where none does."""
     around = _around(root)
     for module in around:

@@ -2,9 +2,9 @@
 
     D = Σ_i A_i ⊗ (s_i t_iᵀ)      A_i: n × n, s_i: r/n, t_i: d/n, i = 1 … n;   U likewise, with the same A_i
 
-after attention and after the MLP, as Houlsby's (targets="mlp" alone is Compacter++). The A_i are one set for all places,
-trained by all. In U the t_i start at zero, so the start is exact; the other vectors start Kaiming-uniform, the A_i at
-N(0, 1/n), where the released code has N(0, 0.01²).
+after attention and after the MLP, as Houlsby's (targets="mlp" alone is Compacter++). The A_i are one set for all
+places, trained by all. In U the t_i start at zero, so the start is exact; the other vectors start Kaiming-uniform, the
+A_i at N(0, 1/n), where the released code has N(0, 0.01²).
 
 Cost: n³ numbers once and 2 (r + d) + r + d a place (n = 4, r = 32 and d = 768: 64 and 2,400, instead of 49,952).
 D and U are formed, n r d multiply-adds each a forward, and run as those of any bottleneck: it saves numbers, no time.
