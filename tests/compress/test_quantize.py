@@ -241,3 +241,24 @@ def test_qlora_over_low_rank_layers(how):
     other = ad.attach(twin, ad.LoRA(rank=4), targets=["first", "second"])
     other.load_state_dict(adapter.state_dict())
     torch.testing.assert_close(model(**batch).logits, twin(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_conversion_of_packed_weights_is_undone_with_the_merge(ids):
+    held = make()
+    quantize(held, "int8")
+    shared.stir(ad.attach(held, ad.LoRA(rank=2), targets="mlp"), 1e-4)
+    codes = {p: [t.clone() for t in parts_of(w)] for p, w in packed(held).items()}
+    y = held(ids).logits.detach()
+
+    def as_before():
+        found = packed(held)
+        same = all(w.dtype == torch.float32 and all(map(torch.equal, parts_of(w), codes[p])) for p, w in found.items())
+        return same and found.keys() == codes.keys() and torch.equal(held(ids).logits.detach(), y)
+
+    with pytest.raises(AddendaError, match="The merge was undone"):
+        ad.merge(held, dtype=torch.bfloat16)
+    assert as_before()
+    ad.merge(held, dtype=torch.bfloat16, allow_loss=1.0, full=make(), verify={"input_ids": ids})
+    assert held(ids).logits.dtype == torch.bfloat16 and len(packed(held)) == 8
+    ad.unmerge(held)
+    assert as_before()
