@@ -199,6 +199,22 @@ def test_an_encoder_is_judged_by_its_outputs(source):
         targets=["mlp", "bert.pooler.dense"], dtype="float32", latency=False,
     )  # fmt: skip
     assert any("pooler.dense: only 24 rows for its 32 inputs" in note for note in pooled.notes)
+    often = {x["path"]: x["dense_multiplications"] / (x["m"] * x["n"]) for x in pooled.layers}
+    assert often.pop("bert.pooler.dense") == pytest.approx(1 / SMALL["length"])  # one row for each window
+    assert set(often.values()) == {1.0}
+
+
+def test_the_report_names_every_weight_that_stays_dense(source):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    mixtral = MixtralForCausalLM(config(MixtralConfig, num_local_experts=4, num_key_value_heads=1))
+    mixtral.save_pretrained(source)
+    report = made(source)
+    seen = {x["path"] for x in report.layers} | report.dense.keys()
+    for path, p in mixtral.named_parameters():
+        assert p.dim() < 2 or path in seen or path.removesuffix(".weight") in seen, path
+    assert report.dense["model.layers.0.mlp.experts.gate_up_proj"].startswith("a stack of matrices")
+    assert "dense: model.layers.*.mlp.experts.gate_up_proj (2)" in str(report)
 
 
 def test_bad_input(source):

@@ -55,13 +55,48 @@ def test_a_layer_that_would_cost_more_stays_and_says_so(x):
     assert row.full == row.wanted == 12 and row.rank is None
     assert row.why == f"rank 12 costs more parameters than dense, {most} would be the highest to save any"
     ranks = {x.path: x.rank for x in ad.factorise(net, ranks={"a": most, "b": most + 1}).layers}
-    assert ranks == {"a": most, "b": None}
+    assert ranks == {"a": most, "b": most + 1}  # given ones are taken, whatever they cost
     # a strided layer's vertical half still runs at the old width: fewer ranks save multiplications than parameters
     spatial = ad.factorise(net, "spatial", energy=1, example=x).layers[0]
     assert f"more multiplications than dense, {(864 * 16 - 1) // (24 * 4 * 9 + 36 * 16)} would" in spatial.why
     assert spatial.macs == (864 * 16, 864 * 16)
     spatial = ad.factorise(net, "spatial", energy=1, example=x, of="parameters").layers[0]
     assert f"more parameters than dense, {(864 - 1) // (24 + 36)} would" in spatial.why
+
+
+class Padded(nn.Module):
+    """A convolution whose output is larger than its input: a rank may save multiplications, and no parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, padding=4, bias=False)
+
+    def forward(self, x):
+        return self.a(self.stem(x))
+
+
+@pytest.mark.parametrize("scheme", ["spatial", "decoupled"])
+def test_given_ranks_rebuild_what_multiplications_have_allowed(scheme):
+    net, x = Padded(), torch.randn(1, 3, 4, 4)
+    full = ad.factorise(net, scheme, energy=1, of="parameters").layers[0]
+    most = int(full.why.partition(", ")[2].split()[0])
+    made = ad.factorise(net, scheme, ranks={"a": most + 1}, example=x)
+    row = made.layers[0]
+    assert row.rank == most + 1 and row.parameters[1] >= row.parameters[0] and row.macs[1] < row.macs[0]
+    back = ad.factorise(Padded(), scheme, ranks=made.ranks)
+    assert back.ranks == made.ranks
+    back.model.load_state_dict(made.model.state_dict())
+    assert torch.equal(back.model(x), made.model(x))
+
+
+def test_a_copy_shares_nothing_with_the_source():
+    for net, targets in ((nn.Sequential(nn.Linear(64, 64)), "0"), (Net(), ["a", "b", "fc"])):
+        before = copy.deepcopy(net.state_dict())
+        made = ad.factorise(net, targets=targets, keep=0.5)
+        with torch.no_grad():
+            for t in [*made.model.parameters(), *made.model.buffers()]:
+                t.add_(1)
+        assert all(torch.equal(t, before[k]) for k, t in net.state_dict().items())
 
 
 def test_energy_value_relative():

@@ -38,6 +38,17 @@ def test_they_are_the_dense_product(form, bias):
     assert layer.of(B, A, b, torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_they_share_nothing_with_what_they_are_made_of(form):
+    given = [torch.randn(10, 4), torch.randn(4, 7), torch.randn(10)]
+    kept = [t.clone() for t in given]
+    layer = form.of(*given, torch.float32)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(1)
+    assert all(map(torch.equal, given, kept))
+
+
 def compressed(model, form="factors", rank=3):
     """The model with low-rank layers in place of its MLPs', and what says so."""
     entries = {}

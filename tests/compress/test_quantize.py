@@ -241,3 +241,52 @@ def test_qlora_over_low_rank_layers(how):
     other = ad.attach(twin, ad.LoRA(rank=4), targets=["first", "second"])
     other.load_state_dict(adapter.state_dict())
     torch.testing.assert_close(model(**batch).logits, twin(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_conversion_of_packed_weights_is_undone_with_the_merge(ids):
+    held = make()
+    quantize(held, "int8")
+    shared.stir(ad.attach(held, ad.LoRA(rank=2), targets="mlp"), 1e-4)
+    codes = {p: [t.clone() for t in parts_of(w)] for p, w in packed(held).items()}
+    y = held(ids).logits.detach()
+
+    def as_before():
+        found = packed(held)
+        same = all(w.dtype == torch.float32 and all(map(torch.equal, parts_of(w), codes[p])) for p, w in found.items())
+        return same and found.keys() == codes.keys() and torch.equal(held(ids).logits.detach(), y)
+
+    with pytest.raises(AddendaError, match="The merge was undone"):
+        ad.merge(held, dtype=torch.bfloat16)
+    assert as_before()
+    ad.merge(held, dtype=torch.bfloat16, allow_loss=1.0, full=make(), verify={"input_ids": ids})
+    assert held(ids).logits.dtype == torch.bfloat16 and len(packed(held)) == 8
+    ad.unmerge(held)
+    assert as_before()
+
+
+def test_stacked_experts_stay_plain_and_a_warning_says_so(mixtral):
+    stacks = {p: w for p, w in mixtral.named_parameters() if "expert" in p and w.dim() == 3}
+    assert len(stacks) == 4
+    with pytest.warns(UserWarning, match=r"model\.layers\.\*\.mlp\.experts\.gate_up_proj, model") as caught:
+        errors = quantize(mixtral, "int8")
+    assert len(caught) == 1 and caught[0].filename == __file__ and "\n" not in str(caught[0].message)
+    numbers = sum(w.numel() for p, w in mixtral.named_parameters() if ".mlp." in p)
+    assert str(caught[0].message).startswith(f"{numbers:,} numbers of this MixtralForCausalLM stay plain")
+    assert {p.rpartition(".")[2] for p in errors} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    for options in ({"targets": "attention"}, {"exclude": ["*.experts.*", "*.gate.weight"]}):
+        quantize(toys.make_mixtral(), "int8", **options)  # warnings are errors
+    quantize(toys.make_vit(), "int8")  # its position embeddings weigh little
+
+
+def test_saving_packed_weights_says_what_to_do_instead(tmp_path, ids):
+    from safetensors.torch import save_file
+
+    model = make()
+    quantize(model)
+    for save in (lambda: model.save_pretrained(tmp_path), lambda: save_file(model.state_dict(), tmp_path / "x")):
+        with pytest.raises(AddendaError, match=r"kept as NF4Tensor has no storage.*dequantize\(model\)"):
+            save()
+    y = model(ids).logits
+    dequantize(model)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(type(model).from_pretrained(tmp_path)(ids).logits, y)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from shared import bits, relative, same_bits, stir
+from torch import nn
 
 import addenda as ad
 from addenda.core.errors import AddendaError
@@ -174,3 +175,88 @@ def test_a_file_saved_while_a_sparse_change_is_merged_fits_the_base(tiny, tmp_pa
     path = ad.save(adapter, tmp_path / "a.safetensors")
     ad.load(fresh, path)
     torch.testing.assert_close(fresh(torch.arange(6)[None]), y)
+
+
+def test_what_is_not_finite_is_no_proof(ids):
+    """A change that overflows float16, and outputs that are NaN before anything is merged."""
+    x = torch.ones(2, 8, dtype=torch.float16) / 1024
+    model = nn.Sequential(nn.Linear(8, 8)).half()
+    adapter = ad.attach(model, ad.LoRA(rank=2))
+    with torch.no_grad():
+        model[0].weight.fill_(60000.0)
+        for p in adapter.parameters():
+            p.fill_(100.0)
+    before, y = bits(model), model(x)
+    assert y.isfinite().all()
+    for options in ({"verify": x}, {}, {"verify": x, "allow_loss": 1.0}, {"allow_loss": 1.0}):
+        with pytest.raises(AddendaError, match=r"was undone: the .* not finite in float16.*6\.55e\+04"):
+            ad.merge(model, **options)
+        assert same_bits(bits(model), before)
+        assert torch.equal(model(x), y)
+    ad.merge(model, verify=x.float(), dtype=torch.float32)
+    ad.unmerge(model)
+    with pytest.raises(AddendaError, match=r"not finite before anything is merged: 16 of 16, in torch\.float16"):
+        ad.merge(model, verify=x * torch.nan)
+    assert same_bits(bits(model), before)
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_outputs_that_become_nan_undo_the_merge(logits, tiny, ids, monkeypatch):
+    """NaN is neither above nor below the noise, in distances and in KL."""
+    from addenda.core import merge as merging
+
+    if logits:
+        tiny.__dict__["config"] = None  # as a transformers model has
+    stir(ad.attach(tiny, LORA))
+    before, outputs, real = bits(tiny), [], merging._outputs
+
+    def seen(model, batch):
+        outputs.append(real(model, batch))
+        return outputs[-1] if len(outputs) % 3 else outputs[-1] * torch.nan  # the third is behind the merge
+
+    monkeypatch.setattr(merging, "_outputs", seen)
+    for options in ({}, {"allow_loss": 1.0}):
+        with pytest.raises(AddendaError, match="The merge was undone: the outputs are not finite in float32"):
+            ad.merge(tiny, verify=ids, **options)
+        assert same_bits(bits(tiny), before)
+
+
+def exact(model):
+    """Every parameter and buffer, adapters' included, with its dtype."""
+    return {k: t.clone() for k, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def the_same(model, before):
+    after = exact(model)
+    return after.keys() == before.keys() and all(
+        t.dtype == after[k].dtype and torch.equal(t, after[k]) for k, t in before.items()
+    )
+
+
+def test_a_failed_conversion_gives_all_dtypes_and_bits_back(tiny, ids):
+    adapter = stir(ad.attach(tiny, LORA), 0.001)
+    tiny(ids).sum().backward()
+    before, y = exact(tiny), tiny(ids).detach()
+    for options in ({}, {"verify": torch.zeros(2, 2)}):  # rounding takes too much; embeddings look up no floats
+        with pytest.raises((AddendaError, RuntimeError)):
+            ad.merge(tiny, dtype=torch.bfloat16, **options)
+        assert the_same(tiny, before) and all(p.grad.dtype == p.dtype for p in adapter.parameters())
+        assert torch.equal(tiny(ids), y)
+
+
+def test_unmerge_converts_back(tiny, ids, tmp_path):
+    stir(ad.attach(tiny, LORA), 0.3)
+    tiny.register_buffer("scale", torch.rand(3))
+    before, y = exact(tiny), tiny(ids).detach()
+    ad.merge(tiny, dtype=torch.bfloat16, allow_loss=1.0)
+    assert {p.dtype for p in tiny.parameters()} == {torch.bfloat16}
+    twin, gone = copy.deepcopy(tiny), copy.deepcopy(tiny)
+    for model in (tiny, twin):
+        ad.unmerge(model)
+        assert the_same(model, before)
+        assert torch.equal(model(ids), y)
+    ad.detach(gone, keep_merged=True)
+    assert {t.dtype for t in [*gone.parameters(), *gone.buffers()]} == {torch.bfloat16}
+    ad.merge(tiny, dtype=torch.float64)
+    ad.detach(tiny)
+    assert {t.dtype for t in [*tiny.parameters(), *tiny.buffers()]} == {torch.float32}

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from addenda.compress.ranks import Storage, break_even
 from addenda.core.errors import AddendaError
@@ -14,7 +15,7 @@ def choose(
     model: nn.Module, targets: Target | Iterable[Target] = "linear", exclude: Iterable[Target] = (),
     storage: Storage = "factors",
 ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:  # fmt: skip
-    """({path: (m, n)} of the layers to compress, {path: reason} of linear layers and embeddings that stay dense).
+    """({path: (m, n)} of the layers to compress, {path: reason} of all other weights of two dimensions or more).
 
     Raises AddendaError when no layer is left, with the reasons.
     """
@@ -25,6 +26,7 @@ def choose(
     dense: dict[str, str] = {}
     for path, module in called(model):
         if kind_of(module) not in (LINEAR, CONV1D):
+            dense[path] = f"a {type(module).__name__}: only linear layers are taken"
             if isinstance(module, nn.Embedding):
                 dense[path] = "an embedding: its rows are looked up, not multiplied"
             continue
@@ -50,12 +52,26 @@ def choose(
         else:
             tied = len(owners[id(module._parameters["weight"])]) > 1
             dense[path] = f"{reason}, tied to the embedding" if reason == "the output head" and tied else reason
+    for path, weight in raw(model).items():
+        stacked = weight.dim() > 2 and min(weight.shape[-2:]) > 1
+        what = "a stack of matrices" if stacked else "a parameter of its own"
+        dense[path] = "excluded" if path in left_out else f"{what}: only linear layers are taken"
     if not chosen:
         listed = "; ".join(f"{p}: {why}" for p, why in list(dense.items())[:8]) or "it has none"
         raise AddendaError(
             f"No linear layer of this {type(model).__name__} can be compressed: {listed}. Name others with --targets."
         )
     return chosen, dense
+
+
+def raw(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of two dimensions or more that are no layer's weight, each once: stacked experts, say."""
+    seen = {id(m._parameters.get("weight")) for _, m in called(model)}
+    found: dict[str, nn.Parameter] = {}
+    for path, p in model.named_parameters():
+        if "addenda" not in path.split(".") and not is_lazy(p) and p.dim() > 1 and id(p) not in seen:
+            found[path] = p
+    return found
 
 
 def _wanted(model: nn.Module, targets: Target | Iterable[Target]) -> set[str]:

@@ -116,8 +116,8 @@ def factorise(
     energy, value, relative, keep, ranks: exactly one, see `compress.criteria`. example: one batch as the model is
     called with, a tensor, a tuple or a mapping; it gives the multiplications. of: what `keep` counts and what a layer
     must save to be factorised, by default multiplications where there is an example, else parameters: a layer whose two
-    halves cost as much as itself or more stays as it is. batches: recalibrate batch norms on these. copy: leave this
-    model untouched.
+    halves cost as much as itself or more stays as it is, unless `ranks` gives it one. batches: recalibrate batch norms
+    on these. copy: leave this model untouched.
 
     Raises AddendaError for bad options, for weights that are not finite and for a model without such layers; the model
     is then as before.
@@ -175,7 +175,7 @@ def _factors(
         rank, why = wanted, ""
         if wanted is None:
             why = "as given" if rule.ranks is not None else "the best use of the budget"
-        elif wanted > most:
+        elif wanted > most and rule.ranks is None:  # given ranks rebuild what another count has allowed
             rank, why = None, f"rank {wanted} costs more {unit} than dense, {most} would be the highest to save any"
         if rank is not None:
             made[path] = place.factored(U, S, Vt, rank)

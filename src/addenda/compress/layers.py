@@ -39,12 +39,12 @@ class LowRankLinear(nn.Module):
 
     @classmethod
     def of(cls, B: Tensor, A: Tensor, bias: Tensor | None, dtype: torch.dtype, device=None) -> "LowRankLinear":
-        """The layer with these factors (m × r and r × n), rounded once."""
+        """The layer with these factors (m × r and r × n), rounded once; copies, which share nothing with them."""
         made = cls(A.shape[1], B.shape[0], A.shape[0], bias is not None, device="meta", dtype=dtype)
         for layer, weight in ((made.first, A), (made.second, B)):
-            layer.weight = nn.Parameter(weight.to(device, dtype).contiguous(), requires_grad=False)
+            layer.weight = _copy(weight, device, dtype)
         if bias is not None:
-            made.second.bias = nn.Parameter(bias.to(device, dtype), requires_grad=False)
+            made.second.bias = _copy(bias, device, dtype)
         return made
 
     def extra_repr(self) -> str:
@@ -92,14 +92,19 @@ class PivotLinear(nn.Module):
         top, others = B.double()[picked[:r]], B.double()[picked[r:]]
         T = torch.linalg.solve(top, others, left=False)
         for layer, weight in ((made.first, top @ A.double()), (made.rest, T)):
-            layer.weight = nn.Parameter(weight.to(device, dtype).contiguous(), requires_grad=False)
+            layer.weight = _copy(weight, device, dtype)
         made.order = torch.argsort(picked).to(B.device if device is None else device)
         if bias is not None:
-            made.bias = nn.Parameter(bias.to(device, dtype), requires_grad=False)
+            made.bias = _copy(bias, device, dtype)
         return made
 
     def extra_repr(self) -> str:
         return f"{self.in_features} → {self.rank} → {self.out_features}, pivoted"
+
+
+def _copy(values: Tensor, device, dtype: torch.dtype) -> nn.Parameter:
+    own = values.detach().to(device, dtype, copy=True, memory_format=torch.contiguous_format)
+    return nn.Parameter(own, requires_grad=False)
 
 
 FORMS: dict[str, type[LowRankLinear] | type[PivotLinear]] = {"factors": LowRankLinear, "pivot": PivotLinear}

@@ -8,6 +8,7 @@ The modules stay what they are, an adapter attaches to them afterwards, and a mo
 any other: its factors are linear layers.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addenda.compress.choose import choose
+from addenda.compress.choose import choose, raw
 from addenda.compress.int8 import Int8Tensor
 from addenda.compress.nf4 import NF4Tensor
 from addenda.compress.spqr import SpQRTensor
@@ -25,7 +26,7 @@ from addenda.core.merge import plain_weight
 from addenda.core.packed import Packed, values_of
 from addenda.core.registry import parse_spec
 from addenda.core.state import find_state
-from addenda.core.targets import Target
+from addenda.core.targets import ROLES, Target, grouped, matching
 
 FORMS: dict[str, type[Packed]] = {"nf4": NF4Tensor, "int8": Int8Tensor, "spqr": SpQRTensor}
 _OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {"spqr": {"bits": int, "outliers": float, "damp": float}}
@@ -75,9 +76,10 @@ def quantize(
     """Packed weights in the place of the linear layers' own, frozen. {path: relative error ‖W − Ŵ‖ / ‖W‖}.
 
     how: a form of `FORMS` and its options. Heads, embeddings and tied weights stay as they are, and what is packed
-    already is packed again from its values. calibration: batches of input_ids and attention_mask, for spqr: the model
-    is gone through block by block, each quantised for the inputs that the quantised ones before it give. progress:
-    called with (done, total, path).
+    already is packed again from its values. Experts that are stacked in one parameter stay plain; where such parameters
+    are wanted, being named or "linear" or "mlp", and are more than a tenth of what is packed, a warning says so.
+    calibration: batches of input_ids and attention_mask, for spqr: the model is gone through block by block, each
+    quantised for the inputs that the quantised ones before it give. progress: called with (done, total, path).
 
     Raises AddendaError, with nothing replaced, when no layer is left, one is adapted or is not finite, and for a form
     or an option that is not known.
@@ -87,11 +89,14 @@ def quantize(
         raise AddendaError(f"{form.name} looks at weights only; leave calibration= out.")
     if find_state(model) is not None:
         raise AddendaError("An adapter is attached, and its start knows the weights as they are. Quantise first.")
-    chosen, _ = choose(model, targets, exclude, "pivot")
+    targets, exclude = ([t] if isinstance(t, str) or callable(t) else list(t) for t in (targets, exclude))
+    chosen, dense = choose(model, targets, exclude, "pivot")
     for path in chosen:
         module = model.get_submodule(path)
         if not isinstance(module, nn.Linear):
             raise AddendaError(f"{path} is a {type(module).__name__}; {form.name} takes Linear layers. Exclude it.")
+    if plain := _plain(model, targets, exclude, chosen, dense):
+        warnings.warn(plain, stacklevel=3)
     made: dict[str, Packed] = {}
     errors: dict[str, float] = {}
 
@@ -114,6 +119,20 @@ def quantize(
     if progress:
         progress(len(chosen), len(chosen), "")
     return errors
+
+
+def _plain(model: nn.Module, targets: list, exclude: list, chosen: dict[str, Any], dense: dict[str, str]) -> str | None:
+    """What to say of parameters that were wanted and stay plain, where they weigh; None where they do not."""
+    by_role = ("linear" in targets or "mlp" in targets) and not ("linear" in exclude or "mlp" in exclude)
+    named = {path for target in targets if target not in ROLES for path in matching(model, target)}
+    left = {p: w for p, w in raw(model).items() if dense[p] != "excluded" and (by_role or p in named)}
+    numbers, packed = sum(w.numel() for w in left.values()), sum(m * n for m, n in chosen.values())
+    if numbers <= packed / 10:
+        return None
+    return (
+        f"{numbers:,} numbers of this {type(model).__name__} stay plain beside {packed:,} that are packed, as they are "
+        f"not in linear layers: {', '.join(grouped(left))}. Exclude them if that is meant."
+    )
 
 
 def _in_order(model: nn.Module, batches: list[Batch], paths: list[str], made: dict[str, Packed], pack) -> None:

@@ -15,7 +15,7 @@ from addenda.core.targets import grouped
 
 @dataclass(frozen=True)
 class Report:
-    """layers: one entry for every layer that could be compressed (rank None: it stays dense); dense: why the others do.
+    """layers: one entry for every layer that could be compressed (rank None: it stays dense); dense: why others do.
 
     alone: by type of layer, the harm (`measure.harm`) where only that type is compressed. speeds: tokens a second.
     memory: bytes at the peak above the loaded model, or None where it cannot be seen.
@@ -87,16 +87,21 @@ class Report:
         return found + [(f"{g} ({len(p)})", why) for g, p in whole.items()]
 
 
-def rows_of(layers: Sequence[Layer], given: Ranks, errors: dict[str, float]) -> list[dict[str, Any]]:
-    """One entry for each candidate, as a report holds it. multiplications: for each token, and as many additions."""
+def rows_of(
+    layers: Sequence[Layer], given: Ranks, errors: dict[str, float], uses: dict[str, float]
+) -> list[dict[str, Any]]:
+    """One entry for each candidate, as a report holds it. multiplications: for each token, and as many additions.
+
+    uses: rows that each layer sees for a token, whatever the budget has counted.
+    """
     rows = []
     for x in layers:
         rank = given[x.path]
-        stored = x.cost(rank) / x.uses
+        stored, often = x.cost(rank) / x.uses, uses[x.path]
         rows.append({
             "path": x.path, "m": x.m, "n": x.n, "rank": rank, "parameters": round(stored),
-            "kept": stored / (x.m * x.n), "multiplications": x.cost(rank), "dense_multiplications": x.dense,
-            "error": 0.0 if rank is None else errors[x.path],
+            "kept": stored / (x.m * x.n), "multiplications": often * stored,
+            "dense_multiplications": often * x.m * x.n, "error": 0.0 if rank is None else errors[x.path],
         })  # fmt: skip
     return rows
 

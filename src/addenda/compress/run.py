@@ -115,8 +115,8 @@ def compress(
     report = Report(
         source=str(source), settings=dataclasses.asdict(s), dtype=loaded.note, calibration=calibrate.source,
         tokens=calibrate.tokens, judged=judge.tokens, before=before, after=job.judged(), sizes=sizes, alone=alone,
-        speeds=speeds, layers=rows_of(layers, given, job.errors), dense=dense, notes=notes, versions=versions(),
-        hardware=hardware(), seconds=time.perf_counter() - started, stages=job.seconds,
+        speeds=speeds, layers=rows_of(layers, given, job.errors, job.uses), dense=dense, notes=notes,
+        versions=versions(), hardware=hardware(), seconds=time.perf_counter() - started, stages=job.seconds,
         memory=None if peak.bytes is None else max(peak.bytes - base, 0),
     )  # fmt: skip
     _save(loaded, low, s, work, report)
@@ -141,6 +141,7 @@ class _Job:
         self.model = cast(Any, self.loaded.model)
         self.device = next(self.model.parameters()).device
         self.errors: dict[str, float] = {}  # relative output error of each layer as it is built
+        self.uses: dict[str, float] = {}  # rows that each layer sees for a token
         self.where: dict[str, str] = {}  # path -> file of its piece
         self.seconds = {"statistics": 0.0, "solving": 0.0}
 
@@ -277,6 +278,7 @@ class _Job:
         found, weights = {}, self.weights() if self.s.weigh == "loss" else {}
         for name in dict.fromkeys(self.where.values()):
             for path, about in self.work.about(name).items():
+                self.uses[path] = about["uses"]
                 uses = about["uses"] if self.s.of == "flops" else 1.0
                 m, n = self.chosen[path]
                 found[path] = Layer(path, m, n, about["errors"], uses, weights.get(path, 1.0), self.s.storage)

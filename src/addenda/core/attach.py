@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
+from addenda.core import cast
 from addenda.core.adapted import SiteTensors, adapt, release, slots_of
 from addenda.core.adapter import Adapter
 from addenda.core.backward import watch
@@ -303,7 +304,14 @@ def _still_adapted(root: nn.Module, state: State) -> set[int]:
 
 @torch.no_grad()
 def restore(root: nn.Module, state: State) -> None:
-    """Write the base's own bits back after a merge."""
+    """Write the base's own bits back after a merge, and all that it has converted to another dtype."""
+    take_out(root, state)
+    cast.put_back(root, state.cast)
+    state.cast = {}
+
+
+def take_out(root: nn.Module, state: State) -> None:
+    """Write the bits back that the base had when the change was written into it."""
     owners = owners_of(root)
     for path, kept in (state.merged or {}).items():
         kept.into(site_at(root, path, owners))

@@ -178,7 +178,8 @@ def _twin(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy of the model that holds no data: every parameter and buffer is fake."""
     memo: dict[int, Any] = {id(t): mode.from_tensor(t) for t in _tensors(root)}
     found = find_state(root)
-    for kept in ((found[1].merged or {}) if found else {}).values():  # the base's own weights under a merged change
+    held = [*(found[1].merged or {}).values(), *found[1].cast.values()] if found else []
+    for kept in held:  # the base's own weights under a merged change
         memo[id(kept)] = kept
     return copy.deepcopy(root, memo)
 

@@ -5,6 +5,7 @@ that were lost when they were packed; and either of them plain, or packed again.
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addenda.core import cast
 from addenda.core.adapted import Adapted, effective_weight, slots_of
-from addenda.core.attach import restore
+from addenda.core.attach import restore, take_out
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
 from addenda.core.hidden import HiddenMethod
@@ -90,9 +92,9 @@ def merge(
     """Write W + ΔW of the active adapter(s) into the base, so that it runs at the base's cost; `unmerge` undoes it.
 
     verify: a batch (a dict for model(**batch), else model(batch)): outputs before and after are compared.
-    dtype: convert the whole model first, e.g. torch.float32, where nothing is lost. rounding: "nearest" or
-    "stochastic" (unbiased: changes below half a rounding step survive on average). allow_loss: accept rounding that
-    takes up to this share of the change.
+    dtype: convert the whole model first, e.g. torch.float32, where nothing is lost; what that changes is kept beside,
+    for `unmerge`. rounding: "nearest" or "stochastic" (unbiased: changes below half a rounding step survive on
+    average). allow_loss: accept rounding that takes up to this share of the change.
 
     For packed (quantised) weights Ŵ, which become plain ones: base="as-trained" writes Ŵ + ΔW, what was trained;
     "full-precision" writes W + ΔW with the weights of `full`, the model before it was packed, and W where no adapter
@@ -100,10 +102,10 @@ def merge(
     distances from what was trained. Only as-trained and plain must reproduce the adapter's outputs; for the others
     allow_loss, if given, is the most that rounding may take.
 
-    Raises AddendaError, with the base's bits restored, when the outputs move by more than twice what the base's dtype
-    costs anyway (the adapter's outputs against the same in the next wider dtype), or, without a batch, when rounding
-    takes more than a quarter of the change; and when nothing is active, a change is merged already, or an adapter that
-    is active changes activations.
+    Raises AddendaError, with the base's bits and dtypes restored, when the outputs move by more than twice what the
+    base's dtype costs anyway (the adapter's outputs against the same in the next wider dtype), or, without a batch,
+    when rounding takes more than a quarter of the change; when outputs, before or after, or weights are not finite; and
+    when nothing is active, a change is merged already, or an adapter that is active changes activations.
     """
     root, state = state_of(model)
     refuse_sharded(root, "nothing can be merged into it")
@@ -123,10 +125,15 @@ def merge(
             f"No weight of this {type(root).__name__} is packed, so there is one way to merge; leave base=, full= and "
             "requantize= out."
         )
-    if dtype is not None:
-        nn.Module.to(root, dtype)  # transformers' own refuses quantised models, whose packed weights follow too
-    with training_mode(root, False):
-        return _merged(root, state, verify, allow_loss, Writing(base, requantize, full, rounding, seed))
+    state.cast = {} if dtype is None else cast.changed_by(root, dtype)
+    try:
+        if dtype is not None:
+            nn.Module.to(root, dtype)  # transformers' own refuses quantised models, whose packed weights follow too
+        with training_mode(root, False):
+            return _merged(root, state, verify, allow_loss, Writing(base, requantize, full, rounding, seed))
+    except BaseException:
+        restore(root, state)
+        raise
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,13 @@ def _merged(
     before = noise = None
     if verify is not None:
         before = _outputs(root, verify)
-        wide, wider = _wider(root)
+        if wrong := int((~torch.isfinite(before)).sum()):
+            raise AddendaError(
+                f"The verify batch has outputs that are not finite before anything is merged: {wrong:,} of "
+                f"{before.numel():,}, in {before.dtype}, so they prove nothing. Give another batch, a wider dtype=, "
+                "or an adapter that has not diverged."
+            )
+        wide, wider = _wider(root, state)
         noise = _outputs(wide, _in(verify, wider))
     names, ways = state.active, {}
     try:
@@ -181,14 +194,14 @@ def _merged(
             _, _, away = _write(root, state, way)
             after = None if verify is None else _outputs(root, verify)
             ways[str(way)] = _way(root, away, before, after)
-            restore(root, state)
+            take_out(root, state)
             apply_active(root, state, names)
         errors, total, _ = _write(root, state, how)
         dtypes = dict.fromkeys(str(kept.values.dtype).removeprefix("torch.") for kept in state.merged.values())
         report = MergeReport(errors, total, next(iter(dtypes)), ways=ways)
         report = _judged(report, root, verify, before, noise, allow_loss, how)
     except BaseException:
-        restore(root, state)
+        take_out(root, state)
         apply_active(root, state, names)
         raise
     return report
@@ -280,7 +293,10 @@ def _change(site: Site) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def unmerge(model: nn.Module) -> None:
-    """Put the base's own bits back, exactly; the same adapters are active as before the merge."""
+    """Put the base's own bits back, exactly; the same adapters are active as before the merge.
+
+    Where the merge has converted the model (dtype=), all of it gets its own dtypes and values back.
+    """
     root, state = state_of(model)
     if state.merged is None:
         raise AddendaError("Nothing is merged into the base.")
@@ -302,28 +318,36 @@ def _judged(
         "Ways out: merge(…, dtype=torch.float32); rounding='stochastic'; allow_loss=1.0 to accept it; "
         "or keep the adapter unmerged."
     )
+    broken = "" if math.isfinite(report.total) else "the changed weights"
     if verify is not None:
         after = _outputs(root, verify)
+        broken = broken if bool(torch.isfinite(after).all()) else "the outputs"
         moved, usual = _distance(after, before), _distance(before, noise)
         report = replace(report, output=moved, noise_output=usual)
         floor = 2 * usual + 1e-6
-        bad = moved > floor
+        bad = not moved <= floor  # NaN is no proof
         said = f"the outputs move by {moved:.2e}, more than twice the noise of {report.dtype} ({floor / 2:.2e})"
         if _is_logits(root, before):
             kl, top1 = _divergence(before, after)
             noise_kl, _ = _divergence(noise, before)
             report = replace(report, kl=kl, noise_kl=noise_kl, top1=top1)
-            bad = kl > 2 * noise_kl + 1e-9
+            bad = not kl <= 2 * noise_kl + 1e-9
             said = f"KL is {kl:.2e} nats, more than twice the noise of {report.dtype} ({noise_kl:.2e})"
     else:
-        bad = report.total > _UNSEEN_LIMIT
+        bad = not report.total <= _UNSEEN_LIMIT
         said = (
             f"rounding to {report.dtype} takes {report.total:.1%} of the change, and no verify=batch shows it harmless"
         )
     if not how.plain:  # another base, or other codes: the outputs are meant to differ
         bad = allow_loss is not None
         said = f"{how} loses more than allow_loss={allow_loss}"
-    if bad and report.total > (allow_loss or 0.0):
+    if broken:
+        raise AddendaError(
+            f"The merge was undone: {broken} are not finite in {report.dtype}, whose largest number is "
+            f"{torch.finfo(getattr(torch, report.dtype)).max:.3g}. Ways out: merge(…, dtype=torch.float32), or keep "
+            "the adapter unmerged."
+        )
+    if bad and not report.total <= (allow_loss or 0.0):
         raise AddendaError(f"The merge was undone: {said} (rounding took {report.total:.1%} of the change). {ways}")
     return report
 
@@ -355,12 +379,12 @@ def _in(batch: object, dtype: torch.dtype) -> object:
     return batch
 
 
-def _wider(root: nn.Module) -> tuple[nn.Module, torch.dtype]:
+def _wider(root: nn.Module, state: State) -> tuple[nn.Module, torch.dtype]:
     """A copy of the model in the next wider dtype: float32 for half precision, float64 for float32."""
     dtypes = {p.dtype for p in root.parameters()}
     half = any(torch.finfo(d).bits < 32 for d in dtypes if d.is_floating_point and not _is_adapter_only(root, d))
     dtype = torch.float32 if half else torch.float64
-    return nn.Module.to(copy.deepcopy(root), dtype), dtype
+    return nn.Module.to(copy.deepcopy(root, {id(t): t for t in state.cast.values()}), dtype), dtype
 
 
 def _is_adapter_only(root: nn.Module, dtype: torch.dtype) -> bool:

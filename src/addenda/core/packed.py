@@ -94,6 +94,12 @@ class Packed(torch.Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func is F.linear:
             return _linear(*args, **(kwargs or {}))
+        if func is torch.Tensor.storage:  # which safetensors asks for, and with it save_pretrained
+            raise AddendaError(
+                f"A weight that is kept as {cls.__name__} has no storage of its own, so that safetensors and "
+                "save_pretrained cannot write it. Save the adapter alone, and pack the weights again in the same way "
+                "where it is loaded; or make them plain first: addenda.compress.quantize.dequantize(model)."
+            )
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 

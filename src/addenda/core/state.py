@@ -68,6 +68,7 @@ class State:
     arrangement: Arrangement | None = None  # of the innermost block that is running
     frozen: dict[str, bool] = field(default_factory=dict)  # requires_grad of base parameters before the freeze
     merged: dict[str, Kept] | None = None  # the base's own weights by path while a change is merged into them
+    cast: dict[str, Tensor] = field(default_factory=dict)  # what a merge has converted, by path, as it was
     fingerprints: dict[str, tuple] = field(default_factory=dict)  # path -> (identity, hash)
 
     def __getstate__(self) -> dict:

@@ -439,7 +439,7 @@ def _fakes(model: nn.Module, mode: FakeTensorMode) -> dict[int, Any]:
     """A memo for `deepcopy`: every parameter and buffer without data."""
     memo: dict[int, Any] = {id(t): mode.from_tensor(t) for t in [*model.parameters(), *model.buffers()]}
     found = find_state(model)
-    for kept in ((found[1].merged or {}) if found else {}).values():
+    for kept in [*(found[1].merged or {}).values(), *found[1].cast.values()] if found else ():
         memo[id(kept)] = kept
     return memo
 

@@ -10,6 +10,7 @@ import addenda as ad
 import toys
 from addenda.compress.bridges import adopt, read, release
 from addenda.compress.nf4 import NF4Tensor
+from addenda.compress.quantize import dequantize
 from addenda.core.errors import AddendaError
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -123,6 +124,24 @@ def test_adapters_files_and_merges(how, tmp_path):
         ad.load(fresh, tmp_path / "a.safetensors")
     assert len(release(model)) == 14
     torch.testing.assert_close(model(ids).logits, before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_int8_without_biases_has_the_dtype_of_the_model(dtype):
+    ids = torch.arange(12).reshape(2, 6)
+    model = of(toys.make_llama(hidden_size=64, intermediate_size=128).to(dtype), "int8").eval()
+    adopt(model)
+    unpacked = copy.deepcopy(model)
+    dequantize(unpacked)
+    assert unpacked(ids).logits.dtype == dtype
+    adapter = ad.attach(model, ad.LoRA(rank=2), targets="linear")
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    ad.merge(model, allow_loss=1.0)
+    assert {p.dtype for n, p in model.named_parameters() if ".addenda." not in n} == {dtype}
+    assert model(ids).logits.dtype == dtype
+    assert read(layer("int8", nn.Linear(8, 8, bias=False))).dtype == torch.float32
 
 
 def test_what_is_not_quantised_yet_is_left_and_a_hook_is_refused():

@@ -5,7 +5,8 @@
     release(model)            # the library's own modules again, for what only they can do: saving in its format, say
 
 There is one file for each library, of its name, which alone imports it, and only when a module of that library is met.
-It has `read(module)`: a packed weight over the module's own tensors, or None where it keeps no weight that it knows.
+It has `read(module, dtype)`: a packed weight over the module's own tensors, or None where it keeps no weight that it
+knows; dtype is that of the model's values, for forms that note none.
 While adopted, a layer's product is that of its values; the library's own kernels are not used.
 """
 
@@ -31,9 +32,10 @@ def adopt(model: nn.Module) -> list[str]:
     in a way that cannot be read.
     """
     made: dict[str, nn.Linear] = {}
+    dtype = _dtype(model)
     for path, module in model.named_modules():
         try:
-            packed = read(module)
+            packed = read(module, dtype)
         except AddendaError as error:
             raise AddendaError(f"{path}: {error}") from None
         if packed is None:
@@ -60,10 +62,21 @@ def release(model: nn.Module) -> list[str]:
     return list(kept)
 
 
-def read(module: nn.Module) -> Packed | None:
-    """The packed weight of a library's quantised layer, over its own tensors; None for any other module."""
+def read(module: nn.Module, dtype: torch.dtype = torch.float32) -> Packed | None:
+    """The packed weight of a library's quantised layer, over its own tensors; None for any other module.
+
+    dtype: of its values, where the layer itself does not say.
+    """
     bridge = _bridge(type(module))
-    return None if bridge is None else bridge.read(module)
+    return None if bridge is None else bridge.read(module, dtype)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """What a model computes in: the dtype of its embedding, else of its first plain parameter, else its config's."""
+    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    plain = (p.dtype for p in [*embeddings, *model.parameters()] if p.is_floating_point() and not isinstance(p, Packed))
+    told = getattr(getattr(model, "config", None), "dtype", None)
+    return next(plain, told if isinstance(told, torch.dtype) else torch.float32)
 
 
 @cache

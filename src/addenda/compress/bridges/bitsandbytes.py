@@ -59,8 +59,8 @@ class Bits8(Packed):
         return self.codes * (self.scales[:, None] / 127)
 
 
-def read(module: nn.Module) -> Packed | None:
-    """The weight of a layer that is quantised by now; None before.
+def read(module: nn.Module, dtype: torch.dtype) -> Packed | None:
+    """The weight of a layer that is quantised by now; None before. dtype: of int8's values, where no bias says it.
 
     Raises AddendaError for one that bitsandbytes has repacked for the processor.
     """
@@ -71,8 +71,7 @@ def read(module: nn.Module) -> Packed | None:
         held: Any = weight if weight.SCB is not None else module.state
         codes = weight.data if held.CB is None else held.CB
         bias: Any = module.bias
-        dtype = torch.float32 if bias is None else bias.dtype
-        return Bits8({"codes": codes, "scales": held.SCB}, codes.shape, dtype)
+        return Bits8({"codes": codes, "scales": held.SCB}, codes.shape, dtype if bias is None else bias.dtype)
     return None
 
 

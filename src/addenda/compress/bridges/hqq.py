@@ -23,19 +23,19 @@ class Grouped(Packed):
         return Quantizer.dequantize(self.codes, meta).float()
 
 
-def read(module: nn.Module) -> Packed | None:
-    """The weight of a layer that is quantised by now; None before.
+def read(module: nn.Module, dtype: torch.dtype) -> Packed | None:
+    """The weight of a layer that is quantised by now; None before. Its own dtype is the one that it computes in.
 
     Raises AddendaError where its scales or zeros are quantised too, a form that hqq has deprecated.
     """
     if not isinstance(module, HQQLinear) or not module.ready:
         return None
     meta: Any = module.meta
-    dtype: Any = module.compute_dtype
+    own: Any = module.compute_dtype
     if not torch.is_tensor(meta.get("scale")) or not torch.is_tensor(meta.get("zero")):
         raise AddendaError(
             "A HQQLinear keeps its scales or zeros quantised. Make it with quant_scale=False and quant_zero=False."
         )
     extra = tuple((k, v) for k, v in meta.items() if k not in ("scale", "zero"))
     held = {"codes": module.W_q.data, "scales": meta["scale"], "zeros": meta["zero"]}
-    return Grouped(held, torch.Size(meta["shape"]), dtype, extra)
+    return Grouped(held, torch.Size(meta["shape"]), own, extra)
