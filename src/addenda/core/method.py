@@ -222,9 +222,8 @@ class Method:
         hints = typing.get_type_hints(type(self))
         fields = dataclasses.fields(self)
         problems = [p for f in fields if (p := misfit(f.name, getattr(self, f.name), hints[f.name]))]
-        if not problems and self.bits is not None:
-            if not 1 <= self.bits <= 8:
-                problems.append(f"bits must be from 1 to 8, or None for full precision, got {self.bits}")
+        if not problems and self.bits is not None and not 1 <= self.bits <= 8:
+            problems.append(f"bits must be from 1 to 8, or None for full precision, got {self.bits}")
         if not problems:
             problems = list(self.validate())
         if problems:
