@@ -314,9 +314,8 @@ class _Bound(Mixed):
 def composed(model: nn.Module, composition: Composition) -> Iterator[None]:
     """For the length of a `with` block, a composition of adapters acts; afterwards what acted before acts again.
 
-    Raises AddendaError for an unknown adapter, a merged change, a fusion that is none or shares no place with one of its
-    parts, and raw parameters (among them heads trained with an adapter), which see no batch: only a plain Stack takes
-    those.
+    Raises AddendaError for an unknown adapter, a merged change, a fusion that is none or shares no place with a part,
+    and raw parameters (among them heads trained with an adapter), which see no batch: only a plain Stack takes those.
     """
     if not isinstance(composition, Composition):
         raise AddendaError(f"Expected a composition such as Stack('a', 'b'), got {composition!r}.")
