@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from tiny_models import SUMS, config, make_tokenizer
+from tiny_models import SUMS, config, make_bert, make_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -19,6 +19,7 @@ from transformers import (
 import addenda as ad
 from addenda.cli.main import run as cli
 from addenda.compress import work as work_files
+from addenda.compress.dense import to_dense
 from addenda.compress.quantize import quantize
 from addenda.compress.run import compress, read_report
 from addenda.compress.settings import Settings
@@ -123,8 +124,6 @@ def test_centred_adds_biases_and_dense_says_why_it_cannot(source):
     made(source, center=True)
     model = loaded(source.parent / "low")
     assert model.model.layers[0].mlp.up_proj.bias is not None
-    from addenda.compress.dense import to_dense
-
     with pytest.raises(AddendaError, match="has no place for"):
         to_dense(source.parent / "low", source.parent / "dense")
 
@@ -147,11 +146,133 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(source, monkeypatch):
             made(source, sequential=True)
         assert not (source.parent / "low").exists()
     with pytest.raises(AddendaError, match="other settings"):
-        made(source, sequential=False)
+        made(source, storage="pivot")
     report = made(source, sequential=True)
     assert len(count) == 6  # four pieces, each once, and two that were cut off
     assert (source.parent / "low/model.safetensors").read_bytes() == wanted
     assert report.settings["sequential"]
+
+
+def test_other_ranks_take_the_solved_layers_over(source, monkeypatch):
+    """What the advice of an error says to change is changed without solving anew, and comes out as from scratch."""
+    wanted = {}
+    for name, options in (("a", {}), ("b", {"sequential": True}), ("c", {"sequential": True, "remove": 0.4})):
+        made(source, name, **options)
+        wanted[name] = (source.parent / name / "model.safetensors").read_bytes()
+    written, write = [], work_files.Work.write
+    monkeypatch.setattr(work_files.Work, "write", lambda self, n, *a: written.append(n) or write(self, n, *a))
+    with pytest.raises(AddendaError, match="Keep more"):
+        made(source, remove=0.97)
+    assert written == ["piece-000", "piece-001"]
+    with monkeypatch.context() as m:
+        m.setattr(work_files.Work, "finish", lambda self: None)
+        made(source, sequential=True, judge=3)
+        made(source, sequential=True, remove=0.4)
+    assert len(written) == 6 and len(set(written)) == 6  # each solved again for its own ranks
+    made(source)
+    assert len(written) == 6
+    assert (source.parent / "low/model.safetensors").read_bytes() == wanted["a"]
+    for name, options in (("b", {}), ("c", {"remove": 0.4})):
+        made(source, f"{name}-again", sequential=True, **options)
+        assert (source.parent / f"{name}-again/model.safetensors").read_bytes() == wanted[name]
+
+
+def test_what_was_judged_is_what_is_reported(source, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(work_files.Work, "finish", lambda self: None)
+        few, more = made(source, judge=2), made(source)
+    assert few.before != more.before == made(source, "fresh").before
+
+
+def test_two_runs_of_one_command(source, monkeypatch):
+    from addenda.compress import run
+
+    second, save = [], run.write_report
+
+    def meanwhile(folder, report):
+        with pytest.raises(AddendaError, match="Another run is under way in"):
+            made(source)
+        second.append(1)
+        save(folder, report)
+
+    monkeypatch.setattr(run, "write_report", meanwhile)
+    made(source)
+    assert second and not (source.parent / "low.unfinished").exists()
+    loaded(source.parent / "low")
+    assert read_report(source.parent / "low").kept <= 0.8
+
+
+def test_a_piece_that_was_cut_short_is_solved_again(source, monkeypatch):
+    made(source, "whole")
+    with monkeypatch.context() as m:
+        m.setattr(work_files.Work, "finish", lambda self: None)
+        made(source)
+    piece = source.parent / "low.unfinished/piece-000.safetensors"
+    piece.write_bytes(piece.read_bytes()[:1000])
+    made(source)
+    wanted = (source.parent / "whole/model.safetensors").read_bytes()
+    assert (source.parent / "low/model.safetensors").read_bytes() == wanted
+
+
+def test_dense_touches_neither_its_source_nor_anothers_work(source, monkeypatch):
+    tmp = source.parent
+    made(source)
+    with monkeypatch.context() as m:
+        m.setattr(work_files.Work, "finish", lambda self: None)
+        made(source, "other")
+    held, before = digest(tmp / "low"), {p.name for p in (tmp / "other.unfinished").iterdir()}
+    to_dense(tmp / "low", tmp / "other")
+    assert {p.name for p in (tmp / "other.unfinished").iterdir()} == before
+    assert sorted(p.name for p in tmp.iterdir() if p.name.startswith(".")) == []
+    (tmp / "low").rename(tmp / "z.unfinished")
+    for out in (tmp / "z", tmp / "z.unfinished/dense"):
+        with pytest.raises(AddendaError, match="The source is never written to"):
+            to_dense(tmp / "z.unfinished", out)
+    assert digest(tmp / "z.unfinished") == held
+    source.rename(tmp / "y.unfinished")
+    with pytest.raises(AddendaError, match="The source is never written to"):
+        made(tmp / "y.unfinished", "y")
+
+
+def test_nothing_half_done_remains_of_a_dense_folder(source, monkeypatch):
+    made(source)
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full_too)
+    before = sorted(source.parent.iterdir())
+    with pytest.raises(AddendaError, match="The disk is full at"):
+        to_dense(source.parent / "low", source.parent / "dense")
+    assert sorted(source.parent.iterdir()) == before
+
+
+def test_out_may_be_the_folder_one_stands_in(source, monkeypatch):
+    (source.parent / "here").mkdir()
+    monkeypatch.chdir(source.parent / "here")
+    compress(
+        source, out=".", calibration=source.parent / "text.txt", settings=Settings(**SMALL), dtype="float32",
+        latency=False, by_type=False,
+    )  # fmt: skip
+    loaded(source.parent / "here")
+
+
+def test_windows_beyond_the_positions(source):
+    with pytest.raises(AddendaError, match=r"up to 300 tokens.*LlamaForCausalLM has positions for 256.*--length 256"):
+        made(source, length=300)
+    assert not (source.parent / "low.unfinished").exists()
+
+
+def test_models_of_images_are_refused(source, vit):
+    from transformers import ViTImageProcessorPil
+
+    vit.save_pretrained(source.parent / "vit")
+    ViTImageProcessorPil().save_pretrained(source.parent / "vit")
+    with pytest.raises(AddendaError, match=r"vit holds a model of images \(ViT.*Give a causal LM"):
+        made(source.parent / "vit")
+
+
+def test_a_classifier_without_a_budget_to_weigh_for(source):
+    bert = source.parent / "bert"
+    make_bert().save_pretrained(bert)
+    make_tokenizer().save_pretrained(bert)
+    assert made(bert, allocate="uniform", weigh="loss").kept <= 0.8
 
 
 def test_a_full_disk_keeps_what_is_done(source, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import make_tokenizer
 from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM
 
 import addenda as ad
 import toys
@@ -117,6 +118,34 @@ assert not any(name.split(".")[0] == "addenda" for name in sys.modules)
         to_dense(tmp_path / "dense", tmp_path / "more")
     with pytest.raises(AddendaError, match="is there already"):
         to_dense(tmp_path / "low", tmp_path / "dense")
+
+
+def test_the_bare_model_and_one_with_a_head_read_each_others_folders(tmp_path, ids):
+    model = compressed(toys.make_llama())
+    model.save_pretrained(tmp_path / "low")
+    bare, info = AutoModel.from_pretrained(tmp_path / "low", output_loading_info=True)
+    assert type(bare.layers[0].mlp.up_proj) is LowRankLinear and not info["missing_keys"]
+    wanted = model.model(ids).last_hidden_state
+    torch.testing.assert_close(bare(ids).last_hidden_state, wanted)
+    bare.save_pretrained(tmp_path / "again")  # its configuration names the paths with the head still
+    for kind in (AutoModel, AutoModelForCausalLM):
+        again = kind.from_pretrained(tmp_path / "again")
+        torch.testing.assert_close(getattr(again, "model", again)(ids).last_hidden_state, wanted)
+    entries = model.config.quantization_config.layers
+    bare.config.quantization_config = LowRankConfig({p.removeprefix("model."): e for p, e in entries.items()})
+    bare.save_pretrained(tmp_path / "bare")
+    headed = AutoModelForCausalLM.from_pretrained(tmp_path / "bare")
+    torch.testing.assert_close(headed.model(ids).last_hidden_state, wanted)
+
+
+def test_a_heads_own_layers_are_not_the_bare_models(bert):
+    layers = {"bert.pooler.dense": {"rank": 2, "bias": True}, "classifier": {"rank": 1, "bias": True}}
+    put_layers(bert.bert, layers)
+    assert type(bert.bert.pooler.dense) is LowRankLinear and type(bert.classifier) is nn.Linear
+    with pytest.raises(AddendaError, match="classifier: the model has no such layer"):
+        put_layers(bert.bert, {"classifier": {"rank": 1}})
+    put_layers(bert, {"classifier": {"rank": 1, "bias": True}})
+    assert type(bert.classifier) is LowRankLinear
 
 
 def test_adapters_attach_to_the_factors(ids):

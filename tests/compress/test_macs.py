@@ -45,3 +45,16 @@ def test_a_transformer_and_keywords(gpt2, ids):
     assert found["lm_head"] == rows * hidden * gpt2.config.vocab_size
     with pytest.raises(AddendaError, match="none was given"):
         macs(gpt2)
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.conv = nn.Linear(4, 3), nn.Conv2d(1, 2, 2)
+
+    def forward(self, x):
+        return self.fc(input=x), self.conv(input=x[None, None])
+
+
+def test_layers_that_are_called_with_keywords():
+    assert macs(Named(), torch.randn(2, 4)) == {"fc": 4 * 3, "conv": 2 * 4 * 3 // 2}

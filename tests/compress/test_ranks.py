@@ -149,6 +149,8 @@ def test_searches_by_trying():
     table = ranks.trials(layers, losses)
     assert len(table) == 4 * len(ranks.SHARES)
     assert table[0].loss == losses(table[0].ranks)
+    with pytest.raises(AddendaError, match="0 or more; got -2"):
+        ranks.sensitivity(layers, table, 1.0, rise=-2)
     found = ranks.sensitivity(layers, table, 1.0, rise=0.02)
     assert found["0"] is None  # any cut of it costs more
     assert found["1"] == min(t.ranks["1"] for t in table if t.paths == ("1",) and t.loss <= 1 + math.log(1.02))

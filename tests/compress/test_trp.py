@@ -143,6 +143,30 @@ def test_it_ends_in_two_convolutions_that_compute_the_same():
     assert sum(r.macs[1] for r in spent.layers) <= 0.5 * sum(r.macs[0] for r in spent.layers)
 
 
+class Aside(nn.Module):
+    """A layer that only training calls, beside others."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.aux = (nn.Conv2d(n, 8, 3, padding=1) for n in (2, 8, 8))
+
+    def forward(self, x):
+        h = self.b(self.a(x))
+        return h + self.aux(h) if self.training else h
+
+
+def test_layers_that_the_example_does_not_call_are_left_out():
+    model, x = Aside().train(), torch.randn(2, 2, 6, 6)
+    trp = ad.TrainedRankPruning(model, keep=0.5, example=x, period=1)
+    trp.before_forward()
+    assert set(trp.ranks) == {"b"} and trp.dense["aux"] == "never called with this example"
+    made = ad.factorise(model, keep=0.5, example=x)
+    again = trp.factorise()
+    assert again.ranks == made.ranks and again.dense["aux"] == made.dense["aux"]
+    with pytest.raises(ad.AddendaError, match="No layer that could be cut is called with this example: aux"):
+        ad.TrainedRankPruning(model, keep=0.5, example=x, targets=["aux"])
+
+
 def test_wrong_use_says_what_to_do():
     model = net()
     trp = ad.TrainedRankPruning(model, energy=0.5, period=1)

@@ -1,6 +1,6 @@
 """`to_dense`: the factors multiplied out into an ordinary checkpoint, which transformers reads without addenda."""
 
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from addenda.compress.folder import METHOD, put
 from addenda.compress.layers import FORMS
-from addenda.compress.work import check_free, rename, writing
+from addenda.compress.work import check_apart, check_free, rename, writing
 from addenda.core.errors import AddendaError
 from addenda.train.load import config_of, load_model, quiet
 
@@ -19,14 +19,15 @@ def to_dense(folder: str | Path, out: str | Path, *, dtype: str = "auto") -> Pat
     """Write the model of a compressed folder with plain linear layers. It has the old size again, and the new errors.
 
     dtype: of the result; products are formed in float32 and rounded once. "auto": that of the folder.
-    Raises AddendaError for a folder without low-rank layers, a taken target, and a bias that the architecture's own
-    layer does not have (from center=True).
+    Raises AddendaError for a folder without low-rank layers, a target that is taken or lies in it, and a bias that the
+    architecture's own layer does not have (from center=True).
     """
-    source, out = Path(folder).expanduser(), Path(out).expanduser()
+    source, out = Path(folder).expanduser(), Path(out).expanduser().resolve()
     config: Any = config_of(source)
     entry = getattr(config, "quantization_config", None) or {}
     if entry.get("quant_method") != METHOD:
         raise AddendaError(f"{source} has no low-rank layers of addenda; there is nothing to multiply out.")
+    check_apart(source, out)
     check_free(out)
     kind = cast(str, getattr(config, "dtype", None)) if dtype == "auto" else dtype
     kind = str(kind or "float32").removeprefix("torch.")
@@ -46,12 +47,13 @@ def to_dense(folder: str | Path, out: str | Path, *, dtype: str = "auto") -> Pat
         put(model, path, _plain(layer, ordinary.get_submodule(path)))
     del model.config.quantization_config
     model.hf_quantizer = None
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
     with writing(out), quiet():
-        model.to(final).save_pretrained(unfinished)
-        cast(Any, loaded.tokenizer).save_pretrained(unfinished)
-        rename(unfinished, out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as own:
+            unfinished = Path(own) / out.name
+            model.to(final).save_pretrained(unfinished)
+            cast(Any, loaded.tokenizer).save_pretrained(unfinished)
+            rename(unfinished, out)
     return out
 
 

@@ -64,10 +64,12 @@ class LowRankQuantizer(HfQuantizer):
 def put_layers(model: nn.Module, layers: dict[str, dict]) -> None:
     """Replace the linear layers at these paths by empty low-rank ones.
 
+    A bare model may have been saved with a head, and the other way round: as transformers does with names of weights,
+    the name of the bare model within the other is put before a path or taken off it, and the head's layers are let be.
     Raises AddendaError, and replaces nothing, where an entry does not fit the model.
     """
     made, problems = {}, []
-    for path, entry in layers.items():
+    for path, entry in _own_paths(model, layers).items():
         try:
             module = model.get_submodule(path)
         except AttributeError:
@@ -91,6 +93,22 @@ def put_layers(model: nn.Module, layers: dict[str, dict]) -> None:
         )
     for path, layer in made.items():
         put(model, path, layer)
+
+
+def _own_paths(model: nn.Module, layers: dict[str, dict]) -> dict[str, dict]:
+    """The layers under the paths that they have in this model, whatever class of its family wrote them."""
+    known, bare = {p for p, _ in model.named_modules()}, f"{getattr(model, 'base_model_prefix', '')}."
+    with_head = bare != "." and bare[:-1] not in known and any(p.startswith(bare) for p in layers)
+    found = {}
+    for path, entry in layers.items():
+        if path not in known and with_head:
+            if not path.startswith(bare):
+                continue
+            path = path.removeprefix(bare)
+        elif path not in known and bare + path in known:
+            path = bare + path
+        found[path] = entry
+    return found
 
 
 def put(model: nn.Module, path: str, layer: nn.Module) -> None:

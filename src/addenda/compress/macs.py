@@ -63,11 +63,11 @@ def calls(model: nn.Module, *inputs: Any, **named: Any) -> dict[str, list[Call]]
     hooks = []
 
     def look(path: str, module: nn.Module) -> None:
-        def hook(_, args, output):
-            found[path].append(_call(module, args[0], output, batch))
+        def hook(_, args, named, output):
+            found[path].append(_call(module, args[0] if args else next(iter(named.values())), output, batch))
 
         found[path] = []
-        hooks.append(module.register_forward_hook(hook))
+        hooks.append(module.register_forward_hook(hook, with_kwargs=True))
 
     try:
         for path, module in model.named_modules():

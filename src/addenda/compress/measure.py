@@ -20,6 +20,17 @@ def takes_cache(model: nn.Module) -> bool:
     return "use_cache" in inspect.signature(type(model).forward).parameters
 
 
+def positions(model: Any) -> int | None:
+    """How many tokens a model is made to read at once; None where its configuration sets no such limit."""
+    config = model.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    if not isinstance(most, int) or most < 1:
+        return None
+    tables = (m for p, m in model.named_modules() if p.endswith("position_embeddings") and isinstance(m, nn.Embedding))
+    offset = next((m.padding_idx + 1 for m in tables if m.padding_idx is not None), 0)  # RoBERTa counts from behind it
+    return most - offset
+
+
 @torch.no_grad()
 def loss_of(model: nn.Module, batches: list[Batch]) -> float:
     """Mean cross-entropy of the next token in nats over all windows of a causal LM; its exponential is perplexity."""
@@ -79,7 +90,8 @@ def seconds(
     """Seconds of every round, for each form of the model: `prefill` of one row of ids (1 × length), and `decode`.
 
     A form is a function that puts it in place. The forms take turns, so that a busy machine is busy for all of them:
-    compare them round by round. A first round is not counted. decode: tokens one by one behind that row (causal LMs).
+    compare them round by round. A first round is not counted. decode: tokens one by one behind that row, for causal LMs
+    that keep a cache of keys and values.
     """
     found: dict[str, dict[str, list[float]]] = {form: {} for form in forms}
     ids = ids.to(next(model.parameters()).device)
@@ -96,7 +108,10 @@ def seconds(
 def speeds(
     model: nn.Module, ids: Tensor, forms: dict[str, Callable[[], None]], *, rounds: int = 5, decode: int = 24
 ) -> dict[str, dict[str, float]]:
-    """Tokens a second by the median of `seconds`."""
+    """Tokens a second by the median of `seconds`. The row is cut where there are no positions for decode behind it."""
+    if (most := positions(model)) is not None and most < ids.shape[1] + decode:
+        decode = min(decode, most // 2)
+        ids = ids[:, : most - decode]
     tokens = {"prefill": ids.shape[1], "decode": decode}
     found = seconds(model, ids, forms, rounds=rounds, decode=decode)
     return {form: {what: tokens[what] / median(s) for what, s in took.items()} for form, took in found.items()}
@@ -115,7 +130,9 @@ def _timed(model: Any, ids: Tensor, decode: int) -> dict[str, float]:
     started = now()
     made = model(input_ids=ids, use_cache=True)
     middle = now()
-    cache, token = made.past_key_values, ids[:, -1:]
+    cache, token = getattr(made, "past_key_values", None), ids[:, -1:]
+    if cache is None:  # a state of another kind, such as Mamba's
+        return {"prefill": middle - started}
     for _ in range(decode):
         made = model(input_ids=token, past_key_values=cache, use_cache=True)
         cache = made.past_key_values

@@ -238,6 +238,8 @@ def trials(
 
 def sensitivity(layers: Sequence[Layer], table: Sequence[Trial], dense_loss: float, rise: float = 0.01) -> Ranks:
     """The deepest cut of each group whose perplexity alone is at most (1 + rise) times the dense model's."""
+    if not rise >= 0:
+        raise AddendaError(f"The rise of the perplexity that a cut alone may bring is 0 or more; got {rise}.")
     ranks: Ranks = {x.path: None for x in layers}
     deepest: dict[tuple[str, ...], float] = {}
     for t in sorted(table, key=lambda t: -t.share):

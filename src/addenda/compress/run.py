@@ -3,8 +3,9 @@
     text ─ windows ─┐
     model ──────────┴─ block by block: moments ─ solve ─ work folder ─ ranks ─ low-rank layers ─ judged ─ folder, report
 
-Killed at any moment, the same call goes on where it was. Memory above the model: the statistics and one layer's
-factorisation of one block, the outputs of one block for all windows, and at the end the chosen factors.
+Killed at any moment, the same call goes on where it was, and so does one that asks for other ranks. Memory above the
+model: the statistics and one layer's factorisation of one block, the outputs of one block for all windows, and at the
+end the chosen factors.
 """
 
 import dataclasses
@@ -34,13 +35,13 @@ from addenda.compress.settings import Settings
 from addenda.compress.solve import LowRank, solve
 from addenda.compress.texts import Windows, windows
 from addenda.compress.walk import Piece, Walk
-from addenda.compress.work import Work, check_free, identity_of, writing
+from addenda.compress.work import Work, check_apart, check_free, identity_of, writing
 from addenda.core.errors import AddendaError
 from addenda.core.parallel import side_by_side
 from addenda.core.sites import site_at
 from addenda.core.targets import Target, grouped
 from addenda.train.evaluate import task_of
-from addenda.train.load import Loaded, config_of, load_model, quiet
+from addenda.train.load import Loaded, config_of, load_model, quiet, task_in
 from addenda.train.machine import Peak, hardware, resident, versions
 
 Say = Callable[[str], None]
@@ -69,16 +70,21 @@ def compress(
     of both forms, which holds both in memory. by_type: judge each type of layer compressed alone, too. humaneval: how
     many of its problems to try before and after, which executes what the model writes (`compress.humaneval`); 0: none,
     and nothing is executed. say: called with one line of progress at a time.
-    Raises AddendaError for a model, text or settings that cannot be used, a taken target and a full disk. The source is
-    never written to, and an unfinished target keeps what is done.
+    Raises AddendaError for a model, text or settings that cannot be used, a taken target, another run for the same one
+    and a full disk. The source is never written to, and an unfinished target keeps what is done.
     """
     s, say, started = settings or Settings(), say or (lambda _: None), time.perf_counter()
-    source, out = Path(model).expanduser(), Path(out).expanduser()
-    packed = getattr(config_of(source), "quantization_config", None)  # raises where there is no model
+    source, out = Path(model).expanduser(), Path(out).expanduser().resolve()
+    config: Any = config_of(source)  # raises where there is no model
+    packed = getattr(config, "quantization_config", None)
     if packed:
         raise AddendaError(_not_again(source, packed))
-    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
-        raise AddendaError(f"--out {out} is the source or lies in it. The source is never written to; name another.")
+    if task_in(config) == "image":
+        raise AddendaError(
+            f"{source} holds a model of images ({', '.join(config.architectures or [type(config).__name__])}), and the "
+            "statistics are of text. Give a causal LM or a classifier of texts."
+        )
+    check_apart(source, out)
     check_free(out)
     loaded = load_model(source, dtype=dtype, device=device)
     causal = task_of(loaded.model) == "causal"
@@ -88,38 +94,38 @@ def compress(
     problems = _problems(loaded.model, humaneval)
     chosen, dense = choose(loaded.model, targets, exclude, s.storage)
     calibrate, judge = windows(loaded.tokenizer, calibration, s.samples, s.length, judge=s.judge, seed=s.seed)
+    _fits(loaded.model, calibrate, judge)
     notes = _enough(calibrate, chosen, s)
     for line in notes:
         say(line)
-    work = Work(out, {
-        "settings": dataclasses.asdict(s), "model": identity_of(source), "dtype": loaded.note,
-        "layers": sorted(chosen), "text": hashlib.sha256(repr((calibrate.rows, judge.rows)).encode()).hexdigest(),
-    }).open()  # fmt: skip
-    if work.resumed:
-        say(f"going on with {work.folder}")
-    job = _Job(s, loaded, work, chosen, calibrate, judge, say, notes, problems)
-    before = job.judged_before()
-    base = resident(job.device) or 0
-    with Peak(job.device) as peak:
-        job.calibrate()
-        layers = job.layers()
-        given = job.allocate(layers)
-        if s.sequential:
-            job.solve_again(given)
-        low = job.build(given)
-    sizes = {"dense": _numbers(loaded.model)}
-    alone = job.alone(low) if by_type else {}
-    speeds = job.speeds(low) if latency else {}
-    _put_all(loaded.model, low)
-    sizes["compressed"] = _numbers(loaded.model)
-    report = Report(
-        source=str(source), settings=dataclasses.asdict(s), dtype=loaded.note, calibration=calibrate.source,
-        tokens=calibrate.tokens, judged=judge.tokens, before=before, after=job.judged(), sizes=sizes, alone=alone,
-        speeds=speeds, layers=rows_of(layers, given, job.errors, job.uses), dense=dense, notes=notes,
-        versions=versions(), hardware=hardware(), seconds=time.perf_counter() - started, stages=job.seconds,
-        memory=None if peak.bytes is None else max(peak.bytes - base, 0),
-    )  # fmt: skip
-    _save(loaded, low, s, work, report)
+    with Work(out, s.of_pieces() | {
+        "model": identity_of(source), "dtype": loaded.note, "layers": sorted(chosen), "text": _digest(calibrate.rows),
+    }) as work:  # fmt: skip
+        if work.resumed:
+            say(f"going on with {work.folder}")
+        job = _Job(s, loaded, work, chosen, calibrate, judge, say, notes, problems)
+        before = job.judged_before()
+        base = resident(job.device) or 0
+        with Peak(job.device) as peak:
+            job.calibrate()
+            layers = job.layers()
+            given = job.allocate(layers)
+            if s.sequential:
+                job.solve_again(given)
+            low = job.build(given)
+        sizes = {"dense": _numbers(loaded.model)}
+        alone = job.alone(low) if by_type else {}
+        speeds = job.speeds(low) if latency else {}
+        _put_all(loaded.model, low)
+        sizes["compressed"] = _numbers(loaded.model)
+        report = Report(
+            source=str(source), settings=dataclasses.asdict(s), dtype=loaded.note, calibration=calibrate.source,
+            tokens=calibrate.tokens, judged=judge.tokens, before=before, after=job.judged(), sizes=sizes, alone=alone,
+            speeds=speeds, layers=rows_of(layers, given, job.errors, job.uses), dense=dense, notes=notes,
+            versions=versions(), hardware=hardware(), seconds=time.perf_counter() - started, stages=job.seconds,
+            memory=None if peak.bytes is None else max(peak.bytes - base, 0),
+        )  # fmt: skip
+        _save(loaded, low, s, work, report)
     return report
 
 
@@ -167,11 +173,12 @@ class _Job:
 
     def judged_before(self) -> dict[str, Any]:
         """What the dense model says, remembered for a run that goes on."""
-        known = (self.work.notes() or {}).get("before")
+        notes, text = self.work.notes() or {}, _digest(self.judge.rows)
+        known = notes.get("before") if notes.get("judged") == text else None
         if known is None or len(known.get("passed", ())) != len(self.problems):
             self.say(f"judging the dense model on {self.judge.tokens:,} tokens")
             known = self.judged()
-            self.work.note(before=known)
+            self.work.note(before=known, judged=text)
         return known
 
     def speeds(self, low: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
@@ -254,11 +261,15 @@ class _Job:
         return fisher(self.model, self.text.batches(self.s.batch), weights)
 
     def solve_again(self, given: Ranks) -> None:
-        """The given ranks, each block solved on what the compressed ones before it put out."""
+        """The given ranks, each block solved on what the compressed ones before it put out.
+
+        Its files are named by the ranks (and the split, which rounds otherwise), so that others do not take them over.
+        """
         walk, weighs = self.walk(), self._fisher() if self.s.how == "fwsvd" else {}
         held: dict[str, nn.Module] = {}
+        ranked = _digest((sorted(given.items()), self.s.split))[:12]
         for i, piece in enumerate(walk.pieces):
-            name = f"sequential-{i:03}"
+            name = f"sequential-{ranked}-{i:03}"
             paths = [p for p in piece.paths if given[p] is not None]
             if not self.work.has(name) and paths:
                 moments, uses = self._moments(walk, piece, go_on=False)
@@ -275,7 +286,8 @@ class _Job:
 
     def layers(self) -> list[Layer]:
         """Every candidate with its error curve."""
-        found, weights = {}, self.weights() if self.s.weigh == "loss" else {}
+        weighed = self.s.allocate == "waterfill" and self.s.weigh == "loss"
+        found, weights = {}, self.weights() if weighed else {}
         for name in dict.fromkeys(self.where.values()):
             for path, about in self.work.about(name).items():
                 self.uses[path] = about["uses"]
@@ -355,6 +367,20 @@ def _not_again(source: Path, packed: Any) -> str:
             f"addenda compress --how dense --model {source} --out FOLDER."
         )
     return f"{source} is quantised ({kind}), and factors are found from full weights. Give the model it was made of."
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()
+
+
+def _fits(model: nn.Module, *texts: Windows) -> None:
+    """Raises AddendaError for windows that are longer than what the model can read."""
+    most, longest = measure.positions(model), max(len(row) for text in texts for row in text.rows)
+    if most is not None and longest > most:
+        raise AddendaError(
+            f"The windows of text have up to {longest:,} tokens, and this {type(model).__name__} has positions for "
+            f"{most:,}. Give --length {most} or less."
+        )
 
 
 def _problems(model: nn.Module, count: int) -> list[dict[str, str]]:

@@ -1,7 +1,7 @@
 """What a compression is asked for."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from addenda.compress.ranks import Storage
 from addenda.compress.solve import Split, check
@@ -11,6 +11,7 @@ Allocation = Literal["waterfill", "uniform", "energy", "sensitivity", "asvd"]
 ALLOCATIONS = ("waterfill", "uniform", "energy", "sensitivity", "asvd")
 STORAGES: tuple[Storage, ...] = ("factors", "pivot")
 WEIGHINGS = ("auto", "error", "loss")
+_OF_PIECES = ("how", "storage", "center", "samples", "length", "batch", "seed")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Settings:
         }
         return next((option for option, wanted in asked.items() if wanted), None)
 
+    def of_pieces(self) -> dict[str, Any]:
+        """The settings that each layer's nested solutions depend on; the others choose among these, or judge."""
+        return {name: value for name, value in asdict(self).items() if name in _OF_PIECES}
+
     def __post_init__(self):
         check(self.how, self.center, self.split)
         if self.allocate not in ALLOCATIONS:
@@ -73,5 +78,17 @@ class Settings:
                 f"remove is the share of parameters to do without, between 0 and 1; got {self.remove}. "
                 "0.2 keeps 80 % of the parameters of the compressed layers."
             )
-        if self.multiple < 1 or self.batch < 1:
-            raise AddendaError(f"multiple and batch must be at least 1, got {self.multiple} and {self.batch}.")
+        if not 0 <= self.floor <= 1:
+            raise AddendaError(f"floor is a share of the uniform rank, between 0 and 1; got {self.floor}.")
+        if not 0 < self.share <= 1:
+            raise AddendaError(
+                f"share is that of the outputs' energy to keep, above 0, at most 1; got {self.share}. 0.99 loses 1 %."
+            )
+        if not 0 <= self.rise < float("inf"):
+            raise AddendaError(
+                f"rise is how much of its perplexity a type of layer may add alone, 0 or more; got {self.rise}. "
+                "0.01 allows 1 %."
+            )
+        for name, least in (("multiple", 1), ("batch", 1), ("samples", 1), ("length", 2), ("judge", 1)):
+            if getattr(self, name) < least:
+                raise AddendaError(f"{name} must be at least {least}, got {getattr(self, name)}.")

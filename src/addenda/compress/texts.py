@@ -5,7 +5,7 @@ on every machine, and its files are many and different.
 """
 
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,17 +117,25 @@ def windows(
 
 def cut(tokenizer, texts: list[str], n: int, length: int) -> tuple[tuple[int, ...], ...]:
     """Up to n windows, the first of every text before the second of any."""
-    rows, left = [], [(text, 0) for text in texts]
-    reach = 12 * length  # characters that are sure to hold a window, so that no long text is tokenised whole
+    rows: list[tuple[int, ...]] = []
+    left = [_windows_of(tokenizer, text, length) for text in texts]
     while left and len(rows) < n:
         again = []
-        for text, at in left:
-            ids = tokenizer(text[at : at + reach], add_special_tokens=False, verbose=False)["input_ids"][:length]
-            if len(ids) >= min(_SHORTEST, length):
-                rows.append(tuple(ids))
-                if at + reach < len(text):
-                    again.append((text, at + reach))
-            if len(rows) == n:
-                break
+        for windows in left:
+            if len(rows) < n and (row := next(windows, None)) is not None:
+                rows.append(row)
+                again.append(windows)
         left = again
     return tuple(rows)
+
+
+def _windows_of(tokenizer, text: str, length: int) -> Iterator[tuple[int, ...]]:
+    """A text's windows one after the other, and its last tokens where they are enough to say something."""
+    reach, ids = 12 * length, []  # characters at a time, so that no long text is tokenised whole
+    for at in range(0, len(text), reach):
+        ids += tokenizer(text[at : at + reach], add_special_tokens=False, verbose=False)["input_ids"]
+        while len(ids) >= length:
+            yield tuple(ids[:length])
+            ids = ids[length:]
+    if len(ids) >= min(_SHORTEST, length):
+        yield tuple(ids)

@@ -21,6 +21,7 @@ so the rank between two cuts is higher than r. Running statistics of batch norms
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class TrainedRankPruning:
     energy, value, relative, keep: one of them, see `compress.criteria`. period: steps of the optimizer from one cut to
     the next, the first before the first step. nuclear: λ, 0 for none. targets, exclude: see `compress.candidates`;
     layers that are not trained are left out. example: one batch as the model is called with: keep counts
-    multiplications, not parameters.
+    multiplications, not parameters, and layers that are not called with it are left out.
 
     Raises AddendaError for bad options and a model without such layers.
     """
@@ -68,17 +69,30 @@ class TrainedRankPruning:
         self.model, self.scheme, self.period, self.nuclear = model, scheme, period, nuclear
         self.targets, self.exclude = _listed(targets), _listed(exclude)
         self.places, self.dense = candidates(model, self.targets, self.exclude, scheme)
-        self._still = still = [p for p, x in self.places.items() if not x.site.weight.requires_grad]
-        self.dense |= dict.fromkeys(still, "not trained: its weight requires no gradient")
-        self.places = {p: x for p, x in self.places.items() if p not in still}
+        self._out: dict[str, str] = {}  # candidates that are left out, and why
+        still = [p for p, x in self.places.items() if not x.site.weight.requires_grad]
+        self._leave_out(still, "not trained: its weight requires no gradient")
         if not self.places:
             raise AddendaError(f"No layer that could be cut is trained: {', '.join(still[:8])} require no gradient.")
         self.example = example
         self._calls = None if example is None else calls_of(model, example)
+        if self._calls is not None:
+            idle = [p for p in self.places if not self._calls[p]]
+            self._leave_out(idle, "never called with this example")
+            if not self.places:
+                raise AddendaError(
+                    f"No layer that could be cut is called with this example: {', '.join(idle[:8])}. Give another one, "
+                    "as the model is called with in evaluation."
+                )
         self.step = 0  # of the optimizer
         self.ranks: dict[str, int] = {}  # at the last cut; a layer that a budget leaves dense has its full rank
         self._pull: dict[str, Tensor] = {}  # U_r V_rᵀ until the step is taken
         self._versions: dict[str, int] | None = None  # of the weights, after the first forward of a step
+
+    def _leave_out(self, paths: list[str], why: str) -> None:
+        self._out |= dict.fromkeys(paths, why)
+        self.dense |= dict.fromkeys(paths, why)
+        self.places = {p: x for p, x in self.places.items() if p not in self._out}
 
     def before_forward(self) -> bool:
         """Call it before each forward of training; True where it cut. Several forwards of one step cut once.
@@ -184,9 +198,10 @@ class TrainedRankPruning:
             rule = {}
         if self.rule.keep is not None and rule and self.example is None:
             options = {"of": "parameters", **options}
-        left_out = [*self.exclude, *([lambda path, _: path in self._still] if self._still else [])]
+        left_out = [*self.exclude, *([lambda path, _: path in self._out] if self._out else [])]
         same = {"targets": self.targets, "exclude": left_out, "example": self.example}
-        return factorise(self.model, self.scheme, **rule, **{**same, **options})
+        made = factorise(self.model, self.scheme, **rule, **{**same, **options})
+        return replace(made, dense=made.dense | {p: why for p, why in self._out.items() if p in made.dense})
 
     def callback(self):
         """The same for a Hugging Face Trainer: `Trainer(…, callbacks=[trp.callback()])`."""

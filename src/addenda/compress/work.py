@@ -1,7 +1,8 @@
 """The folder that an unfinished compression leaves beside its target: what is done, so that the same command goes on.
 
 OUT.unfinished/
-  plan.json            settings, the source's identity, the digest of the text, the dense model's judgement
+  .lock                held while a run is under way
+  plan.json            settings of the pieces, identities of source and text, what was judged and weighed
   piece-000.safetensors  one block: nested factors of its layers, their errors
   model/               the finished folder, until its one rename to OUT
 """
@@ -21,19 +22,56 @@ from torch import Tensor
 from addenda.compress.solve import LowRank
 from addenda.core.atomic import write_atomically
 from addenda.core.errors import AddendaError
+from addenda.core.lock import Lock
+
+_LOCK = ".lock"
 
 
 class Work:
-    """Files of one run. Everything is written whole or not at all."""
+    """Files of one run, for that run alone from `open` to `close`. Everything is written whole or not at all.
+
+    identity: what the pieces depend on. A run in which nothing of it differs takes them over.
+    """
 
     def __init__(self, out: Path, identity: dict):
-        self.out, self.folder = out, out.with_name(f"{out.name}.unfinished")
+        self.out, self.folder = out, beside(out)
         self.identity = json.loads(json.dumps(identity, default=str))
         self.resumed = False
+        self._lock = Lock(self.folder / _LOCK)
 
     def open(self) -> "Work":
-        """Begin, or go on. Raises AddendaError where the target is taken or the work belongs to another run."""
+        """Begin, or go on.
+
+        Raises AddendaError where the target is taken, another run is at it, or the folder is not of such a run.
+        """
         check_free(self.out)
+        with writing(self.folder):
+            free = self._lock.take()
+        if not free:
+            raise AddendaError(
+                f"Another run is under way in {self.folder}. Wait for it to end, or choose another --out."
+            )
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Let other runs at the folder. It goes where nothing is in it."""
+        if self.folder.is_dir() and {p.name for p in self.folder.iterdir()} <= {_LOCK}:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.release()
+
+    def __enter__(self) -> "Work":
+        return self.open()
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _begin(self) -> None:
+        check_free(self.out)  # a run that was under way may have ended between that look and the lock
         known = self.notes()
         if known is not None:
             other = [k for k in self.identity if known.get("identity", {}).get(k) != self.identity[k]]
@@ -43,9 +81,14 @@ class Work:
                     "same ones to go on, choose another --out, or remove that folder."
                 )
             self.resumed = True
-        else:
-            self.note(identity=self.identity)
-        return self
+            return
+        others = [p.name for p in self.folder.iterdir() if not p.name.startswith(".")] if self.folder.is_dir() else []
+        if others:
+            raise AddendaError(
+                f"{self.folder} is where the work of this run would go, and it holds something else "
+                f"({', '.join(sorted(others)[:4])}). Choose another --out, or move that folder."
+            )
+        self.note(identity=self.identity)
 
     def notes(self) -> dict | None:
         """What plan.json says, or None where there is none."""
@@ -75,7 +118,12 @@ class Work:
             write_atomically(self.folder / f"{name}.safetensors", data)
 
     def has(self, name: str) -> bool:
-        return (self.folder / f"{name}.safetensors").is_file()
+        """Whether a piece is there and whole. One that a failing disk has cut short counts as absent."""
+        try:
+            with safe_open(self.folder / f"{name}.safetensors", framework="pt") as f:
+                return "about" in (f.metadata() or {})
+        except (OSError, SafetensorError):
+            return False
 
     def about(self, name: str) -> dict[str, dict]:
         """{path: uses, note and errors} of one piece."""
@@ -97,6 +145,11 @@ class Work:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def beside(out: Path) -> Path:
+    """The work folder of a target."""
+    return out.parent / f"{out.name}.unfinished"
+
+
 def rename(folder: Path, out: Path) -> None:
     """A finished folder in its place, which is free or an empty folder."""
     if out.is_dir():
@@ -108,6 +161,15 @@ def check_free(out: Path) -> None:
     """Raises AddendaError where something is at a target already."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise AddendaError(f"{out} is there already and is not empty. Choose another --out, or remove it.")
+
+
+def check_apart(source: Path, out: Path) -> None:
+    """Raises AddendaError where a target or its work folder is the source, lies in it or holds it."""
+    source, out = source.resolve(), out.resolve()
+    for what, folder in ((f"--out {out}", out), (f"{beside(out)}, the work folder of --out {out},", beside(out))):
+        if folder == source or source in folder.parents or folder in source.parents:
+            how = "is" if folder == source else "lies in" if source in folder.parents else "holds"
+            raise AddendaError(f"{what} {how} the source, {source}. The source is never written to; name another.")
 
 
 @contextmanager

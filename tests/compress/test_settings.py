@@ -1,0 +1,42 @@
+"""Options that cannot work are refused before anything is computed."""
+
+import pytest
+
+from addenda.compress.settings import Settings
+from addenda.core.errors import AddendaError
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("floor", (1.5, -0.1, float("nan"))), ("share", (0.0, 5.0, float("nan"))),
+        ("rise", (-2.0, -0.01, float("inf"), float("nan"))), ("remove", (0.0, 1.0)),
+        ("multiple", (0,)), ("batch", (0,)), ("samples", (0,)), ("length", (1,)), ("judge", (0,)),
+    ],
+)  # fmt: skip
+def test_out_of_range(option, values):
+    for value in values:
+        with pytest.raises(AddendaError, match=rf"{option} (is|must be) .*got {value}"):
+            Settings(**{option: value})
+
+
+def test_the_bounds_themselves_are_options():
+    Settings(floor=0, share=1, rise=0)
+    Settings(floor=1)
+
+
+def test_ranks_are_no_matter_of_the_pieces():
+    other = Settings(
+        remove=0.5, of="flops", allocate="energy", floor=0.1, share=0.5, rise=1, multiple=1, weigh="error",
+        split="sqrt", sequential=True, judge=3,
+    )  # fmt: skip
+    assert other.of_pieces() == Settings().of_pieces()
+    for option in (
+        {"how": "drone"},
+        {"storage": "pivot"},
+        {"center": True},
+        {"samples": 3},
+        {"length": 9},
+        {"seed": 1},
+    ):
+        assert Settings(**option).of_pieces() != Settings().of_pieces()

@@ -1,0 +1,93 @@
+"""The work folder: whose it is, what is in it, and one run at a time."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from addenda.compress.solve import LowRank
+from addenda.compress.work import Work, check_apart
+from addenda.core.errors import AddendaError
+
+
+def solved() -> dict[str, LowRank]:
+    return {"fc": LowRank(torch.randn(4, 2), torch.randn(2, 3), torch.tensor([1.0, 0.5, 0.0]))}
+
+
+def test_one_run_at_a_time(tmp_path):
+    with Work(tmp_path / "out", {"how": "lord"}) as first:
+        first.write("piece-000", solved(), {"fc": 1.0})
+        with pytest.raises(AddendaError, match=r"Another run is under way in .*out\.unfinished.*Wait"):
+            Work(tmp_path / "out", {"how": "lord"}).open()
+    with Work(tmp_path / "out", {"how": "lord"}) as second:
+        assert second.resumed and second.has("piece-000")
+        (second.folder / "model").mkdir()
+        second.finish()
+    assert not second.folder.exists() and (tmp_path / "out").is_dir()
+    (tmp_path / "out/file").write_text("")
+    with pytest.raises(AddendaError, match="is there already"):
+        Work(tmp_path / "out", {}).open()
+    assert not second.folder.exists()
+
+
+def test_a_run_that_ended_between_the_look_and_the_lock_is_seen(tmp_path):
+    work = Work(tmp_path / "out", {})
+    take = work._lock.take
+
+    def late() -> bool:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/file").write_text("")
+        return take()
+
+    work._lock.take = late
+    with pytest.raises(AddendaError, match="is there already"):
+        work.open()
+    assert not work.folder.exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "out.unfinished").mkdir()
+    (tmp_path / "out.unfinished/thesis.txt").write_text("x")
+    with pytest.raises(AddendaError, match=r"holds something else \(thesis\.txt\)"):
+        Work(tmp_path / "out", {}).open()
+    assert (tmp_path / "out.unfinished/thesis.txt").read_text() == "x"
+    Work(tmp_path / "new", {"a": 1}).open().close()
+    assert json.loads((tmp_path / "new.unfinished/plan.json").read_text()) == {"identity": {"a": 1}}
+    with pytest.raises(AddendaError, match=r"other settings \(a differ\)"):
+        Work(tmp_path / "new", {"a": 2}).open()
+
+
+def test_a_piece_that_was_cut_short_is_absent(tmp_path):
+    with Work(tmp_path / "out", {}) as work:
+        assert not work.has("piece-000")
+        work.write("piece-000", solved(), {"fc": 1.0})
+        assert work.has("piece-000")
+        file = work.folder / "piece-000.safetensors"
+        whole = file.read_bytes()
+        for left in (0, 4, 40, len(whole) - 1):
+            file.write_bytes(whole[:left])
+            assert not work.has("piece-000")
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "says"),
+    [
+        ("a", "a", "is the source"),
+        ("a", "a/b", "lies in the source"),
+        ("a/b", "a", "holds the source"),
+        ("a.unfinished", "a", "the work folder of .* is the source"),
+        ("a.unfinished/model", "a", "the work folder of .* holds the source"),
+        ("a", "b/../a/c", "lies in the source"),
+        ("a", "/", "holds the source"),
+    ],
+)
+def test_a_target_is_apart_from_the_source(tmp_path, source, out, says):
+    (tmp_path / "b").mkdir()
+    with pytest.raises(AddendaError, match=f"{says}.*never written to"):
+        check_apart(tmp_path / source, tmp_path / out)
+    (tmp_path / source).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / source)
+    with pytest.raises(AddendaError, match="never written to"):
+        check_apart(Path(tmp_path / "link"), tmp_path / out)
+    check_apart(tmp_path / source, tmp_path / "apart")
