@@ -9,7 +9,7 @@ import pytest
 import addenda
 from addenda.compare.arm import parse_arm
 from addenda.compare.budget import Budget, fitted
-from addenda.compare.run import Watch, compare
+from addenda.compare.run import Watch, _titled, compare
 from addenda.compare.search import cost, grid, rungs, search
 from addenda.compare.subject import from_files
 from addenda.core.errors import AddendaError
@@ -196,3 +196,14 @@ def test_an_arm_has_settings_of_training_of_its_own(files):
     with pytest.raises(AddendaError, match="Nothing is drawn"):
         run(files, methods=["lora@consistency=1"], out=files[2].parent / "other")
     assert not (files[2].parent / "other").exists()
+
+
+def test_titles_say_what_tells_the_forms_of_a_method_apart():
+    forms = {
+        "a": {"title": "AdaptFormer", "options": {"scale": 1.0, "bias": False, "rank": 32, "bits": 1}},
+        "b": {"title": "AdaptFormer", "options": {"scale": 1.0, "bias": False, "rank": 1}},
+        "c": {"title": "AdaptFormer", "options": {"scale": 1.0, "bias": False}},
+        "d": {"title": "LoRA", "options": {"rank": 4}},
+    }
+    titles = [m["title"] for m in _titled(forms).values()]
+    assert titles == ["AdaptFormer (rank 32, bits 1)", "AdaptFormer (rank 1)", "AdaptFormer (defaults)", "LoRA"]

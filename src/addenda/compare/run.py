@@ -230,11 +230,15 @@ def _options(arm: Arm) -> dict:
 
 
 def _titled(methods: dict[str, dict]) -> dict[str, dict]:
-    """Two forms of one method get their options in the title."""
-    titles = [m["title"] for m in methods.values()]
+    """Forms of one method get the options in their titles that they do not all have alike."""
+    forms: dict[str, list[dict]] = {}
     for m in methods.values():
-        if titles.count(m["title"]) > 1:
-            m["title"] += f" ({', '.join(f'{k} {v}' for k, v in m['options'].items()) or 'defaults'})"
+        forms.setdefault(m["title"], []).append(m)
+    for title, alike in forms.items():
+        if len(alike) > 1:
+            for m in alike:
+                own = {k: v for k, v in m["options"].items() if any(o["options"].get(k) != v for o in alike)}
+                m["title"] = f"{title} ({', '.join(f'{k} {v}' for k, v in own.items()) or 'defaults'})"
     return methods
 
 
