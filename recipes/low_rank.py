@@ -138,29 +138,29 @@ class Subject:
 
     def solve(self) -> None:
         """Every method's nested factors of every layer, block by block; blocks that are done are passed by."""
-        self.work.open()
-        walk = Walk(self.model, self.seen.batches(4), list(self.shapes))
-        self.where = {p: i for i, piece in enumerate(walk.pieces) for p in piece.paths}
-        missing = [[h for h in ROUTES if not self.work.has(f"{h}-{i:03}")] for i in range(len(walk.pieces))]
-        last = max((i for i, todo in enumerate(missing) if todo), default=-1)
-        for i, piece in enumerate(walk.pieces[: last + 1]):
-            if not missing[i]:
-                walk.pass_by(piece)
-                continue
-            started = time.perf_counter()
-            moments, uses = walk.moments(piece)
+        with self.work:  # one run at a time solves; what is solved, several may read
+            walk = Walk(self.model, self.seen.batches(4), list(self.shapes))
+            self.where = {p: i for i, piece in enumerate(walk.pieces) for p in piece.paths}
+            missing = [[h for h in ROUTES if not self.work.has(f"{h}-{i:03}")] for i in range(len(walk.pieces))]
+            last = max((i for i, todo in enumerate(missing) if todo), default=-1)
+            for i, piece in enumerate(walk.pieces[: last + 1]):
+                if not missing[i]:
+                    walk.pass_by(piece)
+                    continue
+                started = time.perf_counter()
+                moments, uses = walk.moments(piece)
 
-            def factors(job: tuple[str, str], moments=moments) -> Any:
-                how, path = job
-                most = ranks.break_even(*self.shapes[path], ROUTES[how])
-                return solve(site_at(self.model, path).matrix, moments[path], how, rank=most)
+                def factors(job: tuple[str, str], moments=moments) -> Any:
+                    how, path = job
+                    most = ranks.break_even(*self.shapes[path], ROUTES[how])
+                    return solve(site_at(self.model, path).matrix, moments[path], how, rank=most)
 
-            for how in missing[i]:
-                jobs = [(how, p) for p in piece.paths]
-                with side_by_side(len(jobs)) as each:
-                    solved = dict(zip(piece.paths, each(factors, jobs), strict=True))
-                self.work.write(f"{how}-{i:03}", solved, uses)
-            print(f"  {piece.name} solved in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+                for how in missing[i]:
+                    jobs = [(how, p) for p in piece.paths]
+                    with side_by_side(len(jobs)) as each:
+                        solved = dict(zip(piece.paths, each(factors, jobs), strict=True))
+                    self.work.write(f"{how}-{i:03}", solved, uses)
+                print(f"  {piece.name} solved in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 
     def layers(self, arm: Arm) -> list[Layer]:
         if arm.how not in self._curves:
