@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import toys
-from addenda import AddendaError, adapters, attach, optim
+from addenda import AddendaError, adapters, attach, optim, plan
 from addenda.optim.partwise import PartwiseAdamW
 
 NAME = "mosa-houlsby:rank=4,parts=3,share=none"
@@ -62,6 +62,14 @@ def test_only_the_drawn_part_moves_and_what_is_shared_moves_always():
         assert not torch.equal(model.classifier.addenda.default.weight.value, head)
     for i, t in enumerate(sites):
         assert made.state[t.up]["steps"].tolist() == [0, *(sum(d[i]["up"] == k for d in drawn) for k in (1, 2, 3))]
+
+
+def test_plan_counts_its_moments():
+    def kept(name):
+        made = plan(toys.make_bert(), NAME, batch=2, length=6, optimizer=lambda a: optim.build(a, name))
+        return made.step.optimizer
+
+    assert kept("adamw") <= kept("auto") < 1.1 * kept("adamw")
 
 
 def test_plain_adamw_moves_the_others_too():

@@ -163,6 +163,8 @@ def test_splits_without_class_folders_are_told(tmp_path):
     for call in (parts, lambda path: read(path, task="image")):
         with pytest.raises(AddendaError, match=says):
             call(tmp_path / "flat")
+        with pytest.raises(AddendaError, match=r"flat/train holds images but no class folder"):
+            call(tmp_path / "flat" / "train")
     write(tmp_path / "flat" / "train", 2)
     (tmp_path / "flat" / "train" / "000.png").unlink()
     assert len(read(tmp_path / "flat", task="image")) == 4 and parts(tmp_path / "flat") == ["train"]

@@ -184,6 +184,6 @@ def _change(t: "SiteTensors", x: Any, y: Tensor, changes: list[Tensor] | None = 
     if autocast and x.is_floating_point() and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     off = torch.autocast(device, enabled=False) if autocast else nullcontext()
-    more = {} if t.past is None else {"past": t.past.tokens}
+    more = {} if t.past is None else {"past": t.past.length}
     with as_recipe(x), off:
         return t.method.change(x, y, p, t.training, **more) if changes is None else t.method.fuse(x, y, changes, p)

@@ -18,9 +18,9 @@ CACHE = "past_key_values"
 
 @dataclass(eq=False)
 class Past:
-    """tokens: as noted last; a tensor () from caches of fixed size, which count on the device; None: not known."""
+    """length: as noted last; a tensor () from caches of fixed size, which count on the device; None: not known."""
 
-    tokens: int | Tensor | None = None
+    length: int | Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -34,7 +34,7 @@ class _Look:
         cache = args[self.place] if len(args) > self.place else kwargs.get(CACHE)
         told = hasattr(cache, "get_seq_length")
         length: int | Tensor | None = 0 if cache is None else cache.get_seq_length() if told else None
-        self.past.tokens = length.clone() if isinstance(length, Tensor) else length  # the cache counts in place
+        self.past.length = length.clone() if isinstance(length, Tensor) else length  # the cache counts in place
 
 
 def follow(root: nn.Module) -> None:

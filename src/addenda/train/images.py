@@ -127,7 +127,7 @@ def _idx(path: Path, found: dict, split: str, labels: Sequence[str] | None) -> D
 def _tree(path: Path) -> dict[str, list[Path]]:
     """Class folders by split; {} where the folder is not made of class folders. An unnamed split is "train".
 
-    Raises AddendaError for folders of splits, and of nothing else, where one holds images and no class folder.
+    Raises AddendaError for images without a class folder: here, or in folders of splits that stand alone.
     """
     folders = _inside(path, folders=True)
     rows = any(p.suffix in ROWS for p in _inside(path, folders=False))
@@ -137,8 +137,8 @@ def _tree(path: Path) -> dict[str, list[Path]]:
     if named:
         return {split: _inside(p, folders=True) for split, p in named.items()}
     known = {name for names in SPLITS.values() for name in names}
-    if folders and all(p.name in known for p in folders):  # beside other classes, "train" may be one too
-        _refuse_flat(folders)
+    if all(p.name in known for p in folders):  # beside other classes, "train" may be one too
+        _refuse_flat(folders or [path])
     return {"train": folders} if folders else {}
 
 
