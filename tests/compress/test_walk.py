@@ -1,5 +1,8 @@
 """Statistics block by block against one plain pass with a hook on every layer."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -191,3 +194,16 @@ def test_what_is_chosen_and_why_not(llama, bert):
         choose(llama, "nothing")
     with pytest.raises(AddendaError, match="can be compressed: it has none"):
         choose(nn.Sequential(nn.LayerNorm(4)))
+
+
+def test_weighing_lets_go_of_each_sequence(llama):
+    """A hook that held its own tensor would keep every sequence's graph until the collector comes by."""
+    seen, path = [], "model.layers.0.mlp.up_proj"
+    hook = llama.get_submodule(path).register_forward_hook(lambda m, args, y: seen.append(weakref.ref(y)))
+    gc.disable()
+    try:
+        weights_of(llama, batches(True), [path])
+        assert seen and all(y() is None for y in seen)
+    finally:
+        gc.enable()
+        hook.remove()

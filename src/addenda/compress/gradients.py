@@ -54,10 +54,10 @@ def weights_of(model: nn.Module, batches: list[Batch], paths: Iterable[str]) -> 
 
     def watch(path: str) -> Callable:
         def take(module: nn.Module, args: tuple, y: Tensor) -> None:
-            size = y.detach().float().square().sum(-1)
+            size, width = y.detach().float().square().sum(-1), y.shape[-1]
 
-            def look(g: Tensor) -> None:
-                found[path] += float((size * g.float().square().sum(-1)).sum(dtype=torch.float64)) / (2 * y.shape[-1])
+            def look(g: Tensor) -> None:  # without y in it: a tensor that its own hook holds is not let go
+                found[path] += float((size * g.float().square().sum(-1)).sum(dtype=torch.float64)) / (2 * width)
 
             y.register_hook(look)
 
