@@ -80,13 +80,9 @@ def measure(kept: float, where: str, batch: int, length: int, threads: int) -> d
 
 def stored(model) -> int:
     """Bytes of all weights, tied ones once."""
-    from addenda.core.packed import Packed
+    from addenda.core.packed import parts_of
 
-    total = 0
-    for p in {id(p): p for p in model.parameters()}.values():
-        parts = [getattr(p, name) for name in type(p).parts] if isinstance(p, Packed) else [p]
-        total += sum(t.numel() * t.element_size() for t in parts)
-    return total
+    return sum(t.numel() * t.element_size() for p in model.parameters() for t in parts_of(p))
 
 
 def saved(found: list[dict]) -> list[dict]:

@@ -18,10 +18,12 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -302,6 +304,22 @@ def conclude(given: argparse.Namespace, paper: str, findings: list[Finding], tab
         "table": table,
     }
     write_atomically(given.out / "verdict.json", (readable(kept) + "\n").encode())
+
+
+@torch.no_grad()
+def in_turns(
+    nets: Mapping[Any, nn.Module], x: torch.Tensor, rounds: int = 30, *, repeat: int = 1, warm: int = 3
+) -> dict[Any, list[float]]:
+    """Seconds of each net for x, in turns, the mean of `repeat` calls; the first `warm` turns are not counted."""
+    found: dict[Any, list[float]] = {name: [] for name in nets}
+    for turn in range(warm + rounds):
+        for name, net in nets.items():
+            started = time.perf_counter()
+            for _ in range(repeat):
+                net(x)
+            if turn >= warm:
+                found[name].append((time.perf_counter() - started) / repeat)
+    return found
 
 
 class Runs:

@@ -26,7 +26,7 @@ from addenda.nested import set_rank
 from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
 from addenda.train.machine import hardware, versions
-from recipes.common import VALIDATION, Finding, Interval, Runs, conclude, gap, options, search_steps, subject
+from recipes.common import VALIDATION, Finding, Interval, Runs, all_of, conclude, gap, options, search_steps, subject
 
 TOP, RANKS = 8, (1, 2, 4, 8)
 TARGETS = "linear"
@@ -167,8 +167,7 @@ def as_record(given: Namespace, on: Subject, specs: list[str], made: dict, rates
 
 def every(gaps, limit: float) -> str:
     """Whether all of several differences are above a limit."""
-    said = [g.above(limit) for g in gaps]
-    return "does not hold" if "does not hold" in said else "holds" if set(said) == {"holds"} else "cannot tell"
+    return all_of(g.above(limit) for g in gaps)
 
 
 def below(x: Interval) -> str:

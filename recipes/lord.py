@@ -27,7 +27,7 @@ import numpy as np
 
 from addenda import AddendaError
 from addenda.compress import measure, ranks
-from recipes.common import Finding, Interval, Runs, conclude
+from recipes.common import Finding, Interval, Runs, all_of, conclude
 from recipes.low_rank import BATCH, HEALED, LENGTH, SEEN, SHORT, WINDOW, Arm, Subject
 
 REMOVED = (0.2, 0.1, 0.3)  # the rate of claim 3 first
@@ -89,12 +89,6 @@ def within(found: Interval, limit: float) -> str:
     return "holds" if found.low > -limit and found.high < limit else "cannot tell"
 
 
-def every(verdicts: list[str]) -> str:
-    if "does not hold" in verdicts:
-        return "does not hold"
-    return "holds" if set(verdicts) == {"holds"} else "cannot tell"
-
-
 def rates_of(cells: dict[str, dict]) -> list[float]:
     """The rates that every arm has been through."""
     return [rate for rate in REMOVED if all(f"{a}, {rate:.0%}" in cells for a in ARMS)]
@@ -113,7 +107,7 @@ def findings(cells: dict[str, dict], latency: dict | None) -> list[Finding]:
         Finding(
             f"LoRD is SVD-LLM (within {SAME:.0%}), at most half of ASVD's rise in perplexity, and that of SVD's",
             f"on Python, parameters of the layers {'; '.join(said)}",
-            every(parts),
+            all_of(parts),
         )
     ]
     parts, said = [], []
@@ -121,7 +115,7 @@ def findings(cells: dict[str, dict], latency: dict | None) -> list[Finding]:
         code, english = (rises.rise(f"LoRD, {rate:.0%}", d) for d in ("code", "english"))
         parts.append(interval(english - code).above())
         said.append(f"−{rate:.0%}: Python {shown(code)}, English {shown(english)}")
-    found.append(Finding("calibrated on code, it loses less on code than on English", "; ".join(said), every(parts)))
+    found.append(Finding("calibrated on code, it loses less on code than on English", "; ".join(said), all_of(parts)))
     tried = {a: rises.rise(f"{a}, 20%") for a in BEST}
     best = np.minimum.reduce(list(tried.values()))  # chosen anew in every draw
     share = best / rises.rise("SVD-LLM, 20%")
@@ -157,7 +151,7 @@ def _faster(latency: dict | None) -> Finding:
         kept = ranks.cost(x["m"], x["n"], most) / (x["m"] * x["n"])
         until = f"rank {most} ({kept:.0%} of the parameters)" if wins else "no rank tried"
         alone.append(f"{x['m']} × {x['n']}, {x['rows']} row{'s' * (x['rows'] > 1)}: {until}")
-    return Finding(claim, f"{'; '.join(said)}. A layer alone is faster up to: {'; '.join(alone)}", every(parts))
+    return Finding(claim, f"{'; '.join(said)}. A layer alone is faster up to: {'; '.join(alone)}", all_of(parts))
 
 
 def table_of(cells: dict[str, dict]) -> list[dict]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import addenda as ad
 from addenda import AddendaError
@@ -35,12 +35,13 @@ from addenda.compress.texts import Windows, cut, windows
 from addenda.compress.walk import Walk
 from addenda.compress.work import Work, identity_of
 from addenda.core.atomic import write_atomically
-from addenda.core.packed import Packed
+from addenda.core.packed import parts_of
 from addenda.core.parallel import side_by_side
 from addenda.core.sites import site_at
 from addenda.train.embedded import model_folder
 from addenda.train.load import load_model
 from addenda.train.wheels import cache_folder
+from recipes.common import in_turns
 
 ROUTES: dict[str, Storage] = {"svd": "factors", "asvd": "factors", "svd-llm": "factors", "lord": "pivot"}
 SEEN, LENGTH, WINDOW = 64, 512, 256  # windows and tokens of calibration, tokens of a window that is judged
@@ -227,7 +228,8 @@ class Subject:
         self.put(self.fresh(arm, remove))
         try:
             errors = quantize(self.model, "nf4") if quantised else {}
-            stored = sum(_bytes(m) for p in self.shapes for m in self.model.get_submodule(p).modules())
+            weights = [w for p in self.shapes for w in self.model.get_submodule(p).parameters()]
+            stored = sum(t.numel() * t.element_size() for w in weights for t in parts_of(w))
             made: dict[str, Any] = {"bytes": stored, "packed": len(errors)}
             if not healed:
                 return made | {"losses": self.losses()}
@@ -279,34 +281,12 @@ class Subject:
                     for kept in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
                     if (r := ranks.rank_for(m, n, kept) // 8 * 8)
                 }
-                took = _in_turns({0: nn.Linear(n, m, bias=False, dtype=dtype), **tried}, x, rounds)
-                found["layers"].append({"m": m, "n": n, "rows": rows, "seconds": took})
+                each = {0: nn.Linear(n, m, bias=False, dtype=dtype), **tried}
+                took = in_turns(each, x, rounds, repeat=20 if rows > 1 else 200, warm=1)
+                found["layers"].append(
+                    {"m": m, "n": n, "rows": rows, "seconds": {r: statistics.median(s) for r, s in took.items()}}
+                )
         return found
-
-
-def _bytes(module: nn.Module) -> int:
-    """Bytes that a module's own parameters take."""
-    total = 0
-    for p in module._parameters.values():
-        if p is not None:
-            parts = [getattr(p, name) for name in type(p).parts] if isinstance(p, Packed) else [p]
-            total += sum(t.numel() * t.element_size() for t in parts)
-    return total
-
-
-@torch.no_grad()
-def _in_turns(layers: dict[int, nn.Module], x: Tensor, rounds: int) -> dict[int, float]:
-    """Median seconds of each layer by its rank; 0 is the dense one."""
-    repeat = 20 if len(x) > 1 else 200
-    found: dict[int, list[float]] = {r: [] for r in layers}
-    for turn in range(rounds + 1):
-        for r, layer in layers.items():
-            started = time.perf_counter()
-            for _ in range(repeat):
-                layer(x)
-            if turn:
-                found[r].append((time.perf_counter() - started) / repeat)
-    return {r: statistics.median(s) for r, s in found.items()}
 
 
 def _hash(what: dict) -> str:

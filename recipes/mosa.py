@@ -33,6 +33,7 @@ from recipes.common import (
     VALIDATION,
     Finding,
     Interval,
+    all_of,
     conclude,
     docstrings,
     fit_head,
@@ -141,11 +142,7 @@ def said(gaps: dict[str, Interval]) -> str:
 
 
 def every(gaps: dict[str, Interval]) -> str:
-    """One verdict of several: what speaks against, else what all of them say."""
-    verdicts = {g.above() for g in gaps.values()}
-    if "does not hold" in verdicts:
-        return "does not hold"
-    return verdicts.pop() if len(verdicts) == 1 else "cannot tell"
+    return all_of(g.above() for g in gaps.values())
 
 
 def slower(found: dict[str, list[Record]]) -> float:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import addenda as ad
 from addenda.train.machine import pick_dtype
-from recipes.common import Finding, Interval, Runs, conclude, over_seeds
+from recipes.common import Finding, Interval, Runs, all_of, conclude, in_turns, over_seeds
 from recipes.nets import Task, accuracy, digits, fashion, varied
 
 PERIOD, ENERGIES, LAMBDAS = 20, (0.98, 0.95, 0.9), (3e-3, 1e-2, 3e-2)
@@ -104,20 +104,6 @@ def share(net: nn.Module, scheme: str, example: Tensor, times: float) -> float:
     return 1 - (1 - 1 / times) * sum(whole.values()) / chosen
 
 
-@torch.no_grad()
-def seconds(nets: dict[str, nn.Module], x: Tensor, rounds: int = 30) -> dict[str, list[float]]:
-    """Seconds of each net for these images, in turns."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    found: dict[str, list[float]] = {name: [] for name in nets}
-    for turn in range(rounds + 3):
-        for name, net in nets.items():
-            started = time.perf_counter()
-            net(x)
-            if turn > 2:
-                found[name].append(time.perf_counter() - started)
-    return found
-
-
 def latency(task: Task, made: list[dict]) -> dict:
     """Of every run whose ranks are known: time of the dense net and of its forms at the points of `TIMES`.
 
@@ -133,7 +119,9 @@ def latency(task: Task, made: list[dict]) -> dict:
                 ).model
         if len(nets) > 1:
             x = task.parts["train"][0]
-            found[f"{r['arm']}-seed{r['seed']}"] = {str(n): seconds(nets, x[:n]) for n in (1, 64)}
+            found[f"{r['arm']}-seed{r['seed']}"] = {
+                str(n): in_turns(nets, x[:n].contiguous(memory_format=torch.channels_last)) for n in (1, 64)
+            }
     return found
 
 
@@ -263,26 +251,26 @@ def findings(seeds: int, made: dict, energy: float, nuclear: float, clock: dict 
     return [
         Finding(
             f"cut at its training threshold ({energy:.0%} of the energy) without loss, here within half a point",
-            "; ".join(told.values()), worst(v.above(-0.005) for v in uncut.values()),
+            "; ".join(told.values()), all_of(v.above(-0.005) for v in uncut.values()),
         ),
         Finding(
             "at 2 × fewer multiplications better than decomposing a plain net",
             "; ".join(f"TRP + nuclear − {w}: {better[w].points()}" for w in better),
-            worst(v.above() for v in better.values()),
+            all_of(v.above() for v in better.values()),
         ),
         Finding(
             "the same with batch norms recalibrated on both sides (not in the paper)",
             "; ".join(f"TRP + nuclear − {w}: {recalibrated[w].points()}" for w in recalibrated),
-            worst(v.above() for v in recalibrated.values()),
+            all_of(v.above() for v in recalibrated.values()),
         ),
         Finding(
             "the nuclear norm adds to TRP, at 2 × fewer multiplications",
-            "; ".join(f"{s}: {adds[s].points()}" for s in adds), worst(v.above() for v in adds.values()),
+            "; ".join(f"{s}: {adds[s].points()}" for s in adds), all_of(v.above() for v in adds.values()),
         ),
         Finding(
             "the loss at 2 × fewer multiplications is at most the published 1.24 points (CIFAR-10, 2.17 ×)",
             "; ".join(f"TRP + nuclear, {s}: {loss[s].points()}" for s in loss),
-            worst(v.above(-0.0124) for v in loss.values()),
+            all_of(v.above(-0.0124) for v in loss.values()),
         ),
         _by_the_clock(clock, [Arm(s, energy, nuclear).name for s in POSTHOC]),
     ]  # fmt: skip
@@ -302,15 +290,7 @@ def _by_the_clock(clock: dict | None, arms: list[str]) -> Finding:
             low, middle, high = quantiles(ratios, n=4)
             parts.append("holds" if low > 1 else "does not hold" if high < 1 else "cannot tell")
             told.append(f"{arm}, {n} image{'s' if n != '1' else ''}: {middle:.2f} × ({low:.2f} to {high:.2f})")
-    return Finding(claim, "; ".join(told), worst(parts))
-
-
-def worst(verdicts) -> str:
-    """One verdict of several: what speaks against, else what all of them say."""
-    verdicts = set(verdicts)
-    if "does not hold" in verdicts:
-        return "does not hold"
-    return verdicts.pop() if len(verdicts) == 1 else "cannot tell"
+    return Finding(claim, "; ".join(told), all_of(parts))
 
 
 def rows(arm: Arm, made: list[dict]) -> list[dict]:

@@ -141,9 +141,7 @@ def waterfill(layers: Sequence[Layer], keep: float, multiple: int = 1, floor: fl
 def _walked(layers: Sequence[Layer], start: Ranks, left: float, multiple: int, jumps: bool) -> Ranks:
     """From these ranks up, the best gain for cost first. jumps: layers may become dense."""
     ranks, order = dict(start), itertools.count()
-    steps: list[
-        tuple[float, int, float, Layer, int | None, int | None]
-    ] = []  # −gain for cost, …, cost, layer, from, to
+    steps: list[tuple[float, int, float, Layer, int | None, int | None]] = []  # −gain for cost, _, cost, x, from, to
 
     def add(x: Layer, rank: int) -> None:
         for gain, price, before, after in _hull(x, rank, multiple, jumps, left):

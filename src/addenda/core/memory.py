@@ -37,6 +37,7 @@ from addenda.core.random import Stream
 from addenda.core.sites import Point, Site, owners_of, site_at, with_neighbours
 from addenda.core.state import State, find_state, unwrap
 from addenda.core.tensors import Assigned, kept_as, pool_of, tensors_of
+from addenda.core.twin import without_data
 
 Optimizer = Callable[[Adapter], torch.optim.Optimizer]
 
@@ -120,7 +121,7 @@ def _predict(
     optimizer: Optimizer | None,
 ) -> Step:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    twin = _twin(root, mode)
+    twin = without_data(root, mode)
     if find_state(twin):
         detach(twin)
     twin.train()
@@ -172,16 +173,6 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 def _bytes(tensors: Iterable[Tensor]) -> int:
     storages = (part.untyped_storage() for t in tensors for part in parts_of(t))
     return sum({id(s): s.nbytes() for s in storages}.values())
-
-
-def _twin(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy of the model that holds no data: every parameter and buffer is fake."""
-    memo: dict[int, Any] = {id(t): mode.from_tensor(t) for t in _tensors(root)}
-    found = find_state(root)
-    held = [*(found[1].merged or {}).values(), *found[1].cast.values()] if found else []
-    for kept in held:  # the base's own weights under a merged change
-        memo[id(kept)] = kept
-    return copy.deepcopy(root, memo)
 
 
 def _fake_tensors(assigned: Assigned, twins: Assigned, mode: FakeTensorMode) -> dict[str, SiteTensors]:

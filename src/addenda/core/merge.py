@@ -25,6 +25,7 @@ from addenda.core.random import Stream
 from addenda.core.sharded import refuse_sharded
 from addenda.core.sites import PARAMETER, Site, owners_of, site_at
 from addenda.core.state import Kept, State, apply_active, state_of, unwrap
+from addenda.core.twin import aside
 
 Base = Literal["as-trained", "full-precision"]
 _UNSEEN_LIMIT = 0.25  # share of the change that rounding may take when no batch is there to judge by
@@ -186,7 +187,7 @@ def _merged(
                 f"{before.numel():,}, in {before.dtype}, so they prove nothing. Give another batch, a wider dtype=, "
                 "or an adapter that has not diverged."
             )
-        wide, wider = _wider(root, state)
+        wide, wider = _wider(root)
         noise = _outputs(wide, _in(verify, wider))
     names, ways = state.active, {}
     try:
@@ -379,12 +380,12 @@ def _in(batch: object, dtype: torch.dtype) -> object:
     return batch
 
 
-def _wider(root: nn.Module, state: State) -> tuple[nn.Module, torch.dtype]:
+def _wider(root: nn.Module) -> tuple[nn.Module, torch.dtype]:
     """A copy of the model in the next wider dtype: float32 for half precision, float64 for float32."""
     dtypes = {p.dtype for p in root.parameters()}
     half = any(torch.finfo(d).bits < 32 for d in dtypes if d.is_floating_point and not _is_adapter_only(root, d))
     dtype = torch.float32 if half else torch.float64
-    return nn.Module.to(copy.deepcopy(root, {id(t): t for t in state.cast.values()}), dtype), dtype
+    return nn.Module.to(copy.deepcopy(root, aside(root)), dtype), dtype
 
 
 def _is_adapter_only(root: nn.Module, dtype: torch.dtype) -> bool:

@@ -39,13 +39,14 @@ class _Look:
 
 def follow(root: nn.Module) -> None:
     """Tell the tensors of every method that follows a cache of its length; take the hooks off where none does."""
-    around = _around(root)
-    for module in around:
+    following = []
+    for module in root.modules():
+        if isinstance(module, SiteTensors) and _follows(module.method):
+            following.append(module)
         for key in [k for k, hook in module._forward_pre_hooks.items() if isinstance(hook, _Look)]:
             del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
-    past = Past()
-    following = [m for m in root.modules() if isinstance(m, SiteTensors) and _follows(m.method)]
-    for module in around if following else ():
+    past, around = Past(), _around(root) if following else []
+    for module in around:
         module.register_forward_pre_hook(_Look(past, _takes(module).index(CACHE)), with_kwargs=True)
     for tensors in following:
         tensors.past = past if around else None

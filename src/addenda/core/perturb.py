@@ -2,7 +2,7 @@
 
     W̃ = W + σ · std(W) · N(0, 1)        for every trained matrix, std over all its numbers
 
-What all sites train together (a pool: Compacter's rule, VB-LoRA's bank) is moved once a draw, and all sites see it so.
+What all sites train together (a pool) is moved once a draw, and all sites see it so.
 
 1-bit adapters rest on the observation that a trained adapter loses little where W̃ is far from W (Jie et al. 2023,
 arXiv 2307.16867): rounding to 1 bit moves a matrix of normal numbers by 0.62 std, to 2 bits by 0.36, to 4 bits by 0.11.
@@ -63,10 +63,9 @@ def perturbation_curve(
         raise AddendaError(f"A curve wants sizes of noise from 0 and at least one seed, got {sizes} and {draws}.")
     sites, pools = list(Adapter(root, name).sites()), list(Adapter(root, name).pools())
     read = {path: {k: p for k, p in t.tensors().items() if k in t.matrices} for path, t in sites}
-    pooled = {n: {k: p for k, p in pool.stored().items() if p.dim() >= 2} for n, pool in pools}
-    if not any([*read.values(), *pooled.values()]):
+    pooled = {id(pool): (n, {k: p for k, p in pool.stored().items() if p.dim() >= 2}) for n, pool in pools}
+    if not any([*read.values(), *(own for _, own in pooled.values())]):
         raise AddendaError(f"{name!r} trains no matrix at any site, so there is nothing to move.")
-    named = {id(pool): n for n, pool in pools}
     found: dict[float, tuple[float, ...]] = {}
     with training_mode(model, False):
         for sigma in dict.fromkeys([0.0, *sizes]):
@@ -74,15 +73,15 @@ def perturbation_curve(
             try:
                 for seed in draws if sigma else draws[:1]:
                     shared = {
-                        n: {k: _moved(p, sigma, Stream(seed, "perturb", n, k), False) for k, p in own.items()}
-                        for n, own in pooled.items()
+                        pool: {k: _moved(p, sigma, Stream(seed, "perturb", n, k), False) for k, p in own.items()}
+                        for pool, (n, own) in pooled.items()
                     }
                     for path, t in sites:
                         own = {
                             k: _moved(p, sigma, Stream(seed, "perturb", path, k), t.stacked)
                             for k, p in read[path].items()
                         }
-                        t.instead = own | shared.get(named.get(id(t._modules.get("pool")), ""), {})
+                        t.instead = own | shared.get(id(t._modules.get("pool")), {})
                     said.append(float(judge(model)))
             finally:
                 for _, t in sites:

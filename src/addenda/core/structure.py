@@ -18,40 +18,23 @@ A method may want the parts of one of them only (`HiddenMethod.one_side`): the e
 embeds ids. What is undone before the head is undone in a decoder, never in an encoder.
 
 What registration order cannot say, where the residual is read, what is normalised after the sum, and which of several
-embeddings is called, is seen in one forward of a copy without data: a norm whose output *is* what the part reads stands
-before it; a norm whose output *is* what the block returns stands after the sum.
+embeddings is called, is seen in one forward (`core.trial`).
 """
 
-import copy
 import fnmatch
-import inspect
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
+from torch import nn
 
-from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.hidden import HiddenMethod
 from addenda.core.sites import CONV1D, Point, is_norm, kind_of, point_at, refusal
-from addenda.core.state import find_state
 from addenda.core.targets import Target, grouped, matching
+from addenda.core.trial import Part, Trial, tried
 
 PARTS = ("attention", "mlp", "block", "key", "value", "embedding", "embeddings")
-
-
-@dataclass(frozen=True)
-class Part:
-    """A stretch of the model that starts with one module's input and ends with another's output."""
-
-    block: str  # the path of the block around it, or ""
-    first: str
-    last: str
-    role: str = ""  # one of PARTS, or "" where modules were named
 
 
 def points(
@@ -64,7 +47,7 @@ def points(
     """
     wanted = [targets] if isinstance(targets, str) or callable(targets) else list(targets)
     left_out = [exclude] if isinstance(exclude, str) or callable(exclude) else list(exclude)
-    seen: list[_Trial] = []  # one forward, run only if something asks
+    seen: list[Trial] = []  # one forward, run only if something asks
 
     sides = _sides(model) if method.one_side or method.has("undo") else _Sides()
     only = sides.ids if method.one_side else ""
@@ -88,9 +71,9 @@ def points(
     order = {path: i for i, (path, _) in enumerate(model.named_modules())}
     sites = [point_at(model, path) for path in sorted(found, key=lambda p: order.get(p.partition("@")[0], 0))]
     problems = [f"{site.path}: {why}" for site in sites if (why := refusal(model, site))]
-    for path in (site.path.partition("@")[0] for site in sites if seen):
-        if path not in seen[0].order:
-            problems.append(f"{path}: it did not run in a trial forward, so a change there would do nothing")
+    if seen:
+        idle = [path for site in sites if (path := site.path.partition("@")[0]) not in seen[0].order]
+        problems += [f"{path}: it did not run in a trial forward, so a change there would do nothing" for path in idle]
     if problems:
         raise AddendaError(f"{len(problems)} of {len(sites)} places cannot be changed: {'; '.join(problems[:8])}.")
     return sites
@@ -214,7 +197,7 @@ def _sides(model: nn.Module) -> _Sides:
     return replace(found, ids="decoder" if "decoder" in at and "encoder" not in at else "encoder")
 
 
-def _parts(model: nn.Module, target: Target, seen: "list[_Trial]") -> list[Part]:
+def _parts(model: nn.Module, target: Target, seen: list[Trial]) -> list[Part]:
     if isinstance(target, str) and target in ("embedding", "embeddings"):
         found = _embeddings(model, seen)
         around = [path if target == "embedding" else _around(model, path, blocks(model)) for path in found]
@@ -236,7 +219,7 @@ def _parts(model: nn.Module, target: Target, seen: "list[_Trial]") -> list[Part]
     return [Part(next((b for b in around if p == b or p.startswith(f"{b}.")), ""), p, p) for p in paths]
 
 
-def _embeddings(model: nn.Module, seen: "list[_Trial]") -> list[str]:
+def _embeddings(model: nn.Module, seen: list[Trial]) -> list[str]:
     """The paths of the input embeddings: of all modules with that weight where there are several, those that run."""
     found = _owners_of_ids(model)
     if len(found) > 1 and hasattr(model, "get_input_embeddings"):
@@ -320,7 +303,7 @@ def _naming(model: nn.Module, target: Target | None = None) -> str:
 # -- what is read ------------------------------------------------------------------------------------------------------
 
 
-def _path(model: nn.Module, part: Part, reads: str, seen: "list[_Trial]") -> str:
+def _path(model: nn.Module, part: Part, reads: str, seen: list[Trial]) -> str:
     """The path of the place where a part is changed: "last@what is read"."""
     if reads == "output":
         return f"{part.last}@output"
@@ -347,144 +330,7 @@ def _path(model: nn.Module, part: Part, reads: str, seen: "list[_Trial]") -> str
     return f"{part.block or part.last}@output"
 
 
-@dataclass
-class _Trial:
-    """What one forward did: of every call of a module, in order, the storages of its first input and its output."""
-
-    ins: dict[str, int] = field(default_factory=dict)
-    outs: dict[str, int] = field(default_factory=dict)
-    order: list[str] = field(default_factory=list)  # of the norms and other modules, as their calls ended
-    norms: set[str] = field(default_factory=set)
-    alive: list[Tensor] = field(default_factory=list)  # so that no storage's id is used twice
-
-    def norm_before(self, part: Part) -> str | None:
-        """The norm that makes what the part reads, unless what it makes is the residual too."""
-        if part.first not in self.ins:
-            raise AddendaError(f"{part.first} did not run in a trial forward, so what stands before it is not known.")
-        makers = [n for n in self.norms if self.outs.get(n) == self.ins[part.first] and self.ins.get(n) is not None]
-        before = [n for n in makers if self.order.index(n) < self.order.index(part.first)]
-        return None if not before or self._after_the_sum(part) else before[-1]
-
-    def norm_after(self, part: Part) -> str | None:
-        """The norm over the sum of the part's output and the residual, in models that normalise after it."""
-        if part.last not in self.outs:
-            raise AddendaError(f"{part.last} did not run in a trial forward, so what stands behind it is not known.")
-        if not self._after_the_sum(part):
-            return None
-        later = self.order[self.order.index(part.last) + 1 :]
-        return next((n for n in later if n in self.norms and n.startswith(f"{part.block}.")), None)
-
-    def _after_the_sum(self, part: Part) -> bool:
-        """Whether the block returns what a norm in it made."""
-        inside = [n for n in self.norms if n.startswith(f"{part.block}.") and n in self.outs]
-        return bool(part.block) and any(self.outs[n] == self.outs.get(part.block) for n in inside)
-
-
-def _trial(model: nn.Module, seen: list[_Trial]) -> _Trial:
+def _trial(model: nn.Module, seen: list[Trial]) -> Trial:
     if not seen:
-        seen.append(_try(model))
+        seen.append(tried(model))
     return seen[0]
-
-
-@torch.no_grad()
-def _try(model: nn.Module) -> _Trial:
-    """One forward in evaluation mode: on tensors without data, or on real ones where the model looks at values."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    problems: list[str] = []
-    twin = copy.deepcopy(model, _fakes(model, mode)).eval()
-    trial = _followed(twin, mode, problems)
-    if trial is None:
-        with training_mode(model, False):
-            trial = _followed(model, None, problems)
-    if trial is None:
-        raise AddendaError(
-            f"What this method reads is seen in a trial forward, and this {type(model).__name__} could not be run "
-            f"({'; '.join(problems)}). Name the modules whose output is changed with targets=, e.g. targets='*.mlp', "
-            "and choose reads='input' or 'output' where the method has that option."
-        )
-    return trial
-
-
-def _followed(model: nn.Module, mode: FakeTensorMode | None, problems: list[str]) -> _Trial | None:
-    """The first of the likely inputs that the model takes; what it said of the others goes to problems."""
-    trial, hooks = _Trial(), []
-    for path, module in model.named_modules():
-        if path and "addenda" not in path.split("."):
-            hooks.append(module.register_forward_hook(_watch(trial, path), with_kwargs=True))
-            if is_norm(module):
-                trial.norms.add(path)
-    try:
-        for args, kwargs in _inputs(model):
-            for record in (trial.ins, trial.outs, trial.order, trial.alive):
-                record.clear()
-            try:
-                if mode is None:
-                    model(*args, **kwargs)
-                else:
-                    with mode:
-                        model(*map(mode.from_tensor, args), **{
-                            k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()
-                        })  # fmt: skip
-                return trial
-            except Exception as error:  # whatever a model does with inputs that it was not made for
-                said = next(iter(str(error).splitlines()), "")[:200]
-                problems.append(f"on {', '.join(kwargs) or 'ids'}: {type(error).__name__}: {said}")
-        return None
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _fakes(model: nn.Module, mode: FakeTensorMode) -> dict[int, Any]:
-    """A memo for `deepcopy`: every parameter and buffer without data."""
-    memo: dict[int, Any] = {id(t): mode.from_tensor(t) for t in [*model.parameters(), *model.buffers()]}
-    found = find_state(model)
-    for kept in [*(found[1].merged or {}).values(), *found[1].cast.values()] if found else ():
-        memo[id(kept)] = kept
-    return memo
-
-
-def _watch(trial: _Trial, path: str):
-    def note(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
-        given = args[0] if args else next(iter(kwargs.values()), None)
-        made = out[0] if isinstance(out, tuple) and out else out
-        for record, value in ((trial.ins, given), (trial.outs, made)):
-            if isinstance(value, Tensor):
-                record[path] = id(value.untyped_storage())
-                trial.alive.append(value)
-        trial.order.append(path)
-
-    return note
-
-
-def _inputs(model: nn.Module) -> Iterator[tuple[tuple, dict]]:
-    """What the model might take, the likeliest first: ids, an image, both."""
-    takes = inspect.signature(type(model).forward).parameters
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(1))
-    ids = torch.zeros(1, 2, dtype=torch.long, device=like.device)
-    config = getattr(model, "config", None)
-    last, many = getattr(config, "eos_token_id", None), getattr(config, "vocab_size", None)
-    if isinstance(last, int) and isinstance(many, int) and 0 <= last < many:
-        ids[:, -1] = last  # BART's classifier looks for it
-    more: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
-    text = {"input_ids": ids} | ({"decoder_input_ids": ids} if "decoder_input_ids" in takes else {}) | more
-    image = _image(config)
-    image = None if image is None else image.to(like.device, like.dtype)
-    if "input_ids" in takes:
-        yield (), text
-    if "pixel_values" in takes and image is not None:
-        yield (), {"pixel_values": image} | more
-        if "input_ids" in takes:
-            yield (), text | {"pixel_values": image}
-    if "input_ids" not in takes and "pixel_values" not in takes:
-        yield (ids,), {}
-
-
-def _image(config: Any) -> Tensor | None:
-    """One image of the size that the configuration, or its vision part, says."""
-    for c in (config, getattr(config, "vision_config", None)):
-        size = getattr(c, "image_size", None)
-        if size is not None:
-            height, width = size if isinstance(size, (list, tuple)) else (size, size)
-            return torch.zeros(1, getattr(c, "num_channels", 3), height, width)
-    return None
