@@ -35,8 +35,9 @@ def build(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.bfloat1
     torch.manual_seed(0)
     if name == "smollm2":
         from addenda.train.embedded import model_folder
+        from addenda.train.pretrained import pretrained
 
-        model = transformers.AutoModelForCausalLM.from_pretrained(model_folder(), dtype=dtype)
+        model = pretrained("AutoModelForCausalLM", model_folder(), dtype=dtype)
     else:
         torch.set_default_dtype(dtype)
         hidden, mlp, layers, heads = MODELS[name]

@@ -79,9 +79,10 @@ def speed(work: Callable) -> float:
 
 def theirs(folder: Path, files: list[Path]) -> None:
     from PIL import Image
-    from transformers import AutoImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    from addenda.train.pretrained import pretrained
+
+    processor = pretrained("AutoImageProcessor", folder, backend="pil")
     for i in range(0, COUNT, BATCH):
         processor([Image.open(f) for f in files[i : i + BATCH]], return_tensors="pt")
 

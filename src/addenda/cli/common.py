@@ -12,6 +12,9 @@ VISION = "dinov2-small"
 Model = Annotated[
     Path | None, typer.Option("--model", "-m", help="Folder of a transformers model. Default: the embedded one.")
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that the model's folder brings. It can do anything.")
+]
 DataFile = Annotated[
     Path | None,
     typer.Option(

@@ -22,6 +22,7 @@ from addenda.cli.common import (
     Subset,
     Targets,
     Text,
+    Trust,
     columns_of,
     listed,
     model_or_default,
@@ -75,6 +76,7 @@ def compare(
     max_length: MaxLength = None,
     dtype: Dtype = "auto",
     quantize: Quantize = None,
+    trust_remote_code: Trust = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the long part.")] = False,
 ) -> None:
     """Which method is worth it here? Same model, data and budget, several seeds, intervals, a report."""
@@ -102,7 +104,7 @@ def compare(
             within=within, dtype=dtype, quantize=quantize, max_length=max_length, items=items or None,
             columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),
             subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
-            command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(ask),
+            trust_remote_code=trust_remote_code, command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(ask),
         )  # fmt: skip
     _print(summary(record))
 

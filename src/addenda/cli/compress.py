@@ -7,7 +7,18 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from addenda.cli.common import Device, Dtype, Exclude, Model, Targets, data_or_default, listed, model_or_default, say
+from addenda.cli.common import (
+    Device,
+    Dtype,
+    Exclude,
+    Model,
+    Targets,
+    Trust,
+    data_or_default,
+    listed,
+    model_or_default,
+    say,
+)
 
 RANKS, TEXT, ADAPTER = "Ranks", "Text", "An adapter file in few bits"
 
@@ -91,11 +102,13 @@ def compress(
     part: Annotated[str, typer.Option("--part", help="Which part of the data.", rich_help_panel=ADAPTER)] = "test",
     dtype: Dtype = "auto",
     device: Device = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Make a model's linear layers low rank, or put an adapter into few bits, and say what that costs and brings."""
     few = re.fullmatch(r"(\d+) ?-?bits?", how)
     if few or adapter is not None:
-        _few_bits(adapter, few and int(few[1]), out, head_bits, _judge(adapter, model, data, part, dtype, device))
+        judge = _judge(adapter, model, data, part, dtype, device, trust_remote_code)
+        _few_bits(adapter, few and int(few[1]), out, head_bits, judge)
         return
     if out is None:
         from addenda.core.errors import AddendaError
@@ -104,7 +117,8 @@ def compress(
     if how == "dense":
         from addenda.compress.dense import to_dense
 
-        typer.echo(f"written: {to_dense(model_or_default(model), out, dtype=dtype)}")
+        made = to_dense(model_or_default(model), out, dtype=dtype, trust_remote_code=trust_remote_code)
+        typer.echo(f"written: {made}")
         return
     from addenda.compress.run import compress as run
     from addenda.compress.settings import Settings
@@ -117,7 +131,7 @@ def compress(
     report = run(
         model_or_default(model), out=out, calibration=calibration, settings=settings,
         targets=listed(targets) if targets else "linear", exclude=listed(exclude), dtype=dtype, device=device,
-        latency=latency, by_type=by_type, humaneval=humaneval, say=say,
+        latency=latency, by_type=by_type, humaneval=humaneval, trust_remote_code=trust_remote_code, say=say,
     )  # fmt: skip
     typer.echo(report)
     typer.echo(f"written: {out}, with README.md and compress.json")
@@ -137,7 +151,13 @@ def _few_bits(adapter: Path | None, bits: int | None, out: Path | None, head_bit
 
 
 def _judge(
-    adapter: Path | None, model: Path | None, data: Path | None, part: str, dtype: str, device: str | None
+    adapter: Path | None,
+    model: Path | None,
+    data: Path | None,
+    part: str,
+    dtype: str,
+    device: str | None,
+    trust_remote_code: bool,
 ) -> Callable[[Path], Any] | None:
     """What `addenda eval` says of an adapter file; None where neither a model nor data is named."""
     if model is None and data is None:
@@ -147,8 +167,9 @@ def _judge(
     from addenda.train.load import label_names, labels_beside, wanted_by
 
     def judge(file: Path) -> Any:  # classes and image size are those of the run that made the adapter
-        loaded = with_adapter(model, file, dtype, device, wanted_by(adapter).get("image_size"))
-        names = labels_beside(adapter) or label_names(loaded.source)
+        side = wanted_by(adapter).get("image_size")
+        loaded = with_adapter(model, file, dtype, device, side, trust_remote_code)
+        names = labels_beside(adapter) or label_names(loaded.source, trust_remote_code)
         columns: dict[str, Any] = {"labels": names} if names else {}
         return evaluate(loaded.model, loaded.tokenizer, data_or_default(data), split=part, **columns)
 

@@ -20,6 +20,7 @@ from addenda.cli.common import (
     Question,
     SkipCorrupt,
     Text,
+    Trust,
     columns_of,
     data_or_default,
     left_out,
@@ -52,16 +53,17 @@ def evaluate(
     overflow: Overflow = "error",
     dtype: Dtype = "auto",
     device: Device = None,
+    trust_remote_code: Trust = False,
     items: Annotated[Path | None, typer.Option("--items", help="Write one JSON line per example here.")] = None,
 ) -> None:
     """Judge a model on data: loss, and how many examples are right."""
     source = data_or_default(data)
-    loaded = with_adapter(model, adapter, dtype, device, image_size)
+    loaded = with_adapter(model, adapter, dtype, device, image_size, trust_remote_code)
     from addenda.train.evaluate import evaluate as judge
     from addenda.train.load import label_names, labels_beside
 
     columns: dict[str, Any] = columns_of(question=question, answer=answer, text=text, label=label, image=image)
-    names = labels_beside(adapter) or label_names(loaded.source)
+    names = labels_beside(adapter) or label_names(loaded.source, trust_remote_code)
     if names:
         columns["labels"] = names
     made = judge(
@@ -89,11 +91,12 @@ def generate(
     plain: Annotated[bool, typer.Option("--plain", help="Leave the chat template out.")] = False,
     dtype: Dtype = "auto",
     device: Device = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Write greedy answers to prompts."""
     if prompts == ["-"]:
         prompts = [line for line in typer.get_text_stream("stdin").read().splitlines() if line.strip()]
-    loaded = with_adapter(model, adapter, dtype, device)
+    loaded = with_adapter(model, adapter, dtype, device, trust_remote_code=trust_remote_code)
     from addenda.train.evaluate import generate as write
 
     if system is None and model is None and not plain:
@@ -111,12 +114,18 @@ def _under(system: str, prompts: list[str]) -> list:
 
 
 def with_adapter(
-    model: Path | None, adapter: Path | None, dtype: str, device: str | None, image_size: int | None = None
+    model: Path | None,
+    adapter: Path | None,
+    dtype: str,
+    device: str | None,
+    image_size: int | None = None,
+    trust_remote_code: bool = False,
 ):
     """A model as the command line names it, with an adapter file on it."""
     from addenda.train.load import load_model, wanted_by
 
     wanted: dict[str, Any] = wanted_by(adapter) | ({"image_size": image_size} if image_size else {})
+    wanted |= {"trust_remote_code": trust_remote_code}  # never what a run.json says
     loaded = load_model(model_or_default(model), dtype=dtype, device=device, **wanted)
     heads: tuple[str, ...] = ()
     if adapter is not None:

@@ -1,10 +1,10 @@
 """`addenda plan`: what would be attached where, and what it costs; nothing is changed."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from addenda.cli.common import Dtype, Exclude, Method, Model, Quantize, Targets, listed, model_or_default
+from addenda.cli.common import Dtype, Exclude, Method, Model, Quantize, Targets, Trust, listed, model_or_default
 
 
 def register(app: typer.Typer) -> None:
@@ -19,6 +19,7 @@ def plan(
     head_bits: Annotated[int | None, typer.Option("--head-bits", help="A trained head in 1 to 8 bits.")] = None,
     dtype: Dtype = "auto",
     quantize: Quantize = None,
+    trust_remote_code: Trust = False,
     batch: Annotated[
         int | None, typer.Option("--batch", help="With --length: predict memory and FLOPs of a step.")
     ] = None,
@@ -38,7 +39,8 @@ def plan(
     from addenda.train.load import load_model
 
     chosen = build(method)  # before the model is read, which takes longer
-    loaded = load_model(model_or_default(model), dtype=dtype, device="cpu", quantize=quantize)
+    reading: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "trust_remote_code": trust_remote_code}
+    loaded = load_model(model_or_default(model), device="cpu", **reading)
     size = getattr(loaded.tokenizer, "size", None)
     made = make(
         loaded.model,

@@ -25,6 +25,7 @@ from addenda.cli.common import (
     Subset,
     Targets,
     Text,
+    Trust,
     columns_of,
     data_or_default,
     left_out,
@@ -96,6 +97,7 @@ def tune(
     dtype: Dtype = "auto",
     device: Device = None,
     quantize: Quantize = None,
+    trust_remote_code: Trust = False,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run in --out.")] = True,
     attention: Annotated[
         str, _speed("--attention", "auto measures sdpa and eager here; a name takes that one.")
@@ -127,6 +129,7 @@ def tune(
         loss=cast(Any, loss), group=group, compile=compile, checkpointing=checkpointing, lean=lean, optimizer=optimizer,
         columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),
         subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
+        trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if made.skipped:
         typer.echo(left_out(made.skipped))

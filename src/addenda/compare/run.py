@@ -59,6 +59,7 @@ def compare(
     within: float | None = None,
     dtype: str = "auto",
     quantize: str | None = None,
+    trust_remote_code: bool = False,
     columns: dict | None = None,
     max_length: int | None = None,
     subset: str | None = None,
@@ -84,7 +85,8 @@ def compare(
     from a small part of the training data, see `train.subsets`. image_size: the side of images in pixels; skip_corrupt:
     leave out those that cannot be decoded. items: how many of the test split are judged, and half as many of the ood
     split (None: all). validation: how many of its split are looked at while training. quantize: a form that the base's
-    linear layers are kept in for all arms, see `compress.quantize`.
+    linear layers are kept in for all arms, see `compress.quantize`. trust_remote_code: run code that the model's folder
+    brings, which is never done unasked.
     Raises AddendaError for bad input, before anything is run.
     """
     watch = watch or Watch()
@@ -105,6 +107,7 @@ def compare(
             subject = from_files(
                 model, str(data), columns=columns, dtype=dtype, quantize=quantize, max_length=max_length, subset=subset,
                 image_size=image_size, skip_corrupt=skip_corrupt, items=items,
+                trust_remote_code=trust_remote_code,
             )  # fmt: skip
     subject = subject.limited(items)
     if budget.kind == "parameters":

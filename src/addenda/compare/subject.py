@@ -107,6 +107,7 @@ def from_files(
     dtype: str = "auto",
     quantize: str | None = None,
     max_length: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Subject:
     """A transformers folder and a data file or folder, of texts or images.
 
@@ -115,8 +116,8 @@ def from_files(
     images of the test split that are looked at, so that no others are decoded. Raises AddendaError for whatever does
     not fit."""
     folder, columns = Path(model).expanduser(), columns or {}
-    task = task_in(config_of(folder))
-    names = label_names(folder) if task != "causal" else None
+    task = task_in(config_of(folder, trust_remote_code))
+    names = label_names(folder, trust_remote_code) if task != "causal" else None
     options: dict[str, Any] = columns | ({"labels": names} if names else {})
     train, parts = read(data, task=task, **options), {}
     options |= {"labels": train.labels} if train.labels else {}
@@ -131,7 +132,8 @@ def from_files(
     if task != "causal" and not train.labels:
         raise AddendaError(f"{data} holds numbers to predict; a comparison counts right answers, so it wants classes.")
     outputs = len(train.labels) if task != "causal" and train.labels else None
-    loaded = load_model(folder, task=task, labels=outputs, dtype=dtype, image_size=image_size, quantize=quantize)
+    loading: dict[str, Any] = {"dtype": dtype, "image_size": image_size, "quantize": quantize}
+    loaded = load_model(folder, task=task, labels=outputs, trust_remote_code=trust_remote_code, **loading)
     said: dict[str, Data] = {"train": train, **parts}
     asked = {k: _first(d, most(k, items)) if task == "image" else d for k, d in said.items()}
     reading: dict[str, Any] = {"max_length": max_length, "skip_corrupt": skip_corrupt}
@@ -193,4 +195,5 @@ def _told(name: str, loaded: Loaded) -> dict:
     count = sum(p.numel() for p in loaded.model.parameters())
     dtype = str(next(p for p in loaded.model.parameters() if p.dim() > 1).dtype).removeprefix("torch.")
     about = {"name": name, "parameters": count, "dtype": dtype, "note": loaded.note}
+    about |= {"trust_remote_code": True} if loaded.trust_remote_code else {}
     return about | ({"quantize": loaded.quantize} if loaded.quantize else {})

@@ -11,19 +11,21 @@ from addenda.compress.folder import METHOD, put
 from addenda.compress.layers import FORMS
 from addenda.compress.work import check_apart, check_free, rename, writing
 from addenda.core.errors import AddendaError
-from addenda.train.load import config_of, load_model, quiet
+from addenda.train.load import config_of, load_model
+from addenda.train.pretrained import quiet
 
 
 @torch.no_grad()
-def to_dense(folder: str | Path, out: str | Path, *, dtype: str = "auto") -> Path:
+def to_dense(folder: str | Path, out: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False) -> Path:
     """Write the model of a compressed folder with plain linear layers. It has the old size again, and the new errors.
 
     dtype: of the result; products are formed in float32 and rounded once. "auto": that of the folder.
+    trust_remote_code: run code that the folder brings.
     Raises AddendaError for a folder without low-rank layers, a target that is taken or lies in it, and a bias that the
     architecture's own layer does not have (from center=True).
     """
     source, out = Path(folder).expanduser(), Path(out).expanduser().resolve()
-    config: Any = config_of(source)
+    config: Any = config_of(source, trust_remote_code)
     entry = getattr(config, "quantization_config", None) or {}
     if entry.get("quant_method") != METHOD:
         raise AddendaError(f"{source} has no low-rank layers of addenda; there is nothing to multiply out.")
@@ -31,7 +33,7 @@ def to_dense(folder: str | Path, out: str | Path, *, dtype: str = "auto") -> Pat
     check_free(out)
     kind = cast(str, getattr(config, "dtype", None)) if dtype == "auto" else dtype
     kind = str(kind or "float32").removeprefix("torch.")
-    loaded = load_model(source, dtype="float32", device="cpu")
+    loaded = load_model(source, dtype="float32", device="cpu", trust_remote_code=trust_remote_code)
     model, final = cast(Any, loaded.model), getattr(torch, kind)
     ordinary = _ordinary(model)
     low = {p: m for p, m in model.named_modules() if isinstance(m, tuple(FORMS.values()))}

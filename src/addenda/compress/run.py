@@ -41,8 +41,9 @@ from addenda.core.parallel import side_by_side
 from addenda.core.sites import site_at
 from addenda.core.targets import Target, grouped
 from addenda.train.evaluate import task_of
-from addenda.train.load import Loaded, config_of, load_model, quiet, task_in
+from addenda.train.load import Loaded, config_of, load_model, task_in
 from addenda.train.machine import Peak, hardware, resident, versions
+from addenda.train.pretrained import quiet
 
 Say = Callable[[str], None]
 _WEIGHED = 16  # windows whose gradients weigh the layers against each other
@@ -62,6 +63,7 @@ def compress(
     latency: bool = True,
     by_type: bool = True,
     humaneval: int = 0,
+    trust_remote_code: bool = False,
     say: Say | None = None,
 ) -> Report:
     """Write the low-rank form of the model in a folder to another folder, and say what that cost and brought.
@@ -69,13 +71,14 @@ def compress(
     calibration: text, see `compress.texts`; by default the standard library of Python. latency: measure tokens a second
     of both forms, which holds both in memory. by_type: judge each type of layer compressed alone, too. humaneval: how
     many of its problems to try before and after, which executes what the model writes (`compress.humaneval`); 0: none,
-    and nothing is executed. say: called with one line of progress at a time.
+    and nothing is executed. trust_remote_code: run code that the model's folder brings. say: called with one line of
+    progress at a time.
     Raises AddendaError for a model, text or settings that cannot be used, a taken target, another run for the same one
     and a full disk. The source is never written to, and an unfinished target keeps what is done.
     """
     s, say, started = settings or Settings(), say or (lambda _: None), time.perf_counter()
     source, out = Path(model).expanduser(), Path(out).expanduser().resolve()
-    config: Any = config_of(source)  # raises where there is no model
+    config: Any = config_of(source, trust_remote_code)  # raises where there is no model
     packed = getattr(config, "quantization_config", None)
     if packed:
         raise AddendaError(_not_again(source, packed))
@@ -86,7 +89,7 @@ def compress(
         )
     check_apart(source, out)
     check_free(out)
-    loaded = load_model(source, dtype=dtype, device=device)
+    loaded = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     causal = task_of(loaded.model) == "causal"
     s = s.settled(causal)
     if not causal and (wants := s.wants_loss()):
@@ -96,6 +99,7 @@ def compress(
     calibrate, judge = windows(loaded.tokenizer, calibration, s.samples, s.length, judge=s.judge, seed=s.seed)
     _fits(loaded.model, calibrate, judge)
     notes = _enough(calibrate, chosen, s)
+    notes += ["code of the model's folder was run (--trust-remote-code)"] if trust_remote_code else []
     for line in notes:
         say(line)
     with Work(out, s.of_pieces() | {

@@ -51,6 +51,7 @@ def write_card(folder: Path, adapter: Adapter, run: dict) -> None:
     memory = run["peak_memory_above_model"]
     first, last = run["losses"][0], run["losses"][-1]
     outputs = f", num_labels={len(data['labels'])}" if data["labels"] else ""
+    trust = ", trust_remote_code=True" if options.get("trust_remote_code") else ""
     skipped = f", {data['skipped']} corrupt images left out" if data.get("skipped") else ""
     lines = [
         "---",
@@ -78,7 +79,7 @@ def write_card(folder: Path, adapter: Adapter, run: dict) -> None:
         "import addenda",
         f"from transformers import {AUTO.get(data['form'], 'AutoModelForCausalLM')} as Auto",
         "",
-        f"model = Auto.from_pretrained({run['base']!r}, dtype={options['dtype']!r}{outputs})",
+        f"model = Auto.from_pretrained({run['base']!r}, dtype={options['dtype']!r}{outputs}{trust})",
         'addenda.load(model, "adapter.safetensors")',
         "```",
         "",

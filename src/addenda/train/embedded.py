@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from addenda.core.errors import AddendaError
+from addenda.train.pretrained import pretrained
 from addenda.train.wheels import Progress, Wheel, quiet_and_offline
 
 NAME = "SmolLM2-135M-Instruct"
@@ -32,14 +33,13 @@ def setup_demo(progress: Progress | None = None) -> Path:
 
 def _write(gguf: Path, folder: Path, progress: Progress) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with quiet_and_offline(), _without_bar():
         progress(f"Converting {NAME}, once: the tokenizer (about 20 s).")
-        AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+        pretrained("AutoTokenizer", gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
         progress(f"Converting {NAME}, once: the weights (about 30 s).")
-        read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        read = pretrained("AutoModelForCausalLM", gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         config: Any = read.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # save_pretrained refuses a model read from GGUF, so a fresh one is saved

@@ -5,8 +5,6 @@ Nothing is downloaded.
 
 import inspect
 import json
-import logging
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from addenda.train.data import TaskKind
 from addenda.train.evaluate import task_of
 from addenda.train.machine import pick_device, pick_dtype
 from addenda.train.prepare import Preparation, preparation_of
+from addenda.train.pretrained import pretrained
 
 KINDS = {"causal": "causal LM", "label": "sequence classifier", "image": "image classifier"}
 AUTO = {
@@ -47,6 +46,7 @@ class Loaded:
     fresh: tuple[str, ...] = ()
     note: str = ""
     quantize: str | None = None  # the form of the linear layers' weights
+    trust_remote_code: bool = False  # whether code of the folder was allowed to run
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -77,6 +77,7 @@ def load_model(
     device: str | torch.device | None = None,
     seed: int = 0,
     quantize: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Loaded:
     """The model of a folder, in evaluation mode, and its tokenizer or, for images, its `Preparation`.
 
@@ -84,16 +85,15 @@ def load_model(
     labels are given. labels: the number of outputs of a new head. image_size: the side of the images in pixels, where
     not what the folder says. seed: of a new head's weights.
     quantize: a form that the linear layers' weights are kept in, see `compress.quantize`; layers that another library
-    has quantised are read as they are.
+    has quantised are read as they are. trust_remote_code: run code that the folder brings; never done unasked.
     Raises AddendaError when the folder, its configuration, its tokenizer or some of its weights are missing, and for an
     image size that the model cannot take.
     """
     if quantize is not None:
         Form.parse(quantize)  # a mistake here should not cost the time to read the model
-    import transformers
 
     folder = Path(path).expanduser()
-    config: Any = config_of(folder)
+    config: Any = config_of(folder, trust_remote_code)
     task = task or task_in(config)
     if task == "causal" and labels is not None:
         task = "label"
@@ -101,7 +101,7 @@ def load_model(
         raise AddendaError(f"image_size is for models that read images; {folder} holds a {KINDS[task]}.")
     where = pick_device(device)
     kind, why = pick_dtype(dtype, where)
-    auto: Any = getattr(transformers, AUTO[task])
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if labels is not None:
         if _own_head(config) and config.num_labels != labels:
             raise AddendaError(
@@ -113,15 +113,12 @@ def load_model(
         config.use_mask_token = False  # for pretraining only; trained in full it would get no gradient
     torch.manual_seed(seed)
     try:
-        with quiet():
-            model, info = auto.from_pretrained(
-                folder, config=config, dtype=kind, local_files_only=True, output_loading_info=True
-            )
-            if task == "image":
-                reader: Any = preparation_of(folder, config, image_size)
-                _check_size(model, reader, folder)
-            else:
-                reader = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, info = pretrained(AUTO[task], folder, config=config, dtype=kind, output_loading_info=True, **trust)
+        if task == "image":
+            reader: Any = preparation_of(folder, config, image_size, **trust)
+            _check_size(model, reader, folder)
+        else:
+            reader = pretrained("AutoTokenizer", folder, **trust)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise AddendaError(
             f"The folder {folder} could not be loaded as a {KINDS[task]}: "
@@ -146,7 +143,7 @@ def load_model(
     if quantize is not None:
         errors = quantised(model, quantize)
         note += f"; {len(errors)} linear layers in {quantize}, {bits_of(model):.2f} bits a weight"
-    return Loaded(model.eval(), reader, str(folder), fresh, note, quantize)
+    return Loaded(model.eval(), reader, str(folder), fresh, note, quantize, trust_remote_code)
 
 
 def task_in(config) -> TaskKind:
@@ -175,18 +172,16 @@ def _check_size(model: nn.Module, how: Preparation, folder: Path) -> None:
         )
 
 
-def label_names(folder: str | Path) -> list[str] | None:
+def label_names(folder: str | Path, trust_remote_code: bool = False) -> list[str] | None:
     """The names of a classifier's outputs in its own order, where they say more than LABEL_0."""
-    config: Any = config_of(Path(folder).expanduser())
+    config: Any = config_of(Path(folder).expanduser(), trust_remote_code)
     named = _own_head(config) and config.num_labels > 1
     names = [config.id2label[i] for i in sorted(config.id2label)] if named else []
     return names if names and not all(n.startswith("LABEL_") for n in names) else None
 
 
-def config_of(folder: Path):
+def config_of(folder: Path, trust_remote_code: bool = False):
     """A folder's configuration. Raises AddendaError where there is none."""
-    import transformers
-
     if not (folder / "config.json").is_file():
         around = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         what = "no config.json in it" if folder.is_dir() else "no such folder"
@@ -196,7 +191,7 @@ def config_of(folder: Path):
             "or a loaded model."
         )
     try:
-        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        return pretrained("AutoConfig", folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise AddendaError(f"transformers cannot read {folder / 'config.json'}: {error}") from None
 
@@ -230,19 +225,3 @@ def _run_beside(adapter: str | Path | None) -> dict:
     except (OSError, ValueError):
         return {}
     return run if isinstance(run, dict) else {}
-
-
-@contextmanager
-def quiet():
-    """transformers' warnings and bars off, for what is checked here anyhow."""
-    from transformers.utils import logging as theirs
-
-    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    theirs.set_verbosity(logging.ERROR)
-    theirs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        theirs.set_verbosity(level)
-        if bars:
-            theirs.enable_progress_bar()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from addenda.core.errors import AddendaError
+from addenda.train.pretrained import pretrained
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,14 +98,16 @@ class Preparation:
         return x
 
 
-def preparation_of(folder: str | Path, config: Any = None, image_size: int | None = None) -> Preparation:
+def preparation_of(
+    folder: str | Path, config: Any = None, image_size: int | None = None, trust_remote_code: bool = False
+) -> Preparation:
     """What the folder of a vision model says; without a file for it, the configuration's image size, squeezed into.
 
-    config: the model's configuration. image_size: another side, in pixels. Raises AddendaError for a file that cannot
-    be read, and for steps that are not done here.
+    config: the model's configuration. image_size: another side, in pixels. trust_remote_code: run code that the folder
+    brings. Raises AddendaError for a file that cannot be read, and for steps that are not done here.
     """
     folder = Path(folder).expanduser()
-    said, file = _said(folder)
+    said, file = _said(folder, trust_remote_code)
     if said is not None:
         made = _understood(said, file)
     else:
@@ -121,7 +124,7 @@ def preparation_of(folder: str | Path, config: Any = None, image_size: int | Non
     return made if image_size is None else made.sized(image_size)
 
 
-def _said(folder: Path) -> tuple[dict | None, Path]:
+def _said(folder: Path, trust_remote_code: bool) -> tuple[dict | None, Path]:
     """The settings as transformers completes them with its defaults, and the file that holds them."""
     for name in FILES:
         file = folder / name
@@ -131,9 +134,7 @@ def _said(folder: Path) -> tuple[dict | None, Path]:
             found = json.loads(file.read_text(encoding="utf-8"))
             if name != FILES[0] and "image_processor" not in found:
                 continue
-            from transformers import AutoImageProcessor
-
-            made = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+            made = pretrained("AutoImageProcessor", folder, trust_remote_code=trust_remote_code, backend="pil")
             return made.to_dict(), file
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             why = (str(error).strip() or type(error).__name__).splitlines()[0]

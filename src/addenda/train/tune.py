@@ -79,6 +79,7 @@ def tune(
     dtype: Any = "auto",
     device: Any = None,
     quantize: str | None = None,
+    trust_remote_code: bool = False,
     resume: bool = True,
     progress: Progress | bool = True,
     name: str = "default",
@@ -95,7 +96,8 @@ def tune(
     many bits, see `attach`. steps or epochs (1
     if neither). eval_data: data, or a share of it to hold out by questions. max_length, overflow, chat: see `encode`.
     dtype: "auto" is bfloat16 where it is fast; a loaded module keeps its own. quantize: a form that the base's linear
-    layers are kept in, see `compress.quantize`; "nf4" with LoRA is QLoRA. progress: shown on stderr, or a function, or
+    layers are kept in, see `compress.quantize`; "nf4" with LoRA is QLoRA. trust_remote_code: run code that the model's
+    folder brings, which is never done unasked. progress: shown on stderr, or a function, or
     False. options: rate (if not given, where the catalogue starts a search for the method's), schedule, eval_every,
     early_stop, consistency, and what makes it fast and small: attention, loss, compile, group, optimizer,
     checkpointing, … as in `fit`.
@@ -107,7 +109,7 @@ def tune(
     chosen = build(method) if isinstance(method, str) else method
     if options.get("rate") is None:
         options["rate"] = starting_rate(chosen)
-    loading = {"dtype": dtype, "device": device, "seed": seed}
+    loading = {"dtype": dtype, "device": device, "seed": seed, "trust_remote_code": trust_remote_code}
     loading |= {k: v for k, v in (("image_size", image_size), ("quantize", quantize)) if v}
     loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns or {}, subset, loading)
     model, tokenizer = loaded.model, loaded.tokenizer
@@ -145,7 +147,8 @@ def tune(
             "steps": steps, "epochs": epochs, "batch": batch, "seed": seed, "max_length": limit,
             "overflow": overflow, "chat": chat, "columns": columns or {}, "note": loaded.note, "subset": subset,
             "image_size": image_size, "images": str(tokenizer) if train.form == "image" else None,
-            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "quantize": quantize, **options,
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "quantize": quantize,
+            "trust_remote_code": loaded.trust_remote_code, **options,
         }  # fmt: skip
         known = {"train": train.source, "form": train.form, "examples": len(encoded), "digest": train.digest}
         known |= {"labels": train.labels, "skipped": len(encoded.skipped)}
@@ -182,8 +185,8 @@ def _prepare(
         names = None
         loaded = Loaded(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__)
     elif isinstance(model, str | Path):
-        task = data_task(data) or task_in(config_of(Path(model).expanduser()))
-        names, loaded = label_names(model), None
+        task = data_task(data) or task_in(config_of(Path(model).expanduser(), loading["trust_remote_code"]))
+        names, loaded = label_names(model, loading["trust_remote_code"]), None
     else:
         raise AddendaError(f"Expected a folder or a torch.nn.Module as the model, got {type(model).__name__}.")
     if hasattr(data, "splits") and eval_data is None:
