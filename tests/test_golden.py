@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import addenda as ad
 from addenda.core.errors import AddendaError
+from addenda.core.form import read, write
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -72,3 +73,19 @@ def test_a_file_of_another_base_is_refused():
         model.layers[0].self_attn.q_proj.weight[0, 0] += 1e-3
     with pytest.raises(AddendaError, match="trained on other base weights"):
         ad.load(model, folder / file)
+
+
+def test_files_hold_every_option_and_a_missing_one_has_the_default_of_its_time(tmp_path, monkeypatch):
+    model = Layers()
+    adapter = ad.attach(model, ad.LoRA(rank=2), targets="*.q_proj", also_train=["score"])
+    file = adapter.save(tmp_path / "new.safetensors")
+    header, tensors = read(file)
+    assert header["methods"] == [{"name": "lora", "options": ad.LoRA(rank=2).options(defaults=True)}]
+    assert header["head"] == {"bits": None, "ste": "paper"}
+    assert "lora (rank=2):" in ad.inspect(file)
+    del header["methods"][0]["options"]["alpha"]
+    write(tmp_path / "old.safetensors", header, tensors)
+    monkeypatch.setattr(ad.LoRA, "formerly", {"alpha": 7.0})
+    ad.detach(model)
+    assert ad.load(model, tmp_path / "new.safetensors", name="new").methods["layers.0.self_attn.q_proj"].alpha is None
+    assert ad.load(model, tmp_path / "old.safetensors", name="old").methods["layers.0.self_attn.q_proj"].alpha == 7.0

@@ -8,7 +8,7 @@ import addenda as ad
 from addenda.compress.adapter import compress_adapter
 from addenda.core.errors import AddendaError
 from addenda.core.fewbits import codebook
-from addenda.core.files import read
+from addenda.core.files import described, read
 
 
 def model_with(method, **options):
@@ -32,7 +32,7 @@ def test_every_matrix_is_rounded_once(bits, tmp_path):
     assert report.quality == {"before": "a.safetensors", "after": report.path.name}
     header, after = read(report.path)
     assert set(report.errors) == {"one/A", "one/B"}
-    assert header["methods"] == [{"name": "lora", "options": {"rank": 4, "bits": bits}}]
+    assert header["methods"] == described([ad.LoRA(rank=4, bits=bits)])
     assert torch.equal(after["two.weight/value"], before["two.weight/value"]), "a head stays as it is"
     assert report.after == sum(t.numel() * t.element_size() for t in after.values())
     ad.detach(model)

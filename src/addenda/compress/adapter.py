@@ -14,7 +14,7 @@ from torch import Tensor
 
 from addenda.core.errors import AddendaError
 from addenda.core.fewbits import encoded, said
-from addenda.core.files import methods_of
+from addenda.core.files import described, methods_of
 from addenda.core.form import bits_of, packed_as, read, write
 from addenda.core.method import WeightMethod
 
@@ -88,9 +88,9 @@ def compress_adapter(
     if not errors:
         names = ", ".join(m["name"] for m in header["methods"])
         raise AddendaError(f"{file} holds no trained matrix ({names}), so there is nothing to put into {said(bits)}.")
-    header["methods"] = [{"name": m.name, "options": m.options()} for m in methods]
-    if options := copy.options():
-        header["head"] = options
+    header["methods"] = described(methods)
+    if any(s["method"] == -1 for s in header["sites"]):
+        header["head"] = copy.options(defaults=True)
     path = Path(out) if out is not None else file.with_name(f"{file.stem}-{bits}bit{file.suffix}")
     if path.resolve() == file.resolve():
         raise AddendaError(f"{path} is the file itself, whose values the codes do not hold. Give another --out.")

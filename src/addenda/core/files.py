@@ -1,6 +1,7 @@
 """Adapter files: one safetensors file with tensors, schema and the base's fingerprint. A load takes whole or raises.
 
-The header's `addenda` entry is JSON: schema number, seed, step, the methods with their non-default options, and every
+The header's `addenda` entry is JSON: schema number, seed, step, the methods with all their options (older files: those
+that differ from the defaults; what such a default was then stands in `Method.formerly`), and every
 site with path, kind, stored shape and dtype, the SHA-256 of the base's unmodified bytes, sixteen of its values, and
 the names and kinds of its tensors. Tensors are stored as "path/name", those that all sites of a method train together
 as ".0/name" (of the next such method ".1/name"); the adapter's own name is in no key. Nothing that can be computed
@@ -13,6 +14,7 @@ shape stands under "packed" at the site, its bits among the options of the metho
 import dataclasses
 import hashlib
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -141,13 +143,13 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False, latent: boo
         "schema": SCHEMA,
         "seed": record.seed,
         "step": record.step,
-        "methods": [{"name": m.name, "options": m.options()} for m in methods],
+        "methods": described(methods),
         "basis": basis,
         "sites": sites,
         "pools": [list(pool._parameters) for pool in pools.values()],
     }
-    if options := copy.options():
-        header["head"] = options
+    if record.also_train:
+        header["head"] = copy.options(defaults=True)
     if writes(gathered):
         write(path, header, tensors)
     wait(gathered)
@@ -213,15 +215,24 @@ def load(
 
 
 def _known(entry: dict) -> dict:
-    """The options of a stored method; an option that this version does not know may not be dropped."""
-    fields = {f.name for f in dataclasses.fields(info(entry["name"]).cls)}
+    """The options of a stored method; an option that this version does not know may not be dropped.
+
+    One that the file does not store has the default of the version that wrote it.
+    """
+    cls = info(entry["name"]).cls
+    fields = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(entry["options"]) - fields)
     if unknown:
         raise AddendaError(
             f"The file uses options of {entry['name']} that this version does not know: {', '.join(unknown)}. "
             "It was written by another version of addenda; upgrade."
         )
-    return entry["options"]
+    return {**cls.formerly, **entry["options"]}
+
+
+def described(methods: Iterable[Method]) -> list[dict]:
+    """The methods as a header stores them: all options, so that no later default changes what a file means."""
+    return [{"name": m.name, "options": m.options(defaults=True)} for m in methods]
 
 
 def methods_of(header: dict, path: str | Path) -> tuple[list[Method], Replace]:
@@ -416,12 +427,20 @@ def _same_checksum(want, found) -> bool:
     return abs(want[0] - found[0]) <= limit and abs(want[1] - found[1]) <= limit
 
 
+def _unusual(entry: dict) -> dict:
+    """The options of a stored method that differ from its defaults; all that are stored, where it is not known here."""
+    try:
+        return info(entry["name"]).cls(**_known(entry)).options()
+    except AddendaError:
+        return entry["options"]
+
+
 def inspect(path: str | Path) -> str:
     """What a file holds, in a few lines; no model needed."""
     header, tensors = read(path)
     lines = [f"{path}: adapter file, schema {header['schema']}, seed {header['seed']}, {header['step']} steps"]
     for i, m in enumerate(header["methods"]):
-        options = ", ".join(f"{k}={v}" for k, v in m["options"].items()) or "defaults"
+        options = ", ".join(f"{k}={v}" for k, v in _unusual(m).items()) or "defaults"
         groups = grouped(s["path"] for s in header["sites"] if s["method"] == i)
         lines.append(f"  {m['name']} ({options}): " + ", ".join(f"{g} × {len(p)}" for g, p in groups.items()))
     heads = [s["path"] for s in header["sites"] if s["method"] == -1]

@@ -119,6 +119,7 @@ class Method:
     starts: ClassVar[Start] = Start()  # in full precision; see `start`
     sized_by: ClassVar[str | None] = None  # the option that makes it larger: a comparison at equal parameters sets it
     targets: ClassVar[str | tuple[str, ...]] = "linear"  # where it goes if nobody says
+    formerly: ClassVar[dict[str, Any]] = {}  # defaults that held when files stored only what differed from them
     drawn_apart: ClassVar[bool] = False  # whether `on_step` is asked for every site, or once for all
     _kind: ClassVar[type]  # the base class that lists the hooks of its kind
 

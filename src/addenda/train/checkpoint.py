@@ -16,8 +16,9 @@ from pathlib import Path
 from addenda.core.adapter import Adapter
 from addenda.core.atomic import write_atomically
 from addenda.core.errors import AddendaError
-from addenda.core.files import save
+from addenda.core.files import methods_of, save
 from addenda.core.form import read
+from addenda.core.method import Method
 from addenda.core.sharded import writes
 from addenda.core.state import record_of
 
@@ -56,17 +57,17 @@ def restore(adapter: Adapter, folder: str | Path) -> int:
     _, _, record = record_of(adapter.model, adapter.name)
     own = list(dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train))
     problems = []
-    described = [{"name": m.name, "options": json.loads(json.dumps(m.options()))} for m in own]
-    if header["methods"] != described:
-        problems.append(f"the method is {header['methods']} there and {described} here")
+    there, copy = methods_of(header, folder / FILE)
+    if there != own:
+        problems.append(f"the method is {_all(there)} there and {_all(own)} here")
     if header["seed"] != record.seed:
         problems.append(f"the seed is {header['seed']} there and {record.seed} here")
     heads = {s["path"] for s in header["sites"] if s["method"] == -1}
     if heads != set(record.also_train):
         problems.append(f"also_train is {sorted(heads)} there and {sorted(record.also_train)} here")
-    copies = [record.methods[p].options() for p in record.also_train][:1] or [{}]
-    if header["head"] != copies[0]:
-        problems.append(f"heads are trained with {header['head']} there and {copies[0]} here")
+    copies = [record.methods[p] for p in record.also_train][:1]
+    if copies and copies[0] != copy:
+        problems.append(f"heads are trained with {copy.options()} there and {copies[0].options()} here")
     if any(s["packed"] for s in header["sites"]):
         problems.append("its matrices are codes there")
     if problems:
@@ -77,6 +78,10 @@ def restore(adapter: Adapter, folder: str | Path) -> int:
     adapter.load_state_dict(tensors)
     adapter.draw(note["step"])
     return note["step"]
+
+
+def _all(methods: list[Method]) -> str:
+    return ", ".join(map(str, methods)) or "none"
 
 
 def note_of(folder: str | Path) -> dict:
