@@ -36,7 +36,7 @@ from addenda.core.sharded import is_sharded, wait, whole, writes
 from addenda.core.sites import Site, owners_of, refusal, site_at, with_neighbours
 from addenda.core.state import State, record_of
 from addenda.core.targets import grouped
-from addenda.core.template import template
+from addenda.core.template import pool_template, template
 from addenda.core.tensors import Assigned, build_tensors, numbers
 
 _SAMPLE = 16
@@ -329,11 +329,10 @@ def _pools(plan: Assigned, header: dict, tensors: dict[str, Tensor], path: str |
         have: Params = {k: nn.Parameter(tensors[f".{i}/{k}"]) for k in names}
         shapes: list[Shape] = [site.shape for site, own in plan if own == m]
         want, count = m.pooled(shapes), sum(t.numel() for t in have.values())
-        if want != count:  # before a fresh one is drawn: a bank of 10^9 in a small file must not allocate
+        if want != count:
             problems.append(f".{i}: expected {want:,} trained numbers, the file has {count:,}")
             continue
-        fresh = m.pool(shapes, Stream(0, "pool"))
-        form, expected = ({k: _of(t, True) for k, t in p.items()} for p in (have, fresh))
+        form, expected = ({k: _of(t, True) for k, t in p.items()} for p in (have, pool_template(m, shapes)))
         if form != expected:
             problems.append(f".{i}: expected {_form(expected)}, the file has {_form(form)}")
         problems += [f".{i}/{k} {why}" for k, t in have.items() if (why := _not_sane(t, 0))]
@@ -346,7 +345,7 @@ def _pools(plan: Assigned, header: dict, tensors: dict[str, Tensor], path: str |
 def _same_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path) -> None:
     """Names, kinds and shapes as a fresh `init` would give them, once for every method and shape; sane values."""
     problems, templates = [], {}
-    for site, method in plan:  # before any template: a rank of 10^9 in a small file must not allocate
+    for site, method in plan:  # a formula, before anything is made
         want = numbers(site, method)
         have = sum(t.numel() for t in stored[site.path].values() if isinstance(t, nn.Parameter))
         if want != have:

@@ -7,6 +7,11 @@ _LEAST = 1e-5  # singular values below this share of the largest are lost when t
 _MORE = 16  # directions looked at beyond those asked for, so that a small gap behind the last one does no harm
 
 
+def on_cpu(W: Tensor) -> Tensor:
+    """W on the CPU; one on the meta device, which has no values to bring, as it is."""
+    return W if W.is_meta else W.cpu()
+
+
 def singular_triplets(
     W: Tensor, rank: int | None = None, *, full_matrices: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -14,9 +19,14 @@ def singular_triplets(
 
     k = min(m, n), or the given rank: only the largest. A pair (u_i, v_i) is unique up to its sign, which is fixed so
     that the largest entry of u_i is positive; pairs of equal singular values may still turn among themselves.
-    full_matrices: U m × m and Vᵀ n × n.
+    full_matrices: U m × m and Vᵀ n × n. Of a W on the meta device, tensors without values.
     """
-    W, k = W.cpu(), rank or min(W.shape)
+    W, k = on_cpu(W), rank or min(W.shape)
+    if W.is_meta:
+        m, n = W.shape
+        shapes = ((m, m), (k,), (n, n)) if full_matrices else ((m, k), (k,), (k, n))
+        U, S, Vt = (W.new_empty(shape, dtype=torch.float64) for shape in shapes)
+        return U, S, Vt
     tall = W if W.shape[0] >= W.shape[1] else W.T
     left, S, right = (None if full_matrices else _from_gram(tall, rank)) or _exact(tall, full_matrices)
     U, V = (left, right) if tall is W else (right, left)

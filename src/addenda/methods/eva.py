@@ -29,6 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from addenda.core.linalg import on_cpu
 from addenda.core.lowrank import LowRank
 from addenda.core.method import Params, Shape, WeightMethod
 from addenda.core.random import Stream
@@ -81,7 +82,7 @@ class EVA(LowRank):
         return dataclasses.replace(self, rank=rank, alpha=alpha, rho=1.0)
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
-        V = torch.linalg.eigh(p["calibration"].cpu().double()).eigenvectors  # eigenvalues rise
+        V = torch.linalg.eigh(on_cpu(p["calibration"]).double()).eigenvectors  # eigenvalues rise
         A = V[:, -self.rank :].flip(1).T
         largest = A.gather(1, A.abs().argmax(1, keepdim=True))
         A = torch.where(largest < 0, -A, A)  # a direction has no sign: its largest entry becomes positive

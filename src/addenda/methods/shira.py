@@ -132,6 +132,8 @@ class SHiRA(WeightMethod):
 def _largest(score: Tensor, k: int) -> Tensor:
     """Sorted flat positions of the k largest entries; of equal ones those that come first."""
     flat = score.flatten()
+    if flat.is_meta:  # for a template: no values to compare
+        return flat.new_empty(k, dtype=torch.int64)
     least = torch.topk(flat, k, sorted=False).values.min()
     above = torch.nonzero(flat > least).flatten()
     level = torch.nonzero(flat == least).flatten()[: k - len(above)]

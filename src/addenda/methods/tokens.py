@@ -64,6 +64,11 @@ class TrainableTokens(WeightMethod):
         parts = (part.partition("-") for part in self.tokens.split("+"))
         return sorted((int(first), int(last or first)) for first, _, last in parts)
 
+    @property
+    def rows(self) -> int:
+        """How many rows are named."""
+        return sum(last - first + 1 for first, last in self.stretches)
+
     def check(self, m: int, n: int) -> str | None:
         last = self.stretches[-1][1]
         return f"tokens names row {last}, and the weight has rows 0 to {m - 1}" if last >= m else None
@@ -72,7 +77,7 @@ class TrainableTokens(WeightMethod):
         return {"index": torch.cat([torch.arange(first, last + 1) for first, last in self.stretches])}
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
-        return {"values": nn.Parameter(torch.zeros(len(p["index"]), W.shape[1]))}
+        return {"values": nn.Parameter(torch.zeros(self.rows, W.shape[1]))}
 
     def factors(self, p: Params, shape: Shape) -> Factors:
         values, index = p["values"], p["index"]
@@ -83,4 +88,4 @@ class TrainableTokens(WeightMethod):
         return W.index_add(0, p["index"], p["values"])
 
     def trainable(self, m: int, n: int) -> int:
-        return n * sum(last - first + 1 for first, last in self.stretches)
+        return n * self.rows
