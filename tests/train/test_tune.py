@@ -81,7 +81,9 @@ def test_a_new_head_is_trained_saved_and_loaded(tmp_path):
 
 def test_a_loaded_module_keeps_its_dtype_and_trains_its_head():
     model = make_bert().to(torch.bfloat16)
-    made = tune(model, SPAM, tokenizer=make_tokenizer(), **QUICK)
+    with pytest.raises(AddendaError, match=r"in torch.bfloat16. Convert it before: model.to\(torch.float32\)"):
+        tune(model, SPAM, tokenizer=make_tokenizer(), **QUICK)
+    made = tune(model, SPAM, tokenizer=make_tokenizer(), **QUICK | {"dtype": "bf16"})
     assert made.model is model
     assert next(model.parameters()).dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in made.adapter.parameters())

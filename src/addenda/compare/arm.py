@@ -8,6 +8,7 @@ mosa@adamw@consistency=1,consistency_add=1        both
 from dataclasses import dataclass, field
 from typing import Any
 
+from addenda.core import ranges
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.method import Method, misfit, parse_value
 from addenda.core.registry import build, info, parse_spec
@@ -45,7 +46,10 @@ def parse_arm(label: str, targets: str | tuple[str, ...] | None = None) -> Arm:
     training: dict[str, float] = {}
     for part in behind:
         if part not in optimizers:
-            training |= _training(part, label)
+            said = _training(part, label)
+            if twice := sorted(set(said) & set(training)):
+                raise AddendaError(f"{label!r} says {twice[0]}= twice.")
+            training |= said
     method = build(spec)
     return Arm(label, method, targets or method.targets, (), next(iter(optimizers), "auto"), (), training)
 
@@ -59,7 +63,7 @@ def _training(text: str, label: str) -> dict[str, float]:
                 f"{' and '.join(TRAINING)}; an optimizer is written without an = before its options."
             )
         number = parse_value(value, float)
-        if problem := misfit(key, number, float):
+        if problem := misfit(key, number, float) or "; ".join(ranges.problems({key: number})):
             raise AddendaError(f"{label!r}: {problem}.")
         found[key] = number
     return found

@@ -9,6 +9,7 @@ from addenda.core.errors import AddendaError
 from addenda.core.method import Method
 from addenda.core.plan import plan
 
+MOST = 1e12  # of anything that can be spent
 KINDS = ("steps", "seconds", "parameters")
 
 
@@ -28,7 +29,8 @@ class Budget:
             value = float(number.replace("_", "").replace(",", ""))
         except ValueError:
             value = 0
-        if kind not in KINDS or not equals or value <= 0:
+        whole = kind == "seconds" or value % 1 == 0
+        if kind not in KINDS or not equals or not 0 < value <= MOST or not whole:
             raise AddendaError(f"Expected a budget such as steps=40, seconds=120 or parameters=500000, got {text!r}.")
         return cls(kind, value, int(value) if kind == "steps" else steps)
 

@@ -21,10 +21,13 @@ from addenda.compare.report import write_report
 from addenda.compare.search import grid, search
 from addenda.compare.subject import Subject, embedded, from_files
 from addenda.compare.trial import Settings, control, trial
+from addenda.core import ranges
+from addenda.core.arguments import checked, names_of, unknown_names
 from addenda.core.errors import AddendaError
 from addenda.core.plan import plan
 from addenda.core.registry import build, info
 from addenda.train import attention
+from addenda.train.data import read
 from addenda.train.fit import Event
 from addenda.train.machine import hardware, versions
 
@@ -42,6 +45,7 @@ class Watch:
     done: Callable[[Record], None] = lambda record: None
 
 
+@checked()
 def compare(
     model: str | Path | None = None,
     data: str | Path | None = None,
@@ -93,10 +97,11 @@ def compare(
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     targets = targets if targets is None or isinstance(targets, str) else tuple(targets)
     named = [*_labels(methods), *([FULL] if full else [])]
+    read_here = {"columns": columns, "max_length": max_length, "subset": subset, "image_size": image_size}
+    _check(named, around or {}, columns or {}, read_here | {"skip_corrupt": skip_corrupt},
+           named_here=model is not None and subject is None)  # fmt: skip
     middle = {label: (around or {}).get(label) or center(label) for label in named}
     arms = [replace(parse_arm(k, None if k == FULL else targets), rates=grid(middle[k], rates)) for k in named]
-    if seeds < 1 or rates < 1 or batch < 1:
-        raise AddendaError(f"seeds, rates and batch must be at least 1, got {seeds}, {rates} and {batch}.")
     if (model is None) != (data is None) and subject is None:
         raise AddendaError("Give --model and --data together; with neither, the embedded ones are compared.")
     if subject is None:
@@ -135,6 +140,20 @@ def compare(
     report = write_report(out)
     watch.say(f"Report: {report}")
     return record
+
+
+def _check(named: list[str], around: Mapping, columns: dict, read_here: dict, named_here: bool) -> None:
+    """Raises AddendaError for options that nothing would read, before anything is loaded."""
+    if unknown := [k for k in around if k not in named]:
+        raise AddendaError(unknown_names(unknown, named, "around="))
+    if problems := [p for k, rate in around.items() for p in ranges.problems({"rate": rate})]:
+        raise AddendaError(f"around= gives the middle of each search: {'; '.join(problems)}.")
+    asked = [k for k, v in read_here.items() if v]
+    if asked and not named_here:
+        raise AddendaError(f"{asked[0]}= is for data that is read here, and none is named: give model= and data=.")
+    known = names_of(read, without=("task", "split"))
+    if unknown := [k for k in columns if k not in known]:
+        raise AddendaError(unknown_names(unknown, known, "columns="))
 
 
 def _labels(methods: Iterable[str]) -> list[str]:

@@ -36,6 +36,7 @@ from addenda.compress.solve import LowRank, solve
 from addenda.compress.texts import Windows, windows
 from addenda.compress.walk import Piece, Walk
 from addenda.compress.work import Work, check_apart, check_free, identity_of, writing
+from addenda.core.arguments import checked
 from addenda.core.errors import AddendaError
 from addenda.core.parallel import side_by_side
 from addenda.core.sites import site_at
@@ -50,6 +51,7 @@ _WEIGHED = 16  # windows whose gradients weigh the layers against each other
 UNSEEN = ("svd", "fwsvd")  # routes that do not ask what the inputs are
 
 
+@checked()
 def compress(
     model: str | Path,
     *,

@@ -62,6 +62,8 @@ def assign(
     owned = {id(site.weight) for site in heads}
     plan: dict[str, tuple[Site, Method]] = {}
     taken: set[int] = set()
+    if isinstance(method, Mapping) and targets is not None:
+        raise AddendaError("With {target: method} every method names its own targets; leave targets= out.")
     groups = method.items() if isinstance(method, Mapping) else [(targets, method)]
     for target, spec in groups:
         chosen = build(spec) if isinstance(spec, str) else spec

@@ -219,6 +219,11 @@ class Method:
         fields = sorted(dataclasses.fields(self), key=lambda f: bool(f.kw_only))  # its own first
         return {f.name: getattr(self, f.name) for f in fields if defaults or getattr(self, f.name) != f.default}
 
+    def __new__(cls, *args: Any, **options: Any):
+        if cls.name:
+            known_options(cls, options)  # Python's own error of a name that it does not know names no other
+        return super().__new__(cls)
+
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
         fields = dataclasses.fields(self)
@@ -329,6 +334,14 @@ def parse_options(cls: type[Method], given: dict[str, object]) -> Method:
 
     Raises AddendaError for an unknown option (with the nearest names) and for values of the wrong type.
     """
+    known_options(cls, given)
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {k: parse_value(v, hints[k]) if isinstance(v, str) else v for k, v in given.items()}
+    return cls(**values)
+
+
+def known_options(cls: type[Method], given: typing.Iterable[str]) -> None:
+    """Raises AddendaError for names that are no options of this method, with the nearest ones."""
     fields = {f.name: f for f in sorted(dataclasses.fields(cls), key=lambda f: bool(f.kw_only))}
     unknown = [k for k in given if k not in fields]
     if unknown:
@@ -337,9 +350,6 @@ def parse_options(cls: type[Method], given: dict[str, object]) -> Method:
             f"{cls.name or cls.__name__} has no option {', '.join(map(repr, unknown))}."
             f"{nearest(unknown[0], fields)} Its options: {listed}."
         )
-    hints = typing.get_type_hints(cls)
-    values: dict[str, Any] = {k: parse_value(v, hints[k]) if isinstance(v, str) else v for k, v in given.items()}
-    return cls(**values)
 
 
 def parse_value(text: str, hint) -> object:

@@ -110,5 +110,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
         key, equals, value = part.partition("=")
         if not equals:
             raise AddendaError(f"Expected option=value in {spec!r}, got {part!r}. Write e.g. '{name}:{part}=8'.")
+        if key.strip() in options:
+            raise AddendaError(f"{spec!r} says {key.strip()}= twice, {options[key.strip()]!r} and {value.strip()!r}.")
         options[key.strip()] = value.strip()
     return name.strip(), options

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from addenda.core.arguments import checked, names_of
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
 from addenda.train.data import Chat, TaskKind, read
@@ -36,6 +37,7 @@ class Evaluation:
         return f"{right}loss {self.loss:.4f}, {self.tokens / max(self.seconds, 1e-9):,.0f} {self.unit}/s"
 
 
+@checked(also=names_of(read, without=("task",)))
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -59,14 +61,18 @@ def evaluate(
     only. skip_corrupt: leave out images that cannot be decoded, and name them. Raises AddendaError for examples that do
     not fit.
     """
-    if not isinstance(examples, Encoded):
+    if isinstance(examples, Encoded):
+        asked = {"max_length": max_length, "chat": chat, "skip_corrupt": skip_corrupt or None, **columns}
+        if given := [k for k, v in asked.items() if v is not None] + ["overflow"] * (overflow != "error"):
+            raise AddendaError(f"The examples are Encoded already, so {given[0]}= comes too late: give it to encode().")
+    else:
         if tokenizer is None:
             raise AddendaError(
                 "evaluate wants a tokenizer (for images a Preparation) for examples that are not Encoded."
             )
         data = read(examples, task=task_of(model), **columns)
-        given: dict[str, Any] = {"max_length": max_length, "overflow": overflow, "chat": chat}
-        examples = encode(data, tokenizer, **given, skip_corrupt=skip_corrupt)
+        reading: dict[str, Any] = {"max_length": max_length, "overflow": overflow, "chat": chat}
+        examples = encode(data, tokenizer, **reading, skip_corrupt=skip_corrupt)
     if not len(examples):
         raise AddendaError("There is no example to evaluate.")
     started, device = time.perf_counter(), device_of(model)
@@ -121,6 +127,7 @@ def task_of(model: nn.Module) -> TaskKind:
     return "label" if "ForSequenceClassification" in name else "image" if "ForImageClassification" in name else "causal"
 
 
+@checked()
 @torch.no_grad()
 def generate(
     model: Any,

@@ -4,8 +4,8 @@ import hashlib
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from addenda.core.adapter import Adapter
+from addenda.core.arguments import checked
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
 from addenda.core.lean import leaner
@@ -26,6 +27,7 @@ from addenda.train.consistency import check
 from addenda.train.encoded import Encoded
 from addenda.train.machine import Peak, device_of, resident
 from addenda.train.settings import Settings
+from addenda.train.theirs import PASSED, translated
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class FitResult:
     unit: str = "tokens"
 
 
+@checked(also=PASSED, translate=translated)
 def fit(
     model: nn.Module,
     adapter: Adapter,
@@ -107,8 +110,9 @@ def fit(
     none), written every save_every steps (default: ten times, at most every 5th) and at the end. resume: go on with the
     newest one there, if there is one. consistency: the weight of the consistency term, for which every batch runs
     twice; consistency_add: of the second run's own loss (see `train.consistency`). memory_floor: bytes in use by the
-    loaded model (`machine.resident()` before attach); taken at the call if not given. arguments: more of
-    transformers.TrainingArguments.
+    loaded model (`machine.resident()` before attach); taken at the call if not given. arguments: what a launcher of
+    several processes reads of transformers.TrainingArguments (`train.theirs.PASSED`); the names there that have an
+    equal here are translated (learning_rate is rate), and all others are refused.
 
     How it is computed, off switches included. attention: "auto" measures "sdpa" and "eager" on these examples (runs of
     fewer than 40 steps keep the model's own), a name takes that one unmeasured, None the model's own. loss: "chunked"
@@ -146,8 +150,8 @@ def fit(
         loss = "logits"
     if isinstance(steps, int):
         rows = batches(train.lengths, batch, steps, seed, group, accumulate)
-    if early_stop is not None and eval is None:
-        raise AddendaError("early_stop looks at the loss on eval data; give eval=.")
+    if eval is None and (early_stop is not None or eval_every is not None):
+        raise AddendaError("eval_every and early_stop look at the loss on eval data; give eval=.")
     evaluations = _when(eval_every, total, 20) if eval is not None else frozenset()
     saves = _when(save_every, total, 5) | {total} if out is not None else frozenset()
     if resume and out is None:
@@ -179,11 +183,12 @@ def fit(
                     choices["compile"] = compilation(model, adapter, train, micro[0], whole=how["name"] == "logits")
                 resident(device)  # gives free pages back, those of a long attach too
                 with Peak(device) as peak:
-                    trainer = AdapterTrainer(
-                        adapter, train, rows, settings, out=folder, eval_data=eval, evaluations=evaluations,
-                        saves=saves, keep=keep, optimizer=make_optimizer, choices=choices,
-                        watch=_watch(progress, total, train.unit), **arguments,
-                    )  # fmt: skip
+                    with _said(arguments):
+                        trainer = AdapterTrainer(
+                            adapter, train, rows, settings, out=folder, eval_data=eval, evaluations=evaluations,
+                            saves=saves, keep=keep, optimizer=make_optimizer, choices=choices,
+                            watch=_watch(progress, total, train.unit), **arguments,
+                        )  # fmt: skip
                     trainer.train(resume_from_checkpoint=str(start) if start else None)
                     if early_stop is not None:
                         trainer.take_best()
@@ -214,6 +219,18 @@ def fit(
         choices,
         train.unit,
     )
+
+
+@contextmanager
+def _said(arguments: dict[str, Any]) -> Iterator[None]:
+    """What the Trainer raises for arguments that were passed on to it, as what a user can mend."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        if not arguments:
+            raise
+        given = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
+        raise AddendaError(f"transformers' Trainer does not take {given} here: {str(error).strip()}") from error
 
 
 def _trainable(model: nn.Module, adapter: Adapter) -> None:

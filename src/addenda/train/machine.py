@@ -8,11 +8,12 @@ import sys
 import threading
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from addenda.core.errors import AddendaError
+from addenda.core.errors import AddendaError, nearest
 from addenda.core.pages import give_back
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -22,8 +23,24 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, else CUDA where there is one, else the CPU."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device asked for, else CUDA where there is one, else the CPU. Raises AddendaError for any other."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        known = ("cpu", "cuda", "mps", "xpu", "meta")
+        raise AddendaError(
+            f"There is no device {device!r}.{nearest(str(device), known)} Give cpu, or cuda:0."
+        ) from None
+    try:
+        backend: Any = torch.get_device_module(found)
+        count = backend.device_count() if getattr(backend, "is_available", lambda: True)() else 0
+    except (RuntimeError, AssertionError):
+        count = 0
+    if found.type != "meta" and (found.index or 0) >= count:
+        raise AddendaError(f"This machine has no {found} that torch could use. Leave the device out, or give cpu.")
+    return found
 
 
 def pick_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None = None) -> tuple[torch.dtype, str]:

@@ -1,11 +1,13 @@
 """What a run is: the numbers that decide its result, and the schedule of its learning rate."""
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
+from addenda.core import ranges
 from addenda.core.errors import AddendaError
+from addenda.optim.registry import parsed
 
 
 @dataclass(frozen=True)
@@ -40,36 +42,16 @@ class Settings:
     lean: bool = False
 
     def __post_init__(self):
-        checks = [
-            (self.steps >= 1, f"steps must be at least 1, got {self.steps}"),
-            (self.batch >= 1, f"batch must be at least 1, got {self.batch}"),
-            (self.rate > 0 and math.isfinite(self.rate), f"rate must be a positive number, got {self.rate}"),
-            (
-                self.schedule in ("linear", "cosine", "constant"),
-                f"schedule must be 'linear', 'cosine' or 'constant', got {self.schedule!r}",
-            ),
-            (self.warmup >= 0, f"warmup must not be negative, got {self.warmup}"),
-            (self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}"),
-            (self.clip >= 0, f"clip must not be negative, got {self.clip}"),
-            (
-                1 <= self.accumulate <= self.batch,
-                f"accumulate must be from 1 to batch={self.batch}, got {self.accumulate}",
-            ),
-            (
-                0 <= self.consistency < math.inf and 0 <= self.consistency_add < math.inf,
-                f"consistency and consistency_add must not be negative, got {self.consistency} and "
-                f"{self.consistency_add}",
-            ),
-            (
-                self.consistency > 0 or not self.consistency_add,
-                "consistency_add weighs the second forward of the consistency term; give consistency too",
-            ),
-            (
-                self.early_stop is None or self.early_stop >= 1,
-                f"early_stop counts evaluations, at least 1, got {self.early_stop}",
-            ),
-        ]
-        problems = [text for fine, text in checks if not fine]
+        given = asdict(self)
+        problems = ranges.problems(given)
+        problems += [f"{k} must be a number, got None" for k in ranges.RANGES if k in given and given[k] is None
+                     and k != "early_stop"]  # fmt: skip
+        if self.schedule not in ("linear", "cosine", "constant"):
+            problems.append(f"schedule must be 'linear', 'cosine' or 'constant', got {self.schedule!r}")
+        if not problems and self.accumulate > self.batch:
+            problems.append(f"accumulate must be from 1 to batch={self.batch}, got {self.accumulate}")
+        if not problems and self.consistency_add and not self.consistency:
+            problems.append("consistency_add weighs the second forward of the consistency term; give consistency too")
         if problems:
             raise AddendaError(f"These settings cannot be: {'; '.join(problems)}.")
 
@@ -91,3 +73,33 @@ class Settings:
     def differences(self, other: dict) -> list[str]:
         """What a checkpoint's settings have that these have not."""
         return [f"{k} was {other.get(k)!r}, now {v!r}" for k, v in asdict(self).items() if other.get(k) != v]
+
+
+def check_options(
+    *,
+    loss: str = "auto",
+    optimizer: Any = "auto",
+    attention: str | None = "auto",
+    eval_every: Any = None,
+    save_every: Any = None,
+    **given: Any,
+) -> None:
+    """What can be said of a run's options before there is a model. given: among them those of `Settings`.
+
+    Raises AddendaError.
+    """
+    Settings(**{k: v for k, v in given.items() if k in _SETTINGS})
+    if loss not in ("auto", "logits", "chunked"):
+        raise AddendaError(f"loss must be 'auto', 'logits' or 'chunked', got {loss!r}.")
+    if isinstance(optimizer, str) and optimizer != "auto":
+        parsed(optimizer)
+    elif not (isinstance(optimizer, str) or callable(optimizer)):
+        raise AddendaError(f"optimizer= is a name or a function (adapter, rate, weight_decay), got {optimizer!r}.")
+    if not isinstance(attention, str | None):
+        raise AddendaError(f"attention= is a name, 'auto' or None, got {attention!r}.")
+    for name, every in (("eval_every", eval_every), ("save_every", save_every)):
+        if not isinstance(every, int | Sequence | None) or isinstance(every, str):
+            raise AddendaError(f"{name} counts steps, or is a list of them; got {every!r}.")
+
+
+_SETTINGS = frozenset(f.name for f in fields(Settings))

@@ -8,22 +8,28 @@ The folder `out` holds adapter.safetensors, README.md (a model card), run.json (
 checkpoints/. Killed at any moment, the same call goes on where it stopped and ends with the same bits.
 """
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, get_args
 
 from torch import nn
 
 from addenda.compress.bridges import adopt
-from addenda.core.attach import Spec, attach
+from addenda.compress.quantize import Form
+from addenda.core.arguments import checked, names_of, unknown_names
+from addenda.core.attach import Spec, attach, detach
 from addenda.core.errors import AddendaError
 from addenda.core.files import save
 from addenda.core.method import Method
 from addenda.core.registry import build, catalogue
+from addenda.core.state import apply_again, find_state
 from addenda.core.targets import Target
+from addenda.core.undo import undone
 from addenda.train.batches import batches
 from addenda.train.card import write_card, write_run
 from addenda.train.data import Data, TaskKind, read, splits_of
@@ -33,12 +39,19 @@ from addenda.train.evaluate import evaluate, generate, task_of
 from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.load import Loaded, config_of, label_names, load_model, task_in
 from addenda.train.loss import score
-from addenda.train.machine import device_of, resident
+from addenda.train.machine import device_of, pick_device, pick_dtype, resident
 from addenda.train.prepare import Preparation
 from addenda.train.progress import attaching, shown
+from addenda.train.settings import check_options
 from addenda.train.subsets import Subset
+from addenda.train.theirs import PASSED, translated
 
 __all__ = ["TuneResult", "evaluate", "generate", "tune"]
+
+FURTHER = (*names_of(fit, without=("eval", "memory_floor")), *PASSED)  # what `tune` hands on to `fit`
+COLUMNS = names_of(read, without=("task", "split"))
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,31 @@ class TuneResult(FitResult):
     skipped: tuple[str, ...] = ()  # corrupt images that were left out
 
 
+def _left_alone(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: a call that ends with an error, or with Ctrl-C, leaves a loaded model as it was, adapters too."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = args[0] if args else kwargs.get("model")
+        model = given if isinstance(given, nn.Module) else None
+        found = find_state(model) if model is not None else None
+        names, acted = (set(found[1].records), (found[1].active, found[1].arrangement)) if found else (set(), None)
+        with undone(model):
+            try:
+                return function(*args, **kwargs)
+            except BaseException:
+                now = None if model is None else find_state(model)
+                for new in [n for n in now[1].records if n not in names] if now else []:
+                    detach(now[0], new)  # type: ignore[index]
+                if found and acted:
+                    apply_again(*found, *acted)
+                raise
+
+    return call
+
+
+@checked(also=FURTHER, translate=translated)
+@_left_alone
 def tune(
     model: str | Path | nn.Module,
     data: Any,
@@ -102,7 +140,12 @@ def tune(
     early_stop, consistency, and what makes it fast and small: attention, loss, compile, group, optimizer,
     checkpointing, … as in `fit`.
 
+    Names of transformers' TrainingArguments that have an equal here are translated (learning_rate is rate), those that
+    a launcher of several processes reads are passed on, and all others are refused (`train.theirs`).
+
     Raises AddendaError for whatever a user could mend: model, data, method, settings, an interrupted run of others.
+    Options are checked before anything is read. A call that ends with an error or with Ctrl-C leaves a loaded module
+    as it was, without the adapter; what is kept then are the checkpoints in `out`, from which the same call goes on.
     """
     if steps is not None and epochs is not None:
         raise AddendaError(f"Give steps or epochs, not both; got steps={steps} and epochs={epochs}.")
@@ -111,6 +154,10 @@ def tune(
         options["rate"] = starting_rate(chosen)
     loading = {"dtype": dtype, "device": device, "seed": seed, "trust_remote_code": trust_remote_code}
     loading |= {k: v for k, v in (("image_size", image_size), ("quantize", quantize)) if v}
+    _check(model, tokenizer, eval_data, columns or {}, subset, overflow, out, loading)
+    check_options(steps=steps or 1, batch=batch, seed=seed, **options)
+    judged = eval_data is not None or subset is not None or hasattr(data, "splits")
+    _check_pairs(options, judged, out is not None)
     loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns or {}, subset, loading)
     model, tokenizer = loaded.model, loaded.tokenizer
     heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
@@ -162,33 +209,71 @@ def tune(
     )
 
 
+def _check(model, tokenizer, eval_data, columns: dict, subset: str | None, overflow: str, out, loading: dict) -> None:
+    """What can be said of the options of `tune` before anything is read. Raises AddendaError."""
+    if isinstance(model, nn.Module):
+        _check_loaded(model, tokenizer, loading)
+    elif not isinstance(model, str | Path):
+        raise AddendaError(f"Expected a folder or a torch.nn.Module as the model, got {type(model).__name__}.")
+    elif tokenizer is not None:
+        raise AddendaError("A folder brings its own tokenizer; give tokenizer= with a loaded model only.")
+    if not isinstance(out, str | Path | None):
+        raise AddendaError(f"out= is a folder, got {type(out).__name__}.")
+    if unknown := [k for k in columns if k not in COLUMNS]:
+        raise AddendaError(unknown_names(unknown, COLUMNS, "columns="))
+    if overflow not in get_args(Overflow):
+        raise AddendaError(f"overflow must be {', '.join(map(repr, get_args(Overflow)))}, got {overflow!r}.")
+    if isinstance(eval_data, numbers.Number) and not (isinstance(eval_data, float) and 0 < eval_data < 1):
+        raise AddendaError(f"A share of the data to judge by is between 0 and 1, got eval_data={eval_data!r}.")
+    if subset is not None:
+        Subset.parse(subset)
+    if (form := loading.get("quantize")) is not None:
+        Form.parse(form)
+    pick_dtype(loading["dtype"], pick_device(loading["device"]))
+
+
+def _check_pairs(options: dict, judged: bool, kept: bool) -> None:
+    """Options that act together with another one only: without it they would be swallowed."""
+    for names, there, wants in (
+        (("eval_every", "early_stop"), judged, "looks at data to judge by: give eval_data="),
+        (("save_every", "keep"), kept, "is for checkpoints, and there is no folder for them: give out="),
+    ):
+        given = [n for n in names if options.get(n) is not None]
+        if given and not there:
+            raise AddendaError(f"{given[0]}= {wants}.")
+
+
+def _check_loaded(model: nn.Module, tokenizer, loading: dict) -> None:
+    """What a loaded model wants, and what it cannot be given any more."""
+    if tokenizer is None:
+        raise AddendaError(
+            "A loaded model wants its tokenizer= (for images a Preparation, see addenda.train.prepare); a folder "
+            "brings its own."
+        )
+    if "image_size" in loading:
+        raise AddendaError("image_size is for folders; give tokenizer=preparation.sized(pixels) with a loaded model.")
+    if "quantize" in loading:
+        raise AddendaError("quantize is for folders; call addenda.compress.quantize.quantize(model) on a loaded model.")
+    where, own = device_of(model), next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    if loading["device"] is not None and pick_device(loading["device"]).type != where.type:
+        raise AddendaError(f"device= is for folders; this model lies on {where}. Move it before: model.to(device).")
+    asked = None if loading["dtype"] == "auto" else pick_dtype(loading["dtype"])[0]
+    if asked not in (None, own):
+        raise AddendaError(f"dtype= is for folders; this model is in {own}. Convert it before: model.to({asked}).")
+
+
 def _prepare(
     model, data, eval_data, tokenizer, columns: dict, subset: str | None, loading: dict
 ) -> tuple[Loaded, Data, Data | None]:
     """The model, the training data and the data to judge by, read in the order in which they depend on each other."""
     if isinstance(model, nn.Module):
-        if tokenizer is None:
-            raise AddendaError(
-                "A loaded model wants its tokenizer= (for images a Preparation, see addenda.train.prepare); a folder "
-                "brings its own."
-            )
-        if "image_size" in loading:
-            raise AddendaError(
-                "image_size is for folders; give tokenizer=preparation.sized(pixels) with a loaded model."
-            )
-        if "quantize" in loading:
-            raise AddendaError(
-                "quantize is for folders; call addenda.compress.quantize.quantize(model) on a loaded model."
-            )
         adopt(model)
         task = task_of(model)
         names = None
         loaded = Loaded(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__)
-    elif isinstance(model, str | Path):
+    else:
         task = data_task(data) or task_in(config_of(Path(model).expanduser(), loading["trust_remote_code"]))
         names, loaded = label_names(model, loading["trust_remote_code"]), None
-    else:
-        raise AddendaError(f"Expected a folder or a torch.nn.Module as the model, got {type(model).__name__}.")
     if hasattr(data, "splits") and eval_data is None:
         eval_data = read(data, split="validation")
     options: dict[str, Any] = ({"labels": names} if task != "causal" and names else {}) | columns
