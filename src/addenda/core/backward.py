@@ -1,17 +1,89 @@
-"""Backward belongs into the block that arranged the forward, where gradient checkpointing is on.
+"""What a forward used, for whoever computes a part of it again in backward.
 
-What a checkpoint dropped is computed again during backward, with what acts then. After `composed` or `per_example`
-that is something else, and the gradients would be wrong without a word. So the outputs of a forward inside such a block
-look, when the first gradient reaches them, whether what acted in it still does.
+Gradient checkpointing runs layers a second time during backward, when the call that they were part of is over: another
+adapter may act by then, and nobody knows which tokens were padding. So what a forward used is kept with the checkpoint
+that will run it again (`kept`), or, where that cannot be seen (reentrant checkpoints run without a graph), the backward
+is told when it passes through what the forward returned (`tell`).
 """
 
+import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
+from torch._C import _autograd
 from torch.utils.hooks import RemovableHandle
 
 from addenda.core.errors import AddendaError
+
+_top = getattr(_autograd, "_top_saved_tensors_default_hooks", lambda _: None)  # since torch 2.8
+_frames: WeakKeyDictionary[Any, dict] = WeakKeyDictionary()  # of checkpoints whose graph still lives
+
+
+class _Told(threading.local):
+    def __init__(self):
+        self.of: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()  # the running backward, and its value
+
+
+_told = _Told()
+
+
+def _free(hook: Any, name: str) -> Any:
+    """A variable that a function closes over, or None."""
+    function = inspect.unwrap(hook)
+    code = getattr(function, "__code__", None)
+    if code is None or name not in code.co_freevars:
+        return None
+    return function.__closure__[code.co_freevars.index(name)].cell_contents
+
+
+def in_backward() -> bool:
+    """Whether this runs inside of a backward, as what is computed again does."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def kept(of: Any, now: Callable[[], Any]) -> Any:
+    """now(), the value that a forward uses of something; where a forward is computed again, the value that it used.
+
+    of: what it is a value of, an object that lives as long as the model.
+    """
+    hooks = _top(False)
+    if in_backward():
+        again = None if hooks is None else _free(hooks[0], "target_frame_ref")
+        frame = None if again is None else again()
+        found = {} if frame is None else _frames.get(frame, {})
+        if of in found:
+            return found[of]
+        task, told = _told.of.get(of, (-1, None))
+        return told if task == torch._C._current_graph_task_id() else now()
+    value = now()
+    if hooks is not None and (frame := _free(hooks[0], "frame")) is not None:
+        _frames.setdefault(frame, {}).setdefault(of, value)
+    return value
+
+
+def tell(out: Any, of: Any, value: Any) -> None:
+    """When a backward reaches these outputs of a forward, what it computes again of that forward uses this value."""
+
+    def note(grad: Tensor) -> None:
+        _told.of[of] = (torch._C._current_graph_task_id(), value)
+
+    for t in _tensors(out):
+        if t.requires_grad:
+            t.register_hook(note)
+
+
+def checkpointed(root: nn.Module) -> list[nn.Module]:
+    """The modules that transformers' flag can switch checkpointing on for."""
+    return [m for m in root.modules() if hasattr(m, "gradient_checkpointing")]
+
+
+def checkpoints(modules: list[nn.Module]) -> bool:
+    """Whether a forward that runs now checkpoints one of them."""
+    return torch.is_grad_enabled() and any(m.gradient_checkpointing is True and m.training for m in modules)
 
 
 def watch(root: nn.Module, acts: Callable[[], bool]) -> RemovableHandle | None:

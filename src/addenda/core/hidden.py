@@ -53,6 +53,7 @@ class HiddenMethod(Method):
     targets: ClassVar[str | tuple[str, ...]] = "mlp"
     reads: ClassVar[Reads] = "output"  # or a field, where it is an option
     follows: ClassVar[bool] = False  # whether `change` is told how much of the sequence a cache has (past=)
+    masked: ClassVar[bool] = False  # whether it is told which tokens are padding too (mask=)
     one_side: ClassVar[bool] = False  # of an encoder and a decoder the parts of one, see `core.structure`
 
     def init(self, width: int, rng: Stream, p: Params) -> Params:
@@ -64,7 +65,9 @@ class HiddenMethod(Method):
 
         x has the dtype of the products, y may have another; y' has y's. Tensors in p keep their own. Neither x nor y
         is written to. training: whether dropout acts. Methods that follow a cache take past= too: how many tokens of
-        every sequence are in it already, an int or a tensor (); None where that is not known. See `core.past`.
+        every sequence are in it already, an int, a tensor () or, of each sequence, a tensor (batch, 1); None where that
+        is not known. With `masked` they take mask= too: (batch, tokens), false where a token is padding, which `past`
+        does not count either; None where all count. See `core.past`.
         """
         raise NotImplementedError
 
@@ -106,7 +109,9 @@ def run(live: "Sequence[SiteTensors]", act: Callable, base: Callable, args: tupl
                 raise AddendaError(f"{live[0].path}: what runs again must return a tensor, not a {type(y).__name__}.")
             return y
 
-        out = again(act(lambda t, v, cut, *more: _change(t, again(v), v, *more) if t.reads == "again" else v, given))
+        told = _told(live, given)
+        out = again(act(lambda t, v, cut, *more: _change(t, again(v), v, told, cut, *more) if t.reads == "again" else v,
+                        given))  # fmt: skip
         if all(t.reads == "again" for t in live):
             return out
     else:
@@ -121,8 +126,10 @@ def run(live: "Sequence[SiteTensors]", act: Callable, base: Callable, args: tupl
     def one(t: "SiteTensors", v: Tensor, cut: Cut, *more) -> Tensor:
         if t.reads == "again":
             return v
-        return _change(t, v if t.reads == "output" else cut(given if t.reads == "input" else _seen(t)), v, *more)
+        x = v if t.reads == "output" else cut(given if t.reads == "input" else _seen(t))
+        return _change(t, x, v, told, cut, *more)
 
+    told = _told(live, y)
     try:
         y = act(one, y)
     finally:
@@ -171,7 +178,28 @@ def _seen(t: "SiteTensors") -> Tensor:
     return source.seen
 
 
-def _change(t: "SiteTensors", x: Any, y: Tensor, changes: list[Tensor] | None = None) -> Tensor:
+def _told(live: "Sequence[SiteTensors]", y: Any) -> "tuple | None":
+    """What the running call says of the sequences in y, for those that follow it: (length of the cache, past, mask)."""
+    following = [t for t in live if t.past is not None]
+    facts = following[0].past.facts() if following else None
+    if facts is None or not any(t.method.masked for t in following):
+        return None if facts is None else (facts.length, facts.length, None)
+    return (facts.length, *facts.of(y))
+
+
+def _follow(t: "SiteTensors", told: "tuple | None", cut: Cut) -> dict[str, Any]:
+    """The arguments of a method that follows its call, of the part of the batch or of the sequence that it sees."""
+    length, past, mask = (None, None, None) if told is None else told
+    if not t.method.masked:
+        return {"past": length}
+    if isinstance(past, Tensor) and past.dim() and mask is not None:
+        past = cut(past.expand(mask.shape))[:, :1]
+    return {"past": past, "mask": None if mask is None else cut(mask)}
+
+
+def _change(
+    t: "SiteTensors", x: Any, y: Tensor, told: "tuple | None", cut: Cut, changes: list[Tensor] | None = None
+) -> Tensor:
     """One adapter's change, under autocast in the dtype of its products."""
     if not isinstance(x, Tensor) or x.shape != y.shape or y.shape[-1:] != (t.width,):
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -184,6 +212,6 @@ def _change(t: "SiteTensors", x: Any, y: Tensor, changes: list[Tensor] | None = 
     if autocast and x.is_floating_point() and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     off = torch.autocast(device, enabled=False) if autocast else nullcontext()
-    more = {} if t.past is None else {"past": t.past.length}
+    more = {} if t.past is None else _follow(t, told, cut)
     with as_recipe(x), off:
         return t.method.change(x, y, p, t.training, **more) if changes is None else t.method.fuse(x, y, changes, p)

@@ -7,12 +7,14 @@ the batch: put P tokens in front of every example, attended to (mask 1) and with
 is where the prompt starts from: pad tokens, or words that describe the task. The offsets start at zero, so the start
 is exact: the base on the same ids.
 
-The places are the first of every row, also where padding follows them. What comes behind a cache of n tokens goes on
-from there (`core.past`): its first tokens have the places n, n + 1, …, and where n ≥ P all is left as it is. So chats
-of several turns, prompts in chunks and generation give what the whole sequence would. A model that does not say how
-long its cache is (no argument `past_key_values`, or one without `get_seq_length`) is taken to be at its first token,
-but in evaluation a sequence of no more than P tokens is left as it is there, as a later step of generation: give such a
-model what follows a cache in longer pieces and they are changed, wrongly. In training no sequence may be so short.
+The places are the first tokens of every example that are no padding, on either side of it: what the attention mask
+leaves out is not counted. What comes behind a cache of n tokens goes on from there (`core.past`): its first tokens have
+the places n, n + 1, …, and where n ≥ P all is left as it is. So chats of several turns, prompts in chunks and
+generation give what the whole sequence would, and every example what it gives alone. A model that is given no mask, and
+one that takes none, attends to padding itself: there the first tokens of a row are its places. A model that does not
+say how long its cache is (one without `get_seq_length`, or no such argument) is taken to be at its first token, but in
+evaluation a sequence of no more than P tokens is left as it is there, as a later step of generation: give such a model
+what follows a cache in longer pieces and they are changed, wrongly. In training no sequence may be so short.
 """
 
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ class Leading(HiddenMethod):
 
     sized_by: ClassVar[str] = "places"
     follows: ClassVar[bool] = True
+    masked: ClassVar[bool] = True
     places: int = 16
 
     def validate(self):
@@ -43,7 +46,13 @@ class Leading(HiddenMethod):
         return {"offset": nn.Parameter(torch.zeros(self.places, width))}
 
     def change(
-        self, x: Tensor, y: Tensor, p: Params, training: bool = False, past: int | Tensor | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        p: Params,
+        training: bool = False,
+        past: int | Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         if y.dim() < 3 or (training and y.shape[-2] <= self.places):
             raise AddendaError(
@@ -51,6 +60,10 @@ class Leading(HiddenMethod):
                 f"example; a layer returned {tuple(y.shape)}. Put that many tokens in front of it."
             )
         offset, length = p["offset"].to(y.dtype), y.shape[-2]
+        if mask is not None:
+            place = (0 if past is None else past) + mask.cumsum(-1) - 1
+            here = mask & (place < self.places)
+            return y + offset[place.clamp(0, self.places - 1)] * here[..., None]
         if isinstance(past, Tensor):  # not known on the host
             place = past + torch.arange(length, device=y.device)
             return y + offset[place.clamp(max=self.places - 1)] * (place < self.places)[:, None]

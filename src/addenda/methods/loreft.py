@@ -11,9 +11,10 @@ orthonormal factor of a trained r × d matrix, by a QR decomposition in float32 
 Gram-Schmidt: a decomposition leaves them open, and a row that turned around between two steps would turn its edit too.
 
 Where: what every block returns, or targets= for some of them: the paper edits a few layers. first, last: only so many
-tokens at the start and the end of the sequence; 0 and 0 for all. Traps: positions are counted in what the block is
-given, padding included, and with a cache each new token is a sequence of its own: with first or last > 0 generate
-without one.
+tokens at the start and the end of the sequence; 0 and 0 for all. Tokens are counted in each example, what the attention
+mask leaves out is none (`core.past`), and behind a cache `first` goes on from there. Trap: a sequence ends where what
+the block is given ends, so with a cache each new token is a last one, and those before it stay edited; without one only
+the newest are. With last > 0 generate as you have trained.
 
 Cost: 2 r d + r numbers a place, two thin products a token, and the QR of an r × d matrix a forward.
 """
@@ -49,6 +50,11 @@ class LoReFT(HiddenMethod):
     rank: int = 8
     first: int = 0
     last: int = 0
+    masked: ClassVar[bool] = True
+
+    @property
+    def follows(self) -> bool:  # type: ignore[override]
+        return self.first > 0 or self.last > 0
 
     def validate(self):
         if self.rank < 1:
@@ -73,15 +79,33 @@ class LoReFT(HiddenMethod):
         change = F.linear(h, p["offset"].to(h.dtype), p["bias"].to(h.dtype))
         return F.linear(change, self.rows(p).t().to(h.dtype))
 
-    def change(self, x: Tensor, y: Tensor, p: Params, training: bool = False) -> Tensor:
+    def change(
+        self,
+        x: Tensor,
+        y: Tensor,
+        p: Params,
+        training: bool = False,
+        past: int | Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         if not (self.first or self.last):
             return y + self.edit(x, p).to(y.dtype)
         length = x.shape[-2]
-        first = min(self.first, length)
+        if mask is not None or isinstance(past, Tensor):
+            return y + torch.where(self.edited(length, past, mask, x), self.edit(x, p), 0).to(y.dtype)
+        first = min(max(self.first - (past or 0), 0), length)
         last = min(self.last, length - first)
         parts = [self.edit(x[..., :first, :], p), torch.zeros_like(x[..., first : length - last, :]),
                  self.edit(x[..., length - last :, :], p)]  # fmt: skip
         return y + torch.cat(parts, -2).to(y.dtype)
+
+    def edited(self, length: int, past: int | Tensor | None, mask: Tensor | None, x: Tensor) -> Tensor:
+        """Which tokens: (batch, tokens, 1), or (tokens, 1) for all examples."""
+        if mask is None:
+            mask = torch.ones(length, dtype=torch.bool, device=x.device)
+        number = mask.cumsum(-1)
+        first = (0 if past is None else past) + number <= self.first
+        return (mask & (first | (number > number[..., -1:] - self.last)))[..., None]
 
     def trainable(self, width: int) -> int:
         return 2 * self.rank * width + self.rank
