@@ -14,6 +14,13 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _choices(tmp_path_factory, monkeypatch):
+    """What is measured in a test is kept for that test, not for this machine."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("addenda.train.attention.cache_folder", lambda: folder)
+
+
 @pytest.fixture
 def tiny() -> toys.Tiny:
     return toys.Tiny()

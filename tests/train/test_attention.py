@@ -47,3 +47,32 @@ def test_a_name_that_cannot_be(train):
     with pytest.raises(AddendaError, match="Linear has no choice"):
         attention.put(model.lm_head, "eager")
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_equal_runs_are_computed_alike_whatever_the_clock_says(monkeypatch, train):
+    model, said = make_llama(), iter(["eager", "sdpa", "eager", "sdpa"])
+    monkeypatch.setattr(attention, "measure", lambda *_: attention.Attention(next(said), {"sdpa": 1.0, "eager": 2.0}))
+    first = attention.choose(model, train, 4, 100)
+    assert first == attention.Attention("eager", {"sdpa": 1.0, "eager": 2.0})
+    assert all(attention.choose(make_llama(i), train, 4, 60 + i) == first for i in range(3))
+    assert attention.choose(model, train, 8, 100).name == "sdpa", "another batch is another case"
+    assert attention.choose(make_llama().bfloat16(), train, 4, 100).name == "eager", "and so is another dtype"
+    [file, *_] = (attention.cache_folder() / "attention").iterdir()
+    assert [p.suffix for p in file.parent.iterdir()] == [".json"] * 3
+
+
+def test_of_two_that_measure_at_once_the_first_decides(monkeypatch, train):
+    def measured(*_):
+        monkeypatch.setattr(attention, "measure", lambda *_: attention.Attention("sdpa", {}))
+        attention.settled(make_llama(), train, 4)  # another process, meanwhile
+        return attention.Attention("eager", {})
+
+    monkeypatch.setattr(attention, "measure", measured)
+    assert attention.settled(make_llama(), train, 4).name == "sdpa"
+
+
+def test_where_nothing_can_be_kept_nothing_is_measured(monkeypatch, train, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(attention, "cache_folder", lambda: tmp_path / "file")
+    monkeypatch.setattr(attention, "measure", lambda *_: pytest.fail("measured"))
+    assert attention.settled(make_llama(), train, 4) == attention.Attention("sdpa")

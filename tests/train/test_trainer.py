@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tiny_models import SUMS, make_llama, make_tokenizer
 
 import addenda as ad
+from addenda.compress.quantize import quantize
 from addenda.core.errors import AddendaError
 from addenda.train import attention, checkpoint, chunked
 from addenda.train.batches import Collator, batches
@@ -277,3 +278,138 @@ def test_the_callback_saves_and_restores_in_a_plain_trainer(tmp_path):
     (folder / "adapter.safetensors").unlink()
     with pytest.raises(AddendaError, match=r"no file .*adapter"):
         plain_trainer(train, tmp_path / "a", 6, resume=str(folder))
+
+
+def retold(folder, change):
+    """The note of a checkpoint, changed."""
+    note = json.loads((folder / "addenda.json").read_text())
+    change(note)
+    (folder / "addenda.json").write_text(json.dumps(note))
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"base": 1}, "base.weights was .*…, now"),
+        ({"base": "half"}, "base.dtypes.float32 was .*base.dtypes.bfloat16 was None"),
+        ({"base": "nf4"}, r"base.packed was \[\], now \['NF4Tensor'\]"),
+        ({"base": "rope"}, "base.config was"),
+        ({"eval": 8}, "eval was .*…, now"),
+        ({"eval": None}, "eval was .*…, now None"),
+        ({"train": 32}, "data was"),
+        ({"batch": 4}, "batch was 8, now 4"),
+        ({"adam_epsilon": 1e-3}, r"arguments.adam_epsilon was None, now 0.001"),
+        ({"targets": "q_proj"}, "adapter.sites.count was 14, now 2"),
+        ({"steps": 4}, "steps was 6, now 4"),
+        ({"accumulate": 2, "rate": 0.5}, "rate was 0.01, now 0.5; accumulate was 1, now 2"),
+    ],
+    ids=lambda value: str(value)[:20] if isinstance(value, str) else "-".join(value),
+)
+def test_a_checkpoint_is_of_one_run(tmp_path, other, says):
+    train, model = data(), make_llama()
+    common = {"steps": 6, "batch": 8, "rate": 1e-2, "seed": 5, "out": tmp_path, "eval": train.first(4)}
+    fit(model, ad.attach(model, METHOD, seed=3), train, **common)
+    kept = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    base = other.pop("base", None)
+    model = make_llama(int(base == 1))
+    if base == "half":
+        model.bfloat16()
+    if base == "nf4":
+        quantize(model, "nf4")
+    if base == "rope":
+        model.config.rms_norm_eps = 0.1
+    adapter = ad.attach(model, METHOD, seed=3, targets=other.pop("targets", "linear"))
+    train = train.first(other.pop("train", len(train)))
+    if "eval" in other:
+        other["eval"] = other["eval"] and train.first(other["eval"])
+    with pytest.raises(AddendaError, match=f"checkpoint-6 belongs to another run: .*{says}"):
+        fit(model, adapter, train, resume=True, **(common | other))
+    assert kept == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_a_checkpoint_of_a_version_without_identity_is_checked_by_what_it_holds(tmp_path):
+    train = data()
+    _, whole, _ = run(train, steps=6)
+    with pytest.raises(KilledError):
+        run(train, out=tmp_path, steps=6, save_every=3, progress=killed_at(5))
+    (tmp_path / "addenda.json").unlink()
+    retold(tmp_path / "checkpoint-3", lambda note: [note.pop("identity"), note.pop("looks", None)])
+    model = make_llama(1)
+    with pytest.raises(AddendaError, match="the base has other weights at 14 of 14 sites"):
+        fit(model, ad.attach(model, METHOD, seed=3), train, steps=6, batch=8, rate=1e-2, seed=5, out=tmp_path,
+            resume=True)  # fmt: skip
+    with pytest.raises(AddendaError, match=r"rate was 0\.01, now 0\.5"):
+        run(train, out=tmp_path, steps=6, resume=True, rate=0.5)
+    _, parts, again = run(train, out=tmp_path, steps=6, resume=True)
+    assert again.resumed_from == 3 and same(values(whole), values(parts))
+
+
+def test_a_run_can_be_lengthened_and_says_so(tmp_path):
+    train = data()
+    first = run(train, out=tmp_path, steps=6)[2]
+    made = run(train, out=tmp_path, steps=10, resume=True)[2]
+    assert (made.resumed_from, made.steps, first.looks) == (6, 10, [])
+    assert made.losses[:6] == first.losses and [s for s, _ in made.losses] == list(range(1, 11))
+    assert made.looks[0]["changed"] == {"steps": [6, 10]} and made.looks[0]["seen"] == "6 steps"
+    again = run(train, out=tmp_path, steps=10, resume=True)[2]
+    assert again.looks == made.looks and again.losses == made.losses
+
+
+def test_a_checkpoint_that_is_not_whole_is_an_error(tmp_path):
+    train = data()
+    run(train, out=tmp_path, steps=4, save_every=2)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "adapter.safetensors"):
+        file = tmp_path / "checkpoint-4" / name
+        whole = file.read_bytes()
+        for held in (None, whole[:20], whole + b" "):
+            file.unlink() if held is None else file.write_bytes(held)
+            says = f"lacks {name}" if held is None else f"has {name} damaged or changed"
+            with pytest.raises(AddendaError, match=f"checkpoint-4 {says}.*checkpoint-2"):
+                run(train, out=tmp_path, steps=4, save_every=2, resume=True)
+        file.write_bytes(whole)
+    assert run(train, out=tmp_path, steps=4, resume=True)[2].resumed_from == 4
+
+
+def test_the_choices_are_written_before_the_first_step_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(attention, "FEW", 12)
+    monkeypatch.setattr(attention, "measure", lambda *_: attention.Attention("eager", {"sdpa": 2.0, "eager": 1.0}))
+    train = data()
+
+    def killed(event):
+        note = json.loads((tmp_path / "addenda.json").read_text())
+        assert note["choices"]["attention"]["name"] == note["identity"]["attention"] == "eager"
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        run(train, out=tmp_path, progress=killed)
+    assert not checkpoint.all_of(tmp_path)
+    monkeypatch.setattr(attention, "measure", lambda *_: pytest.fail("measured again"))
+    assert run(train, out=tmp_path, resume=True)[2].choices["attention"]["name"] == "eager"
+
+
+def test_what_others_wrote_is_neither_read_nor_deleted(tmp_path):
+    train = data()
+    for name in ("checkpoint-500", "checkpoint-3", ".checkpoint-9"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pytorch_model.bin").write_text("precious")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for resume in (False, True, False):
+        assert run(train, out=tmp_path, steps=2, resume=resume)[2].steps == 2
+    with pytest.raises(AddendaError, match="checkpoint-3, which this run would write"):
+        run(train, out=tmp_path, steps=3)
+    (tmp_path / "best.safetensors").write_text("precious")
+    with pytest.raises(AddendaError, match=r"best\.safetensors, which this run would write"):
+        run(train, out=tmp_path, steps=2, eval=train, early_stop=1)
+    assert before.items() <= {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}.items()
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path):
+    train = data()
+
+    def another(event):
+        with pytest.raises(AddendaError, match="Another run is under way"):
+            run(train, out=tmp_path, steps=2)
+
+    run(train, out=tmp_path, steps=2, progress=another)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["addenda.json", "checkpoint-2"]

@@ -179,7 +179,7 @@ def _fresh(
     watch: Watch,
 ) -> tuple[Record, list[Arm], Subject]:
     """Measure, predict, drop what does not fit, ask, and write the configuration."""
-    chosen = attention.measure(subject.model, subject.splits["train"], settings.batch)
+    chosen = attention.settled(subject.model, subject.splits["train"], settings.batch)
     attention.put(subject.model, chosen.name)
     further = 0 if within is not None else 1  # rates beyond an edge of the grid: not where time is short
     costs = measure(subject, arms, settings, budget, len(seeds), search_steps, further, watch.say)

@@ -7,12 +7,9 @@ OUT.unfinished/
   model/               the finished folder, until its one rename to OUT
 """
 
-import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -21,6 +18,7 @@ from torch import Tensor
 
 from addenda.compress.solve import LowRank
 from addenda.core.atomic import write_atomically
+from addenda.core.disk import writing
 from addenda.core.errors import AddendaError
 from addenda.core.lock import Lock
 
@@ -170,23 +168,6 @@ def check_apart(source: Path, out: Path) -> None:
         if folder == source or source in folder.parents or folder in source.parents:
             how = "is" if folder == source else "lies in" if source in folder.parents else "holds"
             raise AddendaError(f"{what} {how} the source, {source}. The source is never written to; name another.")
-
-
-@contextmanager
-def writing(folder: Path, size: int | None = None) -> Iterator[None]:
-    """Failures of the disk as errors that say what is free and how to go on."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:  # the second is what a full disk is to safetensors' own writer
-        there = next(p for p in (folder, *folder.parents) if p.exists())
-        free = shutil.disk_usage(there).free
-        number, why = getattr(error, "errno", None), getattr(error, "strerror", None) or error
-        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        wanted = "" if size is None else f" for {size / 2**20:,.0f} MiB"
-        raise AddendaError(
-            f"{'The disk is full' if full else 'Could not write'} at {folder}{wanted} ({why}; "
-            f"{free / 2**20:,.0f} MiB free). What is done is kept: make room, and the same command goes on."
-        ) from error
 
 
 def identity_of(folder: Path) -> str:

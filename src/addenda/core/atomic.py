@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from addenda.core.disk import writing
+
 
 def readable(value: object, at: str = "\n") -> str:
     """JSON for people and for version control: an entry a line, but a list without names in it on one."""
@@ -28,9 +30,17 @@ def _named(value: object) -> bool:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target, flush to disk, rename: a reader sees the old file or the new one, never a part."""
+    """Write beside the target, flush to disk, rename: a reader sees the old file or the new one, never a part.
+
+    Raises DiskError, which is an AddendaError, where the disk or the path does not take it; nothing is left behind.
+    """
+    with writing(path, len(data) if len(data) >= 1 << 20 else None):
+        _write(path, data)
+
+
+def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as f:
             f.write(data)

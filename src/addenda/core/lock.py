@@ -2,14 +2,19 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from addenda.core.disk import shown, writing
+from addenda.core.errors import AddendaError
 
 try:
     import fcntl as _fcntl
 except ImportError:  # Windows
     _fcntl = None
 fcntl: Any = _fcntl
+NAME = ".addenda-lock"  # of the file in a folder that one run at a time may write to
 
 
 class Lock:
@@ -46,3 +51,41 @@ class Lock:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+@contextlib.contextmanager
+def alone(folder: Path, *, here: bool = True) -> Iterator[None]:
+    """For the length of a `with` block no other run is in a folder, which is made where it is missing.
+
+    Afterwards the lock's file is gone, and so is a folder that was made for it and that nothing was written to. here:
+    whether this process locks; of several that make one run together only the first does.
+    Raises AddendaError where another run is at the folder, and where it cannot be written to.
+    """
+    if not here:
+        yield
+        return
+    new = [p for p in (folder, *folder.parents) if not _there(p)]
+    lock = Lock(folder / NAME)
+    with writing(folder):
+        free = lock.take()
+    if not free:
+        raise AddendaError(
+            f"Another run is under way in {shown(folder)}. Wait for it to end, or choose another folder (--out)."
+        )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if lock.path.stat().st_size == 0:
+                lock.path.unlink()
+        lock.release()
+        with contextlib.suppress(OSError):
+            for made in new:  # an empty one only
+                made.rmdir()
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True  # whatever it is, it is not ours to remove

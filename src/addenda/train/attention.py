@@ -1,24 +1,33 @@
 """The attention implementation: measured for the shapes at hand, or named.
 
 On a CPU the flash kernel behind "sdpa" is slow on short rows, where the plain products of "eager" are faster; on long
-rows it is the other way round. So a training step of the frozen base is timed with both.
+rows it is the other way round. So a training step of the frozen base is timed with both. The clock may say another
+thing the next time, and the two differ in their last bits; so what it said first is kept in the cache folder, by
+machine, model and shape, and equal runs on one machine are computed alike.
 """
 
+import json
 import math
+import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from addenda.core.borrow import entrance, frozen, gradient_from, training_mode
+from addenda.core.disk import read_json
 from addenda.core.errors import AddendaError
+from addenda.core.identity import digest, versions
 from addenda.train.encoded import Encoded
 from addenda.train.loss import score
-from addenda.train.machine import device_of, processes
+from addenda.train.machine import device_of, hardware, processes
+from addenda.train.wheels import cache_folder
 
 NAMES = ("sdpa", "eager")
 ROUNDS = 2
@@ -65,13 +74,62 @@ def using(model: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def choose(model: nn.Module, train: Encoded, batch: int, steps: int) -> Attention:
-    """The fastest implementation for a run; the model keeps its own.
+    """The implementation for a run, as `settled`; the model keeps its own.
 
     A run of fewer than 40 steps and one over several processes (which must agree) keep what the model has, unmeasured.
     """
     if steps < FEW or processes() > 1:
         return Attention(current(model))
-    return measure(model, train, batch)
+    return settled(model, train, batch)
+
+
+def settled(model: nn.Module, train: Encoded, batch: int) -> Attention:
+    """What this machine has measured for such a model and such a batch: once, and kept for every run after it.
+
+    Of runs that measure at the same time the first to write decides. Where nothing can be kept, nothing is measured:
+    the model keeps its own, which is the same the next time.
+    """
+    if (own := current(model)) is None:
+        return Attention(None)
+    file = cache_folder() / "attention" / f"{_case(model, train, batch)}.json"
+    if (known := _kept(file)) is not None:
+        return known
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent)
+    except OSError:
+        return Attention(own)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as f:
+            json.dump(asdict(measure(model, train, batch)), f, indent=1)
+        os.link(name, file)  # unlike a rename it does not replace what another run has written meanwhile
+    except FileExistsError:
+        pass
+    except OSError:  # a disk without links, or a full one
+        with suppress(OSError):
+            os.replace(name, file)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return _kept(file) or Attention(own)
+
+
+def _case(model: nn.Module, train: Encoded, batch: int) -> str:
+    """What the fastest implementation depends on, as a name."""
+    shapes = {k: [list(t.shape), str(t.dtype)] for k, t in train.batch(_long(train.lengths, batch)).items()}
+    tensors = [[n, list(p.shape), str(p.dtype), type(p).__name__] for n, p in model.named_parameters()]
+    own = [t for t in tensors if "addenda" not in t[0].split(".")]
+    machine = {k: v for k, v in hardware().items() if k in ("cpu", "threads", "gpu")} | {"on": device_of(model).type}
+    return digest([type(model).__name__, own, current(model), shapes, train.kind, machine, versions()])[:32]
+
+
+def _kept(file: Path) -> Attention | None:
+    """What was measured before; None where it was not, or the file says nothing that can be."""
+    try:
+        said = read_json(file)
+        seconds = {k: float(v) for k, v in said["seconds"].items() if k in NAMES}
+        return Attention(said["name"], seconds) if isinstance(said["name"], str) else None
+    except (AddendaError, KeyError, TypeError, AttributeError, ValueError):
+        return None
 
 
 def measure(model: nn.Module, train: Encoded, batch: int) -> Attention:

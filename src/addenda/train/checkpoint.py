@@ -1,28 +1,38 @@
 """Checkpoints: a folder `checkpoint-STEP` with the adapter, its step and what a resumed run must have in common.
 
     adapter.safetensors   the adapter, heads included, as `core.files` writes it; never a weight of the base
-    addenda.json          the step of its schedules, the settings of the run, and what was chosen by measuring
+    addenda.json          the step of its schedules, the run's settings and identity, and what was chosen by measuring
     optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json      transformers' own
 
-A folder takes its name only when everything in it is on disk, so a kill leaves a whole checkpoint or none.
+A folder takes its name only when everything in it is on disk, so a kill leaves a whole checkpoint or none. The folder
+that they lie in has an addenda.json too, written before the first step: the identity and the choices of the run.
+What this run has not written (another program's `checkpoint-500`) is never read, replaced or deleted.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from addenda.core.adapter import Adapter
 from addenda.core.atomic import write_atomically
+from addenda.core.disk import read_json
 from addenda.core.errors import AddendaError
-from addenda.core.files import methods_of, save
+from addenda.core.files import fingerprint, methods_of, save
 from addenda.core.form import read
 from addenda.core.method import Method
 from addenda.core.sharded import writes
+from addenda.core.sites import site_at
 from addenda.core.state import record_of
 
-FILE, NOTE, STATE = "adapter.safetensors", "addenda.json", "trainer_state.json"
+FILE, NOTE, STATE, BEST = "adapter.safetensors", "addenda.json", "trainer_state.json", "best.safetensors"
+RESUMES = ("optimizer.pt", "scheduler.pt", STATE)  # without them a run goes on with other numbers
 
 
 def write(
@@ -31,6 +41,8 @@ def write(
     settings: dict | None = None,
     choices: dict | None = None,
     *,
+    identity: dict | None = None,
+    looks: list | None = None,
     here: bool = True,
 ) -> None:
     """The adapter and its step into an existing or new folder. Every process calls it; here: whether this one writes.
@@ -40,10 +52,11 @@ def write(
     if not (here or adapter.sharded):
         return
     folder = Path(folder)
-    save(adapter, folder / FILE, latent=True)
     note = {"step": adapter.step_count, "settings": settings or {}, "choices": choices or {}}
-    if writes(adapter.sharded):
+    note |= {k: v for k, v in (("identity", identity), ("looks", looks)) if v}
+    if writes(adapter.sharded):  # first: it says whose the folder is
         write_atomically(folder / NOTE, json.dumps(note, indent=1).encode())
+    save(adapter, folder / FILE, latent=True)
 
 
 def restore(adapter: Adapter, folder: str | Path) -> int:
@@ -51,13 +64,23 @@ def restore(adapter: Adapter, folder: str | Path) -> int:
 
     Raises AddendaError when the folder is no checkpoint of addenda, or of other methods, seed, sites or shapes.
     """
-    folder = Path(folder)
     note = note_of(folder)
-    header, tensors = read(folder / FILE)
+    tensors = fitting(adapter, folder)
+    adapter.load_state_dict(tensors)
+    adapter.draw(note["step"])
+    return note["step"]
+
+
+def fitting(adapter: Adapter, folder: str | Path, base: bool = True) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of this adapter. base: compare the base's bytes at its sites too.
+
+    Raises AddendaError when it is of other methods, seed, heads or base weights.
+    """
+    header, tensors = read(Path(folder) / FILE)
     _, _, record = record_of(adapter.model, adapter.name)
     own = list(dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train))
     problems = []
-    there, copy = methods_of(header, folder / FILE)
+    there, copy = methods_of(header, Path(folder) / FILE)
     if there != own:
         problems.append(f"the method is {_all(there)} there and {_all(own)} here")
     if header["seed"] != record.seed:
@@ -70,49 +93,162 @@ def restore(adapter: Adapter, folder: str | Path) -> int:
         problems.append(f"heads are trained with {copy.options()} there and {copies[0].options()} here")
     if any(s["packed"] for s in header["sites"]):
         problems.append("its matrices are codes there")
+    if base and not problems:
+        problems = _other_base(adapter, header)
     if problems:
         raise AddendaError(
             f"The checkpoint {folder} belongs to another adapter: {'; '.join(problems)}. Attach the same method with "
-            "the same options, or start again with resume=False or in another folder."
+            "the same options, on the same base, or start again with resume=False or in another folder."
         )
-    adapter.load_state_dict(tensors)
-    adapter.draw(note["step"])
-    return note["step"]
+    return tensors
 
 
 def _all(methods: list[Method]) -> str:
     return ", ".join(map(str, methods)) or "none"
 
 
-def note_of(folder: str | Path) -> dict:
+def _other_base(adapter: Adapter, header: dict) -> list[str]:
+    """Where the base's own bytes at the sites are not those that the checkpoint was trained on."""
+    root, state, _ = record_of(adapter.model, adapter.name)
+    known, other = {s["path"]: s for s in header["sites"] if s["method"] != -1}, []
+    for path in [p for p, _ in adapter.sites() if p in known]:
+        site, said = site_at(root, path), known[path]
+        dtype = str(site.weight.dtype).removeprefix("torch.")
+        if said["dtype"] != dtype:
+            other.append(f"{path} ({said['dtype']} there, {dtype} here)")
+        elif said["hash"] != fingerprint(state, site):
+            other.append(path)
+    return [f"the base has other weights at {len(other)} of {len(known)} sites, e.g. {other[0]}"] if other else []
+
+
+def note_of(folder: str | Path) -> dict[str, Any]:
     """What `write` noted. Raises AddendaError where there is no such note."""
-    path = Path(folder) / NOTE
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(note["step"], int) or not isinstance(note["settings"], dict):
-            raise ValueError("step and settings expected")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        note = read_json(Path(folder) / NOTE)
+        if not isinstance(note, dict):
+            raise AddendaError(f"an object was expected, {type(note).__name__} came")
+        wanted = {"step": int, "settings": dict}
+        kinds = wanted | {"choices": dict, "identity": dict, "looks": list, "files": dict}
+        wrong = [k for k, kind in kinds.items() if (k in note or k in wanted) and not isinstance(note.get(k), kind)]
+        if wrong:
+            raise AddendaError(f"{' and '.join(wrong)} missing, or of another kind than expected")
+    except AddendaError as error:
         raise AddendaError(
             f"{folder} is not a checkpoint of addenda ({NOTE}: {error}). Give a folder that addenda wrote."
         ) from None
     return note
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether `fit` wrote this checkpoint, or began to: its note says so; another program's has none, or no settings.
+
+    One that was killed before the note was written holds nothing, or nothing but the adapter.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    try:
+        return bool(note_of(folder)["settings"])
+    except AddendaError:
+        names = {p.name for p in folder.iterdir()}
+        ours = {n for n in names if n == FILE or n.startswith((f".{FILE}.", f".{NOTE}."))}
+        begun = folder.name.startswith(".") and names == ours
+        return begun and (FILE not in names or has_adapter(folder / FILE))
+
+
+def has_adapter(file: Path) -> bool:
+    """Whether a file is an adapter file of addenda."""
+    try:
+        read(file)
+    except AddendaError:
+        return False
+    return True
+
+
 def latest(out: str | Path) -> Path | None:
-    """The newest whole checkpoint of a folder, or None."""
-    found = [p for p in all_of(out) if (p / STATE).is_file() and (p / NOTE).is_file()]
+    """The newest checkpoint of `fit`'s in a folder, or None."""
+    found = [p for p in all_of(out) if is_ours(p)]
     return found[-1] if found else None
 
 
+def check_whole(folder: Path, also: Iterable[str] = ()) -> None:
+    """Raises AddendaError for a checkpoint from which a run would end with other numbers: a file is gone or changed."""
+    known = note_of(folder).get("files", {})
+    missing = [name for name in dict.fromkeys((FILE, *RESUMES, *also, *known)) if not (folder / name).is_file()]
+    wrong = [name for name, said in known.items() if name not in missing and said != _hash(folder / name)]
+    if missing or wrong:
+        before = [p.name for p in all_of(folder.parent) if is_ours(p) and p != folder]
+        way = f"remove that folder to go on from {before[-1]}" if before else "remove that folder to start again"
+        what = [f"lacks {' and '.join(missing)}"] if missing else []
+        what += [f"has {' and '.join(wrong)} damaged or changed"] if wrong else []
+        raise AddendaError(
+            f"The checkpoint {folder} {' and '.join(what)}, with which the run would end with other numbers. Put back "
+            f"what is missing, or {way} (or give resume=False, --no-resume, which starts again)."
+        )
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def all_of(out: str | Path) -> list[Path]:
-    """Checkpoints by step, oldest first."""
+    """Folders named as checkpoints are, by step, oldest first; whoever wrote them."""
     out = Path(out)
-    found = [p for p in out.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)] if out.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+    found = (
+        [p for p in out.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{1,18}", p.name)] if out.is_dir() else []
+    )
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.split("-")[1])
+
+
+def begin(out: Path, identity: dict, choices: dict, looks: list) -> None:
+    """Write down what a run is and how it is computed, before its first step."""
+    note = {"identity": identity, "choices": choices, "looks": looks}
+    write_atomically(out / NOTE, json.dumps(note, indent=1).encode())
+
+
+def begun(out: str | Path) -> dict[str, Any]:
+    """What `begin` wrote; empty where no run has begun in that folder, or the note is of something else."""
+    try:
+        note = read_json(Path(out) / NOTE)
+    except AddendaError:
+        return {}
+    kinds = {"identity": dict, "choices": dict, "looks": list}
+    fine = isinstance(note, dict) and all(isinstance(note.get(k), kind) for k, kind in kinds.items())
+    return note if fine else {}
+
+
+def check_free(out: Path, saves: Iterable[int], best: bool) -> None:
+    """Raises AddendaError where a name that a run will write is taken by something that `fit` did not write."""
+    steps = set(saves)
+    taken = [p.name for p in all_of(out) if step_of(p) in steps and not is_ours(p)]
+    if (out / NOTE).exists() and not begun(out):
+        taken.append(NOTE)
+    if best and _exists(out / BEST) and not _is_best(out):
+        taken.append(BEST)
+    if taken:
+        raise AddendaError(
+            f"{out} holds {', '.join(taken[:6])}, which this run would write and which is not of such a run. Move it, "
+            "or choose another folder (--out)."
+        )
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
+def _is_best(out: Path) -> bool:
+    """Whether the file of the best values is of a run in this folder."""
+    return bool(begun(out) or latest(out)) and has_adapter(out / BEST)
 
 
 def finish(staging: Path, final: Path, keep: int) -> None:
-    """Flush a written folder to disk, give it its name, and delete older ones but the last `keep`."""
+    """Flush a written folder to disk, give it its name, and delete older ones of the run but the last `keep`."""
+    known = {p.name: _hash(p) for p in sorted(staging.iterdir()) if p.is_file() and p.name != NOTE}
+    write_atomically(staging / NOTE, json.dumps(note_of(staging) | {"files": known}, indent=1).encode())
     for path in [*staging.iterdir(), staging]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -120,14 +256,29 @@ def finish(staging: Path, final: Path, keep: int) -> None:
         finally:
             os.close(handle)
     if final.exists():
+        if not is_ours(final):
+            raise AddendaError(f"{final} is not of this run, so it is not replaced. Move it, or choose another folder.")
         shutil.rmtree(final)
     staging.rename(final)
-    for old in all_of(final.parent)[:-keep]:
+    for old in [p for p in all_of(final.parent) if is_ours(p)][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def clear(out: str | Path) -> None:
-    """Delete all checkpoints of a folder, unfinished ones too."""
-    for path in [*all_of(out), *Path(out).glob(".checkpoint-*")]:
-        shutil.rmtree(path, ignore_errors=True)
-    (Path(out) / "best.safetensors").unlink(missing_ok=True)
+    """Delete all checkpoints of `fit`'s in a folder, unfinished ones too, and the note of its run; nothing else."""
+    out = Path(out)
+    if (out / BEST).is_file() and _is_best(out):
+        (out / BEST).unlink(missing_ok=True)
+    for path in [*all_of(out), *out.glob(".checkpoint-*")]:
+        if is_ours(path):
+            shutil.rmtree(path, ignore_errors=True)
+    if begun(out):
+        (out / NOTE).unlink(missing_ok=True)
+
+
+def drop(out: Path) -> None:
+    """`clear`, and the folder itself where nothing else is in it."""
+    if out.is_dir() and not out.is_symlink():
+        clear(out)
+        if not any(out.iterdir()):
+            out.rmdir()

@@ -1,6 +1,8 @@
 """The core of every run: fit an attached adapter to encoded data. `tune` and `compare` both call it."""
 
+import functools
 import hashlib
+import os
 import shutil
 import statistics
 import tempfile
@@ -8,15 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from torch import nn
 
 from addenda.core.adapter import Adapter
 from addenda.core.arguments import checked
 from addenda.core.borrow import training_mode
+from addenda.core.disk import path_of
 from addenda.core.errors import AddendaError
+from addenda.core.identity import base_of, digest, goes_on, larger, look, plain, versions
 from addenda.core.lean import leaner
+from addenda.core.lock import alone
 from addenda.core.state import record_of
 from addenda.optim.registry import Optimizers, named
 from addenda.train import attention as attentions
@@ -25,9 +30,12 @@ from addenda.train.batches import batches
 from addenda.train.choices import attention_of, compilation, recomputing
 from addenda.train.consistency import check
 from addenda.train.encoded import Encoded
-from addenda.train.machine import Peak, device_of, resident
+from addenda.train.machine import Peak, device_of, processes, resident
 from addenda.train.settings import Settings
 from addenda.train.theirs import PASSED, translated
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,26 @@ class FitResult:
     best_step: int | None = None  # with early_stop: the evaluation whose values the adapter has now
     choices: dict = field(default_factory=dict)  # attention, loss, compile: what was chosen, and the numbers behind it
     unit: str = "tokens"
+    looks: list[dict] = field(default_factory=list)  # how a run was lengthened after it was seen, see `core.identity`
+
+
+def one_at_a_time(run: Callable[P, R]) -> Callable[P, R]:
+    """A function that writes to the folder `out` is alone in it, see `core.lock.alone`."""
+
+    @functools.wraps(run)
+    def held(*args: P.args, **options: P.kwargs) -> R:
+        out: Any = options.get("out")
+        if out is None:
+            return run(*args, **options)
+        first = int(os.environ.get("RANK", "0")) == 0  # of several processes the first writes
+        with alone(path_of(out, "out"), here=first):
+            return run(*args, **options)
+
+    return held
 
 
 @checked(also=PASSED, translate=translated)
+@one_at_a_time
 def fit(
     model: nn.Module,
     adapter: Adapter,
@@ -121,10 +146,13 @@ def fit(
     lists them, "auto" for what the method is trained by, or a function (adapter, rate, weight_decay) -> torch
     optimizer. checkpointing: keep the activations between blocks only, and
     compute the others again in backward. lean: the same for gated MLPs and norms only, at little cost (`core.lean`).
-    What "auto" chose is in `choices` and in every checkpoint: a resumed run goes on with it.
+    What "auto" chose is in `choices` and in every checkpoint: a resumed run goes on with it. A resumed run must be the
+    same in everything that decides its numbers (base, data, options, versions: see `core.identity`); only `steps` may
+    grow, which the result's `looks` tell.
 
     Raises AddendaError for impossible settings, an adapter that cannot train, a diverged loss, a tensor that gets no
-    gradient, and a checkpoint of another run.
+    gradient, a checkpoint of another run or one that lacks a file, another run in the same folder, and a name in it
+    that is taken by something else.
     """
     _trainable(model, adapter)
     if not len(train):
@@ -156,18 +184,27 @@ def fit(
     saves = _when(save_every, total, 5) | {total} if out is not None else frozenset()
     if resume and out is None:
         raise AddendaError("resume=True wants the folder of the checkpoints: give out=.")
-    start = checkpoint.latest(out) if resume and out is not None else None
-    if out is not None and start is None:
-        checkpoint.clear(out)
+    kept = None if out is None else path_of(out, "out")
+    start = checkpoint.latest(kept) if resume and kept is not None else None
+    identity: dict[str, Any] = {}
+    known, looks = {}, []
+    if kept is not None:
+        stop = {"every": eval_every if isinstance(eval_every, int | None) else list(eval_every)} if early_stop else None
+        identity = identity_of(
+            model, adapter, eval=None if eval is None else eval.digest, evaluations=stop, arguments=arguments
+        )
+        known, looks = _known(kept, start, adapter, settings, identity, attention, loss, resume)
+        checkpoint.check_free(kept, saves, early_stop is not None)
+        if start is None:
+            checkpoint.clear(kept)
 
     from addenda.train.trainer import AdapterTrainer, parts  # transformers takes seconds to import
 
     device = device_of(model)
     floor = resident(device) if memory_floor is None else memory_floor
-    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="addenda-"))
+    folder = kept if kept is not None else Path(tempfile.mkdtemp(prefix="addenda-"))
     cache = getattr(getattr(model, "config", None), "use_cache", None)
-    resumed_from = int(start.name.split("-")[1]) if start else 0
-    known = checkpoint.note_of(start).get("choices", {}) if start else {}
+    resumed_from = checkpoint.step_of(start) if start else 0
     micro = [part for step in rows for part in parts(step, accumulate)]
     try:
         if cache is not None:
@@ -178,6 +215,8 @@ def fit(
             how = (loss == "auto" and known.get("loss")) or chunked.choose(loss, model, train, micro)
             choices: dict[str, Any] = {"attention": asdict(chosen), "loss": how}
             settings = replace(settings, attention=chosen.name, loss=how["name"])
+            if kept is not None and int(os.environ.get("RANK", "0")) == 0:
+                checkpoint.begin(kept, plain(identity | asdict(settings)), choices, looks)
             with compiled.compiled(model) if compile else nullcontext():
                 if compile:
                     choices["compile"] = compilation(model, adapter, train, micro[0], whole=how["name"] == "logits")
@@ -187,6 +226,7 @@ def fit(
                         trainer = AdapterTrainer(
                             adapter, train, rows, settings, out=folder, eval_data=eval, evaluations=evaluations,
                             saves=saves, keep=keep, optimizer=make_optimizer, choices=choices,
+                            identity=plain(identity | asdict(settings)), looks=looks,
                             watch=_watch(progress, total, train.unit), **arguments,
                         )  # fmt: skip
                     trainer.train(resume_from_checkpoint=str(start) if start else None)
@@ -218,6 +258,7 @@ def fit(
         min(evaluated, key=lambda e: e["loss"])["step"] if early_stop is not None and evaluated else None,
         choices,
         train.unit,
+        looks,
     )
 
 
@@ -231,6 +272,62 @@ def _said(arguments: dict[str, Any]) -> Iterator[None]:
             raise
         given = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
         raise AddendaError(f"transformers' Trainer does not take {given} here: {str(error).strip()}") from error
+
+
+def identity_of(model: nn.Module, adapter: Adapter, **more) -> dict[str, Any]:
+    """What decides a run's numbers besides its settings: base, adapter, what is judged by, machine kind, versions."""
+    _, _, record = record_of(adapter.model, adapter.name)
+    paths = [path for path, _ in adapter.sites()]
+    methods = dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train)
+    about = {
+        "methods": [{"name": m.name} | m.options(defaults=True) for m in methods],
+        "sites": {"count": len(paths), "paths": digest(paths)},
+        "also_train": sorted(record.also_train),
+        "seed": record.seed,
+    }
+    computed = {"device": device_of(model).type, "processes": processes(), "versions": versions()}
+    return {"base": base_of(model), "adapter": about, **computed, **more}
+
+
+def _known(
+    out: Path,
+    start: Path | None,
+    adapter: Adapter,
+    settings: Settings,
+    identity: dict,
+    attention: str | None,
+    loss: str,
+    resume: bool,
+) -> tuple[dict, list[dict]]:
+    """The choices of the run that a call goes on with, and its looks, this one included where it lengthens the run.
+
+    Raises AddendaError where the newest checkpoint is of another run, or not whole.
+    """
+    if start is None:
+        before = checkpoint.begun(out) if resume else {}
+        now = plain(identity | asdict(settings))
+        same = {k: v for k, v in now.items() if k not in ("attention", "loss")}
+        return (before["choices"], []) if before and same.items() <= before["identity"].items() else ({}, [])
+    note = checkpoint.note_of(start)
+    choices, looks = note.get("choices", {}), list(note.get("looks", []))
+    chosen = {"attention": attention or attentions.current(adapter.model), "loss": loss}
+    chosen = {k: choices.get(k, {}).get("name") if v == "auto" and k in choices else v for k, v in chosen.items()}
+    settings = replace(settings, **{k: note["settings"].get(k) if v == "auto" else v for k, v in chosen.items()})
+    there, now = note.get("identity"), identity | asdict(settings)
+    if not adapter.sharded:
+        checkpoint.check_whole(start, ["rng_state.pth"] if processes() == 1 else [])
+        checkpoint.fitting(adapter, start, base=there is None)
+    if there is None:  # of a version that kept none: what it did keep must be the same
+        there = note["settings"]
+        now = {k: v for k, v in now.items() if k in there}
+    grown = goes_on(
+        f"The checkpoint {start}", there, now, grows={"steps": larger},
+        way="Repeat the call with its settings to go on with it, or start again with resume=False (--no-resume) or in "
+        "another folder (--out).",
+    )  # fmt: skip
+    if grown:
+        looks.append(look(grown, f"{checkpoint.step_of(start)} steps"))
+    return choices, looks
 
 
 def _trainable(model: nn.Module, adapter: Adapter) -> None:

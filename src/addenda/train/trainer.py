@@ -7,6 +7,7 @@ very bits of the uninterrupted one. For a Trainer of your own, see `TrainerCallb
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from addenda.core.adapter import Adapter
+from addenda.core.disk import DiskError, writing
 from addenda.core.errors import AddendaError
 from addenda.optim.plain import adamw
 from addenda.optim.registry import Optimizers
@@ -59,7 +61,7 @@ class AdapterTrainer(transformers.Trainer):
     """One run over given rows. The whole run is one "epoch" of transformers', so that a resume skips by counting.
 
     rows: for every step the positions of its examples in `train`. evaluations, saves: steps after which to do so.
-    out: where checkpoints go. choices: noted in them. watch: called after every step.
+    out: where checkpoints go. choices, identity, looks: noted in them. watch: called after every step.
     """
 
     loss_is_scaled_for_ga = True
@@ -78,11 +80,14 @@ class AdapterTrainer(transformers.Trainer):
         keep: int = 2,
         optimizer: Optimizers = adamw,
         choices: dict | None = None,
+        identity: dict | None = None,
+        looks: list | None = None,
         watch: Callable[["AdapterTrainer"], None] | None = None,
         **arguments: Any,
     ):
         self.adapter, self.settings, self.make_optimizer = adapter, settings, optimizer
         self.data, self.out, self.choices = train, Path(out), choices
+        self.noted = {"identity": identity, "looks": looks}
         self.rows = [part for step in rows for part in parts(step, settings.accumulate)]
         self.evaluations, self.saves, self.keep = evaluations, saves, keep
         self.seconds, self.tokens, self.best = [], 0, None
@@ -214,11 +219,21 @@ class AdapterTrainer(transformers.Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter only."""
         here = self.args.should_save
-        checkpoint.write(self.adapter, output_dir or self.out, asdict(self.settings), self.choices, here=here)
+        folder = output_dir or self.out
+        checkpoint.write(self.adapter, folder, asdict(self.settings), self.choices, **self.noted, here=here)
 
     def _save_checkpoint(self, model, trial) -> None:
         final = self.out / f"checkpoint-{self.state.global_step}"
         staging = final.with_name(f".{final.name}")
+        try:
+            with writing(final):
+                self._write_all(staging, final)
+        except DiskError:
+            if checkpoint.is_ours(staging):  # a part of a checkpoint is worth nothing, and the disk may be full
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+    def _write_all(self, staging: Path, final: Path) -> None:
         staging.mkdir(parents=True, exist_ok=True)
         self.save_model(str(staging))
         self._save_optimizer_and_scheduler(str(staging))
@@ -231,13 +246,6 @@ class AdapterTrainer(transformers.Trainer):
             checkpoint.finish(staging, final, self.keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        note = checkpoint.note_of(resume_from_checkpoint)
-        other = self.settings.differences(note["settings"])
-        if other:
-            raise AddendaError(
-                f"The checkpoint {resume_from_checkpoint} belongs to another run: {'; '.join(other)}. Repeat the call "
-                "with its settings to go on with it, or start again with resume=False or in another folder."
-            )
         checkpoint.restore(self.adapter, resume_from_checkpoint)
 
     def _load_callback_state(self) -> None:
