@@ -37,7 +37,7 @@ from addenda.core.state import (
     unwrap,
 )
 from addenda.core.structure import points
-from addenda.core.targets import Target, all_paths, matching, resolve
+from addenda.core.targets import Target, all_paths, matching, refuse_foreign, resolve
 from addenda.core.tensors import Assigned, Progress, build_tensors
 
 Spec = Method | str
@@ -55,6 +55,7 @@ def assign(
 
     Raises AddendaError listing every site that its method cannot take, with the reasons.
     """
+    refuse_foreign(model)
     also_train = [also_train] if isinstance(also_train, str) else list(also_train)
     heads, copy = [site for target in also_train for site in _parameters_of(model, target)], Replace(bits=head_bits)
     if head_bits is not None and not heads:
@@ -211,6 +212,7 @@ def ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
         raise AddendaError(
             f"The model is wrapped in {type(model).__name__}. Attach first, then wrap, shard or compile."
         )
+    refuse_foreign(model)
     found = find_state(model)
     root, state = found if found else (unwrap(model), State())
     if found and root is not unwrap(model):

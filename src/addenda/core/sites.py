@@ -357,7 +357,12 @@ def _anchor(model: nn.Module, path: str) -> tuple[str, nn.Module, str] | None:
 
 
 def is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and not set(module._modules) - {"addenda"}
+    """Whether a class is called a norm, and has no more than vectors; an activation may be part of it (timm's)."""
+    if "norm" not in type(module).__name__.lower() or kind_of(module) is not None:
+        return False
+    own = [p for p in module._parameters.values() if p is not None]
+    inside = [p for name, m in module.named_children() if name != "addenda" for p in m.parameters()]
+    return not inside and (isinstance(module, nn.LayerNorm) or all(p.numel() == max(p.shape, default=1) for p in own))
 
 
 def _read_by_parent(parent: nn.Module) -> bool:

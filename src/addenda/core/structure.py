@@ -1,9 +1,9 @@
 """Where hidden methods go: the parts of a model's transformer blocks, found by structure.
 
-A *block* is an element of a ModuleList that holds linear layers under something called attention and others beside it,
-and no smaller one that does (`core.targets` tells attention from the rest). Its parts are
+A *block* is an element of a list (`core.targets.stacks`) that holds linear layers under something called attention and
+others beside it, and no smaller one that does (`core.targets` tells attention from the rest). Its parts are
 
-    "attention"   from its attention's first layer to the last, the projection back to the model's width
+    "attention"   from its attention's first layer to the projection back to the model's width
     "mlp"         the same of what is beside the attention; a mixture of experts is one module and one part
     "block"       the whole block
     "key"         the layer of the attention that makes the keys, told by its name; "value" likewise
@@ -15,15 +15,18 @@ like that too; only a block's first attention is found.
 
 A block with a second attention belongs to a *decoder* where the model has a list of blocks without one: the *encoder*.
 A method may want the parts of one of them only (`HiddenMethod.one_side`): the encoder, or the decoder where only that
-embeds ids. What is undone before the head is undone in a decoder, never in an encoder.
+embeds ids. Towers for images or sound, which ids never reach, are not meant by it either. What is undone
+before the head is undone in a decoder, never in an encoder.
 
 What registration order cannot say, where the residual is read, what is normalised after the sum, and which of several
 embeddings is called, is seen in one forward (`core.trial`).
 """
 
 import fnmatch
+import itertools
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -31,9 +34,13 @@ from torch import nn
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.hidden import HiddenMethod
 from addenda.core.sites import CONV1D, Point, is_norm, kind_of, point_at, refusal
-from addenda.core.targets import Target, grouped, matching
+from addenda.core.targets import Target, grouped, is_stack, matching, stacks
 from addenda.core.trial import Part, Trial, tried
 
+_MADE = re.compile(
+    r"((to|in|add|added)_)?(q|k|v|qk|kv|qkv|query|keys?|values?|query_key_value|c_attn|receptance)(_?(proj|lin|linear))?"
+)
+_ASIDE = re.compile(r"(^|_)(add|added|context)(_|$)")  # diffusers' second stream, of the text, through the same block
 PARTS = ("attention", "mlp", "block", "key", "value", "embedding", "embeddings")
 
 
@@ -51,18 +58,19 @@ def points(
 
     sides = _sides(model) if method.one_side or method.has("undo") else _Sides()
     only = sides.ids if method.one_side else ""
+    around = _reached(model, sides, seen) if method.one_side else blocks(model)
 
     def resolved(target: Target) -> list[str]:
         back = f"~{head}" if method.has("undo") and (head := _head(model)) else ""
         return [
             _path(model, part, method.reads, seen) + (back if sides.of(part.last) != "encoder" else "")
-            for part in _parts(model, target, seen)
+            for part in _parts(model, target, seen, around)
             if not (only and part.role and sides.of(part.last) not in (only, ""))
         ]
 
     found = dict.fromkeys(path for target in wanted for path in resolved(target))
     for target in left_out:
-        gone = {part.last for part in _parts(model, target, seen)} | set(
+        gone = {part.last for part in _parts(model, target, seen, around)} | set(
             resolved(target) if isinstance(target, str) and target in PARTS else ()
         )
         found = {path: None for path in found if path not in gone and path.partition("@")[0] not in gone}
@@ -82,20 +90,14 @@ def points(
 def blocks(model: nn.Module) -> dict[str, dict[str, Part]]:
     """The transformer blocks by path, each with its parts by role. Empty where none is recognised."""
     attention, others = matching(model, "attention"), matching(model, "mlp")
-    elements = [
-        f"{path}.{name}"
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        for name in module._modules
-        if name != "addenda"
-    ]
+    elements = [f"{path}.{name}" for path, m in stacks(model).items() for name in m._modules if name != "addenda"]
     whole = [e for e in elements if _under(e, attention) and (_under(e, others) or _beside(model, e, attention))]
     found = {}
     for path in whole:
         if not _under(path, whole):
             own = _attention_of(model, path, _under(path, attention))
-            mlp = _mlp_of(model, path, _under(path, others), own.last)
-            if mlp is not None:
+            mlp = None if own is None else _mlp_of(model, path, _under(path, others), own.last)
+            if own is not None and mlp is not None and not _apart(model, own, mlp):
                 found[path] = {"attention": own, "mlp": mlp, "block": Part(path, path, path, "block")}
                 found[path] |= _keys_and_values(model, own, _under(path, attention))
     return found
@@ -106,9 +108,9 @@ def _under(path: str, paths: Iterable[str]) -> list[str]:
 
 
 def _child(model: nn.Module, block: str, path: str) -> str:
-    """The part of a block that a layer belongs to: the block's child, or a ModuleList's in it."""
+    """The part of a block that a layer belongs to: the block's child, or a list's in it."""
     parts, depth = path.split("."), block.count(".") + 2
-    while isinstance(model.get_submodule(".".join(parts[:depth])), nn.ModuleList):
+    while depth < len(parts) and is_stack(model.get_submodule(".".join(parts[:depth]))):
         depth += 1
     return ".".join(parts[:depth])
 
@@ -128,10 +130,26 @@ def _matrices(module: nn.Module, dims: int = 2) -> bool:
     return any(p.dim() >= dims for n, p in module.named_parameters() if ".addenda." not in f".{n}")
 
 
-def _attention_of(model: nn.Module, block: str, paths: list[str]) -> Part:
+def _attention_of(model: nn.Module, block: str, paths: list[str]) -> Part | None:
+    """None where no layer leads back to the width that the first one reads."""
     first = _child(model, block, paths[0])
     own = [p for p in paths if _child(model, block, p) == first]
-    return Part(block, own[0], own[-1], "attention")
+    width = _widths(model.get_submodule(next((p for p in own if _MADE.fullmatch(_leaf(p))), own[0])))[1]
+    own = own[next(i for i, p in enumerate(own) if _widths(model.get_submodule(p))[1] == width) :]
+    back = [p for p in own if _widths(model.get_submodule(p))[0] == width and not _MADE.fullmatch(_leaf(p))]
+    back = [p for p in back if not _ASIDE.search(_leaf(p))] or back
+    return Part(block, own[0], back[-1], "attention") if back else None
+
+
+def _leaf(path: str) -> str:
+    """The name of a layer; of its list, where it has a number only."""
+    return next((name for name in reversed(path.split(".")) if not name.isdigit()), path)
+
+
+def _apart(model: nn.Module, own: Part, mlp: Part) -> bool:
+    """Whether attention and what is beside it are in two lists of their own, so that this is no block but a level."""
+    lists = [_child(model, own.block, part.last).rpartition(".")[0] for part in (own, mlp)]
+    return lists[0] != lists[1] and own.block not in lists
 
 
 def _keys_and_values(model: nn.Module, own: Part, paths: list[str]) -> dict[str, Part]:
@@ -139,7 +157,7 @@ def _keys_and_values(model: nn.Module, own: Part, paths: list[str]) -> dict[str,
     inside = [p for p in paths if _child(model, own.block, p) == _child(model, own.block, own.first)]
     found = {}
     for role in ("key", "value"):
-        names = re.compile(rf"({role}s?|{role[0]})(_?(proj|lin|linear))?", re.I)
+        names = re.compile(rf"(to_)?({role}s?|{role[0]})(_?(proj|lin|linear))?", re.I)
         of = [p for p in inside if names.fullmatch(p.rpartition(".")[2])]
         if len(of) == 1:
             found[role] = Part(own.block, of[0], of[0], role)
@@ -157,6 +175,7 @@ def _mlp_of(model: nn.Module, block: str, paths: list[str], projection: str) -> 
     width, _ = _widths(model.get_submodule(projection))
     firsts = [p for p in paths if _widths(model.get_submodule(p))[1] == width]
     lasts = [p for p in paths if _widths(model.get_submodule(p))[0] == width]
+    lasts = [p for p in lasts if not any(_ASIDE.search(name) for name in p.removeprefix(block).split("."))] or lasts
     return Part(block, firsts[0], lasts[-1], "mlp") if firsts and lasts else None
 
 
@@ -197,26 +216,50 @@ def _sides(model: nn.Module) -> _Sides:
     return replace(found, ids="decoder" if "decoder" in at and "encoder" not in at else "encoder")
 
 
-def _parts(model: nn.Module, target: Target, seen: list[Trial]) -> list[Part]:
+def _reached(model: nn.Module, sides: _Sides, seen: list[Trial]) -> dict[str, dict[str, Part]]:
+    """The blocks that ids pass through: those nearest to an embedding of ids, and of several lists those that run."""
+    found, own = blocks(model), _tokens(model)
+    depth = {(b, e): _shared(b, e) for b in found for e in own}
+    near = {b for (b, e), n in depth.items() if n == max(depth[other, e] for other in found)} or set(found)
+    if len({b.rpartition(".")[0] for b in near}) > 1 and not sides.decoder:
+        with suppress(AddendaError):  # a model that cannot be tried is taken as it is
+            ran = set(_trial(model, seen).order)
+            near = {b for b in near if b in ran} or near
+    return {b: parts for b, parts in found.items() if b in near}
+
+
+def _shared(one: str, other: str) -> int:
+    """How many modules two paths have in common, from the model down."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _tokens(model: nn.Module) -> list[str]:
+    """The paths of the embeddings of ids, those of parts included where a model has several kinds of input (CLIP)."""
+    given = {id(_said(m, "get_input_embeddings")) for m in model.modules() if hasattr(m, "get_input_embeddings")}
+    parts = [path for path, m in model.named_modules() if isinstance(m, nn.Embedding) and id(m) in given]
+    return parts if _said(model, "get_input_embeddings") is None else _owners_of_ids(model)
+
+
+def _parts(model: nn.Module, target: Target, seen: list[Trial], around: dict[str, dict[str, Part]]) -> list[Part]:
     if isinstance(target, str) and target in ("embedding", "embeddings"):
         found = _embeddings(model, seen)
-        around = [path if target == "embedding" else _around(model, path, blocks(model)) for path in found]
-        return [Part("", path, path, target) for path in around]
+        found = [path if target == "embedding" else _around(model, path, blocks(model)) for path in found]
+        return [Part("", path, path, target) for path in found]
     if isinstance(target, str) and target in PARTS:
-        found = blocks(model)
-        if not found:
+        if not around:
             raise AddendaError(_unrecognised(model))
-        if lacking := [path for path, parts in found.items() if target not in parts]:
+        if lacking := [path for path, parts in around.items() if target not in parts]:
             raise AddendaError(
                 f"{lacking[0]} has no layer for each {target} alone (called {target}, {target[0]}_proj or the like). "
                 + _naming(model)
             )
-        return [parts[target] for parts in found.values()]
+        return [parts[target] for parts in around.values()]
     paths = _modules(model, target)
     if not paths:
         raise AddendaError(f"{target!r} names no module of this {type(model).__name__}. {_naming(model, target)}")
-    around = list(blocks(model))
-    return [Part(next((b for b in around if p == b or p.startswith(f"{b}.")), ""), p, p) for p in paths]
+    every = list(blocks(model))
+    return [Part(next((b for b in every if p == b or p.startswith(f"{b}.")), ""), p, p) for p in paths]
 
 
 def _embeddings(model: nn.Module, seen: list[Trial]) -> list[str]:

@@ -3,23 +3,41 @@
 A target is a role ("attention", "mlp", "linear", "embedding", "conv", "norm", "bias", "parameters"), a glob over paths
 ("*.q_proj", "q_proj" for any module so called), a regular expression ("re:layers\\.[0-3]\\..*_proj"), a predicate
 (path, module) -> bool, or a list of these. Roles are read from the structure of the model: what is repeated in a
-ModuleList is a block; inside a block what lies under something called attention is attention, the rest is MLP;
-output heads and routers are left out of "linear". "norm" is every parameter of the modules whose class is called
-…Norm, "bias" every parameter of that name, "parameters" every one.
+ModuleList, or in a Sequential of modules that hold others, is a block; inside a block what lies under something called
+attention is attention, what makes the scales and shifts of a norm is neither, and the rest is MLP. Output heads and
+routers are left out of "linear", and so is the step of a state-space layer (Mamba's dt_proj), whose weight is read
+without a call. "norm" is every parameter of the modules whose class is called a norm (T5LayerNorm, BatchNorm2d,
+GroupNormAct …), "bias" every parameter of that name, "parameters" every one.
 """
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from torch import nn
 
 from addenda.core.errors import AddendaError, nearest
-from addenda.core.sites import CONV, CONV1D, EMBEDDING, LINEAR, Site, kind_of, owners_of, refusal, site_at
+from addenda.core.sites import CONV, CONV1D, EMBEDDING, LINEAR, Site, is_norm, kind_of, owners_of, refusal, site_at
 
 Target = str | Callable[[str, nn.Module], bool]
 ROLES = ("attention", "mlp", "linear", "embedding", "conv", "norm", "bias", "parameters")
-_HEADS = {"lm_head", "score", "classifier", "qa_outputs", "head", "heads", "fc", "embed_out", "cls", "pooler"}
+_HEADS = {
+    "lm_head",
+    "score",
+    "classifier",
+    "qa_outputs",
+    "head",
+    "heads",
+    "fc",
+    "embed_out",
+    "cls",
+    "pooler",
+    "logits_proj",
+}
+_A_HEAD = re.compile(r"(?!pre_|multi_)\w+_(classifier|head)|head_dist")  # class_labels_classifier, contact_head
+_MLP = re.compile(r"(^|_)(mlp|ffn?|feed_?forward)", re.I)
+_MODULATED = re.compile(r"Ada\w*Norm|Norm(Zero|Single|Continuous)")
 _ROUTERS = {"gate", "router", "shared_expert_gate"}
 
 
@@ -50,6 +68,21 @@ def resolve(model: nn.Module, targets: Target | Iterable[Target], exclude: Itera
     if problems:
         raise AddendaError(f"{len(problems)} of {len(sites)} sites cannot be adapted: {'; '.join(problems[:8])}.")
     return _once(sites)
+
+
+def refuse_foreign(model: nn.Module) -> None:
+    """Raises AddendaError for a model with layers of PEFT in it, whose own matrices would be taken for sites."""
+    own = [
+        path
+        for path, m in model.named_modules()
+        if any(c.__module__.startswith("peft.tuners.") for c in type(m).__mro__)
+    ]
+    if own:
+        raise AddendaError(
+            f"This {type(model).__name__} carries an adapter of PEFT ({len(own)} of its modules, e.g. {own[0]}), whose "
+            "matrices are no part of the base. Take it off first: model = model.merge_and_unload() keeps its change in "
+            "the weights, model = model.unload() does not."
+        )
 
 
 def matching(model: nn.Module, target: Target) -> list[str]:
@@ -100,8 +133,7 @@ def _role(model: nn.Module, role: str) -> list[str]:
         for path in all_paths(model):
             owner, _, leaf = path.rpartition(".")
             tensor = model.get_submodule(owner)._parameters.get(leaf)
-            norm = type(model.get_submodule(owner)).__name__.endswith("Norm")
-            fits = {"norm": norm, "bias": leaf == "bias"}.get(role, True)
+            fits = {"norm": is_norm(model.get_submodule(owner)), "bias": leaf == "bias"}.get(role, True)
             if tensor is not None and fits and id(tensor) not in seen:
                 seen.add(id(tensor))
                 paths.append(path)
@@ -110,19 +142,26 @@ def _role(model: nn.Module, role: str) -> list[str]:
     found = [(path, m) for path, m in called(model) if kind_of(m) in kinds]
     if role in ("embedding", "conv"):
         return [path for path, _ in found]
-    blocks = [f"{path}." for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
-    inside = [(p, m) for p, m in found if not _head(model, p, m, blocks) and not _router(model, p)]
+    lists = stacks(model)
+    inside = [p for p, m in found if not (_head(model, p, m, lists) or _router(model, p) or _step(model, p))]
     if role == "linear":
-        return [path for path, _ in inside]
-    attention = {path for path, _ in inside if _under_attention(model, path)}
-    return [p for p, _ in inside if (p in attention) == (role == "attention") and any(p.startswith(b) for b in blocks)]
+        return inside
+    attention = _Attention.of(model)
+    inside = [p for p in inside if any(outer in lists for outer in _around(p))]
+    if role == "attention":
+        return [p for p in inside if attention.holds(p)]
+    return [p for p in inside if not attention.holds(p) and not under_norm(model, p)]
 
 
-def _head(model: nn.Module, path: str, module: nn.Module, blocks: list[str]) -> bool:
+def _head(model: nn.Module, path: str, module: nn.Module, lists: dict[str, nn.Module]) -> bool:
     get_output = getattr(model, "get_output_embeddings", None)
     if get_output is not None and get_output() is module:
         return True
-    return not any(path.startswith(b) for b in blocks) and bool(_HEADS & set(path.split(".")))
+    around = [outer for outer in _around(path) if outer in lists]
+    if any(isinstance(lists[outer], nn.ModuleList) for outer in around):
+        return False
+    named = path.split(".") if not around else [around[-1].rpartition(".")[2]]  # a Sequential may be the head itself
+    return any(part in _HEADS or _A_HEAD.fullmatch(part) for part in named)
 
 
 def _router(model: nn.Module, path: str) -> bool:
@@ -130,14 +169,87 @@ def _router(model: nn.Module, path: str) -> bool:
     return leaf in _ROUTERS and any("expert" in name for name in model.get_submodule(parent)._modules)
 
 
-def _under_attention(model: nn.Module, path: str) -> bool:
-    parts = path.split(".")
-    for depth in range(len(parts) - 1, 0, -1):
-        owner = model.get_submodule(".".join(parts[:depth]))
-        if isinstance(owner, nn.ModuleList):
+def _step(model: nn.Module, path: str) -> bool:
+    """The step of a state-space layer: its kernels read the weight, so that a change of its output would go unseen."""
+    parent, _, leaf = path.rpartition(".")
+    return leaf == "dt_proj" and "A_log" in model.get_submodule(parent)._parameters
+
+
+def stacks(model: nn.Module) -> dict[str, nn.Module]:
+    """The lists of a model's repeated parts by path: ModuleLists, and Sequentials of modules that hold others."""
+    return {path: m for path, m in model.named_modules() if path and is_stack(m)}
+
+
+def is_stack(module: nn.Module) -> bool:
+    """Whether a module is a list of repeated parts."""
+    elements = [m for name, m in module._modules.items() if name != "addenda" and m is not None]
+    if isinstance(module, nn.ModuleList):
+        return bool(elements)
+    return isinstance(module, nn.Sequential) and bool(elements) and all(map(_holds, elements))
+
+
+def _holds(module: nn.Module) -> bool:
+    return kind_of(module) is None and not is_norm(module) and bool(set(module._modules) - {"addenda"})
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """The paths of what is called attention in a model, and of what is more than that.
+
+    A list inside attention (diffusers' to_out, heads one by one) belongs to it. A list whose elements hold attention is
+    one of blocks, and whatever is around it is more than attention, however it is called; so is what holds both an
+    attention and an MLP.
+    """
+
+    called: frozenset[str]
+    larger: frozenset[str]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "_Attention":
+        called = {path for path, m in model.named_modules() if _is_attention(path.rpartition(".")[2], m)}
+        beside = [path for path, m in model.named_modules() if _MLP.search(path.rpartition(".")[2]) and _layers(m)]
+        lists, larger = stacks(model), set()
+        for path in called:
+            for outer in list(_around(path))[1:]:  # an element of a list may be an attention itself
+                if outer in lists:
+                    larger |= {outer, *_around(outer)}
+            for outer in _around(path):
+                if outer in called and any(p.startswith(f"{outer}.") and not p.startswith(f"{path}.") for p in beside):
+                    larger.add(outer)
+        return cls(frozenset(called), frozenset(larger))
+
+    def holds(self, path: str) -> bool:
+        """Whether the nearest thing around a layer that is called attention, or holds blocks, is an attention."""
+        around = next((p for p in _around(path) if p in self.called or p in self.larger), None)
+        return around is not None and around not in self.larger
+
+
+def _is_attention(name: str, module: nn.Module) -> bool:
+    if not name or isinstance(module, nn.ModuleList) or kind_of(module) is not None:
+        return False
+    cls = re.sub(r"\w*(layer|block)(\d+D\w*)?$", "", type(module).__name__, flags=re.I)  # a whole block is no attention
+    if not re.search(r"att(n|ention)", f"{name} {cls}", re.I):
+        return False
+    return _layers(module)
+
+
+def _layers(module: nn.Module) -> bool:
+    return any(kind_of(m) is not None for m in module.modules())
+
+
+def _around(path: str) -> Iterator[str]:
+    """The paths of what holds a module, from the nearest to the outermost."""
+    while path := path.rpartition(".")[0]:
+        yield path
+
+
+def under_norm(model: nn.Module, path: str) -> bool:
+    """Whether a layer makes the scales and shifts of a norm (diffusers' AdaLayerNorm)."""
+    for outer in _around(path):
+        module = model.get_submodule(outer)
+        if is_stack(module):
             return False
-        cls = re.sub(r"\w*(layer|block)$", "", type(owner).__name__, flags=re.I)  # a whole block is no attention
-        if re.search(r"att(n|ention)", f"{parts[depth - 1]} {cls}", re.I):
+        if _MODULATED.search(type(module).__name__):
             return True
     return False
 
