@@ -1,6 +1,8 @@
 """Files made to harm: always AddendaError, quickly, without a large allocation, and the model untouched."""
 
 import dataclasses
+import functools
+import itertools
 import json
 import resource
 import struct
@@ -10,11 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from shared import EVERY, METHODS, NAMES, attach, bits, same_bits, stir
+from test_template import choices, layer, put_on
 
 import addenda as ad
+import toys
 from addenda.core.adapted import slots_of
 from addenda.core.errors import AddendaError
 from addenda.core.files import inspect, read
+from addenda.train.load import wanted_by
 
 
 @pytest.fixture
@@ -170,6 +175,56 @@ def test_giant_options_with_tiny_tensors(name, tiny, ids, tmp_path):
                 ad.detach(tiny)
             assert time.perf_counter() - started < 10, (option, value)
             assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100 << 10, (option, value)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_giant_numbers_in_every_choice_of_a_method(name, tmp_path):
+    """At default options and with each value of the others: at most a second and 100 MiB for loading and a forward."""
+    for method in choices(name):
+        torch.manual_seed(0)
+        if name in NAMES:
+            model, x, path = layer("embedding" if name == "trainable-tokens" else "64 × 64")
+            run = functools.partial(model["layer"], x)
+        else:
+            model, ids, path = toys.make_llama(hidden_size=64), torch.arange(40).reshape(2, 20) % toys.VOCAB, None
+            run = functools.partial(model, ids)
+        try:
+            file = put_on(model, method, x if name in NAMES else ids, path).save(tmp_path / "a.safetensors")
+        except AddendaError:  # bits, where only vectors are trained
+            continue
+        ad.detach(model)
+        header, tensors = read(file)
+        numbers = [k for k, v in method.options(defaults=True).items() if type(v) in (int, float) or k == "alpha"]
+        for option, value in itertools.product(numbers, (10**9, 10**5, 1e300, 10**400)):
+            broken = json.loads(json.dumps(header))
+            broken["methods"][0]["options"][option] = value
+            write(tmp_path / "x.safetensors", broken, tensors)
+            memory, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+            try:
+                ad.load(model, tmp_path / "x.safetensors")
+            except AddendaError:
+                assert not any(slots_of(m) for m in model.modules())
+            else:
+                run()
+                ad.detach(model)
+            assert time.process_time() - started < 1, (method, option, value)
+            assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100 << 10, (method, option, value)
+
+
+CLAIMS = [[10**8, 32], [10**8, 4], [4, 8, 10**6], [2**39, 2**39], [4], [], [4.0, 8], [-4, -8], [True, 32]]
+
+
+@pytest.mark.parametrize("shape", CLAIMS, ids=str)
+def test_a_head_that_claims_more_than_the_file_holds(shape, good, tiny, tmp_path):
+    """Nobody who reads a file may be told of a size that its bytes do not bear out."""
+    header, tensors = read(good)
+    next(s for s in header["sites"] if s["path"] == "score.weight")["shape"] = shape
+    file = write(tmp_path / "x.safetensors", header, tensors)
+    refused(tiny, file, "damaged")
+    with pytest.raises(AddendaError, match="damaged"):
+        wanted_by(file)
+    with pytest.raises(AddendaError, match="damaged"):
+        inspect(file)
 
 
 PATHS = [

@@ -114,7 +114,7 @@ def test_an_export_is_the_plain_adapter_and_computes_the_same(name, share, merge
     assert file.stat().st_size <= own.stat().st_size < file.stat().st_size + 400 * len(list(adapter.methods)) + 400
     ad.detach(model)
     ad.load(model, file)
-    torch.testing.assert_close(model(**fed(model)).logits, y, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model(**fed(model)).logits, y, rtol=1e-4, atol=1e-5)
 
 
 def test_heads_come_along_and_others_are_refused():
@@ -140,7 +140,7 @@ def test_an_export_of_stacked_experts(mixtral, ids):
     y = mixtral.eval()(ids).logits
     mixture.export(adapter)
     ad.switch(mixtral, "plain")
-    torch.testing.assert_close(mixtral(ids).logits, y, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(mixtral(ids).logits, y, rtol=1e-4, atol=1e-5)
     twin = copy.deepcopy(mixtral)
     assert torch.equal(twin(ids).logits, mixtral(ids).logits)
 

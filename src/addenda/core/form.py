@@ -83,7 +83,7 @@ def _check_form(header: dict, tensors: dict[str, Tensor]) -> None:
             raise ValueError(f"{s['path']}: a checksum must be a hash or two numbers")
         if s["method"] != -1 and not (isinstance(s["hash"], str) and _numbers(s["sample"])):
             raise ValueError(f"{s['path']}: the base's hash and sample must be there")
-        if not (isinstance(s["dtype"], str) and _numbers(s["shape"])):
+        if not (isinstance(s["dtype"], str) and _sizes(s["shape"])):
             raise ValueError(f"{s['path']}: dtype and shape must be there")
         if not (isinstance(s["method"], int) and -1 <= s["method"] < len(header["methods"])):
             raise ValueError(f"{s['path']}: method {s['method']!r} is not listed")
@@ -109,6 +109,10 @@ def _check_form(header: dict, tensors: dict[str, Tensor]) -> None:
             if key not in s["trainable"]:
                 raise ValueError(f"{s['path']}: packed {key!r} is not among the trained tensors")
             _check_codes(f"{s['path']}/{key}", shape, bits_of(header, s), tensors)
+    for s in header["sites"]:  # whoever makes a head of this size must find as many numbers
+        claimed, held = math.prod(s["shape"]), sum(count_of(s, k, tensors) for k in s["trainable"])
+        if s["method"] == -1 and claimed != held:
+            raise ValueError(f"{s['path']} is said to be {s['shape']}, {claimed:,} numbers, and {held:,} are there")
     trained = [tensors[f"{s['path']}/{k}"] for s in header["sites"] for k in s["trainable"] if k not in s["packed"]]
     trained += [tensors[f".{i}/{k}"] for i, names in enumerate(pools) for k in names]
     if not all(t.dtype in FLOATING for t in trained):
@@ -125,7 +129,7 @@ def _check_codes(key: str, shape: object, bits: object, tensors: dict[str, Tenso
     """Whether codes and moments are those of a matrix of this shape, or of a stack of them."""
     if type(bits) is not int or not 1 <= bits <= 8:
         raise ValueError(f"{key} is packed, and its bits must be from 1 to 8, got {bits!r}")
-    if not isinstance(shape, list) or not shape or not all(type(n) is int and 0 < n < 2**40 for n in shape):
+    if not _sizes(shape) or not shape:
         raise ValueError(f"{key} is packed, and its shape must be whole numbers above 0")
     codes, moments, stack = tensors[key], tensors[f"{key}.moments"], tensors[key].dim() == 2
     lead = shape[:1] if stack else []
@@ -136,6 +140,10 @@ def _check_codes(key: str, shape: object, bits: object, tensors: dict[str, Tenso
         raise ValueError(f"{key}.moments must be {[*lead, 2]} float32 numbers")
     if not bool(torch.isfinite(moments).all()) or bool((moments[..., 1] < 0).any()):
         raise ValueError(f"{key}.moments must be finite, and the deviation at least 0")
+
+
+def _sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 < n < 2**40 for n in value)
 
 
 def _numbers(value: object, count: int | None = None) -> bool:

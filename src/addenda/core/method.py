@@ -17,7 +17,6 @@ embeddings as rows × width, transformers' `Conv1D` transposed, stacked expert w
 """
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from addenda.core.errors import AddendaError, nearest
 from addenda.core.fewbits import said
 from addenda.core.random import Stream
 
+LARGEST = torch.finfo(torch.float32).max  # of an option: what float32 holds
 FEW_BITS = 0.05  # how far a change in few bits may start from the base, relative to W or to what is changed
 
 Params = dict[str, Tensor]
@@ -381,8 +381,9 @@ def misfit(name: str, value: object, hint) -> str | None:
             expected.append("one of " + ", ".join(map(repr, typing.get_args(kind))))
         else:
             fits = isinstance(value, (int, float) if kind is float else kind)
-            if isinstance(value, float) and not math.isfinite(value):
-                return f"{name} must be finite, got {value!r}"
+            if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
+                got = repr(value) if isinstance(value, float) else f"a whole number of {value.bit_length()} bits"
+                return f"{name} must be finite and at most {LARGEST:.1e}, got {got}"
             if fits and not (isinstance(value, bool) and kind is not bool):
                 return None
             expected.append("None" if kind is type(None) else kind.__name__)

@@ -26,6 +26,8 @@ from addenda.core.method import Base, Params, WeightMethod
 from addenda.core.random import Stream
 from addenda.core.registry import register
 
+MOST_TERMS = 100  # a series that has not converged by then does not
+
 
 @register(
     "oft",
@@ -51,6 +53,8 @@ class OFT(WeightMethod):
             yield f"block must be at least 2, got {self.block}"
         if self.terms < 0 or self.terms in (1, 2):
             yield f"terms must be 0 (exact) or at least 3 (I − 2Q + Q²), got {self.terms}"
+        if self.terms > MOST_TERMS:
+            yield f"terms must be at most {MOST_TERMS}, each a product in every pass; 0 is exact, got {self.terms}"
 
     def check(self, m: int, n: int) -> str | None:
         return f"block={self.block} does not divide the input width {n}" if n % self.block else None

@@ -77,8 +77,12 @@ class SVFT(WeightMethod):
         """The shape of M."""
         return (m, n) if self.full_matrices else (min(m, n), min(m, n))
 
+    def _reach(self, rows: int, columns: int) -> int:
+        """How many diagonals on either side have entries; a file may ask for any band."""
+        return 0 if self.pattern == "plain" else min(self.band, max(rows, columns))
+
     def _diagonals(self, rows: int, columns: int) -> list[Tensor]:
-        band = 0 if self.pattern == "plain" else self.band
+        band = self._reach(rows, columns)
         i = torch.arange(rows)
         return [(i * columns + i + o)[(i + o >= 0) & (i + o < columns)] for o in range(-band, band + 1)]
 
@@ -113,6 +117,6 @@ class SVFT(WeightMethod):
 
     def trainable(self, m: int, n: int) -> int:
         rows, columns = self.size(m, n)
-        band = 0 if self.pattern == "plain" else self.band
+        band = self._reach(rows, columns)
         lengths = (max(0, min(rows, columns - o) - max(0, -o)) for o in range(-band, band + 1))
         return sum(lengths) + self.released
