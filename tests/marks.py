@@ -43,9 +43,9 @@ def _plain(value: Any) -> Any:
         records = {k: (list(r.methods), r.also_train, r.seed, r.step) for k, r in value.records.items()}
         return records, value.active, value.arrangement, dict(value.frozen), value.merged is None, sorted(value.cast)
     if isinstance(value, dict):
-        return {k: id(v) for k, v in value.items()}
+        return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | set | tuple):
-        return [id(v) if not isinstance(v, str | int | float) else v for v in value]
+        return [_plain(v) for v in value]
     return value if isinstance(value, str | int | float | bool | type(None)) else id(value)
 
 

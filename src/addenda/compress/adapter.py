@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from addenda.core.arguments import checked
 from addenda.core.errors import AddendaError
 from addenda.core.fewbits import encoded, said
 from addenda.core.files import described, methods_of
@@ -44,6 +45,7 @@ class AdapterReport:
         return "\n".join([*lines, *(f"{when}: {said}" for when, said in self.quality.items())])
 
 
+@checked()
 def compress_adapter(
     file: str | Path,
     bits: int,

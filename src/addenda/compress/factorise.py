@@ -18,7 +18,9 @@ from addenda.compress.folder import put
 from addenda.compress.macs import Call, calls, of_call
 from addenda.compress.recalibrate import recalibrate
 from addenda.compress.schemes import Place, spectrum
+from addenda.core.arguments import checked
 from addenda.core.errors import AddendaError
+from addenda.core.ranges import Range
 from addenda.core.targets import Target
 
 
@@ -95,6 +97,7 @@ class Factorised:
 
 
 @torch.no_grad()
+@checked(special={"keep": Range(0, 1)})
 def factorise(
     model: nn.Module,
     scheme: str = "channel",

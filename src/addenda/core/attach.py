@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from addenda.core import cast
 from addenda.core.adapted import SiteTensors, adapt, release, slots_of
 from addenda.core.adapter import Adapter
+from addenda.core.arguments import checked
 from addenda.core.backward import watch
 from addenda.core.calibration import calibrate
 from addenda.core.errors import AddendaError
@@ -39,6 +40,7 @@ from addenda.core.state import (
 from addenda.core.structure import points
 from addenda.core.targets import Target, all_paths, matching, refuse_foreign, resolve
 from addenda.core.tensors import Assigned, Progress, build_tensors
+from addenda.core.undo import undone
 
 Spec = Method | str
 
@@ -139,6 +141,7 @@ def unfit(site: Site, method: Method) -> str | None:
     return method.check(*site.shape)
 
 
+@checked()
 def attach(
     model: nn.Module,
     method: Spec | Mapping[Target, Spec],
@@ -242,7 +245,12 @@ def install(
     started: float,
     activate: bool = True,
 ) -> Adapter:
-    """Register the tensors on the modules. Nothing here can fail for reasons that a user could mend."""
+    """Register the tensors on the modules. Nothing here fails for reasons that a user could mend; Ctrl-C undoes it."""
+    with undone(root):
+        return _installed(root, state, name, plan, built, heads, seed, freeze, started, activate)
+
+
+def _installed(root, state, name, plan, built, heads, seed, freeze, started, activate) -> Adapter:
     root.__dict__["_addenda"] = state
     if freeze and not state.frozen:
         own = {id(p) for m in root.modules() if (s := slots_of(m)) is not None for p in s.parameters()}

@@ -47,9 +47,10 @@ def calibrate(
     mask: list[Tensor | None] = [None]
     count, backward = 0, any(m.calibration == "gradient" for _, m in sites.values())
     with frozen(model), training_mode(model, False):
-        hooks = [_watch(site, m, seen, mask) if m.calibration == "input" else _collect(site, m, seen)
-                 for site, m in sites.values()]  # fmt: skip
+        hooks = []
         try:
+            for site, m in sites.values():
+                hooks.append(_watch(site, m, seen, mask) if m.calibration == "input" else _collect(site, m, seen))
             for batch in batches:
                 mask[0] = batch.get("attention_mask") if isinstance(batch, dict) else None
                 with torch.set_grad_enabled(backward):

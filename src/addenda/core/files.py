@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter
+from addenda.core.arguments import checked
 from addenda.core.attach import install, ready, unfit
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.fewbits import FewBits, encoded, said
@@ -38,6 +39,7 @@ from addenda.core.state import State, record_of
 from addenda.core.targets import grouped
 from addenda.core.template import pool_template, template
 from addenda.core.tensors import Assigned, build_tensors, numbers
+from addenda.core.undo import undone
 
 _SAMPLE = 16
 
@@ -175,6 +177,7 @@ def _unsaved(key: str, tensor: Tensor) -> list[str]:
     return []
 
 
+@checked()
 def load(
     model: nn.Module,
     path: str | Path,
@@ -209,9 +212,10 @@ def load(
     built = build_tensors(plan, header["seed"], stored=stored, pools=pools)
     _same_factors(header, {site.path: site.weight.numel() for site, _ in plan}, built, tensors, path)
     heads = tuple(s["path"] for s in header["sites"] if s["method"] == -1)
-    adapter = install(root, state, name, plan, built, heads, header["seed"], not state.records, started, activate)
-    adapter.draw(header["step"])
-    return adapter.requires_grad_(trainable)
+    with undone(root):
+        adapter = install(root, state, name, plan, built, heads, header["seed"], not state.records, started, activate)
+        adapter.draw(header["step"])
+        return adapter.requires_grad_(trainable)
 
 
 def _known(entry: dict) -> dict:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from addenda.core import cast
 from addenda.core.adapted import Adapted, effective_weight, slots_of
+from addenda.core.arguments import checked
 from addenda.core.attach import restore, take_out
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
@@ -77,6 +78,7 @@ class MergeReport:
         return "\n".join([*lines, *self.notes])
 
 
+@checked()
 @torch.no_grad()
 def merge(
     model: nn.Module,

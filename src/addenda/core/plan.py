@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from addenda.core.adapted import SiteTensors
+from addenda.core.arguments import checked
 from addenda.core.attach import Spec, assign, check_bits
 from addenda.core.errors import AddendaError
 from addenda.core.fewbits import code_bytes, said
@@ -122,6 +123,7 @@ def _bytes(site: Site, method: Method, fresh: dict[tuple, SiteTensors]) -> int:
     return total
 
 
+@checked()
 def plan(
     model: nn.Module,
     method: Spec | Mapping[Target, Spec],

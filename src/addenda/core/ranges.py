@@ -34,6 +34,8 @@ class Range:
         return None if low and high else f"{name} must be {self}, got {value!r}"
 
     def __str__(self) -> str:
+        if self.most < 1000 and not (self.above or self.below):
+            return f"from {_short(self.least)} to {_short(self.most)}"
         most = f"{'below' if self.below else 'at most'} {_short(self.most)}"
         if self.above and self.least == 0:
             return f"a positive number, {most}"

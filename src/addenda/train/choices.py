@@ -34,6 +34,10 @@ def compilation(model: nn.Module, adapter: Adapter, train: Encoded, rows: list[i
     return asdict(found) | {"paid": found.paid}
 
 
+# what transformers leaves on the modules besides: it takes neither these nor its hook on the embedding away
+_MARKS = ("gradient_checkpointing", "_gradient_checkpointing_func", "_require_grads_hook", "_require_grads_hooks")
+
+
 @contextmanager
 def recomputing(model: Any, on: bool = True) -> Iterator[None]:
     """Gradient checkpointing (non-reentrant) for the length of a `with` block.
@@ -46,6 +50,7 @@ def recomputing(model: Any, on: bool = True) -> Iterator[None]:
     switch = (
         "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
     )
+    before = [(m, {k: vars(m)[k] for k in _MARKS if k in vars(m)}, set(m._forward_hooks)) for m in model.modules()]
     try:
         getattr(model, f"{switch}_enable")({"use_reentrant": False})
     except (AttributeError, ValueError):
@@ -54,3 +59,9 @@ def recomputing(model: Any, on: bool = True) -> Iterator[None]:
         yield
     finally:
         getattr(model, f"{switch}_disable")()
+        for module, own, hooks in before:
+            for name in _MARKS:
+                vars(module).pop(name, None)
+            vars(module).update(own)
+            for new in set(module._forward_hooks) - hooks:
+                del module._forward_hooks[new]

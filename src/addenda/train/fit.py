@@ -7,7 +7,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -206,6 +206,7 @@ def fit(
     cache = getattr(getattr(model, "config", None), "use_cache", None)
     resumed_from = checkpoint.step_of(start) if start else 0
     micro = [part for step in rows for part in parts(step, accumulate)]
+    new = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         if cache is not None:
             model.config.use_cache = False  # type: ignore[attr-defined]
@@ -232,6 +233,11 @@ def fit(
                     trainer.train(resume_from_checkpoint=str(start) if start else None)
                     if early_stop is not None:
                         trainer.take_best()
+    except BaseException:
+        for path in new:  # the Trainer makes folders before it has anything to put there
+            with suppress(OSError):
+                path.rmdir()
+        raise
     finally:
         if cache is not None:
             model.config.use_cache = cache  # type: ignore[attr-defined]

@@ -30,6 +30,7 @@ from addenda.core.registry import build, catalogue
 from addenda.core.state import apply_again, find_state
 from addenda.core.targets import Target
 from addenda.core.undo import undone
+from addenda.train import checkpoint
 from addenda.train.batches import batches
 from addenda.train.card import write_card, write_run
 from addenda.train.data import Data, TaskKind, read, splits_of
@@ -78,7 +79,9 @@ def _left_alone(function: Callable[P, R]) -> Callable[P, R]:
         with undone(model):
             try:
                 return function(*args, **kwargs)
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    error.add_note(_kept(kwargs.get("out"), kwargs.get("resume", True), model))
                 now = None if model is None else find_state(model)
                 for new in [n for n in now[1].records if n not in names] if now else []:
                     detach(now[0], new)  # type: ignore[index]
@@ -207,6 +210,21 @@ def tune(
     return TuneResult(
         **vars(made), model=model, tokenizer=tokenizer, before=before, after=after, path=path, skipped=skipped
     )
+
+
+def _kept(out: Any, resume: Any, model: nn.Module | None) -> str:
+    """What an interrupted call has left, and how to go on."""
+    folder = None if out is None else Path(out) / "checkpoints"
+    last = None if folder is None else checkpoint.latest(folder)
+    if out is None:
+        said = "Nothing is kept: without out= there are no checkpoints."
+    elif last is None:
+        said = f"Nothing is kept yet: no checkpoint is in {folder}. The same call begins again."
+    else:
+        step = last.name.partition("-")[2]
+        how = "The same call goes on there." if resume else "The same call, without resume=False, goes on there."
+        said = f"Kept: step {step} of the run, in {last}. {how}"
+    return said if model is None else f"{said} The model is as it was before the call, without the adapter."
 
 
 def _check(model, tokenizer, eval_data, columns: dict, subset: str | None, overflow: str, out, loading: dict) -> None:
