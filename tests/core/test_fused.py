@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 import addenda as ad
-from addenda.core.fused import FactoredLinear
+from addenda.core.fused import factored_linear
+from addenda.core.method import Factors
 from addenda.core.method import Factors
 
 M, N, R, TOKENS = 7, 5, 3, 4
@@ -37,7 +38,7 @@ def test_values_and_gradients_are_those_of_the_dense_form(form, with_bias, with_
 
     def run(x, W, bias, c, B, A, middle, rows):
         torch.manual_seed(1)  # the same entries are dropped every time
-        return FactoredLinear.apply(x, drop, W, bias, c, B, A, middle, index, rows, False)
+        return factored_linear(x, drop, W, bias, c, Factors(B, A, middle, index, rows, False))
 
     arguments = (x, W, bias, c, B, A, middle, rows)
     assert gradcheck(run, arguments, eps=1e-6, atol=1e-6)
@@ -57,7 +58,7 @@ def test_sums_are_the_product_with_identities(side, drop):
 
     def run(x, W, B, middle, sums=True):
         torch.manual_seed(1)
-        return FactoredLinear.apply(x, drop, W, None, None, B, A, middle, None, None, sums)
+        return factored_linear(x, drop, W, None, None, Factors(B, A, middle, None, None, sums))
 
     assert gradcheck(run, (x, W, B, middle), eps=1e-6, atol=1e-6)
     torch.testing.assert_close(run(x, W, B, middle), run(x, W, B, middle, sums=False))
@@ -66,9 +67,9 @@ def test_sums_are_the_product_with_identities(side, drop):
 def test_dropout_leaves_the_mean_and_acts_on_the_change_alone():
     x, W, B, A = (t.detach() for t in (numbers(1, N), numbers(M, N), numbers(M, R), numbers(R, N)))
     torch.manual_seed(0)
-    y = FactoredLinear.apply(x.expand(20000, N), 0.4, W, None, None, B, A, None, None, None, False)
+    y = factored_linear(x.expand(20000, N), 0.4, W, None, None, Factors(B, A, None, None, None, False))
     torch.testing.assert_close(y.mean(0), (x @ (W + B @ A).T)[0], rtol=0.05, atol=0.05)
-    zero = FactoredLinear.apply(x, 0.4, W, None, None, torch.zeros_like(B), A, None, None, None, False)
+    zero = factored_linear(x, 0.4, W, None, None, Factors(torch.zeros_like(B), A, None, None, None, False))
     assert torch.equal(zero, x @ W.T)
 
 
@@ -114,7 +115,7 @@ def test_the_input_is_kept_only_where_it_is_needed():
     x = numbers(TOKENS, N)
     W, B, A = numbers(M, N).detach(), numbers(M, R), numbers(R, N)
     for frozen in (False, True):
-        y = FactoredLinear.apply(x, 0.0, W, None, None, B, A.detach() if frozen else A, None, None, None, False)
+        y = factored_linear(x, 0.0, W, None, None, Factors(B, A.detach() if frozen else A, None, None, None, False))
         saved = [t for t in y.grad_fn.saved_tensors if t is not None]
         assert any(t.data_ptr() == x.data_ptr() for t in saved) is not frozen
 

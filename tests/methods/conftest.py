@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import addenda
-from addenda.core.fused import BlockLinear, factored_linear
+from addenda.core.fused import block_linear, factored_linear
 from addenda.core.method import Base, WeightMethod, to_float
 from addenda.core.random import Stream
 
@@ -39,7 +39,7 @@ class At:
         """The output without forming ΔW: through the factors as the core runs them, or the method's own `apply`."""
         x, m = self.x if x is None else x, self.method
         if m.has("blocks"):
-            return BlockLinear.apply(x, self.W, self.bias, *m.blocks(self.p, self.W.shape))
+            return block_linear(x, self.W, self.bias, *m.blocks(self.p, self.W.shape))
         if m.has("factors"):
             c = m.magnitude(self.W, self.p) if m.has("magnitude") else None
             return factored_linear(x, 0.0, self.W, self.bias, c, m.factors(self.p, self.W.shape))

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from addenda.core.hidden import HiddenMethod
 from addenda.core.method import Params
 from addenda.core.random import Stream
+from addenda.core.returned import like
 
 _aten: Any = torch.ops.aten
 # f, and from (∂loss/∂f(a), a) ∂loss/∂a
@@ -76,14 +77,18 @@ class Bottleneck(HiddenMethod):
         D, U = self.matrices(p)
         drop = self.dropout if training else 0.0
         own = None if seen is y else y
-        return _Added.apply(seen, own, D, p.get("down_bias"), U, p.get("up_bias"), self.activation, self.scale, drop)
+        rows = _Added.apply(seen, own, D, p.get("down_bias"), U, p.get("up_bias"), self.activation, self.scale, drop)
+        return like(y, rows)
 
     def trainable(self, width: int) -> int:
         return 2 * self.rank * width + self.bias * (self.rank + width) + self.norm * 2 * width
 
 
 class _Added(torch.autograd.Function):
-    """y + s (U f(D x + b) + c). y: None where it is x. Matrices may be float32 masters: they are cast, x never is."""
+    """The rows of y + s (U f(D x + b) + c), see `core.returned`. y: None where it is x.
+
+    Matrices may be float32 masters: they are cast, x never is.
+    """
 
     @staticmethod
     def forward(ctx, x, y, D, b, U, c, activation, scale, drop):
@@ -94,7 +99,7 @@ class _Added(torch.autograd.Function):
         if drop:
             kept = torch.empty_like(h, dtype=torch.bool).bernoulli_(1 - drop)
             h = h * kept / (1 - drop)
-        ctx.activation, ctx.scale, ctx.drop, ctx.serial = activation, scale, drop, y is None
+        ctx.activation, ctx.scale, ctx.drop, ctx.serial, ctx.shape = activation, scale, drop, y is None, x.shape
         ctx.dtypes = [None if t is None else t.dtype for t in (D, b, U, c)]
         need_d = ctx.needs_input_grad[2]
         ctx.save_for_backward(x if need_d else None, a, down, up, kept)
@@ -105,14 +110,14 @@ class _Added(torch.autograd.Function):
             out = base + (h @ up.t()).mul_(scale).to(base.dtype)
         if c is not None:
             out.add_(c.to(out.dtype), alpha=scale)
-        return out.view(x.shape)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gy):
         x, a, down, up, kept = ctx.saved_tensors
         need_x, need_y, need_d, need_b, need_u, need_c, *_ = ctx.needs_input_grad
-        g, act, of_act = _rows(gy), *ACTIVATIONS[ctx.activation]
+        g, act, of_act = gy, *ACTIVATIONS[ctx.activation]
         narrow = g.to(a.dtype)
         gd = gb = gu = gc = gx = None
         of_d, of_b, of_u, of_c = ctx.dtypes
@@ -130,8 +135,8 @@ class _Added(torch.autograd.Function):
             gd = (ga.t() @ _rows(x)).to(of_d)
         if need_x:
             gx = torch.addmm(g, ga, down) if ctx.serial else ga @ down
-            gx = gx.view(gy.shape)
-        return gx, gy if need_y else None, gd, gb, gu, gc, None, None, None
+            gx = gx.view(ctx.shape)
+        return gx, gy.view(ctx.shape) if need_y else None, gd, gb, gu, gc, None, None, None
 
 
 def _rows(t: Tensor) -> Tensor:

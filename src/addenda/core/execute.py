@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from addenda.core.fused import BlockLinear, SparseLinear, factored_linear
+from addenda.core.fused import block_linear, factored_linear, sparse_linear
 from addenda.core.method import Base, Factors, WeightMethod, to_float
 from addenda.core.recompute import as_recipe
+from addenda.core.returned import returned
 from addenda.core.sites import CONV1D, LINEAR, PARAMETER, Kind
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ def _run(module, kind: Kind, live: "Sequence[SiteTensors]", x, weight, bias, pro
             return m.apply(x, Base(product, kind.to_matrix(weight.detach()), bias), t.tensors())
         if plain and m.has("blocks"):
             W = kind.to_matrix(weight)
-            return BlockLinear.apply(x, W, bias, *m.blocks(t.tensors(), (W.shape[0], W.shape[1])))
+            return block_linear(x, W, bias, *m.blocks(t.tensors(), (W.shape[0], W.shape[1])))
         if plain and kind == LINEAR and m.has("sparse"):
             index, values = m.sparse(t.tensors(), weight.shape)
-            return SparseLinear.apply(x, weight, bias, index, values)
+            return sparse_linear(x, weight, bias, index, values)
     low = [t for t in live if thin(t.method)]
     if plain and kind.dense and len(live) == len(low) and not any(_dropout(t) for t in low):
         B, A = zip(*(_factors(t, kind, weight).pair() for t in low), strict=True)
@@ -152,7 +153,7 @@ class _Recompute(torch.autograd.Function):
     def forward(ctx, build: Callable, kind: Kind, module, x, weight, bias, *tensors):
         ctx.build, ctx.kind, ctx.module = build, kind, module
         ctx.save_for_backward(x, weight, bias, *tensors)
-        return kind.product(module, x, build(weight, tensors), bias)
+        return returned(kind.product(module, x, build(weight, tensors), bias))
 
     @staticmethod
     @once_differentiable

@@ -1,11 +1,12 @@
 """Layers with a change inside their product: one autograd function for each form in which a method offers ΔW.
 
     factored_linear     a product of thin matrices, added to the base product's output in place
-    BlockLinear         a few whole blocks, in products of their own size
-    SparseLinear        single entries, written into a passing copy of W; their gradient is gathered
+    block_linear        a few whole blocks, in products of their own size
+    sparse_linear       single entries, written into a passing copy of W; their gradient is gathered
 
 Tensors of adapters may be float32 masters: they are cast for every product, and the input never is. Leading dimensions
-of x are arbitrary. Gradients for W and the bias are there for unfrozen bases.
+of x are arbitrary; the functions return rows, which become the output outside of them (see `core.returned`). Gradients
+for W and the bias are there for unfrozen bases.
 """
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from addenda.core.method import Factors, spread
+from addenda.core.returned import Unchanged, like
 
 
 def factored_linear(
@@ -24,13 +26,27 @@ def factored_linear(
     Shapes: x (…, n); W (m, n) or any strided view of it; bias, c (m). drop: the share of x that ΔW does not see.
     """
     if torch.is_grad_enabled():
-        return FactoredLinear.apply(x, drop, W, bias, c, *factors)
-    few = x.numel() < x.shape[-1] * len(factors.A)  # rows: to cast them takes less than to cast the factors
-    return _forward(x, drop, W, bias, c, *factors, dtype=factors.A.dtype if few else x.dtype)[0]
+        y = FactoredLinear.apply(x, drop, W, bias, c, *factors)
+    else:
+        few = x.numel() < x.shape[-1] * len(factors.A)  # rows: to cast them takes less than to cast the factors
+        y = _forward(x, drop, W, bias, c, *factors, dtype=factors.A.dtype if few else x.dtype)[0]
+    return like(x, y)
+
+
+def sparse_linear(x: Tensor, W: Tensor, bias: Tensor | None, index: Tensor, values: Tensor) -> Tensor:
+    """y = x (W + scatter(values))ᵀ + bias. Shapes: x (…, n); W (m, n); index, values (K), flat positions of W."""
+    return like(x, SparseLinear.apply(x, W, bias, index, values))
+
+
+def block_linear(x: Tensor, W: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """y = x (W + ΔW)ᵀ + bias. Shapes: x (…, n); W (m, n); rows, columns (K), values (K, b, b) as in
+    `WeightMethod.blocks`.
+    """
+    return like(x, BlockLinear.apply(x, W, bias, rows, columns, values))
 
 
 def _forward(x, drop, W, bias, c, B, A, middle, index, rows, sums, dtype=None):
-    """The output, and what backward may want: factors in x's dtype, the thin intermediate, the entries of x it saw.
+    """The output's rows, and what backward may want: factors in x's dtype, the thin intermediate, what of x it saw.
 
     dtype: of the thin products, if not x's.
     """
@@ -41,11 +57,11 @@ def _forward(x, drop, W, bias, c, B, A, middle, index, rows, sums, dtype=None):
     h = _summed(own, len(A)) if sums else F.linear(own, A)
     if drop:
         h = h / (1 - drop)
-    y, h_M = F.linear(x, W, bias), _through(h, left, A, middle, index)
+    y, h_M = F.linear(_rows(x), W, bias), _through(h, left, A, middle, index)
     if dtype == y.dtype:
-        _rows(y).addmm_(h_M, left.t())
+        y.addmm_(h_M, left.t())
     else:
-        _rows(y).add_(F.linear(h_M, left))
+        y.add_(F.linear(h_M, left))
     if c is not None:
         _rows_times(y, c, out=y)
         if bias is not None:
@@ -56,19 +72,24 @@ def _forward(x, drop, W, bias, c, B, A, middle, index, rows, sums, dtype=None):
 class FactoredLinear(torch.autograd.Function):
     """`factored_linear` in two passes over y, forward and backward.
 
-    Kept for backward: the s-wide x Aᵀ, x only where A or W learns (bits of what was dropped beside it), y only where c
-    learns, and references. B, A, … may be float32 masters: they are cast for every product, and x never is.
+    Kept for backward: the s-wide x Aᵀ, x only where A, W or c learns (bits of what was dropped beside it), y only where
+    c learns, and references. B, A, … may be float32 masters: they are cast for every product, and x never is. Where the
+    caller has changed y in place, backward makes it again.
     """
 
     @staticmethod
     def forward(ctx, x, drop, W, bias, c, B, A, middle, index, rows, sums):
         _, _, need_w, _, need_c, need_b, need_a, need_middle, _, need_rows, _ = ctx.needs_input_grad
         y, left, right, h, seen = _forward(x, drop, W, bias, c, B, A, middle, index, rows, sums)
+        kept, ctx.unchanged, ctx.leading = None, True, x.shape[:-1]
+        if need_c and torch.compiler.is_compiling():
+            kept = y.clone()  # which it leaves out where nothing changes y
+        elif need_c:
+            kept, ctx.unchanged = y.data, Unchanged(y)
         ctx.drop, ctx.dtypes, ctx.sums = drop, (B.dtype, A.dtype), sums
         ctx.save_for_backward(
-            x if need_a or need_w else None, seen, W, bias, c, B if rows is not None else left, right,
-            middle, index, rows,
-            h if need_b or need_rows or need_middle else None, y.detach() if need_c else None,
+            x if need_a or need_w or need_c else None, seen, W, bias, c, B if rows is not None else left, right,
+            middle, index, rows, h if need_b or need_rows or need_middle or need_c else None, kept,
         )  # fmt: skip
         return y
 
@@ -77,15 +98,19 @@ class FactoredLinear(torch.autograd.Function):
     def backward(ctx, gy):
         x, seen, W, bias, c, B, A, middle, index, rows, h, y = ctx.saved_tensors
         need_x, _, need_w, need_bias, need_c, need_b, need_a, need_middle, _, need_rows, _ = ctx.needs_input_grad
-        g, dtype = _rows(gy), gy.dtype
+        g, dtype = gy, gy.dtype
         gx = gw = gbias = gc = gb = ga = gmiddle = grows = None
         if need_bias:
             gbias = g.sum(0)
         room = torch.empty_like(g) if c is not None else None
         if need_c:
-            own = _rows(y) if bias is None else _rows(y) - bias
             assert c is not None
-            gc = torch.mul(g, own, out=room).sum(0).to(c.dtype) / c
+            if ctx.unchanged:
+                own = y if bias is None else y - bias
+                gc = torch.mul(g, own, out=room).sum(0).to(c.dtype) / c
+            else:
+                own = F.linear(_rows(x), W).addmm_(_through(h, B, A, middle, index), _scaled(B, rows, dtype).t())
+                gc = torch.mul(g, own, out=room).sum(0).to(c.dtype)
         if c is not None:
             g = _rows_times(g, c, out=room)
         gk = g @ _scaled(B, rows, dtype)
@@ -115,7 +140,7 @@ class FactoredLinear(torch.autograd.Function):
                 _spread_sums(gx, gh)
             else:
                 gx.addmm_(gh, A)
-            gx = gx.view(*gy.shape[:-1], gx.shape[-1])
+            gx = gx.view(*ctx.leading, gx.shape[-1])
         return gx, None, gw, gbias, gc, gb, ga, gmiddle, None, grows, None
 
 
@@ -161,41 +186,37 @@ def _through(h: Tensor, B: Tensor, A: Tensor, middle: Tensor | None, index: Tens
 
 
 class SparseLinear(torch.autograd.Function):
-    """y = x (W + scatter(values))ᵀ + bias, in one product: the K entries are written into a passing copy of W.
+    """`sparse_linear` in one product: the K entries are written into a passing copy of W.
 
-    Shapes: x (…, n); W (m, n); index, values (K), flat positions of W. Backward makes the copy again and gathers the
-    gradient of the values out of one dense product, which is dropped at once.
+    Backward makes the copy again and gathers the gradient of the values out of one dense product, which is dropped at
+    once.
     """
 
     @staticmethod
     def forward(ctx, x, W, bias, index, values):
         ctx.save_for_backward(x, W, index, values)
-        return F.linear(x, _scattered(W, index, values), bias)
+        return F.linear(_rows(x), _scattered(W, index, values), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gy):
         x, W, index, values = ctx.saved_tensors
         need_x, need_w, need_bias, _, need_values = ctx.needs_input_grad
-        flat = gy.reshape(-1, gy.shape[-1])
-        gx = (flat @ _scattered(W, index, values)).view(x.shape) if need_x else None
-        gw = flat.t() @ x.reshape(-1, x.shape[-1]) if need_w or need_values else None
+        gx = (gy @ _scattered(W, index, values)).view(x.shape) if need_x else None
+        gw = gy.t() @ _rows(x) if need_w or need_values else None
         gvalues = gw.flatten()[index].to(values.dtype) if need_values and gw is not None else None
-        return gx, gw if need_w else None, flat.sum(0) if need_bias else None, None, gvalues
+        return gx, gw if need_w else None, gy.sum(0) if need_bias else None, None, gvalues
 
 
 class BlockLinear(torch.autograd.Function):
-    """y = x Wᵀ + bias, and what K blocks of b × b of ΔW add to it, in products of their size.
-
-    Shapes: x (…, n); W (m, n); rows, columns (K), values (K, b, b) as in `WeightMethod.blocks`.
-    """
+    """`block_linear`: x Wᵀ + bias, and what K blocks of b × b of ΔW add to it, in products of their size."""
 
     @staticmethod
     def forward(ctx, x, W, bias, rows, columns, values):
         ctx.save_for_backward(x, W, rows, columns, values)
-        y = F.linear(x, W, bias)
+        y = F.linear(_rows(x), W, bias)
         added = _strips(x, columns, values) @ values.to(x.dtype).transpose(1, 2)
-        _rows(y).unflatten(1, (-1, values.shape[1])).index_add_(1, rows, added.transpose(0, 1))
+        y.unflatten(1, (-1, values.shape[1])).index_add_(1, rows, added.transpose(0, 1))
         return y
 
     @staticmethod
@@ -203,18 +224,18 @@ class BlockLinear(torch.autograd.Function):
     def backward(ctx, gy):
         x, W, rows, columns, values = ctx.saved_tensors
         need_x, need_w, need_bias, _, _, need_values = ctx.needs_input_grad
-        g, strips = _rows(gy), _strips(gy, rows, values)
+        strips = _strips(gy, rows, values)
         gx = gw = gvalues = None
         if need_x:
-            gx = g @ W
+            gx = gy @ W
             added = strips @ values.to(gy.dtype)
             gx.unflatten(1, (-1, values.shape[1])).index_add_(1, columns, added.transpose(0, 1))
             gx = gx.view(x.shape)
         if need_w:
-            gw = g.t() @ _rows(x)
+            gw = gy.t() @ _rows(x)
         if need_values:
             gvalues = (strips.transpose(1, 2) @ _strips(x, columns, values)).to(values.dtype)
-        return gx, gw, g.sum(0) if need_bias else None, None, None, gvalues
+        return gx, gw, gy.sum(0) if need_bias else None, None, None, gvalues
 
 
 def _strips(t: Tensor, which: Tensor, values: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ def lean(model: nn.Module) -> list[str]:
     """Make every gated MLP and RMS norm of the model lean, and return their paths. Adapters may come before or after.
 
     An MLP is known by its children (gate_proj and up_proj, or gate_up_proj; down_proj; act_fn or activation_fn), and
-    trusted only if it computes what such an MLP should, bit for bit. Raises AddendaError where nothing is found.
+    trusted only if it computes what such an MLP should, bit for bit, and its activation changes nothing in place.
+    Raises AddendaError where nothing is found.
     """
     found = {}
     for path, module in unwrap(model).named_modules():
@@ -158,9 +159,11 @@ def _is_gated(module: nn.Module) -> bool:
     generator = torch.Generator(w.device).manual_seed(0)
     dtype = w.dtype if w.is_floating_point() else torch.get_default_dtype()
     x = torch.randn(2, 3, first.in_features, generator=generator, device=w.device).to(dtype)
-    found = []
+    act: Any = module._modules.get("act_fn") or module._modules["activation_fn"]
+    found, probe = [], torch.zeros_like(x)
     with _bare(module), training_mode(module, True), torch.random.fork_rng([w.device] if w.is_cuda else []):
         for compute in (module, partial(_gated, type(module), module)):
             torch.manual_seed(0)  # of dropout
             found.append(compute(x))
-    return torch.equal(*found)
+        act(probe)
+    return torch.equal(*found) and probe._version == 0

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map
 
 from addenda.core.errors import AddendaError
+from addenda.core.returned import like
 
 _aten = torch.ops.aten
 
@@ -155,22 +156,25 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if torch.is_autocast_enabled(kind) and input.is_floating_point():
         input = input.to(torch.get_autocast_dtype(kind))
         bias = None if bias is None else bias.to(input.dtype)
-    return _Product.apply(input, weight, bias)
+    return like(input, _Product.apply(input, weight, bias))
 
 
 class _Product(torch.autograd.Function):
-    """y = x Wᵀ + bias. Backward has the packed weight, and x only where a calibration wants the values' gradient."""
+    """The rows of y = x Wᵀ + bias, see `core.returned`.
+
+    Backward has the packed weight, and x only where a calibration wants the values' gradient.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias):
+        ctx.shape = x.shape
         ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
-        return F.linear(x, weight.dense(x.dtype), bias)
+        return F.linear(x.reshape(-1, x.shape[-1]), weight.dense(x.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gy):
         weight, x = ctx.saved_tensors
-        gx = gy @ weight.dense(gy.dtype) if ctx.needs_input_grad[0] else None
-        flat = gy.reshape(-1, gy.shape[-1])
-        gweight = None if x is None else (flat.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
-        return gx, gweight, flat.sum(0) if ctx.needs_input_grad[2] else None
+        gx = (gy @ weight.dense(gy.dtype)).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        gweight = None if x is None else (gy.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+        return gx, gweight, gy.sum(0) if ctx.needs_input_grad[2] else None

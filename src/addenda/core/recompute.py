@@ -15,6 +15,9 @@ from torch._C import _autograd
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
+from addenda.core.errors import AddendaError
+from addenda.core.returned import returned
+
 Make = Callable[..., Tensor]
 
 _hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", None)  # since torch 2.8
@@ -32,8 +35,14 @@ class _Recipe:
     make: Make  # as it ran: pure, without random numbers, without tensors of its own that want a gradient
     inputs: tuple[Tensor, ...]
     again: _Again
+    versions: tuple[int, ...]  # of the inputs and of what was made of them
 
     def value(self) -> Tensor:
+        if self.versions[:-1] != tuple(t._version for t in self.inputs):
+            raise AddendaError(
+                "A lean module keeps its inputs for backward, and one of them has been changed in place since the "
+                "forward. Change a copy of it, or call unlean(model) before the forward."
+            )
         if self.again.graph is None:
             self.again.graph = _run(self.make, self.inputs, [t.requires_grad for t in self.inputs])
         return self.again.graph[1].detach()
@@ -52,14 +61,14 @@ def cheap(make: Make, *inputs: Tensor) -> Tensor:
 
     again = _Again()
     made = _Cheap.apply(same, again, *inputs)
-    made._addenda_recipe = _Recipe(same, inputs, again)
+    made._addenda_recipe = _Recipe(same, inputs, again, tuple(t._version for t in (*inputs, made)))
     return made
 
 
 def as_recipe(x: Tensor) -> AbstractContextManager:
     """Inside, x is kept for backward as its recipe, if it has one."""
     recipe = None if torch.compiler.is_compiling() else getattr(x, "_addenda_recipe", None)
-    if recipe is None or _hooks is None or _others_decide():
+    if recipe is None or _hooks is None or _others_decide() or x._version != recipe.versions[-1]:
         return nullcontext()
     storage = id(x.untyped_storage())
 
@@ -90,7 +99,7 @@ class _Cheap(torch.autograd.Function):
     def forward(ctx, make: Make, again: _Again, *inputs):
         ctx.make, ctx.again = make, again
         ctx.save_for_backward(*inputs)
-        return make(*inputs)
+        return returned(make(*inputs))
 
     @staticmethod
     @once_differentiable

@@ -1,0 +1,32 @@
+"""What a custom autograd function returns: the caller may change it in place, as it may a torch layer's output.
+
+torch refuses to change a view in place that was made inside such a function, and products make views where the input
+has more than two dimensions. So a function returns rows, and `like` makes the view outside; where it cannot, `returned`
+hands out the same memory as no view. And backward must not want what the caller has without asking `Unchanged` first.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def returned(y: Tensor) -> Tensor:
+    """y, made in a custom function's forward and held by nobody else, as no view of anything. Nothing is copied."""
+    return y.data
+
+
+def like(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows (tokens, width) with the leading dimensions of x."""
+    return rows if x.dim() == 2 else rows.view(*x.shape[:-1], rows.shape[-1])
+
+
+class Unchanged:
+    """Tells whether a tensor has been changed in place since: it shares its version, and none of its memory."""
+
+    def __init__(self, y: Tensor):
+        self.alias: Any = y.detach()
+        self.alias.data = y.new_empty(0)
+        self.version = y._version
+
+    def __bool__(self) -> bool:
+        return self.alias._version == self.version
