@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.errors import AddendaError
+from addenda.core.statistics import gathering
 
 
 @torch.no_grad()
@@ -21,6 +22,12 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
         path: m for path, m in model.named_modules()
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
     }  # fmt: skip
+    with gathering(model):
+        _gather(model, norms, batches)
+    return len(norms)
+
+
+def _gather(model: nn.Module, norms: dict[str, Any], batches: Iterable[Any]) -> None:
     device = next(model.parameters()).device
     modes = [(m, m.training) for m in model.modules()]
     old = {path: ({k: b.clone() for k, b in m.named_buffers()}, m.momentum) for path, m in norms.items()}
@@ -53,7 +60,6 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
                     b.copy_(buffers[name])
         for m, mode in modes:
             m.training = mode
-    return len(norms)
 
 
 def _call(model: nn.Module, batch: Any, device: torch.device) -> None:

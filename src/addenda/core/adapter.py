@@ -13,6 +13,7 @@ from addenda.core.packed import Packed
 from addenda.core.random import Stream
 from addenda.core.sharded import fill, is_sharded
 from addenda.core.state import record_of, state_of, tensors_at
+from addenda.core.statistics import gathered
 
 
 class Adapter:
@@ -138,7 +139,22 @@ class Adapter:
         record.step += 1
         if record.step <= 3 and self.name in state.active:
             self._look_for_the_dead(record.step)
+            self._look_at_buffers(record.step)
         self.draw()
+
+    def _look_at_buffers(self, step: int) -> None:
+        """Between the first steps nothing that belongs to a frozen base may move."""
+        root, state, _ = record_of(self.model, self.name)
+        now = {n: (id(b), b._version) for n, b in gathered(root).items() if not b.is_inference()}
+        moved = [n for n, mark in now.items() if state.gathered.get(n, mark) != mark] if step > 1 else []
+        state.gathered = now if state.frozen and step < 3 else {}
+        if moved:
+            warnings.warn(
+                f"{len(moved)} buffers of the frozen base have changed since the last step: {', '.join(moved[:6])}. No "
+                f"adapter's file holds them, so that {self.name!r} will act otherwise on the base as it was. Put the "
+                "modules that own them into evaluation mode after model.train().",
+                stacklevel=3,
+            )
 
     def draw(self, step: int | None = None, again: int = 0) -> None:
         """Set the values that schedules give to the current (or another) step.

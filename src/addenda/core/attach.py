@@ -37,6 +37,7 @@ from addenda.core.state import (
     state_of,
     unwrap,
 )
+from addenda.core.statistics import hold, let_go, mode_of
 from addenda.core.structure import points
 from addenda.core.targets import Target, all_paths, matching, refuse_foreign, resolve
 from addenda.core.tensors import Assigned, Progress, build_tensors
@@ -162,9 +163,11 @@ def attach(
     method: a method, its text form ("name:option=value"), or {target: method}. targets, exclude: see
     `core.targets`; by default what the method names, for most of them "linear". also_train: modules trained as whole
     copies with the adapter (heads); head_bits: in so many bits, as the option `bits` of a method does for its own
-    matrices. seed: with a site's path, the key of every random tensor. calibration: batches for
-    methods that look at data first; loss(model, batch) defaults to `model(**batch).loss`. progress: called with (done,
-    total, path).
+    matrices. freeze: no parameter of the base learns, and nothing that it gathers about its inputs in training mode
+    moves: batch norms work with the statistics that they have (`core.statistics`), those too whose weights are trained.
+    With freeze=False all of that goes on, and no adapter's file holds it. seed: with a site's path, the key of every
+    random tensor. calibration: batches for methods that look at data first; loss(model, batch) defaults to
+    `model(**batch).loss`. progress: called with (done, total, path).
 
     Raises AddendaError, and leaves the model as it was, when a target matches nothing, a site cannot take the method,
     the name is taken, a merged change is in the base, data is missing for a calibrated method, or the model is sharded.
@@ -258,9 +261,11 @@ def _installed(root, state, name, plan, built, heads, seed, freeze, started, act
         for n, p in root.named_parameters():
             if n in state.frozen:
                 p.requires_grad_(False)
+    if state.frozen:
+        hold(root)
     for site, _ in plan:
         tensors = built[site.path]
-        tensors.train(site.module.training)
+        tensors.train(mode_of(site.module))
         adapt(site).add(name, site, tensors)
     state.records[name] = Record({s.path: m for s, m in plan}, heads, seed, seconds=time.perf_counter() - started)
     apply_active(root, state, (name,) if activate else state.active)
@@ -302,6 +307,7 @@ def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
     for n, flag in state.frozen.items():
         if n in parameters:
             parameters[n].requires_grad_(flag)
+    let_go(root.modules())
     del root.__dict__["_addenda"]
 
 

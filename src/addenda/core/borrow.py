@@ -7,27 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from addenda.core.statistics import holding, mode_of
+
 
 @contextmanager
 def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """The whole model in training or evaluation mode, and every module's own flag back afterwards.
 
-    Modules that gather statistics of their inputs (batch norms) stay in evaluation mode, whoever asks for another
-    meanwhile: they would change the base.
+    What modules gather about their inputs (batch norms) stays as it is, whoever asks for another mode meanwhile.
     """
-    before = [(m, m.training) for m in model.modules()]
-    gathering = [m for m, _ in before if getattr(m, "running_mean", None) is not None and "train" not in vars(m)]
-    model.train(training)
-    for module in gathering:
-        module.eval()
-        module.__dict__["train"] = lambda mode=True, module=module: module  # transformers asks at every step
-    try:
-        yield
-    finally:
-        for module in gathering:
-            del module.__dict__["train"]
-        for module, flag in before:
-            module.training = flag
+    before = [(m, mode_of(m)) for m in model.modules()]
+    with holding(model):
+        model.train(training)
+        try:
+            yield
+        finally:
+            for module, flag in before:
+                module.training = flag
 
 
 @contextmanager

@@ -70,9 +70,10 @@ class State:
     merged: dict[str, Kept] | None = None  # the base's own weights by path while a change is merged into them
     cast: dict[str, Tensor] = field(default_factory=dict)  # what a merge has converted, by path, as it was
     fingerprints: dict[str, tuple] = field(default_factory=dict)  # path -> (identity, hash)
+    gathered: dict[str, tuple[int, int]] = field(default_factory=dict)  # buffers at the first step: (identity, version)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"arrangement": None}  # a copy's modules keep how they act
+        return self.__dict__ | {"arrangement": None, "gathered": {}}  # a copy's modules keep how they act
 
     def base(self, site: Site) -> Tensor:
         """The base's own weight at a site, as stored, also while a change is merged."""
