@@ -287,3 +287,26 @@ def test_a_pool_of_none_is_not_taken(tiny, tmp_path):
     del header["pools"]  # files of before there were pools
     save_file(tensors, str(tmp_path / "old.safetensors"), {"addenda": json.dumps(header)})
     ad.load(tiny, tmp_path / "old.safetensors")
+
+
+@every_pooled
+def test_a_state_dict_holds_it_once_and_loads_strictly(name, tiny, ids):
+    adapter = stir(attach(tiny, name, ids, targets="linear"))
+    state = {k: v.clone() for k, v in tiny.state_dict().items()}
+    mine = [k for k in state if ".pool." in k]
+    ((_, pool),) = adapter.pools()
+    assert len(mine) == len(list(pool.parameters())) < len(held(tiny))
+    before = {k: v.clone() for k, v in adapter.state_dict().items()}
+    for _ in range(2):
+        stir(adapter, seed=5)
+        tiny.load_state_dict(state)
+        assert same_bits(adapter.state_dict(), before)
+        found = tiny.load_state_dict({k: v for k, v in state.items() if k not in mine}, strict=False)
+        assert {k.rpartition(".")[2] for k in found.missing_keys} == {k.rpartition(".")[2] for k in mine}
+    twin = pickle.loads(pickle.dumps(tiny))
+    assert [k for k in twin.state_dict() if ".pool." in k] == mine
+    first = mine[0].partition(".addenda.")[0]
+    holders = [n for n, m in tiny.named_modules(remove_duplicate=False) if n.endswith(".pool")]
+    everywhere = {f"{n}.{k.rpartition('.')[2]}": state[k] for n in holders for k in mine}
+    assert first in holders[0]
+    tiny.load_state_dict(state | everywhere)  # as earlier versions wrote it, under every holder's name

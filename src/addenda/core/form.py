@@ -129,7 +129,7 @@ def _check_codes(key: str, shape: object, bits: object, tensors: dict[str, Tenso
     """Whether codes and moments are those of a matrix of this shape, or of a stack of them."""
     if type(bits) is not int or not 1 <= bits <= 8:
         raise ValueError(f"{key} is packed, and its bits must be from 1 to 8, got {bits!r}")
-    if not _sizes(shape) or not shape:
+    if not (isinstance(shape, list) and shape and _sizes(shape)):
         raise ValueError(f"{key} is packed, and its shape must be whole numbers above 0")
     codes, moments, stack = tensors[key], tensors[f"{key}.moments"], tensors[key].dim() == 2
     lead = shape[:1] if stack else []

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from addenda.core.state import find_state
@@ -18,5 +18,11 @@ def aside(root: nn.Module) -> dict[int, Any]:
 
 def without_data(root: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy whose parameters and buffers are fake."""
-    fakes: dict[int, Any] = {id(t): mode.from_tensor(t) for t in [*root.parameters(), *root.buffers()]}
+    fakes: dict[int, Any] = {id(t): _fake(t, mode) for t in [*root.parameters(), *root.buffers()]}
     return copy.deepcopy(root, fakes | aside(root))
+
+
+def _fake(t: Tensor, mode: FakeTensorMode) -> Tensor:
+    """From an alias: the mode keeps weak references to what it is given, and torch moves no packed weight with one."""
+    made = mode.from_tensor(t.detach())
+    return nn.Parameter(made, t.requires_grad) if isinstance(t, nn.Parameter) else made

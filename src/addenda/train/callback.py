@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import transformers
+from torch import nn
 
 from addenda.core.adapter import Adapter
+from addenda.core.packed import Packed
 from addenda.train import checkpoint
 
 
@@ -12,18 +14,31 @@ class TrainerCallback(transformers.TrainerCallback):
     """Give it to a plain Trainer: `Trainer(model, …, callbacks=[addenda.TrainerCallback(adapter)])`.
 
     Calls `adapter.step()` after every optimizer step (schedules, dead tensors); writes `adapter.safetensors` into every
-    checkpoint; on resume loads it back strictly, over what the Trainer loaded non-strictly. resume_from: the folder
-    that `resume_from_checkpoint` names, if it does not lie in the Trainer's output_dir.
+    checkpoint; on resume loads it back strictly, over what the Trainer loaded non-strictly. Weights in few bits, which
+    safetensors cannot write, are left out of what the Trainer itself writes of the model while it trains: they are
+    frozen, and in the model that is resumed already. resume_from: the folder that `resume_from_checkpoint` names, if it
+    does not lie in the Trainer's output_dir.
     """
 
     def __init__(self, adapter: Adapter, resume_from: str | Path | None = None):
         self.adapter, self.resume_from = adapter, resume_from
+        self._hooks: list = []
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Load the checkpoint that the Trainer resumes from. Raises AddendaError where it holds no adapter."""
         if state.global_step > 0:
             own = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             checkpoint.restore(self.adapter, self.resume_from or own)
+        self._release()  # of a run that ended early
+        self._hooks = [m.register_state_dict_post_hook(_without_packed) for m in _holders(self.adapter.model)]
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._release()
+
+    def _release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.adapter.step()
@@ -31,3 +46,14 @@ class TrainerCallback(transformers.TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         checkpoint.write(self.adapter, folder, here=args.should_save)
+
+
+def _holders(model: nn.Module) -> list[nn.Module]:
+    """The modules that keep a packed weight of their own."""
+    return [m for m in model.modules() if any(isinstance(p, Packed) for p in m._parameters.values())]
+
+
+def _without_packed(module: nn.Module, state_dict: dict, prefix: str, metadata: dict) -> None:
+    for name, p in module._parameters.items():
+        if isinstance(p, Packed):
+            state_dict.pop(f"{prefix}{name}", None)
