@@ -119,7 +119,7 @@ def test_idx_files_that_are_damaged(tmp_path):
     with pytest.raises(AddendaError, match=r"holds 3 images .* 4 labels"):
         read(tmp_path, task="image")
     write_idx(tmp_path, "train", images, np.ones(3), zipped=True)
-    with pytest.raises(AddendaError, match="holds a label 1, and there are 1 classes"):
+    with pytest.raises(AddendaError, match=r"labels-idx1-ubyte.gz' holds 1, expected one of 'only'"):
         read(tmp_path, task="image", labels=["only"])
 
 

@@ -33,6 +33,12 @@ Question = Annotated[str | None, typer.Option("--question", help="Column of the 
 Answer = Annotated[str | None, typer.Option("--answer", help="Column of the answers.", rich_help_panel=DATA)]
 Text = Annotated[str | None, typer.Option("--text", help="Column of the texts to classify.", rich_help_panel=DATA)]
 Label = Annotated[str | None, typer.Option("--label", help="Column of the labels.", rich_help_panel=DATA)]
+LabelKind = Annotated[
+    str | None,
+    typer.Option(
+        "--label-kind", help="What labels are where they could be either: class or number.", rich_help_panel=DATA
+    ),
+]
 MaxLength = Annotated[int | None, typer.Option("--max-length", help="Longest example in tokens.", rich_help_panel=DATA)]
 Image = Annotated[str | None, typer.Option("--image", help="Column of the images to classify.", rich_help_panel=DATA)]
 Subset = Annotated[

@@ -14,6 +14,7 @@ from addenda.cli.common import (
     Image,
     ImageSize,
     Label,
+    LabelKind,
     MaxLength,
     Model,
     Quantize,
@@ -69,6 +70,7 @@ def compare(
     answer: Answer = None,
     text: Text = None,
     label: Label = None,
+    label_kind: LabelKind = None,
     image: Image = None,
     subset: Subset = None,
     image_size: ImageSize = None,
@@ -102,8 +104,8 @@ def compare(
             model and model_or_default(model), data, chosen, out=out, budget=budget, seeds=seeds, rates=rates,
             search_steps=search_steps, full=full, batch=batch, targets=listed(targets) if targets else None,
             within=within, dtype=dtype, quantize=quantize, max_length=max_length, items=items or None,
-            columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),
-            subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
+            columns=columns_of(question=question, answer=answer, text=text, label=label, image=image)
+            | columns_of(label_kind=label_kind), subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
             trust_remote_code=trust_remote_code, command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(ask),
         )  # fmt: skip
     _print(summary(record))

@@ -163,14 +163,15 @@ def _judge(
     if model is None and data is None:
         return None
     from addenda.cli.evaluate import with_adapter
+    from addenda.core.adapter import adapters
     from addenda.train.evaluate import evaluate
-    from addenda.train.load import label_names, labels_beside, wanted_by
+    from addenda.train.load import labels_beside, wanted_by
 
     def judge(file: Path) -> Any:  # classes and image size are those of the run that made the adapter
         side = wanted_by(adapter).get("image_size")
         loaded = with_adapter(model, file, dtype, device, side, trust_remote_code)
-        names = labels_beside(adapter) or label_names(loaded.source, trust_remote_code)
-        columns: dict[str, Any] = {"labels": names} if names else {}
-        return evaluate(loaded.model, loaded.tokenizer, data_or_default(data), split=part, **columns)
+        if names := labels_beside(adapter):
+            adapters(loaded.model)["default"].labels = names
+        return evaluate(loaded.model, loaded.tokenizer, data_or_default(data), split=part)
 
     return judge

@@ -14,6 +14,7 @@ from addenda.cli.common import (
     Image,
     ImageSize,
     Label,
+    LabelKind,
     MaxLength,
     Model,
     Overflow,
@@ -25,6 +26,7 @@ from addenda.cli.common import (
     data_or_default,
     left_out,
     model_or_default,
+    say,
 )
 
 Adapter = Annotated[Path | None, typer.Option("--adapter", "-a", help="Adapter file; without it, the base.")]
@@ -46,6 +48,7 @@ def evaluate(
     answer: Answer = None,
     text: Text = None,
     label: Label = None,
+    label_kind: LabelKind = None,
     image: Image = None,
     image_size: ImageSize = None,
     skip_corrupt: SkipCorrupt = False,
@@ -60,16 +63,15 @@ def evaluate(
     source = data_or_default(data)
     loaded = with_adapter(model, adapter, dtype, device, image_size, trust_remote_code)
     from addenda.train.evaluate import evaluate as judge
-    from addenda.train.load import label_names, labels_beside
 
     columns: dict[str, Any] = columns_of(question=question, answer=answer, text=text, label=label, image=image)
-    names = labels_beside(adapter) or label_names(loaded.source, trust_remote_code)
-    if names:
-        columns["labels"] = names
+    columns |= columns_of(label_kind=label_kind)
     made = judge(
         loaded.model, loaded.tokenizer, source, batch=batch, split=split,
         max_length=max_length, overflow=cast(Any, overflow), skip_corrupt=skip_corrupt, **columns,
     )  # fmt: skip
+    for text in made.said:
+        say(f"data: {text}")
     typer.echo(made)
     if made.skipped:
         typer.echo(left_out(made.skipped))
@@ -122,7 +124,7 @@ def with_adapter(
     trust_remote_code: bool = False,
 ):
     """A model as the command line names it, with an adapter file on it."""
-    from addenda.train.load import load_model, wanted_by
+    from addenda.train.load import labels_beside, load_model, name_outputs, wanted_by
 
     wanted: dict[str, Any] = wanted_by(adapter) | ({"image_size": image_size} if image_size else {})
     wanted |= {"trust_remote_code": trust_remote_code}  # never what a run.json says
@@ -132,7 +134,10 @@ def with_adapter(
         from addenda.core.files import load
         from addenda.core.state import record_of
 
-        load(loaded.model, adapter)
+        attached = load(loaded.model, adapter)
+        if names := labels_beside(adapter):  # older files have them in their run.json alone
+            attached.labels = names
+            name_outputs(loaded.model, names)
         heads = record_of(loaded.model, "default")[2].also_train
     loaded.check_heads(heads)
     return loaded

@@ -15,6 +15,7 @@ from addenda.cli.common import (
     Image,
     ImageSize,
     Label,
+    LabelKind,
     MaxLength,
     Method,
     Model,
@@ -88,6 +89,7 @@ def tune(
     answer: Answer = None,
     text: Text = None,
     label: Label = None,
+    label_kind: LabelKind = None,
     image: Image = None,
     subset: Subset = None,
     image_size: ImageSize = None,
@@ -128,7 +130,7 @@ def tune(
         overflow=cast(Any, overflow), dtype=dtype, device=device, quantize=quantize, resume=resume, attention=attention,
         loss=cast(Any, loss), group=group, compile=compile, checkpointing=checkpointing, lean=lean, optimizer=optimizer,
         columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),
-        subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
+        subset=subset, image_size=image_size, skip_corrupt=skip_corrupt, label_kind=cast(Any, label_kind),
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if made.skipped:

@@ -114,6 +114,8 @@ def compare(
                 image_size=image_size, skip_corrupt=skip_corrupt, items=items,
                 trust_remote_code=trust_remote_code,
             )  # fmt: skip
+        for text in subject.splits["train"].said:
+            watch.say(f"data: {text}")
     subject = subject.limited(items)
     if budget.kind == "parameters":
         most = int(budget.value)

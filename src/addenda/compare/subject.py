@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 
 from addenda.core.errors import AddendaError
-from addenda.train.data import Data, of_task, read, share, splits_of
+from addenda.train.data import Data, as_train, check_classes, of_task, read, share, splits_of
 from addenda.train.encode import Tokens, encode, tokenise
 from addenda.train.encoded import Encoded
-from addenda.train.load import Loaded, config_of, label_names, load_model, task_in
+from addenda.train.labels import of_head
+from addenda.train.load import Loaded, config_of, head_in, load_model, name_outputs, task_in
 from addenda.train.subsets import Subset
 
 SPLITS = ("train", "validation", "test", "ood")
@@ -117,10 +118,14 @@ def from_files(
     not fit."""
     folder, columns = Path(model).expanduser(), columns or {}
     task = task_in(config_of(folder, trust_remote_code))
-    names = label_names(folder, trust_remote_code) if task != "causal" else None
-    options: dict[str, Any] = columns | ({"labels": names} if names else {})
+    options: dict[str, Any] = dict(columns)
+    names = None
+    if task != "causal":
+        names, outputs = head_in(folder, trust_remote_code)
+        options |= {"labels": of_head(columns.get("labels"), names), "outputs": outputs}
     train, parts = read(data, task=task, **options), {}
-    options |= {"labels": train.labels} if train.labels else {}
+    check_classes(train)
+    options |= as_train(train)
     known = splits_of(data, task)
     parts = {split: read(data, task=task, split=split, **options) for split in SPLITS[1:] if split in known}
     if "test" not in parts:
@@ -134,6 +139,8 @@ def from_files(
     outputs = len(train.labels) if task != "causal" and train.labels else None
     loading: dict[str, Any] = {"dtype": dtype, "image_size": image_size, "quantize": quantize}
     loaded = load_model(folder, task=task, labels=outputs, trust_remote_code=trust_remote_code, **loading)
+    if train.labels and not names:
+        name_outputs(loaded.model, train.labels)
     said: dict[str, Data] = {"train": train, **parts}
     asked = {k: _first(d, most(k, items)) if task == "image" else d for k, d in said.items()}
     reading: dict[str, Any] = {"max_length": max_length, "skip_corrupt": skip_corrupt}

@@ -60,9 +60,10 @@ def texts_of(source: str | Path | None) -> tuple[list[str], str]:
     if path.is_dir() and not (path / "dataset_info.json").exists():
         found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
         return _readable(found, str(path)), str(path)
-    if path.is_file() and path.suffix not in SUFFIXES:
+    if path.is_file() and path.suffix.lower() not in SUFFIXES:
         return _readable([path], str(path)), str(path)
-    rows, _, name = rows_of(path)
+    rows = rows_of(path)
+    name = rows.name
     column = next((c for c in COLUMNS if rows and c in rows[0]), None)
     if column is None:
         raise AddendaError(

@@ -1,7 +1,7 @@
 """The handle of one adapter on one model."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -26,6 +26,16 @@ class Adapter:
     def methods(self) -> dict[str, Method]:
         """The method at each site, by path."""
         return record_of(self.model, self.name)[2].methods
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of a classifier's outputs, in their order; its file carries them. Empty where nobody said."""
+        return record_of(self.model, self.name)[2].labels
+
+    @labels.setter
+    def labels(self, names: Iterable[str]) -> None:
+        root, _, record = record_of(self.model, self.name)
+        record.labels = fitting(root, names)
 
     @property
     def kinds(self) -> str:
@@ -212,6 +222,20 @@ class Adapter:
 
     def __repr__(self) -> str:
         return f"Adapter({self.name!r}: {self.kinds}, {len(self.methods)} sites, {self.trainable:,} trainable)"
+
+
+def fitting(model: nn.Module, labels: Iterable[str]) -> tuple[str, ...]:
+    """Names for a classifier's outputs. Raises AddendaError for one that is there twice, and for more or fewer."""
+    names = tuple(labels)
+    if not all(isinstance(n, str) and n for n in names) or len(set(names)) < len(names):
+        raise AddendaError(f"Labels are different texts, one for each output in order; got {str(names)[:200]}.")
+    outputs = getattr(getattr(model, "config", None), "num_labels", None)
+    if names and isinstance(outputs, int) and outputs != len(names):
+        raise AddendaError(
+            f"There are {len(names)} labels ({', '.join(names[:8])[:200]}), and this {type(model).__name__} has "
+            f"{outputs} outputs. Load it with num_labels={len(names)}."
+        )
+    return names
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:

@@ -5,7 +5,8 @@ that differ from the defaults; what such a default was then stands in `Method.fo
 site with path, kind, stored shape and dtype, the SHA-256 of the base's unmodified bytes, sixteen of its values, and
 the names and kinds of its tensors. Tensors are stored as "path/name", those that all sites of a method train together
 as ".0/name" (of the next such method ".1/name"); the adapter's own name is in no key. Nothing that can be computed
-again is stored, only a checksum of it. No pickle, no code and no import path is ever read.
+again is stored, only a checksum of it. No pickle, no code and no import path is ever read. "labels", where they are
+known, are the names of a classifier's outputs, in their order.
 
 A matrix in few bits is two tensors, "path/name" its codes and "path/name.moments" its mean and standard deviation; its
 shape stands under "packed" at the site, its bits among the options of the method ("head", for heads).
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.adapted import SiteTensors
-from addenda.core.adapter import Adapter
+from addenda.core.adapter import Adapter, fitting
 from addenda.core.arguments import checked
 from addenda.core.attach import install, ready, unfit
 from addenda.core.errors import AddendaError, nearest
@@ -152,6 +153,7 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False, latent: boo
     }
     if record.also_train:
         header["head"] = copy.options(defaults=True)
+    header["labels"] = list(record.labels)
     if writes(gathered):
         write(path, header, tensors)
     wait(gathered)
@@ -204,6 +206,7 @@ def load(
             f"{path} holds codes: what training moved is not in it, and codes cannot be moved a little. Go on from a "
             "checkpoint of its run, or from a file that was saved with latent=True."
         )
+    labels = fitting(root, header["labels"])
     plan = _match(root, header, *methods_of(header, path), path)
     _same_base(state, header, plan, base, path)
     stored = {s["path"]: _stored(s, bits_of(header, s), tensors) for s in header["sites"]}
@@ -214,6 +217,7 @@ def load(
     heads = tuple(s["path"] for s in header["sites"] if s["method"] == -1)
     with undone(root):
         adapter = install(root, state, name, plan, built, heads, header["seed"], not state.records, started, activate)
+        record_of(root, name)[2].labels = labels
         adapter.draw(header["step"])
         return adapter.requires_grad_(trainable)
 
@@ -449,6 +453,9 @@ def inspect(path: str | Path) -> str:
     heads = [s["path"] for s in header["sites"] if s["method"] == -1]
     if heads:
         lines.append(f"  also trained as whole copies: {', '.join(heads)}")
+    if header["labels"]:
+        some = [repr(n[:40]) for n in header["labels"][:12]] + ["…"] * (len(header["labels"]) > 12)
+        lines.append(f"  {len(header['labels'])} labels in order: {', '.join(some)}")
     trained = sum(count_of(s, k, tensors) for s in header["sites"] for k in s["trainable"])
     packed = [(s, k) for s in header["sites"] for k in s["packed"]]
     shared = sum(tensors[f".{i}/{k}"].numel() for i, names in enumerate(header["pools"]) for k in names)

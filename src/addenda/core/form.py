@@ -21,7 +21,7 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def write(path: Path, header: dict, tensors: dict[str, Tensor]) -> Path:
     """A file of what `read` gives."""
     sites = [{k: v for k, v in s.items() if v or k != "packed"} for s in header["sites"]]
-    header = {k: v for k, v in header.items() if v or k != "head"} | {"sites": sites}
+    header = {k: v for k, v in header.items() if v or k not in ("head", "labels")} | {"sites": sites}
     # one entry only: safetensors writes several in random order, and equal adapters should be equal files
     write_atomically(path, to_bytes(tensors, {"addenda": json.dumps(header)}))
     return path
@@ -92,6 +92,11 @@ def _check_form(header: dict, tensors: dict[str, Tensor]) -> None:
         named.update(f"{s['path']}/{k}" for k in keys)
     if not isinstance(header.setdefault("head", {}), dict):
         raise ValueError("the options of heads must be by name")
+    labels = header.setdefault("labels", [])
+    if not (isinstance(labels, list) and all(isinstance(n, str) and n for n in labels)):
+        raise ValueError("labels must be a list of names")
+    if len(set(labels)) < len(labels):
+        raise ValueError("labels must be different names, one for each output")
     pools = header.setdefault("pools", [])
     for i, names in enumerate(pools):
         keys = [f".{i}/{k}" for k in names]

@@ -25,6 +25,7 @@ class Record:
     seed: int
     step: int = 0
     seconds: float = 0.0  # how long attaching took
+    labels: tuple[str, ...] = ()  # the names of a classifier's outputs, in their order, where it was told
 
 
 @dataclass(frozen=True)

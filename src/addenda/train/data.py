@@ -13,12 +13,13 @@ Images, which a vision model classifies, are a fourth form: see `images`.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from addenda.core.errors import AddendaError, nearest
 from addenda.train import rows as files
-from addenda.train.rows import as_dict, rows_of
+from addenda.train.labels import LabelKind, Scale, checked, scale_of, short, writable
+from addenda.train.rows import Rows, named_rows, rows_of
 
 if TYPE_CHECKING:
     from addenda.train.images import Picture
@@ -69,12 +70,16 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Data:
-    """Examples of one form, in the order of the source. labels: the names of the classes; None for values."""
+    """Examples of one form, in the order of the source. labels: the names of the classes; None for values.
+
+    said: what was understood of the labels, in words.
+    """
 
     examples: "tuple[Pair | Chat | Labelled | Picture, ...]"
     form: Literal["pair", "chat", "label", "image"]
     labels: tuple[str, ...] | None = None
     source: str = "memory"
+    said: str = field(default="", repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -132,39 +137,103 @@ def read(
     messages: str | None = None,
     image: str | None = None,
     labels: Sequence[str] | None = None,
+    outputs: int | None = None,
+    label_kind: LabelKind | None = None,
 ) -> Data:
-    """Examples from a path, a `datasets.Dataset`, a list of dicts or of objects with question and answer, or a Task.
+    """Examples from a path, a `datasets.Dataset`, a frame, a dict of columns or of splits, a list of dicts or objects
+    with question and answer, or a Task.
 
     task: what will learn from it. question … image: names of columns, where they are not the usual ones. split: the
-    part of a folder that has several. labels: the names of the classes, in the order of the model's outputs.
+    part of a source that has several. labels: the names of the classes, in the order of the model's outputs; outputs:
+    how many it has, where it does not name them. label_kind: "class" or "number", where labels could be either (see
+    `labels`).
     Raises AddendaError for a source that is missing, empty or unreadable, a missing column (with those that there are),
-    and rows that cannot be used, by index.
+    labels that could mean two things, and rows that cannot be used, by line or index.
     """
     if isinstance(source, Data):
-        return source
+        return ordered(source, labels, outputs)
     if hasattr(source, "splits") and hasattr(source, "metric"):
         return of_task(source, split)
     if task == "image":
         from addenda.train.images import read_images
 
-        return read_images(source, split=split, image=image, label=label, labels=labels)
-    rows, known, name = rows_of(source, split)
-    if not rows:
-        raise AddendaError(f"{name} holds no row in split {split!r}; at least one example is needed.")
-    rows = [as_dict(row, i, name) for i, row in enumerate(rows)]
-    columns = list(dict.fromkeys(c for row in rows[:100] for c in row))
+        given: dict[str, Any] = {"labels": labels, "outputs": outputs, "label_kind": label_kind}
+        return read_images(source, split=split, image=image, label=label, **given)
+    rows, columns = table(source, split)
+    name = rows.name
     if task == "label":
         first, second = (text, pair) if text else _texts(columns, pair)
-        wanted = present(columns, name, text=first, pair=second, label=label or first_of(columns, LABELS))
-        return _labelled(rows, wanted, labels or known.get(wanted["label"]), name)
+        wanted = present(columns, name, text=first, pair=second, label=label or label_column(columns, name))
+        scale = scale_in(rows, wanted["label"], labels, outputs, label_kind)
+        return _labelled(rows, wanted, scale)
     if messages or (not (question or answer) and "messages" in columns):
         column = present(columns, name, messages=messages or "messages")["messages"]
-        return Data(collect(rows, name, lambda row: _chat(row, column)), "chat", source=name)
+        return Data(collect(rows, lambda row: _chat(row, column)), "chat", source=name)
     if not (question and answer):
         found = next((p for p in PAIRS if _fits(p, question, answer, columns)), (question, answer))
         question, answer = question or found[0], answer or found[1]
     wanted = present(columns, name, question=question, answer=answer)
-    return Data(collect(rows, name, lambda row: _pair(row, wanted)), "pair", source=name)
+    return Data(collect(rows, lambda row: _pair(row, wanted)), "pair", source=name)
+
+
+def table(source: Any, split: str) -> tuple[Rows, list[str]]:
+    """The rows of a source, at least one, and their columns. Raises AddendaError."""
+    rows = rows_of(source, split)
+    if not rows:
+        raise AddendaError(f"{rows.name} holds no row in split {split!r}; at least one example is needed.")
+    rows = named_rows(rows)
+    return rows, list(dict.fromkeys(str(c) for row in rows for c in row))
+
+
+def ordered(data: Data, labels: Sequence[str] | None, outputs: int | None = None) -> Data:
+    """The same data with its classes numbered as a model's outputs are, by name.
+
+    Raises AddendaError for a class that the model does not have.
+    """
+    names = checked(labels)
+    if data.labels is None or data.labels == names or (names is None and outputs in (None, len(data.labels))):
+        return data
+    values = [e.label for e in data.examples]  # type: ignore[union-attr]
+    scale = scale_of(values, "label", names=names, own=data.labels, outputs=outputs, source=data.source)
+    found = tuple(replace(e, label=scale.of(v)) for e, v in zip(data.examples, values, strict=True))  # type: ignore[call-arg]
+    return replace(data, examples=found, labels=scale.names, said=scale.said)
+
+
+def as_train(train: Data) -> dict[str, Any]:
+    """How further data is read that belongs to this training data: labels of the same kind, in the same order."""
+    if train.form not in ("label", "image"):
+        return {}
+    return {"labels": train.labels} if train.labels else {"labels": None, "label_kind": "number"}
+
+
+def check_classes(train: Data) -> None:
+    """Raises AddendaError for training data of a single class."""
+    if train.labels is not None and len(train.labels) < 2:
+        raise AddendaError(
+            f"All {len(train)} examples of {train.source} have the label {next(iter(train.labels), '')!r}; a "
+            "classifier learns from at least two classes. Give data with others, or labels= with all that there are."
+        )
+
+
+def label_column(columns: list[str], name: str) -> str | None:
+    """The column of labels by its usual name. Raises AddendaError where there are several."""
+    found = [c for c in LABELS if c in columns]
+    if len(found) > 1:
+        raise AddendaError(
+            f"{name} has the columns {' and '.join(map(repr, found))}, and each may be the label. Say which: label=."
+        )
+    return found[0] if found else None
+
+
+def scale_in(
+    rows: Rows, column: str, labels: Sequence[str] | None, outputs: int | None, kind: LabelKind | None
+) -> Scale:
+    """What the labels in a column mean; see `labels`."""
+    values = [row.get(column) for row in rows]
+    own = rows.known.get(column)
+    return scale_of(
+        values, column, names=labels, own=own, outputs=outputs, kind=kind, source=rows.name, place=rows.place
+    )
 
 
 def splits_of(source: Any, task: TaskKind = "causal") -> list[str]:
@@ -206,31 +275,43 @@ def present(columns: list[str], name: str, **wanted: str | None) -> dict[str, st
     return {k: str(v) for k, v in wanted.items()}
 
 
-def collect(rows: list[dict], name: str, make: Callable[[dict], Any]) -> tuple:
+def collect(rows: Rows, make: Callable[[dict], Any]) -> tuple:
     """make(row) of every row; what cannot be used raises ValueError, and all such rows are told together."""
     found, problems = [], []
     for i, row in enumerate(rows):
         try:
             found.append(make(row))
         except ValueError as error:
-            problems.append(f"row {i}: {error}")
+            problems.append(f"{rows.place(i)}: {error}")
     if problems:
         more = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise AddendaError(
-            f"{len(problems)} of {len(rows)} rows of {name} cannot be used: {'; '.join(problems[:5])}{more}. Mend or "
-            "remove these rows."
+            f"{len(problems)} of {len(rows)} rows of {rows.name} cannot be used: {'; '.join(problems[:5])}{more}. "
+            "Mend or remove these rows."
         )
     return tuple(found)
 
 
 def _text(row: dict, column: str, empty: bool = False) -> str:
-    value = row.get(column)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    return text_of(_at(row, column), f"column {column!r}", empty)
+
+
+def _at(row: dict, column: str) -> Any:
+    if column not in row:
+        raise ValueError(f"it has no column {column!r}")
+    return row[column]
+
+
+def text_of(value: Any, where: str, empty: bool = False) -> str:
+    """A text, or a finite number as one. Raises ValueError for all else, an empty one too where that is no text."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**64:
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"column {column!r} holds {value!r}, a text was expected")
+        raise ValueError(f"{where} holds {short(value)}, a text was expected")
     if not value.strip() and not empty:
-        raise ValueError(f"column {column!r} is empty")
+        raise ValueError(f"{where} is empty")
+    if not writable(value):
+        raise ValueError(f"{where} holds half of a surrogate pair, which is no character: {value[:60]!a}")
     return value
 
 
@@ -253,37 +334,9 @@ def _chat(row: dict, column: str) -> Chat:
     return Chat(tuple((str(t["role"]), _text(dict(t), "content", empty=t["role"] == "system")) for t in turns))
 
 
-def _labelled(rows: list[dict], wanted: dict[str, str], names: Sequence[str] | None, source: str) -> Data:
-    names = class_names([row.get(wanted["label"]) for row in rows], names)
-    index = None if names is None else {n: i for i, n in enumerate(names)}
-
+def _labelled(rows: Rows, wanted: dict[str, str], scale: Scale) -> Data:
     def make(row: dict) -> Labelled:
-        value = row.get(wanted["label"])
         second = _text(row, wanted["pair"]) if "pair" in wanted else None
-        return Labelled(_text(row, wanted["text"]), class_of(value, index, wanted["label"]), second)
+        return Labelled(_text(row, wanted["text"]), scale.of(_at(row, wanted["label"])), second)
 
-    return Data(collect(rows, source, make), "label", None if names is None else tuple(names), source)
-
-
-def class_names(values: Sequence, names: Sequence[str] | None = None) -> Sequence[str] | None:
-    """The names given; else "0" up to the largest of whole numbers, or the texts in order; None for values."""
-    if names is not None:
-        return names
-    values = [v for v in values if v is not None and str(v).strip()]  # a row without a label is told by `class_of`
-    if any(isinstance(v, float) for v in values):
-        return None
-    if values and all(str(v).isdigit() for v in values):
-        return [str(i) for i in range(max(int(v) for v in values) + 1)]
-    return sorted(set(map(str, values)))
-
-
-def class_of(value: Any, index: dict[str, int] | None, column: str) -> int | float:
-    if index is None:
-        if not isinstance(value, (int, float)) or value != value:
-            raise ValueError(f"column {column!r} holds {value!r}, a number was expected")
-        return float(value)
-    if str(value) in index:
-        return index[str(value)]
-    if isinstance(value, int) and 0 <= value < len(index):
-        return value
-    raise ValueError(f"column {column!r} holds {value!r}, expected one of {', '.join(map(repr, list(index)[:8]))}")
+    return Data(collect(rows, make), "label", scale.names, rows.name, scale.said)

@@ -40,6 +40,7 @@ class Tokens(Encoded):
     pad: int
     types: list[list[int]] | None = None  # token_type_ids, where the tokenizer has them
     names: tuple[str, ...] | None = None  # of the classes
+    said: tuple[str, ...] = ()
 
     def __getitem__(self, i: int) -> dict:
         row = {"input_ids": self.ids[i], "labels": self.labels[i]}
@@ -115,7 +116,7 @@ def tokenise(
         kind, types = "causal", None
         ids, labels = _turns(data, tokenizer, use_chat(tokenizer, chat))
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    made = Tokens(ids, labels, kind, pad, types, data.labels)
+    made = Tokens(ids, labels, kind, pad, types, data.labels, (data.said,) if data.said else ())
     return made if max_length is None else _fit(made, max_length, overflow, data.source)
 
 

@@ -26,6 +26,7 @@ class Encoded(Dataset, ABC):
     labels: list[Any]
     kind: Kind
     names: tuple[str, ...] | None
+    said: tuple[str, ...] = ()  # what was understood of the data, in words
     skipped: tuple[str, ...] = ()  # what could not be read and was left out, where that was asked for
 
     def __len__(self) -> int:

@@ -15,6 +15,7 @@ from addenda.core.errors import AddendaError
 from addenda.train.data import Chat, TaskKind, read
 from addenda.train.encode import Overflow, encode, end_ids, prompt_ids
 from addenda.train.encoded import Encoded
+from addenda.train.labels import head_of, of_head
 from addenda.train.loss import score
 from addenda.train.machine import device_of
 
@@ -31,6 +32,7 @@ class Evaluation:
     tokens: int  # read; images, where `unit` says so
     unit: str = "tokens"
     skipped: tuple[str, ...] = ()  # corrupt images that were left out, where that was asked for
+    said: tuple[str, ...] = ()  # what was understood of the data
 
     def __str__(self) -> str:
         right = f"{sum(self.items)} of {len(self.items)} right ({self.accuracy:.1%}), " if self.items else ""
@@ -58,10 +60,13 @@ def evaluate(
     exactly when greedy `generate` from the same prompt would write that answer. tokenizer: for an image model its
     `Preparation`. examples: Encoded, or what `data.read` takes, with its options as columns. prefix: how many first
     tokens all examples of a causal LM share; they are read once and kept as a cache, which changes results by rounding
-    only. skip_corrupt: leave out images that cannot be decoded, and name them. Raises AddendaError for examples that do
-    not fit.
+    only. skip_corrupt: leave out images that cannot be decoded, and name them. A classifier's labels are compared by
+    name with its outputs: the names are in the adapter's file, else in the model's configuration.
+    Raises AddendaError for examples that do not fit, and labels that the model does not have.
     """
     if isinstance(examples, Encoded):
+        if examples.names:
+            of_head(examples.names, head_of(model)[0])
         asked = {"max_length": max_length, "chat": chat, "skip_corrupt": skip_corrupt or None, **columns}
         if given := [k for k, v in asked.items() if v is not None] + ["overflow"] * (overflow != "error"):
             raise AddendaError(f"The examples are Encoded already, so {given[0]}= comes too late: give it to encode().")
@@ -70,7 +75,8 @@ def evaluate(
             raise AddendaError(
                 "evaluate wants a tokenizer (for images a Preparation) for examples that are not Encoded."
             )
-        data = read(examples, task=task_of(model), **columns)
+        options: dict[str, Any] = {"task": task_of(model)} | known_of(model, columns)
+        data = read(examples, **options)
         reading: dict[str, Any] = {"max_length": max_length, "overflow": overflow, "chat": chat}
         examples = encode(data, tokenizer, **reading, skip_corrupt=skip_corrupt)
     if not len(examples):
@@ -107,7 +113,16 @@ def evaluate(
         examples.tokens,
         examples.unit,
         examples.skipped,
+        examples.said,
     )
+
+
+def known_of(model: nn.Module, columns: dict) -> dict:
+    """How data is read for a model: the options given, and for a classifier its labels in the order of its outputs."""
+    if task_of(model) == "causal":
+        return columns
+    names, outputs = head_of(model)
+    return columns | {"labels": of_head(columns.get("labels"), names), "outputs": outputs}
 
 
 def read_before(batch: dict[str, Tensor], cache: Any, n: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def located(path: str | Path) -> Path:
 
     Raises AddendaError, with the command that installs it, when the package is not there.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if str(path) != FASHION or path.exists():
         return path
     if not PLACE.is_dir():

@@ -24,10 +24,10 @@ import numpy as np
 
 from addenda.core.errors import AddendaError, nearest
 from addenda.train import idx
-from addenda.train.data import LABELS, Data, class_names, class_of, collect, first_of, present
+from addenda.train.data import Data, collect, first_of, label_column, present, scale_in, table
+from addenda.train.labels import WHOLE, LabelKind, checked, scale_of
 from addenda.train.prepare import plain
 from addenda.train.rows import SUFFIXES as ROWS
-from addenda.train.rows import as_dict, rows_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,20 +76,27 @@ def read_images(
     image: str | None = None,
     label: str | None = None,
     labels: Sequence[str] | None = None,
+    outputs: int | None = None,
+    label_kind: LabelKind | None = None,
 ) -> Data:
     """The pictures of one split. image, label: names of columns. labels: the classes, in the order of the outputs.
+
+    outputs: how many there are, where a head does not name them. label_kind: "class" is all that images have.
 
     Class folders are given in the order of a hash, so that the first n are of all classes; others in their own order.
     Raises AddendaError for what is missing, unreadable or of no known class, by file or row.
     """
+    if label_kind == "number":
+        raise AddendaError("label_kind='number' is for texts; what is learned of images is their class.")
+    labels = checked(labels)
     if isinstance(source, str | Path):
         path = idx.located(source)
         if path.is_dir() and (found := idx.parts(path)):
-            return _idx(path, found, split, labels)
+            return _idx(path, found, split, labels, outputs)
         if path.is_dir() and (tree := _tree(path)):
-            return _folders(path, tree, split, labels)
+            return _folders(path, tree, split, labels, outputs)
         source = path
-    return _columns(source, split, image, label, labels)
+    return _columns(source, split, image, label, labels, outputs, label_kind)
 
 
 def parts(source: Any) -> list[str]:
@@ -103,22 +110,21 @@ def parts(source: Any) -> list[str]:
 # -- idx ---------------------------------------------------------------------------------------------------------------
 
 
-def _idx(path: Path, found: dict, split: str, labels: Sequence[str] | None) -> Data:
+def _idx(path: Path, found: dict, split: str, labels: Sequence[str] | None, outputs: int | None) -> Data:
     if split not in found:
         raise AddendaError(f"{path} has no split {split!r} as idx files; it has {', '.join(found)}.")
     images, classes = idx.load(*found[split])
-    own = idx.names(path)
-    if own and labels and set(own) <= set(labels):  # the numbers are places in `own`
-        classes = np.array([list(labels).index(name) for name in own])[classes]
-    names = tuple(labels or own or map(str, range(int(classes.max(initial=0)) + 1)))
-    if len(classes) and int(classes.max()) >= len(names):
-        raise AddendaError(
-            f"{found[split][1]} holds a label {int(classes.max())}, and there are {len(names)} classes: "
-            f"{', '.join(names[:12])}. Give labels= in the order of the numbers."
-        )
-    pairs = enumerate(zip(images, classes, strict=True))
-    examples = (Picture(_key(p), int(c), f"{found[split][0].name}, image {i}", p) for i, (p, c) in pairs)
-    return Data(tuple(examples), "image", names, f"{path}[{split}]")
+    source, own = f"{path}[{split}]", idx.names(path)
+    scale = scale_of(
+        classes.tolist(), found[split][1].name, names=labels, own=own, outputs=outputs, kind="class", source=source
+    )
+    try:
+        places = {k: int(scale.of(k)) for k in set(classes.tolist())}
+    except ValueError as error:
+        raise AddendaError(f"{source}: {error} Give labels= in the order of the numbers.") from None
+    pairs = enumerate(zip(images, classes.tolist(), strict=True))
+    examples = (Picture(_key(p), places[c], f"{found[split][0].name}, image {i}", p) for i, (p, c) in pairs)
+    return Data(tuple(examples), "image", scale.names, source, scale.said)
 
 
 # -- class folders -----------------------------------------------------------------------------------------------------
@@ -130,7 +136,7 @@ def _tree(path: Path) -> dict[str, list[Path]]:
     Raises AddendaError for images without a class folder: here, or in folders of splits that stand alone.
     """
     folders = _inside(path, folders=True)
-    rows = any(p.suffix in ROWS for p in _inside(path, folders=False))
+    rows = any(p.suffix.lower() in ROWS for p in _inside(path, folders=False))
     if rows:  # a file of them, or what datasets.save_to_disk wrote
         return {}
     named = {s: p for s, names in SPLITS.items() for p in folders if p.name in names and _inside(p, folders=True)}
@@ -160,13 +166,22 @@ def _images(path: Path) -> list[Path]:
     return [p for p in _inside(path, folders=False) if p.suffix.lower() in SUFFIXES]
 
 
-def _folders(path: Path, tree: dict[str, list[Path]], split: str, labels: Sequence[str] | None) -> Data:
+def _folders(
+    path: Path, tree: dict[str, list[Path]], split: str, labels: Sequence[str] | None, outputs: int | None
+) -> Data:
     if split not in tree:
         _refuse_flat([p for p in _inside(path, folders=True) if p.name in SPLITS.get(split, ())])
         raise AddendaError(f"{path} has no split {split!r}; it has {', '.join(tree)}.")
-    names = tuple(labels) if labels else tuple(p.name for p in tree[split])
-    if not names:
+    classes = tuple(p.name for p in tree[split])
+    if not classes:
         raise AddendaError(f"{path} has no class folder for the split {split!r}; expected {split}/CLASS/IMAGE.")
+    counted = labels is None and outputs is not None and all(map(WHOLE.fullmatch, classes))
+    if labels is None and outputs not in (None, len(classes)) and not counted:
+        raise AddendaError(
+            f"{path}[{split}] has {len(classes)} class folders, and the model's head has {outputs} outputs without "
+            "names. Give labels= in the order of the model's outputs."
+        )
+    names = tuple(labels or (map(str, range(outputs)) if counted and outputs else classes))
     around = dict.fromkeys((path, *(folder.parent for folder in tree[split])))
     files, problems = [], [f"{p} is an image beside the class folders" for place in around for p in _images(place)]
     for folder in tree[split]:
@@ -189,7 +204,8 @@ def _folders(path: Path, tree: dict[str, list[Path]], split: str, labels: Sequen
     index = {n: i for i, n in enumerate(names)}
     keys = pool().map(_hash, [p for p, _ in files])
     found = [Picture(k, index[c], str(p.relative_to(path)), p) for k, (p, c) in zip(keys, files, strict=True)]
-    return Data(tuple(sorted(found, key=lambda p: p.key)), "image", names, f"{path}[{split}]")
+    said = f"{len(names):,} classes by folder: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+    return Data(tuple(sorted(found, key=lambda p: p.key)), "image", names, f"{path}[{split}]", said)
 
 
 def _hash(file: Path) -> str:
@@ -203,28 +219,33 @@ def _hash(file: Path) -> str:
 # -- columns -----------------------------------------------------------------------------------------------------------
 
 
-def _columns(source: Any, split: str, image: str | None, label: str | None, labels: Sequence[str] | None) -> Data:
-    rows, known, name = rows_of(source, split)
-    if not rows:
-        raise AddendaError(f"{name} holds no row in split {split!r}; at least one image is needed.")
-    rows = [as_dict(row, i, name) for i, row in enumerate(rows)]
-    columns = list(dict.fromkeys(c for row in rows[:100] for c in row))
-    wanted = present(columns, name, image=image or first_of(columns, IMAGES), label=label or first_of(columns, LABELS))
-    classes = class_names([row.get(wanted["label"]) for row in rows], labels or known.get(wanted["label"]))
-    if classes is None:
+def _columns(
+    source: Any,
+    split: str,
+    image: str | None,
+    label: str | None,
+    labels: Sequence[str] | None,
+    outputs: int | None,
+    label_kind: LabelKind | None,
+) -> Data:
+    rows, columns = table(source, split)
+    name = rows.name
+    named = label or label_column(columns, name)
+    wanted = present(columns, name, image=image or first_of(columns, IMAGES), label=named)
+    scale = scale_in(rows, wanted["label"], labels, outputs, label_kind)
+    if scale.names is None:
         raise AddendaError(f"{name}: column {wanted['label']!r} holds numbers with fractions, classes were expected.")
-    index = {n: i for i, n in enumerate(classes)}
-    place = Path(source) if isinstance(source, str | Path) else Path()
+    place = Path(source).expanduser() if isinstance(source, str | Path) else Path()
     beside = place.parent if place.is_file() else place
 
     def make(row: dict) -> Picture:
         stored, called = _stored(row.get(wanted["image"]), wanted["image"], beside)
-        return Picture(_key(stored), int(class_of(row.get(wanted["label"]), index, wanted["label"])), called, stored)
+        return Picture(_key(stored), int(scale.of(row.get(wanted["label"]))), called, stored)
 
-    found = collect(rows, name, make)
-    rowed = (p.name or f"{name}, row {i}" for i, p in enumerate(found))
+    found = collect(rows, make)
+    rowed = (p.name or f"{name}, {rows.place(i)}" for i, p in enumerate(found))
     examples = tuple(Picture(p.key, p.label, n, p.stored) for p, n in zip(found, rowed, strict=True))
-    return Data(examples, "image", tuple(classes), name)
+    return Data(examples, "image", scale.names, name, scale.said)
 
 
 def _stored(value: Any, column: str, beside: Path) -> tuple[Stored, str]:

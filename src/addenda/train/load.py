@@ -5,6 +5,7 @@ Nothing is downloaded.
 
 import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from addenda.core.errors import AddendaError, nearest
 from addenda.core.form import read
 from addenda.train.data import TaskKind
 from addenda.train.evaluate import task_of
+from addenda.train.labels import named
 from addenda.train.machine import pick_device, pick_dtype
 from addenda.train.prepare import Preparation, preparation_of
 from addenda.train.pretrained import pretrained
@@ -172,12 +174,16 @@ def _check_size(model: nn.Module, how: Preparation, folder: Path) -> None:
         )
 
 
-def label_names(folder: str | Path, trust_remote_code: bool = False) -> list[str] | None:
-    """The names of a classifier's outputs in its own order, where they say more than LABEL_0."""
+def name_outputs(model: Any, names: Sequence[str]) -> None:
+    """Write the names of a classifier's outputs into its configuration, which is saved with it."""
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {n: i for i, n in enumerate(names)}
+
+
+def head_in(folder: str | Path, trust_remote_code: bool = False) -> tuple[tuple[str, ...] | None, int | None]:
+    """(the names of a kept head's outputs, how many it has); None for what is not known, and where a head is new."""
     config: Any = config_of(Path(folder).expanduser(), trust_remote_code)
-    named = _own_head(config) and config.num_labels > 1
-    names = [config.id2label[i] for i in sorted(config.id2label)] if named else []
-    return names if names and not all(n.startswith("LABEL_") for n in names) else None
+    return (named(config), config.num_labels) if _own_head(config) else (None, None)
 
 
 def config_of(folder: Path, trust_remote_code: bool = False):
@@ -210,13 +216,19 @@ def wanted_by(adapter: str | Path | None) -> dict:
     heads = [s for s in header["sites"] if s["method"] == -1 and s["path"].split(".")[0] in HEADS]
     shapes = [s["shape"] for s in heads if len(s["shape"]) == 2]
     wanted = {"labels": shapes[-1][0]} if shapes else {}
+    if header["labels"] and wanted.get("labels", len(header["labels"])) != len(header["labels"]):
+        raise AddendaError(
+            f"{adapter} names {len(header['labels'])} labels, and the head in it has {wanted['labels']} outputs."
+        )
     run = _run_beside(adapter).get("options", {})
     return wanted | {k: run[k] for k in ("image_size", "quantize") if run.get(k)}
 
 
 def labels_beside(adapter: str | Path | None) -> list[str] | None:
-    """The names of the classes in the run.json beside an adapter file, where there is one."""
-    return _run_beside(adapter).get("data", {}).get("labels")
+    """The names of the classes in an adapter file, in the order of its outputs; else in the run.json beside it."""
+    if adapter is None:
+        return None
+    return read(adapter)[0]["labels"] or _run_beside(adapter).get("data", {}).get("labels")
 
 
 def _run_beside(adapter: str | Path | None) -> dict:

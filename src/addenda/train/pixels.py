@@ -38,6 +38,7 @@ class Images(Encoded):
     how: Preparation
     names: tuple[str, ...] | None
     kept: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    said: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     kind: Kind = "class"
     coming: dict[int, Future] = field(default_factory=dict, repr=False)  # by position
@@ -118,7 +119,8 @@ def decode(data: Data, how: Preparation, *, skip_corrupt: bool = False, keep: in
         )
     if not fine:
         raise AddendaError(f"None of the {len(pictures)} images of {data.source} can be decoded.")
-    return Images(tuple(fine), [p.label for p in fine], how, data.labels, kept, tuple(problems))
+    said = (data.said,) if data.said else ()
+    return Images(tuple(fine), [p.label for p in fine], how, data.labels, kept, said, tuple(problems))
 
 
 def _looked_at(pictures: Sequence[Picture], how: Preparation, keep: int) -> Iterator[np.ndarray | str | None]:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from addenda.train.fit import Event, Progress
@@ -30,6 +30,12 @@ def shown(title: str = "tune", stream=None) -> Iterator[Progress]:
             bar.update(task, total=event.steps, completed=event.step, says=says)
 
         yield tell
+
+
+def understood(said: Iterable[str], stream=None) -> None:
+    """What was understood of the data, a line each on stderr."""
+    for text in said:
+        print(f"data: {text}", file=stream or sys.stderr, flush=True)
 
 
 def attaching(stream=None, every: float = 5.0) -> Callable[[int, int, str], None]:

@@ -21,6 +21,7 @@ from torch import nn
 
 from addenda.compress.bridges import adopt
 from addenda.compress.quantize import Form
+from addenda.core.adapter import fitting
 from addenda.core.arguments import checked, names_of, unknown_names
 from addenda.core.attach import Spec, attach, detach
 from addenda.core.errors import AddendaError
@@ -33,16 +34,17 @@ from addenda.core.undo import undone
 from addenda.train import checkpoint
 from addenda.train.batches import batches
 from addenda.train.card import write_card, write_run
-from addenda.train.data import Data, TaskKind, read, splits_of
+from addenda.train.data import Data, TaskKind, as_train, check_classes, read, splits_of
 from addenda.train.encode import Overflow, encode
 from addenda.train.encoded import Encoded
 from addenda.train.evaluate import evaluate, generate, task_of
 from addenda.train.fit import FitResult, Progress, fit
-from addenda.train.load import Loaded, config_of, label_names, load_model, task_in
+from addenda.train.labels import LabelKind, head_of, of_head
+from addenda.train.load import Loaded, config_of, head_in, load_model, name_outputs, task_in
 from addenda.train.loss import score
 from addenda.train.machine import device_of, pick_device, pick_dtype, resident
 from addenda.train.prepare import Preparation
-from addenda.train.progress import attaching, shown
+from addenda.train.progress import attaching, shown, understood
 from addenda.train.settings import check_options
 from addenda.train.subsets import Subset
 from addenda.train.theirs import PASSED, translated
@@ -117,6 +119,7 @@ def tune(
     subset: str | None = None,
     image_size: int | None = None,
     skip_corrupt: bool = False,
+    label_kind: LabelKind | None = None,
     dtype: Any = "auto",
     device: Any = None,
     quantize: str | None = None,
@@ -129,8 +132,10 @@ def tune(
     """Adapt a model to data.
 
     model: a folder of transformers' (causal LM, classifier or encoder, of texts or images), or a loaded module with
-    tokenizer= (for images a `Preparation`). data: what `data.read` takes; columns: its options by name. subset: learn
-    from a small part, see `subsets`, and judge by its other half where there is no eval_data. image_size: the side of
+    tokenizer= (for images a `Preparation`). data: what `data.read` takes; columns: its options by name; label_kind:
+    "class" or "number", where labels could be either. Classes are in the order of a kept head's names, else of the
+    data's, and the adapter's file carries the names. subset: learn from a small
+    part, see `subsets`, and judge by its other half where there is no eval_data. image_size: the side of
     images in pixels, where not what the folder says; skip_corrupt: leave out those that cannot be decoded. method,
     targets, exclude: see `attach`; methods that look at data first see eight batches of the training data. also_train:
     modules trained as whole copies; "auto": a classifier's head and whatever came without weights; head_bits: in so
@@ -157,11 +162,12 @@ def tune(
         options["rate"] = starting_rate(chosen)
     loading = {"dtype": dtype, "device": device, "seed": seed, "trust_remote_code": trust_remote_code}
     loading |= {k: v for k, v in (("image_size", image_size), ("quantize", quantize)) if v}
-    _check(model, tokenizer, eval_data, columns or {}, subset, overflow, out, loading)
+    columns = (columns or {}) | ({"label_kind": label_kind} if label_kind else {})
+    _check(model, tokenizer, eval_data, columns, subset, overflow, out, loading)
     check_options(steps=steps or 1, batch=batch, seed=seed, **options)
     judged = eval_data is not None or subset is not None or hasattr(data, "splits")
     _check_pairs(options, judged, out is not None)
-    loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns or {}, subset, loading)
+    loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns, subset, loading)
     model, tokenizer = loaded.model, loaded.tokenizer
     heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
     loaded.check_heads(tuple(heads))
@@ -169,6 +175,8 @@ def tune(
     reading: dict[str, Any] = {"max_length": limit, "overflow": overflow, "chat": chat, "skip_corrupt": skip_corrupt}
     encoded, *more = [encode(d, tokenizer, **reading) for d in (train, held) if d is not None]
     tested = more[0] if more else None
+    if progress is True:
+        understood(encoded.said)
     steps = steps if steps is not None else math.ceil((epochs or 1) * math.ceil(len(encoded) / batch))
     before = _judge(model, tested)
     floor = resident(device_of(model))
@@ -177,6 +185,7 @@ def tune(
         calibration=calibration(model, encoded, batch, seed), loss=lambda m, b: score(m, b, encoded.kind).mean,  # type: ignore[arg-type]
         progress=attaching() if progress is True else None,
     )  # fmt: skip
+    adapter.labels = train.labels or ()
     folder = None if out is None else Path(out)
     with shown(f"tune {getattr(chosen, 'name', '')}") if progress is True else nullcontext(progress or None) as tell:
         made = fit(
@@ -195,7 +204,7 @@ def tune(
             "method": _described(chosen), "targets": targets or getattr(chosen, "targets", None),
             "exclude": exclude, "also_train": list(heads), "head_bits": head_bits,
             "steps": steps, "epochs": epochs, "batch": batch, "seed": seed, "max_length": limit,
-            "overflow": overflow, "chat": chat, "columns": columns or {}, "note": loaded.note, "subset": subset,
+            "overflow": overflow, "chat": chat, "columns": columns, "note": loaded.note, "subset": subset,
             "image_size": image_size, "images": str(tokenizer) if train.form == "image" else None,
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "quantize": quantize,
             "trust_remote_code": loaded.trust_remote_code, **options,
@@ -287,14 +296,17 @@ def _prepare(
     if isinstance(model, nn.Module):
         adopt(model)
         task = task_of(model)
-        names = None
+        names, outputs = head_of(model)
         loaded = Loaded(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__)
     else:
         task = data_task(data) or task_in(config_of(Path(model).expanduser(), loading["trust_remote_code"]))
-        names, loaded = label_names(model, loading["trust_remote_code"]), None
+        trusted = loading["trust_remote_code"]
+        (names, outputs), loaded = head_in(model, trusted) if task != "causal" else (None, None), None
     if hasattr(data, "splits") and eval_data is None:
         eval_data = read(data, split="validation")
-    options: dict[str, Any] = ({"labels": names} if task != "causal" and names else {}) | columns
+    options: dict[str, Any] = dict(columns)
+    if task != "causal":
+        options |= {"labels": of_head(columns.get("labels"), names), "outputs": outputs}
     train = read(data, task=task, **options)
     held = None
     if subset is not None:
@@ -302,17 +314,17 @@ def _prepare(
     if isinstance(eval_data, float):
         train, held = train.split(eval_data, loading["seed"])
     elif eval_data is not None:
-        options |= {"labels": train.labels} if train.labels else {}
+        options |= as_train(train)
         found = splits_of(eval_data, task)
         part = next((s for s in ("validation", "test") if s in found), "train")
         held = read(eval_data, task=task, split=part, **options)
+    check_classes(train)
     if loaded is None:
         outputs = (len(train.labels) if train.labels else 1) if task != "causal" else None
         loaded = load_model(str(model), task=task, labels=outputs, **loading)
         if train.labels and not names:
-            config: Any = loaded.model.config
-            config.id2label = dict(enumerate(train.labels))
-            config.label2id = {n: i for i, n in enumerate(train.labels)}
+            name_outputs(loaded.model, train.labels)
+    fitting(loaded.model, train.labels or ())
     if data_task(train) != task_of(loaded.model):
         raise AddendaError(
             f"{train.source} holds {train.form} examples, which a {type(loaded.model).__name__} cannot learn."
