@@ -56,6 +56,33 @@ def test_it_is_the_papers_residual_form(check):
     torch.testing.assert_close(at.W + at.delta.detach(), want, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("alpha", [None, 6.0])
+@pytest.mark.parametrize("shape", [(7, 7), (12, 7), (7, 12)])
+def test_a_trained_sigma_scales_the_whole_diagonal(check, shape, alpha):
+    """W_res + σ P L diag(z) U with σ and z both trained, by autograd on the paper's own tensors."""
+    at = check.make(LoLDU(rank=3, alpha=alpha, train_sigma="whole"), *shape)
+    check.forms_agree(at)
+    PL, D, U = (t[..., :3] if i < 2 else t[:3] for i, t in enumerate(eliminate(at.W)))
+    first = 1.0 if alpha is None else alpha / 3
+    residual = at.W - first * (PL * D) @ U
+    sigma = (first + at.p["offset"].detach()).requires_grad_()
+    z = (D + at.p["d"].detach()).requires_grad_()
+    want = residual + sigma * (PL * z) @ U
+    torch.testing.assert_close(at.W + at.delta.detach(), want.detach(), rtol=1e-9, atol=1e-9)
+    (want * check.upstream(at)[1]).sum().backward()
+    for through in ("delta", "apply"):
+        got = check.gradients(at, through)
+        torch.testing.assert_close(got["offset"], sigma.grad, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(got["d"], z.grad, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha": 5.0}])
+def test_whatever_sigma_trains_it_starts_exactly(check, options):
+    for sigma in (True, "whole"):
+        check.starts_exactly(LoLDU(rank=5, train_sigma=sigma, **options))
+        check.counts(LoLDU(rank=5, train_sigma=sigma, **options))
+
+
 def test_pivots_that_vanish_are_survived():
     method, zero, one = LoLDU(rank=4), torch.zeros(6, 5), torch.ones(5, 6)
     padded = torch.cat([torch.randn(2, 6), torch.zeros(4, 6)])

@@ -1,5 +1,7 @@
 """LoRA, rsLoRA, PiSSA and OLoRA against sums of outer products, and against PEFT."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -181,3 +183,14 @@ def test_options_and_shapes_are_checked():
     assert "above" in LoRA(rank=9).check(8, 20)
     with pytest.raises(AddendaError, match="no option 'rnak'"):
         build("lora:rnak=4")
+
+
+def test_the_scale_of_rslora_falls_with_the_rank(check):
+    """s = α/√r with one α: a product of more ranks is as large as its spread, not larger."""
+    for rank in (1, 4, 8, 64):
+        at = check.make(build(f"rslora:rank={rank}"), 64, 64)
+        want = 8 / math.sqrt(rank) * at.p["B"] @ at.p["A"]
+        torch.testing.assert_close(at.delta, want, rtol=1e-9, atol=1e-9)
+    sizes = [build(f"rslora:rank={rank}").scale for rank in (1, 4, 16, 64)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert build("rslora:rank=16,alpha=none").scale == 4.0

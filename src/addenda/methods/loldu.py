@@ -7,20 +7,26 @@
     x (…, n) ── U_r (r × n) ── ∘ d ── P L_r (m × r) ── · σ ──┐
          └──────────────────── W (m × n) ────────────────────┴── y
 
-The paper trains z = D_r + d beside a residual W − σ P L_r D_r U_r. This is the same model for the same
-gradients; the base stays as it is, and the start is exact. P is applied to the rows of L once. Traps: "the
-first r" is the order of the pivots, not of their size; L and U are not orthogonal, the paper's words
-notwithstanding; its best rows (r = 768) start from other values of z than D_r and so throw the pretrained
-weight away. The factors come from W at load, in float64 on the CPU. A pivot too small to divide by counts as
-1, so that its row of U stays as it is.
+The paper trains z = D_r + d beside a residual W − σ₀ P L_r D_r U_r. This is the same model for the same
+gradients; the base stays as it is, and the start is exact. Where σ is trained too, from σ₀ = α/r, it scales the
+whole diagonal z: train_sigma="whole" has
 
-Cost: r numbers a site (and one more with train_sigma); r (m + n) floats of memory and multiply-adds a token.
+    ΔW = P L_r diag((σ − σ₀) D_r + σ d) U_r,   the offset σ − σ₀ from zero
+
+as the paper's. train_sigma=True is what it meant here at first, ΔW = σ P L_r diag(d) U_r: it scales the change alone.
+
+P is applied to the rows of L once. Traps: "the first r" is the order of the pivots, not of their size; L and U are not
+orthogonal, the paper's words notwithstanding; its best rows (r = 768) start from other values of z than D_r and so
+throw the pretrained weight away. The factors come from W at load, in float64 on the CPU. A pivot too small to divide by
+counts as 1, so that its row of U stays as it is.
+
+Cost: r numbers a site (and one more where σ is trained); r (m + n) floats of memory and multiply-adds a token.
 Not for tasks far from the pretrained one: tens of numbers move little, and the learning rate decides (3e-3 in
 the paper).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +50,12 @@ from addenda.core.registry import register
 )
 @dataclass(frozen=True)
 class LoLDU(WeightMethod):
-    """alpha: None means alpha = rank (σ = 1). train_sigma: σ is one more trained number."""
+    """alpha: None means alpha = rank (σ₀ = 1). train_sigma: σ is one more trained number; "whole" is the paper's."""
 
     sized_by: ClassVar[str] = "rank"
     rank: int = 8
     alpha: float | None = None
-    train_sigma: bool = False
+    train_sigma: bool | Literal["whole"] = False
 
     def validate(self):
         if self.rank < 1:
@@ -73,18 +79,24 @@ class LoLDU(WeightMethod):
         lower[rows] = L  # P L
         pivot = LU.diagonal()[: self.rank, None]
         tiny = torch.finfo(torch.float32).eps * W.abs().max().item()
-        upper = LU[: self.rank].triu() / torch.where(pivot.abs() <= tiny, 1.0, pivot)
-        return {"lower": lower.to(W.dtype), "upper": upper.to(W.dtype)}
+        pivot = torch.where(pivot.abs() <= tiny, 1.0, pivot)
+        found = {"lower": lower.to(W.dtype), "upper": (LU[: self.rank].triu() / pivot).to(W.dtype)}
+        return found | {"pivot": pivot[:, 0].to(W.dtype)} if self.train_sigma == "whole" else found
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         own: Params = {"d": nn.Parameter(torch.zeros(self.rank))}
-        if self.train_sigma:
+        if self.train_sigma == "whole":
+            own["offset"] = nn.Parameter(torch.zeros(()))
+        elif self.train_sigma:
             own["sigma"] = nn.Parameter(torch.tensor(float(self.scale)))
         return own
 
     def factors(self, p: Params, shape: Shape) -> Factors:
+        if self.train_sigma == "whole":
+            offset = p["offset"]
+            return Factors(p["lower"], p["upper"], offset * p["pivot"] + (offset + self.scale) * p["d"])
         sigma = p["sigma"] if self.train_sigma else self.scale
         return Factors(p["lower"], p["upper"], p["d"] * sigma)
 
     def trainable(self, m: int, n: int) -> int:
-        return self.rank + self.train_sigma
+        return self.rank + bool(self.train_sigma)

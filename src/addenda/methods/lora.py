@@ -16,6 +16,10 @@ PiSSA divides s out of its factors, OLoRA does not (nor does PEFT), so that B0 s
 times that part of W. Signs are fixed so that R has no negative diagonal entry, which makes Q and R unique. Trap: "the
 first r" are the first r columns of W, in no order of size. Both origins are found from W at load, in float64.
 
+rsLoRA has α = 8 for all ranks (s = √8 at the default rank), as its claim is about how s falls with r; alpha=None would
+make it √r. On embeddings B holds the rows, from zero, and A the matrix behind them, Kaiming-uniform as everywhere;
+loralib draws that A from N(0, 1), √(3 · width) times as large (14 times at a width of 64).
+
 Cost: r (m + n) numbers a site; two rank-r products a pass (rank 2r with PiSSA and OLoRA). Not for changes of high rank.
 """
 
@@ -79,7 +83,7 @@ class LoRA(LowRank):
 variant(
     "rslora",
     LoRA,
-    {"scaling": "rs"},
+    {"scaling": "rs", "alpha": 8.0},  # one α for all ranks, or s = √r would grow with r
     title="rsLoRA",
     paper="Kalajdzievski 2023, arXiv:2312.03732",
     equation="ΔW = (α/√r) B A",
