@@ -1,6 +1,7 @@
 """The comparison itself, end to end on a tiny model: searches, final runs, going on, dropping, budgets."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import addenda
 from addenda.compare.arm import parse_arm
 from addenda.compare.budget import Budget, fitted
+from addenda.compare.record import Record
 from addenda.compare.run import Watch, _titled, compare
 from addenda.compare.search import cost, grid, rungs, search
 from addenda.compare.subject import from_files
@@ -23,6 +25,10 @@ QUIET = Watch(say=lambda text: None)
 @pytest.fixture
 def files(tmp_path):
     """A folder with a tiny causal LM, and sums as JSON Lines."""
+    return written(tmp_path)
+
+
+def written(tmp_path):
     make_llama().save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     rows = [{"question": f"{a}+{b}=?", "answer": str(a + b)} for a in range(10) for b in range(10)]
@@ -77,6 +83,119 @@ def test_another_comparison_in_the_same_place_is_refused(files):
         run(files, rates=1, methods=["lora:rank=2", "oft"])
     with pytest.raises(AddendaError, match="base in the form None, not nf4"):
         run(files, rates=1, quantize="nf4")
+
+
+def noted(record):
+    return {p: p.read_bytes() for p in record.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"model": 1}, "base.weights was .*…, now"),
+        ({"dtype": "bfloat16"}, "base.dtypes"),
+        ({"batch": 5}, "settings.batch was 4, now 5"),
+        ({"targets": "q_proj"}, "methods.lora:rank=2.targets was 'linear', now 'q_proj'"),
+        ({"budget": "steps=2"}, "budget was 4.0, now 2.0"),
+        ({"budget": "seconds=9"}, "of was 'steps', now 'seconds'"),
+        ({"seeds": 1}, "seeds was 2, now 1"),
+        ({"rates": 2}, "asked.rates was 1, now 2"),
+        ({"within": 1e6}, "asked.within was None, now 1000000.0"),
+        ({"items": 7}, "data.examples.test was"),
+        ({"validation": 3}, "settings.validation was 64, now 3"),
+        ({"search_steps": 3}, "asked.search_steps was None, now 3"),
+        ({"around": {"shira": 0.1}}, "asked.around.shira was None, now 0.1"),
+        ({"methods": ["lora:rank=2"]}, "methods.shira was .*, now None"),
+        ({"methods": ["lora:rank=4", "shira"]}, "methods.lora:rank=2 was .*, now None"),
+        ({"data": 50}, "Choose another --out"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_another_comparison_is_refused_and_nothing_is_touched(files, once, other, says):
+    model, data, _ = files
+    shutil.copytree(once, files[2])
+    before = noted(files[2])
+    if other.pop("model", None):
+        make_llama(1).save_pretrained(model)
+    if n := other.pop("data", None):
+        data.write_text("\n".join(data.read_text().splitlines()[:n]))
+    given = {"dtype": "float32", "budget": "steps=4", "seeds": 2, "batch": 4, "rates": 1, "watch": QUIET} | other
+    arms = given.pop("methods", ["lora:rank=2", "shira"])
+    with pytest.raises(AddendaError, match=says):
+        compare(model, data, arms, out=files[2], **given)
+    assert noted(files[2]) == before
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """A record that every test copies."""
+    folder = tmp_path_factory.mktemp("once")
+    place = written(folder)
+    compare(*place[:2], ["lora:rank=2", "shira"], out=place[2], budget="steps=4", seeds=2, batch=4, rates=1,
+            dtype="float32", watch=QUIET)  # fmt: skip
+    return place[2]
+
+
+def test_a_comparison_grows_by_seeds_methods_and_steps_and_says_so(files, once):
+    shutil.copytree(once, files[2])
+    more = run(files, rates=1, seeds=3)
+    assert [t["seed"] for t in more.trials_of("shira", "final")] == [0, 1, 2]
+    more = run(files, rates=1, seeds=3, methods=["lora:rank=2", "shira", "oft"])
+    assert len(more.trials_of("oft", "final")) == 3 and list(more.config["methods"])[-1] == "oft"
+    more = run(files, rates=1, seeds=3, methods=["lora:rank=2", "shira", "oft"], budget="steps=6")
+    final = more.trials_of(stage="final")
+    assert {t["steps"] for t in final} == {6} and len(final) == 9 and len(more.shorter) == 9
+    assert [list(look["changed"]) for look in more.config["looks"]] == [["seeds"], ["methods"], ["budget"]]
+    assert more.config["looks"][0]["seen"] == "5 runs" and more.config["looks"][2]["changed"] == {"budget": [4, 6]}
+    page = (files[2] / "report.html").read_text()
+    assert "seeds 2 to 3" in page and "also oft" in page and "budget 4 to 6" in page
+    before = noted(files[2])
+    again = run(files, rates=1, seeds=3, methods=["lora:rank=2", "shira", "oft"], budget="steps=6")
+    assert again.config == more.config and noted(files[2]) == before
+    with pytest.raises(AddendaError, match=r"seeds was 3, now 2"):
+        run(files, rates=1, methods=["lora:rank=2", "shira", "oft"])
+
+
+def test_a_grown_comparison_is_that_of_one_command(files, once):
+    shutil.copytree(once, files[2])
+    grown = run(files, rates=1, seeds=3)
+    whole = run(files, rates=1, seeds=3, out=files[2].parent / "whole")
+    for t in whole.trials_of(stage="final"):
+        assert grown.find(t["method"], "final", t["seed"])["losses"] == t["losses"]
+
+
+def test_a_no_to_more_leaves_the_record(files, once):
+    shutil.copytree(once, files[2])
+    before = noted(files[2])
+    with pytest.raises(AddendaError, match="Nothing was run"):
+        run(files, rates=1, seeds=3, watch=Watch(say=lambda text: None, ask=lambda question: False))
+    assert noted(files[2]) == before
+
+
+def test_a_record_without_identity_is_read_and_never_extended(files, once):
+    shutil.copytree(once, files[2])
+    config = json.loads((files[2] / "config.json").read_text())
+    del config["identity"], config["looks"]
+    (files[2] / "config.json").write_text(json.dumps(config))
+    before = noted(files[2])
+    for more in ({}, {"seeds": 3}):
+        with pytest.raises(AddendaError, match=r"read and reported .*, and never extended\. Choose"):
+            run(files, rates=1, **more)
+    assert noted(files[2]) == before and len(Record.read(files[2]).trials) == 5
+
+
+def test_one_comparison_at_a_time(files, once):
+    shutil.copytree(once, files[2])
+    (files[2] / "trials" / sorted(p.name for p in (files[2] / "trials").iterdir())[-1]).unlink()
+    told = []
+
+    def another(*_):
+        with pytest.raises(AddendaError, match="Another run is under way"):
+            run(files, rates=1)
+        told.append(1)
+
+    run(files, rates=1, watch=Watch(say=lambda text: None, trial=another))
+    assert told and not (files[2] / ".addenda-lock").exists()
 
 
 def test_what_does_not_fit_the_time_is_dropped_and_said(files):

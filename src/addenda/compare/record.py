@@ -38,13 +38,14 @@ class Record:
     config: dict[str, Any]
     trials: tuple[dict[str, Any], ...] = ()
     ignored: tuple[str, ...] = ()
+    shorter: tuple[dict[str, Any], ...] = ()  # final runs of a budget that was lengthened since; they do not count
 
     @classmethod
     def read(cls, path: str | Path) -> "Record":
         """The record at `path`. Raises AddendaError with every missing or impossible field, by file."""
         path = Path(path)
         config = _config(path / "config.json")
-        trials, ignored, problems = [], [], []
+        trials, ignored, problems, shorter = [], [], [], []
         for file in sorted((path / "trials").glob("*.json")):
             try:
                 trial = json.loads(file.read_text(encoding="utf-8"))
@@ -54,7 +55,7 @@ class Record:
             found = _trial_problems(trial, config)
             problems += [f"trials/{file.name}: {p}" for p in found]
             if not found:
-                trials.append(trial)
+                (shorter if _of_other_budget(trial, config) else trials).append(trial)
         if not problems:
             problems = _together(trials)
         if problems:
@@ -62,7 +63,7 @@ class Record:
                 f"The record {path} does not hold what a comparison writes: {'; '.join(problems)}. "
                 "Delete the files named here and run the comparison again with the same --out: only they are redone."
             )
-        return cls(path, config, tuple(trials), tuple(ignored))
+        return cls(path, config, tuple(trials), tuple(ignored), tuple(shorter))
 
     @classmethod
     def write_config(cls, path: str | Path, config: Mapping[str, Any]) -> "Record":
@@ -90,6 +91,13 @@ class Record:
                 record.config["notes"].append(note)
                 _write(file, record.config)
         return record
+
+    def changed(self, config: Mapping[str, Any]) -> "Record":
+        """The record with another configuration, written: what a comparison that grew now asks for."""
+        config = _plain(config)
+        _check_config(self.path / "config.json", config)
+        _write(self.path / "config.json", config)
+        return Record.read(self.path)
 
     def write_trial(self, trial: Mapping[str, Any]) -> "Record":
         """Write one finished run, atomically; returns the record with it. A finished run is never replaced."""
@@ -172,6 +180,12 @@ def _check_config(file: Path, config: Any) -> None:
             f"{file} is not the configuration of a comparison: {'; '.join(problems)}. "
             "Give the directory that `addenda compare --out` wrote, or read it with the version that wrote it."
         )
+
+
+def _of_other_budget(trial: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a final run has fewer steps than the budget that was asked for since."""
+    steps = config["methods"].get(trial["method"], {}).get("steps")
+    return trial["stage"] == "final" and None not in (steps, trial.get("steps")) and trial["steps"] != steps
 
 
 def _trial_problems(trial: Any, config: Mapping[str, Any]) -> list[str]:

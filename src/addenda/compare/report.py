@@ -18,14 +18,31 @@ from addenda.compare.record import FULL, HEAD, Record
 from addenda.compare.stats import Comparison, analyse
 from addenda.compare.words import count, duration, listed, lower, percent, points, rate, size, whole
 from addenda.core.atomic import write_atomically
+from addenda.core.disk import path_of
+from addenda.core.place import check_free
+
+SIGN = '<meta name="generator" content="addenda compare">'
+_OLD = '<meta charset="utf-8">', "Written by addenda compare."  # of versions without the sign
 
 
 def write_report(record_dir: str | Path) -> Path:
-    """Write `report.html` into the record directory, whole or not at all; returns its path."""
-    record = Record.read(record_dir)
+    """Write `report.html` into the record directory, whole or not at all; returns its path.
+
+    Raises AddendaError where such a file is there that this library has not written.
+    """
+    record = Record.read(path_of(record_dir, "the record"))
+    check_free(record.path, {"report.html": is_report})
     file = record.path / "report.html"
     write_atomically(file, page(record).encode())
     return file
+
+
+def is_report(file: Path) -> bool:
+    """Whether a file is a report of ours."""
+    if not file.is_file():
+        return False
+    text = file.read_bytes()[: 64 << 20].decode("utf-8", errors="replace")
+    return SIGN in text[:4096] or all(sign in text for sign in _OLD)
 
 
 def page(record: Record) -> str:

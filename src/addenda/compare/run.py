@@ -7,26 +7,29 @@ A run that is in the record is never repeated, so an interrupted comparison goes
 """
 
 import datetime
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from addenda.compare.arm import Arm, center, parse_arm
 from addenda.compare.budget import Budget, fitted
-from addenda.compare.costs import Costs, fit_within, measure, minutes
+from addenda.compare.costs import Costs, fit_within, measure, minutes, step_seconds
+from addenda.compare.grow import costs_of, cut_like, grown, identity_of, open_record, told
 from addenda.compare.record import FULL, HEAD, Record, trial_name
-from addenda.compare.report import write_report
+from addenda.compare.report import is_report, write_report
 from addenda.compare.search import grid, search
 from addenda.compare.subject import Subject, embedded, from_files
 from addenda.compare.trial import Settings, control, trial
 from addenda.core import ranges
 from addenda.core.arguments import checked, names_of, unknown_names
 from addenda.core.errors import AddendaError
+from addenda.core.lock import one_at_a_time
+from addenda.core.place import check_free, folder_for, no_file
 from addenda.core.plan import plan
 from addenda.core.registry import build, info
-from addenda.train import attention
+from addenda.train import attention, checkpoint
 from addenda.train.data import read
 from addenda.train.fit import Event
 from addenda.train.machine import hardware, versions
@@ -46,6 +49,7 @@ class Watch:
 
 
 @checked()
+@one_at_a_time
 def compare(
     model: str | Path | None = None,
     data: str | Path | None = None,
@@ -91,8 +95,13 @@ def compare(
     split (None: all). validation: how many of its split are looked at while training. quantize: a form that the base's
     linear layers are kept in for all arms, see `compress.quantize`. trust_remote_code: run code that the model's folder
     brings, which is never done unasked.
-    Raises AddendaError for bad input, before anything is run.
+    An `out` that holds a record goes on: it must be the same comparison in all that changes numbers; more seeds, more
+    methods and a longer budget of steps or seconds are run, and noted (see `grow`).
+    Raises AddendaError for bad input, another comparison in `out` and another run at it, before anything is run.
     """
+    out = folder_for(out, apart=(model, data))
+    record = open_record(out)
+    check_free(out, {"report.html": is_report} | ({} if record else {"trials": no_file, "partial": no_file}))
     watch = watch or Watch()
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     targets = targets if targets is None or isinstance(targets, str) else tuple(targets)
@@ -129,14 +138,22 @@ def compare(
         arms.insert(len(arms) - full, head)
     for a in arms:  # every target and shape is checked before anything is measured
         plan(subject.model, a.method, targets=a.targets, also_train=a.also_train)
-    out = Path(out)
-    if (out / "config.json").exists():
-        record = _going_on(out, watch)
-        arms, subject = _as_recorded(arms, record), _as_judged(subject, record)
+    around = {k: float(v) for k, v in (around or {}).items()}
+    asked = {"rates": rates, "search_steps": search_steps, "within": within, "items": items, "around": around}
+    if record is not None:
+        watch.say(f"Going on with {out}: {len(record.trials)} runs are done.")
+        subject = _as_judged(subject, record)
+        identity = identity_of(subject, arms, settings, budget, seeds, asked)
+        record = _grown(record, identity, subject, arms, settings, budget, seeds, search_steps, watch)
+        arms = _as_recorded(arms, record)
+        attention.put(subject.model, record.config["model"].get("attention"))
+        subject = subject.limited(record.config["data"]["sizes"]["test"])
     else:
+        identity = identity_of(subject, arms, settings, budget, seeds, asked)
         record, arms, subject = _fresh(
-            out, subject, arms, settings, budget, list(range(seeds)), search_steps, within, command, title, watch
-        )
+            out, subject, arms, settings, budget, list(range(seeds)), search_steps, within, command, title, watch,
+            identity,
+        )  # fmt: skip
     _run(record, subject, arms, settings, record.config["seeds"], watch)
     record = Record.read(out)
     report = write_report(out)
@@ -179,6 +196,7 @@ def _fresh(
     command: str,
     title: str | None,
     watch: Watch,
+    identity: dict,
 ) -> tuple[Record, list[Arm], Subject]:
     """Measure, predict, drop what does not fit, ask, and write the configuration."""
     chosen = attention.settled(subject.model, subject.splits["train"], settings.batch)
@@ -203,6 +221,8 @@ def _fresh(
         "search": _search_of(arms, costs),
         "versions": versions(),
         "hardware": hardware(),
+        "identity": identity,
+        "looks": [],
         "predicted_seconds": total,
         "measured_step_seconds": measured,
         "notes": notes,
@@ -266,10 +286,53 @@ def _titled(methods: dict[str, dict]) -> dict[str, dict]:
     return methods
 
 
-def _going_on(out: Path, watch: Watch) -> Record:
-    record = Record.read(out)
-    watch.say(f"Going on with {out}: {len(record.trials)} runs are done.")
-    return record
+def _grown(
+    record: Record,
+    identity: dict,
+    subject: Subject,
+    arms: list[Arm],
+    settings: Settings,
+    budget: Budget,
+    seeds: int,
+    search_steps: int | None,
+    watch: Watch,
+) -> Record:
+    """The record as this command has it: the same, or with more seeds, arms or steps, which is measured and noted."""
+    known, made = record.config, grown(record, identity)
+    here = hardware()
+    config = known | {"notes": list(known["notes"])}
+    if made is None and known.get("hardware") == here:
+        return record
+    if known.get("hardware") != here:
+        config["notes"].append(f"continued on other hardware ({here}): times and memory come from both machines")
+    if made is not None:
+        have = known["identity"]["methods"]
+        new = [cut_like(a, known["methods"]) for a in arms if a.label not in have]
+        attention.put(subject.model, known["model"].get("attention"))
+        step = known.get("measured_step_seconds", {}) | {
+            a.label: step_seconds(subject, a, settings, watch.say) for a in new
+        }
+        kept = [a for a in arms if a.label in known["methods"]]
+        costs = costs_of(record, budget, search_steps, step, seeds)
+        count = {a.label: costs.steps(a) for a in [*kept, *new]}
+        about = {a.label: _about(a, subject, count[a.label]) for a in [*kept, *new]}
+        about = {k: about[k] | {"rates": known["methods"].get(k, about[k])["rates"]} for k in about}
+        first = {a.label: costs.first(a) for a in [*kept, *new]}
+        found = {a.label: list(a.rates) for a in new if len(a.rates) > 1}
+        was = known["search"]
+        config |= {
+            "methods": _titled(about), "seeds": list(range(seeds)), "identity": identity,
+            "measured_step_seconds": step, "looks": [*known.get("looks", []), made],
+            "budget": known["budget"] | {"value": budget.value, "steps": max(count.values())},
+            "search": was and was | {"rates": was["rates"] | found, "steps": first},
+        }  # fmt: skip
+        config["notes"].append(told(made))
+        watch.say(told(made))
+        done = {(t["method"], t["seed"]) for t in record.trials_of(stage="final") if t["steps"] == count[t["method"]]}
+        left = sum(step[a] * n * (seeds - sum(k == a for k, _ in done)) for a, n in count.items() if a in step)
+        if not watch.ask(f"Run what is new for about {minutes(left)}?"):
+            raise AddendaError(f"Nothing was run. {record.path} is as it was.")
+    return record.changed(config)
 
 
 def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
@@ -288,7 +351,7 @@ def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
 
 
 def _as_judged(subject: Subject, record: Record) -> Subject:
-    """The subject with the recorded number of test items and attention implementation; raises for other data."""
+    """The subject, of the recorded data and form; raises for others."""
     known, now = record.config["data"], subject.about_data
     other = [k for k in ("hashes", "subset", "prepared") if k in known and known[k] != now.get(k)]
     if other:
@@ -296,8 +359,7 @@ def _as_judged(subject: Subject, record: Record) -> Subject:
     forms = [about.get("quantize") for about in (record.config["model"], subject.about_model)]
     if forms[0] != forms[1]:
         raise AddendaError(f"{record.path} has the base in the form {forms[0]}, not {forms[1]}. Choose another --out.")
-    attention.put(subject.model, record.config["model"].get("attention"))
-    return subject.limited(record.config["data"]["sizes"]["test"])
+    return subject
 
 
 def _run(record: Record, subject: Subject, arms: list[Arm], settings: Settings, seeds: list[int], watch: Watch) -> None:
@@ -323,7 +385,7 @@ def _run(record: Record, subject: Subject, arms: list[Arm], settings: Settings, 
                 save_every=max(1, round(CHECKPOINT_SECONDS / pace)),
             )  # fmt: skip
             record = record.write_trial(found)
-            shutil.rmtree(folder, ignore_errors=True)
+            checkpoint.drop(folder)
             watch.done(record)
         return found
 
@@ -336,4 +398,5 @@ def _run(record: Record, subject: Subject, arms: list[Arm], settings: Settings, 
     for seed in seeds:
         for arm in arms:
             once(arm, "final", seed, best[arm.label], known["methods"][arm.label]["steps"])
-    shutil.rmtree(partial, ignore_errors=True)
+    with suppress(OSError):  # another's file in it keeps it
+        partial.rmdir()

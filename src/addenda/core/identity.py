@@ -62,9 +62,11 @@ def goes_on(what: str, there: dict, now: dict, *, grows: Grows | None = None, wa
     what: whose it is, for the message, such as "The checkpoint X"; way: what to do else, a sentence. Raises
     AddendaError that lists every other difference.
     """
-    grows, found = grows or {}, differences(there, plain(now))
-    grown = [d for d in found if d.name in grows and _is_more(grows[d.name], d)]
-    other = [d for d in found if d not in grown]
+    grows, now = grows or {}, plain(now)
+    entries = [Difference(k, there.get(k), now.get(k)) for k in grows if there.get(k) != now.get(k)]
+    grown = [d for d in entries if _is_more(grows[d.name], d)]
+    same = {d.name for d in grown}
+    other = differences(*({k: v for k, v in side.items() if k not in same} for side in (there, now)))
     if other:
         more = f" (What may grow: {', '.join(grows)}.)" if grows else ""
         raise AddendaError(f"{what} belongs to another run: {'; '.join(map(str, other))}. {way}{more}")
@@ -72,9 +74,13 @@ def goes_on(what: str, there: dict, now: dict, *, grows: Grows | None = None, wa
 
 
 def look(grown: list[Difference], seen: str) -> dict:
-    """What a record keeps of a change: when, after what had been seen, and each entry as it was and is."""
+    """What a record keeps of a change: when, after what had been seen, and each entry as it was and is.
+
+    Of an object, the names in it.
+    """
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"when": when, "seen": seen, "changed": {d.name: [d.there, d.now] for d in grown}}
+    changed = {d.name: [list(v) if isinstance(v, dict) else v for v in (d.there, d.now)] for d in grown}
+    return {"when": when, "seen": seen, "changed": changed}
 
 
 def _is_more(rule: Callable[[Any, Any], bool], d: Difference) -> bool:

@@ -1,13 +1,16 @@
 """One process at a time: a lock on a file, which the system drops when its holder ends, however that ends."""
 
 import contextlib
+import functools
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from addenda.core.disk import shown, writing
 from addenda.core.errors import AddendaError
+from addenda.core.place import folder_for
 
 try:
     import fcntl as _fcntl
@@ -82,6 +85,29 @@ def alone(folder: Path, *, here: bool = True) -> Iterator[None]:
         with contextlib.suppress(OSError):
             for made in new:  # an empty one only
                 made.rmdir()
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def one_at_a_time(run: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: a function that writes to the folder `out`, a keyword, is alone in it for as long as it runs.
+
+    Before anything else the folder must be one that may be written to, see `place.folder_for`. None: none is.
+    """
+    usual = inspect.signature(run).parameters["out"].default
+
+    @functools.wraps(run)
+    def held(*args: P.args, **options: P.kwargs) -> R:
+        out: Any = options.get("out", usual)
+        if out is None:
+            return run(*args, **options)
+        first = int(os.environ.get("RANK", "0")) == 0  # of several processes that make one run
+        with alone(folder_for(out), here=first):
+            return run(*args, **options)
+
+    return held
 
 
 def _there(path: Path) -> bool:

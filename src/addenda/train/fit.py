@@ -1,6 +1,5 @@
 """The core of every run: fit an attached adapter to encoded data. `tune` and `compare` both call it."""
 
-import functools
 import hashlib
 import os
 import shutil
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 from torch import nn
 
@@ -21,7 +20,7 @@ from addenda.core.disk import path_of
 from addenda.core.errors import AddendaError
 from addenda.core.identity import base_of, digest, goes_on, larger, look, plain, versions
 from addenda.core.lean import leaner
-from addenda.core.lock import alone
+from addenda.core.lock import one_at_a_time
 from addenda.core.state import record_of
 from addenda.optim.registry import Optimizers, named
 from addenda.train import attention as attentions
@@ -33,9 +32,6 @@ from addenda.train.encoded import Encoded
 from addenda.train.machine import Peak, device_of, processes, resident
 from addenda.train.settings import Settings
 from addenda.train.theirs import PASSED, translated
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -73,21 +69,6 @@ class FitResult:
     choices: dict = field(default_factory=dict)  # attention, loss, compile: what was chosen, and the numbers behind it
     unit: str = "tokens"
     looks: list[dict] = field(default_factory=list)  # how a run was lengthened after it was seen, see `core.identity`
-
-
-def one_at_a_time(run: Callable[P, R]) -> Callable[P, R]:
-    """A function that writes to the folder `out` is alone in it, see `core.lock.alone`."""
-
-    @functools.wraps(run)
-    def held(*args: P.args, **options: P.kwargs) -> R:
-        out: Any = options.get("out")
-        if out is None:
-            return run(*args, **options)
-        first = int(os.environ.get("RANK", "0")) == 0  # of several processes the first writes
-        with alone(path_of(out, "out"), here=first):
-            return run(*args, **options)
-
-    return held
 
 
 @checked(also=PASSED, translate=translated)
