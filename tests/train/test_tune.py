@@ -8,7 +8,7 @@ from tiny_models import SUMS, config, make_bert, make_llama, make_tokenizer
 import addenda as ad
 from addenda.core.errors import AddendaError
 from addenda.train.evaluate import evaluate
-from addenda.train.load import load_model, wanted_by
+from addenda.train.load import labels_beside, load_model, wanted_by
 from addenda.train.machine import Peak, pick_dtype, resident
 from addenda.train.tune import tune
 
@@ -150,3 +150,89 @@ def test_the_machine():
         torch.ones(40 << 20, dtype=torch.uint8).clone()
     if floor is not None and peak.bytes is not None:
         assert 70 << 20 < peak.bytes - floor < 300 << 20
+
+
+def held(folder):
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_finished_run_repeated_writes_nothing(folder, tmp_path):
+    out = tmp_path / "run"
+    common = {"method": "lora:rank=4", "out": out, **QUICK}
+    made = tune(folder, SUMS, **common)
+    before = held(out)
+    for name in ("README.md", "run.json", "adapter.safetensors"):
+        again = tune(folder, SUMS, **common)
+        assert again.resumed_from == 2 and again.path == made.path
+        assert {p: v for p, v in held(out).items() if "checkpoints" not in p.parts} == {
+            p: v for p, v in before.items() if "checkpoints" not in p.parts
+        }
+        (out / name).unlink()  # what is missing is written again, with nothing that was not measured
+        tune(folder, SUMS, **common)
+        assert "0 tokens/s" not in (out / "README.md").read_text()
+        before = held(out)
+    longer = tune(folder, SUMS, **(common | {"steps": 4}))
+    run = json.loads((out / "run.json").read_text())
+    assert (longer.resumed_from, run["steps"], run["looks"][0]["changed"]) == (2, 4, {"steps": [2, 4]})
+    (out / "README.md").write_text((out / "README.md").read_text() + "My notes.\n")
+    tune(folder, SUMS, **(common | {"steps": 5}))
+    assert (out / "README.md").read_text().endswith("My notes.\n")
+    other = ad.attach(make_llama(), "shira")
+    other.save(out / "adapter.safetensors")
+    with pytest.raises(AddendaError, match=r"adapter\.safetensors, which would be written, and which addenda has not"):
+        tune(folder, SUMS, **(common | {"steps": 6}))
+
+
+def test_the_run_of_an_older_version_goes_on(folder, tmp_path):
+    out = tmp_path / "run"
+    common = {"method": "lora:rank=4", "out": out, **QUICK}
+    tune(folder, SUMS, **common)
+    run = json.loads((out / "run.json").read_text())
+    del run["files"], run["looks"]
+    (out / "run.json").write_text(json.dumps(run))
+    for note in out.glob("checkpoints/checkpoint-*/addenda.json"):
+        said = json.loads(note.read_text())
+        note.write_text(json.dumps({k: said[k] for k in ("step", "settings", "choices")}))
+    (out / "checkpoints" / "addenda.json").unlink()
+    assert tune(folder, SUMS, **common).resumed_from == 2
+    assert tune(folder, SUMS, **(common | {"steps": 3})).resumed_from == 2
+    assert "files" in json.loads((out / "run.json").read_text())
+
+
+def test_the_card_of_a_quantised_run_works_as_written(folder, tmp_path, monkeypatch, capsys):
+    import re
+    import shlex
+
+    from addenda.cli.main import run
+
+    out = tmp_path / "run"
+    made = tune(folder, SUMS, "lora:rank=4", out=out, quantize="nf4", **QUICK)
+    card = (out / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    monkeypatch.chdir(out)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    ids = torch.arange(6)[None]
+    assert torch.equal(names["model"](ids).logits, made.model(ids).logits)
+    command = shlex.split(re.search(r"`addenda (.*?)`\.", card)[1])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "adapter.safetensors").write_bytes(made.path.read_bytes())
+    monkeypatch.chdir(tmp_path / "elsewhere")  # away from its run.json
+    with pytest.raises(SystemExit) as stopped:
+        run([*command, "--max-new-tokens", "2"])
+    assert not stopped.value.code, capsys.readouterr().err
+    assert wanted_by("adapter.safetensors") == {"quantize": "nf4"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"options": [], "data": 3}', '{"options": {"quantize": ["nf4"], "image_size": "x"}}', "[" * 10**5,
+     '{"data": {"labels": "\\u001b[31m"}}', '{"data": {"labels": [1, null]}}', '{"options": {"image_size": 1e999}}',
+     '{"a": ' + "9" * 5000 + "}", "\xff", '{"options": NaN}'],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_a_hostile_run_beside_an_adapter_says_nothing(tmp_path, text):
+    ad.attach(make_llama(), "lora:rank=2").save(tmp_path / "adapter.safetensors")
+    (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
+    assert wanted_by(tmp_path / "adapter.safetensors") == {}
+    assert labels_beside(tmp_path / "adapter.safetensors") is None

@@ -144,6 +144,17 @@ def _float(text: str) -> float:
     return number
 
 
+def strict(value: Any) -> Any:
+    """A value as strict JSON has it: null for what is not finite, text for paths and what else JSON has no word for."""
+    if isinstance(value, dict):
+        return {str(k): strict(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
 def _integer(text: str) -> int | float:
     if len(text) > 300:
         raise ValueError(f"a number of {len(text):,} digits")

@@ -116,6 +116,8 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False, latent: boo
             "trainable": list(held._parameters),
             "frozen": list(held.frozen),
         }
+        if isinstance(base := state.base(site), Packed):
+            entry["form"] = base.form  # what a plain base must be put into, to be this one
         if not head:
             entry |= {"hash": fingerprint(state, site), "sample": sample(state, site)}
         derived = _derived(held)

@@ -59,6 +59,11 @@ class Packed(torch.Tensor):
         return self.unpack().to(dtype or self.dtype)
 
     @property
+    def form(self) -> str:
+        """The name of this form, with its options, as a file says it."""
+        return type(self).__name__.removesuffix("Tensor").lower()
+
+    @property
     def bits(self) -> float:
         """Bits for each value, everything counted."""
         return 8 * sum(t.numel() * t.element_size() for t in parts_of(self)) / self.numel()

@@ -1,21 +1,105 @@
-"""What a run leaves beside its adapter: `run.json` to repeat it, and a model card."""
+"""What a run leaves beside its adapter: `run.json` to repeat it, and a model card; and by what these are known as ours.
 
+run.json holds the SHA-256 of the adapter and of the card. A file of theirs that is another now is somebody's own: an
+adapter is not written over, a card that was edited is left as it is.
+"""
+
+import hashlib
 import json
 import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from addenda.core.adapter import Adapter
 from addenda.core.atomic import write_atomically
+from addenda.core.disk import read_json, reading, strict
+from addenda.core.errors import AddendaError
+from addenda.core.form import read
+from addenda.core.place import check_free, holds
+from addenda.train import checkpoint
 from addenda.train.fit import FitResult
 from addenda.train.machine import hardware, versions
 from addenda.train.progress import judged
 
+ADAPTER, CARD, RUN = "adapter.safetensors", "README.md", "run.json"
+_FIELDS = {"command": str, "base": str, "options": dict, "data": dict, "losses": list, "steps": int}
+_FRONT = "---\nlibrary_name: addenda\n"
 
-def write_run(folder: Path, *, base: str, options: dict, data: dict, made: FitResult, before, after) -> dict:
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """What run.json says; None where there is none, or it is not of such a run."""
+    try:
+        run = read_json(folder / RUN)
+    except AddendaError:
+        return None
+    fine = isinstance(run, dict) and all(isinstance(run.get(k), kind) for k, kind in _FIELDS.items())
+    return run if fine else None
+
+
+def check_ours(folder: Path) -> None:
+    """Raises AddendaError where a name that a run writes is taken by something else."""
+    names = {RUN: lambda _: read_run(folder) is not None, ADAPTER: is_adapter, CARD: lambda p: holds(p, _FRONT)}
+    check_free(folder, names | {"checkpoints": Path.is_dir})
+
+
+def is_adapter(file: Path) -> bool:
+    """Whether an adapter file is of the run in its folder: by its hash in run.json, or as its checkpoints have it."""
+    run = read_run(file.parent)
+    said = (run or {}).get("files")
+    if run is not None and not isinstance(said, dict):  # of a version that noted no hashes
+        return checkpoint.has_adapter(file)
+    if isinstance(said, dict) and said.get(ADAPTER) == _hash(file):
+        return True
+    kept = file.parent / "checkpoints"
+    near = [*(p / ADAPTER for p in checkpoint.all_of(kept)), kept / checkpoint.BEST]
+    return any(_alike(file, other) for other in near if other.is_file())
+
+
+def _alike(a: Path, b: Path) -> bool:
+    """Whether two adapter files are of one run: methods, seed, sites and the base's bytes at them."""
+    try:
+        headers = [read(p)[0] for p in (a, b)]
+    except AddendaError:
+        return False
+    seeds, methods = ([h[k] for h in headers] for k in ("seed", "methods"))
+    sites = [[(s["path"], s.get("hash")) for s in h["sites"]] for h in headers]
+    return seeds[0] == seeds[1] and methods[0] == methods[1] and sites[0] == sites[1]
+
+
+def is_finished(folder: Path, made: FitResult) -> bool:
+    """Whether a call has found its run finished, and all that it leaves is there: then nothing is to be written."""
+    run = read_run(folder)
+    there = (folder / ADAPTER).is_file() and (folder / CARD).is_file()
+    return (
+        made.tokens == 0 and there and run is not None and run["steps"] == made.steps and is_adapter(folder / ADAPTER)
+    )
+
+
+def _hash(file: Path) -> str:
+    with reading(file), file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write_all(folder: Path, adapter: Adapter, *, base: str, options: dict, data: dict, made: FitResult, before, after):
+    """run.json, then the card, which an edited one is left in the place of."""
+    known = (read_run(folder) or {}).get("files")
+    known = known if isinstance(known, dict) else {}
+    run = run_of(base=base, options=options, data=data, made=made, before=before, after=after)
+    card = card_of(adapter, run).encode()
+    edited = CARD in known and (folder / CARD).is_file() and known[CARD] != _hash(folder / CARD)
+    card_hash = known[CARD] if edited else hashlib.sha256(card).hexdigest()
+    run["files"] = {ADAPTER: _hash(folder / ADAPTER), CARD: card_hash}
+    text = json.dumps(strict(run), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / RUN, text.encode("utf-8", "replace"))
+    if not edited:
+        write_atomically(folder / CARD, card)
+
+
+def run_of(*, base: str, options: dict, data: dict, made: FitResult, before, after) -> dict:
     """run.json: everything that is needed to run it again, and what came out."""
-    run = {
+    return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
         "base": base,
@@ -38,12 +122,11 @@ def write_run(folder: Path, *, base: str, options: dict, data: dict, made: FitRe
         "resumed_from": made.resumed_from,
         "best_step": made.best_step,
         "choices": made.choices,
+        "looks": made.looks,
     }
-    write_atomically(folder / "run.json", json.dumps(run, indent=1, default=str, ensure_ascii=False).encode())
-    return run
 
 
-def write_card(folder: Path, adapter: Adapter, run: dict) -> None:
+def card_of(adapter: Adapter, run: dict) -> str:
     """README.md."""
     options, data = run["options"], run["data"]
     kinds = ", ".join(dict.fromkeys(str(m) for p, m in adapter.methods.items() if m.name))
@@ -53,6 +136,13 @@ def write_card(folder: Path, adapter: Adapter, run: dict) -> None:
     outputs = f", num_labels={len(data['labels'])}" if data["labels"] else ""
     trust = ", trust_remote_code=True" if options.get("trust_remote_code") else ""
     skipped = f", {data['skipped']} corrupt images left out" if data.get("skipped") else ""
+    speed = f"| speed | {run['step_seconds']:.3f} s a step, {run['tokens_per_second']:,.0f} {run['unit']}/s |"
+    speed = [speed] if run["tokens"] else []  # a call that found the run finished has measured none
+    packs = ["from addenda.compress.quantize import quantize"] if options.get("quantize") else []
+    packed = [f"quantize(model, {options['quantize']!r})"] if options.get("quantize") else []
+    command = f"--model {shlex.quote(run['base'])} --adapter adapter.safetensors --dtype {options['dtype']}"
+    command += " --trust-remote-code" if trust else ""
+    does = "eval --data FILE" if data["form"] in AUTO else "generate 'A prompt'"
     lines = [
         "---",
         "library_name: addenda",
@@ -70,22 +160,26 @@ def write_card(folder: Path, adapter: Adapter, run: dict) -> None:
         f"| training | {run['steps']} steps of {options['batch']}, rate {options['rate']:g}, seed {options['seed']} |",
         f"| loss | {first[1]:.4f} at step {first[0]}, {last[1]:.4f} at step {last[0]} |",
         *judgement,
-        f"| speed | {run['step_seconds']:.3f} s a step, {run['tokens_per_second']:,.0f} {run['unit']}/s |",
+        *speed,
         f"| memory above the model | {'unknown' if memory is None else f'{memory / 2**20:,.0f} MiB'} |",
         "",
         "## Use",
         "",
         "```python",
         "import addenda",
+        *packs,
         f"from transformers import {AUTO.get(data['form'], 'AutoModelForCausalLM')} as Auto",
         "",
         f"model = Auto.from_pretrained({run['base']!r}, dtype={options['dtype']!r}{outputs}{trust})",
+        *packed,
         'addenda.load(model, "adapter.safetensors")',
         "```",
         "",
+        f"On the command line: `addenda {does} {command}`.",
+        "",
         "`run.json` holds all options, versions and the data's hash; the same command repeats the run.",
     ]
-    write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode())
+    return "\n".join(lines) + "\n"
 
 
 AUTO = {"label": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}  # by form of data

@@ -4,7 +4,6 @@ Nothing is downloaded.
 """
 
 import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 from torch import nn
 
 from addenda.compress.bridges import adopt
-from addenda.compress.quantize import Form, bits_of
+from addenda.compress.quantize import FORMS, Form, bits_of
 from addenda.compress.quantize import quantize as quantised
+from addenda.core.disk import path_of, read_json
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.form import read
 from addenda.train.data import TaskKind
@@ -220,20 +220,28 @@ def wanted_by(adapter: str | Path | None) -> dict:
         raise AddendaError(
             f"{adapter} names {len(header['labels'])} labels, and the head in it has {wanted['labels']} outputs."
         )
+    forms = {s["form"] for s in header["sites"] if isinstance(s.get("form"), str)}
+    if len(forms) == 1 and (form := forms.pop()) in FORMS:
+        wanted["quantize"] = form
     run = _run_beside(adapter).get("options", {})
-    return wanted | {k: run[k] for k in ("image_size", "quantize") if run.get(k)}
+    return wanted | {k: run[k] for k, kind in (("image_size", int), ("quantize", str)) if isinstance(run.get(k), kind)}
 
 
 def labels_beside(adapter: str | Path | None) -> list[str] | None:
     """The names of the classes in an adapter file, in the order of its outputs; else in the run.json beside it."""
     if adapter is None:
         return None
-    return read(adapter)[0]["labels"] or _run_beside(adapter).get("data", {}).get("labels")
+    names = read(adapter)[0]["labels"] or _run_beside(adapter).get("data", {}).get("labels")
+    fine = isinstance(names, list) and 0 < len(names) < 100_000 and all(isinstance(n, str) for n in names)
+    return names if fine else None
 
 
 def _run_beside(adapter: str | Path | None) -> dict:
-    try:
-        run = json.loads(Path(adapter or "").with_name("run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """What the run.json beside an adapter file says, objects only; empty where there is none, or it is another's."""
+    if adapter is None or not (file := path_of(adapter).with_name("run.json")).is_file():
         return {}
-    return run if isinstance(run, dict) else {}
+    try:
+        run = read_json(file)
+    except AddendaError:
+        return {}
+    return {k: v for k, v in run.items() if isinstance(v, dict)} if isinstance(run, dict) else {}

@@ -26,14 +26,16 @@ from addenda.core.arguments import checked, names_of, unknown_names
 from addenda.core.attach import Spec, attach, detach
 from addenda.core.errors import AddendaError
 from addenda.core.files import save
+from addenda.core.lock import one_at_a_time
 from addenda.core.method import Method
+from addenda.core.place import folder_for
 from addenda.core.registry import build, catalogue
 from addenda.core.state import apply_again, find_state
 from addenda.core.targets import Target
 from addenda.core.undo import undone
 from addenda.train import checkpoint
 from addenda.train.batches import batches
-from addenda.train.card import write_card, write_run
+from addenda.train.card import check_ours, is_finished, write_all
 from addenda.train.data import Data, TaskKind, as_train, check_classes, read, splits_of
 from addenda.train.encode import Overflow, encode
 from addenda.train.encoded import Encoded
@@ -96,6 +98,7 @@ def _left_alone(function: Callable[P, R]) -> Callable[P, R]:
 
 @checked(also=FURTHER, translate=translated)
 @_left_alone
+@one_at_a_time
 def tune(
     model: str | Path | nn.Module,
     data: Any,
@@ -163,6 +166,9 @@ def tune(
     loading = {"dtype": dtype, "device": device, "seed": seed, "trust_remote_code": trust_remote_code}
     loading |= {k: v for k, v in (("image_size", image_size), ("quantize", quantize)) if v}
     columns = (columns or {}) | ({"label_kind": label_kind} if label_kind else {})
+    folder = None if out is None else folder_for(out, apart=(model, data, eval_data))
+    if folder is not None:
+        check_ours(folder)
     _check(model, tokenizer, eval_data, columns, subset, overflow, out, loading)
     check_options(steps=steps or 1, batch=batch, seed=seed, **options)
     judged = eval_data is not None or subset is not None or hasattr(data, "splits")
@@ -186,7 +192,6 @@ def tune(
         progress=attaching() if progress is True else None,
     )  # fmt: skip
     adapter.labels = train.labels or ()
-    folder = None if out is None else Path(out)
     with shown(f"tune {getattr(chosen, 'name', '')}") if progress is True else nullcontext(progress or None) as tell:
         made = fit(
             model, adapter, encoded, steps=steps, batch=batch, seed=seed, eval=tested, progress=tell,
@@ -199,7 +204,7 @@ def tune(
     after = kept or _judge(model, tested)
     path = None
     if folder is not None:
-        path = save(adapter, folder / "adapter.safetensors")
+        path = folder / "adapter.safetensors"
         told = {
             "method": _described(chosen), "targets": targets or getattr(chosen, "targets", None),
             "exclude": exclude, "also_train": list(heads), "head_bits": head_bits,
@@ -213,8 +218,11 @@ def tune(
         known |= {"labels": train.labels, "skipped": len(encoded.skipped)}
         if held is not None:
             known |= {"eval": held.source, "eval_examples": len(more[0]), "eval_digest": held.digest}
-        run = write_run(folder, base=loaded.source, options=told, data=known, made=made, before=before, after=after)
-        write_card(folder, adapter, run)
+        if not is_finished(folder, made):
+            save(adapter, path)
+            write_all(
+                folder, adapter, base=loaded.source, options=told, data=known, made=made, before=before, after=after
+            )
     skipped = tuple(name for e in (encoded, *more) for name in e.skipped)
     return TuneResult(
         **vars(made), model=model, tokenizer=tokenizer, before=before, after=after, path=path, skipped=skipped
