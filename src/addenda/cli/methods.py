@@ -58,6 +58,7 @@ def _full(entry) -> str:
         f"  hypothesis  {entry.hypothesis}",
         f"  can         {probe(made)}",
         f"  rate        {entry.rate:g} (where a search for AdamW's learning rate starts)",
+        f"  paper has   {entry.paper_setting or 'the setting that is the default here'}",
         "  options",
     ]
     common = {f.name for f in dataclasses.fields(Method)}
@@ -84,7 +85,8 @@ def catalogue_page() -> str:
         "",
         f"{len(found)} methods and {len(known())} optimizers. This page is written by `addenda methods --page "
         "docs/catalogue.md` from what the methods say of themselves; what each can do is tried while it is written. "
-        "Figures printed in papers stand under *published* with their source. They were measured on other models, data "
+        "Where a paper's main setting differs from the defaults, it is said. Figures printed in papers stand under "
+        "*published* with their source. They were measured on other models, data "
         "and budgets than their neighbours here: `addenda compare` measures on yours.",
         "",
         "Shapes: W is m × n = out × in. *Trained* is the count at one layer of 1024 × 1024 with the default "
@@ -134,4 +136,5 @@ def _entry(i, can: str) -> list[str]:
         f"- Can: {can}",
         f"- Options: {options}" + ("" if made.trained_by == "adamw" else f"; trained by `{made.trained_by}`"),
     ]
+    lines += [f"- The paper's setting: {i.paper_setting}"] if i.paper_setting else []
     return [*lines, *([f"- Published: {i.published}"] if i.published else [])]

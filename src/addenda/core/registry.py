@@ -29,6 +29,7 @@ class Info:
     cls: type[Method]
     rate: float = 1e-3  # where a search for its learning rate (AdamW) starts; measured here, not the paper's
     preset: dict = field(default_factory=dict)
+    paper_setting: str | None = None  # the paper's main setting where ours differs; "": as here, None: nobody said
     published: str = ""  # figures that its authors or others printed, with the source and what is unfair about them
 
     def build(self, **options) -> Method:
@@ -49,12 +50,14 @@ def register(
     family: str,
     rate: float = 1e-3,
     published: str = "",
+    paper_setting: str | None = None,
 ) -> Callable:
     """Class decorator: enter a method in the catalogue under `name`."""
 
     def enter(cls: type[Method]) -> type[Method]:
         cls.name = name
-        _enter(Info(name, title, paper, equation, hypothesis, family, cls, rate, published=published))
+        said = {"published": published, "paper_setting": paper_setting}
+        _enter(Info(name, title, paper, equation, hypothesis, family, cls, rate, **said))
         return cls
 
     return enter
@@ -62,7 +65,7 @@ def register(
 
 def variant(name: str, of: type[Method], preset: dict, **changed) -> None:
     """Enter a named variant: `of` with preset options, its info record changed where `changed` says so."""
-    changed = {"published": ""} | changed
+    changed = {"published": "", "paper_setting": None} | changed
     _enter(dataclasses.replace(_catalogue[of.name], name=name, preset=preset, **changed))
 
 

@@ -26,6 +26,9 @@ from addenda.core.registry import register
     hypothesis="A task adds a few neurons to each MLP that read the stream itself, magnitude included.",
     family="hidden",
     rate=3e-3,
+    paper_setting="r = 64 and s = 0.1, as here. The paper's figure reads the input of the MLP's block; the form "
+    "here, reading the stream before the norm, is the release's, which has dropout 0.1 (here 0) and "
+    "an optional LayerNorm (norm=True).",
 )
 @dataclass(frozen=True)
 class AdaptFormer(Bottleneck):

@@ -27,6 +27,7 @@ from addenda.core.registry import register
     hypothesis="Training on a task exposes what the network knows; moving its thresholds is enough for that.",
     family="dense",
     rate=3e-3,
+    paper_setting="",
 )
 @dataclass(frozen=True)
 class BitFit(Replace):

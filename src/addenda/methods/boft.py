@@ -39,6 +39,7 @@ from addenda.core.registry import register
     rate=1e-2,
     published="DeBERTaV3, GLUE: full fine-tuning 88.25, LoRA 88.50, OFT 89.77, BOFT 89.89 (paper). PEFT's own "
     "benchmark, Llama-3.2-3B, GSM8K: BOFT 0.343 in 6,926 s, LoRA r = 32 0.478 in 942 s.",
+    paper_setting="DeBERTaV3: two factors with blocks of 8, as here, on all linear layers.",
 )
 @dataclass(frozen=True)
 class BOFT(WeightMethod):

@@ -60,6 +60,7 @@ LEAST = 1e-6  # singular values below this share of the largest are none
     published="LLaMA-2-7B, mean of 8 commonsense tasks: LoRA 77.6, DoRA 79.7, PiSSA 84.5, CLOVER 85.2, each with "
     "0.83 % of the numbers (paper, table 2; its rows of LoRA and DoRA are copied from DoRA's paper, where checkpoints "
     "are chosen by validation, as they are not here).",
+    paper_setting="LLaMA-2-7B: blocks of 128 on keys and values and of 64 on up (here 64 everywhere).",
 )
 @dataclass(frozen=True)
 class CLOVER(WeightMethod):

@@ -38,6 +38,7 @@ from addenda.core.registry import register
     hypothesis="The change is low-rank, and its directions should be learned apart from its size.",
     family="low-rank",
     rate=3e-3,
+    paper_setting="r = 32 (here 8) on q, k, v, up and down of LLaMA, strengths and their rate tuned apart.",
 )
 @dataclass(frozen=True)
 class DeLoRA(WeightMethod):

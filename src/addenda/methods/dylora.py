@@ -42,6 +42,8 @@ from addenda.core.registry import register
     rate=3e-3,
     published="As later papers print it, RoBERTa-base, mean of 6 tasks: full fine-tuning 85.2, LoRA 85.2, DyLoRA "
     "84.5 (FourierFT's); GPT-2 medium, E2E BLEU: LoRA 68.9, DyLoRA 69.2 (VeRA's).",
+    paper_setting="r = 8 with α = 16 (here α = r) on query and value; the released script always has frozen=True, "
+    "where only the drawn rank's own row learns (here False).",
 )
 @dataclass(frozen=True)
 class DyLoRA(WeightMethod):

@@ -35,6 +35,7 @@ from addenda.core.registry import register, variant
     hypothesis="A bounded change along one pair of directions in each block of inputs and outputs is enough.",
     family="rotation",
     rate=1e-2,
+    paper_setting="4 to 32 blocks, by task (here 4), at rates up to 1e-1.",
 )
 @dataclass(frozen=True)
 class ETHER(WeightMethod):
@@ -104,4 +105,5 @@ variant(
     title="ETHER",
     equation="W' = W H, H = blockdiag(I − 2 u uᵀ)",
     hypothesis="One reflection in each block of inputs is enough, and its distance from the identity may be fixed.",
+    paper_setting="4 to 32 blocks, by task (here 4), at rates up to 1e-1.",
 )

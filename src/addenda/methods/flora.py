@@ -37,6 +37,8 @@ from addenda.core.registry import register
     hypothesis="The change scales the pretrained entries, by factors that form a matrix of low rank.",
     family="dense",
     rate=3e-3,
+    paper_setting="code models (StarCoder), small ranks in each example's own adapter, as here; its fast form is "
+    "for rank 1 to 8.",
 )
 @dataclass(frozen=True)
 class FLoRA(WeightMethod):

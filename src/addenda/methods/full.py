@@ -18,6 +18,7 @@ from addenda.core.registry import register
     hypothesis="None: the change may be anything.",
     family="dense",
     rate=1e-4,
+    paper_setting="the control of every paper, at rates of 1e-5 to 2e-5 for large language models.",
 )
 @dataclass(frozen=True)
 class Full(Replace):

@@ -36,6 +36,8 @@ from addenda.core.registry import register
     hypothesis="What several tasks have learnt can be chosen from, token by token, without changing it.",
     family="composition",
     rate=1e-4,
+    paper_setting="the value matrix starts as the identity and a penalty holds it there (here from 0, so that the "
+    "start is exact).",
 )
 @dataclass(frozen=True)
 class Fusion(HiddenMethod):

@@ -39,6 +39,7 @@ from addenda.core.registry import register
     hypothesis="A task only needs its inputs turned, and one angle an input is enough to turn them.",
     family="rotation",
     rate=1e-2,
+    paper_setting="all linear layers of DeBERTaV3, and both forms: strict rotations, as here, and quasi=True.",
 )
 @dataclass(frozen=True)
 class GOFT(WeightMethod):

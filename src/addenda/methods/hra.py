@@ -36,6 +36,8 @@ from addenda.core.registry import register
     hypothesis="A task only needs its inputs turned, and only within a few directions of their space.",
     family="rotation",
     rate=1e-2,
+    paper_setting="r = 8 on all linear layers of DeBERTaV3, as here; r = 32 on q and v of LLaMA-2, with a penalty "
+    "of orthogonality.",
 )
 @dataclass(frozen=True)
 class HRA(WeightMethod):

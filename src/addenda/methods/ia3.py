@@ -35,6 +35,8 @@ from addenda.core.registry import register
     hypothesis="The features are there; a task only needs some of them louder and others quieter.",
     family="scale",
     rate=1e-2,
+    paper_setting="keys, values and the hidden layer of the MLP (here every linear layer, on its outputs), T0-3B, "
+    "rate 3e-3.",
 )
 @dataclass(frozen=True)
 class IA3(WeightMethod):

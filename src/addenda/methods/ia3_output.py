@@ -32,6 +32,8 @@ from addenda.core.registry import register
     hypothesis="The features are there; a task only needs some of them louder and others quieter, bias included.",
     family="hidden",
     rate=1e-2,
+    paper_setting="keys, values and the MLP's hidden activation (here keys and values: name the MLP's first layer "
+    "with targets=).",
 )
 @dataclass(frozen=True)
 class IA3Output(HiddenMethod):

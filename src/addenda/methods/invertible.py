@@ -37,6 +37,8 @@ from addenda.core.registry import register
     hypothesis="Languages differ in their tokens by a bijection of the embedding space, and share what is between.",
     family="hidden",
     rate=1e-3,
+    paper_setting="reduction 2 beside a language adapter (Pfeiffer's, reduction 2), trained by masked language "
+    "modelling.",
 )
 @dataclass(frozen=True)
 class Invertible(HiddenMethod):

@@ -33,6 +33,8 @@ _THIN = 16  # the highest rank whose r² factors are cheaper than a dense change
     hypothesis="The change needs a rank of r², but no more freedom than two rank-r matrices have.",
     family="low-rank",
     rate=1e-2,
+    paper_setting="no adapter: FedPara parametrises whole layers, trained from scratch in federated learning. The "
+    "adapter on frozen weights, with α, is LyCORIS'.",
 )
 @dataclass(frozen=True)
 class LoHa(Ranked):

@@ -41,6 +41,8 @@ from addenda.core.registry import register
     rate=1e-3,
     published="T5-base, 5 tasks of GLUE: full fine-tuning 87.91, LoRA 82.08, LoRA-GA 87.77 (as a later paper, LoRA- "
     "MGPO, prints it).",
+    paper_setting="r = 8, α = 16 and γ = 16 on all linear layers; the reproduction scripts take rsLoRA's scale with "
+    "γ = 64.",
 )
 @dataclass(frozen=True)
 class LoRAGA(LowRank):

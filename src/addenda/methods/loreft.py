@@ -40,6 +40,7 @@ from addenda.core.registry import register
     hypothesis="A concept lives in a linear subspace of the hidden states; setting h there steers the model.",
     family="hidden",
     rate=1e-3,
+    paper_setting="r = 8 on all layers, as here, at the first and the last 7 places of a prompt (here every place).",
 )
 @dataclass(frozen=True)
 class LoReFT(HiddenMethod):

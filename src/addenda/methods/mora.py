@@ -38,6 +38,7 @@ from addenda.core.registry import register
     hypothesis="New knowledge needs rank more than it needs chosen directions: spend the numbers on one square matrix.",
     family="block",
     rate=1e-3,
+    paper_setting="r = 8 and 256 on all linear layers; sharing (form='sharing') at 256, rotation at 8, as here.",
 )
 @dataclass(frozen=True)
 class MoRA(WeightMethod):

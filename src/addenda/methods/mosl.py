@@ -33,6 +33,7 @@ from addenda.core.registry import register
     hypothesis="Much of a LoRA repeats itself: disjoint parts of it, each trained alone, together know more.",
     family="low-rank",
     rate=3e-3,
+    paper_setting="query and value of a ViT, r = 16, with the consistency term (here r = 8, every linear layer).",
 )
 @dataclass(frozen=True)
 class MoSL(Parted, LowRank):

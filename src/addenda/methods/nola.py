@@ -34,6 +34,7 @@ from addenda.core.registry import register
     hypothesis="Good low-rank changes are plentiful: mixtures of a few hundred random ones reach some.",
     family="low-rank",
     rate=1e-2,
+    paper_setting="GPT-2: r = 8 with 1000 matrices in each basis (here 256), on query and value.",
 )
 @dataclass(frozen=True)
 class NOLA(Ranked):

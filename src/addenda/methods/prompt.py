@@ -27,6 +27,7 @@ from addenda.core.registry import register
     hypothesis="The model can do the task already; it only needs to be told, in words that need not exist.",
     family="hidden",
     rate=1e-1,
+    paper_setting="100 places (here 16) that start as words of the vocabulary, Adafactor at rate 0.3.",
 )
 @dataclass(frozen=True)
 class Prompt(Leading):

@@ -36,6 +36,7 @@ from addenda.core.registry import register
     hypothesis="The change turns W's principal input directions into each other and leaves the rest alone.",
     family="rotation",
     rate=1e-2,
+    paper_setting="ranks chosen so that as many numbers are trained as by LoRA, up to hundreds (here 32).",
 )
 @dataclass(frozen=True)
 class PSOFT(WeightMethod):

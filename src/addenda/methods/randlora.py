@@ -33,6 +33,7 @@ from addenda.core.registry import register
     hypothesis="The change has full rank, and random directions will do if enough of them are weighed.",
     family="dense",
     rate=1e-3,
+    paper_setting="the bases' rank is chosen for a count equal to LoRA's (here 32).",
 )
 @dataclass(frozen=True)
 class RandLoRA(Ranked):

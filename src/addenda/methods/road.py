@@ -35,6 +35,7 @@ from addenda.core.registry import register
     hypothesis="Finetuning changes the angles of representations, and turning pairs of outputs is enough for that.",
     family="rotation",
     rate=1e-2,
+    paper_setting="RoAd_1 on all linear layers, as here; RoAd_2 and RoAd_4 are its larger forms.",
 )
 @dataclass(frozen=True)
 class RoAd(WeightMethod):

@@ -36,6 +36,7 @@ from addenda.core.registry import register
     hypothesis="A new domain turns and stretches what comes in; what the outputs mean stays.",
     family="spectral",
     rate=1e-2,
+    paper_setting="speech recognition, k a share of each layer's width (here 32).",
 )
 @dataclass(frozen=True)
 class SSVD(WeightMethod):

@@ -45,6 +45,10 @@ from addenda.core.registry import register
     published="Gemma-2B, GSM8K: LoRA r = 32 43.06, DoRA r = 16 44.27, SVFT plain 40.34 with 0.19 M numbers, random "
     "50.03 with 6.35 M, full fine-tuning 52.69 (paper). The released layer does not start at the base, "
     "and its rank option truncates W itself.",
+    paper_setting="plain at rate 5e-2, or banded and random with d = 2 to 16; full U and V (full_matrices=True; the "
+    "release: thin, as here). 'random' is drawn with replacement in the release, and its d is a "
+    "budget, not a band; 'topk' there compares U with Vᵀ by its signed entries, here |u_i · v_j| as "
+    "the paper's text.",
 )
 @dataclass(frozen=True)
 class SVFT(WeightMethod):

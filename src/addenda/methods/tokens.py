@@ -39,6 +39,7 @@ _ROWS = re.compile(r"[0-9]{1,12}(-[0-9]{1,12})?(\+[0-9]{1,12}(-[0-9]{1,12})?)*")
     hypothesis="What a task adds is the meaning of a few tokens, not how tokens are combined.",
     family="sparse",
     rate=3e-3,
+    paper_setting="",
 )
 @dataclass(frozen=True)
 class TrainableTokens(WeightMethod):

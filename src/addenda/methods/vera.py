@@ -35,6 +35,8 @@ from addenda.core.registry import register
     published="RoBERTa-base, GLUE: VeRA 85.2 with 0.043 M numbers, LoRA 86.6, full fine-tuning 85.2; its copy of "
     "LoRA's row starts RTE from MNLI, others' do not. PEFT's own benchmark, Llama-3.2-3B, GSM8K: VeRA "
     "0.354, LoRA r = 32 0.478.",
+    paper_setting="r = 1024 on RoBERTa-base, 256 on RoBERTa-large (here 256), on query and value, the head at a "
+    "rate of its own.",
 )
 @dataclass(frozen=True)
 class VeRA(WeightMethod):

@@ -1,0 +1,45 @@
+"""The catalogue: what every entry must say of itself."""
+
+import pytest
+
+import addenda as ad
+from addenda.cli.methods import _full, catalogue_page
+from addenda.core.registry import info
+
+NAMES = [i.name for i in ad.catalogue() if i.cls.__module__.startswith("addenda.")]
+AS_HERE = {"bitfit", "trainable-tokens"}  # nothing in them to set
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_where_the_papers_setting_differs_it_is_said(name):
+    entry = info(name)
+    assert entry.paper_setting is not None, "say what the paper's main setting is, or '' where it is the default here"
+    assert bool(entry.paper_setting) != (name in AS_HERE)
+    if entry.paper_setting:
+        assert f"  paper has   {entry.paper_setting}" in _full(entry)
+        assert entry.paper_setting.endswith(".")
+
+
+def test_the_page_says_it():
+    page = catalogue_page()
+    assert page.count("- The paper's setting: ") == len(NAMES) - len(AS_HERE)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lora", "query and value"),
+        ("pissa", "r = 128"),
+        ("dora", "α = 64"),
+        ("c3a", "768 and 128"),
+        ("nola", "1000"),
+        ("compacter", "reduction factor"),
+        ("adaptformer", "dropout 0.1"),
+        ("dylora", "frozen=True"),
+        ("mosa", "norm=True"),
+        ("mosa-houlsby", "release"),
+        ("svft", "with replacement"),
+    ],
+)
+def test_what_a_reproduction_must_set(name, words):
+    assert words in info(name).paper_setting
