@@ -16,8 +16,9 @@ from addenda.train.data import read
 from addenda.train.encode import encode
 from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
-from addenda.train.load import load_model, task_in, wanted_by
+from addenda.train.load import load_model, wanted_by
 from addenda.train.prepare import preparation_of
+from addenda.train.supported import task_in
 from addenda.train.tune import tune
 
 QUICK = {"steps": 2, "batch": 8, "dtype": "float32", "progress": False}

@@ -98,7 +98,7 @@ def generate(
     """Write greedy answers to prompts."""
     if prompts == ["-"]:
         prompts = [line for line in typer.get_text_stream("stdin").read().splitlines() if line.strip()]
-    loaded = with_adapter(model, adapter, dtype, device, trust_remote_code=trust_remote_code)
+    loaded = with_adapter(model, adapter, dtype, device, trust_remote_code=trust_remote_code, writes=True)
     from addenda.train.evaluate import generate as write
 
     if system is None and model is None and not plain:
@@ -122,11 +122,13 @@ def with_adapter(
     device: str | None,
     image_size: int | None = None,
     trust_remote_code: bool = False,
+    writes: bool = False,
 ):
-    """A model as the command line names it, with an adapter file on it."""
+    """A model as the command line names it, with an adapter file on it. writes: it must be one that writes text."""
     from addenda.train.load import labels_beside, load_model, name_outputs, wanted_by
 
     wanted: dict[str, Any] = wanted_by(adapter) | ({"image_size": image_size} if image_size else {})
+    wanted |= {"task": "causal"} if writes else {}
     wanted |= {"trust_remote_code": trust_remote_code}  # never what a run.json says
     loaded = load_model(model_or_default(model), dtype=dtype, device=device, **wanted)
     heads: tuple[str, ...] = ()

@@ -12,8 +12,9 @@ from addenda.train.data import Data, as_train, check_classes, of_task, read, sha
 from addenda.train.encode import Tokens, encode, tokenise
 from addenda.train.encoded import Encoded
 from addenda.train.labels import of_head
-from addenda.train.load import Loaded, config_of, head_in, load_model, name_outputs, task_in
+from addenda.train.load import Loaded, config_of, head_in, load_model, name_outputs
 from addenda.train.subsets import Subset
+from addenda.train.supported import task_in
 
 SPLITS = ("train", "validation", "test", "ood")
 SHOTS = 8  # finished examples before the question, in the control without training

@@ -42,9 +42,10 @@ from addenda.core.parallel import side_by_side
 from addenda.core.sites import site_at
 from addenda.core.targets import Target, grouped
 from addenda.train.evaluate import task_of
-from addenda.train.load import Loaded, config_of, load_model, task_in
+from addenda.train.load import Loaded, config_of, load_model
 from addenda.train.machine import Peak, hardware, resident, versions
 from addenda.train.pretrained import quiet
+from addenda.train.supported import task_in
 
 Say = Callable[[str], None]
 _WEIGHED = 16  # windows whose gradients weigh the layers against each other
@@ -89,9 +90,15 @@ def compress(
             f"{source} holds a model of images ({', '.join(config.architectures or [type(config).__name__])}), and the "
             "statistics are of text. Give a causal LM or a classifier of texts."
         )
+    if getattr(config, "is_encoder_decoder", False):
+        raise AddendaError(
+            f"{source} holds an encoder and a decoder ({', '.join(config.architectures or [type(config).__name__])}), "
+            "and blocks are solved one after the other along one stack. Give a causal LM or a classifier of texts."
+        )
     check_apart(source, out)
     check_free(out)
     loaded = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loaded.check_heads(())  # what is judged would be drawn at random
     causal = task_of(loaded.model) == "causal"
     s = s.settled(causal)
     if not causal and (wants := s.wants_loss()):

@@ -18,6 +18,7 @@ from addenda.train.encoded import Encoded
 from addenda.train.labels import head_of, of_head
 from addenda.train.loss import score
 from addenda.train.machine import device_of
+from addenda.train.supported import check_module
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def evaluate(
     name with its outputs: the names are in the adapter's file, else in the model's configuration.
     Raises AddendaError for examples that do not fit, and labels that the model does not have.
     """
+    check_module(model)
     if isinstance(examples, Encoded):
         if examples.names:
             of_head(examples.names, head_of(model)[0])
@@ -159,6 +161,7 @@ def generate(
     """
     from transformers import GenerationConfig
 
+    check_module(model)
     if not hasattr(model, "generate") or task_of(model) != "causal":
         raise AddendaError(f"{type(model).__name__} cannot generate text; a causal LM can.")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)

@@ -24,13 +24,8 @@ from addenda.train.labels import named
 from addenda.train.machine import pick_device, pick_dtype
 from addenda.train.prepare import Preparation, preparation_of
 from addenda.train.pretrained import pretrained
+from addenda.train.supported import AUTO, KINDS, check_folder, task_in
 
-KINDS = {"causal": "causal LM", "label": "sequence classifier", "image": "image classifier"}
-AUTO = {
-    "causal": "AutoModelForCausalLM",
-    "label": "AutoModelForSequenceClassification",
-    "image": "AutoModelForImageClassification",
-}
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
 HEADS = ("score", "classifier", "classification_head", "cls_classifier", "distillation_classifier")
 
@@ -88,8 +83,8 @@ def load_model(
     not what the folder says. seed: of a new head's weights.
     quantize: a form that the linear layers' weights are kept in, see `compress.quantize`; layers that another library
     has quantised are read as they are. trust_remote_code: run code that the folder brings; never done unasked.
-    Raises AddendaError when the folder, its configuration, its tokenizer or some of its weights are missing, and for an
-    image size that the model cannot take.
+    Raises AddendaError when the folder, its configuration, its tokenizer or some of its weights are missing, for an
+    architecture of another kind (see `supported`), and for an image size that the model cannot take.
     """
     if quantize is not None:
         Form.parse(quantize)  # a mistake here should not cost the time to read the model
@@ -99,6 +94,7 @@ def load_model(
     task = task or task_in(config)
     if task == "causal" and labels is not None:
         task = "label"
+    check_folder(config, task)
     if image_size is not None and task != "image":
         raise AddendaError(f"image_size is for models that read images; {folder} holds a {KINDS[task]}.")
     where = pick_device(device)
@@ -146,16 +142,6 @@ def load_model(
         errors = quantised(model, quantize)
         note += f"; {len(errors)} linear layers in {quantize}, {bits_of(model):.2f} bits a weight"
     return Loaded(model.eval(), reader, str(folder), fresh, note, quantize, trust_remote_code)
-
-
-def task_in(config) -> TaskKind:
-    """What an architecture is for; a bare encoder, of texts or images, gets a classifier."""
-    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as VISION
-
-    names = " ".join(config.architectures or ())
-    if "ForCausalLM" in names or "LMHeadModel" in names:
-        return "causal"
-    return "image" if type(config) in VISION and "ForSequenceClassification" not in names else "label"
 
 
 def _own_head(config) -> bool:

@@ -42,13 +42,14 @@ from addenda.train.encoded import Encoded
 from addenda.train.evaluate import evaluate, generate, task_of
 from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.labels import LabelKind, head_of, of_head
-from addenda.train.load import Loaded, config_of, head_in, load_model, name_outputs, task_in
+from addenda.train.load import Loaded, config_of, head_in, load_model, name_outputs
 from addenda.train.loss import score
 from addenda.train.machine import device_of, pick_device, pick_dtype, resident
 from addenda.train.prepare import Preparation
 from addenda.train.progress import attaching, shown, understood
 from addenda.train.settings import check_options
 from addenda.train.subsets import Subset
+from addenda.train.supported import check_module, task_in
 from addenda.train.theirs import PASSED, translated
 
 __all__ = ["TuneResult", "evaluate", "generate", "tune"]
@@ -247,6 +248,7 @@ def _kept(out: Any, resume: Any, model: nn.Module | None) -> str:
 def _check(model, tokenizer, eval_data, columns: dict, subset: str | None, overflow: str, out, loading: dict) -> None:
     """What can be said of the options of `tune` before anything is read. Raises AddendaError."""
     if isinstance(model, nn.Module):
+        check_module(model)
         _check_loaded(model, tokenizer, loading)
     elif not isinstance(model, str | Path):
         raise AddendaError(f"Expected a folder or a torch.nn.Module as the model, got {type(model).__name__}.")
