@@ -1,16 +1,22 @@
 """Merging: exact where it can be, refused where rounding takes the change, and always undone exactly."""
 
 import copy
+import dataclasses
+import types
+from collections import UserDict
 
 import pytest
 import torch
-from shared import bits, relative, same_bits, stir
+from shared import NAMES, attach, bits, relative, same_bits, stir
 from torch import nn
+from transformers import BatchEncoding
+from transformers.modeling_outputs import BaseModelOutput
 
 import addenda as ad
+import toys
 from addenda.core.errors import AddendaError
-from addenda.core.merge import _rounded
 from addenda.core.random import Stream
+from addenda.core.writing import rounded_to
 
 LORA = ad.LoRA(rank=2)
 
@@ -46,14 +52,14 @@ def test_a_small_change_in_bfloat16_is_refused_and_undone(tiny, ids):
 
 def test_stochastic_rounding_is_unbiased_and_seeded():
     exact = torch.full((20_000,), 1.0 + 2.0**-10)
-    rounded = _rounded(exact, torch.bfloat16, "stochastic", Stream(0, "x"))
+    rounded = rounded_to(exact, torch.bfloat16, "stochastic", Stream(0, "x"))
     assert set(rounded.unique().tolist()) == {1.0, 1.0078125}
     assert abs(float(rounded.float().mean()) - float(exact[0])) < 2e-4
-    assert torch.equal(rounded, _rounded(exact, torch.bfloat16, "stochastic", Stream(0, "x")))
-    negative = _rounded(-exact, torch.bfloat16, "stochastic", Stream(0, "x"))
+    assert torch.equal(rounded, rounded_to(exact, torch.bfloat16, "stochastic", Stream(0, "x")))
+    negative = rounded_to(-exact, torch.bfloat16, "stochastic", Stream(0, "x"))
     assert abs(float(negative.float().mean()) + float(exact[0])) < 2e-4
     kept = torch.tensor([0.0, 1.0, -2.5])
-    assert torch.equal(_rounded(kept, torch.bfloat16, "stochastic", Stream(0)).float(), kept)
+    assert torch.equal(rounded_to(kept, torch.bfloat16, "stochastic", Stream(0)).float(), kept)
 
 
 def test_wrong_states(tiny, ids):
@@ -200,25 +206,255 @@ def test_what_is_not_finite_is_no_proof(ids):
     assert same_bits(bits(model), before)
 
 
-@pytest.mark.parametrize("logits", [False, True])
-def test_outputs_that_become_nan_undo_the_merge(logits, tiny, ids, monkeypatch):
-    """NaN is neither above nor below the noise, in distances and in KL."""
-    from addenda.core import merge as merging
-
-    if logits:
-        tiny.__dict__["config"] = None  # as a transformers model has
+@pytest.mark.parametrize("allow_loss", [None, 1.0])
+def test_outputs_that_become_nan_undo_the_merge(allow_loss, tiny, ids, monkeypatch):
+    """NaN is neither above nor below the noise."""
     stir(ad.attach(tiny, LORA))
-    before, outputs, real = bits(tiny), [], merging._outputs
+    before = bits(tiny)
+    tiny.score.register_forward_hook(
+        lambda module, args, y: y * torch.nan if tiny.__dict__["_addenda"].merged is not None else y
+    )
+    with pytest.raises(AddendaError, match="The merge was undone: the outputs are not finite in float32"):
+        ad.merge(tiny, verify=ids, allow_loss=allow_loss)
+    assert same_bits(bits(tiny), before)
 
-    def seen(model, batch):
-        outputs.append(real(model, batch))
-        return outputs[-1] if len(outputs) % 3 else outputs[-1] * torch.nan  # the third is behind the merge
 
-    monkeypatch.setattr(merging, "_outputs", seen)
+# -- a proof that can fail ---------------------------------------------------------------------------------------------
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def spoil(monkeypatch, size=0.5):
+    """What is merged ends up with one weight moved, as by a mistake of ours."""
+    from addenda.core import writing
+
+    real = writing.apply_active
+
+    def apply(root, state, names):
+        real(root, state, names)
+        for path in list(state.merged or ())[-1:]:
+            site, kept = writing.site_at(root, path), state.merged[path]
+            with torch.no_grad():
+                if kept.index is None:
+                    site.weight.add_(size)
+                else:  # nothing else of it is the merge's
+                    site.weight.view(-1)[kept.index] += 4 * size
+
+    monkeypatch.setattr(writing, "apply_active", apply)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_merges_with_proof_and_a_wrong_merge_is_undone(name, dtype, tiny, ids, monkeypatch):
+    tiny.to(dtype).eval()
+    stir(attach(tiny, name, ids, targets="linear"))
+    before, y = bits(tiny), tiny(ids).detach()
+    report = ad.merge(tiny, verify=ids)
+    assert report.compared == 1 and report.moved <= report.limit and report.worst == "output"
+    assert float((tiny(ids) - y).detach().abs().max()) <= report.limit
+    ad.unmerge(tiny)
+    spoil(monkeypatch)
     for options in ({}, {"allow_loss": 1.0}):
-        with pytest.raises(AddendaError, match="The merge was undone: the outputs are not finite in float32"):
+        with pytest.raises(AddendaError, match=r"The merge was undone: of 1 outputs 'output' moves by .* limit"):
             ad.merge(tiny, verify=ids, **options)
         assert same_bits(bits(tiny), before)
+        assert torch.equal(tiny(ids), y)
+
+
+@pytest.mark.parametrize("way", ["plain", "to float64", "to bfloat16", "onto codes", "onto the full weights"])
+def test_a_wrong_merge_is_undone_in_every_way(way, ids, monkeypatch):
+    from addenda.compress.quantize import quantize
+
+    model, full = toys.make_llama(), toys.make_llama()
+    options = {"to float64": {"dtype": torch.float64}, "to bfloat16": {"dtype": torch.bfloat16}}.get(way, {})
+    if way.startswith("onto"):
+        quantize(model, "int8")
+    if "full" in way:
+        options = {"base": "full-precision", "full": full, "requantize": True, "allow_loss": 1e-4}
+    stir(ad.attach(model, LORA, targets="mlp"), 0.3)
+    y = model(ids).logits
+    dtypes = [t.dtype for t in model.parameters()]
+    if "full" not in way:
+        spoil(monkeypatch, 5.0)
+    with pytest.raises(AddendaError, match="The merge was undone"):
+        ad.merge(model, verify={"input_ids": ids}, **options)
+    assert torch.equal(model(ids).logits, y)
+    assert [t.dtype for t in model.parameters()] == dtypes
+
+
+def test_what_stands_in_the_base_is_read_back(tiny, ids, monkeypatch):
+    """Also without a batch, and whatever loss is allowed."""
+    from addenda.core import writing
+
+    stir(ad.attach(tiny, LORA))
+    before, real = bits(tiny), writing.rounded_to
+    monkeypatch.setattr(writing, "rounded_to", lambda *args: real(*args) * 1.001)
+    for options in ({}, {"allow_loss": 1.0}, {"verify": ids, "allow_loss": 1.0}):
+        with pytest.raises(AddendaError, match=r"what stands at .* is not W"):
+            ad.merge(tiny, **options)
+        assert same_bits(bits(tiny), before)
+
+
+def test_allowed_loss_is_what_rounding_took():
+    """A small change in bfloat16: outputs may lose of it what the weights lost, and in float32 nothing."""
+    model, x = nn.Sequential(nn.Linear(64, 64)).bfloat16(), torch.randn(3, 64)
+    stir(ad.attach(model, LORA, targets="0"), 0.01)
+    limits = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        model.to(dtype)
+        for allowed in (None, 0.05, 1.0):
+            report = ad.merge(model, verify=x.to(dtype), allow_loss=allowed)
+            limits[dtype, allowed] = report.limit
+            ad.unmerge(model)
+            assert (report.total > 0.1) == (dtype == torch.bfloat16)
+    strict, some, every = (limits[torch.bfloat16, a] for a in (None, 0.05, 1.0))
+    assert strict < some < every
+    assert limits[torch.float32, 1.0] < 1.1 * limits[torch.float32, None]
+
+
+# -- what is compared, and with what -----------------------------------------------------------------------------------
+
+
+class Many(nn.Module):
+    """A dict with what is wanted hidden in it, and tensors before that no adapter reaches."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.wrap, self.lin, self.late = wrap, nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x, y=None, *, scale=1.0):
+        x = x["x"] if isinstance(x, dict) else x
+        x = x if y is None else x + y
+        return self.wrap(x * 1.0, self.lin(x) * scale, self.late(x))
+
+
+@dataclasses.dataclass
+class Held:
+    first: torch.Tensor
+    rest: list
+
+
+class Cache:
+    def __init__(self, keys):
+        self.layers = [types.SimpleNamespace(keys=keys, length=3)]
+
+
+WRAPS = {
+    "tuple": lambda a, b, c: (a, b, c),
+    "nested": lambda a, b, c: {"a": a, "n": [1, None, {"deep": (b, c)}]},
+    "dataclass": lambda a, b, c: Held(a, [b, {"c": c}]),
+    "model output": lambda a, b, c: BaseModelOutput(last_hidden_state=a, hidden_states=(b, c)),
+    "cache": lambda a, b, c: (a, b, Cache(c)),
+    "complex": lambda a, b, c: (a, b, torch.complex(a, c)),
+    "sparse": lambda a, b, c: (a, b, c.to_sparse()),
+    "number": lambda a, b, c: (a, b, float(c.sum())),
+    "view of a cycle": lambda a, b, c: (lambda held: held.append(held) or held)([a, b, c]),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_everything_that_floats_is_compared(wrap, monkeypatch):
+    model, x = Many(WRAPS[wrap]), torch.randn(3, 8)
+    stir(ad.attach(model, LORA, targets=["lin", "late"]), 0.3)
+    before = bits(model)
+    assert ad.merge(model, verify=x).compared == 3
+    ad.unmerge(model)
+    spoil(monkeypatch)  # `late`, the last of them
+    with pytest.raises(AddendaError, match=r"of 3 outputs '.*' moves by"):
+        ad.merge(model, verify=x)
+    assert same_bits(bits(model), before)
+
+
+def test_a_proof_needs_numbers_that_float():
+    model = Many(lambda a, b, c: (b.argmax(-1), c.argmax(-1)))
+    stir(ad.attach(model, LORA, targets="lin"))
+    with pytest.raises(AddendaError, match=r"without a floating tensor.*2 of whole numbers"):
+        ad.merge(model, verify=torch.randn(3, 8))
+    assert ad.merge(model, verify=lambda m: m.lin(torch.ones(1, 8))).compared == 1
+
+
+def test_every_form_of_a_batch():
+    x, model = torch.randn(3, 8), Many(WRAPS["tuple"])
+    stir(ad.attach(model, LORA, targets="lin"), 0.3)
+    good = [x, (x,), (x, x), {"x": x}, {"x": x, "y": x, "scale": 2.0}, BatchEncoding({"x": x}),
+            UserDict(x=x), {"x": {"x": x}}, lambda m: m(x, scale=0.5)]  # fmt: skip
+    for batch in good:
+        assert ad.merge(model, verify=batch).compared == 3
+        ad.unmerge(model)
+
+    class Whole(Many):
+        def forward(self, batch):
+            return super().forward(batch["x"], batch["y"])
+
+    own = Whole(WRAPS["tuple"])
+    stir(ad.attach(own, LORA, targets="lin"), 0.3)
+    assert ad.merge(own, verify={"x": x, "y": x}).compared == 3
+    before, tokens = bits(model), torch.utils.data.DataLoader([x])
+    bad = [({"x": x, "skale": 2.0}, "takes x, y, scale\\. Did you mean 'scale'"), ({"y": x}, "'y', and Many"),
+           ("text", "got a str"), (tokens, "got a DataLoader"), (iter([x]), "one batch"), (3, "got a int"),
+           (torch.randn(3, 5), "does not run through this Many: RuntimeError"),
+           ((x, x, x, x), "does not run through this Many")]  # fmt: skip
+    for batch, why in bad:
+        with pytest.raises(AddendaError, match=why):
+            ad.merge(model, verify=batch)
+        assert same_bits(bits(model), before)
+
+
+def test_what_forwards_write_into_and_draw_is_the_same_each_time():
+    class Draws(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(8, 8)
+
+        def forward(self, x, cache):
+            cache.append(x.add_(1))
+            return nn.functional.dropout(self.lin(sum(cache)), 0.5, training=True)
+
+    model, x, cache = Draws(), torch.zeros(3, 8), []
+    stir(ad.attach(model, LORA, targets="lin"), 0.3)
+    before = torch.get_rng_state()
+    report = ad.merge(model, verify={"x": x, "cache": cache})
+    assert report.moved < 1e-5 and "draws random numbers" in str(report)
+    assert not x.any() and not cache and torch.equal(torch.get_rng_state(), before)
+
+
+def test_masks_of_infinity_hide_nothing_and_are_no_size(monkeypatch):
+    """Logits that a model forbids are ∞ or a dtype's lowest; neither makes the limit wide."""
+    for mask in (-torch.inf, torch.finfo(torch.float32).min):
+        model, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(3, 8)
+        model.register_forward_hook(lambda m, a, y, mask=mask: torch.cat([y, torch.full_like(y, mask)], -1))
+        stir(ad.attach(model, LORA, targets="0"), 0.3)
+        report = ad.merge(model, verify=x)
+        assert report.limit < 1e-3
+        ad.unmerge(model)
+        with monkeypatch.context() as patch:
+            spoil(patch)
+            with pytest.raises(AddendaError, match="moves by"):
+                ad.merge(model, verify=x)
+
+
+def test_operators_without_float64_are_measured_in_what_they_have(mixtral, ids):
+    """Grouped products of experts."""
+    stir(ad.attach(mixtral, LORA, targets=["attention", "*.experts.gate_up_proj", "*.experts.down_proj"]), 0.1)
+    report = ad.merge(mixtral, verify={"input_ids": ids})
+    assert 0 < report.noise_output < 1e-4
+    assert not report.notes
+    ad.unmerge(mixtral)
+    only_float32 = torch.nn.functional.linear
+
+    class Picky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(8, 8)
+
+        def forward(self, x):
+            y = self.lin(x)
+            return only_float32(y.float(), torch.ones(8, 8)) + y
+
+    model = Picky()
+    stir(ad.attach(model, LORA, targets="lin"), 0.1)
+    report = ad.merge(model, verify=torch.randn(3, 8))
+    assert report.noise_output > 0 and not report.notes
 
 
 def exact(model):

@@ -22,11 +22,11 @@ from addenda.compress.nf4 import NF4Tensor
 from addenda.compress.spqr import SpQRTensor
 from addenda.compress.walk import Batch, Walk
 from addenda.core.errors import AddendaError, nearest
-from addenda.core.merge import plain_weight
 from addenda.core.packed import Packed, values_of
 from addenda.core.registry import parse_spec
 from addenda.core.state import find_state
 from addenda.core.targets import ROLES, Target, grouped, matching
+from addenda.core.writing import plain_weight
 
 FORMS: dict[str, type[Packed]] = {"nf4": NF4Tensor, "int8": Int8Tensor, "spqr": SpQRTensor}
 _OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {"spqr": {"bits": int, "outliers": float, "damp": float}}

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from addenda.core import cast
+from addenda.core import bypass, cast
 from addenda.core.adapted import SiteTensors, adapt, release, slots_of
 from addenda.core.adapter import Adapter
 from addenda.core.arguments import checked
@@ -270,6 +270,7 @@ def _installed(root, state, name, plan, built, heads, seed, freeze, started, act
     state.records[name] = Record({s.path: m for s, m in plan}, heads, seed, seconds=time.perf_counter() - started)
     apply_active(root, state, (name,) if activate else state.active)
     follow(root)
+    bypass.hook(root, state)
     adapter = Adapter(root, name)
     adapter.draw()
     return adapter
@@ -300,6 +301,7 @@ def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
         if slots_of(module) is not None and id(module) not in held:
             release(module)
     follow(root)
+    bypass.hook(root, state)
     if state.records:
         apply_again(root, state, state.active, state.arrangement)
         return

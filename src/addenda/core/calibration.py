@@ -4,11 +4,13 @@ Both are handed over one weight at a time.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from addenda.core.borrow import frozen, training_mode
+from addenda.core.bypass import unnoticed, watching
 from addenda.core.errors import AddendaError
 from addenda.core.method import Method
 from addenda.core.sites import Site
@@ -25,8 +27,8 @@ def calibrate(
     Every weight's gradient goes to its method as soon as it is complete and is dropped at once, so that at most one
     dense gradient lives at a time beside the accumulators. Inputs are seen in a forward pass, without the positions
     that a batch's attention_mask leaves out. Flags and `.grad` are as before at the end.
-    Raises AddendaError when data is missing or empty, a site gets no gradient, or inputs are wanted of a layer that is
-    no product with its last dimension.
+    Raises AddendaError when data is missing or empty, a site gets no gradient, inputs are wanted of a layer that is no
+    product with its last dimension, or a site's weight is read past its forward (`core.bypass`).
     """
     sites = {site.path: (site, m) for site, m in plan if m.calibration is not None}
     if not sites:
@@ -53,7 +55,8 @@ def calibrate(
                 hooks.append(_watch(site, m, seen, mask) if m.calibration == "input" else _collect(site, m, seen))
             for batch in batches:
                 mask[0] = batch.get("attention_mask") if isinstance(batch, dict) else None
-                with torch.set_grad_enabled(backward):
+                watched = nullcontext() if count else watching(site for site, _ in plan)
+                with torch.set_grad_enabled(backward), watched:
                     if loss is None and not backward:
                         model(**batch) if isinstance(batch, dict) else model(batch)
                     else:
@@ -88,7 +91,7 @@ def _watch(site: Site, method: Method, seen: dict[str, Tensor], mask: list[Tenso
         if kept is not None and kept.shape == x.shape[:-1]:
             rows = rows[kept.flatten().bool().to(rows.device)]
         wide = torch.promote_types(x.dtype, torch.float32)
-        with torch.no_grad():
+        with torch.no_grad(), unnoticed():
             seen[site.path] = method.calibrate(site.matrix.to(wide), rows.to(wide), seen.get(site.path))
 
     return site.module.register_forward_pre_hook(take, with_kwargs=True)
@@ -98,7 +101,7 @@ def _collect(site: Site, method: Method, seen: dict[str, Tensor]):
     def take(weight: Tensor) -> None:
         assert weight.grad is not None
         wide = torch.promote_types(weight.dtype, torch.float32)
-        with torch.no_grad():
+        with torch.no_grad(), unnoticed():
             W, G = site.matrix.to(wide), site.kind.to_matrix(weight.grad.to_dense()).to(wide)
             seen[site.path] = method.calibrate(W, G, seen.get(site.path))
         weight.grad = None

@@ -1,34 +1,25 @@
-"""Merging a change into the base, with proof: what rounding lost at each site, and whether the outputs still agree.
+"""Merging a change into the base, with proof: what rounding lost at each site, and whether the outputs still agree."""
 
-Where the base's weights are packed there are four ways: onto the values that the adapter was trained on, or onto those
-that were lost when they were packed; and either of them plain, or packed again.
-"""
-
-import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addenda.core import cast
-from addenda.core.adapted import Adapted, effective_weight, slots_of
 from addenda.core.arguments import checked
 from addenda.core.attach import restore, take_out
 from addenda.core.borrow import training_mode
+from addenda.core.bypass import known_reads, watching
 from addenda.core.errors import AddendaError
 from addenda.core.hidden import HiddenMethod
-from addenda.core.packed import Packed
-from addenda.core.random import Stream
+from addenda.core.judge import Proof, distance, divergence
+from addenda.core.outputs import Outputs, run
 from addenda.core.sharded import refuse_sharded
-from addenda.core.sites import PARAMETER, Site, owners_of, site_at
-from addenda.core.state import Kept, State, apply_active, state_of, unwrap
-from addenda.core.twin import aside
+from addenda.core.sites import owners_of, site_at
+from addenda.core.state import State, apply_active, state_of
+from addenda.core.writing import Base, Writing, packed_weights, write
 
-Base = Literal["as-trained", "full-precision"]
 _UNSEEN_LIMIT = 0.25  # share of the change that rounding may take when no batch is there to judge by
 
 
@@ -59,8 +50,12 @@ class MergeReport:
     kl: float | None = None  # mean KL(adapter ‖ merged) of the logits, in nats
     noise_kl: float | None = None  # mean KL(adapter in a wider dtype ‖ adapter): what the base's dtype costs anyway
     top1: float | None = None  # share of positions where the most likely output is the same
-    output: float | None = None  # relative L2 distance of the outputs
+    output: float | None = None  # relative L2 distance of the main output: the logits, or the first
     noise_output: float | None = None
+    compared: int = 0  # how many floating outputs, each number of them
+    worst: str = ""  # the one nearest to its limit: where it stands in what the model returns
+    moved: float | None = None  # its largest difference
+    limit: float | None = None  # and what that may be
     notes: tuple[str, ...] = field(default=())
     ways: dict[str, Way] = field(default_factory=dict)  # where base=, full= or requantize= asked for more than one
 
@@ -71,9 +66,15 @@ class MergeReport:
             f"(worst: {', '.join(f'{p} {e:.2%}' for p, e in worst)})"
         ]
         if self.output is not None:
-            lines.append(f"outputs differ by {self.output:.2e} (noise of {self.dtype}: {self.noise_output:.2e})")
+            lines.append(
+                f"compared {self.compared} outputs: the largest difference is {self.moved:.2e}, at {self.worst!r} "
+                f"(limit {self.limit:.2e})"
+            )
+            noise = "not measured" if self.noise_output is None else f"{self.noise_output:.2e}"
+            lines.append(f"outputs differ by {self.output:.2e} (noise of {self.dtype}: {noise})")
         if self.kl is not None:
-            lines.append(f"KL {self.kl:.2e} nats (noise {self.noise_kl:.2e}), top-1 agreement {self.top1:.2%}")
+            noise_kl = "not measured" if self.noise_kl is None else f"{self.noise_kl:.2e}"
+            lines.append(f"KL {self.kl:.2e} nats (noise {noise_kl}), top-1 agreement {self.top1:.2%}")
         lines += [f"{way}: {told} away from what was trained" for way, told in self.ways.items()]
         return "\n".join([*lines, *self.notes])
 
@@ -94,10 +95,15 @@ def merge(
 ) -> MergeReport:
     """Write W + ΔW of the active adapter(s) into the base, so that it runs at the base's cost; `unmerge` undoes it.
 
-    verify: a batch (a dict for model(**batch), else model(batch)): outputs before and after are compared.
-    dtype: convert the whole model first, e.g. torch.float32, where nothing is lost; what that changes is kept beside,
-    for `unmerge`. rounding: "nearest" or "stochastic" (unbiased: changes below half a rounding step survive on
-    average). allow_loss: accept rounding that takes up to this share of the change.
+    verify: a batch: a tensor, a tuple of arguments, a dict (for model(**batch) where the forward takes its names, else
+    as the one argument), or a function that is given the model and returns its outputs. All floating outputs before and
+    after are compared, in evaluation mode, with equal random draws. dtype: convert the whole model first, e.g.
+    torch.float32, where nothing is lost; what that changes is kept beside, for `unmerge`. rounding: "nearest" or
+    "stochastic" (unbiased: changes below half a rounding step survive on average).
+
+    allow_loss: the share of the change that rounding may take. Without a batch that is judged on the weights. With one
+    the outputs may then move further: by the share that rounding did take of the weights, doubled, and at most this,
+    of what the change itself moves them. It excuses nothing but rounding, so hardly anything in float32.
 
     For packed (quantised) weights Ŵ, which become plain ones: base="as-trained" writes Ŵ + ΔW, what was trained;
     "full-precision" writes W + ΔW with the weights of `full`, the model before it was packed, and W where no adapter
@@ -105,10 +111,12 @@ def merge(
     distances from what was trained. Only as-trained and plain must reproduce the adapter's outputs; for the others
     allow_loss, if given, is the most that rounding may take.
 
-    Raises AddendaError, with the base's bits and dtypes restored, when the outputs move by more than twice what the
-    base's dtype costs anyway (the adapter's outputs against the same in the next wider dtype), or, without a batch,
-    when rounding takes more than a quarter of the change; when outputs, before or after, or weights are not finite; and
-    when nothing is active, a change is merged already, or an adapter that is active changes activations.
+    Raises AddendaError, with the base's bits and dtypes restored, when an output moves by more than twice the larger of
+    what the base's dtype costs anyway (against the same adapter in the next wider dtype) and the rounding of the output
+    itself, or, without a batch, when rounding takes more than a quarter of the change; when a weight is read past its
+    module's forward, where the adapter does not act (`core.bypass`); when outputs, before or after, or weights are not
+    finite; when the batch does not fit; and when nothing is active, a change is merged already, or an adapter that is
+    active changes activations.
     """
     root, state = state_of(model)
     refuse_sharded(root, "nothing can be merged into it")
@@ -123,7 +131,7 @@ def merge(
         raise AddendaError(f"base must be 'as-trained' or 'full-precision', got {base!r}.")
     if base == "full-precision" and full is None:
         raise AddendaError("base='full-precision' wants the weights before they were packed: full=the plain model.")
-    if (full is not None or requantize) and not _packed(root):
+    if (full is not None or requantize) and not packed_weights(root):
         raise AddendaError(
             f"No weight of this {type(root).__name__} is packed, so there is one way to merge; leave base=, full= and "
             "requantize= out."
@@ -137,32 +145,6 @@ def merge(
     except BaseException:
         restore(root, state)
         raise
-
-
-@dataclass(frozen=True)
-class Writing:
-    """How the changed weights are written. full: the model with the weights before they were packed."""
-
-    base: Base
-    again: bool
-    full: nn.Module | None
-    rounding: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.base}, packed again" if self.again else self.base
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is the one way that there is for plain weights."""
-        return self.base == "as-trained" and not self.again
-
-    def others(self) -> "list[Writing]":
-        """All ways to compare, where one was asked for that is not the plain one."""
-        if self.plain and self.full is None:
-            return []
-        bases: list[Base] = ["as-trained", *(["full-precision"] if self.full is not None else [])]
-        return [replace(self, base=b, again=again) for b in bases for again in (False, True) if self.again or not again]
 
 
 def _only_weights(state: State) -> None:
@@ -180,118 +162,37 @@ def _only_weights(state: State) -> None:
 def _merged(
     root: nn.Module, state: State, verify: object | None, allow_loss: float | None, how: Writing
 ) -> MergeReport:
-    before = noise = None
-    if verify is not None:
-        before = _outputs(root, verify)
-        if wrong := int((~torch.isfinite(before)).sum()):
-            raise AddendaError(
-                f"The verify batch has outputs that are not finite before anything is merged: {wrong:,} of "
-                f"{before.numel():,}, in {before.dtype}, so they prove nothing. Give another batch, a wider dtype=, "
-                "or an adapter that has not diverged."
-            )
-        wide, wider = _wider(root)
-        noise = _outputs(wide, _in(verify, wider))
-    names, ways = state.active, {}
+    names, proof = state.active, None
+    ways: dict[str, Way] = {}
     try:
+        if verify is not None:
+            owners = owners_of(root)
+            with watching(site_at(root, p, owners) for n in names for p in state.records[n].methods):
+                before = run(root, verify)
+            proof = Proof.of(root, verify, before)
+            if allow_loss:
+                apply_active(root, state, ())
+                proof.base = run(root, verify)
+                apply_active(root, state, names)
         for way in how.others():
-            _, _, away = _write(root, state, way)
-            after = None if verify is None else _outputs(root, verify)
-            ways[str(way)] = _way(root, away, before, after)
+            _, _, away = write(root, state, way)
+            after = None if proof is None else run(root, verify).main
+            ways[str(way)] = _way(away, proof, after)
             take_out(root, state)
             apply_active(root, state, names)
-        errors, total, _ = _write(root, state, how)
+        errors, total, _ = write(root, state, how)
         dtypes = dict.fromkeys(str(kept.values.dtype).removeprefix("torch.") for kept in state.merged.values())
         report = MergeReport(errors, total, next(iter(dtypes)), ways=ways)
-        report = _judged(report, root, verify, before, noise, allow_loss, how)
+        if proof is None:
+            return _unseen(report, root, state, allow_loss, how)
+        after, excused = run(root, verify), min(allow_loss, 2 * total) if allow_loss else 0.0
+        if not proof.judge(after, excused).within:
+            proof.look_again(root, verify, after)
+        return _judged(report, proof, after, excused, allow_loss, how)
     except BaseException:
         take_out(root, state)
         apply_active(root, state, names)
         raise
-    return report
-
-
-def _write(root: nn.Module, state: State, how: Writing) -> tuple[dict[str, float], float, float]:
-    """(the error at each site, over all of them, how far packed sites end from what was trained)."""
-    owners, names = owners_of(root), state.active
-    state.merged, errors = {}, {}
-    lost = size = away = trained = 0.0
-    for path in dict.fromkeys(p for n in names for p in state.records[n].methods):
-        site = site_at(root, path, owners)
-        index, kept, before, exact = _change(site)
-        packed = kept if isinstance(kept, Packed) else None
-        aim = exact
-        if packed is not None and how.base == "full-precision":
-            assert how.full is not None
-            plain = plain_weight(how.full, path, packed).detach().to(exact.device, exact.dtype)
-            before, aim = plain, plain + (exact - before)
-        change = torch.linalg.vector_norm(aim - before)
-        if packed is not None and how.again:
-            rounded = packed.again(aim.to(packed.dtype))
-            written = rounded.dense(exact.dtype)
-        else:
-            rounded = _rounded(aim, site.weight.dtype, how.rounding, Stream(how.seed, "rounding", path))
-            written = rounded.to(exact.dtype)
-        error = torch.linalg.vector_norm(written - aim)
-        errors[path] = float(error / change) if change > 0 else 0.0
-        lost, size = lost + float(error) ** 2, size + float(change) ** 2
-        if packed is not None:
-            away += float(torch.linalg.vector_norm(written - exact)) ** 2
-            trained += float(torch.linalg.vector_norm(exact)) ** 2
-        state.merged[path] = Kept(kept, index)
-        Kept(rounded, index).into(site)
-    if how.base == "full-precision" and not how.again:  # where no adapter acts the packed weights become plain too
-        assert how.full is not None
-        for path, packed in _packed(root).items():
-            plain = plain_weight(how.full, path, packed).detach().to(packed.device, packed.dtype, copy=True)
-            site = site_at(root, path, owners)
-            state.merged[path] = Kept(site.weight)
-            Kept(plain).into(site)
-    apply_active(root, state, names)
-    return errors, (lost / size) ** 0.5 if size else 0.0, (away / trained) ** 0.5 if trained else 0.0
-
-
-def _packed(root: nn.Module) -> dict[str, Packed]:
-    """The packed weights of a model by the path of their module."""
-    return {p: w for p, m in root.named_modules() if isinstance(w := m._parameters.get("weight"), Packed)}
-
-
-def plain_weight(full: nn.Module, path: str, like: Tensor) -> Tensor:
-    """The plain weight that a model has at a path. Raises AddendaError where it has none of the shape of `like`."""
-    try:
-        found = site_at(unwrap(full), path).weight
-    except AddendaError:
-        found = None
-    if found is None or found.shape != like.shape or isinstance(found, Packed):
-        raise AddendaError(
-            f"The {type(unwrap(full)).__name__} that was given has no plain weight of shape {tuple(like.shape)} at "
-            f"{path}. Give the model as it was before its weights were packed."
-        )
-    return found
-
-
-def _change(site: Site) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """(flat positions or None for all, a copy of the base's own there, its values, the exact new ones), the last two in
-    float32 at least.
-
-    Only what changes is touched: a sparse change of a contiguous weight is its few entries.
-    """
-    slots = slots_of(site.module)
-    assert slots is not None
-    live, W = slots.live[site.parameter], site.weight.detach()
-    wide = torch.promote_types(W.dtype, torch.float32)
-    if isinstance(W, Packed):
-        return None, site.weight, W.dense(wide), effective_weight(site, live, wide)
-    plain = W.is_contiguous() and not site.kind.transposed and (W.dim() == 2 or site.kind != PARAMETER)
-    if not (plain and live and all(t.method.has("sparse") for t in live)):
-        return None, W.clone(), W.to(wide), effective_weight(site, live, wide)
-    parts = [t.method.sparse(t.tensors(), site.shape) for t in live]
-    index, values = parts[0][0].long(), parts[0][1].detach().to(wide)
-    if len(parts) > 1:  # where masks overlap the changes add up
-        every, place = torch.cat([i for i, _ in parts]).long().unique(return_inverse=True)
-        added = torch.cat([v.detach().to(wide) for _, v in parts])
-        index, values = every, values.new_zeros(len(every)).index_add_(0, place, added)
-    before = W.view(-1)[index]
-    return index, before, before.to(wide), before.to(wide) + values
 
 
 @torch.no_grad()
@@ -307,112 +208,69 @@ def unmerge(model: nn.Module) -> None:
     apply_active(root, state, state.active)
 
 
-def _way(root: nn.Module, away: float, before: Tensor | None, after: Tensor | None) -> Way:
-    if before is None or after is None:
+def _way(away: float, proof: Proof | None, after: Tensor | None) -> Way:
+    if proof is None or after is None:
         return Way(away)
-    kl = _divergence(before, after)[0] if _is_logits(root, before) else None
-    return Way(away, _distance(after, before), kl)
+    before = proof.before.main
+    return Way(away, distance(after, before), divergence(before, after)[0] if proof.logits else None)
+
+
+def _unseen(report: MergeReport, root: nn.Module, state: State, allow_loss: float | None, how: Writing) -> MergeReport:
+    """The report of a merge without a batch, if what rounding took is little. Raises AddendaError otherwise."""
+    _refuse_broken(report, finite=True)
+    if how.plain:
+        most = max(_UNSEEN_LIMIT, allow_loss or 0.0)
+        said = f"rounding to {report.dtype} takes too much, and no verify=batch shows it harmless"
+    else:  # another base, or other codes: the weights are meant to differ
+        most = math.inf if allow_loss is None else allow_loss
+        said = f"{how} loses more than allow_loss={allow_loss}"
+    if not report.total <= most:
+        raise _undone(report, said)
+    notes = ("outputs: not checked, as no verify=batch was given", known_reads(root, state))
+    return replace(report, notes=(*report.notes, *filter(None, notes)))
 
 
 def _judged(
-    report: MergeReport, root: nn.Module, verify: object | None, before, noise, allow_loss: float | None, how: Writing
+    report: MergeReport, proof: Proof, after: Outputs, excused: float, allow_loss: float | None, how: Writing
 ) -> MergeReport:
-    ways = (
-        "Ways out: merge(…, dtype=torch.float32); rounding='stochastic'; allow_loss=1.0 to accept it; "
-        "or keep the adapter unmerged."
-    )
-    broken = "" if math.isfinite(report.total) else "the changed weights"
-    if verify is not None:
-        after = _outputs(root, verify)
-        broken = broken if bool(torch.isfinite(after).all()) else "the outputs"
-        moved, usual = _distance(after, before), _distance(before, noise)
-        report = replace(report, output=moved, noise_output=usual)
-        floor = 2 * usual + 1e-6
-        bad = not moved <= floor  # NaN is no proof
-        said = f"the outputs move by {moved:.2e}, more than twice the noise of {report.dtype} ({floor / 2:.2e})"
-        if _is_logits(root, before):
-            kl, top1 = _divergence(before, after)
-            noise_kl, _ = _divergence(noise, before)
-            report = replace(report, kl=kl, noise_kl=noise_kl, top1=top1)
-            bad = not kl <= 2 * noise_kl + 1e-9
-            said = f"KL is {kl:.2e} nats, more than twice the noise of {report.dtype} ({noise_kl:.2e})"
-    else:
-        bad = not report.total <= _UNSEEN_LIMIT
-        said = (
-            f"rounding to {report.dtype} takes {report.total:.1%} of the change, and no verify=batch shows it harmless"
-        )
+    """The report of a merge whose outputs are compared. Raises AddendaError where they have moved too far.
+
+    excused: what allow_loss admits: the share that rounding took of the weights, doubled, as outputs follow no one.
+    """
+    _refuse_broken(report, finite=not any(bool(t.isnan().any()) for t in after.values.values()))
+    found = proof.judge(after, excused)
+    report = replace(
+        report, kl=found.kl, noise_kl=found.noise_kl, top1=found.top1, output=found.output,
+        noise_output=found.noise_output, compared=found.compared, worst=found.worst, moved=found.moved,
+        limit=found.limit, notes=(*report.notes, *proof.notes),
+    )  # fmt: skip
     if not how.plain:  # another base, or other codes: the outputs are meant to differ
-        bad = allow_loss is not None
-        said = f"{how} loses more than allow_loss={allow_loss}"
+        if allow_loss is not None and not report.total <= allow_loss:
+            raise _undone(report, f"{how} loses more than allow_loss={allow_loss}")
+    elif not found.within:
+        raise _undone(
+            report,
+            f"of {found.compared} outputs {found.worst!r} moves by {found.moved:.2e}, more than the limit of "
+            f"{found.limit:.2e} (twice the larger of the noise of {report.dtype}, {found.noise:.2e}, and its rounding"
+            + (f", and {excused:.0%} of what the change itself moves)" if excused else ")"),
+        )
+    return report
+
+
+def _refuse_broken(report: MergeReport, finite: bool) -> None:
+    broken = "" if math.isfinite(report.total) else "the changed weights"
+    broken = broken if finite else "the outputs"
     if broken:
         raise AddendaError(
             f"The merge was undone: {broken} are not finite in {report.dtype}, whose largest number is "
             f"{torch.finfo(getattr(torch, report.dtype)).max:.3g}. Ways out: merge(…, dtype=torch.float32), or keep "
             "the adapter unmerged."
         )
-    if bad and not report.total <= (allow_loss or 0.0):
-        raise AddendaError(f"The merge was undone: {said} (rounding took {report.total:.1%} of the change). {ways}")
-    return report
 
 
-def _outputs(model: nn.Module, batch: object) -> Tensor:
-    result = model(**batch) if isinstance(batch, Mapping) else model(batch)
-    if isinstance(result, Tensor):
-        return result.detach()
-    first = getattr(result, "logits", None)
-    if first is None:
-        first = next(
-            (v for v in (result.values() if isinstance(result, Mapping) else result) if torch.is_tensor(v)), None
-        )
-    if first is None:
-        raise AddendaError(f"The verify batch gave a {type(result).__name__} without a tensor to compare.")
-    return first.detach()
-
-
-def _is_logits(root: nn.Module, output: Tensor) -> bool:
-    return output.dim() >= 2 and output.shape[-1] > 1 and hasattr(root, "config") and not hasattr(root, "pooler")
-
-
-def _in(batch: object, dtype: torch.dtype) -> object:
-    """The batch with its floating tensors in another dtype."""
-    if torch.is_tensor(batch):
-        return batch.to(dtype) if batch.is_floating_point() else batch
-    if isinstance(batch, Mapping):
-        return {k: _in(v, dtype) for k, v in batch.items()}
-    return batch
-
-
-def _wider(root: nn.Module) -> tuple[nn.Module, torch.dtype]:
-    """A copy of the model in the next wider dtype: float32 for half precision, float64 for float32."""
-    dtypes = {p.dtype for p in root.parameters()}
-    half = any(torch.finfo(d).bits < 32 for d in dtypes if d.is_floating_point and not _is_adapter_only(root, d))
-    dtype = torch.float32 if half else torch.float64
-    return nn.Module.to(copy.deepcopy(root, aside(root)), dtype), dtype
-
-
-def _is_adapter_only(root: nn.Module, dtype: torch.dtype) -> bool:
-    own = {id(p) for m in root.modules() if isinstance(m, Adapted) for p in m._modules["addenda"].parameters()}
-    return all(id(p) in own for p in root.parameters() if p.dtype == dtype)
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    a, b = a.double(), b.double()
-    return float(torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b).clamp_min(1e-30))
-
-
-def _divergence(p: Tensor, q: Tensor) -> tuple[float, float]:
-    """Mean KL(p ‖ q) in nats over positions, and the share of positions with the same most likely output."""
-    lp, lq = F.log_softmax(p.double(), -1), F.log_softmax(q.double(), -1)
-    kl = (lp.exp() * (lp - lq)).sum(-1).mean()
-    return max(float(kl), 0.0), float((p.argmax(-1) == q.argmax(-1)).float().mean())
-
-
-def _rounded(exact: Tensor, dtype: torch.dtype, rounding: str, rng: Stream) -> Tensor:
-    """Cast once. Stochastic: up with a probability equal to the distance, for bfloat16 and float16."""
-    if rounding == "nearest" or dtype not in (torch.bfloat16, torch.float16):
-        return exact.to(dtype)
-    down = exact.to(dtype)
-    down = torch.where(down.float() > exact, torch.nextafter(down, torch.full_like(down, -torch.inf)), down)
-    up = torch.nextafter(down, torch.full_like(down, torch.inf))
-    share = ((exact - down.float()) / (up.float() - down.float())).nan_to_num(0.0)
-    return torch.where(rng.uniform(*exact.shape).to(exact.device) < share, up, down)
+def _undone(report: MergeReport, said: str) -> AddendaError:
+    return AddendaError(
+        f"The merge was undone: {said} (rounding took {report.total:.1%} of the change). Ways out: "
+        "merge(…, dtype=torch.float32); rounding='stochastic'; allow_loss=1.0 to accept what rounding takes; or keep "
+        "the adapter unmerged."
+    )

@@ -70,6 +70,7 @@ class State:
     frozen: dict[str, bool] = field(default_factory=dict)  # requires_grad of base parameters before the freeze
     merged: dict[str, Kept] | None = None  # the base's own weights by path while a change is merged into them
     cast: dict[str, Tensor] = field(default_factory=dict)  # what a merge has converted, by path, as it was
+    watched: set[tuple] = field(default_factory=set)  # kinds of forwards seen to be right by `core.bypass`
     fingerprints: dict[str, tuple] = field(default_factory=dict)  # path -> (identity, hash)
     gathered: dict[str, tuple[int, int]] = field(default_factory=dict)  # buffers at the first step: (identity, version)
 
