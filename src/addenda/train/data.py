@@ -12,6 +12,7 @@ Images, which a vision model classifies, are a fourth form: see `images`.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,13 +47,23 @@ class Pair:
 
 @dataclass(frozen=True)
 class Chat:
-    """(role, content) turns, the last one the assistant's."""
+    """(role, content) turns, the last one the assistant's.
+
+    more: what there is besides, as JSON: "turns", by position, what each holds (tool_calls, weight, …), and what
+    belongs to the whole chat (tools, documents, chat_template_kwargs).
+    """
 
     messages: tuple[tuple[str, str], ...]
+    more: str = field(default="", repr=False)
 
     @property
     def key(self) -> str:
-        return "\x1e".join(f"{role}\x1f{content}" for role, content in self.messages[:-1])
+        said = "\x1e".join(f"{role}\x1f{content}" for role, content in self.messages[:-1])
+        if not self.more:
+            return said
+        more = json.loads(self.more)
+        turns = {k: v for k, v in more.pop("turns", {}).items() if int(k) < len(self.messages) - 1}
+        return f"{said}\x1e{json.dumps([more, turns])}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ class Data:
         """SHA-256 of the examples and label names: equal data, equal digest, wherever it was stored."""
         made = hashlib.sha256(repr((self.form, self.labels)).encode())
         for example in self.examples:
-            made.update(repr(example).encode())
+            made.update(repr(example).encode() + getattr(example, "more", "").encode())
         return made.hexdigest()
 
     def split(self, fraction: float, seed: int = 0) -> tuple["Data", "Data"]:
@@ -323,15 +334,63 @@ def _pair(row: dict, wanted: dict[str, str]) -> Pair:
 
 
 def _chat(row: dict, column: str) -> Chat:
-    turns = row.get(column)
+    turns = _at(row, column)
     turns = list(turns) if isinstance(turns, (list, tuple)) else turns
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"column {column!r} holds {turns!r}, a list of messages was expected")
-    if not all(isinstance(t, Mapping) and {"role", "content"} <= set(t) for t in turns):
-        raise ValueError(f"column {column!r}: every message needs 'role' and 'content', got {turns[0]!r}")
+        raise ValueError(f"column {column!r} holds {short(turns)}, a list of messages was expected")
+    if not all(isinstance(t, Mapping) and isinstance(t.get("role"), str) for t in turns):
+        raise ValueError(f"column {column!r}: every message needs 'role' and 'content', got {short(turns[0])}")
     if turns[-1]["role"] != "assistant" or len(turns) < 2:
         raise ValueError(f"column {column!r} must end with an assistant's answer, got {turns[-1]['role']!r} last")
-    return Chat(tuple((str(t["role"]), _text(dict(t), "content", empty=t["role"] == "system")) for t in turns))
+    said, besides = [], {}
+    for i, turn in enumerate(turns):
+        own = {str(k): v for k, v in turn.items() if k not in ("role", "content") and not _nothing(v)}
+        if (weight := _weight(own.pop("weight", None), turn["role"], i)) == 0:
+            own["weight"] = weight
+        calls = turn["role"] == "assistant" and ("tool_calls" in own or "function_call" in own)
+        if "content" not in turn and not calls:
+            raise ValueError(f"column {column!r}: every message needs 'role' and 'content', got {short(turn)}")
+        content = turn.get("content")
+        if content is None and calls:
+            own["content"], content = None, ""
+        empty = calls or turn["role"] in ("system", "tool")
+        said.append((turn["role"], text_of(content, f"column {column!r}, message {i},", empty)))
+        if own:
+            besides[str(i)] = own
+    return Chat(tuple(said), _beside(row, besides))
+
+
+def _beside(row: dict, turns: dict) -> str:
+    """What a chat holds besides its texts, as JSON. Raises ValueError for what cannot be kept."""
+    more = {k: row[k] for k in ("tools", "documents", "chat_template_kwargs") if not _nothing(row.get(k))}
+    if not _nothing(row.get("functions")):
+        raise ValueError("column 'functions' would be lost; templates read 'tools'")
+    if isinstance(more.get("tools"), str):
+        more["tools"] = json.loads(more["tools"])
+    if not isinstance(more.get("tools", []), list) or not isinstance(more.get("chat_template_kwargs", {}), dict):
+        raise ValueError("columns 'tools' and 'chat_template_kwargs' must be a list and an object")
+    try:
+        text = json.dumps(more | ({"turns": turns} if turns else {}), allow_nan=False) if more or turns else ""
+        if not writable(json.dumps([more, turns], ensure_ascii=False)):
+            raise ValueError("half of a surrogate pair, which is no character")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"what its messages hold besides texts cannot be kept: {error}") from None
+    return text
+
+
+def _weight(value: Any, role: str, i: int) -> int:
+    """1 where an answer is learned, else 0."""
+    if value is None:
+        return 1
+    if value not in (0, 1) or isinstance(value, str):
+        raise ValueError(f"message {i} has the weight {short(value)}; 0 (not learned) and 1 are possible")
+    if role != "assistant" and value == 1:
+        raise ValueError(f"message {i}, of the {role}, has weight 1; only the assistant's turns are learned")
+    return int(value) if role == "assistant" else 1
+
+
+def _nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | tuple | Mapping) and not len(value))
 
 
 def _labelled(rows: Rows, wanted: dict[str, str], scale: Scale) -> Data:

@@ -3,7 +3,7 @@
 A causal LM's example is a row of segments, each tokenised on its own, so that the prompt has the very tokens that
 `generate` starts from. Learned are the assistant's turns, each up to and including its end token; the rest of the row
 has the label −100. With a chat template the segments are cut from the rendered chat; without one they are the plain
-question, answer and end-of-text token, one after the other.
+question, answer and end-of-text token, one after the other. `chats` says where the cuts are.
 
     ids     <|im_start|> user ⏎ 3 + 4 = ? <|im_end|> ⏎ <|im_start|> assistant ⏎    7    <|im_end|>
     labels       −100  …                                                −100       7    <|im_end|>
@@ -12,6 +12,7 @@ Images become pixels elsewhere, in `pixels`; `encode` knows the way.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from addenda.core.errors import AddendaError
 from addenda.train.batches import Collator
+from addenda.train.chats import Ending, Segment, ending_of, prompt, refused, segments, special_ids
 from addenda.train.data import Chat, Data, Labelled, Pair
 from addenda.train.encoded import IGNORE, Encoded, Kind
 from addenda.train.prepare import Preparation
@@ -112,11 +114,12 @@ def tokenise(
     """`encode` for texts."""
     if data.form == "label":
         kind, (ids, labels, types) = ("class" if data.labels else "value"), _texts(data, tokenizer)
+        said = (data.said,) if data.said else ()
     else:
         kind, types = "causal", None
-        ids, labels = _turns(data, tokenizer, use_chat(tokenizer, chat))
+        ids, labels, said = _turns(data, tokenizer, use_chat(tokenizer, chat))
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    made = Tokens(ids, labels, kind, pad, types, data.labels, (data.said,) if data.said else ())
+    made = Tokens(ids, labels, kind, pad, types, data.labels, said)
     return made if max_length is None else _fit(made, max_length, overflow, data.source)
 
 
@@ -130,48 +133,35 @@ def use_chat(tokenizer, chat: bool | None) -> bool:
 
 
 def prompt_ids(tokenizer, question: str | Chat, chat: bool | None = None) -> list[int]:
-    """The token ids that `generate` starts from: those of a training example, up to the answer."""
+    """The token ids that `generate` starts from: those of a training example, up to the answer.
+
+    Raises AddendaError for what the chat template does not take.
+    """
     example = question if isinstance(question, Chat) else Pair(question, "")
-    segments = _segments(example, tokenizer, use_chat(tokenizer, chat))
-    first = next(i for i, (_, learned) in reversed(list(enumerate(segments))) if learned)
-    plain = not use_chat(tokenizer, chat)
-    rows = tokenizer([s for s, _ in segments[:first]], add_special_tokens=False)["input_ids"]
-    return (_start(tokenizer) if plain else []) + [t for row in rows for t in row]
+    ending = ending_of(tokenizer) if use_chat(tokenizer, chat) else None
+    try:
+        pieces = prompt(example, tokenizer, ending)
+    except ValueError as error:
+        raise refused(error) from None
+    made, special = _start(tokenizer) if ending is None else [], special_ids(tokenizer)
+    for piece, part in zip(
+        pieces, tokenizer([p.text for p in pieces], add_special_tokens=False)["input_ids"], strict=True
+    ):
+        learned, rest = _end(part, piece, ending, special, tokenizer) if piece.learned else (part, [])
+        made = made + learned + rest
+    return made
 
 
-def end_ids(model, tokenizer) -> list[int]:
-    """Tokens that end an answer: the tokenizer's, the model's, and the chat template's end of turn."""
-    ends = {tokenizer.eos_token_id}
+def end_ids(model, tokenizer, chat: bool | None = None) -> list[int]:
+    """Tokens that end an answer: with a chat template the one that it ends a turn with, and those that the model's
+    `generation_config` declares beside it; else the tokenizer's and the model's ends of text."""
+    declared = []
     for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
         own = getattr(config, "eos_token_id", None)
-        ends |= set(own) if isinstance(own, (list, tuple)) else {own}
-    if use_chat(tokenizer, None):
-        (_, labels) = _turns(Data((Pair("a", "b"),), "pair"), tokenizer, True)
-        ends.add(labels[0][-1])
-    return sorted(t for t in ends if t is not None)
-
-
-def _segments(example: Pair | Chat, tokenizer, chat: bool) -> list[tuple[str, bool]]:
-    """(text, learned) in order. Raises ValueError where a chat template rewrites earlier turns."""
-    if not chat:
-        if isinstance(example, Pair):
-            return [(example.question, False), (example.answer, True)]
-        return [(text + ("" if role == "assistant" else "\n"), role == "assistant") for role, text in example.messages]
-    if isinstance(example, Pair):
-        turns = [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.answer}]
-    else:
-        turns = [{"role": role, "content": text} for role, text in example.messages]
-    segments, done = [], ""
-    for i, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        prompt = tokenizer.apply_chat_template(turns[:i], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(turns[: i + 1], tokenize=False)
-        if not (prompt.startswith(done) and whole.startswith(prompt)):
-            raise ValueError("the chat template rewrites what came before turn " + str(i))
-        segments += [(prompt[len(done) :], False), (whole[len(prompt) :], True)]
-        done = whole
-    return segments
+        declared.append({*own} if isinstance(own, (list, tuple)) else {own})
+    if use_chat(tokenizer, chat) and (end := ending_of(tokenizer).token) is not None:
+        return sorted(next((ids for ids in declared if end in ids), {end}))
+    return sorted(t for t in {tokenizer.eos_token_id}.union(*declared) if t is not None)
 
 
 def _start(tokenizer) -> list[int]:
@@ -180,34 +170,39 @@ def _start(tokenizer) -> list[int]:
     return first if first and first[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
 
 
-def _turns(data: Data, tokenizer, chat: bool) -> tuple[list[list[int]], list[list[int]]]:
+def _turns(data: Data, tokenizer, chat: bool) -> tuple[list[list[int]], list[list[int]], tuple[str, ...]]:
+    """(ids, labels, what there is to say) of chats and pairs."""
     if tokenizer.eos_token_id is None and not chat:
         raise AddendaError(
             "The tokenizer has neither an end-of-text token nor a chat template, so an answer has no end. "
             "Set tokenizer.eos_token."
         )
-    rows, problems = [], []
+    ending = ending_of(tokenizer) if chat else None
+    rows: list[list[Segment]] = []
+    problems, notes = [], Counter()
     for i, example in enumerate(data.examples):
         try:
-            rows.append(_segments(example, tokenizer, chat))  # type: ignore[arg-type]
+            row, note = segments(example, tokenizer, ending)  # type: ignore[arg-type]
         except ValueError as error:
             problems.append(f"row {i}: {error}")
+            continue
+        rows.append(row)
+        notes.update([note] if note else [])
     if problems:
         raise AddendaError(
             f"{len(problems)} of {len(data)} chats of {data.source} cannot be masked so that only answers are learned: "
-            f"{'; '.join(problems[:3])}. Give one assistant's turn per example, or chat=False for plain text."
+            f"{'; '.join(problems[:3])}. Mend these rows, give one assistant's turn per example, or chat=False for "
+            "plain text."
         )
-    tokens = iter(tokenizer([s for row in rows for s, _ in row], add_special_tokens=False)["input_ids"])
-    special = set(tokenizer.all_special_ids)
-    special |= {i for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items() if getattr(t, "special", False)}
-    start = [] if chat else _start(tokenizer)
+    tokens = iter(tokenizer([s.text for row in rows for s in row], add_special_tokens=False)["input_ids"])
+    special, start = special_ids(tokenizer), [] if chat else _start(tokenizer)
     ids, labels = [], []
     for row in rows:
         own, wanted = list(start), [IGNORE] * len(start)
-        for at, (_, learned) in enumerate(row):
+        for at, segment in enumerate(row):
             part = list(next(tokens))
-            if learned:
-                part, rest = _end(part, special, tokenizer.eos_token_id, chat)
+            if segment.learned:
+                part, rest = _end(part, segment, ending, special, tokenizer)
                 own, wanted = own + part, wanted + part
                 part = rest if at < len(row) - 1 else []
             own, wanted = own + part, wanted + [IGNORE] * len(part)
@@ -216,15 +211,28 @@ def _turns(data: Data, tokenizer, chat: bool) -> tuple[list[list[int]], list[lis
     empty = [i for i, row in enumerate(labels) if all(t == IGNORE for t in row[1:]) or row[0] != IGNORE]
     if empty:
         raise AddendaError(f"{len(empty)} examples of {data.source} have no prompt or no answer: rows {empty[:8]}.")
-    return ids, labels
+    return ids, labels, tuple(f"{n:,} of {len(rows):,} chats: {note}" for note, n in notes.items())
 
 
-def _end(part: list[int], special: set[int], eos: int | None, chat: bool) -> tuple[list[int], list[int]]:
-    """(what is learned, what the template puts behind it): up to the last special token, or with an end added."""
-    last = max((i for i, t in enumerate(part) if t in special), default=None) if chat else None
+def _end(
+    part: list[int], segment: Segment, ending: Ending | None, special: set[int], tokenizer
+) -> tuple[list[int], list[int]]:
+    """(what is learned, what the template puts behind it): up to the template's end, or with an end added.
+
+    Special tokens of the answer's own text end nothing: the template's are counted from the end of the piece.
+    """
+    places = [i for i, t in enumerate(part) if t in special]
+    last = None
+    if (
+        ending is not None and segment.ends is None
+    ):  # no rendering shows what the template adds: special tokens at the end
+        text = [bool(tokenizer.decode([t]).strip()) for t in part]
+        last = next((i for i in places if all(k in places or not text[k] for k in range(i, len(part)))), None)
+    elif ending is not None and segment.ends and len(places) >= segment.ends:
+        last = places[-segment.ends]
     if last is not None:
         return part[: last + 1], part[last + 1 :]
-    return part + ([] if eos is None else [eos]), []
+    return part + ([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]), []
 
 
 def _texts(data: Data, tokenizer) -> tuple[list[list[int]], list, list[list[int]] | None]:

@@ -168,7 +168,7 @@ def generate(
     empty = [i for i, p in enumerate(prompts) if isinstance(p, str) and not p.strip()]
     if not prompts or empty:
         raise AddendaError(f"generate wants at least one prompt, none of them empty; empty: {empty or 'all'}.")
-    ends, device = end_ids(model, tokenizer), device_of(model)
+    ends, device = end_ids(model, tokenizer, chat), device_of(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     config = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends or None, use_cache=True
