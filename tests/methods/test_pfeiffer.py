@@ -1,6 +1,7 @@
 """Pfeiffer's adapter against the published order: the residual and the norm before it and again behind it."""
 
 import pytest
+import torch.nn.functional as F
 from published import changed, delta, same
 
 import addenda as ad
@@ -49,3 +50,18 @@ def test_after_the_attention_of_bert(targets):
         return block.output.LayerNorm(o + change + res)
 
     same(model, block, reference, tensors)
+
+
+def test_the_output_is_what_mosas_release_reads():
+    """The MLP's output before the sum, through a LayerNorm of the adapter's own."""
+    for method in (ad.Pfeiffer(rank=3, reads="output", norm=True),
+                   ad.MoSAPfeiffer(rank=3, reads="output", norm=True, parts=1)):  # fmt: skip
+        model, (one, *_) = changed(toys.make_gpt2(), method)
+        block = model.transformer.h[0]
+
+        def reference(h, block=block, one=one):
+            h = h + block.attn(block.ln_1(h))[0]
+            o = block.mlp(block.ln_2(h))
+            return h + o + delta(one, F.layer_norm(o, (8,), one["norm_weight"], one["norm_bias"]))
+
+        same(model, block, reference, (one,))

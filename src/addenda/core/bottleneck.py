@@ -70,6 +70,8 @@ class Bottleneck(HiddenMethod):
         return p["down"], p["up"]
 
     def change(self, x: Tensor, y: Tensor, p: Params, training: bool = False) -> Tensor:
+        if self.reads == "stream":
+            x = x + y.to(x.dtype)
         if self.norm:
             seen = F.layer_norm(x, x.shape[-1:], p["norm_weight"].to(x.dtype), p["norm_bias"].to(x.dtype))
         else:

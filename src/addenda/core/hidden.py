@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from addenda.core.adapted import SiteTensors
     from addenda.core.mixed import Mixed
 
-Reads = Literal["output", "input", "residual", "sum"]
+Reads = Literal["output", "input", "residual", "sum", "stream"]
 Cut = Callable[[Tensor], Tensor]  # the part of the batch or of the sequence that a composition looks at
 
 
@@ -46,6 +46,7 @@ class HiddenMethod(Method):
         "output"     what is changed itself (a serial adapter)
         "input"      what the part's first layer reads (a parallel one)
         "residual"   the same before the norm in front of the part, where there is one
+        "stream"     the sum of the part's output and the residual, nothing normalised: x is the residual, y is added
         "sum"        the sum of the part's output and the residual: normalised where the model normalises after the
                      sum, which then happens again after the change; the block's output where it normalises before
     """

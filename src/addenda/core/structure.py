@@ -357,7 +357,7 @@ def _path(model: nn.Module, part: Part, reads: str, seen: list[Trial]) -> str:
     if not part.block:  # modules outside of blocks: nothing is known of what is around them
         return f"{part.last}@{'output' if reads == 'sum' else 'input'}"
     trial = _trial(model, seen)
-    if reads == "residual":
+    if reads in ("residual", "stream"):
         norm = trial.norm_before(part)
         if norm is None:
             return f"{part.last}@{'input' if part.first == part.last else part.first}"

@@ -2,9 +2,9 @@
 
     h' = h + MLP(LN(h)) + s (U relu(D h + b) + c)      h: the residual stream, not normalised
 
-with s = 0.1, r = 64 and dropout behind the relu. reads="input" takes what the MLP reads, LN(h), instead; norm=True
-gives the adapter a LayerNorm of its own in front. In models that normalise after the sum, what the MLP reads *is* the
-residual stream.
+with s = 0.1 and r = 64. This is the release's form, with dropout=0.1 behind the relu and, by choice, norm=True, a
+LayerNorm of the adapter's own in front. The paper's equation reads what the MLP reads, LN(h): reads="input". In models
+that normalise after the sum, what the MLP reads *is* the residual stream.
 
 Cost: 2 d r + r + d numbers a block. The residual stream's size differs from model to model, and with it the right s:
 the 1-bit adapters that build on it search s from 0.01 to 100 for every data set. Not for use without a search over s or

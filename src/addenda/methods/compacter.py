@@ -6,6 +6,8 @@ after attention and after the MLP, as Houlsby's (targets="mlp" alone is Compacte
 places, trained by all. In U the t_i start at zero, so the start is exact; the other vectors start Kaiming-uniform, the
 A_i at N(0, 1/n), where the released code has N(0, 0.01²).
 
+rank is the width of the bottleneck. The published 32 is a reduction factor, so that a bottleneck there is width/32.
+
 Cost: n³ numbers once and 2 (r + d) + r + d a place (n = 4, r = 32 and d = 768: 64 and 2,400, instead of 49,952).
 D and U are formed, n r d multiply-adds each a forward, and run as those of any bottleneck: it saves numbers, no time.
 """

@@ -13,6 +13,8 @@ the rank that acts outside training and is saved, `export(adapter, b)` attaches 
 With `unit` (LyCORIS's block size) b is drawn in multiples of it, and `frozen` trains the last unit of ranks. LyCORIS
 scales by α over the number of units, this by α over the number of ranks.
 
+The released script always has frozen=True, r = 8 and alpha=16 on query and value; here frozen=False and alpha = rank.
+
 Traps: plain Adam would go on moving rows that got no gradient, by momentum and weight decay, so `frozen` is
 trained by "rowwise-adamw", which leaves them alone bit for bit; with plain AdamW only their gradient is
 frozen. The paper's "4 to 7 times faster" is one run against one run for every rank; a step costs

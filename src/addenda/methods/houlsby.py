@@ -8,6 +8,9 @@
 o is the output of the last linear layer of either part, before the model's own dropout. f is swish (silu) as in the
 `adapters` library's `double_seq_bn`; the paper starts near the identity, here U = 0 makes the start exact.
 
+reads="stream" reads, and so changes, the stream behind each sum: o' = o + U f(D (h + o) + b) + c. So does the release
+of MoSA under Houlsby's name.
+
 Cost: 2 (2 d r + r + d) numbers a block, and two adapters in series with everything: the input of the second depends on
 the first. Not for merging: a non-linearity has no place in a weight.
 """
@@ -32,7 +35,8 @@ from addenda.core.registry import register
 )
 @dataclass(frozen=True)
 class Houlsby(Bottleneck):
-    """See `core.bottleneck` for the options."""
+    """reads: what the part returns, or its sum with the residual. Others: see `core.bottleneck`."""
 
     targets: ClassVar[tuple[str, ...]] = ("attention", "mlp")
     activation: Literal["relu", "gelu", "silu"] = "silu"
+    reads: Literal["output", "stream"] = "output"

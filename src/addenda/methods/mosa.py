@@ -12,9 +12,14 @@ share="up" deals out D instead, and share="none" both, with a draw each: D = D0 
 parts=1 it is the plain adapter, bit for bit.
 
 Forms, with what their plain adapters have: "mosa" as AdaptFormer, "mosa-pfeiffer", "mosa-houlsby"; `mosl` is the LoRA.
-The released code trains N whole copies, each with biases of its own, and for AdaptFormer has gelu, dropout=0.1 and
-norm=True. It also adds a consistency term, the symmetric KL divergence between two forwards with different draws:
-`tune --consistency 1`.
+The released code trains N whole copies, each with biases of its own. Its places are
+
+    AdaptFormer    "mosa:activation=gelu,dropout=0.1,norm=true"     reads the stream before the norm, as here
+    Houlsby        "mosa-houlsby:reads=stream"                      the stream behind each sum; here each part's output
+    Pfeiffer       "mosa-pfeiffer:reads=output,norm=true"           the MLP's output before the sum; here the sum
+
+and what the defaults here have is what the adapters of these names read in their own papers. It also adds a consistency
+term, the symmetric KL divergence between two forwards with different draws: `tune --consistency 1`.
 
 What moves in a step: the drawn entries of V alone, which "partwise-adamw" sees to. Plain AdamW would move the others
 too, by momentum and weight decay. Shared tensors move in every step.
@@ -30,7 +35,6 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from addenda.core.bottleneck import Bottleneck
-from addenda.core.hidden import Reads
 from addenda.core.method import Params
 from addenda.core.parts import Parted
 from addenda.core.registry import register
@@ -76,14 +80,14 @@ class MoSA(Mixture):
     equation="s' = s + U f(D LN(s) + b) + c, s = MLP + residual, then LN again; U = M_k ∘ V, k drawn every step",
     hypothesis=CLAIM,
     family="hidden",
-    paper_setting="release: reads the MLP's output before the sum, through a LayerNorm of the adapter's own (here "
-    "the sum, as Pfeiffer's); relu, r = 64 or 16, 4 parts, as here.",
+    paper_setting="release (reads=output,norm=true): reads the MLP's output before the sum, through a LayerNorm of "
+    "the adapter's own (here the sum, as Pfeiffer's); relu, r = 64 or 16, 4 parts, as here.",
 )
 @dataclass(frozen=True)
 class MoSAPfeiffer(Mixture):
-    """parts: N. share, merge: see the module. Others: see `core.bottleneck`."""
+    """parts: N. share, merge, reads: see the module. Others: see `core.bottleneck`."""
 
-    reads: ClassVar[Reads] = "sum"
+    reads: Literal["sum", "output"] = "sum"
 
 
 @register(
@@ -93,12 +97,13 @@ class MoSAPfeiffer(Mixture):
     equation="o' = o + U f(D o + b) + c, after attention and after the MLP; U = M_k ∘ V, k drawn every step",
     hypothesis=CLAIM,
     family="hidden",
-    paper_setting="release: reads and changes the stream behind each sum, after attention and after the MLP (here "
-    "each part's output before it); silu, r = 64 or 16, 4 parts, as here.",
+    paper_setting="release (reads=stream): reads and changes the stream behind each sum, after attention "
+    "and after the MLP (here each part's output before it); silu, r = 64 or 16, 4 parts, as here.",
 )
 @dataclass(frozen=True)
 class MoSAHoulsby(Mixture):
-    """parts: N. share, merge: see the module. Others: see `core.bottleneck`."""
+    """parts: N. share, merge, reads: see the module. Others: see `core.bottleneck`."""
 
     targets: ClassVar[tuple[str, ...]] = ("attention", "mlp")
     activation: Literal["relu", "gelu", "silu"] = "silu"
+    reads: Literal["output", "stream"] = "output"

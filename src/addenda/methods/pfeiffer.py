@@ -7,16 +7,18 @@ o: what the MLP returns; h: the residual; LN: the model's own LayerNorm, which r
 adapter is o as it was before the norm, so with s = o + h the change is of s alone: h' = LN(s + Δ(LN(s))). It therefore
 lives at the LayerNorm (`A@again`), and where there is none behind the sum, at the block's output.
 
+reads="output" changes and reads o alone, before the sum: o' = o + U f(D o + b) + c. With norm=True that is what the
+release of MoSA has under Pfeiffer's name.
+
 Cost: 2 d r + r + d numbers a block, half of Houlsby's, and one more LayerNorm where it runs twice. Starts exactly:
 U = 0. Trap: two of them switched on together act one after the other on s; MAD-X's second one reads the first, but
 skips from o alone.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal
 
 from addenda.core.bottleneck import Bottleneck
-from addenda.core.hidden import Reads
 from addenda.core.registry import register
 
 
@@ -32,6 +34,6 @@ from addenda.core.registry import register
 )
 @dataclass(frozen=True)
 class Pfeiffer(Bottleneck):
-    """See `core.bottleneck` for the options."""
+    """reads: the sum with the residual, or what the MLP returns. Others: see `core.bottleneck`."""
 
-    reads: ClassVar[Reads] = "sum"
+    reads: Literal["sum", "output"] = "sum"

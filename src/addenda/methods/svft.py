@@ -9,6 +9,9 @@ Patterns: "plain" is the diagonal (k numbers), "banded" |i − j| ≤ band, "ran
 the band has, "topk" as many again where |u_i · v_j| is largest (square W only). `full_matrices` adds the m −
 k (or n − k) directions that W itself does not use; the paper has them, the authors' code does not.
 
+The release draws "random" with replacement, and sums what falls on one place; its "topk" compares U with Vᵀ by signed
+entries, where the paper and this compare u_i with v_j by size.
+
 The values start at zero and W stays as it is, so the start is exact. The released code starts elsewhere:
 values of N(0, 2/N), times a trained gate that starts at sigmoid(0) = ½ and stands in no equation;
 `released=True` does the same.
