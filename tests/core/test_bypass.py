@@ -83,6 +83,16 @@ def test_a_look_is_no_read(how):
     assert relative(model(x), y) < 1e-5
 
 
+def test_a_hook_of_the_layer_itself_is_no_reader(tiny, ids):
+    """Who watches weights does it there."""
+    norms, layer = [], tiny.layers[0].up_proj
+    layer.register_forward_hook(lambda module, args, y: norms.append(module.weight.norm()))
+    layer.register_forward_pre_hook(lambda module, args: norms.append(module.weight.abs().max()))
+    stir(ad.attach(tiny, LORA))
+    tiny(ids)
+    assert len(norms) == 2 and ad.merge(tiny, verify=ids).compared == 1
+
+
 def test_what_the_error_advises_acts():
     """The matrix itself as the site: whoever reads it sees it changed."""
     model, x = Reader(READS["matmul"]), torch.randn(3, 8)

@@ -58,7 +58,7 @@ class Reads(TorchDispatchMode):
         ):  # gradients pass weights
             for t in tree_leaves((args, kwargs)):
                 for path in self._of(t):
-                    if not self.running.get(path) and path not in self.found:
+                    if not (self.running.get(path) or path in self.found or _in_a_hook_of(self.layers[path])):
                         self.found[path] = _reader()
         return func(*args, **kwargs)
 
@@ -115,6 +115,16 @@ def _takes_values(func: Any) -> bool:
 
 def _storage(t: Tensor) -> tuple[int, ...]:
     return (t.untyped_storage()._cdata,) if t.layout is torch.strided and torch._C._has_storage(t) else ()
+
+
+def _in_a_hook_of(module: nn.Module) -> bool:
+    """Whether a hook of the module runs, which watches its weight or sets it."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _reader() -> str:
