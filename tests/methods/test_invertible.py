@@ -6,6 +6,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 import addenda as ad
 import toys
+from addenda.core.form import read, write
 
 IDS = torch.arange(12).reshape(2, 6) * 5 % toys.VOCAB
 
@@ -81,12 +82,12 @@ def test_an_encoder_and_a_decoder_have_one_each_and_the_last_is_undone():
     torch.testing.assert_close(got, model.lm_head(couple(decoder, heads[-1], -1)))
 
 
-def test_around_the_whole_stem_and_head_of_bert(tmp_path):
+def test_around_the_whole_stem_of_bert_and_before_its_output_embedding(tmp_path):
     sizes = {"vocab_size": toys.VOCAB, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
     model = BertForMaskedLM(BertConfig(**sizes, num_attention_heads=2, max_position_embeddings=16))
     plain = model.double().eval()(IDS).logits
     adapter = ad.attach(model, "invertible")
-    assert list(adapter.methods) == ["bert.embeddings@output~cls"]
+    assert list(adapter.methods) == ["bert.embeddings@output~cls.predictions.decoder"]
     assert torch.equal(model(IDS).logits, plain), "an exact start"
     ad.detach(model)
     _, p = moved(model)
@@ -97,11 +98,20 @@ def test_around_the_whole_stem_and_head_of_bert(tmp_path):
     e = couple(p, model.bert.embeddings(input_ids=IDS))
     for layer in model.bert.encoder.layer:
         e = layer(e)
-    torch.testing.assert_close(got, model.cls(couple(p, e, -1)))
+    head = model.cls.predictions
+    torch.testing.assert_close(got, head.decoder(couple(p, head.transform(e), -1)))
+    whole = model.cls(couple(p, e, -1))
     ad.detach(model)
     assert torch.equal(model(IDS).logits, plain)
     ad.load(model, file)
     torch.testing.assert_close(model(IDS).logits, got)
+    ad.detach(model)
+    header, tensors = read(file)
+    (site,) = header["sites"]
+    new, site["path"] = site["path"], "bert.embeddings@output~cls"  # as earlier versions wrote it
+    write(file, header, {k.replace(new, site["path"]): t for k, t in tensors.items()})
+    ad.load(model, file)
+    torch.testing.assert_close(model(IDS).logits, whole)
 
 
 def test_a_classifier_has_nothing_to_undo_it_before():

@@ -15,6 +15,9 @@ time its mean pull is λ/m a step, as in the authors' code. After training, `fac
         optimizer.zero_grad()
     made = trp.factorise(example=x, batches=some)
 
+The authors' release counts the steps to the next cut anew in every epoch, here they run on; its default is a cut at
+every step, 5 for `decoupled`, which there keeps as many ranks for every output channel as the one that needs most.
+
 Cost: a decomposition of every layer in m steps; of a ResNet-18's it takes 1.4 s of a core by channel and 13 s
 spatially, where more steps between cuts pay. Momentum and weight decay are left alone: they bring cut directions back,
 so the rank between two cuts is higher than r. Running statistics of batch norms lag behind a cut; recalibrate them.

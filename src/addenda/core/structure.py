@@ -300,12 +300,12 @@ def _around(model: nn.Module, path: str, others: Iterable[str]) -> str:
 
 
 def _head(model: nn.Module) -> str | None:
-    """The path of a language model's head, with the layers in front of its last one that belong to it."""
+    """The path of a language model's output embedding: the last layer of its head, which may have others in front."""
     head, stem = _said(model, "get_output_embeddings"), _said(model, "get_input_embeddings")
     paths = {id(m): path for path, m in model.named_modules()}
     if head is None or stem is None or id(head) not in paths or id(stem) not in paths:
         return None
-    return _around(model, paths[id(head)], [paths[id(stem)]])
+    return paths[id(head)]
 
 
 def _modules(model: nn.Module, target: Target) -> list[str]:

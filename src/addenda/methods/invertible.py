@@ -1,15 +1,17 @@
 """Invertible adapters: the embeddings are changed, and the change is undone before the head (MAD-X, arXiv 2005.00052).
 
     e = (e1, e2):   o1 = e1 + F(e2),   o2 = e2 + G(o1)           after the embeddings
-    o = (o1, o2):   e2 = o2 − G(o1),   e1 = o1 − F(e2)           before a language model's head
+    o = (o1, o2):   e2 = o2 − G(o1),   e1 = o1 − F(e2)           before a language model's output embedding
 
 with F and G bottlenecks U f(D u + b) + c on halves of the width (NICE, Dinh et al. 2015, arXiv 1410.8516). U and c
 start at zero, so the start is exact. Used under a language adapter: what is special to a language's tokens is taken
 off where they come in, and put on where they go out.
 
 The place is the outermost module around the input embeddings that holds no block, with positions and norm where it
-does them too. A model without a head over the vocabulary (a classifier) gets no inverse, as in MAD-X. With an encoder
-and a decoder each has a coupling of its own at its embeddings, and the decoder's is undone before the head.
+does them too. A head of several layers (BERT's) is undone right before its last one, as in the authors' library; files
+of earlier versions, which undid before the whole head, keep their place. A model without a head over the vocabulary (a
+classifier) gets no inverse, as in MAD-X. With an encoder and a decoder each has a coupling of its own at its
+embeddings, and the decoder's is undone before the head.
 
 Cost: 4 r d/2 + 2 (r + d/2) numbers in all. Two of them are to be stacked or split, never averaged: the inverse of a
 mean is not the mean of the inverses.
