@@ -111,17 +111,26 @@ def load_model(
         config.use_mask_token = False  # for pretraining only; trained in full it would get no gradient
     torch.manual_seed(seed)
     try:
-        model, info = pretrained(AUTO[task], folder, config=config, dtype=kind, output_loading_info=True, **trust)
+        how: dict[str, Any] = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = pretrained(AUTO[task], folder, config=config, dtype=kind, **how, **trust)
+        _check_shapes(info, folder)
         if task == "image":
             reader: Any = preparation_of(folder, config, image_size, **trust)
             _check_size(model, reader, folder)
         else:
             reader = pretrained("AutoTokenizer", folder, **trust)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except AddendaError:
+        raise
+    except Exception as error:  # of whatever class: transformers reads what others wrote
+        pickled = any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
         raise AddendaError(
-            f"The folder {folder} could not be loaded as a {KINDS[task]}: "
-            f"{(str(error).strip() or type(error).__name__).splitlines()[0]} It holds: "
-            f"{_some(p.name for p in sorted(folder.iterdir()))}."
+            f"The folder {folder} could not be loaded as a {KINDS[task]}: {_first_line(error)} It holds: "
+            f"{_some(p.name for p in sorted(folder.iterdir()))}. "
+            + (
+                "Pickled weights are not read, as they may run code: save it again with safetensors."
+                if pickled
+                else "Get its files again where one is damaged or missing."
+            )
         ) from error
     fresh = tuple(sorted(info.get("missing_keys", ())))
     body = [p for p in fresh if task == "causal" or p.startswith(f"{model.base_model_prefix}.")]
@@ -134,6 +143,7 @@ def load_model(
     if task == "label" and model.config.pad_token_id is None:  # a decoder finds the last token of a row by it
         pad = reader.pad_token_id
         model.config.pad_token_id = config.eos_token_id if pad is None else pad
+    _check_finite(model, folder)
     note = f"{str(kind).removeprefix('torch.')} on {where.type} ({why})"
     if not getattr(model, "is_quantized", False):  # else it is where its library put it
         model = model.to(where)
@@ -184,8 +194,47 @@ def config_of(folder: Path, trust_remote_code: bool = False):
         )
     try:
         return pretrained("AutoConfig", folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise AddendaError(f"transformers cannot read {folder / 'config.json'}: {error}") from None
+    except AddendaError:
+        raise
+    except Exception as error:  # of whatever class: transformers reads what others wrote
+        raise AddendaError(
+            f"transformers cannot read {folder / 'config.json'}: {_first_line(error)} Mend the file, or get it again."
+        ) from None
+
+
+def _check_shapes(info: dict, folder: Path) -> None:
+    """Weights of other shapes than config.json says would be drawn at random."""
+    wrong = [
+        f"{key}: {list(held)} in the file, {list(said)} wanted" for key, held, said in info.get("mismatched_keys", ())
+    ]
+    if wrong:
+        raise AddendaError(
+            f"{len(wrong)} weights in {folder} have other shapes than its config.json says: {'; '.join(wrong[:4])}. "
+            "Weights and config.json do not belong together; get both from one source."
+        )
+
+
+def _check_finite(model: nn.Module, folder: Path) -> None:
+    """A base that is not finite has no loss, whatever rate it is trained at."""
+    for name, p in model.named_parameters():
+        if (
+            not p.is_floating_point()
+            or p.is_meta
+            or p.element_size() < 2
+            or torch.isfinite(p.detach().sum(dtype=torch.float32))
+        ):
+            continue
+        bad = int((~torch.isfinite(p.detach())).sum())
+        if bad:
+            raise AddendaError(
+                f"The base itself is not finite: {name} in {folder} has {bad:,} of {p.numel():,} numbers that are NaN "
+                "or infinite. Its file is damaged, or was saved from a run that failed; get it again."
+            )
+
+
+def _first_line(error: Exception) -> str:
+    said = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {said[0].strip()[:300]}".rstrip(" .:") + "."
 
 
 def _some(names, n: int = 8) -> str:
