@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from addenda.compress.walk import Batch
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
+from addenda.core.past import as_given, cache_of
 from addenda.train.evaluate import task_of
 
 
 def takes_cache(model: nn.Module) -> bool:
+    """Whether a model can be told to keep none."""
     return "use_cache" in inspect.signature(type(model).forward).parameters
 
 
@@ -130,10 +132,10 @@ def _timed(model: Any, ids: Tensor, decode: int) -> dict[str, float]:
     started = now()
     made = model(input_ids=ids, use_cache=True)
     middle = now()
-    cache, token = getattr(made, "past_key_values", None), ids[:, -1:]
+    cache, token = cache_of(made), ids[:, -1:]
     if cache is None:  # a state of another kind, such as Mamba's
         return {"prefill": middle - started}
     for _ in range(decode):
-        made = model(input_ids=token, past_key_values=cache, use_cache=True)
-        cache = made.past_key_values
+        made = model(input_ids=token, use_cache=True, **as_given(model, cache))
+        cache = cache_of(made)
     return {"prefill": middle - started, "decode": now() - middle}

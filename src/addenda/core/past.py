@@ -39,6 +39,17 @@ def cache_names(module: nn.Module) -> list[str]:
     ]
 
 
+def cache_of(output: Any) -> Any:
+    """The cache that a model returns, under whichever of its names; None where it returns none."""
+    said = vars(output) if hasattr(output, "__dict__") else {}
+    return next((said[n] for n in CACHES if said.get(n) is not None), None)
+
+
+def as_given(module: nn.Module, cache: Any) -> dict[str, Any]:
+    """A cache under the name that a module's forward takes it by."""
+    return {next(iter(cache_names(module)), CACHES[0]): cache}
+
+
 def _arguments(module: nn.Module) -> dict[str, inspect.Parameter]:
     found = list(inspect.signature(original_class(module).forward).parameters.values())[1:]
     return {p.name: p for p in found}

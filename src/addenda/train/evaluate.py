@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from addenda.core.arguments import checked, names_of
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
+from addenda.core.past import as_given, cache_of
 from addenda.train.data import Chat, TaskKind, read
 from addenda.train.encode import Overflow, encode, end_ids, prompt_ids
 from addenda.train.encoded import Encoded
@@ -90,13 +91,13 @@ def evaluate(
     items, losses = [0] * len(order), [0.0] * len(order)
     with training_mode(model, False):
         first = examples.batch([0])["input_ids"][:, :prefix].to(device) if prefix else None
-        cache = model(input_ids=first, use_cache=True).past_key_values if prefix else None
+        cache = cache_of(model(input_ids=first, use_cache=True)) if prefix else None
         for at in range(0, len(order), batch):
             rows = order[at : at + batch]
             batched = examples.batch(rows, skip=prefix)
             examples.ahead(order[at + batch : at + 2 * batch])
             tensors = {k: t.to(device) for k, t in batched.items()}
-            made = score(model, read_before(tensors, cache, prefix), examples.kind, right=True)
+            made = score(model, read_before(model, tensors, cache, prefix), examples.kind, right=True)
             total, count = total + float(made.total), count + made.count
             for i, mean in zip(rows, made.means.tolist(), strict=True):
                 losses[i] = mean
@@ -127,7 +128,7 @@ def known_of(model: nn.Module, columns: dict) -> dict:
     return columns | {"labels": of_head(columns.get("labels"), names), "outputs": outputs}
 
 
-def read_before(batch: dict[str, Tensor], cache: Any, n: int) -> dict[str, Any]:
+def read_before(model: nn.Module, batch: dict[str, Tensor], cache: Any, n: int) -> dict[str, Any]:
     """The model's inputs for a batch whose first n tokens are in a cache of one row; without a cache the batch."""
     if cache is None:
         return batch
@@ -135,7 +136,7 @@ def read_before(batch: dict[str, Tensor], cache: Any, n: int) -> dict[str, Any]:
     cache.batch_repeat_interleave(rows)
     seen = batch["attention_mask"].new_ones(rows, n)
     mask = torch.cat([seen, batch["attention_mask"]], 1)
-    return batch | {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    return batch | {"attention_mask": mask, "use_cache": True} | as_given(model, cache)
 
 
 def task_of(model: nn.Module) -> TaskKind:
