@@ -6,6 +6,7 @@ from tiny_models import config, make_bert, make_llama
 from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM, RobertaConfig, RobertaModel
 
 from addenda.compress.measure import positions, speeds
+from addenda.core.past import cache_of
 
 
 def gpt2(n: int) -> GPT2LMHeadModel:
@@ -44,5 +45,6 @@ def test_what_has_room_is_measured_as_asked():
 
 
 def test_a_state_of_another_kind_has_no_decode():
+    kept = cache_of(mamba()(torch.arange(4)[None], use_cache=True)) is not None  # since transformers 5.24
     found = speeds(mamba(), torch.arange(20)[None], {"dense": lambda: None}, rounds=1)
-    assert set(found["dense"]) == {"prefill"}
+    assert set(found["dense"]) == ({"prefill", "decode"} if kept else {"prefill"})
