@@ -1,6 +1,8 @@
 """Options, the catalogue, plans and calibration."""
 
 import dataclasses
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -240,3 +242,44 @@ def test_calibration_without_loss_data_or_gradients(tiny, ids):
 def test_fields_are_documented_options_only():
     for entry in ad.catalogue():
         assert not {"start", "name", "any_shape"} & {f.name for f in dataclasses.fields(entry.cls)}, entry.name
+
+
+@pytest.mark.parametrize("what", ["methods", "optim", "core.registry", "core", ""])
+def test_modules_may_be_loaded_again_in_one_process(what):
+    """As a notebook does: by importlib.reload, and by forgetting what was imported."""
+    code = f"""
+import importlib, sys
+import addenda as ad
+count, names = len(ad.catalogue()), [i.name for i in ad.catalogue()]
+from addenda.optim.registry import known
+optimizers = list(known())
+prefix = "addenda.{what}".rstrip(".")
+for name, module in list(sys.modules.items()):
+    if (name == prefix or name.startswith(prefix + ".")) and module is not None:
+        importlib.reload(module)
+import addenda as ad
+assert [i.name for i in ad.catalogue()] == names
+for name in [n for n in sys.modules if n == prefix or n.startswith(prefix + ".")]:
+    del sys.modules[name]
+import addenda as ad
+assert [i.name for i in ad.catalogue()] == names
+from addenda.optim.registry import known
+assert list(known()) == optimizers, (list(known()), optimizers)
+from torch import nn
+ad.attach(nn.Sequential(nn.Linear(8, 8)), "lora:rank=2", targets="0")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_cell_that_defines_a_method_may_run_twice():
+    from addenda.core import registry
+
+    for _ in range(2):
+
+        @registry.register("mine", title="", paper="", equation="", hypothesis="", family="low-rank")
+        class Mine(ad.LoRA):
+            pass
+
+    assert registry.info("mine").cls is Mine
+    del registry._catalogue["mine"]

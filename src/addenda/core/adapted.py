@@ -80,6 +80,7 @@ class SiteTensors(nn.Module):
         self.stacked = stacked  # the first dimension of what is its own counts the matrices of a stack
         self.instead: Params = {}  # what is read in the place of the tensors of these names
         self.path, self.width, self.reads = "", 0, ""  # where an activation is changed: see `sites.Point`
+        self.fits: tuple[int, ...] = ()  # the shape of the weight that it was made for
         self.past: Any = None  # where the method follows a cache, its length: a `past.Past`
         self.source: tuple[Slots, ...] = ()  # of the module whose input is read
         self.frozen = tuple(k for k, t in own.items() if not isinstance(t, nn.Parameter))
@@ -166,7 +167,9 @@ class Slots(nn.Module):
         if adapter not in self._modules:
             self._modules[adapter] = nn.Module()
         self._modules[adapter]._modules[site.parameter] = tensors
-        if isinstance(site, Point):
+        if not isinstance(site, Point):
+            tensors.fits = tuple(site.stored)
+        else:
             tensors.path, tensors.width, tensors.reads = site.path, site.width, site.reads
             source = None if site.source is None else slots_of(site.source)
             tensors.source = () if source is None else (source,)

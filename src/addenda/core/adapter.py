@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor, nn
 
 from addenda.core.adapted import Pool, SiteTensors
 from addenda.core.errors import AddendaError
 from addenda.core.method import Method
-from addenda.core.packed import Packed
+from addenda.core.packed import Packed, bits_sum
 from addenda.core.random import Stream
 from addenda.core.sharded import fill, is_sharded
 from addenda.core.state import record_of, state_of, tensors_at
@@ -138,17 +139,24 @@ class Adapter:
     def step_count(self) -> int:
         return record_of(self.model, self.name)[2].step
 
-    def step(self) -> None:
+    def step(self, dead: Literal["raise", "warn"] = "raise") -> None:
         """Tell the adapter that an optimizer step is done; call it before `zero_grad`.
 
         Advances the schedules of methods that have one (a rank drawn anew) and looks for dead tensors: after the
         first step a trainable tensor without a gradient raises AddendaError; one that was zero for three steps warns
-        with its site, and if all were, raises.
+        with its site, and if all were, raises. It raises too where an optimizer has moved nothing in three steps that
+        all had gradients: one that was made before `attach` knows none of these tensors.
+
+        dead: "warn" where tensors may be without a gradient in the first step for a good reason: layers that are
+        dropped at random (LayerDrop), or a batch without the images that a vision tower waits for.
         """
+        if dead not in ("raise", "warn"):
+            raise AddendaError(f"dead must be 'raise' or 'warn', got {dead!r}.")
         _, state, record = record_of(self.model, self.name)
         record.step += 1
         if record.step <= 3 and self.name in state.active:
-            self._look_for_the_dead(record.step)
+            self._look_for_the_unmoved(record.step)
+            self._look_for_the_dead(record.step, dead)
             self._look_at_buffers(record.step)
         self.draw()
 
@@ -187,16 +195,36 @@ class Adapter:
             else:
                 tensors.draw(m.on_step(record.step, Stream(record.seed, *keys, path)))
 
-    def _look_for_the_dead(self, step: int) -> None:
+    def _look_for_the_unmoved(self, step: int) -> None:
+        """Whether the first steps moved anything: versions, and bits, as some optimizers write past the versions."""
+        record = record_of(self.model, self.name)[2]
+        live = [p for p in self.parameters() if p.requires_grad]
+        grads = [p.grad for p in live if p.grad is not None]
+        tells = not self.sharded and all(bool(g.isfinite().all()) for g in grads) and any(bool(g.any()) for g in grads)
+        marks = tuple((id(p), p._version, bits_sum(p)) for p in live) if tells else None  # a scaler skips what is ∞
+        if step == 1 or record.moved != marks:
+            record.moved = marks if step == 1 else None
+        elif step == 3 and marks is not None:
+            raise AddendaError(
+                f"The tensors of {self.name!r} have gradients, and in three steps no optimizer has moved one of them. "
+                "An optimizer that was made before attach does not know them: make it now, of adapter.parameters(), "
+                "and call adapter.step() behind optimizer.step()."
+            )
+
+    def _look_for_the_dead(self, step: int, how: str) -> None:
         live = {n: p for n, p in self.named_parameters() if p.requires_grad}
         none = [n for n, p in live.items() if p.grad is None]
         if none and step == 1:
-            raise AddendaError(
+            said = (
                 f"{len(none)} of {len(live)} trainable tensors of {self.name!r} got no gradient in the first step: "
                 f"{', '.join(none[:6])}{' …' if len(none) > 6 else ''}. Either the forward does not use these modules, "
                 "or zero_grad ran before adapter.step(), or gradient checkpointing cut the graph at frozen embeddings "
-                "(use use_reentrant=False). Leave unused sites out with exclude=."
+                "(use use_reentrant=False). Leave unused sites out with exclude=. Where this batch alone did not reach "
+                "them (layers dropped at random, a first batch without images), dead='warn' goes on."
             )
+            if how == "raise":
+                raise AddendaError(said)
+            warnings.warn(said, stacklevel=3)
         for _, tensors in self._holders():  # what is zero by design at the first step lives a step later
             for key, p in tensors._parameters.items():
                 if p.grad is not None and bool((p.grad != 0).any()):

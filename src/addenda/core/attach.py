@@ -15,6 +15,7 @@ from addenda.core.adapted import SiteTensors, adapt, release, slots_of
 from addenda.core.adapter import Adapter
 from addenda.core.arguments import checked
 from addenda.core.backward import watch
+from addenda.core.borrow import in_its_mode
 from addenda.core.calibration import calibrate
 from addenda.core.errors import AddendaError
 from addenda.core.hidden import HiddenMethod
@@ -33,6 +34,7 @@ from addenda.core.state import (
     apply_arrangement,
     check_name,
     find_state,
+    intact,
     record_of,
     state_of,
     unwrap,
@@ -142,6 +144,7 @@ def unfit(site: Site, method: Method) -> str | None:
     return method.check(*site.shape)
 
 
+@in_its_mode
 @checked()
 def attach(
     model: nn.Module,
@@ -276,6 +279,7 @@ def _installed(root, state, name, plan, built, heads, seed, freeze, started, act
     return adapter
 
 
+@in_its_mode
 def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = False) -> None:
     """Take one adapter, or all of them, off the model: same classes, keys, flags and bits as before.
 
@@ -317,7 +321,10 @@ def _still_adapted(root: nn.Module, state: State) -> set[int]:
     held, owners = set(), owners_of(root)
     for record in state.records.values():
         for path in record.methods:
-            site = site_at(root, path, owners)
+            try:
+                site = site_at(root, path, owners)
+            except AddendaError:  # replaced since
+                continue
             held |= {id(module) for module in site.modules}
     return held
 
@@ -334,11 +341,17 @@ def take_out(root: nn.Module, state: State) -> None:
     """Write the bits back that the base had when the change was written into it."""
     owners = owners_of(root)
     for path, kept in (state.merged or {}).items():
-        kept.into(site_at(root, path, owners))
+        try:
+            site = site_at(root, path, owners)
+        except AddendaError:
+            continue
+        if slots_of(site.module) is not None and kept.fits(site.weight):  # else it was replaced, and has other bits
+            kept.into(site)
     state.merged = None
     state.fingerprints.clear()  # those of the copies that end here
 
 
+@in_its_mode
 def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
     """Make one adapter, several, or none of them act. Base bits are never touched.
 
@@ -347,7 +360,7 @@ def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
     root, state = state_of(model)
     names = () if name is None else (name,) if isinstance(name, str) else tuple(name)
     for n in names:
-        record_of(root, n)
+        intact(root, n, record_of(root, n)[2])
     if len(set(names)) < len(names):
         raise AddendaError(f"An adapter acts once; got {names}.")
     if state.merged is not None:
@@ -385,7 +398,7 @@ def arranged(
     """
     root, state = state_of(model)
     for n in names:
-        record_of(root, n)
+        intact(root, n, record_of(root, n)[2])
     if state.merged is not None:
         raise AddendaError(f"{', '.join(state.active)} is merged into the base. Call unmerge(model) first.")
     owners = owners_of(root)
@@ -441,6 +454,11 @@ def status(model: nn.Module) -> str:
     ]
     for name, record in state.records.items():
         adapter = Adapter(root, name)
+        try:
+            intact(root, name, record)
+        except AddendaError as error:
+            lines.append(f"  {name}: damaged: {error}")
+            continue
         mark = "active" if name in state.active else "idle"
         trains = any(p.requires_grad for p in adapter.parameters())
         lines.append(

@@ -1,13 +1,37 @@
 """What a passing look at a model changes on it, and gives back."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from addenda.core.statistics import holding, mode_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_its_mode(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: what a function makes or writes on a model, its first argument, is of the kind of the model's tensors.
+
+    Tensors made in `torch.inference_mode` can never be trained, and those of a model that was made there can only be
+    written there; so the function runs inside or outside as the model was made, and not as its caller happens to be.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        given: Any = args[0] if args else kwargs.get("model", kwargs.get("adapter"))
+        model = given if isinstance(given, nn.Module) else getattr(given, "model", None)
+        own = isinstance(model, nn.Module) and any(p.is_inference() for p in model.parameters())
+        if not isinstance(model, nn.Module) or own == torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(own):
+            return function(*args, **kwargs)
+
+    return run
 
 
 @contextmanager

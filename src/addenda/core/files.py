@@ -27,11 +27,12 @@ from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter, fitting
 from addenda.core.arguments import checked
 from addenda.core.attach import install, ready, unfit
+from addenda.core.borrow import in_its_mode
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.fewbits import FewBits, encoded, said
 from addenda.core.form import FLOATING, SCHEMA, bits_of, count_of, packed_as, read, write
 from addenda.core.method import Method, Params, Replace, Shape
-from addenda.core.packed import Packed, parts_of
+from addenda.core.packed import Packed, bits_sum, parts_of
 from addenda.core.random import Stream
 from addenda.core.registry import info
 from addenda.core.sharded import is_sharded, wait, whole, writes
@@ -65,9 +66,8 @@ def _hash(parts: list[Tensor]) -> str:
 
 
 def _identity(own: Tensor) -> tuple:
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[own.element_size()]
-    total = int(own.detach().view(bits).sum(dtype=torch.int64))  # sees what was written behind autograd's back
-    return own.data_ptr(), own._version, own.dtype, tuple(own.shape), total
+    version = 0 if own.is_inference() else own._version
+    return own.data_ptr(), version, own.dtype, tuple(own.shape), bits_sum(own)
 
 
 def sample(state: State, site: Site) -> list[float]:
@@ -88,6 +88,7 @@ def checksum(name: str, tensor: Tensor) -> list[float] | str:
         return [float(values @ signs), float(np.sqrt(values @ values))]
 
 
+@in_its_mode
 def save(adapter: Adapter, path: str | Path, *, basis: bool = False, latent: bool = False) -> Path:
     """Write the adapter to one file, atomically: a reader sees the old file or the new one, never a part.
 
@@ -181,6 +182,7 @@ def _unsaved(key: str, tensor: Tensor) -> list[str]:
     return []
 
 
+@in_its_mode
 @checked()
 def load(
     model: nn.Module,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from addenda.core import cast
 from addenda.core.arguments import checked
 from addenda.core.attach import restore, take_out
-from addenda.core.borrow import training_mode
+from addenda.core.borrow import in_its_mode, training_mode
 from addenda.core.bypass import known_reads, watching
 from addenda.core.errors import AddendaError
 from addenda.core.hidden import HiddenMethod
@@ -17,7 +17,7 @@ from addenda.core.judge import Proof, distance, divergence
 from addenda.core.outputs import Outputs, run
 from addenda.core.sharded import refuse_sharded
 from addenda.core.sites import owners_of, site_at
-from addenda.core.state import State, apply_active, state_of
+from addenda.core.state import State, apply_active, intact, state_of
 from addenda.core.writing import Base, Writing, packed_weights, write
 
 _UNSEEN_LIMIT = 0.25  # share of the change that rounding may take when no batch is there to judge by
@@ -81,6 +81,7 @@ class MergeReport:
 
 @checked()
 @torch.no_grad()
+@in_its_mode
 def merge(
     model: nn.Module,
     *,
@@ -124,6 +125,8 @@ def merge(
         raise AddendaError(f"{', '.join(state.active)} is merged already. Call unmerge(model) first.")
     if not state.active:
         raise AddendaError("No adapter is active, so there is nothing to merge. Call switch(model, name) first.")
+    for n in state.active:
+        intact(root, n, state.records[n])
     _only_weights(state)
     if rounding not in ("nearest", "stochastic"):
         raise AddendaError(f"rounding must be 'nearest' or 'stochastic', got {rounding!r}.")
@@ -196,6 +199,7 @@ def _merged(
 
 
 @torch.no_grad()
+@in_its_mode
 def unmerge(model: nn.Module) -> None:
     """Put the base's own bits back, exactly; the same adapters are active as before the merge.
 

@@ -143,6 +143,12 @@ def finite(W: Tensor, form: str) -> Tensor:
     return values
 
 
+def bits_sum(t: Tensor) -> int:
+    """The sum of a plain tensor's bits: sees what was written behind autograd's back."""
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
+    return int(t.detach().view(bits).sum(dtype=torch.int64))
+
+
 def parts_of(weight: Tensor) -> list[Tensor]:
     """The tensors that hold a weight's bytes: itself, or the parts of a packed one."""
     return [getattr(weight, name) for name in weight.parts] if isinstance(weight, Packed) else [weight]

@@ -7,10 +7,13 @@ imported the first time the catalogue is read. Nothing in the core knows a metho
 
 import dataclasses
 import fnmatch
+import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
+from typing import Any
 
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.method import Method, parse_options
@@ -37,7 +40,7 @@ class Info:
         return parse_options(self.cls, {**self.preset, **options})
 
 
-_catalogue: dict[str, Info] = {}
+_catalogue: dict[str, Info] = globals().get("_catalogue", {})  # kept when this module is loaded again
 
 
 def register(
@@ -70,15 +73,23 @@ def variant(name: str, of: type[Method], preset: dict, **changed) -> None:
 
 
 def _enter(info: Info) -> None:
-    if info.name in _catalogue:
+    if (known := _catalogue.get(info.name)) is not None and not same_place(known.cls, info.cls):
         raise ValueError(f"two methods are called {info.name!r}")
     _catalogue[info.name] = info
 
 
+def same_place(one: Any, other: Any) -> bool:
+    """Whether two classes or functions are the same lines of the same module: run again, as in a notebook's cell."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
 @cache
 def _import_all() -> None:
-    import addenda.methods  # noqa: F401  the built-in ones register on import
+    import addenda.methods  # the built-in ones register on import
 
+    if not _catalogue:  # this module was forgotten and imported again, and they were not
+        for name in [n for n in sys.modules if n.startswith(f"{addenda.methods.__name__}.")]:
+            importlib.reload(sys.modules[name])
     for entry in entry_points(group="addenda.methods"):
         entry.load()
 

@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from addenda.core.adapted import SiteTensors, slots_of
+from addenda.core.adapted import SiteTensors, Slots, slots_of
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.method import Method
 from addenda.core.mixed import Mixed
 from addenda.core.packed import Packed
 from addenda.core.sites import Point, Site, owners_of, site_at
 
+_MOVED = (
+    "A new head or resize_token_embeddings takes its place before attach or load: detach(model) gives everything else "
+    "back; then attach again, or load a file."
+)
 _WRAPPERS = ("_orig_mod", "module")  # torch.compile; DataParallel, DDP
 
 
@@ -26,6 +30,7 @@ class Record:
     step: int = 0
     seconds: float = 0.0  # how long attaching took
     labels: tuple[str, ...] = ()  # the names of a classifier's outputs, in their order, where it was told
+    moved: tuple | None = None  # marks of its tensors since the first step, while nothing has moved them
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,12 @@ class Kept:
 
     values: Tensor
     index: Tensor | None = None
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether these are values of a weight of this shape."""
+        if self.index is None:
+            return self.values.shape == weight.shape
+        return not self.index.numel() or int(self.index.max()) < weight.numel()
 
     def into(self, site: Site) -> None:
         """The values, at the site. Nothing is written into a packed weight: a plain one takes its place for a while."""
@@ -130,6 +141,11 @@ def record_of(model: nn.Module, name: str) -> tuple[nn.Module, State, Record]:
 def check_name(state: State | None, name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise AddendaError(f"An adapter's name has 1-64 letters, digits, '_' or '-'; got {name!r}.")
+    if name in dir(Slots()):
+        raise AddendaError(
+            f"{name!r} is what torch or this library calls something on every module, so no adapter can be called so. "
+            f"Choose another name, e.g. name={f'{name}-1'.lstrip('_')!r}."
+        )
     if state is not None and name in state.records:
         raise AddendaError(
             f"An adapter called {name!r} is attached already. Choose another name=, or detach(model, {name!r}) first."
@@ -140,13 +156,30 @@ def tensors_at(root: nn.Module, name: str, path: str) -> SiteTensors:
     """One adapter's tensors at one site."""
     where, hidden, _ = path.partition("@")
     owner_path, _, leaf = where.rpartition(".")
-    owner = root.get_submodule(owner_path)
-    child = owner._modules.get(leaf)
-    slots = slots_of(owner if child is None else child)
-    assert slots is not None
-    held = slots.held(name, "output" if hidden else leaf if child is None else "weight")
-    assert held is not None
+    held = weight = None
+    try:
+        owner = root.get_submodule(owner_path)
+    except AttributeError:
+        owner = None
+    if owner is not None:
+        child = owner._modules.get(leaf)
+        slots = slots_of(owner if child is None else child)
+        parameter = "output" if hidden else leaf if child is None else "weight"
+        held = None if slots is None else slots.held(name, parameter)
+        weight = (owner if child is None else child)._parameters.get(parameter)
+    if held is None:
+        raise AddendaError(f"{path} is no longer the module that adapter {name!r} was attached to. {_MOVED}")
+    if weight is not None and held.fits and tuple(weight.shape) != held.fits:
+        raise AddendaError(
+            f"{path} is {tuple(weight.shape)} now, and adapter {name!r} was attached to {held.fits}. {_MOVED}"
+        )
     return held
+
+
+def intact(root: nn.Module, name: str, record: Record) -> None:
+    """Raise AddendaError where a module that an adapter is on has been replaced or resized since."""
+    for path in record.methods:
+        tensors_at(root, name, path)
 
 
 def apply_active(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
@@ -186,9 +219,13 @@ def link(root: nn.Module, state: State) -> None:
             if path in told:
                 continue
             told.add(path)
-            site = site_at(root, path, owners)
+            try:
+                site = site_at(root, path, owners)
+            except AddendaError:
+                continue
             first = slots_of(site.module)
-            assert first is not None
+            if first is None or site.parameter not in first.live:  # replaced since; see `intact`
+                continue
             for owner, parameter in site.ties:  # further owners of a tied parameter read the first owner's tensors
                 other = slots_of(owner)
                 if other is not None:

@@ -16,7 +16,7 @@ import torch
 from addenda.core.adapter import Adapter
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.method import misfit, parse_value
-from addenda.core.registry import parse_spec
+from addenda.core.registry import parse_spec, same_place
 
 Optimizers = Callable[[Adapter, float, float], torch.optim.Optimizer]  # (adapter, rate, weight_decay)
 _COMMON = ("adapter", "rate", "weight_decay", "steps")
@@ -45,14 +45,14 @@ class Info:
         return "steps" in inspect.signature(self.make).parameters
 
 
-_known: dict[str, Info] = {}
+_known: dict[str, Info] = globals().get("_known", {})  # kept when this module is loaded again
 
 
 def optimizer(name: str, *, paper: str) -> Callable:
     """Decorator: enter an optimizer under `name`."""
 
     def enter(make):
-        if name in _known:
+        if name in _known and not same_place(_known[name].make, make):
             raise ValueError(f"two optimizers are called {name!r}")
         _known[name] = Info(name, paper, make)
         return make

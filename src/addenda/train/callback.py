@@ -1,6 +1,7 @@
 """For a Hugging Face Trainer of your own: the adapter in every checkpoint, its schedules, a strict resume."""
 
 from pathlib import Path
+from typing import Literal
 
 import transformers
 from torch import nn
@@ -17,12 +18,15 @@ class TrainerCallback(transformers.TrainerCallback):
     checkpoint; on resume loads it back strictly, over what the Trainer loaded non-strictly. Weights in few bits, which
     safetensors cannot write, are left out of what the Trainer itself writes of the model while it trains: they are
     frozen, and in the model that is resumed already. resume_from: the folder that `resume_from_checkpoint` names, if it
-    does not lie in the Trainer's output_dir.
+    does not lie in the Trainer's output_dir. dead: as in `Adapter.step`.
     """
 
-    def __init__(self, adapter: Adapter, resume_from: str | Path | None = None):
+    def __init__(
+        self, adapter: Adapter, resume_from: str | Path | None = None, dead: Literal["raise", "warn"] = "raise"
+    ):
         self.adapter, self.resume_from = adapter, resume_from
         self._hooks: list = []
+        self.dead: Literal["raise", "warn"] = dead
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Load the checkpoint that the Trainer resumes from. Raises AddendaError where it holds no adapter."""
@@ -41,7 +45,7 @@ class TrainerCallback(transformers.TrainerCallback):
         self._hooks = []
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self.adapter.step()
+        self.adapter.step(self.dead)
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
