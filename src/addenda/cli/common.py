@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from addenda.core.visible import visible
+
 DATA, SPEED = "Columns and lengths", "Speed and memory"  # panels of --help
 VISION = "dinov2-small"
 
@@ -73,7 +75,12 @@ Device = Annotated[
 
 def say(text: str) -> None:
     """One line of progress on stderr."""
-    typer.echo(text, err=True)
+    typer.echo(visible(text), err=True)
+
+
+def tell(text: object) -> None:
+    """A result, on stdout."""
+    typer.echo(visible(text))
 
 
 def model_or_default(model: Path | None) -> Path:

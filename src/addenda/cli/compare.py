@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +29,8 @@ from addenda.cli.common import (
     columns_of,
     listed,
     model_or_default,
+    say,
+    tell,
 )
 
 METHODS = "lora,miss:rank=16,shira"
@@ -95,11 +99,11 @@ def compare(
         if yes:
             return True
         if not terminal():
-            typer.echo("Nobody is there to answer; --yes answers beforehand.", err=True)
+            say("Nobody is there to answer; --yes answers beforehand.")
             return False
         return typer.confirm(text, default=True, err=True)
 
-    with Board() as board:
+    with Board() as board, _kept(out):
         record = run(
             model and model_or_default(model), data, chosen, out=out, budget=budget, seeds=seeds, rates=rates,
             search_steps=search_steps, full=full, batch=batch, targets=listed(targets) if targets else None,
@@ -111,6 +115,20 @@ def compare(
     _print(summary(record))
 
 
+@contextmanager
+def _kept(out: Path) -> Iterator[None]:
+    """Says, where the block is interrupted, what is in the record."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        done = len(list((out / "trials").glob("*.json"))) if (out / "config.json").is_file() else None
+        error.add_note(
+            "Nothing is kept yet: the record was not begun." if done is None else
+            f"Kept: {done} finished runs in {out}. The same command goes on there."
+        )  # fmt: skip
+        raise
+
+
 def report(
     record: Annotated[Path, typer.Argument(help="A record directory.")],
 ) -> None:
@@ -120,7 +138,7 @@ def report(
 
     path = write_report(record)
     _print(summary(Record.read(record)))
-    typer.echo(f"Report: {path}")
+    tell(f"Report: {path}")
 
 
 def _print(table) -> None:

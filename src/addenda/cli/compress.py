@@ -18,6 +18,7 @@ from addenda.cli.common import (
     listed,
     model_or_default,
     say,
+    tell,
 )
 
 RANKS, TEXT, ADAPTER = "Ranks", "Text", "An adapter file in few bits"
@@ -118,7 +119,7 @@ def compress(
         from addenda.compress.dense import to_dense
 
         made = to_dense(model_or_default(model), out, dtype=dtype, trust_remote_code=trust_remote_code)
-        typer.echo(f"written: {made}")
+        tell(f"written: {made}")
         return
     from addenda.compress.run import compress as run
     from addenda.compress.settings import Settings
@@ -128,13 +129,33 @@ def compress(
         weigh=cast(Any, weigh), multiple=multiple, storage=cast(Any, storage), split=cast(Any, split), center=center,
         sequential=sequential, samples=samples, length=length, seed=seed,
     )  # fmt: skip
-    report = run(
+    report = _kept(out, run)(
         model_or_default(model), out=out, calibration=calibration, settings=settings,
         targets=listed(targets) if targets else "linear", exclude=listed(exclude), dtype=dtype, device=device,
         latency=latency, by_type=by_type, humaneval=humaneval, trust_remote_code=trust_remote_code, say=say,
     )  # fmt: skip
-    typer.echo(report)
-    typer.echo(f"written: {out}, with README.md and compress.json")
+    tell(report)
+    tell(f"written: {out}, with README.md and compress.json")
+
+
+def _kept(out: Path, run: Callable) -> Callable:
+    """`run`, saying, where it is interrupted, what is kept."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        from addenda.compress.work import beside
+
+        try:
+            return run(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            folder = beside(out.expanduser().resolve())
+            there = folder.is_dir() and any(folder.glob("piece-*"))
+            error.add_note(
+                f"Kept: the layers solved so far, in {folder}. The same command goes on there." if there else
+                "Nothing is kept yet: no layer was solved."
+            )  # fmt: skip
+            raise
+
+    return call
 
 
 def _few_bits(adapter: Path | None, bits: int | None, out: Path | None, head_bits: int | None, judge) -> None:
@@ -146,8 +167,8 @@ def _few_bits(adapter: Path | None, bits: int | None, out: Path | None, head_bit
             "An adapter in few bits wants a file and how many: addenda compress --how 1bit adapter.safetensors"
         )
     report = compress_adapter(adapter, bits, out, head_bits=head_bits, judge=judge)
-    typer.echo(report)
-    typer.echo(f"written: {report.path}")
+    tell(report)
+    tell(f"written: {report.path}")
 
 
 def _judge(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from addenda.cli.common import say
+from addenda.cli.common import say, tell
 
 
 def register(app: typer.Typer) -> None:
@@ -18,8 +18,8 @@ def setup_demo(
     if vision:
         from addenda.train.vision import DINOV2
 
-        typer.echo(DINOV2.setup(say))
+        tell(DINOV2.setup(say))
         return
     from addenda.train.embedded import setup_demo as setup
 
-    typer.echo(setup(say))
+    tell(setup(say))

@@ -27,9 +27,13 @@ from addenda.cli.common import (
     left_out,
     model_or_default,
     say,
+    tell,
 )
 
 Adapter = Annotated[Path | None, typer.Option("--adapter", "-a", help="Adapter file; without it, the base.")]
+Base = Annotated[
+    str, typer.Option("--base", help="exact, or compatible: the adapter was trained on these weights in another dtype.")
+]
 Batch = Annotated[int, typer.Option("--batch", help="Examples at once.")]
 
 
@@ -51,6 +55,7 @@ def evaluate(
     label_kind: LabelKind = None,
     image: Image = None,
     image_size: ImageSize = None,
+    base: Base = "exact",
     skip_corrupt: SkipCorrupt = False,
     max_length: MaxLength = None,
     overflow: Overflow = "error",
@@ -61,7 +66,7 @@ def evaluate(
 ) -> None:
     """Judge a model on data: loss, and how many examples are right."""
     source = data_or_default(data)
-    loaded = with_adapter(model, adapter, dtype, device, image_size, trust_remote_code)
+    loaded = with_adapter(model, adapter, dtype, device, image_size, trust_remote_code, base)
     from addenda.train.evaluate import evaluate as judge
 
     columns: dict[str, Any] = columns_of(question=question, answer=answer, text=text, label=label, image=image)
@@ -72,20 +77,21 @@ def evaluate(
     )  # fmt: skip
     for text in made.said:
         say(f"data: {text}")
-    typer.echo(made)
+    tell(made)
     if made.skipped:
-        typer.echo(left_out(made.skipped))
+        tell(left_out(made.skipped))
     if items is not None:
         right = made.items or [None] * len(made.losses)
         rows = zip(right, made.losses, strict=True)
         items.write_text("".join(json.dumps({"right": r, "loss": loss}) + "\n" for r, loss in rows), encoding="utf-8")
-        typer.echo(f"written: {items}")
+        tell(f"written: {items}")
 
 
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts; - reads one per line from stdin.")],
     model: Model = None,
     adapter: Adapter = None,
+    base: Base = "exact",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")] = 64,
     system: Annotated[
         str | None, typer.Option("--system", help="System prompt. Default: the embedded task's, for its model.")
@@ -98,7 +104,7 @@ def generate(
     """Write greedy answers to prompts."""
     if prompts == ["-"]:
         prompts = [line for line in typer.get_text_stream("stdin").read().splitlines() if line.strip()]
-    loaded = with_adapter(model, adapter, dtype, device, trust_remote_code=trust_remote_code, writes=True)
+    loaded = with_adapter(model, adapter, dtype, device, trust_remote_code=trust_remote_code, base=base, writes=True)
     from addenda.train.evaluate import generate as write
 
     if system is None and model is None and not plain:
@@ -106,7 +112,7 @@ def generate(
     given = _under(system, prompts) if system else prompts
     chat = False if plain else None
     for answer in write(loaded.model, loaded.tokenizer, given, max_new_tokens=max_new_tokens, chat=chat):
-        typer.echo(answer)
+        tell(answer)
 
 
 def _under(system: str, prompts: list[str]) -> list:
@@ -122,9 +128,15 @@ def with_adapter(
     device: str | None,
     image_size: int | None = None,
     trust_remote_code: bool = False,
+    base: str = "exact",
     writes: bool = False,
 ):
     """A model as the command line names it, with an adapter file on it. writes: it must be one that writes text."""
+    if base not in ("exact", "compatible"):  # before the model is read, which takes longer
+        from addenda.core.errors import AddendaError, nearest
+
+        hint = nearest(base, ("exact", "compatible"))
+        raise AddendaError(f"base must be 'exact' or 'compatible', got {base!r}.{hint}")
     from addenda.train.load import labels_beside, load_model, name_outputs, wanted_by
 
     wanted: dict[str, Any] = wanted_by(adapter) | ({"image_size": image_size} if image_size else {})
@@ -136,7 +148,7 @@ def with_adapter(
         from addenda.core.files import load
         from addenda.core.state import record_of
 
-        attached = load(loaded.model, adapter)
+        attached = load(loaded.model, adapter, base=cast(Any, base))
         if names := labels_beside(adapter):  # older files have them in their run.json alone
             attached.labels = names
             name_outputs(loaded.model, names)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from addenda.cli.common import tell
+
 
 def register(app: typer.Typer) -> None:
     app.command()(inspect)
@@ -14,4 +16,4 @@ def inspect(file: Annotated[Path, typer.Argument(help="An adapter file.")]) -> N
     """Show the methods, sites and size of an adapter file."""
     from addenda.core.files import inspect as describe
 
-    typer.echo(describe(file))
+    tell(describe(file))

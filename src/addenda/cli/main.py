@@ -6,30 +6,47 @@ from importlib import import_module
 
 import typer
 
+from addenda.cli.common import say, tell
+from addenda.cli.guard import guarded
+
 # Threads wait for each other asleep, not spinning: a step is several times faster where another process uses one of two
 # cores, and little slower where none does. libgomp reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = ("methods", "plan", "tune", "compare", "evaluate", "demo", "inspect", "compress")
 
+HELP = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
     name="addenda",
     help="Small changes to large models: fit, compare, move, combine and ship adapters of a frozen model.",
     no_args_is_help=True,
+    context_settings=HELP,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        import addenda
+
+        tell(f"addenda {addenda.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(False, "--version", help="Say which version.", callback=_version, is_eager=True),
 ) -> None:
     """Options of all commands."""
 
 
 for command in COMMANDS:
     import_module(f"addenda.cli.{command}").register(app)
+for registered in app.registered_commands:
+    registered.callback, registered.context_settings = guarded(registered.callback), HELP  # type: ignore[arg-type]
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -38,12 +55,12 @@ def run(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except KeyboardInterrupt:
-        print("addenda: interrupted. The same command goes on from its last checkpoint.", file=sys.stderr)
+        print("addenda: interrupted.", file=sys.stderr)  # before a command began
         sys.exit(130)
     except Exception as error:
         from addenda.core.errors import AddendaError
 
         if not isinstance(error, AddendaError) or "--debug" in arguments:
             raise
-        print(f"addenda: {error}", file=sys.stderr)
+        say(f"addenda: {error}")
         sys.exit(2)

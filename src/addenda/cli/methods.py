@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from addenda.cli.common import tell
+
 
 def register(app: typer.Typer) -> None:
     app.command()(methods)
@@ -21,7 +23,7 @@ def methods(
         page.write_text(catalogue_page())
         return
     if name and not set("*?[") & set(name):
-        typer.echo(_full(info(name)))
+        tell(_full(info(name)))
         return
     found = catalogue(name or "*")
     if not found:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from addenda.cli.common import Dtype, Exclude, Method, Model, Quantize, Targets, Trust, listed, model_or_default
+from addenda.cli.common import Dtype, Exclude, Method, Model, Quantize, Targets, Trust, listed, model_or_default, tell
 
 
 def register(app: typer.Typer) -> None:
@@ -54,4 +54,4 @@ def plan(
         labelled=labelled,
         optimizer=lambda adapter: build_optimizer(adapter, optimizer, steps=100),
     )
-    typer.echo(made)
+    tell(made)

@@ -33,6 +33,7 @@ from addenda.cli.common import (
     listed,
     model_or_default,
     say,
+    tell,
 )
 
 
@@ -134,18 +135,18 @@ def tune(
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if made.skipped:
-        typer.echo(left_out(made.skipped))
+        tell(left_out(made.skipped))
     if made.resumed_from:
         say(f"went on from step {made.resumed_from}")
     for when, result in (("before", made.before), ("after", made.after)):
         if result:
-            typer.echo(f"{when}: {judged(result)}")
+            tell(f"{when}: {judged(result)}")
     memory = "" if made.peak_memory is None else f", {made.peak_memory / 2**20:,.0f} MiB above the model"
-    typer.echo(f"attached in {made.adapter.seconds:.1f} s, {made.adapter.trainable:,} trained numbers")
-    typer.echo(f"{made.step_seconds:.3f} s a step, {made.tokens_per_second:,.0f} {made.unit}/s{memory}")
+    tell(f"attached in {made.adapter.seconds:.1f} s, {made.adapter.trainable:,} trained numbers")
+    tell(f"{made.step_seconds:.3f} s a step, {made.tokens_per_second:,.0f} {made.unit}/s{memory}")
     for line in told(made.choices):
-        typer.echo(line)
-    typer.echo(f"written: {made.path}, with README.md and run.json")
+        tell(line)
+    tell(f"written: {made.path}, with README.md and run.json")
 
 
 def _share(text: str | None) -> float | str | None:

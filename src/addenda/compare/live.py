@@ -7,9 +7,11 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from addenda.compare.record import Record
 from addenda.compare.run import Watch
+from addenda.core.visible import visible
 from addenda.train.fit import Event
 
 
@@ -32,7 +34,7 @@ class Board:
         return Watch(self.say, ask, self.trial, self.done)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(visible(text), highlight=False, markup=False)
 
     def trial(self, label: str, stage: str, seed: int | None, rate: float | None) -> Callable[[Event], None]:
         """A run begins; the function is told of every step."""
@@ -78,7 +80,14 @@ class Board:
             table.add_column(name, justify="left" if name in ("arm", "now") else "right")
         for label, row in self.rows.items():
             tests = " ".join(f"{t:.1%}" for t in row.get("tests", ()))
-            table.add_row(label, row["doing"], row.get("step", ""), row.get("loss", ""), row.get("speed", ""), tests)
+            table.add_row(
+                Text(visible(label)),
+                row["doing"],
+                row.get("step", ""),
+                row.get("loss", ""),
+                row.get("speed", ""),
+                tests,
+            )
         return table
 
     def _clock(self) -> str:

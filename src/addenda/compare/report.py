@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 from rich.table import Table
+from rich.text import Text
 
 from addenda.compare.figures import axis, curves, scatters
 from addenda.compare.record import FULL, HEAD, Record
@@ -20,6 +21,7 @@ from addenda.compare.words import count, duration, listed, lower, percent, point
 from addenda.core.atomic import write_atomically
 from addenda.core.disk import path_of
 from addenda.core.place import check_free
+from addenda.core.visible import visible
 
 SIGN = '<meta name="generator" content="addenda compare">'
 _OLD = '<meta charset="utf-8">', "Written by addenda compare."  # of versions without the sign
@@ -115,20 +117,22 @@ def answer(record: Record, found: Comparison | None = None) -> str:
 def summary(record: Record) -> Table:
     """The main table for the terminal; print `answer(record)` under it."""
     found = analyse(record)
-    table = Table(title=record.config["title"], title_justify="left", box=None, header_style="dim", pad_edge=False)
+    table = Table(
+        title=Text(visible(record.config["title"])), title_justify="left", box=None, header_style="dim", pad_edge=False
+    )
     table.add_column("method")
     for name in ("trainable", "adapter", "step", "memory", "test %", "95 %", "o.o.d. %", "rate", ""):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for row in _rows(record, found):
         test, ood = row["test"], row["ood"]
         table.add_row(
-            row["title"] + (" (diverged)" if row["diverged"] else ""),
+            Text(visible(row["title"] + (" (diverged)" if row["diverged"] else ""))),
             *(count(row["trainable"]), size(row["adapter_bytes"]), duration(row["step_seconds"])),
             size(row["peak_bytes"]),
             percent(test.mean) if test else "–",
             f"{percent(test.low)}–{percent(test.high)}" if test else "–",
             percent(ood.mean) if ood else "–",
-            row["rate"],
+            Text(visible(row["rate"])),
             row["letters"],
             style="bold" if row["leads"] else "dim" if row["control"] else "",
         )

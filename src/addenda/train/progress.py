@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from addenda.core.visible import visible
 from addenda.train.fit import Event, Progress
 
 
 @contextmanager
 def shown(title: str = "tune", stream=None) -> Iterator[Progress]:
     """A progress function for `fit`, on stderr."""
-    stream = stream or sys.stderr
+    stream, title = stream or sys.stderr, visible(title)
     if not stream.isatty():
         yield lambda event: _line(event, title, stream)
         return
@@ -19,7 +20,12 @@ def shown(title: str = "tune", stream=None) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[says]}"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[says]}"),
+    )
     with Bar(*columns, TimeRemainingColumn(), console=Console(file=stream)) as bar:
         task = bar.add_task(title, total=None, says="")
 
@@ -35,7 +41,16 @@ def shown(title: str = "tune", stream=None) -> Iterator[Progress]:
 def understood(said: Iterable[str], stream=None) -> None:
     """What was understood of the data, a line each on stderr."""
     for text in said:
-        print(f"data: {text}", file=stream or sys.stderr, flush=True)
+        print(f"data: {visible(text)}", file=stream or sys.stderr, flush=True)
+
+
+def announce(text: str, stream=None) -> None:
+    """A line about what a run does now, before it has steps to tell of."""
+    print(f"tune: {visible(text)}", file=stream or sys.stderr, flush=True)
+
+
+def silent(text: str) -> None:
+    """Nothing is said."""
 
 
 def attaching(stream=None, every: float = 5.0) -> Callable[[int, int, str], None]:
@@ -46,7 +61,7 @@ def attaching(stream=None, every: float = 5.0) -> Callable[[int, int, str], None
         nonlocal last
         if done < total and time.monotonic() - last >= every:
             last = time.monotonic()
-            print(f"attaching: {done}/{total} sites, now {path}", file=stream, flush=True)
+            print(f"attaching: {done}/{total} sites, now {visible(path)}", file=stream, flush=True)
 
     return tell
 

@@ -46,7 +46,7 @@ from addenda.train.load import Loaded, config_of, head_in, load_model, name_outp
 from addenda.train.loss import score
 from addenda.train.machine import device_of, pick_device, pick_dtype, resident
 from addenda.train.prepare import Preparation
-from addenda.train.progress import attaching, shown, understood
+from addenda.train.progress import announce, attaching, shown, silent, understood
 from addenda.train.settings import check_options
 from addenda.train.subsets import Subset
 from addenda.train.supported import check_module, task_in
@@ -174,6 +174,8 @@ def tune(
     check_options(steps=steps or 1, batch=batch, seed=seed, **options)
     judged = eval_data is not None or subset is not None or hasattr(data, "splits")
     _check_pairs(options, judged, out is not None)
+    say = announce if progress is True else silent
+    say(f"reading {'the data' if isinstance(model, nn.Module) else 'the data and the model'}")
     loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns, subset, loading)
     model, tokenizer = loaded.model, loaded.tokenizer
     heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
@@ -185,6 +187,7 @@ def tune(
     if progress is True:
         understood(encoded.said)
     steps = steps if steps is not None else math.ceil((epochs or 1) * math.ceil(len(encoded) / batch))
+    say(_about(loaded, encoded, tested, steps))
     before = _judge(model, tested)
     floor = resident(device_of(model))
     adapter = attach(
@@ -193,6 +196,7 @@ def tune(
         progress=attaching() if progress is True else None,
     )  # fmt: skip
     adapter.labels = train.labels or ()
+    say(f"training {adapter.trainable:,} numbers: {adapter.kinds} at {len(adapter.methods)} sites; the first step …")
     with shown(f"tune {getattr(chosen, 'name', '')}") if progress is True else nullcontext(progress or None) as tell:
         made = fit(
             model, adapter, encoded, steps=steps, batch=batch, seed=seed, eval=tested, progress=tell,
@@ -227,6 +231,18 @@ def tune(
     skipped = tuple(name for e in (encoded, *more) for name in e.skipped)
     return TuneResult(
         **vars(made), model=model, tokenizer=tokenizer, before=before, after=after, path=path, skipped=skipped
+    )
+
+
+def _about(loaded: Loaded, encoded: Encoded, tested: Encoded | None, steps: int) -> str:
+    """What a run is going to do, for whoever waits for its first step."""
+    count = sum(p.numel() for p in loaded.model.parameters())
+    note = f", {loaded.note.partition(' (')[0]}" if loaded.note else ""
+    size = f" of {encoded.tokens:,} tokens" if encoded.unit == "tokens" else ""
+    judged = f", {len(tested):,} to judge by" if tested is not None else ""
+    return (
+        f"{type(loaded.model).__name__} of {count:,} numbers{note}; {len(encoded):,} examples{size}{judged}; "
+        f"{steps:,} steps"
     )
 
 

@@ -1,0 +1,85 @@
+"""What every command does around its own work: numbers are checked before it starts, its words are the command line's.
+
+    --batch must be at least 1, at most 10,000,000, got 0        not: batch must be …
+    load it with --base compatible                               not: base='compatible'
+
+Ctrl-C says what the command has kept and ends with 130.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+import typer
+from typer.models import ParameterInfo
+
+from addenda.cli.common import say
+from addenda.core import ranges
+
+
+def guarded(command: Callable) -> Callable:
+    """The command under the checks that all of them have."""
+    flags = flags_of(command)
+
+    @functools.wraps(command)
+    def call(**given: Any) -> None:
+        from addenda.core.errors import AddendaError
+
+        try:
+            if problems := ranges.problems(given):
+                named = [f"{flags.get(name, name)}{rest}" for name, rest in map(_parted, problems)]
+                raise AddendaError(f"These options cannot be: {'; '.join(named)}.")
+            command(**given)
+        except AddendaError as error:
+            error.args = (in_flags(str(error), flags),)
+            raise
+        except KeyboardInterrupt as error:
+            say("\naddenda: interrupted. " + in_flags(" ".join(getattr(error, "__notes__", ())), flags))
+            raise typer.Exit(130) from None
+
+    return call
+
+
+def flags_of(command: Callable) -> dict[str, str]:
+    """{name of a parameter: how it is written on the command line}; arguments in capitals."""
+    found = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        infos = [a for a in get_args(parameter.annotation) if isinstance(a, ParameterInfo)]
+        said = [d for a in infos for d in (a.default, *(a.param_decls or ()))]  # typer keeps the first as a default
+        decls = [d for d in said if isinstance(d, str) and d.startswith("--")]
+        argument = any(isinstance(a, typer.models.ArgumentInfo) for a in infos)
+        found[name] = name.upper() if argument else (decls or [f"--{name.replace('_', '-')}"])[0].partition("/")[0]
+    return found
+
+
+def in_flags(text: str, flags: Mapping[str, str]) -> str:
+    """A message of the library in the spelling of a command: `name=`, `name='value'` and `name=True` are options.
+
+    The options of methods and the calls of Python in it (lora:rank=8, f(x=1)) stay as they are.
+    """
+    names = _ALIASES | dict(flags)
+    known = "|".join(sorted((re.escape(n) for n in names if names[n] in flags.values()), key=len, reverse=True))
+    if not known:
+        return text
+
+    def option(found: re.Match) -> str:
+        flag, value = names[found["name"]], found["value"]
+        if value in (None, "None", "True"):
+            return flag
+        if value == "False":
+            return f"--no-{flag.removeprefix('--')}"
+        return f"{flag} {value.strip(chr(39))}"
+
+    return re.sub(
+        rf"(?<![\w.:;,@'\-])(?<!\w\()(?<!\.\.\., )(?P<name>{known})=(?P<value>'[^' ]*'|[\w.]*\w)?", option, text
+    )
+
+
+_ALIASES = {"eval": "--eval", "remove": "--ratio", "of": "--of", "humaneval": "--pass-at-1", "how": "--how"}
+
+
+def _parted(problem: str) -> tuple[str, str]:
+    name = problem.partition(" ")[0]
+    return name, problem[len(name) :]

@@ -1,0 +1,18 @@
+"""Text that others have written, made fit for a terminal: names, paths, data, the headers of files.
+
+A name may hold ESC and so move the cursor or set the title, a right-to-left mark that turns a path around, or a lone
+surrogate that cannot be printed at all. All that a command prints goes through `visible`.
+"""
+
+import unicodedata
+
+_KEPT = "\n\t\u200c\u200d"  # joiners: letters of Persian and Hindi, and emoji, are written with them
+_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def visible(text: object) -> str:
+    """The text with what controls a terminal or cannot be seen spelt out, ESC as \\x1b; line breaks stay."""
+    return "".join(
+        c if c in _KEPT or unicodedata.category(c) not in _HIDDEN else c.encode("unicode_escape").decode()
+        for c in str(text)
+    )

@@ -1,0 +1,224 @@
+"""Every command: numbers are refused before anything is loaded, words are the command line's, names cannot act."""
+
+import inspect
+import re
+import typing
+from importlib import import_module
+
+import pytest
+import typer
+
+from addenda.cli.guard import flags_of, in_flags
+from addenda.cli.main import app, run
+from addenda.core import ranges
+from addenda.core.visible import visible
+
+COMMANDS = {c.name or c.callback.__name__.replace("_", "-"): c.callback for c in app.registered_commands}
+CLICK = typer.main.get_command(app).commands
+HOSTILE = ["[/red]", "a\x1b[2Jb", "\x1b]0;title\x07", "[bold]x[/bold]", "tab\u202efdp.exe", "\udcff", "\x9b31m"]
+
+
+def call(*arguments):
+    with pytest.raises(SystemExit) as stopped:
+        run([str(a) for a in arguments])
+    return stopped.value.code or 0
+
+
+def numeric():
+    for name, command in COMMANDS.items():
+        for p in inspect.signature(command).parameters.values():
+            kind = typing.get_args(p.annotation)[0] if typing.get_args(p.annotation) else p.annotation
+            if {int, float} & {kind, *typing.get_args(kind)}:
+                yield name, p.name, flags_of(command)[p.name]
+
+
+def needed(name):
+    """Arguments without which a command does not parse; no such file is there, so nothing could be loaded."""
+    return {"tune": ["--out", "run"], "compress": ["--out", "run"], "generate": ["hello"]}.get(name, [])
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    places = [import_module(f"addenda.{m}") for m in ("train.load", "train.tune", "compare.subject", "compress.run")]
+    for place in [*places, import_module("addenda.train.embedded")]:  # imported before anything is put in their way
+        for name in {"load_model", "config_of", "model_folder"} & set(vars(place)):
+            monkeypatch.setattr(place, name, lambda *_, **__: pytest.fail("a model was looked at"))
+    return tmp_path
+
+
+def test_every_number_has_a_range():
+    assert len(list(numeric())) > 30
+    assert not [(c, p) for c, p, _ in numeric() if p not in ranges.RANGES]
+
+
+@pytest.mark.parametrize(("command", "name", "flag"), list(numeric()))
+def test_numbers_are_refused_before_anything_is_loaded(command, name, flag, nothing_loads, capsys):
+    own = ranges.RANGES[name]
+    for value in ("nan", "inf", "-inf", "-1", "0", "1e30", str(10**30), "0.5", "true", ""):
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        allowed = not own.refusal(name, int(number) if own.whole and number % 1 == 0 else number)
+        if allowed and not (own.whole and not re.fullmatch(r"-?\d+", value)):
+            continue
+        assert call(command, *needed(command), flag, value) == 2, (flag, value)
+        told = capsys.readouterr().err
+        assert "Traceback" not in told
+        assert flag in told
+        assert not list(nothing_loads.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [
+    ["compare", "--budget", "steps=nan"], ["compare", "--budget", "steps=0"], ["compare", "--budget", "seconds=inf"],
+    ["compare", "--budget", "steps=1e30"], ["compare", "--budget", "steps=0.5"], ["compare", "--budget", "steps=-1"],
+    ["compare", "--methods", "mosa@consistency=nan"], ["compare", "--methods", "mosa@consistency=-1"],
+    ["compare", "--methods", "mosa@consistency=1@consistency=2"], ["compare", "--methods", "lora:rank=1;rank=2"],
+    ["compare", "--methods", "lora@lora-pro:trust=nan"], ["compare", "--subset", "2/class"], ["compare", "--text", "t"],
+    ["tune", "--out", "run", "--method", "lora:rank=0"], ["tune", "--out", "run", "--method", "lora:alpha=nan"],
+    ["tune", "--out", "run", "--method", "lora:r=8"], ["plan", "--method", "lora:rank=1e30"],
+    ["compress", "--out", "run", "--how", "0bit", "x"], ["compress", "--out", "run", "--allocate", "some"],
+])  # fmt: skip
+def test_numbers_inside_of_texts_too(wrong, nothing_loads, capsys):
+    assert call(*wrong) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not list(nothing_loads.iterdir())
+
+
+@pytest.mark.parametrize("options", [
+    ["--device", "cudaa"], ["--dtype", "int3"], ["--quantize", "nf5"], ["--schedule", "sine"], ["--loss", "chunkd"],
+    ["--overflow", "trunc"], ["--optimizer", "adam"], ["--eval", "nan"], ["--eval", "1.5"], ["--early-stop", "2"],
+    ["--eval-every", "2"], ["--subset", "x"], ["--steps", "1", "--epochs", "1"], ["--accumulate", "17"],
+    ["--consistency-add", "1"], ["--device", "cuda:99"],
+])  # fmt: skip
+def test_what_tune_can_say_before_it_looks_at_a_model(options, nothing_loads, capsys):
+    assert call("tune", "--out", "run", "--model", "m", "--data", "d.jsonl", *options) == 2
+    assert "addenda: " in capsys.readouterr().err
+    assert not list(nothing_loads.iterdir())
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, None])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_has_two_names(command, flag, capsys):
+    assert call(*([command] if command else []), flag) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_the_version(capsys):
+    import addenda
+
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"addenda {addenda.__version__}\n"
+
+
+def test_messages_are_in_the_spelling_of_the_command():
+    flags = flags_of(COMMANDS["tune"])
+    for told, says in {
+        "Give steps or epochs, not both; got steps=2 and epochs=1.5.": "Give steps or epochs, not both; got --steps 2 "
+        "and --epochs 1.5.",
+        "early_stop= wants data: give eval_data=.": "--early-stop wants data: give --eval.",
+        "Start again with resume=False or elsewhere.": "Start again with --no-resume or elsewhere.",
+        "or dtype='float32'.": "or --dtype float32.",
+        "Write e.g. 'lora:rank=8'; give attach(..., seed=3)": "Write e.g. 'lora:rank=8'; give attach(..., seed=3)",
+        "(--image-size), exclude=, or {target: method}": "(--image-size), --exclude, or {target: method}",
+    }.items():  # fmt: skip
+        assert in_flags(told, flags) == says
+    for name in ("eval", "generate"):
+        made = in_flags("load it with base='compatible'.", flags_of(COMMANDS[name]))
+        assert made == "load it with --base compatible."
+        assert "--base" in {o for p in CLICK[name].params for o in p.opts}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_flags_that_messages_name_exist(command):
+    there = {o for p in CLICK[command].params for o in [*p.opts, *p.secondary_opts]}
+    assert {f for f in flags_of(COMMANDS[command]).values() if f.startswith("--")} <= there
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_others_wrote_cannot_act_on_a_terminal(text):
+    seen = visible(text)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", seen)
+    seen.encode()
+    assert visible("Zoë – 数字 🧑\u200d🔬 a\tb\nc") == "Zoë – 数字 🧑\u200d🔬 a\tb\nc"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize(
+    "command", ["inspect", "plan", "tune", "eval", "generate", "compare", "report", "compress", "methods"]
+)
+def test_hostile_names_in_every_command(command, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = text.replace("\x00", "")
+    given = {
+        "inspect": [name], "plan": ["--model", name], "tune": ["--out", "run", "--model", name, "--data", name],
+        "eval": ["--model", name, "--data", name], "generate": ["hello", "--model", name, "--adapter", name],
+        "compare": ["--model", name, "--data", name], "report": [name], "compress": ["--out", "run", "--model", name],
+        "methods": [name],
+    }[command]  # fmt: skip
+    assert call(command, *given) == 2
+    made = capsys.readouterr()
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", made.out + made.err)
+    assert "addenda: " in made.err
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_titles_in_tables_are_no_markup(text):
+    from rich.console import Console
+
+    from addenda.compare.live import Board
+    from addenda.train.progress import shown
+
+    class Terminal:
+        def __init__(self):
+            self.text = ""
+
+        def write(self, text):
+            self.text += text
+
+        def flush(self):
+            pass
+
+        def isatty(self):
+            return True
+
+    board = Board(Console(width=200, force_terminal=False))
+    board.trial(text, "final", 0, 0.1)
+    with board.console.capture() as seen:
+        board.console.print(board.table())
+    assert visible(text) in seen.get().replace("\n", "")
+    screen = Terminal()
+    with shown(text, screen):
+        pass
+    assert visible(text) in screen.text
+
+
+def test_the_commands_print_through_one_function():
+    from pathlib import Path
+
+    import addenda.cli
+
+    for file in Path(inspect.getfile(addenda.cli)).parent.glob("*.py"):
+        if file.name != "common.py":
+            assert "typer.echo(" not in file.read_text(encoding="utf-8"), f"{file.name}: use tell or say"
+
+
+@pytest.mark.parametrize(("command", "place"), [
+    ("tune", "addenda.train.tune.tune"), ("compare", "addenda.compare.run.compare"),
+    ("compress", "addenda.compress.run.compress"),
+])  # fmt: skip
+def test_ctrl_c_says_what_is_kept(command, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def interrupted(*_, **__):
+        error = KeyboardInterrupt()
+        if command == "tune":
+            error.add_note("Kept: step 4 of the run.")
+        raise error
+
+    monkeypatch.setattr(place, interrupted)
+    assert call(command, *needed(command), *(["--model", "m"] if command != "compare" else [])) == 130
+    told = capsys.readouterr().err
+    assert "interrupted. " in told
+    assert "Kept: step 4" in told if command == "tune" else "Nothing is kept yet" in told
