@@ -350,3 +350,10 @@ def _derived(model, **options):
     found = {f"{path}/{k}": t for path, held in adapter.sites() for k, t in held.tensors().items()}
     ad.detach(model)
     return found
+
+
+@pytest.mark.parametrize("name", ["lora", "pissa", "ia3"])
+def test_an_entry_of_the_catalogue_is_a_method(tiny, name):
+    (entry,) = ad.catalogue(name)
+    assert ad.attach(tiny, entry, targets="attention").methods.items() >= {("layers.0.self_attn.q_proj", entry.build())}
+    assert str(ad.plan(tiny, {"mlp": entry}))

@@ -4,6 +4,7 @@ import pytest
 from torch import nn
 
 import addenda as ad
+from addenda.core import targets
 from addenda.core.errors import AddendaError
 from addenda.core.targets import grouped, matching, resolve
 
@@ -147,3 +148,20 @@ def test_a_model_without_anything():
 
 def test_grouped():
     assert grouped(["a.0.b", "a.1.b", "c1.d", "0"]) == {"a.*.b": ["a.0.b", "a.1.b"], "c1.d": ["c1.d"], "0": ["0"]}
+
+
+@pytest.mark.parametrize("role", targets.ROLES)
+def test_a_target_that_matches_nothing_is_not_suggested_again(role):
+    model = nn.Sequential(nn.Flatten())
+    with pytest.raises(AddendaError, match=f"The target '{role}' matches nothing") as refused:
+        resolve(model, role)
+    assert f"mean '{role}'" not in str(refused.value) and f"or '{role}'" not in str(refused.value)
+    if role in ("norm", "bias", "parameters"):
+        assert "It names parameters, not modules, and this model has no" in str(refused.value)
+
+
+def test_a_name_of_a_module_is_not_suggested_again(llama):
+    for name in ("q_prj", "norms", "bias", "biass"):
+        with pytest.raises(AddendaError, match="matches nothing") as refused:
+            resolve(llama, name)
+        assert f"Did you mean '{name}'" not in str(refused.value)

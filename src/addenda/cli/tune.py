@@ -72,7 +72,9 @@ def tune(
     ] = None,
     schedule: Annotated[str, _training("--schedule", "linear, cosine or constant.")] = "linear",
     warmup: Annotated[float, _training("--warmup", "Warm-up: steps, or a share below 1.")] = 0.05,
-    weight_decay: Annotated[float, _training("--weight-decay", "Of the adapter's tensors.")] = 0.0,
+    weight_decay: Annotated[
+        float, _training("--weight-decay", "Of the adapter, copies of norms and biases left out.")
+    ] = 0.0,
     consistency: Annotated[
         float, _training("--consistency", "Weight of a term that makes two draws of mosa, dylora, … or dropout agree.")
     ] = 0.0,

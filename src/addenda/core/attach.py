@@ -22,7 +22,7 @@ from addenda.core.hidden import HiddenMethod
 from addenda.core.method import Method, Replace, WeightMethod
 from addenda.core.mixed import Mixed, PerExample
 from addenda.core.past import follow
-from addenda.core.registry import build
+from addenda.core.registry import Info, build
 from addenda.core.sharded import refuse_sharded
 from addenda.core.sites import EMBEDDING, PARAMETER, Point, Site, owners_of, refusal, site_at, with_neighbours
 from addenda.core.state import (
@@ -45,7 +45,7 @@ from addenda.core.targets import Target, all_paths, matching, refuse_foreign, re
 from addenda.core.tensors import Assigned, Progress, build_tensors
 from addenda.core.undo import undone
 
-Spec = Method | str
+Spec = Method | str | Info
 
 
 def assign(
@@ -72,7 +72,7 @@ def assign(
         raise AddendaError("With {target: method} every method names its own targets; leave targets= out.")
     groups = method.items() if isinstance(method, Mapping) else [(targets, method)]
     for target, spec in groups:
-        chosen = build(spec) if isinstance(spec, str) else spec
+        chosen = build(spec) if isinstance(spec, str) else spec.build() if isinstance(spec, Info) else spec
         if not isinstance(chosen, Method):
             raise AddendaError(f"Expected a method such as addenda.catalogue() lists, or its name, got {chosen!r}.")
         named = chosen.targets if target is None else target
@@ -163,9 +163,9 @@ def attach(
 ) -> Adapter:
     """Put a new adapter on the model, make it the active one, and freeze the base.
 
-    method: a method, its text form ("name:option=value"), or {target: method}. targets, exclude: see
-    `core.targets`; by default what the method names, for most of them "linear". also_train: modules trained as whole
-    copies with the adapter (heads); head_bits: in so many bits, as the option `bits` of a method does for its own
+    method: a method, its text form ("name:option=value"), an entry of `catalogue()`, or {target: method}. targets,
+    exclude: see `core.targets`; by default what the method names, for most of them "linear". also_train: modules
+    trained as whole copies with the adapter (heads); head_bits: in so many bits, as the option `bits` of a method does for its own
     matrices. freeze: no parameter of the base learns, and nothing that it gathers about its inputs in training mode
     moves: batch norms work with the statistics that they have (`core.statistics`), those too whose weights are trained.
     With freeze=False all of that goes on, and no adapter's file holds it. seed: with a site's path, the key of every

@@ -22,6 +22,7 @@ from addenda.core.sites import CONV, CONV1D, EMBEDDING, LINEAR, Site, is_norm, k
 
 Target = str | Callable[[str, nn.Module], bool]
 ROLES = ("attention", "mlp", "linear", "embedding", "conv", "norm", "bias", "parameters")
+_PARAMETERS = {"norm": "parameter of a module called …Norm", "bias": "parameter called bias", "parameters": "parameter"}
 _HEADS = {
     "lm_head",
     "score",
@@ -264,7 +265,9 @@ def _nothing(model: nn.Module, target: Target) -> str:
     groups = grouped(path for path, _ in called(model))
     leaves = {path.rpartition(".")[2] for path, _ in called(model)} | set(ROLES)
     listed = "; ".join(f"{pattern} ({len(paths)})" for pattern, paths in list(groups.items())[:40]) or "nothing"
-    hint = nearest(target, leaves) if isinstance(target, str) else ""
+    hint = nearest(target, leaves - {target}) if isinstance(target, str) else ""
+    if target in ("norm", "bias", "parameters"):
+        hint = f" It names parameters, not modules, and this model has no {_PARAMETERS[str(target)]}."
     return (
         f"The target {target!r} matches nothing in this {type(model).__name__}.{hint} Roles: {', '.join(ROLES)}. "
         f"Modules that can be adapted: {listed}."

@@ -6,7 +6,8 @@ It starts at the base's own values, so the start is exact. By default it goes to
 normalisation layers included; the paper trains the task's head beside them (also_train). A model without biases, as
 most recent language models are, has nothing to train, and attaching says so.
 
-Traps: weight decay pulls biases towards 0, not towards the base; keep it at 0. On weights it is full fine-tuning.
+Traps: decay by an optimizer of your own pulls biases to 0, not to the base (ours leave them out). On weights it is
+full fine-tuning.
 
 Cost: m numbers a layer, about a thousandth of a model; no more time than the base. Backward needs no inputs of layers,
 only gradients of outputs. Not for large data, where full fine-tuning pulls ahead in the paper.

@@ -6,8 +6,8 @@ By default it goes to every module whose class is called …Norm (layer norms an
 paper tunes those of attention blocks, for language models that learn to see, and trains connector, embedding and head
 beside them (give also_train for these). It starts at the base's own values, so the start is exact.
 
-Traps: weight decay pulls γ towards 0, not towards the base; keep it at 0. PEFT lets one such adapter act at a time;
-here the changes of several add up.
+Traps: decay by an optimizer of your own pulls γ to 0, not to the base (ours leave it out). PEFT lets one such adapter
+act at a time; here the changes of several add up.
 
 Cost: one or two numbers for each channel of a norm, a few thousandths of a percent of the model; no more time than the
 base. Backward goes through the whole model all the same. Not for tasks that need new features: it weighs those there.

@@ -30,7 +30,7 @@ from torch import Tensor
 from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter
 from addenda.core.errors import AddendaError
-from addenda.optim.pairs import can_fuse, loss_of, plain_step, trained
+from addenda.optim.pairs import by_decay, can_fuse, loss_of, plain_step, trained
 from addenda.optim.registry import optimizer
 
 NAMES = ("A", "B", "E")
@@ -82,17 +82,18 @@ class BudgetedAdamW(torch.optim.Optimizer):
         self.betas = (beta_importance, beta_uncertainty)
         own = trained(adapter)
         options = {"lr": rate, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8, "taken": 0}
-        super().__init__(own, options | {"fused": can_fuse(own)})
+        super().__init__(by_decay(adapter, own, weight_decay), options | {"fused": can_fuse(own)})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One step, of the factors and of the budget."""
         loss = loss_of(closure)
-        (group,) = self.param_groups
+        group, *others = self.param_groups
         group["taken"] += 1
         if self.penalty:
             self._pull()
-        plain_step(self, group)
+        for each in (group, *others):
+            plain_step(self, each)
         if group["taken"] < self.fixed:
             self._look()
         self._allocate(group["taken"])

@@ -14,7 +14,7 @@ import torch
 
 from addenda.core.adapter import Adapter
 from addenda.core.errors import AddendaError
-from addenda.optim.pairs import can_fuse, paired, trained
+from addenda.optim.pairs import by_decay, can_fuse, paired, trained
 from addenda.optim.registry import optimizer
 
 
@@ -27,7 +27,7 @@ def lora_plus(
         raise AddendaError(f"lora+ wants a ratio above 0, got {ratio}.")
     lefts = [s.left for s in paired(adapter, "lora+") if s.left.requires_grad]
     rest = trained(adapter, lefts)
-    groups = [{"params": rest, "lr": rate}, {"params": lefts, "lr": rate * ratio}]
+    groups = [*by_decay(adapter, rest, weight_decay, lr=rate), {"params": lefts, "lr": rate * ratio}]
     return torch.optim.AdamW(
         [g for g in groups if g["params"]], lr=rate, weight_decay=weight_decay, fused=can_fuse(lefts + rest)
     )

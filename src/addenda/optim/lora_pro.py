@@ -88,7 +88,7 @@ class LoRAPro(torch.optim.Optimizer):
         for s in sites:
             alike.setdefault((s.left.shape[-2:], s.right.shape[-2:], s.left.dtype, s.left.device), []).append(s)
         self.alike = list(alike.values())
-        super().__init__(*groups_of(own, rest, rate, weight_decay, betas=(beta1, beta2), eps=eps))
+        super().__init__(*groups_of(adapter, own, rest, rate, weight_decay, betas=(beta1, beta2), eps=eps))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -11,7 +11,7 @@ from torch.optim.adamw import adamw
 from addenda.core.adapted import SiteTensors
 from addenda.core.adapter import Adapter
 from addenda.core.errors import AddendaError
-from addenda.core.method import Pair
+from addenda.core.method import Pair, Replace
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +63,26 @@ def can_fuse(parameters: Sequence[Tensor]) -> bool:
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 
-def groups_of(own: list, rest: list, rate: float, weight_decay: float, **more) -> tuple[list[dict], dict]:
+def groups_of(
+    adapter: Adapter, own: list, rest: list, rate: float, weight_decay: float, **more
+) -> tuple[list[dict], dict]:
     """Parameter groups and defaults for a torch optimizer that treats `own` its own way and `rest` as AdamW does."""
-    groups: list[dict[str, Any]] = [{"params": own}, *([{"params": rest}] if rest else [])]
+    groups: list[dict[str, Any]] = [{"params": own}, *by_decay(adapter, rest, weight_decay)]
     return groups, {"lr": rate, "weight_decay": weight_decay, "fused": can_fuse(own + rest), **more}
+
+
+def by_decay(adapter: Adapter, parameters: Sequence[nn.Parameter], weight_decay: float, **more) -> list[dict[str, Any]]:
+    """Parameters as groups of an optimizer: those that decay, and trained copies of vectors, which do not.
+
+    Gains of norms and biases are copied whole (`core.method.Replace`: also_train, full, ln-tuning, bitfit), so decay
+    would pull them to 0, and not to what the base has; transformers' Trainer leaves them out too. Every other vector
+    of an adapter starts from the base. Without decay it is one group. more: further options of the groups.
+    """
+    kept = {id(p) for _, t in adapter.sites() if isinstance(t.method, Replace) for p in t.parameters() if p.dim() < 2}
+    decayed = [p for p in parameters if not weight_decay or id(p) not in kept]
+    rest = [p for p in parameters if weight_decay and id(p) in kept]
+    groups: list[dict[str, Any]] = [{"params": decayed, **more}, {"params": rest, "weight_decay": 0.0, **more}]
+    return [g for g in groups if g["params"]]
 
 
 def loss_of(closure: Callable[[], Any] | None) -> Any:

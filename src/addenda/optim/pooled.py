@@ -12,7 +12,7 @@ import torch
 
 from addenda.core.adapter import Adapter
 from addenda.core.errors import AddendaError
-from addenda.optim.pairs import can_fuse, trained
+from addenda.optim.pairs import by_decay, can_fuse, trained
 from addenda.optim.registry import optimizer
 
 
@@ -30,7 +30,7 @@ def pooled_adamw(
             f"({adapter.kinds}) trains none. Take 'adamw'."
         )
     rest = trained(adapter, pooled)
-    groups = [{"params": rest, "lr": rate}, {"params": pooled, "lr": rate * ratio}]
+    groups = [*by_decay(adapter, rest, weight_decay, lr=rate), {"params": pooled, "lr": rate * ratio}]
     return torch.optim.AdamW(
         [g for g in groups if g["params"]], lr=rate, weight_decay=weight_decay, fused=can_fuse(pooled + rest)
     )

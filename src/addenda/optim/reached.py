@@ -32,7 +32,9 @@ class Reached(torch.optim.Optimizer):
         eps: float = 1e-8,
     ):
         own = self.take(adapter)
-        super().__init__(*groups_of(own, trained(adapter, own), rate, weight_decay, betas=(beta1, beta2), eps=eps))
+        super().__init__(
+            *groups_of(adapter, own, trained(adapter, own), rate, weight_decay, betas=(beta1, beta2), eps=eps)
+        )
 
     def take(self, adapter: Adapter) -> list[Tensor]:
         """The tensors that have units. Raises AddendaError where there is none."""

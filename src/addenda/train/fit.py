@@ -109,7 +109,8 @@ def fit(
 ) -> FitResult:
     """Train the adapter and nothing else; the model keeps its flags, its configuration and its base's bits.
 
-    steps: how many optimizer steps, or the rows of each of them (positions in `train`). batch … group: see `Settings`
+    steps: how many optimizer steps, or the rows of each of them (positions in `train`). weight_decay: not of trained
+    copies of norms' gains and of biases (`optim.pairs`). batch … group: see `Settings`
     and `batches.batches`; images, all of one length, are never grouped. eval_every: after every so many steps, or at a
     list of them; with `eval`, the default is ten times in the run, at most every 20th step. early_stop: after so many
     evaluations without a better loss; the adapter then gets its best values. out: a folder for checkpoints (None:
@@ -188,6 +189,7 @@ def fit(
     resumed_from = checkpoint.step_of(start) if start else 0
     micro = [part for step in rows for part in parts(step, accumulate)]
     new = [p for p in (folder, *folder.parents) if not p.exists()]
+    first = kept is not None and not (kept / checkpoint.NOTE).exists()
     try:
         if cache is not None:
             model.config.use_cache = False  # type: ignore[attr-defined]
@@ -215,6 +217,8 @@ def fit(
                     if early_stop is not None:
                         trainer.take_best()
     except BaseException:
+        if first and not checkpoint.all_of(folder):  # nothing to go on with: nothing stays
+            (folder / checkpoint.NOTE).unlink(missing_ok=True)
         for path in new:  # the Trainer makes folders before it has anything to put there
             with suppress(OSError):
                 path.rmdir()

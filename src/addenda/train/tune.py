@@ -29,7 +29,7 @@ from addenda.core.files import save
 from addenda.core.lock import one_at_a_time
 from addenda.core.method import Method
 from addenda.core.place import folder_for
-from addenda.core.registry import build, catalogue
+from addenda.core.registry import Info, build, catalogue
 from addenda.core.state import apply_again, find_state
 from addenda.core.targets import Target
 from addenda.core.undo import undone
@@ -161,7 +161,7 @@ def tune(
     """
     if steps is not None and epochs is not None:
         raise AddendaError(f"Give steps or epochs, not both; got steps={steps} and epochs={epochs}.")
-    chosen = build(method) if isinstance(method, str) else method
+    chosen = _built(method)
     if options.get("rate") is None:
         options["rate"] = starting_rate(chosen)
     loading = {"dtype": dtype, "device": device, "seed": seed, "trust_remote_code": trust_remote_code}
@@ -356,6 +356,13 @@ def _prepare(
             f"{train.source} holds {train.form} examples, which a {type(loaded.model).__name__} cannot learn."
         )
     return loaded, train, held
+
+
+def _built(method: Any) -> Any:
+    """The method of a text form or an entry of the catalogue; another one, or {target: method}, as it is."""
+    if isinstance(method, Mapping):
+        return {target: _built(m) for target, m in method.items()}
+    return build(method) if isinstance(method, str) else method.build() if isinstance(method, Info) else method
 
 
 def starting_rate(method: Any) -> float:
