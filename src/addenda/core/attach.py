@@ -165,12 +165,12 @@ def attach(
 
     method: a method, its text form ("name:option=value"), an entry of `catalogue()`, or {target: method}. targets,
     exclude: see `core.targets`; by default what the method names, for most of them "linear". also_train: modules
-    trained as whole copies with the adapter (heads); head_bits: in so many bits, as the option `bits` of a method does for its own
-    matrices. freeze: no parameter of the base learns, and nothing that it gathers about its inputs in training mode
-    moves: batch norms work with the statistics that they have (`core.statistics`), those too whose weights are trained.
-    With freeze=False all of that goes on, and no adapter's file holds it. seed: with a site's path, the key of every
-    random tensor. calibration: batches for methods that look at data first; loss(model, batch) defaults to
-    `model(**batch).loss`. progress: called with (done, total, path).
+    trained as whole copies with the adapter (heads); head_bits: in so many bits, as the option `bits` of a method
+    does for its own matrices. freeze: no parameter of the base learns, and nothing that it gathers about its inputs
+    in training mode moves: batch norms work with the statistics that they have (`core.statistics`), those too whose
+    weights are trained. With freeze=False all of that goes on, and no adapter's file holds it. seed: with a site's
+    path, the key of every random tensor. calibration: batches for methods that look at data first; loss(model, batch)
+    defaults to `model(**batch).loss`. progress: called with (done, total, path).
 
     Raises AddendaError, and leaves the model as it was, when a target matches nothing, a site cannot take the method,
     the name is taken, a merged change is in the base, data is missing for a calibrated method, or the model is sharded.

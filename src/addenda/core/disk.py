@@ -37,6 +37,8 @@ class DiskError(AddendaError, OSError):
 
 def path_of(given: str | Path, what: str = "path") -> Path:
     """A path as a user gives it, with `~`. Raises AddendaError for an empty one, and for one that no system has."""
+    if not isinstance(given, str | os.PathLike):
+        raise AddendaError(f"{what} is a path, got {given!r}.")
     text = os.fspath(given)
     if not text.strip() or "\0" in text:
         raise AddendaError(f"{what} is {text!r}, which names nothing. Name a file or a folder.")

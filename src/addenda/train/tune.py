@@ -167,13 +167,13 @@ def tune(
     loading = {"dtype": dtype, "device": device, "seed": seed, "trust_remote_code": trust_remote_code}
     loading |= {k: v for k, v in (("image_size", image_size), ("quantize", quantize)) if v}
     columns = (columns or {}) | ({"label_kind": label_kind} if label_kind else {})
-    folder = None if out is None else folder_for(out, apart=(model, data, eval_data))
-    if folder is not None:
-        check_ours(folder)
     _check(model, tokenizer, eval_data, columns, subset, overflow, out, loading)
     check_options(steps=steps or 1, batch=batch, seed=seed, **options)
     judged = eval_data is not None or subset is not None or hasattr(data, "splits")
     _check_pairs(options, judged, out is not None)
+    folder = None if out is None else folder_for(out, apart=(model, data, eval_data))
+    if folder is not None:
+        check_ours(folder)
     say = announce if progress is True else silent
     say(f"reading {'the data' if isinstance(model, nn.Module) else 'the data and the model'}")
     loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns, subset, loading)
