@@ -12,6 +12,7 @@ from addenda.train.data import Data, as_train, check_classes, of_task, read, sha
 from addenda.train.encode import Tokens, encode, tokenise
 from addenda.train.encoded import Encoded
 from addenda.train.labels import of_head
+from addenda.train.limits import padded, within
 from addenda.train.load import Loaded, config_of, head_in, load_model, name_outputs
 from addenda.train.subsets import Subset
 from addenda.train.supported import task_in
@@ -144,8 +145,9 @@ def from_files(
         name_outputs(loaded.model, train.labels)
     said: dict[str, Data] = {"train": train, **parts}
     asked = {k: _first(d, most(k, items)) if task == "image" else d for k, d in said.items()}
-    reading: dict[str, Any] = {"max_length": max_length, "skip_corrupt": skip_corrupt}
-    splits = {k: encode(d, loaded.tokenizer, **reading) for k, d in asked.items()}
+    limit = max_length if task == "image" else within(max_length, loaded.model)
+    reading: dict[str, Any] = {"max_length": limit, "skip_corrupt": skip_corrupt}
+    splits = {k: padded(encode(d, loaded.tokenizer, **reading), loaded.model, 2) for k, d in asked.items()}
     return of_splits(loaded, said, splits, Path(data).name, _about(said, splits, loaded, subset))
 
 

@@ -17,6 +17,7 @@ from addenda.train.data import Chat, TaskKind, read
 from addenda.train.encode import Overflow, encode, end_ids, prompt_ids
 from addenda.train.encoded import Encoded
 from addenda.train.labels import head_of, of_head
+from addenda.train.limits import padded, positions, within
 from addenda.train.loss import score
 from addenda.train.machine import device_of
 from addenda.train.supported import check_module
@@ -80,10 +81,12 @@ def evaluate(
             )
         options: dict[str, Any] = {"task": task_of(model)} | known_of(model, columns)
         data = read(examples, **options)
-        reading: dict[str, Any] = {"max_length": max_length, "overflow": overflow, "chat": chat}
+        limit = max_length if data.form == "image" else within(max_length, model)
+        reading: dict[str, Any] = {"max_length": limit, "overflow": overflow, "chat": chat}
         examples = encode(data, tokenizer, **reading, skip_corrupt=skip_corrupt)
     if not len(examples):
         raise AddendaError("There is no example to evaluate.")
+    examples = padded(examples, model, batch)
     started, device = time.perf_counter(), device_of(model)
     lengths = examples.lengths
     order = sorted(range(len(examples)), key=lambda i: -lengths[i])
@@ -176,6 +179,11 @@ def generate(
     )
     ids = [prompt_ids(tokenizer, p, chat) for p in prompts]
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    if (room := positions(model)) is not None and len(ids[order[0]]) + max_new_tokens > room:
+        raise AddendaError(
+            f"Prompt {order[0]} has {len(ids[order[0]])} tokens, and the model has positions for {room}: no "
+            f"{max_new_tokens} more fit. Shorten it, or ask for fewer new tokens."
+        )
     answers = [""] * len(ids)
     with training_mode(model, False):
         for at in range(0, len(order), batch):

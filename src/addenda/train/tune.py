@@ -42,6 +42,7 @@ from addenda.train.encoded import Encoded
 from addenda.train.evaluate import evaluate, generate, task_of
 from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.labels import LabelKind, head_of, of_head
+from addenda.train.limits import padded, within
 from addenda.train.load import Loaded, config_of, head_in, load_model, name_outputs
 from addenda.train.loss import score
 from addenda.train.machine import device_of, pick_device, pick_dtype, resident
@@ -180,9 +181,10 @@ def tune(
     model, tokenizer = loaded.model, loaded.tokenizer
     heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
     loaded.check_heads(tuple(heads))
-    limit = max_length or context(model, tokenizer)
+    limit = None if isinstance(tokenizer, Preparation) else within(max_length or context(model, tokenizer), model)
     reading: dict[str, Any] = {"max_length": limit, "overflow": overflow, "chat": chat, "skip_corrupt": skip_corrupt}
     encoded, *more = [encode(d, tokenizer, **reading) for d in (train, held) if d is not None]
+    encoded, *more = [padded(e, model, batch) for e in (encoded, *more)]
     tested = more[0] if more else None
     if progress is True:
         understood(encoded.said)
