@@ -65,6 +65,10 @@ def evaluate(
     items: Annotated[Path | None, typer.Option("--items", help="Write one JSON line per example here.")] = None,
 ) -> None:
     """Judge a model on data: loss, and how many examples are right."""
+    from addenda.core.atomic import write_atomically
+    from addenda.core.place import file_for
+
+    where = None if items is None else file_for(items, _is_items, what="--items")  # before anything is loaded
     source = data_or_default(data)
     loaded = with_adapter(model, adapter, dtype, device, image_size, trust_remote_code, base)
     from addenda.train.evaluate import evaluate as judge
@@ -80,11 +84,20 @@ def evaluate(
     tell(made)
     if made.skipped:
         tell(left_out(made.skipped))
-    if items is not None:
+    if where is not None:
         right = made.items or [None] * len(made.losses)
         rows = zip(right, made.losses, strict=True)
-        items.write_text("".join(json.dumps({"right": r, "loss": loss}) + "\n" for r, loss in rows), encoding="utf-8")
-        tell(f"written: {items}")
+        write_atomically(where, "".join(json.dumps({"right": r, "loss": loss}) + "\n" for r, loss in rows).encode())
+        tell(f"written: {where}")
+
+
+def _is_items(file: Path) -> bool:
+    """Whether a file is what --items has written: one object with these two names a line, and nothing else."""
+    try:
+        with file.open(encoding="utf-8") as f:
+            return all(set(json.loads(line)) == {"right", "loss"} for line in f)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def generate(

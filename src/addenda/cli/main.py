@@ -58,9 +58,16 @@ def run(arguments: list[str] | None = None) -> None:
         print("addenda: interrupted.", file=sys.stderr)  # before a command began
         sys.exit(130)
     except Exception as error:
+        from addenda.core.disk import printable, reading
         from addenda.core.errors import AddendaError
 
-        if not isinstance(error, AddendaError) or "--debug" in arguments:
+        if "--debug" in arguments or not isinstance(error, (AddendaError, OSError)):
             raise
-        say(f"addenda: {error}")
+        if not isinstance(error, AddendaError):  # a path that no command has looked at itself
+            try:
+                with reading(error.filename or "A file"):
+                    raise error
+            except AddendaError as made:
+                error = made
+        say(f"addenda: {printable(str(error))}")
         sys.exit(2)

@@ -20,7 +20,11 @@ def methods(
     from addenda.core.registry import catalogue, info
 
     if page is not None:
-        page.write_text(catalogue_page())
+        from addenda.core.atomic import write_atomically
+        from addenda.core.place import file_for, holds
+
+        path = file_for(page, lambda file: holds(file, "# The catalogue\n", "`addenda methods --page"), what="--page")
+        write_atomically(path, catalogue_page().encode())
         return
     if name and not set("*?[") & set(name):
         tell(_full(info(name)))

@@ -8,7 +8,6 @@ by something stronger than this process; it is ignored, listed in `Record.ignore
 Files are strict JSON: a loss that is not finite is stored as null.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from addenda.core.atomic import readable, write_atomically
+from addenda.core.disk import read_json, reading
 from addenda.core.errors import AddendaError
 
 SCHEMA = 1
@@ -48,8 +48,8 @@ class Record:
         trials, ignored, problems, shorter = [], [], [], []
         for file in sorted((path / "trials").glob("*.json")):
             try:
-                trial = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError:
+                trial = read_json(file)
+            except AddendaError:
                 ignored.append(file.name)
                 continue
             found = _trial_problems(trial, config)
@@ -153,17 +153,18 @@ def trial_name(trial: Mapping[str, Any]) -> str:
 
 
 def _config(file: Path) -> dict[str, Any]:
-    if not file.exists():
+    with reading(file):
+        there = file.exists()
+    if not there:
         raise AddendaError(
             f"No record at {file.parent}: a directory with a config.json was expected. "
             "Give the directory that `addenda compare --out` wrote."
         )
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        config = read_json(file)
+    except AddendaError as error:
         raise AddendaError(
-            f"{file} is not JSON ({error}). It says what was compared and cannot be guessed: "
-            "start again in another --out."
+            f"{error} It says what was compared and cannot be guessed: start again in another --out."
         ) from error
     _check_config(file, config)
     return {**DEFAULTS, "notes": [], **config}

@@ -24,6 +24,7 @@ from addenda.compare.subject import Subject, embedded, from_files
 from addenda.compare.trial import Settings, control, trial
 from addenda.core import ranges
 from addenda.core.arguments import checked, names_of, unknown_names
+from addenda.core.disk import path_of
 from addenda.core.errors import AddendaError
 from addenda.core.lock import one_at_a_time
 from addenda.core.place import check_free, folder_for, no_file
@@ -99,6 +100,7 @@ def compare(
     methods and a longer budget of steps or seconds are run, and noted (see `grow`).
     Raises AddendaError for bad input, another comparison in `out` and another run at it, before anything is run.
     """
+    model, data = (None if p is None else path_of(p) for p in (model, data))
     out = folder_for(out, apart=(model, data))
     record = open_record(out)
     check_free(out, {"report.html": is_report} | ({} if record else {"trials": no_file, "partial": no_file}))

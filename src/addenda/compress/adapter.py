@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from addenda.core.arguments import checked
+from addenda.core.disk import path_of
 from addenda.core.errors import AddendaError
 from addenda.core.fewbits import encoded, said
 from addenda.core.files import described, methods_of
 from addenda.core.form import bits_of, packed_as, read, write
 from addenda.core.method import WeightMethod
+from addenda.core.place import file_for
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ def compress_adapter(
     Raises AddendaError for a file that is none, has codes already, was trained in other bits, or trains no matrix, and
     for bits outside 1 to 8; then nothing is written.
     """
-    file = Path(file)
+    file = path_of(file)
+    path = path_of(out, "out") if out is not None else file.with_name(f"{file.stem}-{bits}bit{file.suffix}")
+    file_for(path, Path.is_file, what="out")  # whose it is, is seen below: it may be the same codes
     header, tensors = read(file)
     trained, copy = methods_of(header, file)
     for m in trained:
@@ -93,15 +98,24 @@ def compress_adapter(
     header["methods"] = described(methods)
     if any(s["method"] == -1 for s in header["sites"]):
         header["head"] = copy.options(defaults=True)
-    path = Path(out) if out is not None else file.with_name(f"{file.stem}-{bits}bit{file.suffix}")
     if path.resolve() == file.resolve():
         raise AddendaError(f"{path} is the file itself, whose values the codes do not hold. Give another --out.")
+    file_for(path, lambda there: _same(there, header, tensors), what="out")
     quality = {} if judge is None else {"before": judge(file)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     write(path, header, tensors)
     if judge is not None:
         quality["after"] = judge(path)
     return AdapterReport(path, bits, before, _size(tensors), errors, quality)
+
+
+def _same(there: Path, header: dict, tensors: dict[str, Tensor]) -> bool:
+    """Whether a file is what this very call wrote before."""
+    try:
+        known, held = read(there)
+    except AddendaError:
+        return False
+    same = held.keys() == tensors.keys() and all(torch.equal(held[k], t) for k, t in tensors.items())
+    return same and [s["path"] for s in known["sites"]] == [s["path"] for s in header["sites"]]
 
 
 def _all_bits(header: dict) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from addenda.compress.folder import METHOD, put
 from addenda.compress.layers import FORMS
 from addenda.compress.work import check_apart, check_free, rename, writing
+from addenda.core.disk import path_of
 from addenda.core.errors import AddendaError
 from addenda.train.load import config_of, load_model
 from addenda.train.pretrained import quiet
@@ -24,7 +25,7 @@ def to_dense(folder: str | Path, out: str | Path, *, dtype: str = "auto", trust_
     Raises AddendaError for a folder without low-rank layers, a target that is taken or lies in it, and a bias that the
     architecture's own layer does not have (from center=True).
     """
-    source, out = Path(folder).expanduser(), Path(out).expanduser().resolve()
+    source, out = Path(folder).expanduser(), path_of(out, "out").resolve()
     config: Any = config_of(source, trust_remote_code)
     entry = getattr(config, "quantization_config", None) or {}
     if entry.get("quant_method") != METHOD:

@@ -37,6 +37,7 @@ from addenda.compress.texts import Windows, windows
 from addenda.compress.walk import Piece, Walk
 from addenda.compress.work import Work, check_apart, check_free, identity_of, writing
 from addenda.core.arguments import checked
+from addenda.core.disk import path_of
 from addenda.core.errors import AddendaError
 from addenda.core.parallel import side_by_side
 from addenda.core.sites import site_at
@@ -80,7 +81,7 @@ def compress(
     and a full disk. The source is never written to, and an unfinished target keeps what is done.
     """
     s, say, started = settings or Settings(), say or (lambda _: None), time.perf_counter()
-    source, out = Path(model).expanduser(), Path(out).expanduser().resolve()
+    source, out = Path(model).expanduser(), path_of(out, "out").resolve()
     config: Any = config_of(source, trust_remote_code)  # raises where there is no model
     packed = getattr(config, "quantization_config", None)
     if packed:

@@ -7,6 +7,7 @@ OUT.unfinished/
   model/               the finished folder, until its one rename to OUT
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from addenda.compress.solve import LowRank
 from addenda.core.atomic import write_atomically
-from addenda.core.disk import writing
+from addenda.core.disk import read_json, reading, writing
 from addenda.core.errors import AddendaError
+from addenda.core.identity import differences
 from addenda.core.lock import Lock
 
 _LOCK = ".lock"
@@ -72,11 +74,16 @@ class Work:
         check_free(self.out)  # a run that was under way may have ended between that look and the lock
         known = self.notes()
         if known is not None:
-            other = [k for k in self.identity if known.get("identity", {}).get(k) != self.identity[k]]
+            there = known.get("identity")
+            if not isinstance(there, dict):
+                raise AddendaError(f"{self.folder / 'plan.json'} is not of such a run. Choose another --out.")
+            other = [k for k in self.identity if there.get(k) != self.identity[k]]
             if other:
+                said = differences({k: there.get(k) for k in other}, {k: self.identity[k] for k in other})
                 raise AddendaError(
-                    f"{self.folder} holds the work of a run with other settings ({', '.join(other)} differ). Give the "
-                    "same ones to go on, choose another --out, or remove that folder."
+                    f"{self.folder} holds the work of a run with other settings ({', '.join(other)} differ): "
+                    f"{'; '.join(map(str, said))}. Give the same ones to go on, choose another --out, or remove that "
+                    "folder."
                 )
             self.resumed = True
             return
@@ -90,12 +97,15 @@ class Work:
 
     def notes(self) -> dict | None:
         """What plan.json says, or None where there is none."""
-        try:
-            return json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not (self.folder / "plan.json").is_file():
             return None
-        except (OSError, ValueError) as error:
-            raise AddendaError(f"{self.folder / 'plan.json'} cannot be read: {error}. Remove the folder.") from None
+        try:
+            said = read_json(self.folder / "plan.json")
+        except AddendaError as error:
+            raise AddendaError(f"{error} Remove the folder {self.folder}.") from None
+        if not isinstance(said, dict):
+            raise AddendaError(f"{self.folder / 'plan.json'} is not of such a run. Choose another --out.")
+        return said
 
     def note(self, **what) -> None:
         with writing(self.folder):
@@ -140,7 +150,15 @@ class Work:
         """Give the finished folder its name and drop the rest."""
         with writing(self.out):
             rename(self.folder / "model", self.out)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Delete what this class writes; a file of anybody else's keeps the folder."""
+        for path in [*self.folder.glob("*.safetensors"), self.folder / "plan.json", self.folder / _LOCK]:
+            if path.suffix != ".safetensors" or self.has(path.stem):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
 
 def beside(out: Path) -> Path:
@@ -157,7 +175,9 @@ def rename(folder: Path, out: Path) -> None:
 
 def check_free(out: Path) -> None:
     """Raises AddendaError where something is at a target already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    with reading(out):
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken:
         raise AddendaError(f"{out} is there already and is not empty. Choose another --out, or remove it.")
 
 

@@ -122,6 +122,17 @@ def shown(path: str | Path) -> str:
     return text if len(text) <= 300 else f"{text[:120]}…{text[-60:]}"
 
 
+def printable(text: str) -> str:
+    """A text without what moves a terminal: control characters (but lines and tabs) are shown as \\x1b."""
+    odd = (c for c in set(text) if c not in "\n\t" and (ord(c) < 32 or 127 <= ord(c) < 160 or c in _TURNS))
+    for c in odd:
+        text = text.replace(c, f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # of the direction of writing
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises AddendaError for one that is missing, too long, too deep, or not strict JSON."""
     try:

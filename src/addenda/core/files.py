@@ -28,6 +28,7 @@ from addenda.core.adapter import Adapter, fitting
 from addenda.core.arguments import checked
 from addenda.core.attach import install, ready, unfit
 from addenda.core.borrow import in_its_mode
+from addenda.core.disk import file_of
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.fewbits import FewBits, encoded, said
 from addenda.core.form import FLOATING, SCHEMA, bits_of, count_of, packed_as, read, write
@@ -98,7 +99,7 @@ def save(adapter: Adapter, path: str | Path, *, basis: bool = False, latent: boo
     return when the file is there.
     Raises AddendaError for tensors that are empty or not finite; then nothing is written.
     """
-    path = Path(path)
+    path = file_of(path)
     root, state, record = record_of(adapter.model, adapter.name)
     methods = list(dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train))
     tensors: dict[str, Tensor] = {}

@@ -10,6 +10,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from addenda.core.atomic import write_atomically
+from addenda.core.disk import path_of, reading, shown
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.fewbits import FewBits, code_bytes
 
@@ -32,9 +33,14 @@ def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
 
     Raises AddendaError for a file that is missing, damaged, of another make or of a newer schema.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AddendaError(f"There is no file {path}.{_hint(path)}")
+    path = path_of(path)
+    with reading(path):
+        folder, there = path.is_dir(), path.is_file()
+    if folder:
+        inside = sorted(p.name for p in path.glob("*.safetensors"))[:4]
+        raise AddendaError(f"{path} is a folder, and an adapter is a file. In it: {', '.join(inside) or 'none'}.")
+    if not there:
+        raise AddendaError(f"There is no file {shown(path)}.{_hint(path)}")
     try:
         with open(path, "rb") as f:
             size = int.from_bytes(f.read(8), "little")

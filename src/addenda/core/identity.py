@@ -66,7 +66,8 @@ def goes_on(what: str, there: dict, now: dict, *, grows: Grows | None = None, wa
     entries = [Difference(k, there.get(k), now.get(k)) for k in grows if there.get(k) != now.get(k)]
     grown = [d for d in entries if _is_more(grows[d.name], d)]
     same = {d.name for d in grown}
-    other = differences(*({k: v for k, v in side.items() if k not in same} for side in (there, now)))
+    rest, here = ({k: v for k, v in side.items() if k not in same} for side in (there, now))
+    other = differences(rest, here)
     if other:
         more = f" (What may grow: {', '.join(grows)}.)" if grows else ""
         raise AddendaError(f"{what} belongs to another run: {'; '.join(map(str, other))}. {way}{more}")

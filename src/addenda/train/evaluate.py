@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from addenda.core.arguments import checked, names_of
 from addenda.core.borrow import training_mode
+from addenda.core.disk import path_of
 from addenda.core.errors import AddendaError
 from addenda.core.past import as_given, cache_of
 from addenda.train.data import Chat, TaskKind, read
@@ -80,6 +82,7 @@ def evaluate(
                 "evaluate wants a tokenizer (for images a Preparation) for examples that are not Encoded."
             )
         options: dict[str, Any] = {"task": task_of(model)} | known_of(model, columns)
+        examples = path_of(examples) if isinstance(examples, str | Path) else examples
         data = read(examples, **options)
         limit = max_length if data.form == "image" else within(max_length, model)
         reading: dict[str, Any] = {"max_length": limit, "overflow": overflow, "chat": chat}

@@ -15,7 +15,7 @@ from torch import nn
 from addenda.compress.bridges import adopt
 from addenda.compress.quantize import FORMS, Form, bits_of
 from addenda.compress.quantize import quantize as quantised
-from addenda.core.disk import path_of, read_json
+from addenda.core.disk import path_of, read_json, reading
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.form import read
 from addenda.train.data import TaskKind
@@ -184,7 +184,9 @@ def head_in(folder: str | Path, trust_remote_code: bool = False) -> tuple[tuple[
 
 def config_of(folder: Path, trust_remote_code: bool = False):
     """A folder's configuration. Raises AddendaError where there is none."""
-    if not (folder / "config.json").is_file():
+    with reading(folder):
+        there = (folder / "config.json").is_file()
+    if not there:
         around = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         what = "no config.json in it" if folder.is_dir() else "no such folder"
         raise AddendaError(
