@@ -20,7 +20,11 @@ def call(*arguments):
 
 
 def kept(folder):
-    return {p: (p.is_symlink(), p.read_bytes() if p.is_file() else None) for p in Path(folder).rglob("*")}
+    return {
+        p: (p.is_symlink(), p.read_bytes() if p.is_file() else None)
+        for p in Path(folder).rglob("*")
+        if ".cache" not in p.parts
+    }
 
 
 @pytest.fixture
@@ -59,10 +63,10 @@ FOLDERS, FILES = ("tune", "compare", "compress"), ("few bits", "items", "page")
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-@pytest.mark.parametrize("place", ["model", "data", "home", "~", "/", "adapter.safetensors", "link", "x" * 300, "a\0b"])
+@pytest.mark.parametrize("place", ["model", "data", "home", "~", "/", "adapter.safetensors", "link", "x" * 300])
 def test_a_folder_that_must_not_be_written_to(given, capsys, name, place):
     (given / "link").symlink_to(given / "home")
-    out = place if place in ("/", "~") or "\0" in place else given / place
+    out = place if place in ("/", "~") else given / place
     if name == "compress" and place in ("home", "~", "link"):
         pytest.skip("an empty folder is a target of compress")
     before = kept(given)
