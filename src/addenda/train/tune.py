@@ -170,9 +170,6 @@ def tune(
     loading |= {k: v for k, v in (("image_size", image_size), ("quantize", quantize)) if v}
     columns = (columns or {}) | ({"label_kind": label_kind} if label_kind else {})
     model, data, eval_data = (path_of(x) if isinstance(x, str | Path) else x for x in (model, data, eval_data))
-    folder = None if out is None else folder_for(out, apart=(model, data, eval_data))
-    if folder is not None:
-        check_ours(folder)
     _check(model, tokenizer, eval_data, columns, subset, overflow, out, loading)
     check_options(steps=steps or 1, batch=batch, seed=seed, **options)
     judged = eval_data is not None or subset is not None or hasattr(data, "splits")
