@@ -136,3 +136,16 @@ def test_two_low_rank_adapters_run_as_one_product(tiny, ids):
     y = linear(eye)
     assert type(y.grad_fn).__name__ == "FactoredLinearBackward"
     torch.testing.assert_close(y, W.T + bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+@pytest.mark.parametrize("name", ["lora:rank=2", "dora:rank=2", "shira", "houlsby:rank=2"])
+@pytest.mark.parametrize("recording", [True, False])
+def test_exports(recording, name, tiny, ids):
+    adapter = ad.attach(tiny.eval(), name)
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p += 0.05 * torch.randn_like(p)
+    with torch.set_grad_enabled(recording):
+        made = torch.export.export(tiny, (ids,)).module()
+    torch.testing.assert_close(made(ids), tiny(ids))

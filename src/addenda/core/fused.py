@@ -63,7 +63,7 @@ def _forward(x, drop, W, bias, c, B, A, middle, index, rows, sums, dtype=None):
     else:
         y.add_(F.linear(h_M, left))
     if c is not None:
-        _rows_times(y, c, out=y)
+        y.addcmul_(y, (c - 1).to(y.dtype))  # as `_rows_times`; an export traces this and takes no out=
         if bias is not None:
             y.add_(((1 - c) * bias).to(y.dtype))
     return y, left, A, h, seen
