@@ -74,7 +74,6 @@ RANGES: dict[str, Range] = {
     # data and models
     "max_length": _COUNT,
     "image_size": _whole(1, 10**5),
-    "prefix": _whole(0),
     "max_new_tokens": _COUNT,
     "labels": _whole(1, 10**7),
     # comparing

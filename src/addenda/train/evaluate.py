@@ -15,6 +15,7 @@ from addenda.core.borrow import training_mode
 from addenda.core.disk import path_of
 from addenda.core.errors import AddendaError
 from addenda.core.past import as_given, cache_of
+from addenda.core.ranges import MANY, Range
 from addenda.train.data import Chat, TaskKind, read
 from addenda.train.encode import Overflow, encode, end_ids, prompt_ids
 from addenda.train.encoded import Encoded
@@ -44,7 +45,7 @@ class Evaluation:
         return f"{right}loss {self.loss:.4f}, {self.tokens / max(self.seconds, 1e-9):,.0f} {self.unit}/s"
 
 
-@checked(also=names_of(read, without=("task",)))
+@checked(also=names_of(read, without=("task",)), special={"prefix": Range(0, MANY, whole=True)})
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
