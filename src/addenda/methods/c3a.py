@@ -39,7 +39,8 @@ from addenda.core.registry import register
     rate=1e-1,
     published="RoBERTa-base, mean of 6 tasks of GLUE: full fine-tuning 83.92, LoRA r = 8 83.35 with 0.295 M numbers, "
     "C3A 83.84 with 0.111 M (paper; others print 85.2 for the same LoRA).",
-    paper_setting="RoBERTa: blocks of the whole width and of a sixth of it (768 and 128; here 64), on query and value.",
+    paper_setting="blocks of the whole width and of a sixth of it on RoBERTa-base (768 and 128), an eighth on large "
+    "(128), a 32nd on LLaMA (4096/32 = 128; here 64) (paper, tables 2 to 4); PEFT's default is 256.",
 )
 @dataclass(frozen=True)
 class C3A(WeightMethod):

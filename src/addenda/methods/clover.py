@@ -60,7 +60,8 @@ LEAST = 1e-6  # singular values below this share of the largest are none
     published="LLaMA-2-7B, mean of 8 commonsense tasks: LoRA 77.6, DoRA 79.7, PiSSA 84.5, CLOVER 85.2, each with "
     "0.83 % of the numbers (paper, table 2; its rows of LoRA and DoRA are copied from DoRA's paper, where checkpoints "
     "are chosen by validation, as they are not here).",
-    paper_setting="LLaMA-2-7B: blocks of 128 on keys and values and of 64 on up (here 64 everywhere).",
+    paper_setting="LLaMA: a head's size on keys and values with outputs, 64 rows of up as one head (here 64 "
+    "everywhere), rate 1e-4, batch 16 (paper, §4.2; a head of LLaMA-2-7B has 128).",
 )
 @dataclass(frozen=True)
 class CLOVER(WeightMethod):

@@ -38,7 +38,8 @@ from addenda.core.registry import register
     hypothesis="The change is low-rank, and its directions should be learned apart from its size.",
     family="low-rank",
     rate=3e-3,
-    paper_setting="r = 32 (here 8) on q, k, v, up and down of LLaMA, strengths and their rate tuned apart.",
+    paper_setting="r = 8, as here: on query and value of RoBERTa-base with λ = 4 or 12 (here 15) and a rate of λ's "
+    "own up to 3 times the others' (release's script), and on LLaMA-2; r = 16 for images (paper, §3.3).",
 )
 @dataclass(frozen=True)
 class DeLoRA(WeightMethod):

@@ -37,7 +37,7 @@ from addenda.core.registry import register
     published="LLaMA-7B, mean of 8 commonsense tasks: LoRA 74.7, DoRA 78.4 (paper). PEFT's own benchmark, "
     "Llama-3.2-3B, GSM8K: DoRA r = 32 0.469, LoRA r = 32 0.478.",
     paper_setting="r = 32 with α = 64, or r = 16 with α = 32 (here r = 8, s = 1), on q, k, v, up and down, dropout "
-    "0.05.",
+    "0.05, rates of 1e-4 and 2e-4 (release's README).",
 )
 @dataclass(frozen=True)
 class DoRA(Ranked):

@@ -44,7 +44,8 @@ from addenda.core.registry import register
     hypothesis="The change has low rank and reads its inputs along the directions in which they vary most.",
     family="low-rank",
     rate=3e-3,
-    paper_setting="r = 16 with ranks handed out anew (rho up to 2; here r = 8 and rho = 1), on all linear layers.",
+    paper_setting="r = 16 with ranks handed out anew, rho = 2 (here r = 8 and rho = 1), α = 1 (here α = r), on all "
+    "linear layers with the head, rate 5e-4 (paper, §4.1 and table 4).",
 )
 @dataclass(frozen=True)
 class EVA(LowRank):

@@ -39,7 +39,9 @@ from addenda.core.registry import register
     hypothesis="A task only needs its inputs turned, and one angle an input is enough to turn them.",
     family="rotation",
     rate=1e-2,
-    paper_setting="all linear layers of DeBERTaV3, and both forms: strict rotations, as here, and quasi=True.",
+    paper_setting="DeBERTaV3, LLaMA-2-7B and ViT, both forms: strict rotations, as here, and quasi=True, which the "
+    "paper trains with a penalty on α · β of each pair (not here); the larger the model, the better the strict form "
+    "(paper, §4.2 and §5).",
 )
 @dataclass(frozen=True)
 class GOFT(WeightMethod):

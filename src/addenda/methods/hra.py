@@ -36,8 +36,9 @@ from addenda.core.registry import register
     hypothesis="A task only needs its inputs turned, and only within a few directions of their space.",
     family="rotation",
     rate=1e-2,
-    paper_setting="r = 8 on all linear layers of DeBERTaV3, as here; r = 32 on q and v of LLaMA-2, with a penalty "
-    "of orthogonality.",
+    paper_setting="DeBERTaV3: r = 8, as here; query and value of LLaMA-2-7B: r = 32, or 16 and 8, with a penalty of "
+    "orthogonality of weight 1e-5 to 1e-3 (not here), rate 1e-5 in the release's script, which leaves the penalty out "
+    "(paper, §4).",
 )
 @dataclass(frozen=True)
 class HRA(WeightMethod):

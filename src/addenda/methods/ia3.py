@@ -36,7 +36,7 @@ from addenda.core.registry import register
     family="scale",
     rate=1e-2,
     paper_setting="keys, values and the hidden layer of the MLP (here every linear layer, on its outputs), T0-3B, "
-    "rate 3e-3.",
+    "Adafactor at rate 3e-3, 1,000 steps of 8 (paper, §3.3 and §3.5).",
 )
 @dataclass(frozen=True)
 class IA3(WeightMethod):

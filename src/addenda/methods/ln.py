@@ -28,8 +28,8 @@ from addenda.core.registry import register
     hypothesis="The features that a task needs are there; it is enough to weigh and shift channels between the layers.",
     family="dense",
     rate=1e-3,
-    paper_setting="the norms of LLaVA's language model; the connector, the word embedding and the head are trained "
-    "beside (here norms only).",
+    paper_setting="the norms of a language model that learns to see; the connector to its vision tower, the word "
+    "embedding and the head are trained beside them (here norms only; paper, figure 1).",
 )
 @dataclass(frozen=True)
 class LNTuning(Replace):

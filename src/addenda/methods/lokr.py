@@ -38,7 +38,8 @@ from addenda.core.registry import register, variant
     hypothesis="The change repeats one low-rank pattern over the whole weight, each time with its own factor.",
     family="block",
     rate=1e-2,
-    paper_setting="image models, factors of 8 or so (here nearly square); no results of its own for language.",
+    paper_setting="Stable Diffusion: factor 8 and a full second factor (rank=None), down to 4 for more capacity "
+    "(here nearly square, rank 8), rates of 1e-4 to 1e-3 (paper, §5).",
 )
 @dataclass(frozen=True)
 class LoKr(WeightMethod):
@@ -106,5 +107,6 @@ variant(
     paper="Edalati et al. 2022, arXiv:2212.10650",
     equation="ΔW = s C ⊗ B",
     hypothesis="The change repeats one pattern over the whole weight, each time with its own factor.",
-    paper_setting="query and value of T5, the scale tuned for each task (here 1, every linear layer).",
+    paper_setting="T5 on GLUE (abstract; its text was not checked). Others' code puts it on query and value with a "
+    "tuned scale; here every linear layer, nearly square factors and s = 1.",
 )

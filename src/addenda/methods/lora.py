@@ -16,9 +16,11 @@ PiSSA divides s out of its factors, OLoRA does not (nor does PEFT), so that B0 s
 times that part of W. Signs are fixed so that R has no negative diagonal entry, which makes Q and R unique. Trap: "the
 first r" are the first r columns of W, in no order of size. Both origins are found from W at load, in float64.
 
-rsLoRA has α = 8 for all ranks (s = √8 at the default rank), as its claim is about how s falls with r; alpha=None would
-make it √r. On embeddings B holds the rows, from zero, and A the matrix behind them, Kaiming-uniform as everywhere;
-loralib draws that A from N(0, 1), √(3 · width) times as large (14 times at a width of 64).
+rsLoRA has one α for all ranks, as its claim is about how s falls with r; alpha=None would make it √r. The 8 is this
+library's choice, not known to be the paper's; PEFT's default is 8 too, so that s = √8 at the default rank in both.
+
+On embeddings B holds the rows, from zero, and A the matrix behind them, Kaiming-uniform as everywhere; loralib draws
+that A from N(0, 1), √(3 · width) times as large (14 times at a width of 64).
 
 Cost: r (m + n) numbers a site; two rank-r products a pass (rank 2r with PiSSA and OLoRA). Not for changes of high rank.
 """
@@ -48,8 +50,8 @@ from addenda.core.registry import register, variant
     "benchmark, Llama-3.2-3B, GSM8K: LoRA r = 32 0.478, r = 64 with rsLoRA's scale 0.513, full fine- "
     "tuning 0.472. The LoRA baseline on Llama-2-7B and GSM8K is 40.75, 42.08, 42.85 or 50.2, depending on "
     "the paper: rows of different papers do not compare.",
-    paper_setting="query and value only (here every linear layer): r = 8 with α = 8 or 16 on RoBERTa, r = 4 with α "
-    "= 32 on GPT-2.",
+    paper_setting="query and value only (here every linear layer): r = 8 with α = 8 or 16 on RoBERTa, r = 4 with α = "
+    "32 on GPT-2 (paper, appendix D).",
 )
 @dataclass(frozen=True)
 class LoRA(LowRank):
@@ -90,8 +92,8 @@ variant(
     paper="Kalajdzievski 2023, arXiv:2312.03732",
     equation="ΔW = (α/√r) B A",
     hypothesis="The change is low-rank, and the right scale of a rank-r product falls as 1/√r, not as 1/r.",
-    paper_setting="one α for ranks from 4 to 2048, as here; the value of α is this library's, which leaves rank 8 "
-    "as it was.",
+    paper_setting="one α for all ranks, as s = α/√r says; its value was not checked. The preset's α = 8 is this "
+    "library's choice (2.8 times LoRA's scale at r = 8); PEFT's defaults, r = 8 and lora_alpha = 8, give the same √8.",
 )
 variant(
     "pissa",
@@ -113,5 +115,6 @@ variant(
     equation="ΔW = s ((B0+dB)(A0+dA) − B0 A0), B0 A0 = Q_r R_r of W = Q R",
     hypothesis="The change is best found from orthonormal directions of the output, a basis of W's own columns.",
     rate=1e-3,
-    paper_setting="r = 32 and 64 with α = 16 (here r = 8, s = 1).",
+    paper_setting="r = 32, α = 16 (s = ½; here r = 8, s = 1), dropout 0.05, rate 3e-4, as the example that its "
+    "author added to PEFT has them; the paper's own tables were not checked.",
 )

@@ -41,8 +41,9 @@ from addenda.core.registry import register
     rate=1e-3,
     published="T5-base, 5 tasks of GLUE: full fine-tuning 87.91, LoRA 82.08, LoRA-GA 87.77 (as a later paper, LoRA- "
     "MGPO, prints it).",
-    paper_setting="r = 8, α = 16 and γ = 16 on all linear layers; the reproduction scripts take rsLoRA's scale with "
-    "γ = 64.",
+    paper_setting="r = 8 and α = 16 on all linear layers with rsLoRA's scale and γ = 64 in the release's "
+    "reproduction, γ = 16 by default (here r = 8, s = 1 and γ = 16); its example for LLaMA-2 has r = 32, α = 8 and "
+    "rate 2e-5.",
 )
 @dataclass(frozen=True)
 class LoRAGA(LowRank):

@@ -33,8 +33,8 @@ from addenda.core.registry import register
     hypothesis="The change only mixes the principal singular directions of W among each other.",
     family="spectral",
     rate=3e-3,
-    paper_setting="R from N(0, 1e-5²), not from 0; r from 4 to 25 (here 16) on query, value, attention's and the "
-    "MLP's output.",
+    paper_setting="R from N(0, 1e-5²), not from 0, and α = 16 (here α = r); r from 4 to 25 (here 16) on query, "
+    "value, attention's and the MLP's output of RoBERTa-large, on all linear layers of LLaMA-3 (release's scripts).",
 )
 @dataclass(frozen=True)
 class LoRAXS(Ranked):

@@ -40,7 +40,9 @@ from addenda.core.registry import register
     hypothesis="A concept lives in a linear subspace of the hidden states; setting h there steers the model.",
     family="hidden",
     rate=1e-3,
-    paper_setting="r = 8 on all layers, as here, at the first and the last 7 places of a prompt (here every place).",
+    paper_setting="LLaMA: r = 8 on all layers, as here, at the first and the last 7 places of a prompt "
+    "(first=7,last=7; here every place), rate 9e-4; RoBERTa: r = 1 at the first place, chat: r = 4 on 4 layers and 5 "
+    "+ 5 places (release's commands).",
 )
 @dataclass(frozen=True)
 class LoReFT(HiddenMethod):

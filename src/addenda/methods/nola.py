@@ -34,7 +34,8 @@ from addenda.core.registry import register
     hypothesis="Good low-rank changes are plentiful: mixtures of a few hundred random ones reach some.",
     family="low-rank",
     rate=1e-2,
-    paper_setting="GPT-2: r = 8 with 1000 matrices in each basis (here 256), on query and value.",
+    paper_setting="512 matrices in each basis (here 256), on query and value of GPT-2 with r = 8, α = 8 and rate "
+    "5e-3, of LLaMA-2 with r = 16 and α = 4 (release's scripts; the paper's tables were not checked).",
 )
 @dataclass(frozen=True)
 class NOLA(Ranked):

@@ -30,7 +30,7 @@ from addenda.core.registry import register
     hypothesis="One small non-linear correction a block is enough, where the block's result is put together.",
     family="hidden",
     rate=1e-3,
-    paper_setting="a reduction factor of 16: a bottleneck of width/16 (48 at 768; here 64).",
+    paper_setting="a reduction factor of 16: a bottleneck of width/16 (48 at 768; here 64) (its authors' library).",
 )
 @dataclass(frozen=True)
 class Pfeiffer(Bottleneck):

@@ -27,7 +27,8 @@ from addenda.core.registry import register
     hypothesis="The model can do the task already; it only needs to be told, in words that need not exist.",
     family="hidden",
     rate=1e-1,
-    paper_setting="100 places (here 16) that start as words of the vocabulary, Adafactor at rate 0.3.",
+    paper_setting="T5: 100 places (here 16), Adafactor at rate 0.3; the release starts them uniform in ±0.5 by "
+    "default and has files for words of the vocabulary and for class labels (release's configurations).",
 )
 @dataclass(frozen=True)
 class Prompt(Leading):

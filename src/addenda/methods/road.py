@@ -35,7 +35,8 @@ from addenda.core.registry import register
     hypothesis="Finetuning changes the angles of representations, and turning pairs of outputs is enough for that.",
     family="rotation",
     rate=1e-2,
-    paper_setting="RoAd_1 on all linear layers, as here; RoAd_2 and RoAd_4 are its larger forms.",
+    paper_setting="RoAd_1 on all linear layers, as here, RoBERTa at rates of 1e-3 and 3e-3, LLaMA at 3e-3; RoAd_2 "
+    "and RoAd_4 too on LLaMA (paper, §4 and appendix C). PEFT pairs outputs 32 apart (group 64; here 2, the paper's).",
 )
 @dataclass(frozen=True)
 class RoAd(WeightMethod):

@@ -47,8 +47,9 @@ BOUND, STD = 0.02, 0.1  # of the bank's uniform start, of the logits' normal one
     "with 0.023 M (query and value) and 85.7 with 0.027 M (all layers), as stored, not as trained (paper, table 1, "
     "whose row of LoRA is copied from LoRA's paper). PEFT's own benchmark, Llama-3.2-3B, GSM8K: VB-LoRA 0.334, LoRA "
     "r = 32 0.478.",
-    paper_setting="RoBERTa: a bank of 90 vectors of 256, Llama-2: 2048 of 256 (here 256 of 256); r = 4 and 2 of "
-    "them, as here.",
+    paper_setting="r = 4 and 2 of the vectors, as here: RoBERTa with a bank of 90 vectors of 256, Llama-2, Mistral "
+    "and Gemma with 2048 (here 256), query and value or all layers, the bank at 1e-3 and the logits at 1e-2 "
+    "(release's scripts).",
 )
 @dataclass(frozen=True)
 class VBLoRA(WeightMethod):
