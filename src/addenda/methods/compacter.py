@@ -6,13 +6,14 @@ after attention and after the MLP, as Houlsby's (targets="mlp" alone is Compacte
 places, trained by all. In U the t_i start at zero, so the start is exact; the other vectors start Kaiming-uniform, the
 A_i at N(0, 1/n), where the released code has N(0, 0.01²).
 
-rank is the width of the bottleneck. The published 32 is a reduction factor, so that a bottleneck there is width/32.
+rank is the width of the bottleneck. The published 32 is a reduction factor: reduction=32 makes every bottleneck as wide
+as its place divided by it, in place of rank, 24 at 768.
 
 Cost: n³ numbers once and 2 (r + d) + r + d a place (n = 4, r = 32 and d = 768: 64 and 2,400, instead of 49,952).
 D and U are formed, n r d multiply-adds each a forward, and run as those of any bottleneck: it saves numbers, no time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -32,28 +33,42 @@ from addenda.core.registry import register
     hypothesis="An adapter's matrices repeat a few small patterns: they are short sums of Kronecker products.",
     family="hidden",
     rate=3e-3,
-    paper_setting="T5: n = 4 and a reduction factor of 32, a bottleneck of width/32 (24 at 768; here 32), gelu, "
-    "norms trained beside, rate 3e-3 (release's configuration).",
+    paper_setting="T5: n = 4 and a reduction factor of 32 (reduction=32, 24 wide at 768; here rank=32), gelu, norms "
+    "trained beside, rate 3e-3 (release's configuration).",
 )
 @dataclass(frozen=True)
 class Compacter(Bottleneck):
-    """parts: n. rank: r, a multiple of n. Others: see `core.bottleneck`."""
+    """parts: n. rank: r, a multiple of n. reduction: r is width / reduction instead. Others: `core.bottleneck`."""
 
     targets: ClassVar[tuple[str, ...]] = ("attention", "mlp")
     rank: int = 32
     activation: Literal["relu", "gelu", "silu"] = "gelu"
     parts: int = 4
+    reduction: int | None = None
 
     def validate(self):
         yield from super().validate()
+        if self.reduction is not None and self.reduction < 1:
+            yield f"reduction must be at least 1, or None for the rank as it is given, got {self.reduction}"
+        if self.reduction is not None and self.rank != type(self).rank:
+            yield f"rank and reduction both say how wide a bottleneck is; got {self.rank} and {self.reduction}"
         if self.parts < 1:
             yield f"parts must be at least 1, got {self.parts}"
-        elif self.rank % self.parts:
+        elif self.reduction is None and self.rank % self.parts:
             yield f"rank must be a multiple of parts ({self.parts}), got {self.rank}"
+
+    def at(self, width: int) -> "Compacter":
+        """The same with the rank that reduction makes of this width."""
+        return self if self.reduction is None else replace(self, rank=width // self.reduction, reduction=None)
 
     def check(self, width: int) -> str | None:
         if width % self.parts:
             return f"a width of {width} cannot be cut into {self.parts} equal parts"
+        if self.reduction is not None:
+            rank = width // self.reduction
+            if not rank or rank % self.parts:
+                return f"width {width} / reduction {self.reduction} is {rank}, no multiple of parts ({self.parts})"
+            return None
         return super().check(width)
 
     def pool(self, shapes: list[Shape], rng: Stream) -> Params:
@@ -63,6 +78,8 @@ class Compacter(Bottleneck):
         return self.parts**3
 
     def init(self, width: int, rng: Stream, p: Params) -> Params:
+        if self.reduction is not None:
+            return self.at(width).init(width, rng, p)
         n, own = self.parts, super().init(width, rng, p)
         del own["down"], own["up"]
         for name, rows, columns in (("down", self.rank, width), ("up", width, self.rank)):
@@ -79,5 +96,5 @@ class Compacter(Bottleneck):
         return D, U
 
     def trainable(self, width: int) -> int:
-        outer = self.rank + width
+        outer = self.at(width).rank + width
         return 2 * outer + self.bias * outer + self.norm * 2 * width
