@@ -37,18 +37,18 @@ class Pool(nn.Module):
         self.method = method
         self._parameters.update({name: nn.Parameter(tensor) for name, tensor in tensors.items()})
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+    def _save_to_state_dict(self, destination, place, keep_vars) -> None:
         """Once, under the name of the first holder: safetensors and the Hugging Face Trainer refuse shared memory."""
         written = destination.__dict__.setdefault("_addenda_pools", set())
         if id(self) not in written:
             written.add(id(self))
-            super()._save_to_state_dict(destination, prefix, keep_vars)
+            super()._save_to_state_dict(destination, place, keep_vars)
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
+    def _load_from_state_dict(self, state_dict, place, metadata, strict, missing, unexpected, errors) -> None:
         """Where it has been read under another holder's name in this call, it is not missing."""
-        here = any(f"{prefix}{k}" in state_dict for k in self._parameters)
+        here = any(f"{place}{k}" in state_dict for k in self._parameters)
         if here or self.__dict__.get("_read_for") is not missing:
-            super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+            super()._load_from_state_dict(state_dict, place, metadata, strict, missing, unexpected, errors)
         if here:
             self.__dict__["_read_for"] = missing  # the list that stands for this call of load_state_dict
 

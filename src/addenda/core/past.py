@@ -69,7 +69,7 @@ class Facts:
     module: int = 0  # who says so
     outer: "Facts | None" = None  # what held before
 
-    def of(self, tokens: Tensor) -> tuple[int | Tensor | None, Tensor | None]:
+    def of(self, activation: Tensor) -> tuple[int | Tensor | None, Tensor | None]:
         """(past, mask) of an activation (batch, tokens, …): see `HiddenMethod.change`."""
         length, mask = self.length, self.mask
         if self.unread:
@@ -77,12 +77,12 @@ class Facts:
                 f"The attention mask is a {self.unread}, which does not say which tokens are padding, and the change "
                 "counts tokens. Load the model with attn_implementation='sdpa' or 'eager'."
             )
-        if mask is None or tokens.dim() < 3:
+        if mask is None or activation.dim() < 3:
             return length, None
-        batch, now = tokens.shape[:2]
+        batch, now = activation.shape[:2]
         if len(mask) not in (1, batch):
             raise AddendaError(
-                f"The attention mask is {tuple(mask.shape)} and the change is at activations {tuple(tokens.shape)}: "
+                f"The attention mask is {tuple(mask.shape)}, the change at activations {tuple(activation.shape)}: "
                 "it counts the tokens that are no padding, and wants a mask of as many examples."
             )
         mask = mask.expand(batch, -1)
