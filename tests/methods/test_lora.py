@@ -194,3 +194,45 @@ def test_the_scale_of_rslora_falls_with_the_rank(check):
     sizes = [build(f"rslora:rank={rank}").scale for rank in (1, 4, 16, 64)]
     assert sizes == sorted(sizes, reverse=True)
     assert build("rslora:rank=16,alpha=none").scale == 4.0
+
+
+def test_on_embeddings_it_can_start_as_loralib_does():
+    """loralib: y = E[i] + (α/r) Aᵀ[i] Bᵀ with its A (r × rows) at zero and its B (width × r) from N(0, 1)."""
+    rows, width, r, s = 30, 64, 4, 16 / 4
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(rows, width))
+    ids, upstream = torch.randint(0, rows, (3, 7)), torch.randn(3, 7, width)
+    E = model[0].weight.detach().double()
+    adapter = attach(model, LoRA(rank=r, alpha=16.0, draw="normal"), targets="0")
+    model.double()
+    ((_, site),) = adapter.sites()
+    p = site.tensors()
+    theirs_A = torch.zeros(r, rows, dtype=torch.float64, requires_grad=True)
+    theirs_B = p["A"].detach().T.clone().requires_grad_()
+    start = theirs_B.detach()
+    assert start.dtype == torch.float64 and not p["B"].any() and theirs_B.shape == (width, r)
+    assert abs(start.mean()) < 0.2 and abs(start.std() - 1) < 0.15
+    inside = (start.abs() < 1).double().mean()
+    assert abs(inside - math.erf(0.5**0.5)) < 0.08  # 0.68 of a normal distribution, 0.58 of a uniform one
+    ((_, small),) = attach(nn.Sequential(nn.Embedding(rows, width)), LoRA(rank=r), targets="0").sites()
+    assert abs(float(start.std() / small.tensors()["A"].detach().std()) / (3 * width) ** 0.5 - 1) < 0.15
+
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=0.01)
+    for _ in range(3):
+        y, reference = model(ids), E[ids] + s * theirs_A.T[ids] @ theirs_B.T
+        torch.testing.assert_close(y, reference, rtol=1e-10, atol=1e-10)
+        optimizer.zero_grad()
+        (y * upstream).sum().backward()
+        gA, gB = torch.autograd.grad((reference * upstream).sum(), (theirs_A, theirs_B))
+        torch.testing.assert_close(p["B"].grad, gA.T, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(p["A"].grad, gB.T, rtol=1e-10, atol=1e-10)
+        optimizer.step()
+        with torch.no_grad():
+            theirs_A -= 0.01 * gA
+            theirs_B -= 0.01 * gB
+
+
+def test_a_start_that_nothing_draws_is_refused():
+    with pytest.raises(AddendaError, match="draw='normal' is how A starts"):
+        LoRA(origin="pissa", draw="normal")
+    assert build("rslora:draw=normal").draw == "normal"

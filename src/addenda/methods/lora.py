@@ -20,7 +20,7 @@ rsLoRA has one α for all ranks, as its claim is about how s falls with r; alpha
 library's choice, not known to be the paper's; PEFT's default is 8 too, so that s = √8 at the default rank in both.
 
 On embeddings B holds the rows, from zero, and A the matrix behind them, Kaiming-uniform as everywhere; loralib draws
-that A from N(0, 1), √(3 · width) times as large (14 times at a width of 64).
+that A from N(0, 1), √(3 · width) times as large (14 times at a width of 64): draw="normal", for every site it is given.
 
 Cost: r (m + n) numbers a site; two rank-r products a pass (rank 2r with PiSSA and OLoRA). Not for changes of high rank.
 """
@@ -55,10 +55,16 @@ from addenda.core.registry import register, variant
 )
 @dataclass(frozen=True)
 class LoRA(LowRank):
-    """alpha: None means alpha = rank (scale 1). scaling: "classic" α/r, "rs" α/√r. origin: see the module."""
+    """alpha: None means alpha = rank (scale 1). scaling: "classic" α/r, "rs" α/√r. origin, draw: see the module."""
 
     scaling: Literal["classic", "rs"] = "classic"
     origin: Literal["zero", "pissa", "olora"] = "zero"
+    draw: Literal["uniform", "normal"] = "uniform"
+
+    def validate(self):
+        yield from super().validate()
+        if self.draw == "normal" and self.origin != "zero":
+            yield f"draw='normal' is how A starts beside a B of zero, and origin={self.origin!r} draws nothing"
 
     @property
     def scale(self) -> float:
@@ -80,8 +86,10 @@ class LoRA(LowRank):
         return {"A0": A0.to(W.dtype), "B0": B0.to(W.dtype)}
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
-        own = super().init(W, rng, p)
-        return own if self.origin != "zero" else own | {"A": nn.Parameter(rng.kaiming_uniform(self.rank, W.shape[1]))}
+        own, shape = super().init(W, rng, p), (self.rank, W.shape[1])
+        if self.origin != "zero":
+            return own
+        return own | {"A": nn.Parameter(rng.normal(*shape) if self.draw == "normal" else rng.kaiming_uniform(*shape))}
 
 
 variant(
