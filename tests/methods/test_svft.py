@@ -112,6 +112,42 @@ def test_random_patterns_differ_between_sites_and_repeat():
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize("shape", [(9, 9), (12, 7)])
+def test_repeats_sum_what_falls_on_one_place(check, shape, released):
+    """The release: rows and columns of randint, and a sparse matrix that adds up what it is given twice."""
+    method = SVFT(pattern="random", band=2, repeats=True, released=released)
+    at = check.make(method, *shape)
+    U, Vt, values = at.p["U"], at.p["Vt"], at.p["values"].detach()
+    k = min(shape)
+    omega = [divmod(int(at.p["index"][c]), k) for c in at.p["of"]]  # one a value
+    assert len(omega) == len(values) == k * 5 - 2 * 3
+    assert len(set(omega)) < len(omega) == len(at.p["index"].unique())  # entries that nothing is drawn for stay zero
+    half = torch.sigmoid(at.p["gate"].detach()) if released else 1.0
+    M = torch.zeros(k, k, dtype=torch.float64)
+    for v, (i, j) in zip(values, omega, strict=True):
+        M[i, j] += half * v
+    torch.testing.assert_close(at.delta.detach(), U @ M @ Vt, rtol=1e-10, atol=1e-10)
+    check.forms_agree(at)
+    projected = U.T @ check.upstream(at)[1] @ Vt.T
+    want = half * torch.stack([projected[i, j] for i, j in omega])
+    for through in ("delta", "apply"):
+        torch.testing.assert_close(check.gradients(at, through)["values"], want, rtol=1e-9, atol=1e-9)
+
+
+def test_repeats_draw_every_place_alike_and_count_as_without(check):
+    method = SVFT(pattern="random", band=16, repeats=True)
+    assert method.trainable(50, 70) == SVFT(pattern="random", band=16).trainable(50, 70)
+    check.counts(method)
+    check.starts_exactly(method)
+    p = method.derive(torch.randn(200, 200), Stream(0, "site"))
+    n, N = len(p["of"]), 200 * 200
+    assert abs(len(p["of"].unique()) / (N * (1 - (1 - 1 / N) ** n)) - 1) < 0.02  # distinct ones among n draws of N
+    assert len(p["index"].unique()) == n
+    times = p["index"].long()[p["of"].long()].double()
+    assert abs(times.mean() / (N - 1) - 0.5) < 0.015
+
+
 def test_start(check):
     for method in (SVFT(), SVFT(pattern="banded", band=3), SVFT(pattern="random"), SVFT(pattern="topk")):
         check.starts_exactly(method)
@@ -132,3 +168,5 @@ def test_options_are_checked():
         SVFT(full_matrices=True)
     with pytest.raises(AddendaError, match="band must be at least 0"):
         SVFT(pattern="banded", band=-1)
+    with pytest.raises(AddendaError, match="draws of pattern='random'"):
+        SVFT(pattern="banded", repeats=True)

@@ -9,8 +9,8 @@ Patterns: "plain" is the diagonal (k numbers), "banded" |i − j| ≤ band, "ran
 the band has, "topk" as many again where |u_i · v_j| is largest (square W only). `full_matrices` adds the m −
 k (or n − k) directions that W itself does not use; the paper has them, the authors' code does not.
 
-The release draws "random" with replacement, and sums what falls on one place; its "topk" compares U with Vᵀ by signed
-entries, where the paper and this compare u_i with v_j by size.
+The release draws "random" with replacement, and sums what falls on one place: `repeats=True` does the same. Its "topk"
+compares U with Vᵀ by signed entries, where the paper and this compare u_i with v_j by size.
 
 The values start at zero and W stays as it is, so the start is exact. The released code starts elsewhere:
 values of N(0, 2/N), times a trained gate that starts at sigmoid(0) = ½ and stands in no equation;
@@ -28,6 +28,7 @@ Not for wide layers under a tight memory limit, and not for changes that W's own
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +50,7 @@ from addenda.core.registry import register
     "50.03 with 6.35 M, full fine-tuning 52.69 (paper). The released layer does not start at the base, "
     "and its rank option truncates W itself.",
     paper_setting="plain at rate 5e-2, or banded and random with d = 2 to 16; full U and V (full_matrices=True; the "
-    "release: thin, as here). 'random' is drawn with replacement in the release, and its d is a "
+    "release: thin, as here). 'random' is drawn with replacement in the release (repeats=True), and its d is a "
     "budget, not a band; 'topk' there compares U with Vᵀ by its signed entries, here |u_i · v_j| as "
     "the paper's text.",
 )
@@ -62,8 +63,11 @@ class SVFT(WeightMethod):
     band: int = 8
     full_matrices: bool = False
     released: bool = False
+    repeats: bool = False
 
     def validate(self):
+        if self.repeats and self.pattern != "random":
+            yield f"repeats=True is about the draws of pattern='random', not of {self.pattern!r}"
         if self.band < 0:
             yield f"band must be at least 0, got {self.band}"
         if self.full_matrices and self.pattern == "plain":
@@ -107,7 +111,17 @@ class SVFT(WeightMethod):
     def derive(self, W: Tensor, rng: Stream) -> Params:
         U, _, Vt = singular_triplets(W, full_matrices=self.full_matrices)
         found = {"U": U.to(W.dtype), "Vt": Vt.to(W.dtype)}
-        return found if self.pattern == "plain" else {**found, "index": self._positions(U, Vt, rng).int()}
+        if self.pattern == "plain":
+            return found
+        if not self.repeats:
+            return {**found, "index": self._positions(U, Vt, rng).int()}
+        places = U.shape[1] * Vt.shape[0]
+        draws = self.trainable(*W.shape) - self.released
+        drawn = torch.from_numpy((rng.raw(draws) % np.uint64(places)).astype(np.int64))
+        index, of = drawn.unique(return_inverse=True)
+        spare = torch.ones(places, dtype=torch.bool).index_fill(0, index, False).nonzero().flatten()  # stay zero, and
+        index = torch.cat([index, spare[: draws - len(index)]])  # give every matrix of a stack as many
+        return {**found, "index": index.int(), "of": of.int()}  # value c is a part of entry of[c]
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         count = self.trainable(*W.shape) - self.released
@@ -117,7 +131,8 @@ class SVFT(WeightMethod):
         return {"values": nn.Parameter(values), "gate": nn.Parameter(torch.zeros(()))}
 
     def _values(self, p: Params) -> Tensor:
-        return p["values"] * p["gate"].sigmoid() if self.released else p["values"]
+        values = p["values"] * p["gate"].sigmoid() if self.released else p["values"]
+        return values.new_zeros(len(p["index"])).index_add(0, p["of"], values) if self.repeats else values
 
     def factors(self, p: Params, shape: Shape) -> Factors:
         return Factors(p["U"], p["Vt"], self._values(p), p.get("index"))
