@@ -140,12 +140,13 @@ def test_rows_of_a_batch_split_are_those_of_each_adapter(kind):
 @every_kind
 def test_rows_of_parallel_are_those_of_each_adapter(kind):
     model = make(kind)
+    hooks = dict(model._forward_pre_hooks)
     y = together(model, ad.Parallel("a", "b", ad.Stack("a", "c")))
     assert len(y) == 12
     for i, name in enumerate(["a", "b", ["a", "c"]]):
         torch.testing.assert_close(y[4 * i : 4 * i + 4], alone(model, name))
     assert len(model(IDS).logits) == 4
-    assert not model._forward_pre_hooks
+    assert dict(model._forward_pre_hooks) == hooks
 
 
 @every_kind
@@ -210,6 +211,7 @@ def test_blocks_nest(kind, outer):
     with ad.per_example(model, rows):
         mixed = model(IDS).logits
     ad.switch(model, "c")
+    hooks = dict(model._forward_pre_hooks), dict(model._forward_hooks)
     inner = {
         "disabled": (ad.disabled(model), base),
         "stack": (ad.composed(model, ad.Stack("c")), alone_c),
@@ -227,8 +229,7 @@ def test_blocks_nest(kind, outer):
                 raise ValueError("no more")
             assert torch.equal(model(IDS).logits, want), name
     assert torch.equal(model(IDS).logits, alone_c)
-    assert not model._forward_pre_hooks
-    assert not model._forward_hooks
+    assert (dict(model._forward_pre_hooks), dict(model._forward_hooks)) == hooks
 
 
 def test_an_outer_block_goes_on_after_one_of_its_adapters_is_detached_only_without_it():

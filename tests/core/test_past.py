@@ -13,7 +13,7 @@ from transformers import DynamicCache, StaticCache
 
 import addenda as ad
 import toys
-from addenda.core.past import cache_names
+from addenda.core.past import as_given, cache_names, cache_of
 
 P, T = 3, 11
 IDS = torch.arange(2 * T).reshape(2, T) * 5 % toys.VOCAB
@@ -39,7 +39,7 @@ def test_chunks_behind_a_cache_are_the_whole(spec, sizes):
     for call in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         for cache in (DynamicCache(), StaticCache(config=model.config, max_cache_len=T)):
             with torch.no_grad():
-                parts = [call(ids, past_key_values=cache, use_cache=True).logits for ids in IDS.split(sizes, 1)]
+                parts = [call(ids, **as_given(model, cache), use_cache=True).logits for ids in IDS.split(sizes, 1)]
             torch.testing.assert_close(torch.cat(parts, 1), want)
 
 
@@ -89,7 +89,7 @@ def test_a_cache_that_does_not_tell_its_length():
     handle = embed.register_forward_hook(look)
     for ids in (IDS, IDS[:, :P]):
         with pytest.raises(SeenError):
-            model(ids, past_key_values=silent)
+            model(ids, **as_given(model, silent))
     handle.remove()
     ad.switch(model, None)
     plain = embed(IDS)
@@ -140,9 +140,9 @@ def test_an_encoder_knows_nothing_of_the_request_before(name, spec):
             for request, want in zip(requests(model), wanted, strict=True):
                 torch.testing.assert_close(request().scores[0], want)
                 torch.testing.assert_close(encoded(model), alone)
-                cache = model(long, decoder_input_ids=long[:, :4], use_cache=True).past_key_values
+                cache = as_given(model, cache_of(model(long, decoder_input_ids=long[:, :4], use_cache=True)))
                 with pytest.raises(IndexError):
-                    model(long, decoder_input_ids=long[:, :1] + toys.VOCAB, past_key_values=cache)
+                    model(long, decoder_input_ids=long[:, :1] + toys.VOCAB, **cache)
 
 
 @pytest.mark.parametrize("spec", ["prefix", "prompt"])
@@ -151,13 +151,13 @@ def test_calls_in_turn_and_one_that_fails_halfway(spec):
     want, caches = model(IDS).logits, [DynamicCache(), DynamicCache()]
     with torch.no_grad():
         for ids, cache in zip((IDS[:1, :6], IDS[1:, :2]), caches, strict=True):
-            model(ids, past_key_values=cache, use_cache=True)
+            model(ids, **as_given(model, cache), use_cache=True)
         failing = model.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             model(IDS[:, :4])
         failing.remove()
         for i, (start, cache) in enumerate(zip((6, 2), caches, strict=True)):
-            got = model(IDS[i : i + 1, start:], past_key_values=cache, use_cache=True).logits
+            got = model(IDS[i : i + 1, start:], **as_given(model, cache), use_cache=True).logits
             torch.testing.assert_close(got, want[i : i + 1, start:])
     torch.testing.assert_close(model(IDS).logits, want)
 

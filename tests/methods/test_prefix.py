@@ -6,6 +6,7 @@ from transformers import DynamicCache
 
 import addenda as ad
 import toys
+from addenda.core.past import as_given, cache_of
 
 P, T = 3, 5
 IDS = torch.arange(2 * (P + T)).reshape(2, P + T) * 5 % toys.VOCAB
@@ -24,9 +25,9 @@ def test_the_plain_model_beside_trained_keys_and_values():
     plain = model.double()(IDS).logits
     adapter = prefixed(model)
     out = model(IDS, use_cache=True)
-    pairs = [(k[:, :, :P].detach(), v[:, :, :P].detach()) for k, v, *_ in out.past_key_values]
+    pairs = [(k[:, :, :P].detach(), v[:, :, :P].detach()) for k, v, *_ in cache_of(out)]
     ad.detach(model)
-    want = model(IDS[:, P:], past_key_values=DynamicCache(pairs)).logits
+    want = model(IDS[:, P:], **as_given(model, DynamicCache(pairs))).logits
     torch.testing.assert_close(out.logits[:, P:], want)
     assert (out.logits - plain).abs().max() > 1e-2
     assert adapter.name == "default"
