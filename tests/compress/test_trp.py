@@ -122,6 +122,61 @@ def test_a_resumed_run_is_the_run():
         trp.state_dict()
 
 
+@pytest.mark.parametrize("each_epoch", [True, False])
+def test_the_period_can_begin_anew_in_every_epoch_as_in_the_release(each_epoch):
+    """The release: `for epoch: for batch_idx, …: if batch_idx % decouple_period == 0`. Here it is run by hand."""
+    epochs, length, period = 3, 5, 3
+    options = {"scheme": "decoupled", "energy": 0.8, "period": period}
+    model, hand = net().double(), net().double()
+    trp, seen = ad.TrainedRankPruning(model, **options), []
+    kernels = {p: hand[int(p)].weight for p in trp.places}
+    ours, theirs = optimizer_of(model), optimizer_of(hand)
+    for epoch in range(epochs):
+        if each_epoch:
+            trp.start_epoch()
+        for batch_idx in range(length):
+            x, y = batch(epoch * length + batch_idx)
+            seen.append(trp.before_forward())
+            F.cross_entropy(model(x.double()), y).backward()
+            trp.before_step()
+            count = batch_idx if each_epoch else epoch * length + batch_idx
+            assert seen[-1] == (count % period == 0)
+            if count % period == 0:
+                for path, kernel in kernels.items():
+                    U, S, Vt = torch.linalg.svd(kernel.detach().flatten(2))
+                    S[:, trp.ranks[path] :] = 0
+                    full = torch.zeros(*kernel.shape[:2], Vt.shape[-1], dtype=torch.float64)
+                    full.diagonal(dim1=1, dim2=2).copy_(S)
+                    kernel.data = (U @ full @ Vt).view_as(kernel)
+            F.cross_entropy(hand(x.double()), y).backward()
+            for o in (ours, theirs):
+                o.step()
+                o.zero_grad()
+    for path, kernel in kernels.items():
+        torch.testing.assert_close(model[int(path)].weight, kernel, rtol=1e-9, atol=1e-9)
+    cuts = [step for step, cut in enumerate(seen) if cut]
+    assert cuts == ([0, 3, 5, 8, 10, 13] if each_epoch else [0, 3, 6, 9, 12])
+
+
+def test_a_run_resumed_within_an_epoch_goes_on_counting_from_its_start():
+    model = net()
+    trp = ad.TrainedRankPruning(model, energy=0.9, period=3)
+    train(model, optimizer_of(model), range(5), trp)
+    assert "begun" in trp.state_dict()
+    trp.start_epoch()  # at step 5
+    train(model, optimizer_of(model), range(5, 7), trp)
+    other = ad.TrainedRankPruning(model, energy=0.9, period=3)
+    other.load_state_dict(trp.state_dict())
+    assert not other.before_forward()  # step 7: 5 and 8 are cut
+    with pytest.raises(ad.AddendaError, match="Step 7 is under way"):
+        other.start_epoch()
+    old = {k: v for k, v in trp.state_dict().items() if k != "begun"}
+    other.load_state_dict({**old, "step": 6})
+    assert other.before_forward()  # as it was before there were epochs
+    with pytest.raises(ad.AddendaError, match="another run"):
+        other.load_state_dict({**old, "step": 4, "begun": 5})
+
+
 def test_it_ends_in_two_convolutions_that_compute_the_same():
     model = net()
     trp = ad.TrainedRankPruning(model, energy=0.7, period=4)
@@ -238,3 +293,18 @@ def test_a_trainer_does_what_the_loop_does_and_resumes(tmp_path):
     (tmp_path / "one" / "checkpoint-3" / "trained_rank_pruning.json").unlink()
     with pytest.raises(ad.AddendaError, match="holds no step"):
         trainer(tmp_path / "one")[0].train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-3"))
+
+
+def test_a_trainer_begins_every_epoch_with_a_cut_and_resumes_within_one():
+    pytest.importorskip("transformers")
+    from types import SimpleNamespace
+
+    trp = ad.TrainedRankPruning(net(), energy=0.9, period=3)
+    callback = trp.callback(each_epoch=True)
+    for step, epoch, begun in ((0, 0, 0), (5, 1.0, 5), (7, 1.4, 5), (10, 2 - 1e-12, 10)):
+        trp.step = step
+        callback.on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
+        assert trp.begun == begun
+    trp.step = 15
+    trp.callback().on_epoch_begin(None, SimpleNamespace(epoch=3), None)
+    assert trp.begun == 10

@@ -17,10 +17,11 @@ class TrainedRankPruningCallback(transformers.TrainerCallback):
 
     Cuts before a step's first forward, and adds the nuclear norm's sub-gradient behind the Trainer's gradient clipping.
     resume_from: the folder that `resume_from_checkpoint` names, if it does not lie in the Trainer's output_dir.
+    each_epoch: every epoch begins with a cut, as in the authors' release.
     """
 
-    def __init__(self, trp: TrainedRankPruning, resume_from: str | Path | None = None):
-        self.trp, self.resume_from = trp, resume_from
+    def __init__(self, trp: TrainedRankPruning, resume_from: str | Path | None = None, each_epoch: bool = False):
+        self.trp, self.resume_from, self.each_epoch = trp, resume_from, each_epoch
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Raises AddendaError for float16 without clipping, and a checkpoint without the step or of other settings."""
@@ -36,6 +37,11 @@ class TrainedRankPruningCallback(transformers.TrainerCallback):
             except (OSError, ValueError) as error:
                 raise AddendaError(f"{folder} holds no step of Trained Rank Pruning ({FILE}: {error}).") from None
             self.trp.load_state_dict(known)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        within = abs(state.epoch - round(state.epoch)) > 1e-6  # resumed within an epoch, which has had its first cut
+        if self.each_epoch and not within:
+            self.trp.start_epoch()
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trp.before_forward()
