@@ -41,7 +41,9 @@ def _plain(value: Any) -> Any:
         return type(value), own
     if type(value).__name__ == "State":
         records = {k: (list(r.methods), r.also_train, r.seed, r.step) for k, r in value.records.items()}
-        return records, value.active, value.arrangement, dict(value.frozen), value.merged is None, sorted(value.cast)
+        return records, value.active, len(value.blocks), dict(value.frozen), value.merged is None, sorted(value.cast)
+    if type(value).__name__ == "Acting":
+        return {k: _plain(v) for k, v in vars(value).items()}
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | set | tuple):

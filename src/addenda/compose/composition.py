@@ -17,10 +17,11 @@ At every site each part is the change that one adapter, or another composition, 
 A part is a name, None for the base alone, or a composition; `Parallel` stands outside. An adapter that has nothing at
 a site leaves it as it is there. Layers see the batch as the first dimension and tokens as the second. Where both an
 adapter's reading and what it changes are the same activation, "b(a(v))" means that b reads what a made; a parallel one
-reads its own input in any case. Gradients reach every adapter that takes part. With gradient checkpointing call
-backward inside the block: it computes layers again, with what acts then (`core.backward`).
+reads its own input in any case. Gradients reach every adapter that takes part. With gradient checkpointing backward may
+run inside the block or behind it: what it computes again does as in its forward (`core.backward`).
 
 Blocks nest: inside another one, or inside `addenda.disabled`, that one acts alone, and afterwards the outer one again.
+A block is the calling thread's or asyncio task's own, see `addenda.per_example`.
 
 The parts of `Average` and of the splits run one by one: on weights each costs a product of the base's size.
 """
@@ -34,6 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from addenda.core.acting import lock
 from addenda.core.adapted import SiteTensors
 from addenda.core.attach import arranged
 from addenda.core.errors import AddendaError
@@ -342,28 +344,44 @@ def _repeated(root: nn.Module, parallel: Parallel, acts: Callable[[], bool]) -> 
     def repeat(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         return parallel.repeat(module, args, kwargs) if acts() else None
 
-    def refuse(*args, **kwargs) -> Any:
-        if not acts():
-            return generate(*args, **kwargs)
-        n = len(parallel.parts)
-        raise AddendaError(
-            f"Parallel of {n} repeats the batch in every forward, so generate would get {n} rows for each that it has. "
-            f"Repeat its inputs {n} times, ids and mask, and compose BatchSplit(…, sizes=[examples] * {n}) instead."
-        )
-
-    generate: Any = getattr(root, "generate", None)
-    own = root.__dict__.get("generate")
+    with lock:
+        guards = root.__dict__.setdefault("_addenda_parallel", [])
+        guards.append((parallel, acts))
+        if len(guards) == 1 and hasattr(root, "generate"):
+            root.__dict__["generate"] = _Refuse(guards, root.__dict__.get("generate"), root)
     hook = root.register_forward_pre_hook(repeat, with_kwargs=True)
     try:
-        if generate is not None:
-            root.__dict__["generate"] = refuse
         yield
     finally:
         hook.remove()
-        if own is not None:
-            root.__dict__["generate"] = own
-        else:
-            root.__dict__.pop("generate", None)
+        with lock:
+            guards.remove((parallel, acts))
+            if not guards:
+                del root.__dict__["_addenda_parallel"]
+                refusing = root.__dict__.pop("generate", None)
+                if isinstance(refusing, _Refuse) and refusing.own is not None:
+                    root.__dict__["generate"] = refusing.own
+
+
+@dataclass(frozen=True, eq=False)
+class _Refuse:
+    """A model's `generate` while somebody is in a block of Parallel."""
+
+    guards: list[tuple[Parallel, Callable[[], bool]]]
+    own: Any  # one that stood on the model itself
+    root: nn.Module
+
+    def __call__(self, *args, **kwargs) -> Any:
+        for parallel, acts in list(self.guards):
+            if acts():
+                n = len(parallel.parts)
+                raise AddendaError(
+                    f"Parallel of {n} repeats the batch in every forward, so generate would get {n} rows for each that "
+                    f"it has. Repeat its inputs {n} times, ids and mask, and compose BatchSplit(…, sizes=[examples] * "
+                    f"{n}) instead."
+                )
+        generate: Any = self.own or type(self.root).generate.__get__(self.root)
+        return generate(*args, **kwargs)
 
 
 def _check_fusions(root: nn.Module, composition: Composition) -> None:

@@ -11,12 +11,17 @@ Only `forward` (for modules called with their weight) and the attribute of a raw
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from addenda.core import acting
+from addenda.core.acting import Acting, Blocks, Here
+from addenda.core.backward import told, used
+from addenda.core.errors import AddendaError
 from addenda.core.execute import effective, execute
 from addenda.core.fewbits import quantised
 from addenda.core.hidden import in_turn, run, undone
@@ -147,21 +152,80 @@ class SiteTensors(nn.Module):
 
 
 class Slots(nn.Module):
-    """The adapters of one module. `live[parameter]` are the tensors that act now, in the order of activation."""
+    """The adapters of one module, and what of them acts for whom: see `core.acting`."""
 
     def __init__(self):
         super().__init__()
         self.kinds: dict[str, Kind] = {}
-        self.live: dict[str, tuple[SiteTensors, ...]] = {}
-        self.each: dict[str, Mixed] = {}  # inside `per_example` and the like, in the place of `live`
-        self.now: dict[tuple[str, bool], Tensor] | None = None  # effective raw parameters of the running forward
-        self.readers = 0  # how many changes elsewhere read this module's input in a forward
-        self.waiting = 0  # how many of them are still to come
-        self.seen: Tensor | None = None  # that input, until the last of them
-        self.undoes: tuple[Slots, ...] = ()  # whose changes are undone in what this module reads
+        self.own = Acting()  # by the model's state
+        self.blocks: Blocks | None = None  # by block; None where no block is
+        self.here = Here()
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"now": None, "seen": None, "waiting": 0}
+        return {k: v for k, v in self.__dict__.items() if k not in ("blocks", "here")}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.blocks, self.here = None, Here()
+
+    def _replicate_for_data_parallel(self) -> "Slots":
+        """A replica runs in a thread of its own, and does what acts here."""
+        replica: Any = super()._replicate_for_data_parallel()
+        replica.own, replica.blocks, replica.here = self.acting(), None, Here()
+        return replica
+
+    def acting(self) -> Acting:
+        """What acts in a forward that runs now; in one that is computed again in backward, what acted in it."""
+        if torch.compiler.is_compiling():
+            if acting.tasks.blocks:
+                raise AddendaError("A compiled forward cannot tell in which asyncio task's `with` block it runs.")
+            return self.here.acting or self.own
+        if acting.gate.closed:
+            acting.wait()
+        return used(self, self._chosen)
+
+    def _chosen(self) -> Acting:
+        if self.blocks is None:
+            return self.own
+        if (again := told(acting.Block)) is not None:  # a reentrant checkpoint's forward ran in this block, or in none
+            return self.own if again is acting.Block else self.blocks.get(again, self.own)
+        return self.within() or self.own
+
+    def within(self) -> Acting | None:
+        """What acts by the blocks around the running code."""
+        for block in reversed(acting.blocks()) if self.blocks is not None else ():
+            found = self.blocks.get(block)
+            if found is not None and not block.over():
+                return found
+        return None
+
+    @property
+    def live(self) -> dict[str, tuple[SiteTensors, ...]]:
+        return self.acting().live
+
+    @live.setter
+    def live(self, value: dict[str, tuple[SiteTensors, ...]]) -> None:
+        self.own = replace(self.own, live=value)
+
+    @property
+    def each(self) -> dict[str, Mixed]:
+        return self.acting().each
+
+    @property
+    def readers(self) -> int:
+        return self.acting().readers
+
+    @property
+    def seen(self) -> Tensor | None:
+        return self.here.seen
+
+    @property
+    def waiting(self) -> int:
+        return self.here.waiting
+
+    @property
+    def now(self) -> dict[tuple[str, bool], Tensor] | None:
+        return self.here.now
 
     def add(self, adapter: str, site: Site, tensors: SiteTensors) -> None:
         if adapter not in self._modules:
@@ -174,7 +238,6 @@ class Slots(nn.Module):
             source = None if site.source is None else slots_of(site.source)
             tensors.source = () if source is None else (source,)
         self.kinds[site.parameter] = site.kind
-        self.live.setdefault(site.parameter, ())
 
     def remove(self, adapter: str) -> None:
         self._modules.pop(adapter, None)
@@ -187,31 +250,27 @@ class Slots(nn.Module):
         found = self._modules[adapter]._modules.get(parameter) if adapter in self._modules else None
         return found if isinstance(found, SiteTensors) else None
 
-    def arrange(self, adapters: Sequence[str], mix: Callable[..., Mixed], in_turn: tuple[str, ...]) -> None:
+    def arranged(self, adapters: Sequence[str], mix: Callable[..., Mixed], in_turn: tuple[str, ...]) -> Acting:
         """What `mix` makes of the adapters' tensors acts at each parameter; at raw ones those of `in_turn`, if any."""
-        self.activate(())
+        found = self.activated(())
         for parameter, kind in self.kinds.items():
             held = [self.held(a, parameter) for a in adapters]
             if kind == PARAMETER:
-                self.live[parameter] = tuple(t for a in in_turn if (t := self.held(a, parameter)) is not None)
+                found.live[parameter] = tuple(t for a in in_turn if (t := self.held(a, parameter)) is not None)
             elif any(t is not None for t in held):
-                self.each[parameter] = mix(held)
+                found.each[parameter] = mix(held)
+        return found
 
-    def activate(self, adapters: tuple[str, ...]) -> None:
-        self.each, self.readers, self.waiting, self.seen, self.undoes = {}, 0, 0, None, ()
-        for parameter in self.kinds:
-            held = [self.held(a, parameter) for a in adapters]
-            self.live[parameter] = tuple(h for h in held if h is not None)
-
-    def acting(self, parameter: str) -> tuple[SiteTensors, ...]:
-        """Whose change may take part in the next forward."""
-        return self.each[parameter].tensors if parameter in self.each else self.live.get(parameter, ())
+    def activated(self, adapters: tuple[str, ...]) -> Acting:
+        """The adapters, one after another."""
+        every = {p: [self.held(a, p) for a in adapters] for p in self.kinds}
+        return Acting({p: tuple(h for h in held if h is not None) for p, held in every.items()})
 
     def done(self) -> None:
         """One of the changes that read this module's input has done so."""
-        self.waiting -= 1
-        if self.waiting <= 0:
-            self.seen = None
+        self.here.waiting -= 1
+        if self.here.waiting <= 0:
+            self.here.seen = None
 
 
 class Adapted:
@@ -232,21 +291,22 @@ def _rebuild(original: type, properties: tuple[str, ...]) -> nn.Module:
     return cls.__new__(cls)
 
 
-def _own(module: nn.Module, original: type, slots: Slots, *args, **kwargs) -> Any:
+def _own(module: nn.Module, original: type, slots: Slots, acts: Acting, *args, **kwargs) -> Any:
     """The module's forward with what is changed in its weights."""
-    live = slots.live.get("weight", ())
-    if (live or "weight" in slots.each) and slots.kinds["weight"] != PARAMETER:
+    live = acts.live.get("weight", ())
+    if (live or "weight" in acts.each) and slots.kinds["weight"] != PARAMETER:
         x, *rest = args or [kwargs.pop(next(iter(kwargs)))]
-        if "weight" in slots.each:
-            return slots.each["weight"].layer(module, original, slots.kinds["weight"], x, *rest, **kwargs)
+        if "weight" in acts.each:
+            return acts.each["weight"].layer(module, original, slots.kinds["weight"], x, *rest, **kwargs)
         return execute(module, original, slots.kinds["weight"], live, x, *rest, **kwargs)
-    if not any(ts for p, ts in slots.live.items() if slots.kinds[p] == PARAMETER):
+    if not any(ts for p, ts in acts.live.items() if slots.kinds[p] == PARAMETER):
         return original.forward(module, *args, **kwargs)
-    outer, slots.now = slots.now, {}
+    here = slots.here
+    outer, here.now = here.now, {}
     try:
         return original.forward(module, *args, **kwargs)
     finally:
-        slots.now = outer
+        here.now = outer
 
 
 @cache
@@ -255,15 +315,18 @@ def _derive(original: type, properties: tuple[str, ...]) -> type:
 
     def forward(self, *args, **kwargs):
         slots = self._modules["addenda"]
-        for other in slots.undoes:
-            args, kwargs = undone(other.acting("output"), other.each.get("output"), args, kwargs)
-        if slots.readers:
-            slots.seen, slots.waiting = args[0] if args else next(iter(kwargs.values())), slots.readers
-        changes = slots.acting("output")
+        acts = slots.acting()
+        for other in acts.undoes:
+            there = other.acting()
+            args, kwargs = undone(there.at("output"), there.each.get("output"), args, kwargs)
+        if acts.readers:
+            here = slots.here
+            here.seen, here.waiting = args[0] if args else next(iter(kwargs.values())), acts.readers
+        changes = acts.at("output")
         if not changes or slots.kinds["output"] != OUTPUT:
-            return _own(self, original, slots, *args, **kwargs)
-        act = slots.each["output"].act if "output" in slots.each else in_turn(changes)
-        return run(changes, act, partial(_own, self, original, slots), args, kwargs)
+            return _own(self, original, slots, acts, *args, **kwargs)
+        act = acts.each["output"].act if "output" in acts.each else in_turn(changes)
+        return run(changes, act, partial(_own, self, original, slots, acts), args, kwargs)
 
     members = {
         "forward": forward,
@@ -284,7 +347,7 @@ def _property(name: str) -> property:
 
     def read(self) -> Tensor | None:
         slots, stored = self._modules["addenda"], self._parameters[name]
-        live, now = slots.live.get(name, ()), slots.now
+        live, now = slots.acting().live.get(name, ()), slots.here.now
         if not live:
             return stored
         if now is None:

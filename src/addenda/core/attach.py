@@ -6,15 +6,17 @@ Everything is computed before the model is changed, so that a refused call leave
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from weakref import finalize, ref
 
 import torch
 from torch import Tensor, nn
 
 from addenda.core import bypass, cast
+from addenda.core.acting import Block, alone, between_forwards, blocks, inside, lock
 from addenda.core.adapted import SiteTensors, adapt, release, slots_of
 from addenda.core.adapter import Adapter
 from addenda.core.arguments import checked
-from addenda.core.backward import watch
+from addenda.core.backward import checkpointed, checkpoints, tell, used
 from addenda.core.borrow import in_its_mode
 from addenda.core.calibration import calibrate
 from addenda.core.errors import AddendaError
@@ -30,13 +32,14 @@ from addenda.core.state import (
     Record,
     State,
     apply_active,
-    apply_again,
-    apply_arrangement,
+    apply_block,
     check_name,
     find_state,
     intact,
+    mirror,
     record_of,
     state_of,
+    sweep,
     unwrap,
 )
 from addenda.core.statistics import hold, let_go, mode_of
@@ -239,6 +242,7 @@ def ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
     return root, state
 
 
+@between_forwards("attach and load")
 def install(
     root: nn.Module,
     state: State,
@@ -290,9 +294,24 @@ def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
     refuse_sharded(root, "no adapter can be taken off it")
     if keep_merged and (state.merged is None or name is not None):
         raise AddendaError("keep_merged=True wants a merged change and no name. Call merge(model) first.")
+    names = list(state.records) if name is None else [name]
+    with alone(root, "detach"):
+        apart(state, names)
+        _detach(root, state, names, keep_merged)
+
+
+def apart(state: State, names: Iterable[str] | None = None) -> None:
+    """Raises AddendaError where one of these adapters, or any for None, acts in a block of another thread or task."""
+    for block in list(state.blocks):
+        acting = set(block.names) if names is None else set(block.names) & set(names)
+        if not block.closed and block not in blocks() and (acting or names is None):
+            of = ", ".join(map(repr, sorted(acting))) or "the base alone"
+            raise AddendaError(f"Another thread or task is in a `with` block of {of}. Wait for its end.")
+
+
+def _detach(root: nn.Module, state: State, names: list[str], keep_merged: bool) -> None:
     if state.merged is not None and not keep_merged:
         restore(root, state)
-    names = list(state.records) if name is None else [name]
     for module in list(root.modules()):
         slots = slots_of(module)
         if slots is not None:
@@ -307,7 +326,7 @@ def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
     follow(root)
     bypass.hook(root, state)
     if state.records:
-        apply_again(root, state, state.active, state.arrangement)
+        apply_active(root, state, tuple(n for n in state.active if n in state.records), stay=True)
         return
     parameters = dict(root.named_parameters())
     for n, flag in state.frozen.items():
@@ -355,7 +374,11 @@ def take_out(root: nn.Module, state: State) -> None:
 def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
     """Make one adapter, several, or none of them act. Base bits are never touched.
 
-    Of several, changes of weights add up, and changes of activations act one after another, in this order.
+    Of several, changes of weights add up, and changes of activations act one after another, in this order. This is the
+    model's state: all threads see it, but for those in a block of `per_example`, `composed` or `disabled`. In a block
+    of the caller's own it acts at once, and stays behind its end.
+
+    Raises AddendaError for an unknown name, a merged change, and while another thread runs a forward of the model.
     """
     root, state = state_of(model)
     names = () if name is None else (name,) if isinstance(name, str) else tuple(name)
@@ -368,17 +391,16 @@ def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
     apply_active(root, state, names)
 
 
-@contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
-    """The base alone, for the length of a `with` block; afterwards what acted before acts again."""
-    root, state = state_of(model)
-    active, arrangement = state.active, state.arrangement
-    switch(model, None)
-    try:
-        yield
-    finally:
-        if find_state(model) is not None:
-            apply_again(root, state, active, arrangement)
+def disabled(model: nn.Module) -> AbstractContextManager:
+    """The base alone, for the length of a `with` block; afterwards what acted before acts again.
+
+    For the calling thread or task alone, as `per_example`: see there. Raises AddendaError for a merged change.
+    """
+
+    def mix(held: list[SiteTensors | None]) -> Mixed:
+        raise AssertionError("no adapter is named")
+
+    return arranged(model, (), mix, ())
 
 
 @contextmanager
@@ -393,6 +415,7 @@ def arranged(
     mix is given one entry for each name, None where that adapter has nothing; it is not asked where none has. in_turn:
     the adapters that act at raw parameters, which see no batch; None where that makes no sense. Afterwards what acted
     before acts again, another arrangement too. Gives a function that tells whether this acts now, and no block inside.
+    It acts for the calling context alone (`core.acting`). What backward computes again uses it, behind the end too.
 
     Raises AddendaError for an unknown name, a merged change, and adapters of raw parameters without in_turn.
     """
@@ -407,20 +430,31 @@ def arranged(
         if site.kind == PARAMETER or site.ties:
             what = "is a raw parameter" if site.kind == PARAMETER else "is shared by several modules"
             raise AddendaError(f"{path} {what}, and sees no batch to choose an adapter for each example of.")
-    active, before, own = state.active, state.arrangement, Arrangement(tuple(names), mix, tuple(in_turn or ()))
+    own = Arrangement(names=tuple(names), mix=mix, in_turn=tuple(in_turn or ()))
+    again = checkpointed(root)
 
     def acts() -> bool:
-        return state.arrangement is own
+        if torch.compiler.is_compiling():
+            return state.here.block is own
+        return used(own, lambda: state.innermost() is own)
 
-    watching = watch(root, acts)
+    def mark(module: nn.Module, args: tuple, out: object) -> None:
+        if checkpoints(again) and state.innermost() is own:
+            tell(out, Block, own)
+
+    with lock:
+        apply_block(root, state, own)
+    finalize(own, sweep, ref(root)).atexit = False
+    flagged = any(m.gradient_checkpointing is True for m in again)
+    handle = root.register_forward_hook(mark) if flagged else None
     try:
-        apply_arrangement(root, state, own)
-        yield acts
+        with inside(own):
+            mirror(root, state)
+            yield acts
     finally:
-        if watching is not None:
-            watching.remove()
-        if find_state(model) is not None:
-            apply_again(root, state, active, before)
+        if handle is not None:
+            handle.remove()
+        mirror(root, state)
 
 
 def per_example(model: nn.Module, names: Sequence[str | None]) -> AbstractContextManager:
@@ -428,7 +462,8 @@ def per_example(model: nn.Module, names: Sequence[str | None]) -> AbstractContex
 
     The first dimension of every adapted layer's input must be the batch. Low-rank adapters share one base product;
     for others the batch is split by adapter. Gradients reach the adapters that are named. Afterwards what acted before
-    acts again. With gradient checkpointing backward belongs into the block too (`core.backward`).
+    acts again. The block is the calling thread's or asyncio task's own: another thread, one that was started in here
+    too, sees the model's state, unless it runs in `contextvars.copy_context()`.
 
     Raises AddendaError for an unknown name, a merged change, and adapters of raw parameters, which see no batch.
     """

@@ -2,7 +2,7 @@
 
 Gradient checkpointing runs layers a second time during backward, when the call that they were part of is over: another
 adapter may act by then, and nobody knows which tokens were padding. So what a forward used is kept with the checkpoint
-that will run it again (`kept`), or, where that cannot be seen (reentrant checkpoints run without a graph), the backward
+that will run it again (`used`), or, where that cannot be seen (reentrant checkpoints run without a graph), the backward
 is told when it passes through what the forward returned (`tell`).
 """
 
@@ -15,9 +15,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch._C import _autograd
-from torch.utils.hooks import RemovableHandle
-
-from addenda.core.errors import AddendaError
 
 _top = getattr(_autograd, "_top_saved_tensors_default_hooks", lambda _: None)  # since torch 2.8
 _frames: WeakKeyDictionary[Any, dict] = WeakKeyDictionary()  # of checkpoints whose graph still lives
@@ -45,7 +42,7 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def kept(of: Any, now: Callable[[], Any]) -> Any:
+def used(of: Any, now: Callable[[], Any]) -> Any:
     """now(), the value that a forward uses of something; where a forward is computed again, the value that it used.
 
     of: what it is a value of, an object that lives as long as the model.
@@ -57,12 +54,18 @@ def kept(of: Any, now: Callable[[], Any]) -> Any:
         found = {} if frame is None else _frames.get(frame, {})
         if of in found:
             return found[of]
-        task, told = _told.of.get(of, (-1, None))
-        return told if task == torch._C._current_graph_task_id() else now()
+        again = told(of)
+        return now() if again is None else again
     value = now()
     if hooks is not None and (frame := _free(hooks[0], "frame")) is not None:
         _frames.setdefault(frame, {}).setdefault(of, value)
     return value
+
+
+def told(of: Any) -> Any:
+    """The value of what the running backward was told of last, or None."""
+    task, value = _told.of.get(of, (-1, None))
+    return value if task != -1 and task == torch._C._current_graph_task_id() else None
 
 
 def tell(out: Any, of: Any, value: Any) -> None:
@@ -84,32 +87,6 @@ def checkpointed(root: nn.Module) -> list[nn.Module]:
 def checkpoints(modules: list[nn.Module]) -> bool:
     """Whether a forward that runs now checkpoints one of them."""
     return torch.is_grad_enabled() and any(m.gradient_checkpointing is True and m.training for m in modules)
-
-
-def watch(root: nn.Module, acts: Callable[[], bool]) -> RemovableHandle | None:
-    """Refuse a backward through a forward that runs from now on, at a time when acts() is false.
-
-    None where no module of the model is checkpointed (transformers' flag, which says so of each).
-    """
-    checkpointed = [m for m in root.modules() if getattr(m, "gradient_checkpointing", False) is True]
-    if not checkpointed:
-        return None
-
-    def look(grad: Tensor) -> None:
-        if not acts():
-            raise AddendaError(
-                f"A forward of this {type(root).__name__} ran inside a `with` block of composed or per_example, and "
-                "its backward runs outside: gradient checkpointing would compute the layers again with what acts now. "
-                "Call backward inside the block, or switch checkpointing off before the forward."
-            )
-
-    def mark(module: nn.Module, args: tuple, out: Any) -> None:
-        if acts() and any(m.training and m.gradient_checkpointing for m in checkpointed):
-            for t in _tensors(out):
-                if t.requires_grad:
-                    t.register_hook(look)
-
-    return root.register_forward_hook(mark)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -171,12 +171,13 @@ def _all(v: Tensor) -> Tensor:
 
 def _seen(t: "SiteTensors") -> Tensor:
     (source,) = t.source
-    if source.seen is None:
+    seen = source.here.seen
+    if seen is None:
         raise AddendaError(
             f"{t.path}: {t.method.name} reads the input of a module that has not run before it in this forward. Run "
             "the whole model, and checkpoint whole blocks rather than parts of them."
         )
-    return source.seen
+    return seen
 
 
 def _told(live: "Sequence[SiteTensors]", y: Any) -> "tuple | None":

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from addenda.core.acting import Acting
 from addenda.core.adapted import Adapted, original_class, set_original_class, slots_of
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
@@ -132,14 +133,14 @@ def _trains(module: nn.Module) -> bool:
 @contextmanager
 def _bare(module: nn.Module) -> Iterator[None]:
     """Without the changes in it, some of which read what runs before the module."""
-    held = [(s, s.live, s.each) for m in module.modules() if (s := slots_of(m)) is not None]
-    for slots, live, _ in held:
-        slots.live, slots.each = {p: () for p in live}, {}
+    held = [(s, s.own, s.blocks) for m in module.modules() if (s := slots_of(m)) is not None]
+    for slots, _, _ in held:
+        slots.own, slots.blocks = Acting({p: () for p in slots.kinds}), None
     try:
         yield
     finally:
-        for slots, live, each in held:
-            slots.live, slots.each = live, each
+        for slots, own, blocks in held:
+            slots.own, slots.blocks = own, blocks
 
 
 @torch.no_grad()

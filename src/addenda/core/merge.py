@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core import cast
+from addenda.core.acting import between_forwards
 from addenda.core.arguments import checked
-from addenda.core.attach import restore, take_out
+from addenda.core.attach import apart, restore, take_out
 from addenda.core.borrow import in_its_mode, training_mode
 from addenda.core.bypass import known_reads, watching
 from addenda.core.errors import AddendaError
@@ -80,6 +81,7 @@ class MergeReport:
 
 
 @checked()
+@between_forwards("merge")
 @torch.no_grad()
 @in_its_mode
 def merge(
@@ -128,6 +130,7 @@ def merge(
     for n in state.active:
         intact(root, n, state.records[n])
     _only_weights(state)
+    apart(state)
     if rounding not in ("nearest", "stochastic"):
         raise AddendaError(f"rounding must be 'nearest' or 'stochastic', got {rounding!r}.")
     if base not in ("as-trained", "full-precision"):
@@ -167,6 +170,7 @@ def _merged(
 ) -> MergeReport:
     names, proof = state.active, None
     ways: dict[str, Way] = {}
+    apply_active(root, state, names)  # in no block
     try:
         if verify is not None:
             owners = owners_of(root)
@@ -198,6 +202,7 @@ def _merged(
         raise
 
 
+@between_forwards("unmerge")
 @torch.no_grad()
 @in_its_mode
 def unmerge(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.adapted import SiteTensors, original_class
-from addenda.core.backward import checkpointed, checkpoints, kept, tell
+from addenda.core.backward import checkpointed, checkpoints, tell, used
 from addenda.core.errors import AddendaError
 from addenda.core.hidden import HiddenMethod
 
@@ -121,7 +121,7 @@ class Past:
 
     def facts(self) -> Facts | None:
         """Those of the running call; of the call that is computed again, in backward."""
-        return self.here.facts if torch.compiler.is_compiling() else kept(self, lambda: self.here.facts)
+        return self.here.facts if torch.compiler.is_compiling() else used(self, lambda: self.here.facts)
 
 
 @dataclass(eq=False)

@@ -1,11 +1,14 @@
 """What a model remembers of its adapters: one plain object on the model that was given to the first `attach`."""
 
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
 
+from addenda.core.acting import Acting, Block, alone, blocks, enter, leave, lock
 from addenda.core.adapted import SiteTensors, Slots, slots_of
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.method import Method
@@ -62,13 +65,24 @@ class Kept:
         return weight
 
 
-@dataclass(frozen=True, eq=False)
-class Arrangement:
+def _none(held: list[SiteTensors | None]) -> Mixed:
+    raise AssertionError("no adapter is named")
+
+
+@dataclass(eq=False)
+class Arrangement(Block):
     """What acts inside a `with` block in the place of the active adapters; see `attach.arranged`."""
 
-    names: tuple[str, ...]
-    mix: Callable[[list[SiteTensors | None]], Mixed]
+    names: tuple[str, ...] = ()
+    mix: Callable[[list[SiteTensors | None]], Mixed] = _none
     in_turn: tuple[str, ...] = ()  # at raw parameters
+
+
+class Within(threading.local):
+    """The block of this model that this thread is in, for compiled forwards."""
+
+    def __init__(self):
+        self.block: Arrangement | None = None
 
 
 @dataclass
@@ -77,7 +91,8 @@ class State:
 
     records: dict[str, Record] = field(default_factory=dict)
     active: tuple[str, ...] = ()
-    arrangement: Arrangement | None = None  # of the innermost block that is running
+    blocks: WeakSet[Arrangement] = field(default_factory=WeakSet)  # those that somebody is in
+    here: Within = field(default_factory=Within)
     frozen: dict[str, bool] = field(default_factory=dict)  # requires_grad of base parameters before the freeze
     merged: dict[str, Kept] | None = None  # the base's own weights by path while a change is merged into them
     cast: dict[str, Tensor] = field(default_factory=dict)  # what a merge has converted, by path, as it was
@@ -86,7 +101,17 @@ class State:
     gathered: dict[str, tuple[int, int]] = field(default_factory=dict)  # buffers at the first step: (identity, version)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"arrangement": None, "gathered": {}}  # a copy's modules keep how they act
+        own = {k: v for k, v in self.__dict__.items() if k not in ("blocks", "here")}  # nobody is in a block of a copy
+        return own | {"gathered": {}}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state
+        self.blocks, self.here = WeakSet(), Within()
+
+    def innermost(self) -> Arrangement | None:
+        """The block of this model that the running code is in, the innermost one."""
+        around = [b for b in blocks() if isinstance(b, Arrangement) and b in self.blocks and not b.over()]
+        return around[-1] if around else None
 
     def base(self, site: Site) -> Tensor:
         """The base's own weight at a site, as stored, also while a change is merged."""
@@ -182,36 +207,72 @@ def intact(root: nn.Module, name: str, record: Record) -> None:
         tensors_at(root, name, path)
 
 
-def apply_active(root: nn.Module, state: State, names: tuple[str, ...]) -> None:
-    """Make exactly these adapters live on every module."""
-    state.active, state.arrangement = names, None
-    for module in root.modules():
-        slots = slots_of(module)
-        if slots is not None:
-            slots.activate(() if state.merged is not None else names)
-    link(root, state)
+def apply_active(root: nn.Module, state: State, names: tuple[str, ...], stay: bool = False) -> None:
+    """Make exactly these adapters live on every module, for all that are in no block.
+
+    stay: the calling context stays in the blocks that it is in; else these adapters act there too, until the innermost
+    ends. Raises AddendaError, with nothing changed, while another thread runs a forward of the model.
+    """
+    with alone(root, "switch"):
+        acting = () if state.merged is not None else names
+        planned = {s: s.activated(acting) for m in root.modules() if (s := slots_of(m)) is not None}
+        link(root, state, planned)
+        state.active = names
+        for slots, own in planned.items():
+            slots.own = own
+        if not stay:
+            leave([b for b in blocks() if b in state.blocks])
+        for block in list(state.blocks):  # places may have come or gone
+            apply_block(root, state, block)
+        mirror(root, state)
 
 
-def apply_arrangement(root: nn.Module, state: State, arrangement: Arrangement) -> None:
-    """Make this act on every module, until `apply_active` or another."""
-    state.arrangement = arrangement
+def apply_again(root: nn.Module, state: State, active: tuple[str, ...], around: tuple[Block, ...]) -> None:
+    """Make what acted before act again, as far as its adapters are still there. What was merged meanwhile stays so."""
+    if state.merged is None:
+        apply_active(root, state, tuple(n for n in active if n in state.records), stay=True)
+        enter(around)
+        mirror(root, state)
+
+
+def apply_block(root: nn.Module, state: State, block: Arrangement) -> None:
+    """What acts on every module inside of this block."""
+    found = [s for m in root.modules() if (s := slots_of(m)) is not None]
+    if not state.records.keys() >= set(block.names):  # one of its adapters was taken off: what acts for all acts there
+        state.blocks.discard(block)
+        for slots in found:
+            if slots.blocks is not None:
+                slots.blocks.pop(block, None)
+        return
+    merged = state.merged is not None  # which is then all that acts
+    planned = {s: s.activated(()) if merged else s.arranged(block.names, block.mix, block.in_turn) for s in found}
+    link(root, state, planned)
+    state.blocks.add(block)
+    for slots, here in planned.items():
+        if slots.blocks is None:
+            slots.blocks = WeakKeyDictionary()
+        slots.blocks[block] = here
+
+
+def mirror(root: nn.Module, state: State) -> None:
+    """Tell compiled forwards of this thread in which block they run."""
     for module in root.modules():
         if (slots := slots_of(module)) is not None:
-            slots.arrange(arrangement.names, arrangement.mix, arrangement.in_turn)
-    link(root, state)
+            slots.here.acting = slots.within()
+    state.here.block = state.innermost()
 
 
-def apply_again(root: nn.Module, state: State, active: tuple[str, ...], arrangement: Arrangement | None) -> None:
-    """Make what acted before act again, as far as its adapters are still there. What was merged meanwhile stays so."""
-    if state.merged is not None:
-        return
-    apply_active(root, state, tuple(n for n in active if n in state.records))
-    if arrangement is not None and state.records.keys() >= set(arrangement.names):
-        apply_arrangement(root, state, arrangement)
+def sweep(root: ReferenceType[nn.Module]) -> None:
+    """Where nobody is in a block any more, forwards are spared the look."""
+    model = root()
+    with lock:
+        for module in () if model is None else model.modules():
+            if (slots := slots_of(module)) is not None and slots.blocks is not None and not [*slots.blocks]:
+                slots.blocks = None
 
 
-def link(root: nn.Module, state: State) -> None:
-    """Tell the modules that take part in a site without holding its tensors what acts there now."""
+def link(root: nn.Module, state: State, planned: dict[Slots, Acting]) -> None:
+    """Tell the modules that take part in a site without holding its tensors what will act there."""
     owners = owners_of(root)
     told = set()
     for record in state.records.values():
@@ -224,19 +285,20 @@ def link(root: nn.Module, state: State) -> None:
             except AddendaError:
                 continue
             first = slots_of(site.module)
-            if first is None or site.parameter not in first.live:  # replaced since; see `intact`
-                continue
+            if first is None or first not in planned or site.parameter not in planned[first].live:
+                continue  # replaced since; see `intact`
+            there = planned[first]
             for owner, parameter in site.ties:  # further owners of a tied parameter read the first owner's tensors
                 other = slots_of(owner)
                 if other is not None:
                     other.kinds[parameter] = site.kind
-                    other.live[parameter] = first.live[site.parameter]
+                    planned[other].live[parameter] = there.live[site.parameter]
             if isinstance(site, Point) and site.source is not None:
                 source = slots_of(site.source)
-                acting = [t for t in first.acting("output") if source in t.source]
+                reading = [t for t in there.at("output") if source in t.source]
                 if source is not None:
-                    source.readers += len(acting)
+                    planned[source].readers += len(reading)
             if isinstance(site, Point) and site.back is not None:
                 back = slots_of(site.back)
-                if back is not None and first.acting("output") and first not in back.undoes:
-                    back.undoes = (*back.undoes, first)
+                if back is not None and there.at("output") and first not in planned[back].undoes:
+                    planned[back].undoes = (*planned[back].undoes, first)

@@ -21,6 +21,7 @@ from torch import nn
 
 from addenda.compress.bridges import adopt
 from addenda.compress.quantize import Form
+from addenda.core.acting import blocks
 from addenda.core.adapter import fitting
 from addenda.core.arguments import checked, names_of, unknown_names
 from addenda.core.attach import Spec, attach, detach
@@ -82,7 +83,7 @@ def _left_alone(function: Callable[P, R]) -> Callable[P, R]:
         given = args[0] if args else kwargs.get("model")
         model = given if isinstance(given, nn.Module) else None
         found = find_state(model) if model is not None else None
-        names, acted = (set(found[1].records), (found[1].active, found[1].arrangement)) if found else (set(), None)
+        names, acted = (set(found[1].records), (found[1].active, blocks())) if found else (set(), None)
         with undone(model):
             try:
                 return function(*args, **kwargs)
