@@ -380,7 +380,8 @@ class _Refuse:
                     f"it has. Repeat its inputs {n} times, ids and mask, and compose BatchSplit(…, sizes=[examples] * "
                     f"{n}) instead."
                 )
-        generate: Any = self.own or type(self.root).generate.__get__(self.root)
+        cls: Any = type(self.root)
+        generate = self.own or cls.generate.__get__(self.root)
         return generate(*args, **kwargs)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from addenda.core import acting
 from addenda.core.acting import Acting, Blocks, Here
-from addenda.core.backward import told, used
+from addenda.core.backward import first, told, used
 from addenda.core.errors import AddendaError
 from addenda.core.execute import effective, execute
 from addenda.core.fewbits import quantised
@@ -182,6 +182,8 @@ class Slots(nn.Module):
             return self.here.acting or self.own
         if acting.gate.closed:
             acting.wait()
+        if first():
+            return self.own if self.blocks is None else self._chosen()
         return used(self, self._chosen)
 
     def _chosen(self) -> Acting:

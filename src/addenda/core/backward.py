@@ -42,6 +42,11 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def first() -> bool:
+    """Whether what runs is surely not computed again, and will not be."""
+    return _top(False) is None and torch._C._current_graph_task_id() == -1
+
+
 def used(of: Any, now: Callable[[], Any]) -> Any:
     """now(), the value that a forward uses of something; where a forward is computed again, the value that it used.
 
