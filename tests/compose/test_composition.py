@@ -208,6 +208,7 @@ def test_afterwards_what_acted_before_acts_again_even_after_an_error():
 def test_blocks_nest(kind, outer):
     model = make(kind)
     alone_c, base, rows = alone(model, "c"), alone(model, None), ["c", "a", None, "b"]
+    hooks = dict(model._forward_pre_hooks), dict(model._forward_hooks)
     with ad.per_example(model, rows):
         mixed = model(IDS).logits
     ad.switch(model, "c")

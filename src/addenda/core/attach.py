@@ -436,10 +436,10 @@ def arranged(
     def acts() -> bool:
         if torch.compiler.is_compiling():
             return state.here.block is own
-        return used(own, lambda: state.innermost() is own)
+        return used(own, lambda: state.arrangement is own)
 
     def mark(module: nn.Module, args: tuple, out: object) -> None:
-        if checkpoints(again) and state.innermost() is own:
+        if checkpoints(again) and state.arrangement is own:
             tell(out, Block, own)
 
     with lock:

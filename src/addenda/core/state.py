@@ -108,7 +108,8 @@ class State:
         self.__dict__ |= state
         self.blocks, self.here = WeakSet(), Within()
 
-    def innermost(self) -> Arrangement | None:
+    @property
+    def arrangement(self) -> Arrangement | None:
         """The block of this model that the running code is in, the innermost one."""
         around = [b for b in blocks() if isinstance(b, Arrangement) and b in self.blocks and not b.over()]
         return around[-1] if around else None
@@ -259,7 +260,7 @@ def mirror(root: nn.Module, state: State) -> None:
     for module in root.modules():
         if (slots := slots_of(module)) is not None:
             slots.here.acting = slots.within()
-    state.here.block = state.innermost()
+    state.here.block = state.arrangement
 
 
 def sweep(root: ReferenceType[nn.Module]) -> None:
