@@ -239,6 +239,8 @@ def ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
     check_name(state, name)
     if state.merged is not None:
         raise AddendaError("A change is merged into the base. Call unmerge(model) first.")
+    with alone(root, "attach and load"):  # asked before anything is looked at, and again before it is changed
+        pass
     return root, state
 
 
