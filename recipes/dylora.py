@@ -26,7 +26,20 @@ from addenda.nested import set_rank
 from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
 from addenda.train.machine import hardware, versions
-from recipes.common import VALIDATION, Finding, Interval, Runs, all_of, conclude, gap, options, search_steps, subject
+from recipes.common import (
+    VALIDATION,
+    Finding,
+    Interval,
+    all_of,
+    conclude,
+    gap,
+    identity,
+    options,
+    recorded,
+    search_steps,
+    subject,
+)
+from recipes.kept import Runs
 
 TOP, RANKS = 8, (1, 2, 4, 8)
 TARGETS = "linear"
@@ -36,7 +49,13 @@ MARGIN = 0.02
 
 def main() -> None:
     given = options(__doc__, "dylora")
-    runs, on = Runs(given.out), subject(given.model)
+    on = None if given.old else subject(given.model)
+    with Runs(given, identity(given, subject=on) if on else {}) as runs:
+        told(given, on, runs)
+
+
+def told(given: Namespace, on: Subject | None, runs: Runs) -> None:
+    """Run what is missing, and conclude. on: None where nothing is run."""
     specs = [*(f"lora:rank={b}" for b in RANKS), DYLORA, FROZEN]
     print(f"{len(specs)} arms, {given.seeds} seeds, {given.steps} steps; about 15 minutes on 2 quiet cores.")
     rates = {spec: best_rate(runs, on, spec, given) for spec in specs}
@@ -45,7 +64,7 @@ def main() -> None:
         for spec in specs:
             name = f"final-{_file(spec)}-seed{seed}"
             made[spec, seed] = runs.once(name, lambda s=spec, n=seed: trained(on, s, n, rates[s], given.steps))
-    record = as_record(given, on, specs, made, rates)
+    record = as_record(given, on, runs, made, rates)
     found = analyse(record)
     nested = {b: gap(found, f"DyLoRA at {b}", f"LoRA {b}") for b in RANKS}
     frozen = {b: gap(found, f"DyLoRA frozen at {b}", f"LoRA {b}") for b in RANKS}
@@ -78,7 +97,7 @@ def main() -> None:
     conclude(given, "DyLoRA, arXiv:2210.07558", findings, table)
 
 
-def best_rate(runs: Runs, on: Subject, spec: str, given: Namespace) -> float:
+def best_rate(runs: Runs, on: Subject | None, spec: str, given: Namespace) -> float:
     rates, steps = grid(center(spec), given.rates), search_steps(given.steps)
 
     def look(rate: float, n: int) -> dict:
@@ -87,8 +106,9 @@ def best_rate(runs: Runs, on: Subject, spec: str, given: Namespace) -> float:
     return search(rates, steps, look)
 
 
-def trained(on: Subject, spec: str, seed: int, rate: float, steps: int, search: bool = False) -> dict:
+def trained(on: Subject | None, spec: str, seed: int, rate: float, steps: int, search: bool = False) -> dict:
     """One run; unless it is of a search, its test answers at each rank that it can be cut to."""
+    assert on is not None
     arm, settings = _arm(spec), Settings(batch=16)
     with attached(on, arm, settings, seed) as adapter:
         made = fit(
@@ -142,7 +162,7 @@ def _paths(tensors: dict) -> list[str]:
     return [k.removesuffix("/A") for k in tensors if k.endswith("/A")]
 
 
-def as_record(given: Namespace, on: Subject, specs: list[str], made: dict, rates: dict) -> Record:
+def as_record(given: Namespace, on: Subject | None, runs: Runs, made: dict, rates: dict) -> Record:
     """The answers as the record of a comparison whose arms are (method, rank judged at)."""
     answers = {f"LoRA {b}": (f"lora:rank={b}", "test") for b in RANKS}
     answers |= {f"DyLoRA at {b}": (DYLORA, f"at {b}") for b in RANKS}
@@ -150,12 +170,16 @@ def as_record(given: Namespace, on: Subject, specs: list[str], made: dict, rates
     answers |= {f"LoRA 8 cut to {b}": (f"lora:rank={TOP}", f"first {b}") for b in RANKS[:-1]}
     answers |= {f"LoRA 8, best {b}": (f"lora:rank={TOP}", f"best {b}") for b in RANKS[:-1]}
     about = {arm: {"title": arm, "options": {}, "rates": [rates[spec]]} for arm, (spec, _) in answers.items()}
-    record = Record.write_config(given.out, {
+    if on is None:
+        return recorded(given.out, answers)
+    config = {
         "title": "DyLoRA: one run for every rank", "model": on.about_model, "data": on.about_data, "methods": about,
         "budget": {"kind": "steps", "value": given.steps, "steps": given.steps, "batch": 16},
         "seeds": list(range(given.seeds)), "versions": versions(), "hardware": hardware(),
-        "command": "python -m recipes.dylora",
-    })  # fmt: skip
+        "command": "python -m recipes.dylora", "identity": runs.identity, "looks": [],
+    }  # fmt: skip
+    there = (given.out / "config.json").exists()
+    record = Record.read(given.out).changed(config) if there else Record.write_config(given.out, config)
     for arm, (spec, key) in answers.items():
         for seed in range(given.seeds):
             run = made[spec, seed]

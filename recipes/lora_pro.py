@@ -10,6 +10,7 @@ measured on six layers during 40 steps of LoRA, where one more backward gives th
 LoRA-Pro is taken here from its definition in float64, P_B G + G P_A − P_B G P_A.
 """
 
+import functools
 import math
 import statistics
 
@@ -22,8 +23,9 @@ from addenda.compare.subject import Subject
 from addenda.compare.trial import Settings, attached
 from addenda.train.batches import Collator, batches
 from addenda.train.loss import score
-from recipes.common import Finding, Interval, Runs, compared, conclude, gap, options, over_seeds, subject
+from recipes.common import Finding, Interval, compared, conclude, gap, options, over_seeds, subject
 from recipes.controls import means
+from recipes.kept import Runs
 
 LORA = "lora:rank=8"
 FULL_MODE, EFFICIENT, HELD = (f"{LORA}@lora-pro:mode={m}" for m in ("full", "efficient", "full,trust=0.1"))
@@ -37,10 +39,10 @@ def main() -> None:
     arms = [LORA, FULL_MODE, EFFICIENT, HELD]
     around = {FULL_MODE: 5e-4, HELD: 5e-4, "full": 3e-4}
     record, found = compared(given, arms, "LoRA-Pro: nearer to full fine-tuning?", full=True, around=around)
-    angles, runs, on = [], Runs(given.out), None
-    for seed in range(given.seeds):
-        on = on or subject(given.model)
-        angles.append(runs.once(f"angles-{seed}", lambda s=seed, on=on: cosines(on, s, min(STEPS, given.steps))))
+    angles, on = [], functools.cache(lambda: subject(given.model))
+    with Runs(given, record.config.get("identity", {})) as runs:
+        for seed in range(given.seeds):
+            angles.append(runs.once(f"angles-{seed}", lambda s=seed: cosines(on(), s, min(STEPS, given.steps))))
     lower = [sum(p < o - 1e-6 for o, p in zip(a["lora"], a["pro"], strict=True)) for a in angles]
     nearer = over_seeds(statistics.mean(a["pro"]) - statistics.mean(a["lora"]) for a in angles)
     lora, pro = (statistics.mean(statistics.mean(a[k]) for a in angles) for k in ("lora", "pro"))

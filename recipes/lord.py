@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from addenda import AddendaError
 from addenda.compress import measure, ranks
-from recipes.common import Finding, Interval, Runs, all_of, conclude
+from addenda.core.identity import base_of, versions
+from recipes.common import Finding, Interval, all_of, conclude
+from recipes.kept import Runs, parsed
 from recipes.low_rank import BATCH, HEALED, LENGTH, SEEN, SHORT, WINDOW, Arm, Subject
 
 REMOVED = (0.2, 0.1, 0.3)  # the rate of claim 3 first
@@ -178,11 +179,24 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=24, help="windows to judge by, of each of both kinds")
     parser.add_argument("--dtype", default="auto", help="bfloat16 or float32; auto: what the processor is fast at")
     parser.add_argument("--latency", action="store_true", help="measure time, now and alone: the machine must be quiet")
-    given = parser.parse_args()
-    on, runs = Subject(given.model, given.samples, given.windows, given.dtype), Runs(given.out)
-    texts = runs.once("texts", lambda: on.texts | {"dtype": on.dtype})
-    if texts != on.texts | {"dtype": on.dtype}:
-        raise AddendaError(f"{given.out} was begun with other texts or another dtype. Give another --out.")
+    given = parsed(parser)
+    on = None if given.old else Subject(given.model, given.samples, given.windows, given.dtype)
+    identity: dict[str, Any] = {}
+    if on is not None:
+        identity = {"base": base_of(on.model), "texts": on.texts, "dtype": on.dtype, "versions": versions()}
+        identity |= {"samples": given.samples, "windows": given.windows}
+    with Runs(given, identity) as runs:
+        told(given, on, runs)
+
+
+def told(given: argparse.Namespace, on: Subject | None, runs: Runs) -> None:
+    """Run what is missing, and conclude at every rate. on: None where nothing is run."""
+    if on is None:
+        names = [p.stem for p in runs.folder.glob("*.json")]
+        wanted = [f"{a}, {r:.0%}" for r in REMOVED for a in ARMS] + ["dense, NF4"]
+        wanted = ["dense", *wanted, *(f"{MENDED}, {REMOVED[0]:.0%}, {name}" for name in _MENDED)]
+        cells = {name: runs.once(_file(name), dict) for name in wanted if name == "dense" or _file(name) in names}
+        return conclude(given, PAPER, findings(cells, runs.known("latency")), table_of(cells))
     jobs: dict[str, Callable[[], dict]] = {"dense": on.dense}
     for rate in REMOVED:
         jobs |= {f"{a}, {rate:.0%}": lambda a=a, rate=rate: on.cell(ARMS[a], rate) for a in ARMS}

@@ -40,6 +40,7 @@ from recipes.common import (
     folder_of,
     options,
     over_seeds,
+    recorded,
     search_steps,
     splits,
 )
@@ -88,9 +89,13 @@ def draws(given: Namespace, name: str) -> list[Record]:
     arms, made, rates = [DENSE, DENSE + TERM, mosa, mosa + TERM], [], dict.fromkeys((DENSE, DENSE + TERM), START)
     rates |= {mosa: START, mosa + TERM: START}
     for draw in range(given.seeds):
+        out = given.out / name.replace(", ", "-").replace(" ", "-") / f"draw{draw}"
+        if given.old:
+            made.append(recorded(out, (*arms, FULL)))
+            continue
         on = few(given.model, per, draw, two="two" in name)
         made.append(compare(
-            methods=arms, full=True, out=given.out / name.replace(", ", "-").replace(" ", "-") / f"draw{draw}",
+            methods=arms, full=True, out=out,
             budget=f"steps={given.steps}", seeds=1, rates=given.rates if draw == 0 else 1, around=rates, batch=16,
             items=None, validation=VALIDATION, search_steps=search_steps(given.steps), subject=on, watch=Watch(),
             title=f"MoSA: {name}, draw {draw}", command="python -m recipes.mosa",

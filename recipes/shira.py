@@ -31,14 +31,15 @@ from recipes.common import (
     VALIDATION,
     Finding,
     Interval,
-    Runs,
     conclude,
     folder_of,
+    identity,
     options,
     over_seeds,
     search_steps,
     subject,
 )
+from recipes.kept import Runs
 
 LORA = "lora:rank=8"
 SHIRA = {how: f"shira:density=0.01,mask={how}" for how in ("magnitude", "random", "gradient")}
@@ -64,10 +65,18 @@ class TwoHeads(torch.nn.Module):
 
 def main() -> None:
     given = options(__doc__, "shira")
-    runs, subjects = Runs(given.out), {task: subject(given.model, task) for task in TASKS}
-    model, arms = TwoHeads(subjects), [LORA, *SHIRA.values()]
+    subjects = {} if given.old else {task: subject(given.model, task) for task in TASKS}
+    with Runs(given, identity(given, **subjects)) as runs:
+        told(given, subjects, runs)
+
+
+def told(given: Namespace, subjects: dict[str, Subject], runs: Runs) -> None:
+    """Run what is missing, and conclude. subjects: none where nothing is run."""
+    model, arms = TwoHeads(subjects) if subjects else None, [LORA, *SHIRA.values()]
     print(f"{len(arms)} arms, 2 tasks, {given.seeds} seeds, {given.steps} steps; about 15 minutes on 2 quiet cores.")
-    rates = {(spec, task): best_rate(runs, model, subjects[task], task, spec, given) for spec in arms for task in TASKS}
+    rates = {
+        (spec, task): best_rate(runs, model, subjects.get(task), task, spec, given) for spec in arms for task in TASKS
+    }
     made = {}
     for seed in range(given.seeds):
         for spec in arms:
@@ -115,9 +124,10 @@ def _attach(model: TwoHeads, on: Subject, task: str, spec: str, seed: int, name:
     )  # fmt: skip
 
 
-def best_rate(runs: Runs, model: TwoHeads, on: Subject, task: str, spec: str, given: Namespace) -> float:
+def best_rate(runs: Runs, model: TwoHeads | None, on: Subject | None, task: str, spec: str, given: Namespace) -> float:
     def look(rate: float, steps: int) -> dict:
         def run() -> dict:
+            assert model is not None and on is not None
             adapter = _attach(model, on, task, spec, 1000, "trial")
             try:
                 made = _fit(model, adapter, on, rate, steps, 1000)
@@ -138,8 +148,9 @@ def _fit(model: TwoHeads, adapter: ad.Adapter, on: Subject, rate: float, steps: 
     )  # fmt: skip
 
 
-def fused(model: TwoHeads, subjects: dict[str, Subject], spec: str, seed: int, rates: dict, steps: int) -> dict:
+def fused(model: TwoHeads | None, subjects: dict[str, Subject], spec: str, seed: int, rates: dict, steps: int) -> dict:
     """Accuracy of both tasks, alone and with both adapters acting."""
+    assert model is not None
     try:
         trained = 0
         for task, on in subjects.items():

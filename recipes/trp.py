@@ -15,6 +15,7 @@ another seed.
 """
 
 import argparse
+import hashlib
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -26,8 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import addenda as ad
+from addenda.core.identity import versions
 from addenda.train.machine import pick_dtype
-from recipes.common import Finding, Interval, Runs, all_of, conclude, in_turns, over_seeds
+from recipes.common import Finding, Interval, all_of, conclude, in_turns, over_seeds
+from recipes.kept import Runs, parsed, part_of
 from recipes.nets import Task, accuracy, digits, fashion, varied
 
 PERIOD, ENERGIES, LAMBDAS = 20, (0.98, 0.95, 0.9), (3e-3, 1e-2, 3e-2)
@@ -150,38 +153,60 @@ def look(task: Task, arm: Arm, epochs: int, dtype: torch.dtype) -> dict:
 
 def main() -> None:
     given = arguments()
+    parts = part_of(given.part)[1]
+    if given.old:
+        with Runs(given, {}) as runs:
+            return told(given, None, torch.float32, "", 0, runs)
     torch.set_num_threads(given.threads)
     dtype, why = pick_dtype(given.dtype)
     task = {"fashion": fashion, "digits": digits}[given.data](given.images, given.test)
-    epochs, runs = given.epochs or task.epochs, Runs(given.out)
+    epochs = given.epochs or task.epochs
+    of = {k: hashlib.sha256(b"".join(t.numpy().tobytes() for t in v)).hexdigest() for k, v in task.parts.items()}
+    identity = {
+        "data": of, "epochs": epochs, "dtype": str(dtype), "period": PERIOD, "energies": ENERGIES, "lambdas": LAMBDAS,
+        "times": TIMES, "seeds": given.seeds, "versions": versions(),
+    }  # fmt: skip
+    with Runs(given, identity, shared=parts > 1) as runs:
+        told(given, task, dtype, why, epochs, runs)
+
+
+def told(given: argparse.Namespace, task: Task | None, dtype: torch.dtype, why: str, epochs: int, runs: Runs) -> None:
+    """Run what is missing, and conclude. task: None where nothing is run."""
+    part, parts = part_of(given.part)
     searching = max(1, epochs // 2)
     searches = [Arm("channel", e) for e in ENERGIES]
-    total = 5 * given.seeds * epochs + (len(searches) + len(LAMBDAS)) * searching
-    print(
-        f"{total} epochs of {len(task.parts['train'][1]):,} images in {5 * given.seeds} runs and a search, products in "
-        f"{str(dtype).removeprefix('torch.')} ({why}): about {total * epoch_seconds(task, dtype) / 45:.0f} minutes "
-        "of a processor's time, judging included.", file=sys.stderr,
-    )  # fmt: skip
+    if task is not None:
+        say_cost(given, task, dtype, why, 5 * given.seeds * epochs + (len(searches) + len(LAMBDAS)) * searching)
     energy = chosen(runs, task, searches, searching, dtype).energy
     nuclear = chosen(runs, task, [Arm("channel", energy, n) for n in LAMBDAS], searching, dtype).nuclear
     arms = [Arm()] + [Arm(s, energy, n) for s in POSTHOC for n in (0.0, nuclear)]
-    part, parts = (int(n) for n in given.part.split("/"))
     todo = [(arm, seed) for seed in range(given.seeds) for arm in arms]
-    for arm, seed in [] if given.latency else todo[part::parts]:
+    for arm, seed in [] if given.latency or given.old else todo[part::parts]:
         runs.once(f"{arm.name}-seed{seed}", lambda a=arm, s=seed: run(task, a, s, epochs, dtype))
-    if missing := [f"{a.name}-seed{s}" for a, s in todo if not (runs.folder / f"{a.name}-seed{s}.json").exists()]:
+    if not given.old and (
+        missing := [f"{a.name}-seed{s}" for a, s in todo if not (runs.folder / f"{a.name}-seed{s}.json").exists()]
+    ):
         print(f"{len(missing)} runs are another process's: start this again when they are done.", file=sys.stderr)
         return
     made = {(a.name, s): runs.once(f"{a.name}-seed{s}", dict) for a, s in todo}
     clock = runs.once("latency", lambda: latency(task, list(made.values())), again=True) if given.latency else None
     clock = clock or runs.known("latency")
     table = [row for arm in arms for row in rows(arm, [made[arm.name, s] for s in range(given.seeds)])]
-    settings = {
+    settings = {} if task is None else {
         "data": given.data, "epochs": epochs, "images": len(task.parts["train"][1]), "test": len(task.parts["test"][1]),
         "seeds": given.seeds, "dtype": str(dtype), "energy": energy, "nuclear": nuclear, "period": PERIOD,
     }  # fmt: skip
     conclude(given, "Trained Rank Pruning, arXiv:1812.02402", findings(given.seeds, made, energy, nuclear, clock),
              [settings, *table])  # fmt: skip
+
+
+def say_cost(given: argparse.Namespace, task: Task, dtype: torch.dtype, why: str, total: int) -> None:
+    """What all runs take, from a few steps. total: epochs."""
+    print(
+        f"{total} epochs of {len(task.parts['train'][1]):,} images in {5 * given.seeds} runs and a search, products in "
+        f"{str(dtype).removeprefix('torch.')} ({why}): about {total * epoch_seconds(task, dtype) / 45:.0f} minutes "
+        "of a processor's time, judging included.", file=sys.stderr,
+    )  # fmt: skip
 
 
 def epoch_seconds(task: Task, dtype: torch.dtype) -> float:
@@ -207,10 +232,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of this process")
     parser.add_argument("--latency", action="store_true", help="measure time, now and alone: the machine must be quiet")
     parser.add_argument("--part", default="0/1", help="I/N: N processes share the runs, and this one is the I-th")
-    return parser.parse_args()
+    return parsed(parser)
 
 
-def chosen(runs: Runs, task: Task, arms: list[Arm], epochs: int, dtype: torch.dtype) -> Arm:
+def chosen(runs: Runs, task: Task | None, arms: list[Arm], epochs: int, dtype: torch.dtype) -> Arm:
     """The arm with the best accuracy on the validation images at half the multiplications, as it is."""
     found = [runs.once(f"search-{a.name}", lambda a=a: look(task, a, epochs, dtype)) for a in arms]
     return max(zip(arms, found, strict=True), key=lambda pair: pair[1]["as it is"])[0]
