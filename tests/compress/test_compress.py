@@ -21,7 +21,8 @@ from addenda.cli.main import run as cli
 from addenda.compress import work as work_files
 from addenda.compress.dense import to_dense
 from addenda.compress.quantize import quantize
-from addenda.compress.run import compress, read_report
+from addenda.compress.report import read_report
+from addenda.compress.run import compress
 from addenda.compress.settings import Settings
 from addenda.core.errors import AddendaError
 from addenda.core.targets import grouped

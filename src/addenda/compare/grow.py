@@ -14,6 +14,7 @@ from typing import Any
 from addenda.compare.arm import Arm
 from addenda.compare.budget import Budget
 from addenda.compare.costs import Costs
+from addenda.compare.fields import extended
 from addenda.compare.record import HEAD, Record
 from addenda.compare.subject import Subject
 from addenda.compare.trial import Settings
@@ -58,6 +59,11 @@ def open_record(out: Path) -> Record | None:
         raise AddendaError(
             f"{out} was written by a version that did not keep which base, data and options its runs have, so it is "
             f"read and reported (addenda report {out}), and never extended. Choose another --out."
+        )
+    if problems := extended(record.config):
+        raise AddendaError(
+            f"{out / 'config.json'} cannot be gone on with: {', '.join(problems)[:1000]} missing, or not what a "
+            "comparison writes. Choose another --out."
         )
     return record
 

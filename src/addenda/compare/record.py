@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from addenda.compare import fields
 from addenda.core.atomic import readable, write_atomically
 from addenda.core.disk import read_json, reading
 from addenda.core.errors import AddendaError
@@ -171,9 +172,11 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def _check_config(file: Path, config: Any) -> None:
-    problems = _missing(config, CONFIG)
+    problems = _missing(config, CONFIG) or fields.bounded(config) or fields.CONFIG(config, "")
+    if not problems and all(config["budget"].get(k) is None for k in ("value", "steps")):
+        problems = ["budget: expected a number of steps, seconds or parameters, came nothing"]
     if not problems and config.get("schema") != SCHEMA:
-        problems = [f"schema: expected {SCHEMA}, came {config.get('schema')!r}"]
+        problems = [f"schema: expected {SCHEMA}, came {repr(config.get('schema'))[:80]}"]
     if not problems:
         problems = [f"methods.{k}: expected an object" for k, m in config["methods"].items() if not isinstance(m, dict)]
     if problems:
@@ -190,15 +193,17 @@ def _of_other_budget(trial: Mapping[str, Any], config: Mapping[str, Any]) -> boo
 
 
 def _trial_problems(trial: Any, config: Mapping[str, Any]) -> list[str]:
-    problems = _missing(trial, TRIAL)
+    problems = _missing(trial, TRIAL) or fields.bounded(trial) or fields.TRIAL(trial, "")
     if problems:
         return problems
     if trial["stage"] not in STAGES:
-        problems.append(f"stage: expected one of {', '.join(STAGES)}, came {trial['stage']!r}")
+        problems.append(f"stage: expected one of {', '.join(STAGES)}, came {trial['stage'][:80]!r}")
     if trial["method"] not in config["methods"] and not trial["method"].startswith("base"):
-        problems.append(f"method: {trial['method']!r} is not among {', '.join(config['methods'])}")
-    if trial["stage"] == "final" and not isinstance(trial.get("seed"), int):
-        problems.append(f"seed: expected an integer, came {trial.get('seed')!r}")
+        problems.append(f"method: {trial['method'][:200]!r} is not among {', '.join(config['methods'])[:500]}")
+    if trial["stage"] == "final" and trial.get("seed") is None:
+        problems.append("seed: expected an integer, came nothing")
+    if trial["stage"] in ("final", "search") and trial["method"] in config["methods"] and trial.get("rate") is None:
+        problems.append("rate: expected a positive number, came nothing")
     needed = trial["stage"] != "search" and trial["status"] == "ok"
     for split in ("test", "ood"):
         value = trial.get(split)
@@ -209,8 +214,10 @@ def _trial_problems(trial: Any, config: Mapping[str, Any]) -> list[str]:
         items = value.get("items") if isinstance(value, dict) else None
         if not isinstance(items, str) or not items or set(items) - {"0", "1"}:
             problems.append(f"{split}.items: expected a string of 0 and 1, one character per item")
-        elif not isinstance(value.get("accuracy"), (int, float)):
-            problems.append(f"{split}.accuracy: expected a number, came {value.get('accuracy')!r}")
+        elif len(items) > fields.ITEMS:
+            problems.append(f"{split}.items: {len(items):,} items, and at most {fields.ITEMS:,} are read")
+        elif fields.share(value.get("accuracy"), "") or value.get("accuracy") is None:
+            problems += fields.share(value.get("accuracy"), f"{split}.accuracy") or [f"{split}.accuracy: missing"]
         elif abs(items.count("1") / len(items) - value["accuracy"]) > 1e-3:
             problems.append(f"{split}.accuracy: {value['accuracy']} is not the share of 1 in {split}.items")
     return problems
@@ -233,7 +240,7 @@ def _missing(value: Any, fields: Mapping[str, type]) -> list[str]:
     if not isinstance(value, dict):
         return [f"expected an object, came {type(value).__name__}"]
     return [
-        f"{name}: expected {kind.__name__}, came {'nothing' if name not in value else repr(value[name])}"
+        f"{name}: expected {kind.__name__}, came {'nothing' if name not in value else repr(value[name])[:80]}"
         for name, kind in fields.items()
         if not isinstance(value.get(name), kind)
     ]

@@ -5,6 +5,7 @@ Blue says "not beaten by any other method", vermilion says "diverged", everythin
 in words. Accuracies are shown in percent, differences in points. Plots are in `figures.py`.
 """
 
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -49,6 +50,7 @@ def is_report(file: Path) -> bool:
 
 def page(record: Record) -> str:
     """The report as HTML."""
+    record = _printable(record)
     found = analyse(record)
     rows = _rows(record, found)
     source = files("addenda.compare").joinpath("report.html.j2").read_text(encoding="utf-8")
@@ -69,6 +71,19 @@ def page(record: Record) -> str:
         scatters=scatters(rows, found, _titles(record)),
         curves=curves(record, rows),
     )
+
+
+def _printable(record: Record) -> Record:
+    """The record with every text in it, names too, as it may be shown: what nobody can see or encode is spelt out."""
+
+    def fit(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {fit(k): fit(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(fit, value))
+        return visible(value) if isinstance(value, str) and not value.isprintable() else value
+
+    return replace(record, config=fit(record.config), trials=fit(record.trials))
 
 
 def answer(record: Record, found: Comparison | None = None) -> str:
@@ -116,6 +131,7 @@ def answer(record: Record, found: Comparison | None = None) -> str:
 
 def summary(record: Record) -> Table:
     """The main table for the terminal; print `answer(record)` under it."""
+    record = _printable(record)
     found = analyse(record)
     table = Table(
         title=Text(visible(record.config["title"])), title_justify="left", box=None, header_style="dim", pad_edge=False

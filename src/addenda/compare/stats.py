@@ -137,6 +137,8 @@ def analyse(record: Record, draws: int = DRAWS) -> Comparison:
         if any(t["status"] != "ok" for t in ts)
     }
     test = _arms(runs, "test")
+    if test:  # so that a very large split is drawn from less often
+        draws = max(200, min(draws, 200_000_000 // max(x.size for seeds in test.values() for x in seeds.values())))
     if not test:
         raise AddendaError(
             f"The record {record.path} has no finished run with test items yet, so there is nothing to compare. "

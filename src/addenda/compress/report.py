@@ -10,6 +10,8 @@ from typing import Any
 from addenda.compress.measure import compared
 from addenda.compress.ranks import Layer, Ranks
 from addenda.core.atomic import write_atomically
+from addenda.core.disk import path_of, read_json, shown
+from addenda.core.errors import AddendaError
 from addenda.core.targets import grouped
 
 
@@ -155,6 +157,18 @@ def write_report(folder: Path, report: Report) -> None:
         "The licence is that of the model it was made of.",
     ]
     write_atomically(folder / "README.md", "\n".join(lines).encode())
+
+
+def read_report(folder: str | Path) -> Report:
+    """The report in a folder that `compress` has written. Raises AddendaError where it is none, or is damaged."""
+    file = path_of(folder) / "compress.json"
+    said = read_json(file)
+    try:
+        report = Report(**said)
+        str(report), report.kept, report.kept_of_model  # every field of it is looked at
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise AddendaError(f"{shown(file)} is no report of a compression: {str(error)[:200]}.") from None
+    return report
 
 
 def _mib(size: dict[str, int]) -> str:

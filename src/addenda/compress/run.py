@@ -11,7 +11,6 @@ end the chosen factors.
 import dataclasses
 import hashlib
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -439,11 +438,3 @@ def _save(loaded: Loaded, low: dict[str, nn.Module], s: Settings, work: Work, re
         tokenizer.save_pretrained(folder)
         write_report(folder, report)
     work.finish()
-
-
-def read_report(folder: str | Path) -> Report:
-    """The report in a folder that `compress` has written."""
-    try:
-        return Report(**json.loads((Path(folder) / "compress.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise AddendaError(f"{folder} holds no report of a compression: {error}.") from None

@@ -261,7 +261,10 @@ def wanted_by(adapter: str | Path | None) -> dict:
     if len(forms) == 1 and (form := forms.pop()) in FORMS:
         wanted["quantize"] = form
     run = _run_beside(adapter).get("options", {})
-    return wanted | {k: run[k] for k, kind in (("image_size", int), ("quantize", str)) if isinstance(run.get(k), kind)}
+    side, form = run.get("image_size"), run.get("quantize")
+    if type(side) is int and 0 < side <= 8192:
+        wanted["image_size"] = side
+    return wanted | ({"quantize": form} if isinstance(form, str) else {})
 
 
 def labels_beside(adapter: str | Path | None) -> list[str] | None:

@@ -1,0 +1,171 @@
+"""What the files of a record hold, field by field, and what is wrong with one that anybody may have written.
+
+Every value that is read later is of its kind and bounded: text has a length, numbers are finite, objects a depth. null
+is allowed wherever a number may be missing. Fields that are not named here are kept, and only bounded.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Check = Callable[[Any, str], list[str]]  # (value, where) → problems
+
+DEEP, NAME, LONG, MOST = 40, 2000, 200_000, 1e18
+ITEMS = 1_000_000  # of a test split
+ARMS = 500
+
+
+def text(most: int = LONG) -> Check:
+    def check(value: Any, where: str) -> list[str]:
+        if not isinstance(value, str):
+            return [_wrong(where, "text", value)]
+        return [f"{where}: text of {len(value):,} characters, and at most {most:,} are read"] * (len(value) > most)
+
+    return check
+
+
+def number(value: Any, where: str) -> list[str]:
+    good = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST)
+    return [] if good else [_wrong(where, "a number", value)]
+
+
+def whole(value: Any, where: str) -> list[str]:
+    good = value is None or (type(value) is int and 0 <= value < MOST)
+    return [] if good else [_wrong(where, "an integer of at least 0", value)]
+
+
+def positive(value: Any, where: str) -> list[str]:
+    return number(value, where) or ([] if value is None or value > 0 else [_wrong(where, "a positive number", value)])
+
+
+def share(value: Any, where: str) -> list[str]:
+    return number(value, where) or ([] if value is None or 0 <= value <= 1 else [_wrong(where, "from 0 to 1", value)])
+
+
+def each(check: Check, most: int = 1_000_000) -> Check:
+    """A list of such values."""
+
+    def found(value: Any, where: str) -> list[str]:
+        if not isinstance(value, list) or len(value) > most:
+            return [_wrong(where, "a list", value)]
+        return _first(p for i, v in enumerate(value) for p in check(v, f"{where}[{i}]"))
+
+    return found
+
+
+def by_name(check: Check, most: int = 10_000) -> Check:
+    """An object with such values under any names."""
+
+    def found(value: Any, where: str) -> list[str]:
+        if not isinstance(value, dict) or len(value) > most:
+            return [_wrong(where, "an object", value)]
+        return _first(p for k, v in value.items() for p in [*text(NAME)(k, where), *check(v, f"{where}.{k[:80]}")])
+
+    return found
+
+
+def fields(known: Mapping[str, Check]) -> Check:
+    """An object; of its fields those that are named must pass where they are there."""
+
+    def found(value: Any, where: str) -> list[str]:
+        if not isinstance(value, dict):
+            return [_wrong(where, "an object", value)]
+        return [p for k, check in known.items() if k in value for p in check(value[k], f"{where}.{k}".lstrip("."))]
+
+    return found
+
+
+def maybe(check: Check) -> Check:
+    """Or null."""
+    return lambda value, where: [] if value is None else check(value, where)
+
+
+def point(check: Check) -> Check:
+    """A pair [step, value]."""
+
+    def found(value: Any, where: str) -> list[str]:
+        if not isinstance(value, list) or len(value) != 2 or value[0] is None:
+            return [_wrong(where, "a pair [step, value]", value)]
+        return [*whole(value[0], f"{where}[0]"), *check(value[1], f"{where}[1]")]
+
+    return found
+
+
+def _either(one: Check, other: Check) -> Check:
+    return lambda value, where: one(value, where) and other(value, where)
+
+
+def anything(value: Any, where: str) -> list[str]:
+    return []
+
+
+def bounded(value: Any) -> list[str]:
+    """Whether nothing in a value is deeper than what a record holds; walked without recursion."""
+    level = [value]
+    for _ in range(DEEP):
+        level = [v for held in level for v in (held.values() if isinstance(held, dict) else held)
+                 if isinstance(v, (dict, list))] if level else level  # fmt: skip
+    return [f"it is nested more than {DEEP} deep"] if level else []
+
+
+_LOOK = fields({"loss": number, "accuracy": share})
+_JUDGED = fields({"loss": number})
+TRIAL = fields({
+    "method": text(NAME), "note": maybe(text()), "seed": whole, "rate": positive, "steps": whole, "trainable": whole,
+    "attach_seconds": number, "seconds": number, "step_seconds": number, "peak_bytes": number, "adapter_bytes": number,
+    "tokens_per_second": number, "images_per_second": number, "losses": maybe(each(point(number))),
+    "validation": maybe(each(point(_LOOK))), "test": maybe(_JUDGED), "ood": maybe(_JUDGED),
+})  # fmt: skip
+METHOD = fields({
+    "title": text(NAME), "hypothesis": text(), "options": maybe(by_name(anything)), "trainable": whole,
+    "rates": maybe(each(positive, 1000)), "steps": whole, "sites": whole,
+})  # fmt: skip
+CONFIG = fields({
+    "title": text(NAME), "created": text(NAME), "command": text(), "notes": each(text()), "seeds": each(whole, 100_000),
+    "model": fields({"name": text(), "parameters": number, "dtype": maybe(text(NAME)), "quantize": maybe(text(NAME))}),
+    "data": fields({
+        "name": text(NAME), "description": text(), "metric": text(NAME), "sizes": maybe(by_name(whole)),
+        "hashes": maybe(by_name(maybe(text(NAME)))), "example": maybe(by_name(anything)),
+    }),
+    "budget": fields({"kind": text(NAME), "value": number, "steps": number, "batch": whole}),
+    "methods": by_name(METHOD, ARMS), "versions": by_name(anything), "hardware": by_name(anything),
+    "search": maybe(fields({
+        "kind": text(NAME), "rates": by_name(each(positive, 1000)), "further": whole,
+        "steps": _either(whole, by_name(whole)),
+    })),
+    "looks": each(by_name(anything)), "identity": by_name(anything), "predicted_seconds": number,
+    "measured_step_seconds": by_name(number),
+})  # fmt: skip
+
+
+def extended(config: Mapping[str, Any]) -> list[str]:
+    """What a comparison needs to go on, and this configuration lacks or has otherwise. It has passed CONFIG."""
+    problems, search, identity = [], config.get("search"), config["identity"]
+    for name, method in config["methods"].items():
+        wanted = {"options": dict, "rates": list, "steps": int}
+        problems += [f"methods.{name}.{k}" for k, kind in wanted.items() if not isinstance(method.get(k), kind)]
+        problems += [f"methods.{name}.rates"] * (method.get("rates") == [] or None in (method.get("rates") or []))
+    if search is not None and not (isinstance(search.get("steps"), dict) and type(search.get("further")) is int
+                                   and isinstance(search.get("rates"), dict)):  # fmt: skip
+        problems.append("search")
+    if type((config["data"].get("sizes") or {}).get("test")) is not int:
+        problems.append("data.sizes.test")
+    if any(type(seed) is not int for seed in config["seeds"]):
+        problems.append("seeds")
+    if None in (config.get("measured_step_seconds") or {}).values():
+        problems.append("measured_step_seconds")
+    if not isinstance(identity.get("methods"), dict):
+        problems.append("identity.methods")
+    return problems
+
+
+def _wrong(where: str, wanted: str, value: Any) -> str:
+    said = (
+        "nothing" if value is None else repr(value) if isinstance(value, (bool, int, float)) else type(value).__name__
+    )
+    said = repr(value[:40]) if isinstance(value, str) else said
+    return f"{where}: expected {wanted}, came {said if len(said) < 80 else 'a very long one'}"
+
+
+def _first(problems: Any) -> list[str]:
+    """One problem stands for all of a list or an object."""
+    return [p for p, _ in zip(problems, range(1), strict=False)]
