@@ -76,7 +76,7 @@ def test_a_wrong_value_in_any_field(whole, file, monkeypatch):
     refused = read = longest = 0
     try:
         for path in [p for p in fields_of(value) if p]:
-            for wrong in draw.sample((del_, *WRONG), 1):
+            for wrong in draw.sample((del_, *WRONG), 4 if prefix else 1):
                 at.write_text(json.dumps(put(value, path, wrong)))
                 try:
                     record = shown(whole)
