@@ -123,6 +123,16 @@ def test_heads_and_stacked_experts():
     assert step.adapter == 4 * (2 * 4 * 2 * (40 + 24) + 32 * 8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("targets", ["*.experts.*", "attention"])
+def test_products_in_groups_of_every_dtype(targets, dtype):
+    step = ad.plan(toys.make_mixtral().to(dtype), "lora:rank=2", targets=targets, batch=B, length=T).step
+    assert step.flop_ratio > 1
+    assert step.weights == sum(p.numel() * p.itemsize for p in toys.make_mixtral().to(dtype).parameters()) + sum(
+        b.numel() * b.itemsize for b in toys.make_mixtral().to(dtype).buffers()
+    )
+
+
 def test_fewer_labels_and_checkpointing_take_less(llama):
     whole = ad.plan(llama, "lora:rank=2", batch=B, length=T).step
     fewer = ad.plan(llama, "lora:rank=2", batch=B, length=T, labelled=0.2).step

@@ -51,6 +51,28 @@ def killed_at(step):
     return watch
 
 
+def test_tensors_that_a_first_batch_does_not_reach_may_be_warned_of():
+    def late(dead):
+        model = make_llama()
+        adapter = ad.attach(model, METHOD)
+        layer, forwards = model.model.layers[-1], []
+        own = layer.forward
+
+        def dropped(x, *rest, **options):
+            forwards.append(layer.training)
+            return x if sum(forwards) == 1 and layer.training else own(x, *rest, **options)
+
+        layer.forward = dropped
+        return fit(model, adapter, data(), steps=3, batch=8, attention=None, loss="logits", dead=dead)
+
+    with pytest.raises(AddendaError, match="no gradient in the first step"):
+        late("raise")
+    with pytest.warns(UserWarning, match="no gradient in the first step"):
+        assert late("warn").steps == 3
+    with pytest.raises(AddendaError, match="dead must be 'raise' or 'warn', got 'no'"):
+        ad.tune("nowhere", SUMS, dead="no")
+
+
 @pytest.mark.parametrize(("accumulate", "bits"), [(1, None), (2, 1)])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, accumulate, bits):
     train = data()

@@ -115,6 +115,9 @@ def tune(
     optimizer: Annotated[
         str, _speed("--optimizer", "Default: the method's own; else adamw, lora-pro, … (see methods).")
     ] = "auto",
+    dead: Annotated[
+        str, _training("--dead", "raise, or warn: of tensors that the first step does not reach (dropped layers).")
+    ] = "raise",
 ) -> None:
     """Train an adapter; killed at any moment, the same command goes on."""
     from addenda.core.registry import build
@@ -134,7 +137,7 @@ def tune(
         loss=cast(Any, loss), group=group, compile=compile, checkpointing=checkpointing, lean=lean, optimizer=optimizer,
         columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),
         subset=subset, image_size=image_size, skip_corrupt=skip_corrupt, label_kind=cast(Any, label_kind),
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, dead=dead,
     )  # fmt: skip
     if made.skipped:
         tell(left_out(made.skipped))

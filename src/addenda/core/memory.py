@@ -277,7 +277,7 @@ class _Log(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.prim.device.default:  # more than half of all calls
             return args[0].device
-        out = func(*args, **(kwargs or {}))
+        out = _outcome(func, args, kwargs or {})
         if formula := _FLOPS.get(func._overloadpacket):
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         for t in tree_leaves(out):
@@ -316,13 +316,27 @@ class _Log(TorchDispatchMode):
         return parts[0], parts[1], parts[2]
 
 
+def _outcome(func: Any, args: tuple, kwargs: dict) -> Any:
+    """What an operator returns. Of products in groups fakes know those of bfloat16 only; kernels know others too."""
+    if func._overloadpacket is not _ATEN._grouped_mm or args[0].dtype == torch.bfloat16:
+        return func(*args, **kwargs)
+    dtype, narrow = args[0].dtype, [a.bfloat16() for a in args[:2]]
+    return func(*narrow, *args[2:], **kwargs).to(dtype)
+
+
 def _attention(q: Tensor, k: Tensor, v: Tensor, per_q: int, per_v: int) -> int:
     return 2 * q.shape[:-1].numel() * k.shape[-2] * (per_q * q.shape[-1] + per_v * v.shape[-1])
+
+
+def _grouped(a: Tensor, b: Tensor, *_, **__) -> int:
+    """Of products (M, K) with (K, N) in groups: of M, of N or of K where one has the groups as its first dimension."""
+    return 2 * a.shape[-2:].numel() * b.shape[-1] * (len(a) if a.dim() == b.dim() == 3 else 1)
 
 
 _ATEN = torch.ops.aten
 _FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,  # which leaves these out
+    _ATEN._grouped_mm: _grouped,
     _ATEN.addmm_: flop_registry[_ATEN.addmm],
     _ATEN.baddbmm_: flop_registry[_ATEN.baddbmm],
     _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _attention(q, k, v, 1, 1),

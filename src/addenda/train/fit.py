@@ -96,6 +96,7 @@ def fit(
     optimizer: str | Optimizers = "auto",
     checkpointing: bool = False,
     lean: bool = False,
+    dead: Literal["raise", "warn"] = "raise",
     eval: Encoded | None = None,
     eval_every: int | Sequence[int] | None = None,
     early_stop: int | None = None,
@@ -128,6 +129,7 @@ def fit(
     lists them, "auto" for what the method is trained by, or a function (adapter, rate, weight_decay) -> torch
     optimizer. checkpointing: keep the activations between blocks only, and
     compute the others again in backward. lean: the same for gated MLPs and norms only, at little cost (`core.lean`).
+    dead: "warn" where layers are dropped at random or a first batch reaches not all tensors, see `Adapter.step`.
     What "auto" chose is in `choices` and in every checkpoint: a resumed run goes on with it. A resumed run must be the
     same in everything that decides its numbers (base, data, options, versions: see `core.identity`); only `steps` may
     grow, which the result's `looks` tell.
@@ -211,7 +213,7 @@ def fit(
                             adapter, train, rows, settings, out=folder, eval_data=eval, evaluations=evaluations,
                             saves=saves, keep=keep, optimizer=make_optimizer, choices=choices,
                             identity=plain(identity | asdict(settings)), looks=looks,
-                            watch=_watch(progress, total, train.unit), **arguments,
+                            watch=_watch(progress, total, train.unit), dead=dead, **arguments,
                         )  # fmt: skip
                     trainer.train(resume_from_checkpoint=str(start) if start else None)
                     if early_stop is not None:

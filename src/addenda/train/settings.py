@@ -80,6 +80,7 @@ def check_options(
     loss: str = "auto",
     optimizer: Any = "auto",
     attention: str | None = "auto",
+    dead: str = "raise",
     eval_every: Any = None,
     save_every: Any = None,
     **given: Any,
@@ -95,6 +96,8 @@ def check_options(
         parsed(optimizer)
     elif not (isinstance(optimizer, str) or callable(optimizer)):
         raise AddendaError(f"optimizer= is a name or a function (adapter, rate, weight_decay), got {optimizer!r}.")
+    if dead not in ("raise", "warn"):
+        raise AddendaError(f"dead must be 'raise' or 'warn', got {dead!r}.")
     if not isinstance(attention, str | None):
         raise AddendaError(f"attention= is a name, 'auto' or None, got {attention!r}.")
     for name, every in (("eval_every", eval_every), ("save_every", save_every)):

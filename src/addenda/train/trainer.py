@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -62,6 +62,7 @@ class AdapterTrainer(transformers.Trainer):
 
     rows: for every step the positions of its examples in `train`. evaluations, saves: steps after which to do so.
     out: where checkpoints go. choices, identity, looks: noted in them. watch: called after every step.
+    dead: as in `Adapter.step`.
     """
 
     loss_is_scaled_for_ga = True
@@ -83,6 +84,7 @@ class AdapterTrainer(transformers.Trainer):
         identity: dict | None = None,
         looks: list | None = None,
         watch: Callable[["AdapterTrainer"], None] | None = None,
+        dead: Literal["raise", "warn"] = "raise",
         **arguments: Any,
     ):
         self.adapter, self.settings, self.make_optimizer = adapter, settings, optimizer
@@ -114,7 +116,7 @@ class AdapterTrainer(transformers.Trainer):
                 adapter.model, args, train_dataset=train, eval_dataset=eval_data, callbacks=[_Conductor(self, watch)]
             )
         self.remove_callback(transformers.PrinterCallback)
-        self.add_callback(_Steps(adapter))
+        self.add_callback(_Steps(adapter, dead=dead))
         self.model_accepts_loss_kwargs = True
 
     # -- a step ----------------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def tune(
     folder brings, which is never done unasked. progress: shown on stderr, or a function, or
     False. options: rate (if not given, where the catalogue starts a search for the method's), schedule, eval_every,
     early_stop, consistency, and what makes it fast and small: attention, loss, compile, group, optimizer,
-    checkpointing, … as in `fit`.
+    checkpointing, dead, … as in `fit`.
 
     Names of transformers' TrainingArguments that have an equal here are translated (learning_rate is rate), those that
     a launcher of several processes reads are passed on, and all others are refused (`train.theirs`).
