@@ -320,7 +320,7 @@ def retold(folder, change):
         ({"eval": None}, "eval was .*…, now None"),
         ({"train": 32}, "data was"),
         ({"batch": 4}, "batch was 8, now 4"),
-        ({"adam_epsilon": 1e-3}, r"arguments.adam_epsilon was None, now 0.001"),
+        ({"torch_empty_cache_steps": 2}, "arguments.torch_empty_cache_steps was None, now 2"),
         ({"targets": "q_proj"}, "adapter.sites.count was 14, now 2"),
         ({"steps": 4}, "steps was 6, now 4"),
         ({"accumulate": 2, "rate": 0.5}, "rate was 0.01, now 0.5; accumulate was 1, now 2"),
