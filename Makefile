@@ -1,24 +1,28 @@
 # Two commands do everything on a fresh machine with Python 3.11, pip, make and a compiler:
 #   make demo    virtual environment, install, embedded model, `addenda compare` on it
 #   make test    the whole test suite
+#   make newest  the fast tests with the newest releases that pyproject.toml admits, in an environment of their own
 # TORCH_INDEX: a pip index for another build of torch, e.g. make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
 VENV ?= .venv
+NEWEST ?= .venv-newest
 TORCH_INDEX ?=
+CONSTRAINTS ?= constraints.txt
 OUT ?= runs/demo
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test quick lint setup count clean
+.PHONY: demo test quick newest lint setup count clean
 
 setup: $(VENV)/.installed
 
-# torch first and alone, so that nothing pulls another build of it; then the rest, held by constraints.txt
+# torch first and alone, so that nothing pulls another build of it; then the rest, held by constraints.txt (by torch's
+# pin alone where CONSTRAINTS is empty)
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(PIP) -c constraints.txt -e '.[dev,peft]'
+	$(PIP) $(if $(CONSTRAINTS),-c $(CONSTRAINTS),"$$(grep '^torch==' constraints.txt)") -e '.[dev,peft]'
 	touch $@
 
 demo: setup
@@ -32,6 +36,13 @@ test: setup
 quick: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
+# every time as new: what pip takes today. torch is the pinned one, so that nothing pulls another build of it
+newest:
+	rm -rf $(NEWEST)
+	$(MAKE) --no-print-directory $(NEWEST)/.installed VENV=$(NEWEST) CONSTRAINTS=
+	$(NEWEST)/bin/python -m pip freeze --exclude-editable | grep -iE '^(torch|transformers|accelerate|datasets|peft|numpy|safetensors|tokenizers|huggingface.hub)=='
+	$(NEWEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow"
+
 lint: setup
 	$(BIN)/ruff check src tests bench recipes
 	$(BIN)/ruff format --check src tests bench recipes
@@ -43,4 +54,4 @@ count:
 		awk -v f=$$f '!/^[[:space:]]*(#|$$)/ {n++} END {printf "%5d %s\n", n, f}' $$f; done
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(NEWEST) runs
