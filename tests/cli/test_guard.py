@@ -98,6 +98,95 @@ def test_what_tune_can_say_before_it_looks_at_a_model(options, nothing_loads, ca
     assert not list(nothing_loads.iterdir())
 
 
+@pytest.mark.parametrize(("wrong", "told"), [
+    (["compress", "--out", "run", "--share", "0.5"], "--share is not read with --allocate waterfill"),
+    (["compress", "--out", "run", "--rise", "0.5", "--allocate", "energy"], "--rise is not read"),
+    (["compress", "--out", "run", "--floor", "0.2", "--allocate", "uniform"], "--floor is not read"),
+    (["compress", "--out", "run", "--weigh", "loss", "--allocate", "uniform"], "--weigh is not read"),
+    (["compress", "--out", "run", "--ratio", "0.3", "--allocate", "energy"], "--ratio is not read"),
+    (["compress", "--out", "run", "--of", "flops", "--allocate", "sensitivity"], "--of is not read"),
+    (["compress", "--out", "run", "--head-bits", "2"], "--head-bits is not read"),
+    (["compress", "--out", "run", "--data", "x", "--part", "train"], "--data, --part are not read"),
+    (["compress", "--out", "run", "--how", "dense", "--ratio", "0.3"], "--ratio is not read with --how dense"),
+    (["compress", "--out", "run", "--how", "dense", "--device", "cpu"], "--device is not read"),
+    (["compress", "--how", "1bit", "a.safetensors", "--ratio", "0.3"], "--ratio is not read for an adapter"),
+    (["compress", "--how", "1bit", "a.safetensors", "--center"], "--center is not read for an adapter"),
+    (["compress", "--how", "1bit", "a.safetensors", "--part", "train"], "--part is not read without a judge"),
+    (["plan", "--labelled", "0.5"], "--labelled is not read without --batch"),
+    (["plan", "--optimizer", "lora-pro"], "--optimizer is not read without --batch"),
+    (["plan", "--length", "8"], "--length is not read without --batch"),
+    (["compare", "--rates", "1", "--search-steps", "3"], "--search-steps is not read with --rates 1"),
+    (["eval", "--base", "compatible"], "--base compatible is for an adapter"),
+    (["generate", "hello", "--base", "compatible"], "--base compatible is for an adapter"),
+    (["tune", "--out", "run", "--overflow", "cut"], "--overflow must be"),
+    (["eval", "--overflow", "cut"], "--overflow must be"),
+    (["eval", "--label-kind", "word"], "--label-kind must be"),
+    (["compare", "--label-kind", "word"], "--label-kind must be"),
+])  # fmt: skip
+def test_what_nothing_would_read_is_refused(wrong, told, nothing_loads, capsys):
+    assert call(*wrong) == 2
+    assert told in capsys.readouterr().err
+    assert not list(nothing_loads.iterdir())
+
+
+def unset():
+    """Every option of every command that takes a text or a path."""
+    for name in COMMANDS:
+        for p in CLICK[name].params:
+            if (
+                any(o.startswith("-") for o in p.opts)
+                and not p.is_flag
+                and {*p.opts}.isdisjoint({"--exclude", "--system"})
+            ):
+                yield from ((name, option) for option in p.opts)
+
+
+@pytest.mark.parametrize(("command", "option"), list(unset()))
+def test_an_empty_value_is_no_path(command, option, nothing_loads, capsys):
+    for arguments in ([option, ""], *([[f"{option}="]] if option.startswith("--") else [])):
+        assert call(command, *arguments) == 2
+        assert f"{option} has an empty value" in capsys.readouterr().err
+    assert not list(nothing_loads.iterdir())
+
+
+def test_warnings_are_notes(monkeypatch, capsys):
+    import warnings
+
+    from addenda.cli.guard import guarded
+
+    def warned() -> None:
+        warnings.warn("the model has \x1b few positions", stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        guarded(warned)()
+    assert capsys.readouterr().err == "note: the model has \\x1b few positions\n"
+
+
+def test_options_that_no_command_has_are_said_to_be_of_python():
+    from addenda.cli.guard import ONLY_IN_PYTHON
+    from addenda.compare.run import compare
+    from addenda.core.arguments import names_of
+    from addenda.core.attach import attach
+    from addenda.core.files import load, save
+    from addenda.train.data import read
+    from addenda.train.encode import encode
+    from addenda.train.evaluate import evaluate, generate
+    from addenda.train.fit import fit
+    from addenda.train.load import load_model
+    from addenda.train.tune import tune
+
+    theirs = {n for f in (tune, fit, read, evaluate, generate, attach, load, save, compare, load_model, encode)
+              for n in names_of(f)}  # fmt: skip
+    of_commands = {n for c in COMMANDS.values() for n in flags_of(c)} | {"name", "loss", "eval", "command", "options"}
+    assert theirs - of_commands <= set(ONLY_IN_PYTHON)
+    flags = flags_of(COMMANDS["eval"])
+    assert in_flags("give also_train= the heads, or labels=.", flags) == (
+        "give also_train= (in Python) the heads, or labels= (in Python)."
+    )
+    assert in_flags("lora:rank=8; attach(m, also_train=[])", flags) == "lora:rank=8; attach(m, also_train=[])"
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, None])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_has_two_names(command, flag, capsys):
@@ -122,6 +211,9 @@ def test_messages_are_in_the_spelling_of_the_command():
         "or dtype='float32'.": "or --dtype float32.",
         "Write e.g. 'lora:rank=8'; give attach(..., seed=3)": "Write e.g. 'lora:rank=8'; give attach(..., seed=3)",
         "(--image-size), exclude=, or {target: method}": "(--image-size), --exclude, or {target: method}",
+        "exclude=['linear'] takes what targets=['a', 'b'] name": "--exclude linear takes what --targets a,b name",
+        "Raise max_length; f(max_length), 'max_length'": "Raise --max-length; f(max_length), 'max_length'",
+        "resume=False (--no-resume) or out= (--out)": "--no-resume or --out",
     }.items():  # fmt: skip
         assert in_flags(told, flags) == says
     for name in ("eval", "generate"):

@@ -308,3 +308,18 @@ def test_a_trainer_begins_every_epoch_with_a_cut_and_resumes_within_one():
     trp.step = 15
     trp.callback().on_epoch_begin(None, SimpleNamespace(epoch=3), None)
     assert trp.begun == 10
+
+
+@pytest.mark.parametrize("options", [
+    {"nuclear": float("inf")}, {"nuclear": float("nan")}, {"nuclear": -1.0}, {"nuclear": "1"}, {"period": 0},
+    {"period": True}, {"period": 1.5}, {"value": float("inf")}, {"value": 0.0}, {"energy": 0.0}, {"energy": "0.9"},
+    {"energy": 1.5}, {"relative": float("nan")}, {"keep": 1.0}, {"keep": True}, {"ratio": 0.5},
+])  # fmt: skip
+def test_impossible_numbers_are_refused(options):
+    model = nn.Sequential(nn.Conv2d(4, 8, 3))
+    rule = {} if {*options} & {"value", "energy", "relative", "keep"} else {"energy": 0.9}
+    with pytest.raises(ad.AddendaError, match=next(iter(options))):
+        ad.TrainedRankPruning(model, **(rule | options))
+    if {*options} & {"value", "energy", "relative", "keep"}:
+        with pytest.raises(ad.AddendaError, match=next(iter(options))):
+            ad.factorise(model, "channel", **options)

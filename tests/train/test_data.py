@@ -117,3 +117,41 @@ def test_bad_files_are_told(tmp_path):
 def test_data_passes_through():
     data = Data((Pair("q", "a"),), "pair")
     assert read(data) is data
+
+
+LABELLED, PAIRED = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], [{"question": "a", "answer": "b"}]
+CHATS = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+
+
+@pytest.mark.parametrize(("rows", "task", "options"), [
+    (PAIRED, "causal", {"text": "question"}), (PAIRED, "causal", {"label_kind": "class"}),
+    (PAIRED, "causal", {"image": "question"}),
+    (CHATS, "causal", {"messages": "messages", "answer": "messages"}), (LABELLED, "label", {"question": "text"}),
+    (LABELLED, "label", {"image": "text"}), (LABELLED, "label", {"messages": "text"}),
+    (read(LABELLED, task="label"), "label", {"text": "text"}), (read(PAIRED), "causal", {"question": "question"}),
+    (LABELLED, "image", {"question": "text"}), (LABELLED, "image", {"text": "text"}),
+])  # fmt: skip
+def test_columns_that_nothing_reads_are_refused(rows, task, options):
+    if "answer" in options:
+        with pytest.raises(AddendaError, match="answer='messages' cannot be used"):
+            read(rows, task=task, **options)
+        return
+    (name,) = options
+    with pytest.raises(AddendaError, match=f"{name}='.*' cannot be used for"):
+        read(rows, task=task, **options)
+
+
+def test_a_file_has_no_part_of_another_name(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "a", "answer": "b"}\n', encoding="utf-8")
+    assert len(read(file, split="test")) == 1
+    with pytest.raises(AddendaError, match="one file, which has no part split='tset'"):
+        read(file, split="tset")
+
+
+def test_places_of_examples_are_lines_of_the_file(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('\n{"question": "a", "answer": "b"}\n\n{"question": "c", "answer": "d"}\n', encoding="utf-8")
+    made = read(file)
+    assert [made.place(i) for i in range(2)] == ["line 2", "line 4"]
+    assert made.digest == read([{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]).digest

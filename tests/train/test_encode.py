@@ -65,7 +65,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
 def test_long_examples():
     tokenizer, rows = make_tokenizer(), read([*SUMS[:3], {"question": "q" * 50, "answer": "yes"}])
     assert len(encode(rows, tokenizer)) == 4
-    with pytest.raises(AddendaError, match=r"1 of 4 .* than 40 tokens \(rows \[3\]; the longest, row 3, has 73\)"):
+    with pytest.raises(AddendaError, match=r"1 of 4 .* than 40 tokens \(row 3; the longest, row 3, has 73\)"):
         encode(rows, tokenizer, max_length=40)
     assert len(encode(rows, tokenizer, max_length=40, overflow="drop")) == 3
     cut = encode(rows, tokenizer, max_length=40, overflow="truncate")
@@ -114,3 +114,17 @@ def test_the_order_is_a_pass_over_the_data_and_groups_lengths():
 
 def test_end_tokens():
     assert end_ids(None, make_tokenizer()) == [2]
+
+
+@pytest.mark.parametrize(("form", "options"), [
+    ("label", {"chat": False}), ("label", {"skip_corrupt": True}), ("pair", {"skip_corrupt": True}),
+    ("image", {"overflow": "drop"}), ("image", {"chat": True}),
+])  # fmt: skip
+def test_options_of_another_kind_of_data_are_refused(form, options):
+    from addenda.train.data import Data, Labelled, Pair
+    from addenda.train.prepare import Preparation
+
+    examples = {"label": Labelled("a", 0), "pair": Pair("a", "b"), "image": None}[form]
+    data = Data((examples,), form, ("x", "y"))
+    with pytest.raises(AddendaError, match=f"{next(iter(options))}=.* for"):
+        encode(data, Preparation((4, 4)) if form == "image" else make_tokenizer(), **options)

@@ -277,3 +277,27 @@ def test_the_kind_is_said_and_taken_by_training(tmp_path, capsys):
     assert tune(encoder, data, label_kind="class", **QUICK).adapter.labels == ("0", "1")
     with pytest.raises(AddendaError, match=r"All 4 examples .* have the label '0'.* at least two classes"):
         tune(encoder, rows(["0"] * 4), **QUICK)
+
+
+@pytest.mark.parametrize(("one", "other"), [("Pos", "pos"), ("very good", "very  good"), ("caf\u00e9", "cafe\u0301")])
+def test_names_that_look_like_one_are_refused(one, other):
+    rows = [{"text": f"t{i}", "label": [one, other, "neg"][i % 3]} for i in range(9)]
+    with pytest.raises(AddendaError, match=r"look like one class.*label_kind='class'"):
+        read(rows, task="label")
+    assert len(read(rows, task="label", label_kind="class").labels) == 3
+    assert len(read(rows, task="label", labels=["neg", one, other]).labels) == 3
+
+
+def test_spaces_around_labels_are_said():
+    made = read(
+        [{"text": "a", "label": "pos "}, {"text": "b", "label": "neg"}, {"text": "c", "label": "pos"}], task="label"
+    )
+    assert made.labels == ("neg", "pos")
+    assert "spaces around them left out" in made.said
+
+
+@pytest.mark.parametrize("nothing", [None, "x" * 1000, float("nan"), ["x"], ""])
+def test_a_row_without_a_label_is_named_before_labels_are_counted(nothing):
+    rows = [{"text": "a", "label": "y"}, {"text": "b", "label": nothing}]
+    with pytest.raises(AddendaError, match=r"row 1: column 'label' holds .*a label was expected"):
+        read(rows, task="label", outputs=2)

@@ -1,8 +1,12 @@
 """What a model can be given: positions and padding."""
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import config, make_bert, make_llama, make_tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BartConfig,
     BartForSequenceClassification,
@@ -15,8 +19,12 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+import addenda as ad
 from addenda.core.errors import AddendaError
+from addenda.train.data import read
+from addenda.train.encode import encode
 from addenda.train.evaluate import evaluate, generate
+from addenda.train.fit import fit
 from addenda.train.limits import positions
 from addenda.train.tune import tune
 
@@ -69,9 +77,35 @@ def test_what_is_longer_is_refused_with_the_right_number():
     with pytest.raises(AddendaError, match="longer than 255 tokens"):
         evaluate(roberta, tokenizer, longer, max_length=500)
     assert len(evaluate(roberta, tokenizer, longer, overflow="truncate").items) == 13
-    model = gpt2(GPT2LMHeadModel)
-    with pytest.raises(AddendaError, match="Prompt 0 has 7 tokens, and the model has positions for 64"):
-        generate(model, make_tokenizer(template=None), ["a" * 7], max_new_tokens=60)
+
+
+def test_an_answer_ends_where_the_positions_end_and_says_so():
+    model, tokenizer = gpt2(GPT2LMHeadModel), make_tokenizer(template=None)
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    prompts = ["a" * 60, "b" * 7, "c" * 50, "d" * 3]
+    with pytest.warns(UserWarning, match="answers to 2 of 4 prompts"):
+        answers = generate(model, tokenizer, prompts, max_new_tokens=20)
+    for prompt, answer in zip(prompts, answers, strict=True):  # nothing depends on what else is asked
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert generate(model, tokenizer, [prompt], max_new_tokens=20) == [answer]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert generate(model, tokenizer, prompts, max_new_tokens=4) == [a[:4] for a in answers]
+    with pytest.raises(AddendaError, match="Prompt 1 has 64 tokens, and the model has positions for 64"):
+        generate(model, tokenizer, ["a", "a" * 64], max_new_tokens=1)
+
+
+def test_a_fit_of_its_own_examples_fills_rows_as_the_model_expects():
+    model, tokenizer = gpt2(pad_token_id=7), make_tokenizer()
+    encoded = encode(read(TEXTS, task="label"), tokenizer)
+    losses = []
+    for pad in (7, 0):
+        adapter = ad.attach(model, "lora:rank=2", seed=0)
+        made = fit(model, adapter, replace(encoded, pad=pad), steps=2, batch=4, attention=None)
+        losses.append(made.losses)
+        ad.detach(model)
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("pad", [0, 2, 7])
@@ -88,3 +122,19 @@ def test_a_decoder_without_a_padding_token_is_refused():
         with pytest.raises(AddendaError, match=r"Set model.config.pad_token_id = 0, which"):
             do()
     assert len(evaluate(model, tokenizer, TEXTS, batch=1).items) == 12
+
+
+@pytest.mark.parametrize("pair", [None, "bbbb"])
+def test_what_is_cut_keeps_the_tokens_that_a_classifier_reads_by(pair):
+    tokenizer = make_tokenizer(template=None)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|start|> $A <|end|>", pair="<|start|> $A <|end|> $B:1 <|end|>:1",
+        special_tokens=[("<|start|>", 1), ("<|end|>", 2)],
+    )  # fmt: skip
+    rows = [{"text": "a" * n, "label": n % 2} | ({"text2": pair} if pair else {}) for n in (3, 30, 41)]
+    options = {"text": "text", "pair": "text2"} if pair else {}
+    made = encode(read(rows, task="label", **options), tokenizer, max_length=12, overflow="truncate")
+    assert max(made.lengths) == 12
+    assert all(row[0] == 1 and row[-1] == 2 and row.count(2) == (2 if pair else 1) for row in made.ids)
+    with pytest.raises(AddendaError, match=r"row 0, cannot be cut to 2 tokens"):
+        encode(read(rows, task="label", **options), tokenizer, max_length=2, overflow="truncate")

@@ -1,6 +1,7 @@
 """What several commands share: options, and the embedded defaults for a model and data that were not named."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,6 +104,20 @@ def data_or_default(data: Path | None) -> Any:
     from addenda.train.task import embedded_task
 
     return embedded_task()
+
+
+def asked_of(command: Callable, given: Mapping[str, Any]) -> list[str]:
+    """The options of a command that have another value than their default, by name."""
+    found = inspect.signature(command).parameters
+    return [n for n, p in found.items() if n in given and given[n] != p.default]
+
+
+def refuse_unread(command: Callable, given: Mapping[str, Any], unread: Collection[str], why: str) -> None:
+    """Raises AddendaError where an option was given that nothing reads here: it would be swallowed."""
+    from addenda.core.errors import AddendaError
+
+    if found := [f"{name}=" for name in asked_of(command, given) if name in unread]:
+        raise AddendaError(f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} not read {why}")
 
 
 def columns_of(**named: str | None) -> dict[str, str]:

@@ -29,6 +29,7 @@ from addenda.cli.common import (
     columns_of,
     listed,
     model_or_default,
+    refuse_unread,
     say,
     tell,
 )
@@ -86,6 +87,8 @@ def compare(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the long part.")] = False,
 ) -> None:
     """Which method is worth it here? Same model, data and budget, several seeds, intervals, a report."""
+    if rates == 1:
+        refuse_unread(compare, locals(), ("search_steps",), "with --rates 1: no rate is searched for.")
     from addenda.compare.arm import parse_arm
 
     chosen = [spec.strip().replace(";", ",") for spec in methods.split(",") if spec.strip()]

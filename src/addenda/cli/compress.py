@@ -17,6 +17,7 @@ from addenda.cli.common import (
     data_or_default,
     listed,
     model_or_default,
+    refuse_unread,
     say,
     tell,
 )
@@ -106,7 +107,9 @@ def compress(
     trust_remote_code: Trust = False,
 ) -> None:
     """Make a model's linear layers low rank, or put an adapter into few bits, and say what that costs and brings."""
+    given = dict(locals())
     few = re.fullmatch(r"(\d+) ?-?bits?", how)
+    _check_read(given, few is not None or adapter is not None)
     if few or adapter is not None:
         judge = _judge(adapter, model, data, part, dtype, device, trust_remote_code)
         _few_bits(adapter, few and int(few[1]), out, head_bits, judge)
@@ -136,6 +139,33 @@ def compress(
     )  # fmt: skip
     tell(report)
     tell(f"written: {out}, with README.md and compress.json")
+
+
+_ALWAYS = ("out", "model", "how", "dtype", "trust_remote_code")
+_JUDGING = ("adapter", "head_bits", "model", "data", "part", "device")
+_RANKS = {"share": "energy", "rise": "sensitivity", "floor": "waterfill", "weigh": "waterfill"}  # and who reads them
+_BY_THEMSELVES = {"energy": "share", "sensitivity": "rise"}  # allocations that no share to remove decides
+
+
+def _check_read(given: dict[str, Any], of_adapter: bool) -> None:
+    """Raises AddendaError for options that nothing reads in this mode: an adapter's file, dense, or a smaller model."""
+    how, allocate = given["how"], given["allocate"]
+    if of_adapter:
+        refuse_unread(compress, given, given.keys() - {*_ALWAYS, *_JUDGING}, "for an adapter file in few bits.")
+        if given["model"] is None and given["data"] is None:
+            reading = ("part", "device", "dtype", "trust_remote_code")
+            refuse_unread(compress, given, reading, "without a judge: give --model and --data.")
+        return
+    refuse_unread(compress, given, ("head_bits", "data", "part"), "without an adapter file to put into few bits.")
+    if how == "dense":
+        refuse_unread(compress, given, given.keys() - {*_ALWAYS}, "with --how dense, which multiplies factors out.")
+        return
+    for name, reader in _RANKS.items():
+        if allocate != reader:
+            refuse_unread(compress, given, (name,), f"with --allocate {allocate}; it is for --allocate {reader}.")
+    if allocate in _BY_THEMSELVES:
+        own = f"with --allocate {allocate}, where --{_BY_THEMSELVES[allocate]} decides how much is removed."
+        refuse_unread(compress, given, ("ratio", "budget"), own)
 
 
 def _kept(out: Path, run: Callable) -> Callable:

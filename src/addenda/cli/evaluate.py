@@ -150,6 +150,10 @@ def with_adapter(
 
         hint = nearest(base, ("exact", "compatible"))
         raise AddendaError(f"base must be 'exact' or 'compatible', got {base!r}.{hint}")
+    if base != "exact" and adapter is None:
+        from addenda.core.errors import AddendaError
+
+        raise AddendaError(f"base={base!r} is for an adapter, and none is named: give adapter=.")
     from addenda.train.load import labels_beside, load_model, name_outputs, wanted_by
 
     wanted: dict[str, Any] = wanted_by(adapter) | ({"image_size": image_size} if image_size else {})

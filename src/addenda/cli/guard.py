@@ -9,6 +9,7 @@ Ctrl-C says what the command has kept and ends with 130.
 import functools
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
@@ -31,7 +32,9 @@ def guarded(command: Callable) -> Callable:
             if problems := ranges.problems(given):
                 named = [f"{flags.get(name, name)}{rest}" for name, rest in map(_parted, problems)]
                 raise AddendaError(f"These options cannot be: {'; '.join(named)}.")
-            command(**given)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: say(f"note: {message}")
+                command(**given)
         except AddendaError as error:
             error.args = (in_flags(str(error), flags),)
             raise
@@ -55,14 +58,15 @@ def flags_of(command: Callable) -> dict[str, str]:
 
 
 def in_flags(text: str, flags: Mapping[str, str]) -> str:
-    """A message of the library in the spelling of a command: `name=`, `name='value'` and `name=True` are options.
+    """A message of the library in the spelling of a command: `name=`, `name='value'`, `name=True` and bare `two_words`.
 
     The options of methods and the calls of Python in it (lora:rank=8, f(x=1)) stay as they are.
     """
     names = _ALIASES | dict(flags)
-    known = "|".join(sorted((re.escape(n) for n in names if names[n] in flags.values()), key=len, reverse=True))
-    if not known:
+    own = sorted((n for n in names if names[n] in flags.values()), key=len, reverse=True)
+    if not own:
         return text
+    known, long = "|".join(map(re.escape, own)), "|".join(re.escape(n) for n in own if "_" in n)
 
     def option(found: re.Match) -> str:
         flag, value = names[found["name"]], found["value"]
@@ -70,13 +74,25 @@ def in_flags(text: str, flags: Mapping[str, str]) -> str:
             return flag
         if value == "False":
             return f"--no-{flag.removeprefix('--')}"
-        return f"{flag} {value.strip(chr(39))}"
+        return f"{flag} {value.strip('[]').replace(', ', ',').replace(chr(39), '')}"
 
-    return re.sub(
-        rf"(?<![\w.:;,@'\-])(?<!\w\()(?<!\.\.\., )(?P<name>{known})=(?P<value>'[^' ]*'|[\w.]*\w)?", option, text
-    )
+    value = r"'[^' ]*'|\['[^\]]*'\]|[\w.]*\w"
+    made = re.sub(rf"(?<![\w.:;,@'\-])(?<!\w\()(?<!\.\.\., )(?P<name>{known})=(?P<value>{value})?", option, text)
+    if long:  # a name of two words is no word of the sentence
+        made = re.sub(
+            rf"(?<![\w.:;,@'\"/\-=])(?<!\w\()({long})(?![\w='\"/(]|\.\w)", lambda found: names[found[0]], made
+        )
+    theirs = "|".join(n for n in ONLY_IN_PYTHON if n not in flags)
+    made = re.sub(rf"(?<![\w.:;,@'\-(])(?<!\w, )({theirs})=('[^' ]*'|\[[^\]]*\]|[\w.]*\w)?", r"\g<0> (in Python)", made)
+    return re.sub(r"(--[\w-]+) \(\1\)", r"\1", made)
 
 
+# Options of the functions behind the commands that no command has: a message that names one says where it is.
+ONLY_IN_PYTHON = (
+    "activate", "also_train", "arguments", "around", "basis", "chat", "clip", "columns", "examples", "freeze", "judge",
+    "keep", "labels", "latent", "memory_floor", "messages", "outputs", "pair", "prefix", "progress", "save_every",
+    "source", "subject", "task", "title", "tokenizer", "train", "trainable", "validation", "watch", "allow_loss",
+)  # fmt: skip
 _ALIASES = {"eval": "--eval", "remove": "--ratio", "of": "--of", "humaneval": "--pass-at-1", "how": "--how"}
 
 

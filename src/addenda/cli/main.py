@@ -3,6 +3,7 @@
 import os
 import sys
 from importlib import import_module
+from itertools import pairwise
 
 import typer
 
@@ -49,9 +50,19 @@ for registered in app.registered_commands:
     registered.callback, registered.context_settings = guarded(registered.callback), HELP  # type: ignore[arg-type]
 
 
+def _empty(arguments: list[str]) -> str | None:
+    """The option that was given an empty text, as an unset variable of a shell leaves it; None where there is none."""
+    pairs = [(name, value) for name, value in pairwise(arguments) if name.startswith("-")]
+    pairs += [(a.partition("=")[0], a.partition("=")[2]) for a in arguments if a.startswith("--") and "=" in a]
+    return next((name for name, value in pairs if not value.strip() and name not in ("--exclude", "--system")), None)
+
+
 def run(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 something that the user can mend, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if (empty := _empty(arguments)) is not None:  # a path would be taken for the present folder
+        say(f"addenda: {empty} has an empty value. Give one, or leave {empty} out.")
+        sys.exit(2)
     try:
         app(arguments)
     except KeyboardInterrupt:

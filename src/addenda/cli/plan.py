@@ -4,7 +4,19 @@ from typing import Annotated, Any
 
 import typer
 
-from addenda.cli.common import Dtype, Exclude, Method, Model, Quantize, Targets, Trust, listed, model_or_default, tell
+from addenda.cli.common import (
+    Dtype,
+    Exclude,
+    Method,
+    Model,
+    Quantize,
+    Targets,
+    Trust,
+    listed,
+    model_or_default,
+    refuse_unread,
+    tell,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -33,6 +45,10 @@ def plan(
     ] = "auto",
 ) -> None:
     """Show the sites, shapes, trained numbers and bytes of a method on a model, and what a step of training takes."""
+    if batch is None:
+        refuse_unread(
+            plan, locals(), ("length", "labelled", "optimizer"), "without --batch, which asks what a step takes."
+        )
     from addenda.core.plan import plan as make
     from addenda.core.registry import build
     from addenda.optim import build as build_optimizer

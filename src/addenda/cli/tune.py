@@ -146,6 +146,9 @@ def tune(
     for when, result in (("before", made.before), ("after", made.after)):
         if result:
             tell(f"{when}: {judged(result)}")
+    if not made.losses or not made.seconds:
+        tell(f"the run was finished before: {made.steps} steps; nothing was trained. written: {made.path}")
+        return
     memory = "" if made.peak_memory is None else f", {made.peak_memory / 2**20:,.0f} MiB above the model"
     tell(f"attached in {made.adapter.seconds:.1f} s, {made.adapter.trainable:,} trained numbers")
     tell(f"{made.step_seconds:.3f} s a step, {made.tokens_per_second:,.0f} {made.unit}/s{memory}")

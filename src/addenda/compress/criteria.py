@@ -21,6 +21,20 @@ from torch import Tensor
 
 from addenda.compress.ranks import Layer, Ranks, waterfill
 from addenda.core.errors import AddendaError
+from addenda.core.ranges import Range
+
+RULES = {
+    "energy": Range(0, 1, above=True),
+    "value": Range(0, 1e30, above=True),
+    "relative": Range(0, 1, above=True),
+    "keep": Range(0, 1, above=True, below=True),
+}
+MEANINGS = {
+    "energy": "the share of a layer's energy to keep",
+    "value": "the least singular value to keep",
+    "relative": "the least singular value to keep, as a share of the largest",
+    "keep": "a share of the layers' cost",
+}
 
 
 @dataclass(frozen=True)
@@ -40,12 +54,8 @@ class Rule:
                 f"Expected exactly one of energy, value, relative, keep and ranks; got {', '.join(given) or 'none'}."
             )
         ((name, threshold),) = given.items()
-        if name == "value" and not threshold > 0:
-            raise AddendaError(f"value is the least singular value to keep, above 0; got {threshold}.")
-        if name == "keep" and not 0 < threshold < 1:
-            raise AddendaError(f"keep is a share of the layers' cost, between 0 and 1; got {threshold}.")
-        if name in ("energy", "relative") and not 0 < threshold <= 1:
-            raise AddendaError(f"{name} is a share in (0, 1], got {threshold}.")
+        if name in RULES and (problem := RULES[name].refusal(name, threshold)):
+            raise AddendaError(f"{problem}. It is {MEANINGS[name]}.")
 
     @property
     def alone(self) -> bool:

@@ -21,6 +21,7 @@ from addenda.compress.int8 import Int8Tensor
 from addenda.compress.nf4 import NF4Tensor
 from addenda.compress.spqr import SpQRTensor
 from addenda.compress.walk import Batch, Walk
+from addenda.core.arguments import checked
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.packed import Packed, values_of
 from addenda.core.registry import parse_spec
@@ -63,6 +64,7 @@ class Form:
         return make(W, **({"C": C} if self.calibrated else {}), **self.options)
 
 
+@checked()
 @torch.no_grad()
 def quantize(
     model: nn.Module,

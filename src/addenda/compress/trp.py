@@ -32,10 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from addenda.compress.candidates import candidates
-from addenda.compress.criteria import Rule, Spectrum
+from addenda.compress.criteria import RULES, Rule, Spectrum
 from addenda.compress.factorise import Factorised, calls_of, factorise, spectrum_of
 from addenda.compress.schemes import Place, spectrum
+from addenda.core.arguments import checked
 from addenda.core.errors import AddendaError
+from addenda.core.ranges import MANY, Range
 from addenda.core.targets import Target
 
 
@@ -50,6 +52,7 @@ class TrainedRankPruning:
     Raises AddendaError for bad options and a model without such layers.
     """
 
+    @checked(special=RULES | {"period": Range(1, MANY, whole=True), "nuclear": Range(0, 1e6)})
     def __init__(
         self,
         model: nn.Module,
@@ -65,10 +68,6 @@ class TrainedRankPruning:
         exclude: Iterable[Target] = (),
         example: Any = None,
     ):
-        if not isinstance(period, int) or period < 1:
-            raise AddendaError(f"period is a number of steps, 1 or more; got {period!r}.")
-        if not nuclear >= 0:
-            raise AddendaError(f"nuclear is the weight of the nuclear norm, 0 or more; got {nuclear}.")
         self.rule = Rule(energy, value, relative, keep)
         self.model, self.scheme, self.period, self.nuclear = model, scheme, period, nuclear
         self.targets, self.exclude = _listed(targets), _listed(exclude)

@@ -32,7 +32,8 @@ def checked(
     """
 
     def wrap(function: Callable[P, R]) -> Callable[P, R]:
-        signature, whose = inspect.signature(function), getattr(function, "__name__", "the call")
+        signature, whose = inspect.signature(function), getattr(function, "__qualname__", "the call")
+        whose = whose.removesuffix(".__init__").rpartition(".")[2]  # a class is called by its name
         named = [n for n, p in signature.parameters.items() if p.kind in _KEYWORD]
         own = tuple(dict.fromkeys([*named, *also]))
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.adapter import Adapter
+from addenda.core.arguments import checked
 from addenda.core.borrow import training_mode
 from addenda.core.errors import AddendaError
 from addenda.core.random import Stream
@@ -38,6 +39,7 @@ class Perturbation:
         )
 
 
+@checked()
 @torch.no_grad()
 def perturbation_curve(
     model: nn.Module,

@@ -102,11 +102,16 @@ RANGES: dict[str, Range] = {
 }
 
 
+WORDS: dict[str, tuple[str, ...]] = {"overflow": ("error", "drop", "truncate"), "label_kind": ("class", "number")}
+
+
 def problems(given: Mapping[str, Any], ranges: Mapping[str, Range] | None = None) -> list[str]:
-    """What is wrong with the numbers among these options; None is never wrong, nor what is neither number nor text.
+    """What is wrong with the numbers and words among these options; None is never wrong, nor what is neither.
 
     ranges: others for some of the names.
     """
     known = RANGES | dict(ranges or {})
     numbered = {k: v for k, v in given.items() if k in known and isinstance(v, numbers.Number | str)}
-    return [problem for name, value in numbered.items() if (problem := known[name].refusal(name, value))]
+    worded = {k: v for k, v in given.items() if k in WORDS and v is not None and v not in WORDS[k]}
+    found = [problem for name, value in numbered.items() if (problem := known[name].refusal(name, value))]
+    return found + [f"{k} must be {' or '.join(map(repr, WORDS[k]))}, got {v!r}" for k, v in worded.items()]

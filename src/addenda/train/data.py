@@ -15,7 +15,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from addenda.core.errors import AddendaError, nearest
 from addenda.train import rows as files
@@ -39,6 +40,7 @@ class Pair:
 
     question: str
     answer: str
+    place: str = field(default="", repr=False, compare=False)  # in the source, for messages
 
     @property
     def key(self) -> str:
@@ -55,6 +57,7 @@ class Chat:
 
     messages: tuple[tuple[str, str], ...]
     more: str = field(default="", repr=False)
+    place: str = field(default="", repr=False, compare=False)  # in the source, for messages
 
     @property
     def key(self) -> str:
@@ -73,6 +76,7 @@ class Labelled:
     text: str
     label: int | float
     pair: str | None = None
+    place: str = field(default="", repr=False, compare=False)  # in the source, for messages
 
     @property
     def key(self) -> str:
@@ -94,6 +98,10 @@ class Data:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def place(self, i: int) -> str:
+        """Where example i is in the source, for messages."""
+        return getattr(self.examples[i], "place", "") or f"row {i}"
 
     @property
     def digest(self) -> str:
@@ -118,6 +126,9 @@ class Data:
                 "ones are held out together). Give more data, another share, or a file for evaluation."
             )
         return replace(self, examples=parts[0]), replace(self, examples=parts[1])
+
+
+PARTS = ("train", "validation", "test")  # a file may be any of them
 
 
 def of_task(task: Any, split: str, shots: Sequence = ()) -> Data:
@@ -161,11 +172,20 @@ def read(
     Raises AddendaError for a source that is missing, empty or unreadable, a missing column (with those that there are),
     labels that could mean two things, and rows that cannot be used, by line or index.
     """
+    asked = {"question": question, "answer": answer, "text": text, "pair": pair, "label": label, "messages": messages,
+             "image": image, "label_kind": label_kind}  # fmt: skip
+    if label_kind not in (None, *get_args(LabelKind)):
+        raise AddendaError(f"label_kind must be 'class' or 'number', got {label_kind!r}.")
     if isinstance(source, Data):
+        _check_read(asked, (), f"{source.source}, which was read already")
         return ordered(source, labels, outputs)
     if hasattr(source, "splits") and hasattr(source, "metric"):
+        _check_read(asked, (), f"the task {source.name}, whose columns are known")
         return of_task(source, split)
+    if split not in PARTS and isinstance(source, str | Path) and Path(source).expanduser().is_file():
+        raise AddendaError(f"{source} is one file, which has no part split={split!r}. Leave it out, or name a folder.")
     if task == "image":
+        _check_read(asked, ("image", "label", "label_kind"), "an image classifier's data")
         from addenda.train.images import read_images
 
         given: dict[str, Any] = {"labels": labels, "outputs": outputs, "label_kind": label_kind}
@@ -173,18 +193,32 @@ def read(
     rows, columns = table(source, split)
     name = rows.name
     if task == "label":
+        _check_read(asked, ("text", "pair", "label", "label_kind"), f"{name}, whose texts are for a classifier")
         first, second = (text, pair) if text else _texts(columns, pair)
         wanted = present(columns, name, text=first, pair=second, label=label or label_column(columns, name))
         scale = scale_in(rows, wanted["label"], labels, outputs, label_kind)
         return _labelled(rows, wanted, scale)
     if messages or (not (question or answer) and "messages" in columns):
         column = present(columns, name, messages=messages or "messages")["messages"]
+        _check_read(asked, ("messages",), f"{name}, whose chats are in the column {column!r}")
         return Data(collect(rows, lambda row: _chat(row, column)), "chat", source=name)
+    _check_read(asked, ("question", "answer", "messages"), f"{name}, whose questions and answers are for a causal LM")
     if not (question and answer):
         found = next((p for p in PAIRS if _fits(p, question, answer, columns)), (question, answer))
         question, answer = question or found[0], answer or found[1]
     wanted = present(columns, name, question=question, answer=answer)
     return Data(collect(rows, lambda row: _pair(row, wanted)), "pair", source=name)
+
+
+def _check_read(asked: dict[str, Any], known: Sequence[str], what: str) -> None:
+    """Raises AddendaError for options that nothing reads for such data."""
+    if unread := [f"{k}={v!r}" for k, v in asked.items() if v is not None and k not in known]:
+        raise AddendaError(f"{', '.join(unread)} cannot be used for {what}. Leave it out.")
+
+
+def without_columns(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `read` for what was read already: the order of the classes, no columns."""
+    return {k: v for k, v in options.items() if k in ("labels", "outputs")}
 
 
 def table(source: Any, split: str) -> tuple[Rows, list[str]]:
@@ -291,9 +325,10 @@ def collect(rows: Rows, make: Callable[[dict], Any]) -> tuple:
     found, problems = [], []
     for i, row in enumerate(rows):
         try:
-            found.append(make(row))
+            made = make(row)
+            found.append(replace(made, place=rows.place(i)) if hasattr(made, "place") else made)
         except ValueError as error:
-            problems.append(f"{rows.place(i)}: {error}")
+            problems.append(f"{rows.place(i)}: {error}".rstrip("."))
     if problems:
         more = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise AddendaError(

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -83,7 +83,8 @@ def encode(
 
     chat: use the tokenizer's chat template (None: if it has one). max_length: the model's context in tokens, None for
     no limit. overflow: what to do with a longer example: an error, drop it, or cut the prompt from the left (a
-    classifier's text from the right); an answer is never cut. skip_corrupt: leave out images that cannot be decoded.
+    classifier's text as its tokenizer cuts, which leaves [CLS] and [SEP] where they are); an answer is never cut.
+    skip_corrupt: leave out images that cannot be decoded.
     Raises AddendaError for examples that do not fit, by index, images that cannot be read, by file, a tokenizer without
     an end token, and what is for texts where images were given.
     """
@@ -99,7 +100,12 @@ def encode(
             raise AddendaError(
                 f"Images have no length in tokens, got max_length={max_length}; image_size is in pixels."
             )
+        if overflow != "error" or chat is not None:
+            given = f"overflow={overflow!r}" if overflow != "error" else f"chat={chat}"
+            raise AddendaError(f"{given} is for texts, and {data.source} holds images. Leave it out.")
         return decode(data, tokenizer, skip_corrupt=skip_corrupt)
+    if skip_corrupt:
+        raise AddendaError(f"skip_corrupt=True is for images, and {data.source} holds texts. Leave it out.")
     return tokenise(data, tokenizer, max_length=max_length, overflow=overflow, chat=chat)
 
 
@@ -112,6 +118,10 @@ def tokenise(
     chat: bool | None = None,
 ) -> Tokens:
     """`encode` for texts."""
+    if data.form == "label" and chat is not None:
+        raise AddendaError(f"chat={chat} is for a causal LM, and {data.source} holds texts with labels. Leave it out.")
+    if overflow not in get_args(Overflow):
+        raise AddendaError(f"overflow must be 'error', 'drop' or 'truncate', got {overflow!r}.")
     if data.form == "label":
         kind, (ids, labels, types) = ("class" if data.labels else "value"), _texts(data, tokenizer)
         said = (data.said,) if data.said else ()
@@ -120,7 +130,9 @@ def tokenise(
         ids, labels, said = _turns(data, tokenizer, use_chat(tokenizer, chat))
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     made = Tokens(ids, labels, kind, pad, types, data.labels, said)
-    return made if max_length is None else _fit(made, max_length, overflow, data.source)
+    if max_length is not None and overflow == "truncate" and kind != "causal":
+        made = _shorter(made, data, tokenizer, max_length)
+    return made if max_length is None else _fit(made, max_length, overflow, data)
 
 
 def use_chat(tokenizer, chat: bool | None) -> bool:
@@ -184,7 +196,7 @@ def _turns(data: Data, tokenizer, chat: bool) -> tuple[list[list[int]], list[lis
         try:
             row, note = segments(example, tokenizer, ending)  # type: ignore[arg-type]
         except ValueError as error:
-            problems.append(f"row {i}: {error}")
+            problems.append(f"{data.place(i)}: {error}")
             continue
         rows.append(row)
         notes.update([note] if note else [])
@@ -210,7 +222,8 @@ def _turns(data: Data, tokenizer, chat: bool) -> tuple[list[list[int]], list[lis
         labels.append(wanted)
     empty = [i for i, row in enumerate(labels) if all(t == IGNORE for t in row[1:]) or row[0] != IGNORE]
     if empty:
-        raise AddendaError(f"{len(empty)} examples of {data.source} have no prompt or no answer: rows {empty[:8]}.")
+        where = _places(data, empty)
+        raise AddendaError(f"{len(empty)} examples of {data.source} have no prompt or no answer: {where}.")
     return ids, labels, tuple(f"{n:,} of {len(rows):,} chats: {note}" for note, n in notes.items())
 
 
@@ -246,23 +259,45 @@ def _texts(data: Data, tokenizer) -> tuple[list[list[int]], list, list[list[int]
     return ids, [e.label for e in examples], None if types is None else [list(row) for row in types]
 
 
-def _fit(made: Tokens, limit: int, overflow: Overflow, source: str) -> Tokens:
-    if overflow not in ("error", "drop", "truncate"):
-        raise AddendaError(f"overflow must be 'error', 'drop' or 'truncate', got {overflow!r}.")
+def _shorter(made: Tokens, data: Data, tokenizer: Any, limit: int) -> Tokens:
+    """Texts with those that exceed the limit cut by the tokenizer itself: a classifier may read what stands last."""
+    long = [i for i, n in enumerate(made.lengths) if n > limit]
+    ids, types = list(made.ids), None if made.types is None else list(made.types)
+    for i in long:
+        example: Any = data.examples[i]
+        if limit <= tokenizer.num_special_tokens_to_add(example.pair is not None):
+            raise AddendaError(
+                f"{data.source}, {data.place(i)}, cannot be cut to {limit} tokens: the tokenizer's special tokens "
+                "leave no room for a text. Raise max_length."
+            )
+        cut = tokenizer(example.text, example.pair, truncation="longest_first", max_length=limit)
+        ids[i] = list(cut["input_ids"])
+        if types is not None:
+            types[i] = list(cut["token_type_ids"])
+    return replace(made, ids=ids, types=types) if long else made
+
+
+def _places(data: Data, rows: Sequence[int], n: int = 8) -> str:
+    """Where examples are, the first n of them: lines of a file, or rows."""
+    return ", ".join(data.place(i) for i in rows[:n]) + (", …" if len(rows) > n else "")
+
+
+def _fit(made: Tokens, limit: int, overflow: Overflow, data: Data) -> Tokens:
     long = [i for i, n in enumerate(made.lengths) if n > limit]
     if not long:
         return made
-    worst = max(long, key=lambda i: made.lengths[i])
+    source, worst = data.source, max(long, key=lambda i: made.lengths[i])
     answers = [i for i in long if made.kind == "causal" and sum(t != IGNORE for t in made.labels[i]) >= limit]
     if answers and overflow != "drop":
         raise AddendaError(
             f"{len(answers)} of {len(made)} examples of {source} have answers longer than the context of {limit} "
-            f"tokens (rows {answers[:8]}). Raise max_length, shorten them, or leave them out with overflow='drop'."
+            f"tokens ({_places(data, answers)}). Raise max_length, shorten them, or leave them out with "
+            "overflow='drop'."
         )
     if overflow == "error":
         raise AddendaError(
-            f"{len(long)} of {len(made)} examples of {source} are longer than {limit} tokens (rows {long[:8]}; the "
-            f"longest, row {worst}, has {made.lengths[worst]}). Raise max_length, or choose "
+            f"{len(long)} of {len(made)} examples of {source} are longer than {limit} tokens ({_places(data, long)}; "
+            f"the longest, {data.place(worst)}, has {made.lengths[worst]}). Raise max_length, or choose "
             "overflow='drop' or 'truncate'."
         )
     if overflow == "drop":
@@ -270,7 +305,4 @@ def _fit(made: Tokens, limit: int, overflow: Overflow, source: str) -> Tokens:
         if not kept:
             raise AddendaError(f"overflow='drop' drops all {len(made)} examples of {source}: all exceed {limit}.")
         return made.take(kept)
-    cut = slice(-limit, None) if made.kind == "causal" else slice(0, limit)
-    labels = [row[cut] for row in made.labels] if made.kind == "causal" else made.labels
-    types = None if made.types is None else [row[cut] for row in made.types]
-    return replace(made, ids=[row[cut] for row in made.ids], labels=labels, types=types)
+    return replace(made, ids=[row[-limit:] for row in made.ids], labels=[row[-limit:] for row in made.labels])

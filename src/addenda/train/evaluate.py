@@ -2,6 +2,7 @@
 
 import copy
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,8 @@ def generate(
 ) -> list[str]:
     """Greedy answers, in the order of the prompts, special tokens left out. Prompts go through the chat template.
 
-    Raises AddendaError for a model that cannot generate, and for no prompt or an empty one.
+    Where the model has positions for fewer than max_new_tokens behind a prompt, as many are written as fit, with a
+    warning. Raises AddendaError for a model that cannot generate, no prompt, an empty one, and one without room behind.
     """
     from transformers import GenerationConfig
 
@@ -182,17 +184,26 @@ def generate(
         do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends or None, use_cache=True
     )
     ids = [prompt_ids(tokenizer, p, chat) for p in prompts]
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    if (room := positions(model)) is not None and len(ids[order[0]]) + max_new_tokens > room:
+    room, order = positions(model), sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    if room is not None and len(ids[order[0]]) >= room:
         raise AddendaError(
-            f"Prompt {order[0]} has {len(ids[order[0]])} tokens, and the model has positions for {room}: no "
-            f"{max_new_tokens} more fit. Shorten it, or ask for fewer new tokens."
+            f"Prompt {order[0]} has {len(ids[order[0]])} tokens, and the model has positions for {room}: there is none "
+            "for an answer. Shorten it."
+        )
+    # a row for which the model has too few positions ends where they end, and not where those beside it would
+    short = [i for i in order if room is not None and len(ids[i]) + max_new_tokens > room]
+    rest = order[len(short) :]
+    if short:
+        warnings.warn(
+            f"The model has positions for {room} tokens, so answers to {len(short)} of {len(ids)} prompts (the first: "
+            f"{min(short)}) may have fewer than the {max_new_tokens} new tokens that were asked for.",
+            stacklevel=4,
         )
     answers = [""] * len(ids)
     with training_mode(model, False):
-        for at in range(0, len(order), batch):
-            rows = order[at : at + batch]
+        for rows in [[i] for i in short] + [rest[at : at + batch] for at in range(0, len(rest), batch)]:
             longest = max(len(ids[i]) for i in rows)
+            config.max_new_tokens = min(max_new_tokens, (room or MANY) - longest)
             given = torch.tensor([[pad] * (longest - len(ids[i])) + ids[i] for i in rows], device=device)
             mask = torch.tensor([[0] * (longest - len(ids[i])) + [1] * len(ids[i]) for i in rows], device=device)
             made = model.generate(input_ids=given, attention_mask=mask, generation_config=config)

@@ -29,6 +29,7 @@ from addenda.train.batches import batches
 from addenda.train.choices import attention_of, compilation, recomputing
 from addenda.train.consistency import check
 from addenda.train.encoded import Encoded
+from addenda.train.limits import padded
 from addenda.train.machine import Peak, device_of, processes, resident
 from addenda.train.settings import Settings
 from addenda.train.theirs import PASSED, translated
@@ -143,6 +144,8 @@ def fit(
         raise AddendaError("There is no example to train on.")
     if loss not in ("auto", "logits", "chunked"):
         raise AddendaError(f"loss must be 'auto', 'logits' or 'chunked', got {loss!r}.")
+    train = padded(train, model, batch if isinstance(steps, int) else max(map(len, steps), default=1))
+    eval = None if eval is None else padded(eval, model, batch)
     data = train.digest
     group = group and train.ragged
     if isinstance(steps, int):

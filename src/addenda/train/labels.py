@@ -15,7 +15,8 @@ error, with the nearest that it does.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
@@ -78,6 +79,8 @@ class _Column:
     rows: int
     seen: frozenset[str]
     forms: dict[str, tuple[int, Any]]
+    note: str = ""
+    unusable: tuple[int, Any] | None = None  # the first value that is no label
 
     def refuse(self, form: str, why: str) -> AddendaError:
         row, value = self.forms[form]
@@ -87,7 +90,7 @@ class _Column:
         )
 
     def classes(self, names: tuple[str, ...], places: dict[int, int] | None = None) -> Scale:
-        said = f"{len(names):,} classes in column {self.name!r}: {_some(names)}"
+        said = f"{len(names):,} classes in column {self.name!r}: {_some(names)}{self.note}"
         return Scale(self.name, names, said, {n: i for i, n in enumerate(names)}, places or {})
 
     def numbers(self) -> Scale:
@@ -117,12 +120,16 @@ def scale_of(
     names, own = checked(names, source), checked(own, source)
     if names is None and own is None and outputs == 1 and kind is None:
         kind = "number"  # the head has room for nothing else
-    seen, forms = set(), {}
+    seen, forms, spaced, unusable = set(), {}, False, None
     for i, value in enumerate(map(plain, values)):
         if (text := written(value)) is not None:
             seen.add(text)
+            spaced = spaced or (isinstance(value, str) and value != text)
             forms.setdefault(_form(value, text), (i, value))
-    held = _Column(column, source, place, len(values), frozenset(seen), forms)
+        elif unusable is None:
+            unusable = (i, value)
+    note = " (spaces around them left out)" if spaced else ""
+    held = _Column(column, source, place, len(values), frozenset(seen), forms, note, unusable)
     if kind == "number":
         if (names and len(names) > 1) or (outputs or 1) > 1:
             raise AddendaError(
@@ -169,6 +176,11 @@ def _of_data(held: _Column, outputs: int | None, kind: LabelKind | None) -> Scal
             raise held.refuse("text", f"of {held.rows:,} rows {len(held.seen):,} hold another text, as classes do not")
     if held.seen and all(WHOLE.fullmatch(text) and text[0] != "-" for text in held.seen):
         return _counted(held, outputs, kind)
+    if kind is None and (pair := _alike(held.seen)):
+        raise AddendaError(
+            f"{held.source}: column {held.name!r} holds {pair[0]!r} and {pair[1]!r}, which are written differently and "
+            "look like one class. Write them alike, or say with label_kind='class' that they are two."
+        )
     numbers = all(map(NUMBER.fullmatch, held.seen))
     names = tuple(sorted(held.seen, key=(lambda text: (float(text), text)) if numbers else None))
     return held.classes(_as_many(held, names, outputs))
@@ -194,9 +206,25 @@ def _counted(held: _Column, outputs: int | None, kind: LabelKind | None) -> Scal
     return replace(made, said=f"{made.said} ({size - len(found):,} of them without an example here)")
 
 
+def _alike(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two names that differ in capitals, spaces or how Unicode writes a letter only; None if there are none."""
+    found: dict[str, str] = {}
+    for name in sorted(names):
+        folded = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
+        if (first := found.setdefault(folded, name)) != name:
+            return first, name
+    return None
+
+
 def _as_many(held: _Column, names: tuple[str, ...], outputs: int | None) -> tuple[str, ...]:
     """The names, where a head that does not name its outputs has as many."""
     if outputs not in (None, len(names)):
+        if held.unusable:
+            row, value = held.unusable
+            raise AddendaError(
+                f"{held.source}, {held.place(row)}: column {held.name!r} holds {short(value)}, a label was expected. "
+                "Mend or remove such rows."
+            )
         raise AddendaError(
             f"{held.source} has {len(names)} labels in column {held.name!r} ({_some(names)}), and the model's head has "
             f"{outputs} outputs without names. Give labels= in the order of the model's outputs."

@@ -187,7 +187,8 @@ def config_of(folder: Path, trust_remote_code: bool = False):
     with reading(folder):
         there = (folder / "config.json").is_file()
     if not there:
-        around = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+        around = [p.name for p in beside if (p / "config.json").is_file()]
         what = "no config.json in it" if folder.is_dir() else "no such folder"
         raise AddendaError(
             f"Expected the folder of a transformers model at {folder}, but there is {what}."

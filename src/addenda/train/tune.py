@@ -38,7 +38,7 @@ from addenda.core.undo import undone
 from addenda.train import checkpoint
 from addenda.train.batches import batches
 from addenda.train.card import check_ours, is_finished, write_all
-from addenda.train.data import Data, TaskKind, as_train, check_classes, read, splits_of
+from addenda.train.data import Data, TaskKind, as_train, check_classes, read, splits_of, without_columns
 from addenda.train.encode import Overflow, encode
 from addenda.train.encoded import Encoded
 from addenda.train.evaluate import evaluate, generate, task_of
@@ -184,7 +184,8 @@ def tune(
     model, tokenizer = loaded.model, loaded.tokenizer
     heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
     loaded.check_heads(tuple(heads))
-    limit = None if isinstance(tokenizer, Preparation) else within(max_length or context(model, tokenizer), model)
+    seen = isinstance(tokenizer, Preparation)
+    limit = max_length if seen else within(max_length or context(model, tokenizer), model)
     reading: dict[str, Any] = {"max_length": limit, "overflow": overflow, "chat": chat, "skip_corrupt": skip_corrupt}
     encoded, *more = [encode(d, tokenizer, **reading) for d in (train, held) if d is not None]
     encoded, *more = [padded(e, model, batch) for e in (encoded, *more)]
@@ -348,7 +349,8 @@ def _prepare(
         options |= as_train(train)
         found = splits_of(eval_data, task)
         part = next((s for s in ("validation", "test") if s in found), "train")
-        held = read(eval_data, task=task, split=part, **options)
+        ready = isinstance(eval_data, Data) or hasattr(eval_data, "metric")
+        held = read(eval_data, task=task, split=part, **(without_columns(options) if ready else options))
     check_classes(train)
     if loaded is None:
         outputs = (len(train.labels) if train.labels else 1) if task != "causal" else None

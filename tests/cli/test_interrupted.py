@@ -1,0 +1,81 @@
+"""Ctrl-C as a terminal sends it: the command ends with 130, says what is kept, and the same command goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import SUMS, make_llama, make_tokenizer
+
+TUNE = ["--method", "lora:rank=2", "--steps", "40", "--out", "run"]
+COMPARE = [
+    "--methods",
+    "lora:rank=2,shira",
+    "--budget",
+    "steps=4",
+    "--seeds",
+    "1",
+    "--rates",
+    "1",
+    "--out",
+    "run",
+    "-y",
+]
+
+
+@pytest.fixture
+def place(tmp_path):
+    make_llama().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SUMS), encoding="utf-8")
+    return tmp_path
+
+
+def heard_by_nobody():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell would ignore it
+
+
+def call(place, arguments, until=None):
+    """(exit code, all that was said); SIGINT is sent at the first line that holds `until`."""
+    source = str(Path(__file__).parents[2] / "src")
+    running = subprocess.Popen(
+        [sys.executable, "-m", "addenda", *arguments], cwd=place, text=True, encoding="utf-8",
+        env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}, preexec_fn=heard_by_nobody,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    said = []
+    for line in running.stderr:
+        said.append(line)
+        if until is not None and until in line:
+            running.send_signal(signal.SIGINT)
+            until = None
+    return running.wait(), "".join(said)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(("command", "at", "kept", "goes_on"), [
+    (["tune", *TUNE], "step 20/40", "Kept: step ", "went on from step "),
+    (["compare", *COMPARE], "base judging", "Kept: 1 finished runs in run.", "Going on with run: 1 runs are done."),
+])  # fmt: skip
+def test_ctrl_c_and_the_same_command_again(command, at, kept, goes_on, place):
+    arguments = [*command, "--model", "model", "--data", "sums.jsonl", "--batch", "4"]
+    code, said = call(place, arguments, until=at)
+    assert code == 130, said
+    assert kept in said
+    assert "The same command goes on there." in said
+    assert "Traceback" not in said
+    code, said = call(place, arguments)
+    assert code == 0, said
+    assert goes_on in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_before_anything_is_kept(place):
+    arguments = ["tune", *TUNE, "--model", "model", "--data", "sums.jsonl", "--batch", "4"]
+    code, said = call(place, arguments, until="reading the data")
+    assert code == 130, said
+    assert "Traceback" not in said
+    assert not (place / "run" / "adapter.safetensors").exists()
