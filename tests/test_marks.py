@@ -9,6 +9,7 @@ from torch import nn
 import addenda as ad
 import toys
 from addenda.compose.composition import Stack
+from addenda.compress.nf4 import NF4Tensor
 from addenda.compress.quantize import dequantize, quantize
 from addenda.core.errors import AddendaError
 from addenda.core.registry import catalogue
@@ -207,6 +208,85 @@ def test_interrupted_at_any_line_of_the_core(what, fails, tmp_path):
 
 
 INSIDE = ("adapt", "add", "apply_active", "activate", "link", "follow", "draw", "requires_grad_", "install", "train")
+
+
+@pytest.mark.parametrize("name", ["default", "other", None])
+def test_a_detach_interrupted_at_any_call_leaves_the_adapter_on(name):
+    import sys
+
+    model = adapted()
+    before, at, stopped = snapshot(model), 0, True
+    while stopped:
+        at, count = at + 3, 0
+
+        def trace(frame, event, arg, at=at):
+            nonlocal count
+            file, function = frame.f_code.co_filename, frame.f_code.co_name
+            if event == "call" and "/core/" in file and not file.endswith("undo.py") and function in TAKING_OFF:
+                count += 1
+                if count == at:
+                    raise KeyboardInterrupt
+            return None
+
+        stopped = False
+        sys.settrace(trace)
+        try:
+            ad.detach(model, name)
+        except KeyboardInterrupt:
+            stopped = True
+        finally:
+            sys.settrace(None)
+        if stopped:
+            assert not (found := differences(before, snapshot(model))), found[:5]
+    assert at > 6  # it was interrupted several times before it came through
+    assert name is None or name not in ad.adapters(model)
+
+
+TAKING_OFF = (
+    "remove",
+    "release",
+    "follow",
+    "hook",
+    "apply_again",
+    "apply_active",
+    "let_go",
+    "_still_adapted",
+    "slots_of",
+)
+
+
+def test_stand_ins_that_are_interrupted_are_taken_out_again(monkeypatch):
+    from addenda.compress import bridges
+
+    def model():
+        return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+
+    def one(module, dtype=torch.float32):
+        return NF4Tensor.of(module.weight.detach()) if type(module) is nn.Linear else None
+
+    put, count = bridges._put, 0
+
+    def interrupted(*given):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise KeyboardInterrupt
+        put(*given)
+
+    monkeypatch.setattr(bridges, "read", one)
+    made = model()
+    before = snapshot(made)
+    monkeypatch.setattr(bridges, "_put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bridges.adopt(made)
+    assert not (found := differences(before, snapshot(made))), found[:5]
+    monkeypatch.setattr(bridges, "_put", put)
+    assert bridges.adopt(made) == ["0", "2"]
+    monkeypatch.setattr(bridges, "_put", interrupted)
+    before, count = [id(m) for m in made], 0
+    with pytest.raises(KeyboardInterrupt):
+        bridges.release(made)
+    assert [id(m) for m in made] == before
 
 
 def test_blocks_that_break_leave_what_acted_before():

@@ -39,7 +39,8 @@ def guarded(command: Callable) -> Callable:
             error.args = (in_flags(str(error), flags),)
             raise
         except KeyboardInterrupt as error:
-            say("\naddenda: interrupted. " + in_flags(" ".join(getattr(error, "__notes__", ())), flags))
+            told = in_flags(" ".join(getattr(error, "__notes__", ())), flags)
+            say(f"\naddenda: interrupted. {told.replace('The same call', 'The same command')}")
             raise typer.Exit(130) from None
 
     return call

@@ -314,6 +314,12 @@ def apart(state: State, names: Iterable[str] | None = None) -> None:
 def _detach(root: nn.Module, state: State, names: list[str], keep_merged: bool) -> None:
     if state.merged is not None and not keep_merged:
         restore(root, state)
+    with undone(root):  # what stands in the tensors of the base is right by now
+        _take_off(root, state, names)
+
+
+def _take_off(root: nn.Module, state: State, names: list[str]) -> None:
+    """Adapters that are not merged, off the model."""
     for module in list(root.modules()):
         slots = slots_of(module)
         if slots is not None:

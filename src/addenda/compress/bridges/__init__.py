@@ -21,6 +21,7 @@ from torch import nn
 from addenda.core.errors import AddendaError
 from addenda.core.packed import Packed
 from addenda.core.state import find_state
+from addenda.core.undo import undone
 
 _KEPT = "_addenda_adopted"  # on the layer that stands in: the library's module
 
@@ -44,8 +45,9 @@ def adopt(model: nn.Module) -> list[str]:
             why = "its forward was replaced on the instance (by accelerate's hooks?)" if path else "it is the model"
             raise AddendaError(f"{path or type(module).__name__} cannot be adopted: {why}.")
         made[path] = _linear(module, packed)
-    for path, layer in made.items():
-        _put(model, path, layer)
+    with undone(model):
+        for path, layer in made.items():
+            _put(model, path, layer)
     return list(made)
 
 
@@ -57,8 +59,9 @@ def release(model: nn.Module) -> list[str]:
     if find_state(model) is not None:
         raise AddendaError("An adapter is attached to the layers that stand in. Call detach(model) first.")
     kept = {p: m for p, m in model.named_modules() if _KEPT in m.__dict__ and isinstance(m.weight, Packed)}
-    for path, layer in kept.items():
-        _put(model, path, layer.__dict__[_KEPT])
+    with undone(model):
+        for path, layer in kept.items():
+            _put(model, path, layer.__dict__[_KEPT])
     return list(kept)
 
 

@@ -34,25 +34,25 @@ def place(tmp_path):
     return tmp_path
 
 
-def heard_by_nobody():
+def heard_by_the_command():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell would ignore it
 
 
 def call(place, arguments, until=None):
     """(exit code, all that was said); SIGINT is sent at the first line that holds `until`."""
     source = str(Path(__file__).parents[2] / "src")
-    running = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "addenda", *arguments], cwd=place, text=True, encoding="utf-8",
-        env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}, preexec_fn=heard_by_nobody,
+        env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}, preexec_fn=heard_by_the_command,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    said = []
-    for line in running.stderr:
-        said.append(line)
-        if until is not None and until in line:
-            running.send_signal(signal.SIGINT)
-            until = None
-    return running.wait(), "".join(said)
+    ) as running:  # fmt: skip
+        said = []
+        for line in running.stderr:
+            said.append(line)
+            if until is not None and until in line:
+                running.send_signal(signal.SIGINT)
+                until = None
+    return running.returncode, "".join(said)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
