@@ -216,8 +216,10 @@ def _trial_problems(trial: Any, config: Mapping[str, Any]) -> list[str]:
             problems.append(f"{split}.items: expected a string of 0 and 1, one character per item")
         elif len(items) > fields.ITEMS:
             problems.append(f"{split}.items: {len(items):,} items, and at most {fields.ITEMS:,} are read")
-        elif fields.share(value.get("accuracy"), "") or value.get("accuracy") is None:
-            problems += fields.share(value.get("accuracy"), f"{split}.accuracy") or [f"{split}.accuracy: missing"]
+        elif value.get("accuracy") is None:
+            problems.append(f"{split}.accuracy: expected a number, came None")
+        elif wrong := fields.share(value["accuracy"], f"{split}.accuracy"):
+            problems += wrong
         elif abs(items.count("1") / len(items) - value["accuracy"]) > 1e-3:
             problems.append(f"{split}.accuracy: {value['accuracy']} is not the share of 1 in {split}.items")
     return problems

@@ -165,7 +165,7 @@ def read_report(folder: str | Path) -> Report:
     said = read_json(file)
     try:
         report = Report(**said)
-        str(report), report.kept, report.kept_of_model  # every field of it is looked at
+        _ = str(report), report.kept, report.kept_of_model  # every field of it is looked at
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise AddendaError(f"{shown(file)} is no report of a compression: {str(error)[:200]}.") from None
     return report
