@@ -8,6 +8,7 @@ import pytest
 import torch
 from shared import bits, flags, loss_of, relative, same_bits, stir, train
 from torch import nn
+from torch.nn.utils import prune
 
 import addenda as ad
 from addenda.core.adapted import slots_of
@@ -357,3 +358,16 @@ def test_an_entry_of_the_catalogue_is_a_method(tiny, name):
     (entry,) = ad.catalogue(name)
     assert ad.attach(tiny, entry, targets="attention").methods.items() >= {("layers.0.self_attn.q_proj", entry.build())}
     assert str(ad.plan(tiny, {"mlp": entry}))
+
+
+@pytest.mark.parametrize("change", [
+    nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm,
+    lambda m: prune.l1_unstructured(m, "weight", 0.5), lambda m: m._replicate_for_data_parallel(),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["lora:rank=2", "dora:rank=2", "shira", "oft:block=2", "ia3"])
+def test_a_weight_that_is_no_parameter_any_more_is_told(name, change):
+    net, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(2, 8)
+    ad.attach(net, name, targets="0")
+    changed = change(net[0])
+    with pytest.raises(AddendaError, match=r"is no parameter of it any more.*before attach"):
+        changed(x)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from addenda.core.errors import AddendaError
 from addenda.core.fused import block_linear, factored_linear, sparse_linear
 from addenda.core.method import Base, Factors, WeightMethod, to_float
 from addenda.core.recompute import as_recipe
@@ -33,8 +34,13 @@ def execute(
     module: nn.Module, original: type, kind: Kind, live: "Sequence[SiteTensors]", x: Tensor, *rest, **options
 ) -> Tensor:
     """The output of an adapted module: its own product, changed by every live delta."""
-    weight = module._parameters["weight"]
-    assert weight is not None
+    weight = module._parameters.get("weight")
+    if weight is None:
+        raise AddendaError(
+            f"The weight of this {original.__name__} is no parameter of it any more: a parametrization, weight norm or "
+            "pruning made after attach computes it, or this is a replica of DataParallel, which copies no adapters. "
+            "Make them before attach; of several devices use DistributedDataParallel."
+        )
     x, weight, bias = _autocast(x, weight, getattr(module, "bias", None))  # the attribute: a trained bias
     plain = original.forward is nn.Linear.forward or kind != LINEAR
 
