@@ -105,3 +105,17 @@ def test_a_first_step_that_leaves_layers_out_says_what_it_may_be_and_may_go_on(i
                 adapter.step(dead="warn")
     with pytest.raises(AddendaError, match="dead must be 'raise' or 'warn'"):
         adapter.step(dead="no")
+
+
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_a_step_tells_of_a_replaced_module(before, tiny, ids):
+    adapter = ad.attach(tiny, "lora:rank=2", targets="linear")
+    optimizer = torch.optim.SGD(adapter.parameters(), 0.1)
+    for _ in range(before):
+        tiny(ids).sum().backward()
+        optimizer.step()
+        adapter.step()
+    tiny.layers[0].up_proj = torch.nn.Linear(8, 16)
+    with pytest.raises(AddendaError, match=r"layers\.0\.up_proj is no longer the module"):
+        adapter.step()
+    assert adapter.step_count == before

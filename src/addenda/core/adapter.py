@@ -13,7 +13,7 @@ from addenda.core.method import Method
 from addenda.core.packed import Packed, bits_sum
 from addenda.core.random import Stream
 from addenda.core.sharded import fill, is_sharded
-from addenda.core.state import record_of, state_of, tensors_at
+from addenda.core.state import intact, record_of, state_of, tensors_at
 from addenda.core.statistics import gathered
 
 
@@ -145,14 +145,16 @@ class Adapter:
         Advances the schedules of methods that have one (a rank drawn anew) and looks for dead tensors: after the
         first step a trainable tensor without a gradient raises AddendaError; one that was zero for three steps warns
         with its site, and if all were, raises. It raises too where an optimizer has moved nothing in three steps that
-        all had gradients: one that was made before `attach` knows none of these tensors.
+        all had gradients: one that was made before `attach` knows none of these tensors; and at any step where a
+        module that the adapter is on has been replaced or resized since.
 
         dead: "warn" where tensors may be without a gradient in the first step for a good reason: layers that are
         dropped at random (LayerDrop), or a batch without the images that a vision tower waits for.
         """
         if dead not in ("raise", "warn"):
             raise AddendaError(f"dead must be 'raise' or 'warn', got {dead!r}.")
-        _, state, record = record_of(self.model, self.name)
+        root, state, record = record_of(self.model, self.name)
+        intact(root, self.name, record)
         record.step += 1
         if record.step <= 3 and self.name in state.active:
             self._look_for_the_unmoved(record.step)
