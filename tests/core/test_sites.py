@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import addenda as ad
+import toys
 from addenda.core.adapted import slots_of
 from addenda.core.errors import AddendaError
 from addenda.core.sites import CONV, CONV1D, EMBEDDING, LINEAR, PARAMETER, kind_of, owners_of, site_at
@@ -126,7 +127,8 @@ def test_an_integer_weight_is_refused():
 
 def test_a_forward_replaced_on_the_instance_is_refused_for_it_would_be_a_silent_no_op():
     model = Alone(nn.Linear(4, 4))
-    model.inner.forward = model.inner.forward
+    inner = model.inner
+    inner.forward = lambda x: torch.nn.functional.linear(x, inner.weight, inner.bias)
     with pytest.raises(AddendaError, match=r"replaced on the instance.*'inner\.weight'"):
         ad.attach(model, LORA, targets="inner")
     adapter = ad.attach(model, LORA, targets="inner.weight")
@@ -134,6 +136,35 @@ def test_a_forward_replaced_on_the_instance_is_refused_for_it_would_be_a_silent_
     before = model(x)
     stir(adapter)
     assert not torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("spec", ["lora:rank=2", "dora:rank=2", "houlsby:rank=2"])
+@pytest.mark.parametrize("how", ["devices", "offload", "disk"])
+def test_the_way_out_of_a_device_map_works(spec, how, tmp_path):
+    hooks = pytest.importorskip("accelerate.hooks")
+    accelerate = pytest.importorskip("accelerate")
+    x, cpu = torch.arange(6)[None] % toys.VOCAB, torch.device("cpu")
+    model = toys.make_llama(tie_word_embeddings=False)
+    expected, before = model(x).logits, {k: v.clone() for k, v in model.state_dict().items()}
+    dispatch = {
+        "devices": lambda: hooks.attach_align_device_hook(model, execution_device=cpu),
+        "offload": lambda: accelerate.cpu_offload(model, execution_device=cpu),
+        "disk": lambda: accelerate.disk_offload(model, str(tmp_path), execution_device=cpu),
+    }[how]
+    dispatch()
+    with pytest.raises(AddendaError, match=r"accelerate.hooks.remove_hook_from_submodules\(model\)"):
+        ad.attach(model, spec)
+    hooks.remove_hook_from_submodules(model)
+    stir(ad.attach(model, spec))
+    adapted = model(x).logits
+    assert not torch.equal(adapted, expected)
+    if how == "devices":  # offloading takes the adapter's tensors along only where accelerate is told of them
+        dispatch()
+        torch.testing.assert_close(model(x).logits, adapted)
+        hooks.remove_hook_from_submodules(model)
+    ad.detach(model)
+    assert torch.equal(model(x).logits, expected)
+    assert same_bits(bits(model), before)
 
 
 def test_dropout_without_an_input_to_drop_is_refused():

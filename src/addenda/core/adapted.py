@@ -28,7 +28,7 @@ from addenda.core.hidden import in_turn, run, undone
 from addenda.core.method import Method, Params
 from addenda.core.mixed import Mixed
 from addenda.core.packed import Packed
-from addenda.core.sites import OUTPUT, PARAMETER, Kind, Point, Site
+from addenda.core.sites import OUTPUT, PARAMETER, Kind, Point, Site, has_another_forward
 
 
 class Pool(nn.Module):
@@ -386,13 +386,21 @@ def adapt(site: Site) -> Slots:
     for module in site.modules:
         properties: set[str] = set(getattr(module, "_addenda_properties", ()))
         properties |= {name for owner, name in owned if owner is module}
+        _drop_own_forward(module)
         module.__class__ = _derive(original_class(module), tuple(sorted(properties)))
     return slots
+
+
+def _drop_own_forward(module: nn.Module) -> None:
+    """Take away a forward on the instance that is its class's own, as hooks leave it: it would outlive the class."""
+    if not has_another_forward(module):
+        module.__dict__.pop("forward", None)
 
 
 def release(module: nn.Module) -> None:
     """Give the module its own class back and drop the slots."""
     if isinstance(module, Adapted):
+        _drop_own_forward(module)
         module.__class__ = original_class(module)
         del module._modules["addenda"]
 

@@ -25,7 +25,9 @@ def in_its_mode(function: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         given: Any = args[0] if args else kwargs.get("model", kwargs.get("adapter"))
         model = given if isinstance(given, nn.Module) else getattr(given, "model", None)
-        own = isinstance(model, nn.Module) and any(p.is_inference() for p in model.parameters())
+        own = isinstance(model, nn.Module) and any(
+            not nn.parameter.is_lazy(p) and p.is_inference() for p in model.parameters()
+        )
         if not isinstance(model, nn.Module) or own == torch.is_inference_mode_enabled():
             return function(*args, **kwargs)
         with torch.inference_mode(own):

@@ -376,6 +376,20 @@ def _own_forward(module: nn.Module) -> bool:
     return defining.__module__.split(".")[0] != "torch" and defining.__name__ != "Conv1D"
 
 
+_DISPATCHED = (
+    "a device map put it there: take its hooks off (accelerate.hooks.remove_hook_from_submodules(model)), attach, and "
+    "dispatch the model again"
+)
+
+
+def has_another_forward(module: nn.Module) -> bool:
+    """Whether the instance has a forward of its own; its class's, left there when hooks were taken off, is none."""
+    own = module.__dict__.get("forward")
+    if own is None:
+        return False
+    return getattr(own, "__self__", None) is not module or getattr(own, "__func__", None) is not type(module).forward
+
+
 def refusal(model: nn.Module, site: Site, owners: Owners | None = None) -> str | None:
     """Why the core cannot adapt this site with any method, or None."""
     w = site.weight
@@ -387,18 +401,26 @@ def refusal(model: nn.Module, site: Site, owners: Owners | None = None) -> str |
             "it, addenda.compress.bridges.adopt(model) makes it one that can"
         )
     if w.is_meta:
-        return "its weight is on the meta device; load the values first"
+        if any(hasattr(m, "_hf_hook") for m in site.modules):
+            return f"its weight is not in memory (offloaded); {_DISPATCHED}"
+        return (
+            "its weight is on the meta device, without values; load the model with its weights "
+            "(from_pretrained without device_map, or to_empty and load_state_dict)"
+        )
     if is_sharded(w):
         return "its weight is sharded (DTensor): attach first, then shard"
     if site.kind == EMBEDDING and getattr(site.module, "max_norm", None) is not None:
         return "an Embedding with max_norm rewrites its own weight during the forward"
     if site.kind == OUTPUT:
-        if any("forward" in m.__dict__ for m in site.modules):
-            return "its forward was replaced on the instance (by accelerate's hooks?), so a change would not act"
-        return None
-    if site.kind != PARAMETER and "forward" in site.module.__dict__:
+        replaced = [m for m in site.modules if has_another_forward(m)]
+        if any(hasattr(m, "_hf_hook") for m in replaced):
+            return f"its forward is accelerate's; {_DISPATCHED}"
+        return "its forward was replaced on the instance, so a change would not act" if replaced else None
+    if site.kind != PARAMETER and has_another_forward(site.module):
+        if hasattr(site.module, "_hf_hook"):
+            return f"its forward is accelerate's, so a change would not act; {_DISPATCHED}"
         return (
-            "its forward was replaced on the instance (by accelerate's hooks?), so a change would not act; "
+            "its forward was replaced on the instance, so a change would not act; "
             f"name the parameter '{site.path}.{site.parameter}' instead"
         )
     held = (owners or owners_of(model))[id(w)]
