@@ -80,3 +80,11 @@ def test_packed_weights_are_left_out_of_checkpoints(spec, tmp_path):
 
 def test_hidden_methods_are_among_them():
     assert set(HIDDEN) < set(SPECS)
+
+
+@pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt"])
+def test_a_checkpoint_without_its_optimizer_is_refused(lost, tmp_path):
+    trained("lora", tmp_path)
+    (tmp_path / "checkpoint-1" / lost).unlink()
+    with pytest.raises(AddendaError, match=rf"checkpoint-1 lacks {lost}.*other numbers.*resume_from_checkpoint"):
+        trained("lora", tmp_path, str(tmp_path / "checkpoint-1"))

