@@ -18,6 +18,8 @@ COMMANDS = ("methods", "plan", "tune", "compare", "evaluate", "demo", "inspect",
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
+MOST = 6000  # characters of an error message; a list of problems fits
+
 app = typer.Typer(
     name="addenda",
     help="Small changes to large models: fit, compare, move, combine and ship adapters of a frozen model.",
@@ -80,5 +82,8 @@ def run(arguments: list[str] | None = None) -> None:
                     raise error
             except AddendaError as made:
                 error = made
-        say(f"addenda: {printable(str(error))}")
+        text = printable(str(error))
+        if len(text) > MOST:  # a name in it is of 100,000 characters
+            text = f"{text[: MOST * 2 // 3]}…{text[-MOST // 3 :]}"
+        say(f"addenda: {text}")
         sys.exit(2)

@@ -43,6 +43,7 @@ from addenda.core.targets import grouped
 from addenda.core.template import pool_template, template
 from addenda.core.tensors import Assigned, build_tensors, numbers
 from addenda.core.undo import undone
+from addenda.core.visible import label
 
 _SAMPLE = 16
 
@@ -447,19 +448,24 @@ def _unusual(entry: dict) -> dict:
         return entry["options"]
 
 
+def _some(names: list[str], most: int = 40) -> str:
+    """Names out of a file, the first of very many."""
+    return ", ".join(map(label, names[:most])) + (f", … and {len(names) - most:,} more" if len(names) > most else "")
+
+
 def inspect(path: str | Path) -> str:
     """What a file holds, in a few lines; no model needed."""
     header, tensors = read(path)
     lines = [f"{path}: adapter file, schema {header['schema']}, seed {header['seed']}, {header['step']} steps"]
     for i, m in enumerate(header["methods"]):
-        options = ", ".join(f"{k}={v}" for k, v in _unusual(m).items()) or "defaults"
+        options = _some([f"{k}={v}" for k, v in _unusual(m).items()]) or "defaults"
         groups = grouped(s["path"] for s in header["sites"] if s["method"] == i)
-        lines.append(f"  {m['name']} ({options}): " + ", ".join(f"{g} × {len(p)}" for g, p in groups.items()))
+        lines.append(f"  {label(m['name'])} ({options}): " + _some([f"{g} × {len(p)}" for g, p in groups.items()]))
     heads = [s["path"] for s in header["sites"] if s["method"] == -1]
     if heads:
-        lines.append(f"  also trained as whole copies: {', '.join(heads)}")
+        lines.append(f"  also trained as whole copies: {_some(heads)}")
     if header["labels"]:
-        some = [repr(n[:40]) for n in header["labels"][:12]] + ["…"] * (len(header["labels"]) > 12)
+        some = [label(repr(n[:40])) for n in header["labels"][:12]] + ["…"] * (len(header["labels"]) > 12)
         lines.append(f"  {len(header['labels'])} labels in order: {', '.join(some)}")
     trained = sum(count_of(s, k, tensors) for s in header["sites"] for k in s["trainable"])
     packed = [(s, k) for s in header["sites"] for k in s["packed"]]

@@ -13,9 +13,15 @@ from addenda.core.atomic import write_atomically
 from addenda.core.disk import path_of, reading, shown
 from addenda.core.errors import AddendaError, nearest
 from addenda.core.fewbits import FewBits, code_bytes
+from addenda.core.visible import label
 
 SCHEMA = 1
 _MAX_HEADER = 64 << 20
+PEFT = "adapter_config.json"  # the file by which PEFT knows its folders
+FROM_PEFT = (
+    "which addenda does not import yet. Merge it there (`PeftModel.from_pretrained(base, folder).merge_and_unload()`, "
+    "then save_pretrained) and give the merged folder as the model; or train the method here."
+)
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -36,6 +42,8 @@ def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     path = path_of(path)
     with reading(path):
         folder, there = path.is_dir(), path.is_file()
+    if of_peft(path):
+        raise AddendaError(f"{shown(path)} is an adapter of PEFT, {FROM_PEFT}")
     if folder:
         inside = sorted(p.name for p in path.glob("*.safetensors"))[:4]
         raise AddendaError(f"{path} is a folder, and an adapter is a file. In it: {', '.join(inside) or 'none'}.")
@@ -49,6 +57,8 @@ def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
         with safe_open(path, framework="pt") as f:
             text = (f.metadata() or {}).get("addenda")
             if text is None:
+                if any(key.startswith("base_model.model.") for key in f.keys()):  # noqa: SIM118
+                    raise AddendaError(f"{shown(path)} is an adapter of PEFT, {FROM_PEFT}")
                 raise AddendaError(
                     f"{path} is a safetensors file, but not an adapter of addenda (no 'addenda' header)."
                 )
@@ -57,8 +67,19 @@ def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
         header = json.loads(text)
         _check_form(header, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise AddendaError(f"{path} is damaged or no adapter file: {type(error).__name__}: {error}.") from None
+        why = label(error, 600)  # the names in it are the file's own
+        raise AddendaError(f"{path} is damaged or no adapter file: {type(error).__name__}: {why}.") from None
     return header, tensors
+
+
+def of_peft(path: Path) -> bool:
+    """Whether a folder is an adapter of PEFT, or a file the weights of one. False where it cannot be looked at."""
+    try:
+        weights = path.name in ("adapter_model.safetensors", "adapter_model.bin", PEFT)
+        folder = path.parent if weights and not path.is_dir() else path
+        return (folder / PEFT).is_file()
+    except OSError:
+        return False
 
 
 def _hint(path: Path) -> str:

@@ -10,6 +10,14 @@ _KEPT = "\n\t\u200c\u200d"  # joiners: letters of Persian and Hindi, and emoji, 
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
+def label(text: object, most: int = 160) -> str:
+    """A name out of a file as a piece of one line: line breaks are spelt out too, a long one is cut in its middle."""
+    text = str(text)
+    if len(text) > most:
+        text = f"{text[: most * 2 // 3]}…{text[-most // 4 :]}"
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def visible(text: object) -> str:
     """The text with what controls a terminal or cannot be seen spelt out, ESC as \\x1b; line breaks stay."""
     return "".join(

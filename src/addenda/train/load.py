@@ -17,7 +17,7 @@ from addenda.compress.quantize import FORMS, Form, bits_of
 from addenda.compress.quantize import quantize as quantised
 from addenda.core.disk import path_of, read_json, reading
 from addenda.core.errors import AddendaError, nearest
-from addenda.core.form import read
+from addenda.core.form import FROM_PEFT, of_peft, read
 from addenda.train.data import TaskKind
 from addenda.train.evaluate import task_of
 from addenda.train.labels import named
@@ -186,10 +186,12 @@ def config_of(folder: Path, trust_remote_code: bool = False):
     """A folder's configuration. Raises AddendaError where there is none."""
     with reading(folder):
         there = (folder / "config.json").is_file()
+    if not there and of_peft(folder):
+        raise AddendaError(f"{folder} is an adapter of PEFT and not a model, {FROM_PEFT}")
     if not there:
         beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
-        around = [p.name for p in beside if (p / "config.json").is_file()]
-        what = "no config.json in it" if folder.is_dir() else "no such folder"
+        around = [p.name for p in beside if p != folder and (p / "config.json").is_file()]
+        what = "no config.json in it" if folder.is_dir() else "a file" if folder.is_file() else "no such folder"
         raise AddendaError(
             f"Expected the folder of a transformers model at {folder}, but there is {what}."
             f"{nearest(folder.name, around)} Models are read from disk only: give a folder written by save_pretrained, "
