@@ -166,3 +166,10 @@ def test_what_is_no_record_says_so(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config() | {"schema": 9}))
     with pytest.raises(AddendaError, match="schema: expected 1, came 9"):
         Record.read(tmp_path)
+
+
+def test_a_record_that_does_not_fit_on_the_disk_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(AddendaError, match="The disk is full"):
+        Record.write_config(tmp_path / "run", config())
+    assert not list(tmp_path.iterdir())

@@ -1,10 +1,13 @@
 """Files that are whole or not there, and JSON that people can read."""
 
+import errno
 import json
+import os
 
 import pytest
 
 from addenda.core.atomic import readable, write_atomically
+from addenda.core.errors import AddendaError
 
 
 @pytest.mark.parametrize("value", [
@@ -35,3 +38,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monk
         write_atomically(target, b"new")
     assert target.read_bytes() == b"old"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_folders_made_for_a_file_that_is_not_written_go_again(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    (tmp_path / "there").mkdir()
+    for name in ("new/deep/a.json", "there/a.json", "there/new/a.json"):
+        with pytest.raises(AddendaError, match="The disk is full"):
+            write_atomically(tmp_path / name, b"{}")
+    assert [p.name for p in tmp_path.rglob("*")] == ["there"]

@@ -76,8 +76,8 @@ class Record:
         file = path / "config.json"
         if not file.exists():
             _check_config(file, config)
+            _write(file, config)  # first: a full disk leaves no folder without it
             (path / "trials").mkdir(parents=True, exist_ok=True)
-            _write(file, config)
             return cls.read(path)
         record = cls.read(path)
         differ = [d for field in MATTERS for d in _differences(record.config.get(field), config.get(field), field)]
