@@ -53,7 +53,7 @@ def test_options_from_text():
     assert build("lora:rank=4, alpha=2.5,scaling=rs") == ad.LoRA(rank=4, alpha=2.5, scaling="rs")
     assert build("lora:alpha=none") == ad.LoRA()
     assert build("oft:block_share=TRUE") == ad.OFT(block_share=True)
-    assert build("rslora") == ad.LoRA(scaling="rs")
+    assert build("rslora") == ad.LoRA(scaling="rs", alpha=8.0)
 
 
 BAD = {
