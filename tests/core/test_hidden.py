@@ -1,6 +1,8 @@
 """Changes of activations: what they read, how several act, what they keep, and what refuses them."""
 
 import copy
+from dataclasses import fields, replace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -11,10 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 import addenda as ad
 import toys
-from addenda.core.adapted import slots_of
+from addenda.core.adapted import set_original_class, slots_of
 from addenda.core.bottleneck import ACTIVATIONS, Bottleneck
 from addenda.core.errors import AddendaError
-from addenda.core.method import to_float
+from addenda.core.method import Method, to_float
 from addenda.core.random import Stream
 from addenda.core.sites import site_at
 
@@ -146,6 +148,101 @@ def test_the_norm_that_is_read_may_be_lean_and_keeps_only_its_recipe(llama, ids)
     want = run()
     ad.lean(llama)
     torch.testing.assert_close(run(), want, rtol=1e-5, atol=1e-6)
+
+
+def readings() -> dict[str, Method]:
+    """Every hidden method with each of its readings that keeps an input, or makes one again."""
+    found = {}
+    for name in HIDDEN:
+        method = METHODS[name]
+        chosen = any(f.name == "reads" for f in fields(method))
+        for reads in get_args(get_type_hints(type(method))["reads"]) if chosen else [method.reads]:
+            if reads != "output":
+                found[f"{name}, {reads}"] = replace(method, reads=reads) if chosen else method
+    return found
+
+
+READINGS = readings()
+
+
+def first_added(module, args, y):
+    """A hook: what the module has read is changed in place once it has run."""
+    args[0].add_(0.3)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("which", ["llama", "bert"])
+@pytest.mark.parametrize("name", READINGS)
+def test_an_input_that_is_changed_in_place_before_it_is_read_is_named(name, which, grad, ids, request):
+    model = request.getfixturevalue(which)
+    adapter = stir(ad.attach(model, READINGS[name]), 0.3)
+    want = model(ids).logits
+    sources = [path.partition("@")[2] for path, t in adapter.sites() if t.source]
+    for path in sources[:1]:
+        model.get_submodule(path).register_forward_hook(first_added)
+    if not sources:  # it reads what has just been made
+        torch.testing.assert_close(model(ids).logits, want)
+        return
+    with torch.set_grad_enabled(grad), pytest.raises(AddendaError, match=rf"{sources[0]}: .*changed in place since"):
+        model(ids)
+    with torch.inference_mode():  # changes are not counted there
+        assert model(ids).logits.isfinite().all()
+
+
+class First(nn.Module):
+    """Changes what it is given in place, or a copy of it."""
+
+    def __init__(self, inplace: bool):
+        super().__init__()
+        self.first, self.layer = nn.ReLU(inplace), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.layer(self.first(x))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("name", READINGS)
+def test_a_module_that_changes_its_input_in_place_is_named(name, grad):
+    found = []
+    for inplace in (False, True):
+        torch.manual_seed(1)
+        model = nn.ModuleDict({"odd": First(inplace)})
+        adapter = stir(ad.attach(model, READINGS[name], targets="odd"), 0.3)
+        kept = any(t.reads == "input" for _, t in adapter.sites())
+        x = torch.randn(3, 8, requires_grad=grad) * 2
+        if inplace and kept:
+            with pytest.raises(AddendaError, match=r"odd@input: .*changed in place since"):
+                model["odd"](x)
+        else:
+            y = model["odd"](x)
+            found.append(y.detach())
+    if len(found) == 2:
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("name", [n for n in READINGS if n.startswith(("pfeiffer", "mosa-pfeiffer"))])
+def test_a_norm_that_runs_again_and_works_in_place_is_named(name, bert, ids):
+    class InPlace(nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x.mul_(2))
+
+    stir(ad.attach(bert, READINGS[name]), 0.3)
+    norm = bert.bert.encoder.layer[0].output.LayerNorm
+    set_original_class(norm, InPlace)
+    with torch.no_grad(), pytest.raises(AddendaError, match=r"LayerNorm@again: .*changed in place since"):
+        bert(ids)
+
+
+@pytest.mark.filterwarnings("default")  # dynamo's own
+def test_a_compiled_forward_does_not_ask_whether_an_input_was_changed(bert):
+    stir(ad.attach(bert, "parallel:rank=2"), 0.3)
+    block, x = bert.bert.encoder.layer[0], torch.randn(2, 3, 8)
+    want = block(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), want)
+    torch.testing.assert_close(compiled(x), want)
+    torch._dynamo.reset()
 
 
 @every_hidden

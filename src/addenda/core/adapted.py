@@ -28,6 +28,7 @@ from addenda.core.hidden import in_turn, run, undone
 from addenda.core.method import Method, Params
 from addenda.core.mixed import Mixed
 from addenda.core.packed import Packed
+from addenda.core.returned import version_of
 from addenda.core.sites import OUTPUT, PARAMETER, Kind, Point, Site, has_another_forward
 
 
@@ -324,6 +325,7 @@ def _derive(original: type, properties: tuple[str, ...]) -> type:
         if acts.readers:
             here = slots.here
             here.seen, here.waiting = args[0] if args else next(iter(kwargs.values())), acts.readers
+            here.version = version_of(here.seen)
         changes = acts.at("output")
         if not changes or slots.kinds["output"] != OUTPUT:
             return _own(self, original, slots, acts, *args, **kwargs)

@@ -27,6 +27,7 @@ from addenda.core.errors import AddendaError
 from addenda.core.method import Method, Params
 from addenda.core.random import Stream
 from addenda.core.recompute import as_recipe
+from addenda.core.returned import version_of
 
 if TYPE_CHECKING:
     from addenda.core.adapted import SiteTensors
@@ -100,6 +101,7 @@ def run(live: "Sequence[SiteTensors]", act: Callable, base: Callable, args: tupl
     that of one which weighs the changes of others.
     """
     given: Any = args[0] if args else next(iter(kwargs.values()), None)
+    version = version_of(given)
     if any(t.reads == "again" for t in live):
         if not isinstance(given, Tensor):
             raise AddendaError(f"{live[0].path}: wants a tensor as the first argument, got {type(given).__name__}.")
@@ -111,8 +113,15 @@ def run(live: "Sequence[SiteTensors]", act: Callable, base: Callable, args: tupl
             return y
 
         told = _told(live, given)
-        out = again(act(lambda t, v, cut, *more: _change(t, again(v), v, told, cut, *more) if t.reads == "again" else v,
-                        given))  # fmt: skip
+
+        def before(t: "SiteTensors", v: Tensor, cut: Cut, *more) -> Tensor:
+            if t.reads != "again":
+                return v
+            now = version_of(v)
+            x = again(v)
+            return _change(t, x, _unchanged(t, v, now), told, cut, *more)
+
+        out = again(act(before, given))
         if all(t.reads == "again" for t in live):
             return out
     else:
@@ -127,7 +136,9 @@ def run(live: "Sequence[SiteTensors]", act: Callable, base: Callable, args: tupl
     def one(t: "SiteTensors", v: Tensor, cut: Cut, *more) -> Tensor:
         if t.reads == "again":
             return v
-        x = v if t.reads == "output" else cut(given if t.reads == "input" else _seen(t))
+        if t.reads == "output":
+            return _change(t, v, v, told, cut, *more)
+        x = cut(_unchanged(t, given, version) if t.reads == "input" else _seen(t))
         return _change(t, x, v, told, cut, *more)
 
     told = _told(live, y)
@@ -177,7 +188,18 @@ def _seen(t: "SiteTensors") -> Tensor:
             f"{t.path}: {t.method.name} reads the input of a module that has not run before it in this forward. Run "
             "the whole model, and checkpoint whole blocks rather than parts of them."
         )
-    return seen
+    return _unchanged(t, seen, source.here.version)
+
+
+def _unchanged(t: "SiteTensors", x: Any, version: int | None) -> Any:
+    """x, which was kept at this version of it, unless it has been changed in place since."""
+    if version is not None and version_of(x) not in (None, version):
+        raise AddendaError(
+            f"{t.path}: {t.method.name} reads the input of a module, which the model has changed in place since, as "
+            "by add_(), += or ReLU(inplace=True). Let the model change a copy (x + y, inplace=False), or use a method "
+            "that reads what a module returns."
+        )
+    return x
 
 
 def _told(live: "Sequence[SiteTensors]", y: Any) -> "tuple | None":

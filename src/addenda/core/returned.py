@@ -7,6 +7,7 @@ hands out the same memory as no view. And backward must not want what the caller
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -30,3 +31,10 @@ class Unchanged:
 
     def __bool__(self) -> bool:
         return self.alias._version == self.version
+
+
+def version_of(x: Any) -> int | None:
+    """How often x was changed in place; None where nobody counts: no tensor, inference mode, a compiler."""
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.is_inference():
+        return None
+    return x._version
