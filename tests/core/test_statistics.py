@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -174,3 +175,65 @@ def test_a_held_norm_compiles():
     expected = model(x)
     torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(x), expected)
     assert int(model[1].num_batches_tracked) == 0
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """timm's: a subclass whose own forward asks for the mode, counts the batches, and ends in an activation."""
+
+    def __init__(self, width: int):
+        super().__init__(width)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+        own = self.training or (self.running_mean is None and self.running_var is None)
+        y = nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, own, self.momentum, self.eps
+        )
+        return self.act(y)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """torchvision's and DETR's: no BatchNorm2d, four buffers, never in training."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        for name, value in {"weight": 1.0, "bias": 0.1, "running_mean": 0.2, "running_var": 1.5}.items():
+            self.register_buffer(name, torch.full((width,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        return x * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
+
+
+def convolutional(norm: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 8, 2), norm, nn.Conv2d(8, 4, 2))
+
+
+@pytest.mark.parametrize("norm", [BatchNormAct2d, FrozenBatchNorm2d])
+def test_norms_of_other_libraries_keep_their_statistics(norm):
+    model, x = convolutional(norm(8)).train(), torch.randn(4, 3, 6, 6)
+    model(x)
+    before, reference = everything(model), copy.deepcopy(model).eval()
+    adapter = ad.attach(model, "lora:rank=2", targets=["0", "2"])
+    torch.testing.assert_close(model.train()(x), reference(x))
+    train(model, adapter, x, torch.optim.SGD(adapter.parameters(), 0.1), 3)
+    after = everything(model)
+    assert [k for k in before if not torch.equal(before[k], after[k])] == []
+    ad.detach(model)
+    assert type(model[1]) is norm
+    assert all(m.training for m in model.modules())
+
+
+@pytest.mark.filterwarnings("default")  # SyncBatchNorm's own
+def test_norms_that_were_made_after_attach_are_named_where_they_move():
+    """`convert_sync_batchnorm` puts other modules in the place of those that are held."""
+    model, x = convolutional(nn.BatchNorm2d(8)), torch.randn(4, 3, 6, 6)
+    adapter = ad.attach(model, "lora:rank=2", targets=["0", "2"])
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert isinstance(model[1], nn.SyncBatchNorm)
+    model[1].forward = partial(nn.BatchNorm2d.forward, model[1])  # as on one device, where it is a batch norm
+    model[1]._check_input_dim = lambda x: None
+    with pytest.warns(UserWarning, match=r"buffers of the frozen base have changed.*1\.num_batches_tracked"):
+        train(model.train(), adapter, x, torch.optim.SGD(adapter.parameters(), 0.1), 3)
