@@ -461,3 +461,67 @@ def test_models_that_cannot_take_them():
     with pytest.raises(AddendaError, match="merged into the base"):
         together(model, ad.Stack("b"))
     assert repr(ad.Stack("a", ad.Average("b", None))) == "Stack('a', Average('b', None))"
+
+
+class InPlace(nn.Module):
+    """A residual network that changes what its layers return, in place or copies of it."""
+
+    def __init__(self, inplace: bool):
+        super().__init__()
+        self.inplace = inplace
+        self.embed, self.one, self.two = nn.Embedding(toys.VOCAB, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.relu = nn.ReLU(inplace)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        y = self.relu(self.one(x))
+        z = self.two(y)
+        if self.inplace:
+            z += 0.3
+            z *= 1.5
+        else:
+            z = (z + 0.3) * 1.5
+        return z + x
+
+
+FORMS = {
+    "stack": ad.Stack("a", "b"),
+    "average": ad.Average("a", "b", weights=(3, 1)),
+    "one of an average": ad.Average("a", None, weights=(1, 0)),
+    "split": ad.Split("a", "b", sizes=(2, None)),
+    "batch split": ad.BatchSplit("a", None, "b", sizes=(1, 1, 2)),
+    "parallel": ad.Parallel("a", "b", None),
+    "nested": ad.Stack("a", ad.Average("b", "a")),
+    "per example": ["a", "b", None, "a"],
+    "fuse": ad.Fuse("a", "b", by="f"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", ["lora", "dora", "oft:block=2", "ia3", "houlsby:rank=2", "parallel:rank=2"])
+def test_what_layers_return_in_a_composition_may_be_changed_in_place(method, form):
+    hidden = method.startswith(("houlsby", "parallel"))
+    if form == "fuse" and not hidden:
+        return  # it weighs activations
+    found = []
+    for inplace in (True, False):
+        torch.manual_seed(0)
+        model, names = InPlace(inplace).double(), ["a", "b"]
+        for name in names:
+            ad.attach(model, method, targets=["one", "two"], name=name)
+        if form == "fuse":
+            reads = "output" if method.startswith("houlsby") else "input"
+            ad.attach(model, f"fusion:reads={reads}", targets=["one", "two"], name="f")
+        adapters = ad.adapters(model).values()
+        g = torch.Generator().manual_seed(1)
+        for p in [p for adapter in adapters for p in adapter.parameters()]:
+            p.data = p.data.double() + torch.randn(p.shape, generator=g, dtype=torch.float64) * 0.3
+        composition = FORMS[form]
+        block = ad.per_example if isinstance(composition, list) else ad.composed
+        with block(model, composition):
+            y = model(IDS)
+        parameters = [p for adapter in adapters for p in adapter.parameters()]
+        grads = torch.autograd.grad(y.square().sum(), parameters, allow_unused=True, materialize_grads=True)
+        assert any(grad.any() for grad in grads)
+        found.append([y, *grads])
+    torch.testing.assert_close(*found)
