@@ -28,7 +28,7 @@ def kept(folder):
 
 
 @pytest.fixture
-def given(tmp_path, monkeypatch):
+def given(tmp_path, tmp_path_factory, monkeypatch):
     """A folder with a model, data and an adapter file."""
     monkeypatch.syspath_prepend(__file__.replace("/cli/test_places.py", "/train"))
     from tiny_models import make_llama, make_tokenizer
@@ -41,6 +41,7 @@ def given(tmp_path, monkeypatch):
     (tmp_path / "data" / "train.jsonl").write_text(rows)
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))  # not what a command writes
     ad.attach(model, "lora:rank=2").save(tmp_path / "adapter.safetensors")
     return tmp_path
 
