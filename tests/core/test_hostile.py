@@ -82,7 +82,7 @@ def test_truncated_anywhere(good, tiny, tmp_path):
 
 def test_missing_and_foreign_files(good, tiny, tmp_path):
     refused(tiny, tmp_path / "goood.safetensors", r"no file .*Did you mean 'good\.safetensors'")
-    refused(tiny, tmp_path, "There is no file")
+    refused(tiny, tmp_path, "is a folder, and an adapter is a file")
     save_file({"a": torch.ones(1)}, str(tmp_path / "other.safetensors"))
     refused(tiny, tmp_path / "other.safetensors", "not an adapter of addenda")
 

@@ -235,5 +235,8 @@ def test_norms_that_were_made_after_attach_are_named_where_they_move():
     assert isinstance(model[1], nn.SyncBatchNorm)
     model[1].forward = partial(nn.BatchNorm2d.forward, model[1])  # as on one device, where it is a batch norm
     model[1]._check_input_dim = lambda x: None
-    with pytest.warns(UserWarning, match=r"buffers of the frozen base have changed.*1\.num_batches_tracked"):
+    with pytest.warns(
+        UserWarning,
+        match=r"buffers of the frozen base have changed.*1\.running_mean, 1\.running_var, 1\.num_batches_tracked",
+    ):
         train(model.train(), adapter, x, torch.optim.SGD(adapter.parameters(), 0.1), 3)

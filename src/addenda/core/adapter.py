@@ -165,7 +165,7 @@ class Adapter:
     def _look_at_buffers(self, step: int) -> None:
         """Between the first steps nothing that belongs to a frozen base may move."""
         root, state, _ = record_of(self.model, self.name)
-        now = {n: (id(b), b._version) for n, b in gathered(root).items() if not b.is_inference()}
+        now = {n: _mark(b) for n, b in gathered(root).items() if not b.is_inference()}
         moved = [n for n, mark in now.items() if state.gathered.get(n, mark) != mark] if step > 1 else []
         state.gathered = now if state.frozen and step < 3 else {}
         if moved:
@@ -266,6 +266,12 @@ def fitting(model: nn.Module, labels: Iterable[str]) -> tuple[str, ...]:
             f"{outputs} outputs. Load it with num_labels={len(names)}."
         )
     return names
+
+
+def _mark(buffer: Tensor) -> tuple:
+    """What tells whether a buffer has moved; torch's batch norm counts no version, so small ones by their bits too."""
+    small = type(buffer) is Tensor and buffer.is_floating_point() and buffer.numel() <= 1 << 16 and not buffer.is_meta
+    return id(buffer), buffer._version, bits_sum(buffer) if small else 0
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
