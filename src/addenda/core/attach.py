@@ -372,7 +372,8 @@ def take_out(root: nn.Module, state: State) -> None:
             site = site_at(root, path, owners)
         except AddendaError:
             continue
-        if slots_of(site.module) is not None and kept.fits(site.weight):  # else it was replaced, and has other bits
+        replaced = kept.adapted and slots_of(site.module) is None  # by a module that has other bits
+        if not replaced and kept.fits(site.weight):
             kept.into(site)
     state.merged = None
     state.fingerprints.clear()  # those of the copies that end here

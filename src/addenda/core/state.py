@@ -42,6 +42,7 @@ class Kept:
 
     values: Tensor
     index: Tensor | None = None
+    adapted: bool = True  # False: a packed weight that no adapter changes and that a merge made plain
 
     def fits(self, weight: Tensor) -> bool:
         """Whether these are values of a weight of this shape."""

@@ -88,7 +88,7 @@ def write(root: nn.Module, state: State, how: Writing) -> tuple[dict[str, float]
         for path, packed in packed_weights(root).items():
             plain = plain_weight(how.full, path, packed).detach().to(packed.device, packed.dtype, copy=True)
             site = site_at(root, path, owners)
-            state.merged[path] = Kept(site.weight)
+            state.merged[path] = Kept(site.weight, adapted=False)
             Kept(plain).into(site)
     apply_active(root, state, names)
     return errors, (lost / size) ** 0.5 if size else 0.0, (away / trained) ** 0.5 if trained else 0.0
