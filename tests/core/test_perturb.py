@@ -81,8 +81,9 @@ def test_what_cannot_be_moved(tiny, ids):
     with pytest.raises(AddendaError, match="trains no matrix"):
         ad.perturbation_curve(tiny, "default", lambda m: 0.0)
     ad.attach(tiny, "lora", name="other")
+    said = r"sizes of noise from 0 and at least one seed|seeds must be at least 1"
     for given in ({"sigmas": [-1.0]}, {"sigmas": [math.nan]}, {"sigmas": []}, {"seeds": 0}):
-        with pytest.raises(AddendaError, match="sizes of noise from 0 and at least one seed|seeds must be at least 1"):
+        with pytest.raises(AddendaError, match=said):
             ad.perturbation_curve(tiny, "other", lambda m: 0.0, **given)
     with pytest.raises(AddendaError, match="idle or merged"):
         ad.perturbation_curve(tiny, "default", lambda m: 0.0)
