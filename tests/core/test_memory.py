@@ -153,8 +153,8 @@ def test_the_text_says_where_memory_goes(llama):
 def test_refusals(llama, vit):
     for options, pattern in (
         ({"batch": 4}, "give both or neither"),
-        ({"batch": 0, "length": 4}, "batch ≥ 1"),
-        ({"batch": 1, "length": 4, "labelled": 0.0}, "labelled share"),
+        ({"batch": 0, "length": 4}, "batch must be at least 1"),
+        ({"batch": 1, "length": 4, "labelled": 0.0}, "labelled must be"),
     ):
         with pytest.raises(AddendaError, match=pattern):
             ad.plan(llama, "lora:rank=2", **options)
