@@ -374,9 +374,10 @@ def test_what_has_no_pair_gets_adamw(tiny, ids):
     adapter = attach(tiny, "lora:rank=2", targets="up_proj", also_train=["score"])
     heads = [p for n, p in adapter.named_parameters() if n.startswith("score")]
     made = optim.build(adapter, "lora-pro", 1e-2, weight_decay=0.1)
-    assert [len(g["params"]) for g in made.param_groups] == [4, 2]
+    assert [len(g["params"]) for g in made.param_groups] == [4, 1, 1]  # the head's bias apart: it is not decayed
     copies = [nn.Parameter(p.detach().clone()) for p in heads]
-    theirs = torch.optim.AdamW(copies, lr=1e-2, weight_decay=0.1, fused=True)
+    groups = [{"params": [p], "weight_decay": 0.1 if p.dim() > 1 else 0.0} for p in copies]
+    theirs = torch.optim.AdamW(groups, lr=1e-2, fused=True)
     for _ in range(3):
         loss_of(tiny, ids).backward()
         for own, other in zip(heads, copies, strict=True):
