@@ -244,9 +244,9 @@ def test_wrong_use_says_what_to_do():
     assert torch.equal(before[2].weight, model[2].weight)
     for options, why in (
         ({}, "exactly one of"),
-        ({"energy": 2}, "share in"),
-        ({"energy": 0.9, "period": 0}, "1 or more"),
-        ({"energy": 0.9, "nuclear": -1}, "0 or more"),
+        ({"energy": 2}, "energy must be"),
+        ({"energy": 0.9, "period": 0}, "period must be at least 1"),
+        ({"energy": 0.9, "nuclear": -1}, "nuclear must be at least 0"),
         ({"energy": 0.9, "scheme": "channels"}, "Did you mean 'channel'"),
     ):
         with pytest.raises(ad.AddendaError, match=why):

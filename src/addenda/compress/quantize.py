@@ -98,7 +98,7 @@ def quantize(
         if not isinstance(module, nn.Linear):
             raise AddendaError(f"{path} is a {type(module).__name__}; {form.name} takes Linear layers. Exclude it.")
     if plain := _plain(model, targets, exclude, chosen, dense):
-        warnings.warn(plain, stacklevel=3)
+        warnings.warn(plain, stacklevel=4)
     made: dict[str, Packed] = {}
     errors: dict[str, float] = {}
 
