@@ -48,7 +48,9 @@ def test_a_compiled_run_is_the_eager_one_up_to_rounding(monkeypatch):
     assert values.keys() == whole.keys()
     told = made.choices["compile"]
     assert told["seconds"] > 0 and told["eager"] > 0 and told["compiled"] > 0
-    assert all(m._compiled_call_impl is None and not m._forward_hooks for m in model.modules())
+    assert all(m._compiled_call_impl is None for m in model.modules())
+    left = [h for m in model.modules() for h in m._forward_hooks.values()]  # a look at first forwards may stay
+    assert all("addenda.core.bypass" in (getattr(h, "__module__", ""), type(h).__module__) for h in left)
 
 
 def test_a_compiler_that_fails_is_told(monkeypatch):
