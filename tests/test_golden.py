@@ -1,7 +1,6 @@
 """Files that earlier versions wrote load for ever, as what they were: see tests/golden/write.py."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from addenda.core.errors import AddendaError
 from addenda.core.form import read, write
 
 GOLDEN = Path(__file__).parent / "golden"
-sys.path.insert(0, str(GOLDEN))
 from bases import Kinds, Layers  # noqa: E402
 
 BASES = {"layers": Layers, "kinds": Kinds}

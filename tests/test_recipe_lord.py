@@ -1,19 +1,15 @@
 """`recipes.lord` on a tiny model, from its texts to its verdicts."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
-
-sys.path += [str(Path(__file__).parent / "train"), str(Path(__file__).parents[1])]
-
 from recipes import lord, low_rank
 from recipes.common import Interval
 from tiny_models import config, make_tokenizer
+from transformers import LlamaForCausalLM
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """A comparison on images, end to end: a fresh head, a subset, corrupt files, and a report that speaks of images."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
+from pictures import save_backbone, write
 
 from addenda.compare.report import answer, page
 from addenda.compare.run import Watch, compare
@@ -12,9 +11,6 @@ from addenda.compare.stats import analyse
 from addenda.compare.subject import from_files
 from addenda.core.errors import AddendaError
 from addenda.train import attention
-
-sys.path.append(str(Path(__file__).parents[1] / "train"))
-from pictures import save_backbone, write
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,9 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
+from tiny_models import make_llama, make_tokenizer
 
 import addenda
 from addenda.compare.arm import parse_arm
@@ -15,9 +14,6 @@ from addenda.compare.run import Watch, _titled, compare
 from addenda.compare.search import cost, grid, rungs, search
 from addenda.compare.subject import from_files
 from addenda.core.errors import AddendaError
-
-sys.path.append(str(Path(__file__).parents[1] / "train"))
-from tiny_models import make_llama, make_tokenizer
 
 QUIET = Watch(say=lambda text: None)
 

@@ -1,17 +1,12 @@
 """Judging with a cached prefix says what plain judging says."""
 
-import sys
-from pathlib import Path
-
 import pytest
+from tiny_models import make_llama, make_tokenizer
 
 from addenda.compare.shots import common_prefix, evaluate_with_cache
 from addenda.train.data import read
 from addenda.train.encode import encode
 from addenda.train.evaluate import evaluate
-
-sys.path.append(str(Path(__file__).parents[1] / "train"))
-from tiny_models import make_llama, make_tokenizer
 
 
 def test_the_cache_changes_nothing():

@@ -1,19 +1,14 @@
 """Every method in a Hugging Face Trainer of one's own: its checkpoints are written, and a resumed run ends alike."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors import safe_open
+from shared import EVERY, HIDDEN, METHODS, attach, same_bits, where
 
 import addenda as ad
 from addenda.compress.quantize import quantize
 from addenda.core.errors import AddendaError
 from addenda.core.registry import build
-
-sys.path.append(str(Path(__file__).parents[1] / "core"))
-from shared import EVERY, HIDDEN, METHODS, attach, same_bits, where
 
 transformers = pytest.importorskip("transformers")
 import toys  # noqa: E402
