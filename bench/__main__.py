@@ -29,7 +29,7 @@ def main() -> None:
     import transformers
     from transformers.models.llama import modeling_llama  # noqa: F401
 
-    from addenda.train.machine import hardware, versions
+    from addenda.models.machine import hardware, versions
 
     transformers.logging.set_verbosity_error()
     for what in COMMANDS if given.what == "all" else (given.what,):

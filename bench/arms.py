@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addenda.core.borrow import gradient_from
+from addenda.core.modules.borrow import gradient_from
 
 MODELS = {  # hidden, MLP, layers, heads; 12,000 tokens, tied
     "llama24m": (384, 1024, 8, 6),
@@ -34,8 +34,8 @@ def build(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.bfloat1
 
     torch.manual_seed(0)
     if name == "smollm2":
-        from addenda.train.embedded import model_folder
-        from addenda.train.pretrained import pretrained
+        from addenda.models.embedded import model_folder
+        from addenda.models.pretrained import pretrained
 
         model = pretrained("AutoModelForCausalLM", model_folder(), dtype=dtype)
     else:
@@ -103,8 +103,8 @@ def _lean(model: nn.Module, what: str) -> nn.Module:
 
 def _dense(model: nn.Module, what: str) -> nn.Module:
     """Every product with W + ΔW as autograd keeps it: what a paper's own code mostly does."""
-    import addenda.core.adapted as adapted
-    from addenda.core.method import to_float
+    import addenda.core.forward.adapted as adapted
+    from addenda.core.method.contract import to_float
 
     def execute(module, original, kind, live, x: Tensor, *rest, **options) -> Tensor:
         (t,) = live

@@ -30,10 +30,10 @@ def run(given) -> tuple[dict, str]:
 
 def rates(seed: int, threads: int) -> dict[str, float]:
     """Images a second, by what is done."""
-    from addenda.train.images import read_images
-    from addenda.train.pixels import decode
-    from addenda.train.prepare import preparation_of
-    from addenda.train.vision import DINOV2
+    from addenda.data.images import read_images
+    from addenda.data.pixels import decode
+    from addenda.data.prepare import preparation_of
+    from addenda.models.vision import DINOV2
 
     torch.set_num_threads(threads)
     folder = DINOV2.model_folder()
@@ -80,7 +80,7 @@ def speed(work: Callable) -> float:
 def theirs(folder: Path, files: list[Path]) -> None:
     from PIL import Image
 
-    from addenda.train.pretrained import pretrained
+    from addenda.models.pretrained import pretrained
 
     processor = pretrained("AutoImageProcessor", folder, backend="pil")
     for i in range(0, COUNT, BATCH):
@@ -90,7 +90,7 @@ def theirs(folder: Path, files: list[Path]) -> None:
 def taken(folder: Path, data) -> float:
     """Images a second of a training step: LoRA of rank 8 on all linears."""
     import addenda as ad
-    from addenda.train.load import load_model
+    from addenda.models.load import load_model
 
     loaded = load_model(folder, labels=2)
     made = ad.tune(loaded.model, data, "lora", tokenizer=loaded.tokenizer, steps=STEPS, batch=BATCH, progress=False,

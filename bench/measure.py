@@ -37,7 +37,7 @@ def step(model_name: str, arm: str, tokens: tuple[int, int], attention: str, thr
     of addenda that stands behind an @ in the arm ("auto": the method's own). Schedules draw anew after every step.
     """
     from addenda import adapters, optim
-    from addenda.train.machine import Peak, resident
+    from addenda.models.machine import Peak, resident
 
     arm, _, trained_by = arm.partition("@")
     torch.set_num_threads(threads)
@@ -81,7 +81,7 @@ def step(model_name: str, arm: str, tokens: tuple[int, int], attention: str, thr
 def _adapters(model) -> list:
     """Those of addenda that the model has."""
     from addenda import adapters
-    from addenda.core.state import find_state
+    from addenda.core.state.state import find_state
 
     return list(adapters(model).values()) if find_state(model) else []
 

@@ -65,9 +65,9 @@ def measure(model_name: str, method: str, batch: int, length: int, lean: bool, t
     import torch
 
     import addenda as ad
+    from addenda.models.machine import Peak, resident
     from addenda.optim.plain import adamw
     from addenda.train.loss import score
-    from addenda.train.machine import Peak, resident
 
     if pages:
         ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 17)  # M_MMAP_THRESHOLD

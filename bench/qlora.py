@@ -36,14 +36,14 @@ def run(given) -> tuple[list[dict], str]:
 def measure(kept: float, where: str, batch: int, length: int, threads: int) -> dict:
     """Bytes of one arm, in a process of its own. where: LoRA on "all" factors or on the "first" of each layer."""
     import addenda as ad
-    from addenda.compress import ranks
-    from addenda.compress.choose import choose
-    from addenda.compress.folder import put
-    from addenda.compress.layers import LowRankLinear
-    from addenda.compress.quantize import quantize
+    from addenda.compressing.folder import put
+    from addenda.compressing.layers import LowRankLinear
+    from addenda.models.machine import Peak, resident
     from addenda.optim.plain import adamw
+    from addenda.quantizing.quantize import quantize
+    from addenda.reduce import ranks
+    from addenda.reduce.choose import choose
     from addenda.train.loss import score
-    from addenda.train.machine import Peak, resident
 
     ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 17)  # M_MMAP_THRESHOLD
     torch.set_num_threads(threads)
@@ -80,7 +80,7 @@ def measure(kept: float, where: str, batch: int, length: int, threads: int) -> d
 
 def stored(model) -> int:
     """Bytes of all weights, tied ones once."""
-    from addenda.core.packed import parts_of
+    from addenda.core.packed.tensor import parts_of
 
     return sum(t.numel() * t.element_size() for p in model.parameters() for t in parts_of(p))
 

@@ -1,7 +1,7 @@
 """What few bits cost: error, bits and perplexity of every form on the embedded model, beside bitsandbytes and hqq.
 
-Text is the standard library of Python, by `compress.texts`: perplexity over 4 windows of 512 tokens, calibration (for
-spqr with statistics) over 8 others. The libraries' forms are there where they are installed.
+Text is the standard library of Python, by `compressing.texts`: perplexity over 4 windows of 512 tokens, calibration
+(for spqr with statistics) over 8 others. The libraries' forms are there where they are installed.
 """
 
 import copy
@@ -18,11 +18,11 @@ JUDGE, SAMPLES, LENGTH = 4, 8, 512
 
 
 def run(given) -> tuple[list[dict], str]:
-    from addenda.compress.measure import loss_of
-    from addenda.compress.quantize import bits_of
-    from addenda.compress.texts import windows
-    from addenda.train.embedded import model_folder
-    from addenda.train.load import load_model
+    from addenda.compressing.measure import loss_of
+    from addenda.compressing.texts import windows
+    from addenda.models.embedded import model_folder
+    from addenda.models.load import load_model
+    from addenda.quantizing.quantize import bits_of
 
     torch.set_num_threads(given.threads)
     loaded = load_model(model_folder(), task="causal", dtype="float32")
@@ -46,7 +46,7 @@ def run(given) -> tuple[list[dict], str]:
 
 def forms(calibration: list[dict]) -> dict[str, Callable[[nn.Module], dict[str, float]]]:
     """What quantises a model and says the error of each layer, by name."""
-    from addenda.compress.quantize import quantize
+    from addenda.quantizing.quantize import quantize
 
     ours = {how: lambda m, how=how: quantize(m, how) for how in ("nf4", "int8", "spqr", "spqr:bits=4")}
     for how in ("spqr", "spqr:bits=4"):
@@ -63,8 +63,8 @@ def forms(calibration: list[dict]) -> dict[str, Callable[[nn.Module], dict[str, 
 
 def replaced(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> dict[str, float]:
     """A library's layers in the place of the linear ones, adopted; {path: ‖W − Ŵ‖ / ‖W‖}."""
-    from addenda.compress.bridges import adopt
-    from addenda.compress.choose import choose
+    from addenda.quantizing.bridges import adopt
+    from addenda.reduce.choose import choose
 
     plain = {path: model.get_submodule(path).weight.detach().clone() for path in choose(model)[0]}
     for path in plain:

@@ -69,7 +69,7 @@ def model(dtype: str, threads: int) -> dict[str, float]:
     import torch
 
     import addenda as ad
-    from addenda.core.sites import site_at
+    from addenda.core.site.site import site_at
 
     torch.set_num_threads(threads)
     kind = getattr(torch, dtype)

@@ -25,11 +25,11 @@ def run(given) -> tuple[dict, str]:
 
 
 def _data():
-    from addenda.train.data import of_task
-    from addenda.train.embedded import model_folder
-    from addenda.train.encode import encode
-    from addenda.train.load import load_model
-    from addenda.train.task import embedded_task
+    from addenda.data.encode import encode
+    from addenda.data.examples import of_task
+    from addenda.data.task import embedded_task
+    from addenda.models.embedded import model_folder
+    from addenda.models.load import load_model
 
     loaded, task = load_model(model_folder(), task="causal"), embedded_task()
     data = {s: of_task(task, s) for s in ("train", "validation")}

@@ -29,19 +29,19 @@ import torch
 from torch import nn
 
 from addenda import AddendaError
-from addenda.compare.record import Record
-from addenda.compare.run import Watch, compare
-from addenda.compare.stats import Comparison, analyse
-from addenda.compare.subject import Subject, of_splits
-from addenda.core.atomic import readable, write_atomically
-from addenda.core.identity import base_of
-from addenda.core.identity import versions as computed_by
-from addenda.train.batches import Collator
-from addenda.train.data import Data, Labelled
-from addenda.train.encode import encode
-from addenda.train.load import load_model
-from addenda.train.machine import hardware, versions
-from addenda.train.wheels import cache_folder
+from addenda.comparing.record import Record
+from addenda.comparing.run import Watch, compare
+from addenda.comparing.stats import Comparison, analyse
+from addenda.comparing.subject import Subject, of_splits
+from addenda.core.disk.atomic import readable, write_atomically
+from addenda.core.file.identity import base_of
+from addenda.core.file.identity import versions as computed_by
+from addenda.data.batches import Collator
+from addenda.data.encode import encode
+from addenda.data.examples import Data, Labelled
+from addenda.models.load import load_model
+from addenda.models.machine import hardware, versions
+from addenda.models.wheels import cache_folder
 from recipes.kept import parsed
 
 MODELS = {  # by name: package, version, folder in it

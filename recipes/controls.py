@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from addenda.compare.record import Record
-from addenda.compare.stats import Comparison
-from addenda.core.linalg import singular_triplets
-from addenda.core.method import Factors, Params, Shape, WeightMethod, too_high
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.comparing.record import Record
+from addenda.comparing.stats import Comparison
+from addenda.core.base.linalg import singular_triplets
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Factors, Params, Shape, WeightMethod, too_high
 
 
 @register(

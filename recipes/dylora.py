@@ -15,17 +15,17 @@ from argparse import Namespace
 
 import torch
 
-from addenda.compare.arm import Arm, center, parse_arm
-from addenda.compare.record import Record
-from addenda.compare.search import grid, search
-from addenda.compare.stats import analyse
-from addenda.compare.subject import Subject
-from addenda.compare.trial import Settings, attached, judged, looks
-from addenda.core.adapter import Adapter
-from addenda.nested import set_rank
+from addenda.comparing.arm import Arm, center, parse_arm
+from addenda.comparing.record import Record
+from addenda.comparing.search import grid, search
+from addenda.comparing.stats import analyse
+from addenda.comparing.subject import Subject
+from addenda.comparing.trial import Settings, attached, judged, looks
+from addenda.core.adapter.handle import Adapter
+from addenda.exporting.nested import set_rank
+from addenda.models.machine import hardware, versions
 from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
-from addenda.train.machine import hardware, versions
 from recipes.common import (
     VALIDATION,
     Finding,

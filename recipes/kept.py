@@ -1,9 +1,9 @@
 """A recipe's folder: whose it is, what its runs are of, and one run at a time in it.
 
-A folder that was begun keeps an identity (see `addenda.core.identity`), in a comparison's config.json or, of further
-runs, in identity.json; only the same recipe, on the same base, data, options and versions, goes on with it, with more
-seeds where they are asked for. A folder without one was left by a version that kept none: it is read and concluded
-from, and nothing is run for it or written to it.
+A folder that was begun keeps an identity (see `addenda.core.file.identity`), in a comparison's config.json or, of
+further runs, in identity.json; only the same recipe, on the same base, data, options and versions, goes on with it,
+with more seeds where they are asked for. A folder without one was left by a version that kept none: it is read and
+concluded from, and nothing is run for it or written to it.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from addenda import AddendaError
-from addenda.core.atomic import readable, write_atomically
-from addenda.core.disk import file_of, read_json
-from addenda.core.identity import goes_on, larger, look, plain
-from addenda.core.lock import alone
-from addenda.core.place import check_free, folder_for
+from addenda.core.disk.access import file_of, read_json
+from addenda.core.disk.atomic import readable, write_atomically
+from addenda.core.disk.lock import alone
+from addenda.core.disk.place import check_free, folder_for
+from addenda.core.file.identity import goes_on, larger, look, plain
 
 _UNSET = object()
 _OLD = "was left by a version that did not keep which base, data and options its runs have, so that it is only read"

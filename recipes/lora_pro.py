@@ -17,11 +17,11 @@ import statistics
 import torch
 from torch import Tensor
 
-from addenda.compare.arm import parse_arm
-from addenda.compare.record import Record
-from addenda.compare.subject import Subject
-from addenda.compare.trial import Settings, attached
-from addenda.train.batches import Collator, batches
+from addenda.comparing.arm import parse_arm
+from addenda.comparing.record import Record
+from addenda.comparing.subject import Subject
+from addenda.comparing.trial import Settings, attached
+from addenda.data.batches import Collator, batches
 from addenda.train.loss import score
 from recipes.common import Finding, Interval, compared, conclude, gap, options, over_seeds, subject
 from recipes.controls import means

@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from addenda.compress import measure, ranks
-from addenda.core.identity import base_of, versions
+from addenda.compressing import measure
+from addenda.core.file.identity import base_of, versions
+from addenda.reduce import ranks
 from recipes.common import Finding, Interval, all_of, conclude
 from recipes.kept import Runs, parsed
 from recipes.low_rank import BATCH, HEALED, LENGTH, SEEN, SHORT, WINDOW, Arm, Subject

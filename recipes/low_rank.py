@@ -23,24 +23,25 @@ from torch import nn
 
 import addenda as ad
 from addenda import AddendaError
-from addenda.compress import measure, ranks
-from addenda.compress.choose import choose
-from addenda.compress.folder import put
-from addenda.compress.gradients import weights_of
-from addenda.compress.layers import FORMS
-from addenda.compress.quantize import quantize
-from addenda.compress.ranks import Layer, Ranks, Storage
-from addenda.compress.solve import solve
-from addenda.compress.texts import Windows, cut, windows
-from addenda.compress.walk import Walk
-from addenda.compress.work import Work, identity_of
-from addenda.core.atomic import write_atomically
-from addenda.core.packed import parts_of
-from addenda.core.parallel import side_by_side
-from addenda.core.sites import site_at
-from addenda.train.embedded import model_folder
-from addenda.train.load import load_model
-from addenda.train.wheels import cache_folder
+from addenda.compressing import measure
+from addenda.compressing.folder import put
+from addenda.compressing.gradients import weights_of
+from addenda.compressing.layers import FORMS
+from addenda.compressing.texts import Windows, cut, windows
+from addenda.compressing.work import Work, identity_of
+from addenda.core.base.threads import side_by_side
+from addenda.core.disk.atomic import write_atomically
+from addenda.core.packed.tensor import parts_of
+from addenda.core.site.site import site_at
+from addenda.models.embedded import model_folder
+from addenda.models.load import load_model
+from addenda.models.wheels import cache_folder
+from addenda.quantizing.quantize import quantize
+from addenda.reduce import ranks
+from addenda.reduce.choose import choose
+from addenda.reduce.ranks import Layer, Ranks, Storage
+from addenda.reduce.solve import solve
+from addenda.reduce.walk import Walk
 from recipes.common import in_turns
 
 ROUTES: dict[str, Storage] = {"svd": "factors", "asvd": "factors", "svd-llm": "factors", "lord": "pivot"}

@@ -10,7 +10,7 @@ to be reached is the one at which the slowest of the two arrives in the end, so 
 
 import statistics
 
-from addenda.compare.record import Record
+from addenda.comparing.record import Record
 from recipes.common import Finding, Interval, compared, conclude, gap, options, over_seeds
 from recipes.controls import means
 

@@ -20,13 +20,13 @@ from dataclasses import replace
 
 import torch
 
-from addenda.compare.record import FULL, Record
-from addenda.compare.run import Watch, compare
-from addenda.compare.subject import Subject, of_splits
-from addenda.train.data import Data, Labelled
-from addenda.train.encode import encode
-from addenda.train.load import load_model
-from addenda.train.subsets import Subset
+from addenda.comparing.record import FULL, Record
+from addenda.comparing.run import Watch, compare
+from addenda.comparing.subject import Subject, of_splits
+from addenda.data.encode import encode
+from addenda.data.examples import Data, Labelled
+from addenda.data.subsets import Subset
+from addenda.models.load import load_model
 from recipes.common import (
     KINDS,
     LIBRARIES,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addenda import AddendaError
-from addenda.train import idx
+from addenda.data import idx
 
 
 @dataclass(frozen=True)

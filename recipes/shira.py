@@ -16,14 +16,14 @@ from argparse import Namespace
 import torch
 
 import addenda as ad
-from addenda.compare.arm import center, parse_arm
-from addenda.compare.search import grid, search
-from addenda.compare.subject import Subject
-from addenda.compare.trial import looks
-from addenda.core.sites import site_at
+from addenda.comparing.arm import center, parse_arm
+from addenda.comparing.search import grid, search
+from addenda.comparing.subject import Subject
+from addenda.comparing.trial import looks
+from addenda.core.site.site import site_at
+from addenda.models.load import load_model
 from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
-from addenda.train.load import load_model
 from addenda.train.loss import score
 from addenda.train.tune import calibration
 from recipes.common import (

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from addenda.core.method import Params
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Params
 from addenda.methods.svft import SVFT
 from recipes.common import Finding, all_of, compared, conclude, gap, options
 from recipes.controls import means

@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import addenda as ad
-from addenda.core.identity import versions
-from addenda.train.machine import pick_dtype
+from addenda.core.file.identity import versions
+from addenda.models.machine import pick_dtype
 from recipes.common import Finding, Interval, all_of, conclude, in_turns, over_seeds
 from recipes.kept import Runs, parsed, part_of
 from recipes.nets import Task, accuracy, digits, fashion, varied

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import addenda as ad
-from addenda.core.errors import AddendaError
-from addenda.core.form import read, write
+from addenda.core.base.errors import AddendaError
+from addenda.core.file.header import read, write
 
 GOLDEN = Path(__file__).parent / "golden"
 from bases import Kinds, Layers  # noqa: E402

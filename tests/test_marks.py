@@ -9,10 +9,10 @@ from torch import nn
 import addenda as ad
 import toys
 from addenda.compose.composition import Stack
-from addenda.compress.nf4 import NF4Tensor
-from addenda.compress.quantize import dequantize, quantize
-from addenda.core.errors import AddendaError
-from addenda.core.registry import catalogue
+from addenda.core.base.errors import AddendaError
+from addenda.core.method.catalogue import catalogue
+from addenda.core.packed.nf4 import NF4Tensor
+from addenda.quantizing.quantize import dequantize, quantize
 from marks import differences, snapshot
 
 
@@ -256,7 +256,7 @@ TAKING_OFF = (
 
 
 def test_stand_ins_that_are_interrupted_are_taken_out_again(monkeypatch):
-    from addenda.compress import bridges
+    from addenda.quantizing import bridges
 
     def model():
         return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))

@@ -6,9 +6,9 @@ from torch import nn
 
 import addenda as ad
 from addenda import AddendaError, attach
+from addenda.exporting.nested import export, search_rank, set_rank
 from addenda.methods.dylora import DyLoRA
 from addenda.methods.lora import LoRA
-from addenda.nested import export, search_rank, set_rank
 from toys import two_dyloras
 
 

@@ -11,7 +11,7 @@ from recipes.__main__ import NAMES
 from recipes.kept import Runs, is_old, parsed, part_of, put_table
 
 from addenda import AddendaError
-from addenda.core.lock import alone
+from addenda.core.disk.lock import alone
 
 ROOT = Path(__file__).parents[1]
 

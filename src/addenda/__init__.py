@@ -6,7 +6,7 @@ Every name is imported on first use, so that `addenda --help` need not wait for 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from addenda.compress.announce import announce
+from addenda.compressing.announce import announce
 
 if TYPE_CHECKING:
     from addenda import methods as methods
@@ -18,36 +18,36 @@ if TYPE_CHECKING:
     from addenda.compose.composition import Split as Split
     from addenda.compose.composition import Stack as Stack
     from addenda.compose.composition import composed as composed
-    from addenda.compress.factorise import Factorised as Factorised
-    from addenda.compress.factorise import factorise as factorise
-    from addenda.compress.macs import macs as macs
-    from addenda.compress.recalibrate import recalibrate as recalibrate
-    from addenda.compress.trp import TrainedRankPruning as TrainedRankPruning
-    from addenda.core.adapter import Adapter as Adapter
-    from addenda.core.adapter import adapters as adapters
-    from addenda.core.attach import attach as attach
-    from addenda.core.attach import detach as detach
-    from addenda.core.attach import disabled as disabled
-    from addenda.core.attach import per_example as per_example
-    from addenda.core.attach import status as status
-    from addenda.core.attach import switch as switch
-    from addenda.core.errors import AddendaError as AddendaError
-    from addenda.core.files import inspect as inspect
-    from addenda.core.files import load as load
-    from addenda.core.files import save as save
-    from addenda.core.hidden import HiddenMethod as HiddenMethod
-    from addenda.core.lean import lean as lean
-    from addenda.core.lean import unlean as unlean
-    from addenda.core.merge import MergeReport as MergeReport
-    from addenda.core.merge import merge as merge
-    from addenda.core.merge import unmerge as unmerge
-    from addenda.core.method import WeightMethod as WeightMethod
-    from addenda.core.perturb import perturbation_curve as perturbation_curve
-    from addenda.core.plan import Plan as Plan
-    from addenda.core.plan import plan as plan
-    from addenda.core.registry import Info as Info
-    from addenda.core.registry import catalogue as catalogue
-    from addenda.core.registry import register as register
+    from addenda.compressing.factorise import Factorised as Factorised
+    from addenda.compressing.factorise import factorise as factorise
+    from addenda.compressing.macs import macs as macs
+    from addenda.compressing.recalibrate import recalibrate as recalibrate
+    from addenda.compressing.trp import TrainedRankPruning as TrainedRankPruning
+    from addenda.core.adapter.attach import attach as attach
+    from addenda.core.adapter.attach import detach as detach
+    from addenda.core.adapter.attach import disabled as disabled
+    from addenda.core.adapter.attach import per_example as per_example
+    from addenda.core.adapter.attach import status as status
+    from addenda.core.adapter.attach import switch as switch
+    from addenda.core.adapter.handle import Adapter as Adapter
+    from addenda.core.adapter.handle import adapters as adapters
+    from addenda.core.ask.perturb import perturbation_curve as perturbation_curve
+    from addenda.core.ask.plan import Plan as Plan
+    from addenda.core.ask.plan import plan as plan
+    from addenda.core.base.errors import AddendaError as AddendaError
+    from addenda.core.file.save import inspect as inspect
+    from addenda.core.file.save import load as load
+    from addenda.core.file.save import save as save
+    from addenda.core.forward.lean import lean as lean
+    from addenda.core.forward.lean import unlean as unlean
+    from addenda.core.merge.merge import MergeReport as MergeReport
+    from addenda.core.merge.merge import merge as merge
+    from addenda.core.merge.merge import unmerge as unmerge
+    from addenda.core.method.catalogue import Info as Info
+    from addenda.core.method.catalogue import catalogue as catalogue
+    from addenda.core.method.catalogue import register as register
+    from addenda.core.method.contract import WeightMethod as WeightMethod
+    from addenda.core.method.hidden import HiddenMethod as HiddenMethod
     from addenda.train.callback import TrainerCallback as TrainerCallback
     from addenda.train.evaluate import evaluate as evaluate
     from addenda.train.evaluate import generate as generate
@@ -57,21 +57,21 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "compose.composition": "Average BatchSplit Composition Fuse Parallel Split Stack composed",
-    "compress.factorise": "Factorised factorise",
-    "compress.macs": "macs",
-    "compress.recalibrate": "recalibrate",
-    "compress.trp": "TrainedRankPruning",
-    "core.adapter": "Adapter adapters",
-    "core.attach": "attach detach disabled per_example status switch",
-    "core.errors": "AddendaError",
-    "core.files": "inspect load save",
-    "core.hidden": "HiddenMethod",
-    "core.lean": "lean unlean",
-    "core.merge": "MergeReport merge unmerge",
-    "core.method": "WeightMethod",
-    "core.perturb": "perturbation_curve",
-    "core.plan": "Plan plan",
-    "core.registry": "Info catalogue register",
+    "compressing.factorise": "Factorised factorise",
+    "compressing.macs": "macs",
+    "compressing.recalibrate": "recalibrate",
+    "compressing.trp": "TrainedRankPruning",
+    "core.adapter.handle": "Adapter adapters",
+    "core.adapter.attach": "attach detach disabled per_example status switch",
+    "core.base.errors": "AddendaError",
+    "core.file.save": "inspect load save",
+    "core.method.hidden": "HiddenMethod",
+    "core.forward.lean": "lean unlean",
+    "core.merge.merge": "MergeReport merge unmerge",
+    "core.method.contract": "WeightMethod",
+    "core.ask.perturb": "perturbation_curve",
+    "core.ask.plan": "Plan plan",
+    "core.method.catalogue": "Info catalogue register",
     "train.callback": "TrainerCallback",
     "train.evaluate": "evaluate generate",
     "train.tune": "tune",

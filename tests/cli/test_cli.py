@@ -60,7 +60,7 @@ def test_an_error_is_one_paragraph(folder, capsys):
     assert "Did you mean 'model'" in says
     assert "Traceback" not in says
     assert says.count("\n") == 1
-    from addenda.core.errors import AddendaError
+    from addenda.core.base.errors import AddendaError
 
     with pytest.raises(AddendaError):
         run(["--debug", "plan", "--model", str(folder / "modl")])

@@ -10,8 +10,8 @@ import typer
 
 from addenda.cli.guard import flags_of, in_flags
 from addenda.cli.main import app, run
-from addenda.core import ranges
-from addenda.core.visible import visible
+from addenda.core.base import ranges
+from addenda.core.base.visible import visible
 
 COMMANDS = {c.name or c.callback.__name__.replace("_", "-"): c.callback for c in app.registered_commands}
 CLICK = typer.main.get_command(app).commands
@@ -41,7 +41,7 @@ def needed(name):
 def nothing_loads(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     places = [import_module(f"addenda.{m}") for m in ("train.load", "train.tune", "compare.subject", "compress.run")]
-    for place in [*places, import_module("addenda.train.embedded")]:  # imported before anything is put in their way
+    for place in [*places, import_module("addenda.models.embedded")]:  # imported before anything is put in their way
         for name in {"load_model", "config_of", "model_folder"} & set(vars(place)):
             monkeypatch.setattr(place, name, lambda *_, **__: pytest.fail("a model was looked at"))
     return tmp_path
@@ -165,15 +165,15 @@ def test_warnings_are_notes(monkeypatch, capsys):
 
 def test_options_that_no_command_has_are_said_to_be_of_python():
     from addenda.cli.guard import ONLY_IN_PYTHON
-    from addenda.compare.run import compare
-    from addenda.core.arguments import names_of
-    from addenda.core.attach import attach
-    from addenda.core.files import load, save
-    from addenda.train.data import read
-    from addenda.train.encode import encode
+    from addenda.comparing.run import compare
+    from addenda.core.adapter.attach import attach
+    from addenda.core.base.arguments import names_of
+    from addenda.core.file.save import load, save
+    from addenda.data.encode import encode
+    from addenda.data.examples import read
+    from addenda.models.load import load_model
     from addenda.train.evaluate import evaluate, generate
     from addenda.train.fit import fit
-    from addenda.train.load import load_model
     from addenda.train.tune import tune
 
     theirs = {n for f in (tune, fit, read, evaluate, generate, attach, load, save, compare, load_model, encode)
@@ -259,7 +259,7 @@ def test_hostile_names_in_every_command(command, text, tmp_path, monkeypatch, ca
 def test_titles_in_tables_are_no_markup(text):
     from rich.console import Console
 
-    from addenda.compare.live import Board
+    from addenda.comparing.live import Board
     from addenda.train.progress import shown
 
     class Terminal:
@@ -297,8 +297,8 @@ def test_the_commands_print_through_one_function():
 
 
 @pytest.mark.parametrize(("command", "place"), [
-    ("tune", "addenda.train.tune.tune"), ("compare", "addenda.compare.run.compare"),
-    ("compress", "addenda.compress.run.compress"),
+    ("tune", "addenda.train.tune.tune"), ("compare", "addenda.comparing.run.compare"),
+    ("compress", "addenda.compressing.run.compress"),
 ])  # fmt: skip
 def test_ctrl_c_says_what_is_kept(command, place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

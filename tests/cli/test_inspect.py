@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import addenda as ad
 from addenda.cli.main import run
-from addenda.core.form import read, write
+from addenda.core.file.header import read, write
 
 LONG = "x" * 100_000
 NAMES = ["a\x1b]0;owned\x07", "[/red][bold]", "\u202egnp.exe", "a\nlora (defaults): 1 site\x1b[2J", LONG, "\ud800"]

@@ -8,9 +8,9 @@ import pytest
 
 import addenda as ad
 from addenda.cli.main import run
-from addenda.core.disk import DiskError
-from addenda.core.errors import AddendaError
-from addenda.core.place import folder_for
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import DiskError
+from addenda.core.disk.place import folder_for
 
 
 def call(*arguments):
@@ -78,8 +78,8 @@ def test_a_folder_that_must_not_be_written_to(given, capsys, name, place):
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_no_name_is_no_folder(name, given):
-    from addenda.compare.run import compare
-    from addenda.compress.run import compress
+    from addenda.comparing.run import compare
+    from addenda.compressing.run import compress
 
     with pytest.raises(AddendaError, match="names nothing"):
         {"tune": lambda: ad.tune(given / "model", given / "data", out=""),

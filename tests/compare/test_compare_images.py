@@ -5,11 +5,11 @@ import json
 import pytest
 from pictures import save_backbone, write
 
-from addenda.compare.report import answer, page
-from addenda.compare.run import Watch, compare
-from addenda.compare.stats import analyse
-from addenda.compare.subject import from_files
-from addenda.core.errors import AddendaError
+from addenda.comparing.report import answer, page
+from addenda.comparing.run import Watch, compare
+from addenda.comparing.stats import analyse
+from addenda.comparing.subject import from_files
+from addenda.core.base.errors import AddendaError
 from addenda.train import attention
 
 

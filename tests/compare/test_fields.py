@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from addenda import AddendaError
-from addenda.compare.grow import open_record
-from addenda.compare.record import Record
-from addenda.compare.report import page, summary
-from addenda.compare.stats import analyse
+from addenda.comparing.grow import open_record
+from addenda.comparing.record import Record
+from addenda.comparing.report import page, summary
+from addenda.comparing.stats import analyse
 from compare.test_report import build
 
 WRONG = (
@@ -66,9 +66,9 @@ def shown(path):
 
 @pytest.mark.parametrize("file", ["config.json", "a final run", "a search", "a control"])
 def test_a_wrong_value_in_any_field(whole, file, monkeypatch):
-    monkeypatch.setattr("addenda.compare.report.curves", lambda *_: [])
-    monkeypatch.setattr("addenda.compare.report.scatters", lambda *_: [])
-    monkeypatch.setattr("addenda.compare.report.analyse", lambda record: analyse(record, 20))
+    monkeypatch.setattr("addenda.comparing.report.curves", lambda *_: [])
+    monkeypatch.setattr("addenda.comparing.report.scatters", lambda *_: [])
+    monkeypatch.setattr("addenda.comparing.report.analyse", lambda record: analyse(record, 20))
     prefix = {"a final run": "final", "a search": "search", "a control": "control"}.get(file, "")
     at = whole / file if not prefix else sorted((whole / "trials").glob(f"{prefix}*.json"))[0]
     good, draw = at.read_text(), random.Random(0)

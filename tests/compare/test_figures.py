@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from test_report import build
 
-from addenda.compare import figures
-from addenda.compare.stats import Estimate
+from addenda.comparing import figures
+from addenda.comparing.stats import Estimate
 
 
 def scatter(marks, base=(), size=(345, 290)):

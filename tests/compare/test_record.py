@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from addenda.compare.record import Record, trial_name
-from addenda.core.errors import AddendaError
+from addenda.comparing.record import Record, trial_name
+from addenda.core.base.errors import AddendaError
 
 
 def config(**changes):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from addenda.compare import figures, report, words
-from addenda.compare.record import Record
+from addenda.comparing import figures, report, words
+from addenda.comparing.record import Record
 
 METHODS = {"lora": ("LoRA", 0.55), "svft": ("SVFT", 0.53), "loldu": ("LoLDU <½ $x_1$>", 0.30), "full": ("Full", 0.57)}
 

@@ -7,13 +7,13 @@ import pytest
 from tiny_models import make_llama, make_tokenizer
 
 import addenda
-from addenda.compare.arm import parse_arm
-from addenda.compare.budget import Budget, fitted
-from addenda.compare.record import Record
-from addenda.compare.run import Watch, _titled, compare
-from addenda.compare.search import cost, grid, rungs, search
-from addenda.compare.subject import from_files
-from addenda.core.errors import AddendaError
+from addenda.comparing.arm import parse_arm
+from addenda.comparing.budget import Budget, fitted
+from addenda.comparing.record import Record
+from addenda.comparing.run import Watch, _titled, compare
+from addenda.comparing.search import cost, grid, rungs, search
+from addenda.comparing.subject import from_files
+from addenda.core.base.errors import AddendaError
 
 QUIET = Watch(say=lambda text: None)
 
@@ -216,11 +216,11 @@ def test_seconds_become_steps_once(files):
 def test_a_budget_of_parameters_sets_the_size(files):
     subject = from_files(*files[:2], dtype="float32")
     for spec in ("lora", "shira", "oft", "miss", "svft:pattern=banded"):
-        method = fitted(subject.model, addenda.core.registry.build(spec), "linear", 3000)
+        method = fitted(subject.model, addenda.core.method.catalogue.build(spec), "linear", 3000)
         trained = addenda.plan(subject.model, method).trainable
         assert 0 < trained <= 3000, spec
     with pytest.raises(AddendaError, match="smallest form"):
-        fitted(subject.model, addenda.core.registry.build("lora"), "linear", 10)
+        fitted(subject.model, addenda.core.method.catalogue.build("lora"), "linear", 10)
 
 
 @pytest.mark.parametrize("text", ["steps", "steps=", "steps=0", "hours=3", "steps=many"])

@@ -3,9 +3,9 @@
 import pytest
 from tiny_models import make_llama, make_tokenizer
 
-from addenda.compare.shots import common_prefix, evaluate_with_cache
-from addenda.train.data import read
-from addenda.train.encode import encode
+from addenda.comparing.shots import common_prefix, evaluate_with_cache
+from addenda.data.encode import encode
+from addenda.data.examples import read
 from addenda.train.evaluate import evaluate
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from addenda.compare import stats
-from addenda.compare.record import Record
-from addenda.core.errors import AddendaError
+from addenda.comparing import stats
+from addenda.comparing.record import Record
+from addenda.core.base.errors import AddendaError
 
 
 def record(arms, controls=None, ood=None, seeds=None, diverged=()):

@@ -6,8 +6,8 @@ from torch import nn
 
 import addenda as ad
 import toys
-from addenda.core.adapted import slots_of
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.adapted import slots_of
 
 IDS = torch.arange(24).reshape(4, 6) * 7 % toys.VOCAB
 KINDS = {

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import addenda as ad
-from addenda.compress.adapter import compress_adapter
-from addenda.core.errors import AddendaError
-from addenda.core.fewbits import codebook
-from addenda.core.files import described, read
+from addenda.compressing.adapter import compress_adapter
+from addenda.core.base.errors import AddendaError
+from addenda.core.file.save import described, read
+from addenda.core.packed.few_bits import codebook
 
 
 def model_with(method, **options):

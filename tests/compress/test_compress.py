@@ -18,14 +18,14 @@ from transformers import (
 
 import addenda as ad
 from addenda.cli.main import run as cli
-from addenda.compress import work as work_files
-from addenda.compress.dense import to_dense
-from addenda.compress.quantize import quantize
-from addenda.compress.report import read_report
-from addenda.compress.run import compress
-from addenda.compress.settings import Settings
-from addenda.core.errors import AddendaError
-from addenda.core.targets import grouped
+from addenda.compressing import work as work_files
+from addenda.compressing.dense import to_dense
+from addenda.compressing.report import read_report
+from addenda.compressing.run import compress
+from addenda.compressing.settings import Settings
+from addenda.core.base.errors import AddendaError
+from addenda.core.site.targets import grouped
+from addenda.quantizing.quantize import quantize
 
 SMALL = {"samples": 24, "length": 48, "judge": 4, "multiple": 1}
 
@@ -186,7 +186,7 @@ def test_what_was_judged_is_what_is_reported(source, monkeypatch):
 
 
 def test_two_runs_of_one_command(source, monkeypatch):
-    from addenda.compress import run
+    from addenda.compressing import run
 
     second, save = [], run.write_report
 
@@ -412,7 +412,7 @@ def test_qlora_over_lord(source):
 
 
 def test_humaneval_is_asked_for_and_counted(source, monkeypatch):
-    from addenda.compress import run
+    from addenda.compressing import run
 
     asked = []
     monkeypatch.setattr(run, "problems", lambda n: [{"task_id": str(i)} for i in range(n)])

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import addenda as ad
-from addenda.compress.criteria import Rule, Spectrum, tails
-from addenda.compress.layers import LowRankLinear
-from addenda.compress.schemes import LowRankConv2d
+from addenda.compressing.criteria import Rule, Spectrum, tails
+from addenda.compressing.layers import LowRankLinear
+from addenda.compressing.schemes import LowRankConv2d
 
 
 class Net(nn.Module):

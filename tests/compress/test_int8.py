@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from addenda.compress.int8 import Int8Tensor
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.core.packed.int8 import Int8Tensor
 
 
 @pytest.mark.parametrize("shape", [(6, 50), (4, 3, 5), (7,)])

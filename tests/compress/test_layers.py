@@ -12,10 +12,10 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import addenda as ad
 import toys
-from addenda.compress.dense import to_dense
-from addenda.compress.folder import LowRankConfig, put, put_layers
-from addenda.compress.layers import LowRankLinear, PivotLinear
-from addenda.core.errors import AddendaError
+from addenda.compressing.dense import to_dense
+from addenda.compressing.folder import LowRankConfig, put, put_layers
+from addenda.compressing.layers import LowRankLinear, PivotLinear
+from addenda.core.base.errors import AddendaError
 
 FORMS = [LowRankLinear, PivotLinear]
 

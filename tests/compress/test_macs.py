@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from addenda.compress.macs import macs
-from addenda.core.errors import AddendaError
+from addenda.compressing.macs import macs
+from addenda.core.base.errors import AddendaError
 
 
 class Mixed(nn.Module):

@@ -5,8 +5,8 @@ import torch
 from tiny_models import config, make_bert, make_llama
 from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM, RobertaConfig, RobertaModel
 
-from addenda.compress.measure import positions, speeds
-from addenda.core.past import cache_of
+from addenda.compressing.measure import positions, speeds
+from addenda.core.state.cache_length import cache_of
 
 
 def gpt2(n: int) -> GPT2LMHeadModel:

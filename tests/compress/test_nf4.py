@@ -13,9 +13,9 @@ from torch import nn
 
 import addenda as ad
 import toys
-from addenda.compress.nf4 import LEVELS, NF4Tensor
-from addenda.compress.quantize import quantize
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.core.packed.nf4 import LEVELS, NF4Tensor
+from addenda.quantizing.quantize import quantize
 
 
 def test_levels_are_quantiles_of_the_normal_distribution():

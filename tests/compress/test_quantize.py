@@ -10,10 +10,10 @@ from torch import nn
 
 import addenda as ad
 import toys
-from addenda.compress.layers import LowRankLinear
-from addenda.compress.quantize import FORMS, bits_of, dequantize, quantize
-from addenda.core.errors import AddendaError
-from addenda.core.packed import Packed, parts_of
+from addenda.compressing.layers import LowRankLinear
+from addenda.core.base.errors import AddendaError
+from addenda.core.packed.tensor import Packed, parts_of
+from addenda.quantizing.quantize import FORMS, bits_of, dequantize, quantize
 
 SITE = "model.layers.0.mlp.up_proj"
 

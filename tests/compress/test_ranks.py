@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from addenda.compress import ranks
-from addenda.compress.ranks import Layer, Trial
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.reduce import ranks
+from addenda.reduce.ranks import Layer, Trial
 
 
 def falling(k: int, rate: float) -> np.ndarray:

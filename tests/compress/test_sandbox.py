@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from addenda.compress import humaneval
-from addenda.compress.sandbox import Limits, run
-from addenda.core.errors import AddendaError
+from addenda.compressing import humaneval
+from addenda.compressing.sandbox import Limits, run
+from addenda.core.base.errors import AddendaError
 
 QUICK = Limits(seconds=2, memory=512 << 20)
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from addenda.compress.candidates import candidates
-from addenda.compress.macs import calls, macs
-from addenda.compress.schemes import SCHEMES, Place
-from addenda.core.errors import AddendaError
-from addenda.core.sites import site_at
+from addenda.compressing.candidates import candidates
+from addenda.compressing.macs import calls, macs
+from addenda.compressing.schemes import SCHEMES, Place
+from addenda.core.base.errors import AddendaError
+from addenda.core.site.site import site_at
 
 
 def place_of(conv: nn.Module, scheme: str) -> Place:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from addenda.compress.settings import Settings
-from addenda.core.errors import AddendaError
+from addenda.compressing.settings import Settings
+from addenda.core.base.errors import AddendaError
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from addenda.compress.moments import Moments
-from addenda.compress.solve import ROUTES, solve
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.reduce.moments import Moments
+from addenda.reduce.solve import ROUTES, solve
 
 SHAPES = [(12, 20), (20, 12), (16, 16)]
 TOKENS = 200

@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from addenda.compress.bits import pack, unpack
-from addenda.compress.spqr import SpQRTensor
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.core.packed.bits import pack, unpack
+from addenda.core.packed.spqr import SpQRTensor
 
 
 @pytest.mark.parametrize("bits", range(1, 8))

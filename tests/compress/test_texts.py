@@ -2,7 +2,7 @@
 
 from tiny_models import make_tokenizer
 
-from addenda.compress.texts import cut, windows
+from addenda.compressing.texts import cut, windows
 
 
 def text(n: int, start: int = 0) -> str:

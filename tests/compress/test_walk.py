@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import toys
-from addenda.compress.choose import choose
-from addenda.compress.gradients import fisher, weights_of
-from addenda.compress.walk import Walk
-from addenda.core.errors import AddendaError
+from addenda.compressing.gradients import fisher, weights_of
+from addenda.core.base.errors import AddendaError
+from addenda.reduce.choose import choose
+from addenda.reduce.walk import Walk
 
 MODELS = {"llama": toys.make_llama, "gpt2": toys.make_gpt2, "bert": toys.make_bert, "mixtral": toys.make_mixtral}
 

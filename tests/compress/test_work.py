@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from addenda.compress.solve import LowRank
-from addenda.compress.work import Work, check_apart
-from addenda.core.errors import AddendaError
+from addenda.compressing.work import Work, check_apart
+from addenda.core.base.errors import AddendaError
+from addenda.reduce.solve import LowRank
 
 
 def solved() -> dict[str, LowRank]:

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import addenda as ad
-from addenda.core.adapted import effective_weight, original_class, slots_of
-from addenda.core.errors import AddendaError
-from addenda.core.method import Method, WeightMethod
-from addenda.core.sites import Site, site_at
-from addenda.core.targets import resolve
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.adapted import effective_weight, original_class, slots_of
+from addenda.core.method.contract import Method, WeightMethod
+from addenda.core.site.site import Site, site_at
+from addenda.core.site.targets import resolve
 
 OPTIONS = {  # what the shapes 8 × 8, 16 × 8, 8 × 16 and 32 × 8 need
     "oft": {"block": 4},
@@ -41,7 +41,7 @@ SMALL = {"rank": 4, "alpha": 8.0}  # for methods that have these options
 
 
 def method_of(name: str) -> Method:
-    entry = ad.core.registry.info(name)
+    entry = ad.core.method.catalogue.info(name)
     fields = {f for f in entry.cls.__dataclass_fields__ if f not in ("dropout",)}
     given = {k: v for k, v in SMALL.items() if k in fields} | OPTIONS.get(name, {})
     return entry.build(**{k: v for k, v in given.items() if k in fields})

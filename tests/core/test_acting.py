@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 import addenda as ad
 import toys
-from addenda.core.adapted import slots_of
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.adapted import slots_of
 
 IDS = torch.arange(4 * 5).reshape(4, 5) % toys.VOCAB
 ROWS = ["a", None, "b", "a"]

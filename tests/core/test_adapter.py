@@ -6,7 +6,7 @@ from shared import loss_of
 from torch import nn
 
 import addenda as ad
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
 
 
 def steps(model: nn.Module, adapter: ad.Adapter, ids, optimizer, count: int = 4, schedule=None) -> None:

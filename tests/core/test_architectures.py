@@ -10,9 +10,9 @@ from torch import nn
 
 import addenda as ad
 import toys
-from addenda.core.errors import AddendaError
-from addenda.core.structure import blocks
-from addenda.core.targets import called, matching
+from addenda.core.base.errors import AddendaError
+from addenda.core.site.structure import blocks
+from addenda.core.site.targets import called, matching
 
 TEXT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50,
         "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip

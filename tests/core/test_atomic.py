@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from addenda.core.atomic import readable, write_atomically
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.atomic import readable, write_atomically
 
 
 @pytest.mark.parametrize("value", [

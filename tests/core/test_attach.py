@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import addenda as ad
-from addenda.core.adapted import slots_of
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.adapted import slots_of
 
 LORA = ad.LoRA(rank=2)
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import addenda as ad
-from addenda.core.bypass import Watch
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.core.state.bypass import Watch
 from toys import make_llama
 
 LORA = ad.LoRA(rank=2)

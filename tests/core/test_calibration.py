@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import addenda as ad
-from addenda.core.errors import AddendaError
-from addenda.core.method import Replace
+from addenda.core.base.errors import AddendaError
+from addenda.core.method.contract import Replace
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import addenda
-from addenda.core.capabilities import probe
-from addenda.core.hidden import HiddenMethod
-from addenda.core.method import Factors, WeightMethod
+from addenda.core.ask.capabilities import probe
+from addenda.core.method.contract import Factors, WeightMethod
+from addenda.core.method.hidden import HiddenMethod
 
 
 def test_the_catalogue_can_what_its_mathematics_says():

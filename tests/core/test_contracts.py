@@ -35,10 +35,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import addenda as ad
-from addenda.core.adapted import slots_of
-from addenda.core.errors import AddendaError
-from addenda.core.method import to_float
-from addenda.core.sites import site_at
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.adapted import slots_of
+from addenda.core.method.contract import to_float
+from addenda.core.site.site import site_at
 
 every_method = pytest.mark.parametrize("name", EVERY)
 every_weight_method = pytest.mark.parametrize("name", NAMES)

@@ -16,10 +16,10 @@ from shared import METHODS, NAMES, attach, bits, effective, loss_of, relative, s
 from torch import nn
 
 import addenda as ad
-from addenda.core.errors import AddendaError
-from addenda.core.fewbits import EPS, code_bytes, codebook, encoded, pack, quantised, unpack
-from addenda.core.files import inspect, read
-from addenda.core.form import write as write_file
+from addenda.core.base.errors import AddendaError
+from addenda.core.file.header import write as write_file
+from addenda.core.file.save import inspect, read
+from addenda.core.packed.few_bits import EPS, code_bytes, codebook, encoded, pack, quantised, unpack
 
 EACH = range(1, 9)
 

@@ -10,10 +10,10 @@ from shared import attach, bits, relative, same_bits, stir, train
 from torch import nn
 
 import addenda as ad
-from addenda.core import files
-from addenda.core.adapted import slots_of
-from addenda.core.errors import AddendaError
-from addenda.core.files import inspect, read
+from addenda.core.base.errors import AddendaError
+from addenda.core.file import save as files
+from addenda.core.file.save import inspect, read
+from addenda.core.forward.adapted import slots_of
 
 LORA = ad.LoRA(rank=2)
 

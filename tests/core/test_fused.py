@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 import addenda as ad
-from addenda.core.fused import factored_linear
-from addenda.core.method import Factors
+from addenda.core.forward.fused import factored_linear
+from addenda.core.method.contract import Factors
 
 M, N, R, TOKENS = 7, 5, 3, 4
 

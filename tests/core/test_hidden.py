@@ -13,12 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 import addenda as ad
 import toys
-from addenda.core.adapted import set_original_class, slots_of
-from addenda.core.bottleneck import ACTIVATIONS, Bottleneck
-from addenda.core.errors import AddendaError
-from addenda.core.method import Method, to_float
-from addenda.core.random import Stream
-from addenda.core.sites import site_at
+from addenda.core.base.errors import AddendaError
+from addenda.core.base.random import Stream
+from addenda.core.forward.adapted import set_original_class, slots_of
+from addenda.core.method.bottleneck import ACTIVATIONS, Bottleneck
+from addenda.core.method.contract import Method, to_float
+from addenda.core.site.site import site_at
 
 every_hidden = pytest.mark.parametrize("name", HIDDEN)
 
@@ -388,7 +388,7 @@ def test_a_tuple_keeps_what_comes_after():
 def test_a_weight_method_at_an_output_and_the_other_way_round(tiny, tmp_path):
     from test_hostile import write
 
-    from addenda.core.files import read
+    from addenda.core.file.save import read
 
     for method, target, other in (("houlsby:rank=2", None, "lora"), ("lora:rank=2", "up_proj", "houlsby")):
         file = ad.attach(tiny, method, targets=target).save(tmp_path / "a.safetensors")

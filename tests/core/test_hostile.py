@@ -16,10 +16,10 @@ from test_template import choices, layer, put_on
 
 import addenda as ad
 import toys
-from addenda.core.adapted import slots_of
-from addenda.core.errors import AddendaError
-from addenda.core.files import inspect, read
-from addenda.train.load import wanted_by
+from addenda.core.base.errors import AddendaError
+from addenda.core.file.save import inspect, read
+from addenda.core.forward.adapted import slots_of
+from addenda.models.load import wanted_by
 
 
 @pytest.fixture
@@ -282,7 +282,7 @@ def test_positions_outside_the_weight(basis, tiny, ids, tmp_path):
     for value in (10**6, -1):
         bad = tensors | {key: torch.full_like(tensors[key], value)}
         if basis:  # with a checksum to match
-            from addenda.core.files import checksum
+            from addenda.core.file.save import checksum
 
             header["sites"][0]["checks"]["index"] = checksum("index", bad[key])
         refused(tiny, write(tmp_path / "x.safetensors", header, bad), "positions outside the weight")

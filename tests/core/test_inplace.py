@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 import addenda as ad
 import toys
-from addenda.compress.quantize import quantize
-from addenda.core.sites import site_at
+from addenda.core.site.site import site_at
+from addenda.quantizing.quantize import quantize
 
 
 def _first_doubled(y: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import addenda as ad
 import toys
-from addenda.core.adapted import original_class
-from addenda.core.errors import AddendaError
-from addenda.core.lean import Lean
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.adapted import original_class
+from addenda.core.forward.lean import Lean
 
 B, T = 3, 10
 IDS = torch.arange(B * T).reshape(B, T) % toys.VOCAB

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from addenda.core.linalg import singular_triplets
+from addenda.core.base.linalg import singular_triplets
 
 SHAPES = [(40, 40), (60, 40), (40, 60), (100, 90)]
 

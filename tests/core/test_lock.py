@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from addenda.core import lock
-from addenda.core.lock import Lock
+from addenda.core.disk import lock
+from addenda.core.disk.lock import Lock
 
 pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="this system has no such locks")
-HOLD = "import sys, time, pathlib; from addenda.core.lock import Lock; a = Lock(pathlib.Path(sys.argv[1])); "
+HOLD = "import sys, time, pathlib; from addenda.core.disk.lock import Lock; a = Lock(pathlib.Path(sys.argv[1])); "
 
 
 def test_one_holder_until_it_is_released(tmp_path):

@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 import addenda as ad
 import toys
 from addenda import optim
-from addenda.core import memory
-from addenda.core.errors import AddendaError
+from addenda.core.ask import memory
+from addenda.core.base.errors import AddendaError
 
 B, T = 3, 10
 
@@ -191,7 +191,7 @@ def test_an_optimizer_is_asked_what_it_keeps(spec, llama):
     assert step.optimizer == sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state}.values())
     numbers = {  # what the optimizers' own pages say, but for their step counts
         "lora-fa": sum(2 * t.B.numel() for _, t in adapter.sites() if "B" in t._parameters),
-        "lora-pro": 2 * sum(ad.core.sites.site_at(llama, path).weight.numel() for path in adapter.methods),
+        "lora-pro": 2 * sum(ad.core.site.site.site_at(llama, path).weight.numel() for path in adapter.methods),
         "lora-pro:mode=sgd": 0,
         "adalora": 4 * adapter.trainable,
     }.get(spec, 2 * adapter.trainable)

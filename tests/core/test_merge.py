@@ -16,11 +16,11 @@ from transformers.modeling_outputs import BaseModelOutput
 import addenda as ad
 import architectures
 import toys
-from addenda.core.errors import AddendaError
-from addenda.core.random import Stream
-from addenda.core.sites import owners_of, refusal, site_at
-from addenda.core.targets import all_paths
-from addenda.core.writing import rounded_to
+from addenda.core.base.errors import AddendaError
+from addenda.core.base.random import Stream
+from addenda.core.merge.write import rounded_to
+from addenda.core.site.site import owners_of, refusal, site_at
+from addenda.core.site.targets import all_paths
 
 LORA = ad.LoRA(rank=2)
 
@@ -171,7 +171,7 @@ def test_a_sparse_change_touches_its_entries_only(dtype, tiny):
 
 
 def effective_at(model, path, names):
-    from addenda.core.state import tensors_at
+    from addenda.core.state.state import tensors_at
 
     W = model.get_submodule(path)._parameters["weight"].detach().float()
     return W + sum(tensors_at(model, n, path).method.delta(W, tensors_at(model, n, path).tensors()) for n in names)
@@ -230,7 +230,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 def spoil(monkeypatch, size=0.5):
     """What is merged ends up with one weight moved, as by a mistake of ours."""
-    from addenda.core import writing
+    from addenda.core.merge import write as writing
 
     real = writing.apply_active
 
@@ -267,7 +267,7 @@ def test_every_method_merges_with_proof_and_a_wrong_merge_is_undone(name, dtype,
 
 @pytest.mark.parametrize("way", ["plain", "to float64", "to bfloat16", "onto codes", "onto the full weights"])
 def test_a_wrong_merge_is_undone_in_every_way(way, ids, monkeypatch):
-    from addenda.compress.quantize import quantize
+    from addenda.quantizing.quantize import quantize
 
     model, full = toys.make_llama(), toys.make_llama()
     options = {"to float64": {"dtype": torch.float64}, "to bfloat16": {"dtype": torch.bfloat16}}.get(way, {})
@@ -288,7 +288,7 @@ def test_a_wrong_merge_is_undone_in_every_way(way, ids, monkeypatch):
 
 def test_what_stands_in_the_base_is_read_back(tiny, ids, monkeypatch):
     """Also without a batch, and whatever loss is allowed."""
-    from addenda.core import writing
+    from addenda.core.merge import write as writing
 
     stir(ad.attach(tiny, LORA))
     before, real = bits(tiny), writing.rounded_to

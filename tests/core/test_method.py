@@ -13,12 +13,12 @@ from shared import EVERY, METHODS, NAMES, bits, loss_of, same_bits, shape_for, s
 from torch import nn
 
 import addenda as ad
-from addenda.core.calibration import calibrate
-from addenda.core.errors import AddendaError, nearest
-from addenda.core.method import Replace, WeightMethod, parse_options, to_float
-from addenda.core.random import Stream
-from addenda.core.registry import _catalogue, build, info, register
-from addenda.core.sites import site_at
+from addenda.core.adapter.calibration import calibrate
+from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import _catalogue, build, info, register
+from addenda.core.method.contract import Replace, WeightMethod, parse_options, to_float
+from addenda.core.site.site import site_at
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -273,7 +273,7 @@ ad.attach(nn.Sequential(nn.Linear(8, 8)), "lora:rank=2", targets="0")
 
 
 def test_a_cell_that_defines_a_method_may_run_twice():
-    from addenda.core import registry
+    from addenda.core.method import catalogue as registry
 
     for _ in range(2):
 

@@ -5,7 +5,7 @@ import torch
 from shared import EVERY, METHODS, attach, stir, where
 
 import addenda as ad
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
 
 THREE = ["one", "two", None, "one", "two", "three"]
 

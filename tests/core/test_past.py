@@ -13,7 +13,7 @@ from transformers import DynamicCache, StaticCache
 
 import addenda as ad
 import toys
-from addenda.core.past import as_given, cache_names, cache_of
+from addenda.core.state.cache_length import as_given, cache_names, cache_of
 
 P, T = 3, 11
 IDS = torch.arange(2 * T).reshape(2, T) * 5 % toys.VOCAB

@@ -5,8 +5,8 @@ import torch
 from shared import attach, loss_of, stir
 
 import addenda as ad
-from addenda.core.errors import AddendaError
-from addenda.core.random import Stream
+from addenda.core.base.errors import AddendaError
+from addenda.core.base.random import Stream
 
 
 def test_noise_is_of_the_stated_size_and_nothing_is_written(tiny, ids):

@@ -12,11 +12,11 @@ from shared import METHODS, NAMES, attach, bits, loss_of, same_bits, stir
 from torch import nn
 
 import addenda as ad
-from addenda.core.adapted import slots_of
-from addenda.core.errors import AddendaError
-from addenda.core.files import inspect, read
-from addenda.core.sites import LINEAR, Site
-from addenda.core.tensors import pool_of
+from addenda.core.adapter.build import pool_of
+from addenda.core.base.errors import AddendaError
+from addenda.core.file.save import inspect, read
+from addenda.core.forward.adapted import slots_of
+from addenda.core.site.site import LINEAR, Site
 from addenda.train import checkpoint
 
 POOLED = [n for n in NAMES if METHODS[n].has("pool")]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from addenda.core.random import Stream, _inverse_normal, _log
+from addenda.core.base.random import Stream, _inverse_normal, _log
 
 GOLDEN = {
     "raw": lambda s: [int(v) for v in s.raw(2)],
@@ -37,7 +37,7 @@ def test_golden_values(kind):
 
 
 def test_the_same_in_another_process():
-    code = "from addenda.core.random import Stream; print(Stream(7, 'a').normal(5).tolist())"
+    code = "from addenda.core.base.random import Stream; print(Stream(7, 'a').normal(5).tolist())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == str(Stream(7, "a").normal(5).tolist())
 

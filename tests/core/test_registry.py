@@ -4,7 +4,7 @@ import pytest
 
 import addenda as ad
 from addenda.cli.methods import _full, catalogue_page
-from addenda.core.registry import info
+from addenda.core.method.catalogue import info
 
 NAMES = [i.name for i in ad.catalogue() if i.cls.__module__.startswith("addenda.")]
 AS_HERE = {"bitfit", "trainable-tokens"}  # nothing in them to set

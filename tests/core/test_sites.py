@@ -8,9 +8,9 @@ from torch.nn.utils import parametrizations
 
 import addenda as ad
 import toys
-from addenda.core.adapted import slots_of
-from addenda.core.errors import AddendaError
-from addenda.core.sites import CONV, CONV1D, EMBEDDING, LINEAR, PARAMETER, kind_of, owners_of, site_at
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.adapted import slots_of
+from addenda.core.site.site import CONV, CONV1D, EMBEDDING, LINEAR, PARAMETER, kind_of, owners_of, site_at
 
 LORA = ad.LoRA(rank=2)
 
@@ -289,7 +289,7 @@ def test_a_raw_parameter_is_computed_once_in_a_forward(monkeypatch):
     model, x = Raw(), torch.randn(4, 8)
     ad.attach(model, LORA, targets=["flat", "stack"])
     calls = []
-    import addenda.core.adapted as adapted
+    import addenda.core.forward.adapted as adapted
 
     real = adapted.effective
     monkeypatch.setattr(adapted, "effective", lambda *a: calls.append(1) or real(*a))

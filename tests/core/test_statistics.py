@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import addenda as ad
 import toys
-from addenda.core.borrow import training_mode
+from addenda.core.modules.borrow import training_mode
 
 
 class Own(nn.BatchNorm1d):

@@ -7,8 +7,8 @@ from torch import nn
 
 import addenda as ad
 import toys
-from addenda.core.errors import AddendaError
-from addenda.core.structure import blocks
+from addenda.core.base.errors import AddendaError
+from addenda.core.site.structure import blocks
 
 IDS, IMAGE = torch.arange(12).reshape(2, 6) * 5 % toys.VOCAB, torch.randn(2, 3, 8, 8)
 MAKE = {

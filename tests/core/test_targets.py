@@ -4,9 +4,9 @@ import pytest
 from torch import nn
 
 import addenda as ad
-from addenda.core import targets
-from addenda.core.errors import AddendaError
-from addenda.core.targets import grouped, matching, resolve
+from addenda.core.base.errors import AddendaError
+from addenda.core.site import targets
+from addenda.core.site.targets import grouped, matching, resolve
 
 ROLES = {
     "llama": ({"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}, 14),

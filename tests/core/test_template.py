@@ -13,13 +13,13 @@ from torch import nn
 
 import addenda as ad
 import toys
-from addenda.core import template as module
-from addenda.core.errors import AddendaError
-from addenda.core.files import read
-from addenda.core.method import Method
-from addenda.core.registry import info
-from addenda.core.sites import site_at
-from addenda.core.template import pool_template, template
+from addenda.core.adapter import template as module
+from addenda.core.adapter.template import pool_template, template
+from addenda.core.base.errors import AddendaError
+from addenda.core.file.save import read
+from addenda.core.method.catalogue import info
+from addenda.core.method.contract import Method
+from addenda.core.site.site import site_at
 
 
 class Holder(nn.Module):

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import addenda as ad
-from addenda.core.errors import AddendaError
-from addenda.core.method import WeightMethod
+from addenda.core.base.errors import AddendaError
+from addenda.core.method.contract import WeightMethod
 
 FITS = {  # what 64 × 64 and 128 × 64 need where the defaults refuse them
     "vera": {"rank": 64},
@@ -213,7 +213,7 @@ def main(folder: Path) -> None:
         ("basis", "pissa:rank=2", {}, {"basis": True}),
         ("basis", "loldu:rank=4", {}, {"basis": True}),
     ):
-        model, method = base("layers"), ad.core.registry.build(spec)
+        model, method = base("layers"), ad.core.method.catalogue.build(spec)
         adapter = adapt(model, method, ids, targets=["*.q_proj", "*.up_proj"], **more)
         write(f"{spec}: {what}", model, adapter, "layers", method, **how)
     model = base("layers")

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import addenda
-from addenda.core.fused import block_linear, factored_linear
-from addenda.core.method import Base, WeightMethod, to_float
-from addenda.core.random import Stream
+from addenda.core.base.random import Stream
+from addenda.core.forward.fused import block_linear, factored_linear
+from addenda.core.method.contract import Base, WeightMethod, to_float
 
 SHAPES = ((64, 64), (96, 64), (64, 96), (50, 70))
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from addenda import AddendaError, attach
-from addenda.core.method import to_float
+from addenda.core.method.contract import to_float
 from addenda.methods.boft import BOFT
 
 

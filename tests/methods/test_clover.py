@@ -6,8 +6,8 @@ from torch import nn
 
 import addenda as ad
 from addenda import AddendaError
-from addenda.core.adapted import slots_of
-from addenda.core.random import Stream
+from addenda.core.base.random import Stream
+from addenda.core.forward.adapted import slots_of
 from addenda.methods.clover import CLOVER
 
 DIM, HEAD = 12, 4

@@ -7,8 +7,8 @@ from published import changed, same
 
 import addenda as ad
 import toys
-from addenda.core.errors import AddendaError
-from addenda.core.random import Stream
+from addenda.core.base.errors import AddendaError
+from addenda.core.base.random import Stream
 
 
 def matrix(p, name):

@@ -6,7 +6,7 @@ from torch import nn
 
 import addenda as ad
 from addenda import AddendaError, attach
-from addenda.core.random import Stream
+from addenda.core.base.random import Stream
 from addenda.methods.dylora import DyLoRA
 from addenda.methods.lora import LoRA
 from toys import two_dyloras

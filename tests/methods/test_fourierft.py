@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from addenda import AddendaError, attach
-from addenda.core.random import Stream
+from addenda.core.base.random import Stream
 from addenda.methods.fourierft import FourierFT
 
 FEW, MANY = FourierFT(frequencies=12, alpha=30.0), FourierFT(frequencies=80, alpha=30.0)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from addenda import AddendaError, attach
-from addenda.core.method import to_float
-from addenda.core.random import Stream
+from addenda.core.base.random import Stream
+from addenda.core.method.contract import to_float
 from addenda.methods.hra import HRA
 
 

@@ -6,7 +6,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 import addenda as ad
 import toys
-from addenda.core.form import read, write
+from addenda.core.file.header import read, write
 
 IDS = torch.arange(12).reshape(2, 6) * 5 % toys.VOCAB
 

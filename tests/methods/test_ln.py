@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import addenda as ad
-from addenda.core.registry import build
+from addenda.core.method.catalogue import build
 
 
 class Block(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from addenda import AddendaError, attach
-from addenda.core.registry import build
+from addenda.core.method.catalogue import build
 from addenda.methods.lora import LoRA
 
 

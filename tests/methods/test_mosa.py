@@ -9,8 +9,9 @@ from published import changed, same
 
 import addenda as ad
 import toys
-from addenda import AddendaError, mixture, optim
-from addenda.core.registry import build
+from addenda import AddendaError, optim
+from addenda.core.method.catalogue import build
+from addenda.exporting import mixture
 
 FORMS = {
     "mosa": ("adaptformer", toys.make_vit),

@@ -6,7 +6,7 @@ from transformers import DynamicCache
 
 import addenda as ad
 import toys
-from addenda.core.past import as_given, cache_of
+from addenda.core.state.cache_length import as_given, cache_of
 
 P, T = 3, 5
 IDS = torch.arange(2 * (P + T)).reshape(2, P + T) * 5 % toys.VOCAB

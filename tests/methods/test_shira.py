@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from addenda import AddendaError
-from addenda.core.random import Stream
+from addenda.core.base.random import Stream
 from addenda.methods.shira import SHiRA
 
 MASKS = ("magnitude", "random", "struct", "gradient", "snip")

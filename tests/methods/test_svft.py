@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from addenda import AddendaError
-from addenda.core.linalg import singular_triplets
-from addenda.core.random import Stream
+from addenda.core.base.linalg import singular_triplets
+from addenda.core.base.random import Stream
 from addenda.methods.svft import SVFT
 
 ALL = [{"pattern": "plain"}, {"pattern": "banded", "band": 2}, {"pattern": "random", "band": 2}]

@@ -7,7 +7,7 @@ from torch import nn
 
 import addenda as ad
 from addenda import AddendaError, attach
-from addenda.core.method import to_float
+from addenda.core.method.contract import to_float
 from addenda.methods.tokens import TrainableTokens
 
 

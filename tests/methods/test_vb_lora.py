@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from addenda import AddendaError, attach
-from addenda.core.random import Stream
+from addenda.core.base.random import Stream
 from addenda.methods.vb_lora import VBLoRA
 
 

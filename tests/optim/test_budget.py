@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda import AddendaError, attach, optim
-from addenda.core.method import Factors, WeightMethod
+from addenda.core.method.contract import Factors, WeightMethod
 from addenda.optim.budget import BudgetedAdamW
 
 

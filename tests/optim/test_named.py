@@ -6,7 +6,7 @@ from torch import nn
 
 import addenda as ad
 from addenda import optim
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
 from addenda.optim.plain import adamw
 
 

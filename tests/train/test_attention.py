@@ -1,10 +1,10 @@
 import pytest
 from tiny_models import SUMS, make_llama, make_tokenizer
 
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.data.encode import encode
+from addenda.data.examples import read
 from addenda.train import attention
-from addenda.train.data import read
-from addenda.train.encode import encode
 
 
 @pytest.fixture

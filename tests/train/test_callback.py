@@ -6,9 +6,9 @@ from safetensors import safe_open
 from shared import EVERY, HIDDEN, METHODS, attach, same_bits, where
 
 import addenda as ad
-from addenda.compress.quantize import quantize
-from addenda.core.errors import AddendaError
-from addenda.core.registry import build
+from addenda.core.base.errors import AddendaError
+from addenda.core.method.catalogue import build
+from addenda.quantizing.quantize import quantize
 
 transformers = pytest.importorskip("transformers")
 import toys  # noqa: E402

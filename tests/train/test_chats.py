@@ -8,9 +8,9 @@ import torch
 from test_encode import learned, shown
 from tiny_models import TEMPLATE, make_llama, make_tokenizer
 
-from addenda.core.errors import AddendaError
-from addenda.train.data import Chat, read
-from addenda.train.encode import encode, end_ids, prompt_ids
+from addenda.core.base.errors import AddendaError
+from addenda.data.encode import encode, end_ids, prompt_ids
+from addenda.data.examples import Chat, read
 from addenda.train.evaluate import evaluate, generate
 from addenda.train.tune import tune
 

@@ -5,11 +5,11 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM
 
 import addenda as ad
+from addenda.data.batches import Collator
+from addenda.data.encode import encode
+from addenda.data.examples import read
 from addenda.train import chunked
 from addenda.train import loss as module
-from addenda.train.batches import Collator
-from addenda.train.data import read
-from addenda.train.encode import encode
 from addenda.train.loss import score
 
 

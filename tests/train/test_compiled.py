@@ -4,10 +4,10 @@ from tiny_models import SUMS, make_bert, make_llama, make_tokenizer
 from torch import nn
 
 import addenda as ad
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.data.encode import encode
+from addenda.data.examples import read
 from addenda.train import compiled
-from addenda.train.data import read
-from addenda.train.encode import encode
 from addenda.train.fit import fit
 
 # torch's tracer makes an instance of every autograd function, and looks at every gradient
@@ -50,7 +50,7 @@ def test_a_compiled_run_is_the_eager_one_up_to_rounding(monkeypatch):
     assert told["seconds"] > 0 and told["eager"] > 0 and told["compiled"] > 0
     assert all(m._compiled_call_impl is None for m in model.modules())
     left = [h for m in model.modules() for h in m._forward_hooks.values()]  # a look at first forwards may stay
-    assert all("addenda.core.bypass" in (getattr(h, "__module__", ""), type(h).__module__) for h in left)
+    assert all("addenda.core.state.bypass" in (getattr(h, "__module__", ""), type(h).__module__) for h in left)
 
 
 def test_a_compiler_that_fails_is_told(monkeypatch):

@@ -19,9 +19,9 @@ from transformers import (
 
 import addenda as ad
 from addenda import AddendaError
+from addenda.data.encode import encode
+from addenda.data.examples import read
 from addenda.train.consistency import Consistency, check, divergence
-from addenda.train.data import read
-from addenda.train.encode import encode
 from addenda.train.fit import fit
 
 MOSA = "mosa:rank=4,reads=input"

@@ -3,8 +3,8 @@ import json
 import pytest
 from tiny_models import SUMS
 
-from addenda.core.errors import AddendaError
-from addenda.train.data import Chat, Data, Labelled, Pair, read
+from addenda.core.base.errors import AddendaError
+from addenda.data.examples import Chat, Data, Labelled, Pair, read
 
 
 def write(path, rows):

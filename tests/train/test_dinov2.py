@@ -6,9 +6,9 @@ import torch
 import transformers
 from test_onnx import model, node, tensor
 
-from addenda.core.errors import AddendaError
-from addenda.train import vision
-from addenda.train.prepare import preparation_of
+from addenda.core.base.errors import AddendaError
+from addenda.data.prepare import preparation_of
+from addenda.models import vision
 
 OLD = {new: old for old, new in vision.RENAMED.items()}
 

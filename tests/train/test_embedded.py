@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from addenda.train import embedded
+from addenda.models import embedded
 
 
 def _missing() -> bool:

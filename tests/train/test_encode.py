@@ -2,10 +2,10 @@ import pytest
 import torch
 from tiny_models import SUMS, make_tokenizer
 
-from addenda.core.errors import AddendaError
-from addenda.train.batches import Collator, batches
-from addenda.train.data import read
-from addenda.train.encode import IGNORE, encode, end_ids, prompt_ids
+from addenda.core.base.errors import AddendaError
+from addenda.data.batches import Collator, batches
+from addenda.data.encode import IGNORE, encode, end_ids, prompt_ids
+from addenda.data.examples import read
 
 GOLDEN = [[5, 3], [0, 1], [2, 4]]  # the order may not change between releases
 
@@ -121,8 +121,8 @@ def test_end_tokens():
     ("image", {"overflow": "drop"}), ("image", {"chat": True}),
 ])  # fmt: skip
 def test_options_of_another_kind_of_data_are_refused(form, options):
-    from addenda.train.data import Data, Labelled, Pair
-    from addenda.train.prepare import Preparation
+    from addenda.data.examples import Data, Labelled, Pair
+    from addenda.data.prepare import Preparation
 
     examples = {"label": Labelled("a", 0), "pair": Pair("a", "b"), "image": None}[form]
     data = Data((examples,), form, ("x", "y"))

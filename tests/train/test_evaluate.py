@@ -2,9 +2,9 @@ import pytest
 from tiny_models import SUMS, make_bert, make_llama, make_tokenizer
 
 import addenda as ad
-from addenda.core.errors import AddendaError
-from addenda.train.data import Chat, read
-from addenda.train.encode import encode
+from addenda.core.base.errors import AddendaError
+from addenda.data.encode import encode
+from addenda.data.examples import Chat, read
 from addenda.train.evaluate import evaluate, generate
 from addenda.train.fit import fit
 

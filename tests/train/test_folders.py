@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_llama, make_tokenizer
 
 from addenda.cli.main import run
-from addenda.core.errors import AddendaError
-from addenda.train.load import load_model
+from addenda.core.base.errors import AddendaError
+from addenda.models.load import load_model
 
 
 def said(**entries):

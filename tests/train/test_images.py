@@ -12,11 +12,11 @@ import pytest
 from pictures import NAMES, picture, write
 from PIL import Image
 
-from addenda.core.errors import AddendaError
-from addenda.train import idx
-from addenda.train.data import read, splits_of
-from addenda.train.images import parts
-from addenda.train.prepare import Preparation
+from addenda.core.base.errors import AddendaError
+from addenda.data import idx
+from addenda.data.examples import read, splits_of
+from addenda.data.images import parts
+from addenda.data.prepare import Preparation
 
 
 def pixels(data):

@@ -8,14 +8,14 @@ import torch
 from tiny_models import make_bert, make_tokenizer
 
 import addenda as ad
-from addenda.core.errors import AddendaError
-from addenda.core.form import read as read_file
-from addenda.core.form import write as write_file
-from addenda.train.data import read
+from addenda.core.base.errors import AddendaError
+from addenda.core.file.header import read as read_file
+from addenda.core.file.header import write as write_file
+from addenda.data.examples import read
+from addenda.data.labels import scale_of
+from addenda.data.subsets import Subset
+from addenda.models.load import load_model, wanted_by
 from addenda.train.evaluate import evaluate
-from addenda.train.labels import scale_of
-from addenda.train.load import load_model, wanted_by
-from addenda.train.subsets import Subset
 from addenda.train.tune import tune
 
 TEXTS = ["a", "bb", "ccc", "dddd"]
@@ -174,7 +174,7 @@ def test_adapters_that_act_together_must_agree():
 
 
 def test_comparing_and_small_subsets_keep_the_order(tmp_path):
-    from addenda.compare.subject import from_files
+    from addenda.comparing.subject import from_files
 
     folder = saved(tmp_path / "model", polar())
     data = [{"text": "x" * (i + 1), "label": ["pos", "neg"][i % 2]} for i in range(40)]

@@ -20,12 +20,12 @@ from transformers import (
 )
 
 import addenda as ad
-from addenda.core.errors import AddendaError
-from addenda.train.data import read
-from addenda.train.encode import encode
+from addenda.core.base.errors import AddendaError
+from addenda.data.encode import encode
+from addenda.data.examples import read
+from addenda.data.limits import positions
 from addenda.train.evaluate import evaluate, generate
 from addenda.train.fit import fit
-from addenda.train.limits import positions
 from addenda.train.tune import tune
 
 QUICK = {"steps": 1, "batch": 4, "progress": False}

@@ -3,11 +3,11 @@ import torch
 import torch.nn.functional as F
 from tiny_models import SUMS, make_bert, make_llama, make_llama_classifier, make_tokenizer
 
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.data.batches import Collator
+from addenda.data.encode import IGNORE, encode
+from addenda.data.examples import read
 from addenda.train import loss as module
-from addenda.train.batches import Collator
-from addenda.train.data import read
-from addenda.train.encode import IGNORE, encode
 from addenda.train.loss import keeps, score
 
 

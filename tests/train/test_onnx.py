@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from addenda.train import onnx
+from addenda.models import onnx
 
 
 def varint(n):

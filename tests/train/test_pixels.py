@@ -6,12 +6,12 @@ import torch
 from pictures import NAMES, picture, write
 from PIL import Image
 
-from addenda.core.errors import AddendaError
-from addenda.train import pixels
-from addenda.train.data import read
-from addenda.train.encode import encode
-from addenda.train.pixels import decode
-from addenda.train.prepare import Preparation
+from addenda.core.base.errors import AddendaError
+from addenda.data import pixels
+from addenda.data.encode import encode
+from addenda.data.examples import read
+from addenda.data.pixels import decode
+from addenda.data.prepare import Preparation
 
 HOW = Preparation((8, 8))
 

@@ -11,9 +11,9 @@ import pytest
 from tiny_models import SUMS, make_llama, make_tokenizer
 
 import addenda as ad
-from addenda.core.errors import AddendaError
-from addenda.train.load import load_model
-from addenda.train.pretrained import pretrained
+from addenda.core.base.errors import AddendaError
+from addenda.models.load import load_model
+from addenda.models.pretrained import pretrained
 from addenda.train.tune import tune
 
 ROOT = Path(__file__).parents[2]
@@ -171,5 +171,5 @@ def test_from_pretrained_is_called_in_one_place():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in ("from_pretrained", "from_config", "load_dataset")
     }
-    assert list(calls) == ["src/addenda/train/pretrained.py"], calls
-    assert pretrained.__module__ == "addenda.train.pretrained"
+    assert list(calls) == ["src/addenda/models/pretrained.py"], calls
+    assert pretrained.__module__ == "addenda.models.pretrained"

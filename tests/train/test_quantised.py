@@ -8,10 +8,10 @@ import transformers
 from tiny_models import SUMS, make_llama, make_tokenizer
 
 import addenda as ad
-from addenda.compress.quantize import bits_of, quantize
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.models.load import load_model
+from addenda.quantizing.quantize import bits_of, quantize
 from addenda.train.fit import fit
-from addenda.train.load import load_model
 from addenda.train.quantised import check
 
 
@@ -27,8 +27,8 @@ def quantised(trainable=True):
 
 
 def test_our_trainer_asks_what_training_needs(tmp_path):
-    from addenda.train.data import read
-    from addenda.train.encode import encode
+    from addenda.data.encode import encode
+    from addenda.data.examples import read
 
     model, adapter = quantised()
     train = encode(read(SUMS), make_tokenizer())
@@ -55,7 +55,7 @@ def test_tune_quantises_the_base_and_evaluation_does_so_again(tmp_path):
     )  # fmt: skip
     assert 4 < bits_of(made.model) < 5
     assert all(p.grad is None for n, p in made.model.named_parameters() if ".addenda." not in n)
-    from addenda.train.load import wanted_by
+    from addenda.models.load import wanted_by
 
     wanted = wanted_by(tmp_path / "run/adapter.safetensors")
     assert wanted == {"quantize": "nf4"}

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from addenda.core.errors import AddendaError
-from addenda.train.data import Pair, read
-from addenda.train.rows import rows_of, splits_of
+from addenda.core.base.errors import AddendaError
+from addenda.data.examples import Pair, read
+from addenda.data.rows import rows_of, splits_of
 
 
 def file(folder, name, content):

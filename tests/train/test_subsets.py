@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from addenda.core.errors import AddendaError
-from addenda.train.data import Data, Labelled, read
-from addenda.train.images import Picture
-from addenda.train.subsets import Subset
+from addenda.core.base.errors import AddendaError
+from addenda.data.examples import Data, Labelled, read
+from addenda.data.images import Picture
+from addenda.data.subsets import Subset
 
 
 def many(n, classes=4, seed=0):

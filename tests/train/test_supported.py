@@ -7,10 +7,10 @@ import torch
 import transformers as T
 from tiny_models import CHARACTERS, SUMS, config, make_llama, make_tokenizer
 
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.models.kinds import check_module
+from addenda.models.load import load_model
 from addenda.train.evaluate import evaluate, generate
-from addenda.train.load import load_model
-from addenda.train.supported import check_module
 from addenda.train.tune import tune
 
 SIZE = len(CHARACTERS) + 4

@@ -4,9 +4,9 @@ from itertools import combinations
 
 import pytest
 
-from addenda.core.errors import AddendaError
-from addenda.train import task as module
-from addenda.train.task import Example, chat, deduplicated, embedded_task, few_shot, normalised, split
+from addenda.core.base.errors import AddendaError
+from addenda.data import task as module
+from addenda.data.task import Example, chat, deduplicated, embedded_task, few_shot, normalised, split
 
 pytest.importorskip("reasoning_gym", reason="the embedded task needs the extra: pip install 'addenda[demo]'")
 

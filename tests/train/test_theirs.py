@@ -8,7 +8,7 @@ import transformers
 from tiny_models import SUMS, make_llama, make_tokenizer
 
 import addenda as ad
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
 from addenda.train import trainer
 from addenda.train.fit import fit
 from addenda.train.theirs import PASSED, REFUSED, TRANSLATED, translated
@@ -164,8 +164,8 @@ def test_contradictions_and_what_would_be_swallowed(options, says):
 def test_fit_takes_the_same_names_and_has_no_epochs():
     model = make_llama()
     adapter = ad.attach(model, "lora")
-    from addenda.train.data import read
-    from addenda.train.encode import encode
+    from addenda.data.encode import encode
+    from addenda.data.examples import read
 
     train = encode(read(SUMS), make_tokenizer())
     with pytest.raises(AddendaError, match=r"num_train_epochs is epochs= in addenda\.tune, and fit has no epochs="):

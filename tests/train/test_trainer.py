@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from tiny_models import SUMS, make_llama, make_tokenizer
 
 import addenda as ad
-from addenda.compress.quantize import quantize
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.data.batches import Collator, batches
+from addenda.data.encode import encode
+from addenda.data.examples import read
+from addenda.quantizing.quantize import quantize
 from addenda.train import attention, checkpoint, chunked
-from addenda.train.batches import Collator, batches
 from addenda.train.callback import TrainerCallback
-from addenda.train.data import read
-from addenda.train.encode import encode
 from addenda.train.fit import fit
 
 METHOD = ad.LoRA(rank=4, dropout=0.25)

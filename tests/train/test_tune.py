@@ -6,10 +6,10 @@ import transformers
 from tiny_models import SUMS, config, make_bert, make_llama, make_tokenizer
 
 import addenda as ad
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.models.load import labels_beside, load_model, wanted_by
+from addenda.models.machine import Peak, pick_dtype, resident
 from addenda.train.evaluate import evaluate
-from addenda.train.load import labels_beside, load_model, wanted_by
-from addenda.train.machine import Peak, pick_dtype, resident
 from addenda.train.tune import tune
 
 QUICK = {"steps": 2, "batch": 8, "dtype": "float32", "progress": False}

@@ -10,15 +10,15 @@ import transformers
 from pictures import NAMES, config, save_backbone, write
 
 import addenda as ad
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.data.encode import encode
+from addenda.data.examples import read
+from addenda.data.prepare import preparation_of
+from addenda.models.kinds import task_in
+from addenda.models.load import load_model, wanted_by
 from addenda.train import attention, compiled
-from addenda.train.data import read
-from addenda.train.encode import encode
 from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
-from addenda.train.load import load_model, wanted_by
-from addenda.train.prepare import preparation_of
-from addenda.train.supported import task_in
 from addenda.train.tune import tune
 
 QUICK = {"steps": 2, "batch": 8, "dtype": "float32", "progress": False}
@@ -87,7 +87,7 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize("keep", [None, 0])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, model, tree, keep):
-    from addenda.train.pixels import decode
+    from addenda.data.pixels import decode
 
     def run(**options):
         loaded = load_model(model, labels=2, dtype="float32")

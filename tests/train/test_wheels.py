@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from addenda.core.errors import AddendaError
-from addenda.train import wheels
-from addenda.train.embedded import SMOLLM2
-from addenda.train.vision import DINOV2
-from addenda.train.wheels import Wheel, cache_folder, sha256_of
+from addenda.core.base.errors import AddendaError
+from addenda.models import wheels
+from addenda.models.embedded import SMOLLM2
+from addenda.models.vision import DINOV2
+from addenda.models.wheels import Wheel, cache_folder, sha256_of
 
 KNOWN = pytest.mark.parametrize("known", [SMOLLM2, DINOV2], ids=lambda w: w.name)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from addenda.core.visible import visible
+from addenda.core.base.visible import visible
 
 DATA, SPEED = "Columns and lengths", "Speed and memory"  # panels of --help
 VISION = "dinov2-small"
@@ -87,12 +87,12 @@ def tell(text: object) -> None:
 def model_or_default(model: Path | None) -> Path:
     """The folder named, or the embedded model's; dinov2-small is the embedded vision model's."""
     if model is not None and str(model) == VISION and not model.exists():
-        from addenda.train.vision import DINOV2
+        from addenda.models.vision import DINOV2
 
         return DINOV2.model_folder(say)
     if model is not None:
         return model
-    from addenda.train.embedded import model_folder
+    from addenda.models.embedded import model_folder
 
     return model_folder(say)
 
@@ -101,7 +101,7 @@ def data_or_default(data: Path | None) -> Any:
     """The path named, or the embedded task with its splits."""
     if data is not None:
         return data
-    from addenda.train.task import embedded_task
+    from addenda.data.task import embedded_task
 
     return embedded_task()
 
@@ -114,7 +114,7 @@ def asked_of(command: Callable, given: Mapping[str, Any]) -> list[str]:
 
 def refuse_unread(command: Callable, given: Mapping[str, Any], unread: Collection[str], why: str) -> None:
     """Raises AddendaError where an option was given that nothing reads here: it would be swallowed."""
-    from addenda.core.errors import AddendaError
+    from addenda.core.base.errors import AddendaError
 
     if found := [f"{name}=" for name in asked_of(command, given) if name in unread]:
         raise AddendaError(f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} not read {why}")

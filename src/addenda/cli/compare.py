@@ -89,14 +89,14 @@ def compare(
     """Which method is worth it here? Same model, data and budget, several seeds, intervals, a report."""
     if rates == 1:
         refuse_unread(compare, locals(), ("search_steps",), "with --rates 1: no rate is searched for.")
-    from addenda.compare.arm import parse_arm
+    from addenda.comparing.arm import parse_arm
 
     chosen = [spec.strip().replace(";", ",") for spec in methods.split(",") if spec.strip()]
     for spec in chosen:
         parse_arm(spec)  # a mistake here should not cost the seconds that transformers takes
-    from addenda.compare.live import Board, terminal
-    from addenda.compare.report import summary
-    from addenda.compare.run import compare as run
+    from addenda.comparing.live import Board, terminal
+    from addenda.comparing.report import summary
+    from addenda.comparing.run import compare as run
 
     def ask(text: str) -> bool:
         if yes:
@@ -136,8 +136,8 @@ def report(
     record: Annotated[Path, typer.Argument(help="A record directory.")],
 ) -> None:
     """Draw the report of a record again, and print its table."""
-    from addenda.compare.record import Record
-    from addenda.compare.report import summary, write_report
+    from addenda.comparing.record import Record
+    from addenda.comparing.report import summary, write_report
 
     path = write_report(record)
     _print(summary(Record.read(record)))

@@ -115,17 +115,17 @@ def compress(
         _few_bits(adapter, few and int(few[1]), out, head_bits, judge)
         return
     if out is None:
-        from addenda.core.errors import AddendaError
+        from addenda.core.base.errors import AddendaError
 
         raise AddendaError("A smaller model wants a folder: give --out FOLDER.")
     if how == "dense":
-        from addenda.compress.dense import to_dense
+        from addenda.compressing.dense import to_dense
 
         made = to_dense(model_or_default(model), out, dtype=dtype, trust_remote_code=trust_remote_code)
         tell(f"written: {made}")
         return
-    from addenda.compress.run import compress as run
-    from addenda.compress.settings import Settings
+    from addenda.compressing.run import compress as run
+    from addenda.compressing.settings import Settings
 
     settings = Settings(
         how=how, remove=ratio, of=cast(Any, budget), allocate=cast(Any, allocate), share=share, rise=rise, floor=floor,
@@ -172,7 +172,7 @@ def _kept(out: Path, run: Callable) -> Callable:
     """`run`, saying, where it is interrupted, what is kept."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        from addenda.compress.work import beside
+        from addenda.compressing.work import beside
 
         try:
             return run(*args, **kwargs)
@@ -189,8 +189,8 @@ def _kept(out: Path, run: Callable) -> Callable:
 
 
 def _few_bits(adapter: Path | None, bits: int | None, out: Path | None, head_bits: int | None, judge) -> None:
-    from addenda.compress.adapter import compress_adapter
-    from addenda.core.errors import AddendaError
+    from addenda.compressing.adapter import compress_adapter
+    from addenda.core.base.errors import AddendaError
 
     if adapter is None or bits is None:
         raise AddendaError(
@@ -214,9 +214,9 @@ def _judge(
     if model is None and data is None:
         return None
     from addenda.cli.evaluate import with_adapter
-    from addenda.core.adapter import adapters
+    from addenda.core.adapter.handle import adapters
+    from addenda.models.load import labels_beside, wanted_by
     from addenda.train.evaluate import evaluate
-    from addenda.train.load import labels_beside, wanted_by
 
     def judge(file: Path) -> Any:  # classes and image size are those of the run that made the adapter
         side = wanted_by(adapter).get("image_size")

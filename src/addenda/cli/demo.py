@@ -16,10 +16,10 @@ def setup_demo(
 ) -> None:
     """Fetch and convert the embedded model (93 MB, once), so that the other commands need no --model."""
     if vision:
-        from addenda.train.vision import DINOV2
+        from addenda.models.vision import DINOV2
 
         tell(DINOV2.setup(say))
         return
-    from addenda.train.embedded import setup_demo as setup
+    from addenda.models.embedded import setup_demo as setup
 
     tell(setup(say))

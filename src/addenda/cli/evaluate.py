@@ -65,8 +65,8 @@ def evaluate(
     items: Annotated[Path | None, typer.Option("--items", help="Write one JSON line per example here.")] = None,
 ) -> None:
     """Judge a model on data: loss, and how many examples are right."""
-    from addenda.core.atomic import write_atomically
-    from addenda.core.place import file_for
+    from addenda.core.disk.atomic import write_atomically
+    from addenda.core.disk.place import file_for
 
     where = None if items is None else file_for(items, _is_items, what="--items")  # before anything is loaded
     source = data_or_default(data)
@@ -121,7 +121,7 @@ def generate(
     from addenda.train.evaluate import generate as write
 
     if system is None and model is None and not plain:
-        from addenda.train.task import SYSTEM as system  # noqa: N811
+        from addenda.data.task import SYSTEM as system  # noqa: N811
     given = _under(system, prompts) if system else prompts
     chat = False if plain else None
     for answer in write(loaded.model, loaded.tokenizer, given, max_new_tokens=max_new_tokens, chat=chat):
@@ -129,7 +129,7 @@ def generate(
 
 
 def _under(system: str, prompts: list[str]) -> list:
-    from addenda.train.data import Chat
+    from addenda.data.examples import Chat
 
     return [Chat((("system", system), ("user", p), ("assistant", ""))) for p in prompts]
 
@@ -146,15 +146,15 @@ def with_adapter(
 ):
     """A model as the command line names it, with an adapter file on it. writes: it must be one that writes text."""
     if base not in ("exact", "compatible"):  # before the model is read, which takes longer
-        from addenda.core.errors import AddendaError, nearest
+        from addenda.core.base.errors import AddendaError, nearest
 
         hint = nearest(base, ("exact", "compatible"))
         raise AddendaError(f"base must be 'exact' or 'compatible', got {base!r}.{hint}")
     if base != "exact" and adapter is None:
-        from addenda.core.errors import AddendaError
+        from addenda.core.base.errors import AddendaError
 
         raise AddendaError(f"base={base!r} is for an adapter, and none is named: give adapter=.")
-    from addenda.train.load import labels_beside, load_model, name_outputs, wanted_by
+    from addenda.models.load import labels_beside, load_model, name_outputs, wanted_by
 
     wanted: dict[str, Any] = wanted_by(adapter) | ({"image_size": image_size} if image_size else {})
     wanted |= {"task": "causal"} if writes else {}
@@ -162,8 +162,8 @@ def with_adapter(
     loaded = load_model(model_or_default(model), dtype=dtype, device=device, **wanted)
     heads: tuple[str, ...] = ()
     if adapter is not None:
-        from addenda.core.files import load
-        from addenda.core.state import record_of
+        from addenda.core.file.save import load
+        from addenda.core.state.state import record_of
 
         attached = load(loaded.model, adapter, base=cast(Any, base))
         if names := labels_beside(adapter):  # older files have them in their run.json alone

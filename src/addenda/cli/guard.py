@@ -17,7 +17,7 @@ import typer
 from typer.models import ParameterInfo
 
 from addenda.cli.common import say
-from addenda.core import ranges
+from addenda.core.base import ranges
 
 
 def guarded(command: Callable) -> Callable:
@@ -26,7 +26,7 @@ def guarded(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def call(**given: Any) -> None:
-        from addenda.core.errors import AddendaError
+        from addenda.core.base.errors import AddendaError
 
         try:
             if problems := ranges.problems(given):

@@ -71,8 +71,8 @@ def run(arguments: list[str] | None = None) -> None:
         print("addenda: interrupted.", file=sys.stderr)  # before a command began
         sys.exit(130)
     except Exception as error:
-        from addenda.core.disk import printable, reading
-        from addenda.core.errors import AddendaError
+        from addenda.core.base.errors import AddendaError
+        from addenda.core.disk.access import printable, reading
 
         if "--debug" in arguments or not isinstance(error, (AddendaError, OSError)):
             raise

@@ -17,11 +17,11 @@ def methods(
     page: Annotated[Path | None, typer.Option(help="Write the catalogue to this Markdown file instead.")] = None,
 ) -> None:
     """List the methods and what each one claims."""
-    from addenda.core.registry import catalogue, info
+    from addenda.core.method.catalogue import catalogue, info
 
     if page is not None:
-        from addenda.core.atomic import write_atomically
-        from addenda.core.place import file_for, holds
+        from addenda.core.disk.atomic import write_atomically
+        from addenda.core.disk.place import file_for, holds
 
         path = file_for(page, lambda file: holds(file, "# The catalogue\n", "`addenda methods --page"), what="--page")
         write_atomically(path, catalogue_page().encode())
@@ -36,7 +36,7 @@ def methods(
     from rich.table import Table
     from rich.text import Text
 
-    from addenda.core.capabilities import probe
+    from addenda.core.ask.capabilities import probe
     from addenda.optim import known
 
     table = Table("method", "family", "equation", "claims that", "can (tried just now)", box=None, pad_edge=False)
@@ -53,8 +53,8 @@ def _full(entry) -> str:
     import dataclasses
     import inspect
 
-    from addenda.core.capabilities import probe
-    from addenda.core.method import Method
+    from addenda.core.ask.capabilities import probe
+    from addenda.core.method.contract import Method
 
     made = entry.build()
     lines = [
@@ -81,8 +81,8 @@ def _full(entry) -> str:
 
 def catalogue_page() -> str:
     """The catalogue as Markdown: docs/catalogue.md, which a test compares with this."""
-    from addenda.core.capabilities import probe
-    from addenda.core.registry import catalogue
+    from addenda.core.ask.capabilities import probe
+    from addenda.core.method.catalogue import catalogue
     from addenda.optim import known
 
     found = catalogue()
@@ -120,8 +120,8 @@ def _trained(made, shape: tuple[int, ...]) -> str:
 def _entry(i, can: str) -> list[str]:
     import dataclasses
 
-    from addenda.core.hidden import HiddenMethod
-    from addenda.core.method import Method
+    from addenda.core.method.contract import Method
+    from addenda.core.method.hidden import HiddenMethod
 
     made = i.build()
     shape = (1024,) if isinstance(made, HiddenMethod) else (1024, 1024)

@@ -49,10 +49,10 @@ def plan(
         refuse_unread(
             plan, locals(), ("length", "labelled", "optimizer"), "without --batch, which asks what a step takes."
         )
-    from addenda.core.plan import plan as make
-    from addenda.core.registry import build
+    from addenda.core.ask.plan import plan as make
+    from addenda.core.method.catalogue import build
+    from addenda.models.load import load_model
     from addenda.optim import build as build_optimizer
-    from addenda.train.load import load_model
 
     chosen = build(method)  # before the model is read, which takes longer
     reading: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "trust_remote_code": trust_remote_code}

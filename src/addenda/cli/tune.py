@@ -120,7 +120,7 @@ def tune(
     ] = "raise",
 ) -> None:
     """Train an adapter; killed at any moment, the same command goes on."""
-    from addenda.core.registry import build
+    from addenda.core.method.catalogue import build
 
     chosen = build(method)  # a mistake here should not cost the seconds that transformers takes
     from addenda.train.progress import judged, told

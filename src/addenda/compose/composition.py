@@ -18,7 +18,7 @@ A part is a name, None for the base alone, or a composition; `Parallel` stands o
 a site leaves it as it is there. Layers see the batch as the first dimension and tokens as the second. Where both an
 adapter's reading and what it changes are the same activation, "b(a(v))" means that b reads what a made; a parallel one
 reads its own input in any case. Gradients reach every adapter that takes part. With gradient checkpointing backward may
-run inside the block or behind it: what it computes again does as in its forward (`core.backward`).
+run inside the block or behind it: what it computes again does as in its forward (`core.modules.late_backward`).
 
 Blocks nest: inside another one, or inside `addenda.disabled`, that one acts alone, and afterwards the outer one again.
 A block is the calling thread's or asyncio task's own, see `addenda.per_example`.
@@ -35,15 +35,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addenda.core.acting import lock
-from addenda.core.adapted import SiteTensors
-from addenda.core.attach import arranged
-from addenda.core.errors import AddendaError
-from addenda.core.execute import execute
-from addenda.core.hidden import HiddenMethod
-from addenda.core.mixed import Mixed
-from addenda.core.sites import EMBEDDING, Kind
-from addenda.core.state import record_of, state_of
+from addenda.core.adapter.attach import arranged
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.acting import lock
+from addenda.core.forward.adapted import SiteTensors
+from addenda.core.forward.execute import execute
+from addenda.core.forward.per_example import Mixed
+from addenda.core.method.hidden import HiddenMethod
+from addenda.core.site.site import EMBEDDING, Kind
+from addenda.core.state.state import record_of, state_of
 
 Part = Any  # before binding: a name, None, or a Composition; after it: SiteTensors, None, or a Composition
 Cut = Callable[[Tensor], Tensor]

@@ -3,8 +3,8 @@
 import importlib
 import pkgutil
 
-from addenda.core.method import Method
-from addenda.core.registry import catalogue
+from addenda.core.method.catalogue import catalogue
+from addenda.core.method.contract import Method
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -14,8 +14,8 @@ the learning rate.
 from dataclasses import dataclass
 from typing import Literal
 
-from addenda.core.bottleneck import Bottleneck
-from addenda.core.registry import register
+from addenda.core.method.bottleneck import Bottleneck
+from addenda.core.method.catalogue import register
 
 
 @register(
@@ -32,7 +32,7 @@ from addenda.core.registry import register
 )
 @dataclass(frozen=True)
 class AdaptFormer(Bottleneck):
-    """reads: the residual stream before the norm, or the MLP's own input. Others: see `core.bottleneck`."""
+    """reads: the residual stream before the norm, or the MLP's own input. Others: see `core.method.bottleneck`."""
 
     scale: float = 0.1
     reads: Literal["residual", "input"] = "residual"

@@ -16,8 +16,8 @@ only gradients of outputs. Not for large data, where full fine-tuning pulls ahea
 from dataclasses import dataclass
 from typing import ClassVar
 
-from addenda.core.method import Replace
-from addenda.core.registry import register
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Replace
 
 
 @register(

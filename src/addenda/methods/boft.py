@@ -23,10 +23,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from addenda.core.linalg import cayley, skew_symmetric
-from addenda.core.method import Base, Params, WeightMethod
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.linalg import cayley, skew_symmetric
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Base, Params, WeightMethod
 
 
 @register(

@@ -39,10 +39,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addenda.core.errors import AddendaError
-from addenda.core.method import Base, Params, WeightMethod
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.errors import AddendaError
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Base, Params, WeightMethod
 
 OUTPUTS = {"v_proj": ("o_proj", "out_proj"), "v": ("o",), "v_lin": ("out_lin",)}
 KEYS = {"q_proj": ("k_proj",), "q": ("k",), "q_lin": ("k_lin",), "query": ("key",)}

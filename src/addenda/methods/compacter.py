@@ -19,10 +19,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from addenda.core.bottleneck import Bottleneck
-from addenda.core.method import Params, Shape
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.random import Stream
+from addenda.core.method.bottleneck import Bottleneck
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Params, Shape
 
 
 @register(
@@ -38,7 +38,7 @@ from addenda.core.registry import register
 )
 @dataclass(frozen=True)
 class Compacter(Bottleneck):
-    """parts: n. rank: r, a multiple of n. reduction: r is width / reduction instead. Others: `core.bottleneck`."""
+    """parts: n. rank: r, a multiple of n. reduction: r is width / reduction instead. See `core.method.bottleneck`."""
 
     targets: ClassVar[tuple[str, ...]] = ("attention", "mlp")
     rank: int = 32

@@ -25,9 +25,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from addenda.core.method import Factors, Params, Shape, WeightMethod, too_high
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Factors, Params, Shape, WeightMethod, too_high
 
 
 @register(

@@ -6,9 +6,9 @@
 
 With `frozen`, only the b-th row of A and column of B get a gradient; those before it act as constants. The
 draw is a tensor (ranks beyond b are multiplied by 0), so nothing recompiles. The scale is α/b at every b, as in the
-released code: cutting to b gives a plain LoRA with the same alpha. In `addenda.nested`, `set_rank(adapter, b)` chooses
-the rank that acts outside training and is saved, `export(adapter, b)` attaches that plain LoRA beside it, and
-`search_rank` finds the smallest b that a score of yours calls good enough, without training.
+released code: cutting to b gives a plain LoRA with the same alpha. In `addenda.exporting.nested`, `set_rank(adapter,
+b)` chooses the rank that acts outside training and is saved, `export(adapter, b)` attaches that plain LoRA beside it,
+and `search_rank` finds the smallest b that a score of yours calls good enough, without training.
 
 With `unit` (LyCORIS's block size) b is drawn in multiples of it, and `frozen` trains the last unit of ranks. LyCORIS
 scales by α over the number of units, this by α over the number of ranks.
@@ -29,9 +29,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from addenda.core.method import Factors, Pair, Params, Shape, WeightMethod, too_high
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Factors, Pair, Params, Shape, WeightMethod, too_high
 
 
 @register(

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addenda.core.method import Base, Params, Start, WeightMethod
-from addenda.core.random import Stream
-from addenda.core.registry import register, variant
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register, variant
+from addenda.core.method.contract import Base, Params, Start, WeightMethod
 
 
 @register(

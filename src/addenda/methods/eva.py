@@ -29,11 +29,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from addenda.core.linalg import on_cpu
-from addenda.core.lowrank import LowRank
-from addenda.core.method import Params, Shape, WeightMethod
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.linalg import on_cpu
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Params, Shape, WeightMethod
+from addenda.core.method.lowrank import LowRank
 
 
 @register(

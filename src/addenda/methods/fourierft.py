@@ -22,9 +22,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from addenda.core.method import Factors, Params, Shape, WeightMethod
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Factors, Params, Shape, WeightMethod
 
 _FEW = 64  # frequencies whose factors, of rank 128, are cheaper than a dense change
 

@@ -6,8 +6,8 @@ W_eff = value, a float32 copy of W. Cost: m n numbers a site, with gradients and
 from dataclasses import dataclass
 from typing import ClassVar
 
-from addenda.core.method import Replace
-from addenda.core.registry import register
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Replace
 
 
 @register(

@@ -22,10 +22,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from addenda.core.hidden import HiddenMethod
-from addenda.core.method import Params
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Params
+from addenda.core.method.hidden import HiddenMethod
 
 
 @register(
@@ -42,7 +42,7 @@ from addenda.core.registry import register
 )
 @dataclass(frozen=True)
 class Fusion(HiddenMethod):
-    """temperature: T. reads: where its adapters are, see `core.hidden`."""
+    """temperature: T. reads: where its adapters are, see `core.method.hidden`."""
 
     temperature: float = 1.0
     reads: Literal["sum", "output", "input", "residual"] = "sum"

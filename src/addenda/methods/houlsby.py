@@ -18,8 +18,8 @@ the first. Not for merging: a non-linearity has no place in a weight.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from addenda.core.bottleneck import Bottleneck
-from addenda.core.registry import register
+from addenda.core.method.bottleneck import Bottleneck
+from addenda.core.method.catalogue import register
 
 
 @register(
@@ -36,7 +36,7 @@ from addenda.core.registry import register
 )
 @dataclass(frozen=True)
 class Houlsby(Bottleneck):
-    """reads: what the part returns, or its sum with the residual. Others: see `core.bottleneck`."""
+    """reads: what the part returns, or its sum with the residual. Others: see `core.method.bottleneck`."""
 
     targets: ClassVar[tuple[str, ...]] = ("attention", "mlp")
     activation: Literal["relu", "gelu", "silu"] = "silu"

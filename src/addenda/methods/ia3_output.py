@@ -18,10 +18,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from addenda.core.hidden import HiddenMethod
-from addenda.core.method import Params
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Params
+from addenda.core.method.hidden import HiddenMethod
 
 
 @register(

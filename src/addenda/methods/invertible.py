@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addenda.core.bottleneck import ACTIVATIONS
-from addenda.core.hidden import HiddenMethod
-from addenda.core.method import Params
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.random import Stream
+from addenda.core.method.bottleneck import ACTIVATIONS
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Params
+from addenda.core.method.hidden import HiddenMethod
 
 
 @register(

@@ -16,8 +16,8 @@ base. Backward goes through the whole model all the same. Not for tasks that nee
 from dataclasses import dataclass
 from typing import ClassVar
 
-from addenda.core.method import Replace
-from addenda.core.registry import register
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Replace
 
 
 @register(

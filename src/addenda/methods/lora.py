@@ -31,11 +31,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from addenda.core.linalg import singular_triplets
-from addenda.core.lowrank import LowRank
-from addenda.core.method import Params
-from addenda.core.random import Stream
-from addenda.core.registry import register, variant
+from addenda.core.base.linalg import singular_triplets
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register, variant
+from addenda.core.method.contract import Params
+from addenda.core.method.lowrank import LowRank
 
 
 @register(

@@ -12,9 +12,9 @@ Gram-Schmidt: a decomposition leaves them open, and a row that turned around bet
 
 Where: what every block returns, or targets= for some of them: the paper edits a few layers. first, last: only so many
 tokens at the start and the end of the sequence; 0 and 0 for all. Tokens are counted in each example, what the attention
-mask leaves out is none (`core.past`), and behind a cache `first` goes on from there. Trap: a sequence ends where what
-the block is given ends, so with a cache each new token is a last one, and those before it stay edited; without one only
-the newest are. With last > 0 generate as you have trained.
+mask leaves out is none (`core.state.cache_length`), and behind a cache `first` goes on from there. Trap: a sequence
+ends where what the block is given ends, so with a cache each new token is a last one, and those before it stay edited;
+without one only the newest are. With last > 0 generate as you have trained.
 
 Cost: 2 r d + r numbers a place, two thin products a token, and the QR of an r × d matrix a forward.
 """
@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addenda.core.hidden import HiddenMethod
-from addenda.core.method import Params
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Params
+from addenda.core.method.hidden import HiddenMethod
 
 
 @register(

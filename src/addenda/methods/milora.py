@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from addenda.core.errors import AddendaError
-from addenda.core.linalg import singular_triplets
-from addenda.core.lowrank import LowRank
-from addenda.core.method import Params
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.errors import AddendaError
+from addenda.core.base.linalg import singular_triplets
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Params
+from addenda.core.method.lowrank import LowRank
 
 
 @register(

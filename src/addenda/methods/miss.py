@@ -21,9 +21,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from addenda.core.method import Factors, Params, Shape, WeightMethod
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Factors, Params, Shape, WeightMethod
 
 
 @register(

@@ -5,11 +5,11 @@
     x ── D (r × d) ── f ── M_k ∘ V (d × r) ── · s ──┐      V from 0; D, b and c whole, shared by all modules
     y ──────────────────────────────────────────────┴── y'
 
-The entries of V are dealt to N disjoint modules (see `core.parts`), and every place draws one of them a step. After
-training the mean over all draws acts, V/N, which is an adapter of the original size: `addenda.mixture.export` makes it
-one of the plain method. merge="concat" puts the modules together without the 1/N: N times what training saw.
-share="up" deals out D instead, and share="none" both, with a draw each: D = D0 + M_k ∘ V, whose mean is D0 + V/N. With
-parts=1 it is the plain adapter, bit for bit.
+The entries of V are dealt to N disjoint modules (see `core.method.mixture`), and every place draws one of them a step.
+After training the mean over all draws acts, V/N, which is an adapter of the original size:
+`addenda.exporting.mixture.export` makes it one of the plain method. merge="concat" puts the modules together without
+the 1/N: N times what training saw. share="up" deals out D instead, and share="none" both, with a draw each: D = D0 +
+M_k ∘ V, whose mean is D0 + V/N. With parts=1 it is the plain adapter, bit for bit.
 
 Forms, with what their plain adapters have: "mosa" as AdaptFormer, "mosa-pfeiffer", "mosa-houlsby"; `mosl` is the LoRA.
 The released code trains N whole copies, each with biases of its own. Its places are
@@ -34,10 +34,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from addenda.core.bottleneck import Bottleneck
-from addenda.core.method import Params
-from addenda.core.parts import Parted
-from addenda.core.registry import register
+from addenda.core.method.bottleneck import Bottleneck
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Params
+from addenda.core.method.mixture import Parted
 
 PAPER = "Zhang et al. 2023, arXiv:2312.02923"
 CLAIM = "Much of an adapter repeats itself: disjoint parts of it, each trained alone, together know more."
@@ -45,7 +45,7 @@ CLAIM = "Much of an adapter repeats itself: disjoint parts of it, each trained a
 
 @dataclass(frozen=True)
 class Mixture(Parted, Bottleneck):
-    """See `core.parts` and `core.bottleneck` for the options."""
+    """See `core.method.mixture` and `core.method.bottleneck` for the options."""
 
     def shapes(self, site: int) -> dict[str, tuple[int, int]]:
         return {"down": (self.rank, site), "up": (site, self.rank)}
@@ -85,7 +85,7 @@ class MoSA(Mixture):
 )
 @dataclass(frozen=True)
 class MoSAPfeiffer(Mixture):
-    """parts: N. share, merge, reads: see the module. Others: see `core.bottleneck`."""
+    """parts: N. share, merge, reads: see the module. Others: see `core.method.bottleneck`."""
 
     reads: Literal["sum", "output"] = "sum"
 
@@ -102,7 +102,7 @@ class MoSAPfeiffer(Mixture):
 )
 @dataclass(frozen=True)
 class MoSAHoulsby(Mixture):
-    """parts: N. share, merge, reads: see the module. Others: see `core.bottleneck`."""
+    """parts: N. share, merge, reads: see the module. Others: see `core.method.bottleneck`."""
 
     targets: ClassVar[tuple[str, ...]] = ("attention", "mlp")
     activation: Literal["relu", "gelu", "silu"] = "silu"

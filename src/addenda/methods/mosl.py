@@ -4,10 +4,10 @@
 
     A (r × n)  Kaiming-uniform, whole, shared by all modules      V (m × r) from 0, its entries dealt to N modules
 
-The mean over all draws, V/N, acts after training, in merges and in exports (`addenda.mixture.export` makes a plain LoRA
-of it); merge="concat" leaves the 1/N out. share="up" deals out A instead, A = A0 + M_k ∘ V, and share="none" both, with
-a draw each. With parts=1 it is LoRA, bit for bit. Dropout acts on the input of the additive path. Draws, the optimizer
-that leaves alone what was not drawn, and the consistency term: as in MoSA.
+The mean over all draws, V/N, acts after training, in merges and in exports (`addenda.exporting.mixture.export` makes a
+plain LoRA of it); merge="concat" leaves the 1/N out. share="up" deals out A instead, A = A0 + M_k ∘ V, and share="none"
+both, with a draw each. With parts=1 it is LoRA, bit for bit. Dropout acts on the input of the additive path. Draws, the
+optimizer that leaves alone what was not drawn, and the consistency term: as in MoSA.
 
 Cost: r (m + n) numbers a site, one byte more for each entry that is dealt out; two rank-r products a pass, as LoRA.
 Published on query and value with r = 16. Not where a LoRA of this rank does not overfit.
@@ -18,11 +18,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from addenda.core.lowrank import LowRank
-from addenda.core.method import Factors, Pair, Params, Shape
-from addenda.core.parts import Parted
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Factors, Pair, Params, Shape
+from addenda.core.method.lowrank import LowRank
+from addenda.core.method.mixture import Parted
 
 
 @register(

@@ -20,10 +20,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from addenda.core.lowrank import Ranked
-from addenda.core.method import Factors, Params, Shape, too_high
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Factors, Params, Shape, too_high
+from addenda.core.method.lowrank import Ranked
 
 
 @register(

@@ -14,9 +14,9 @@ that the base's own layers read, so it is kept once.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from addenda.core.bottleneck import Bottleneck
-from addenda.core.hidden import Reads
-from addenda.core.registry import register
+from addenda.core.method.bottleneck import Bottleneck
+from addenda.core.method.catalogue import register
+from addenda.core.method.hidden import Reads
 
 
 @register(
@@ -31,7 +31,7 @@ from addenda.core.registry import register
 )
 @dataclass(frozen=True)
 class ParallelAdapter(Bottleneck):
-    """See `core.bottleneck` for the options."""
+    """See `core.method.bottleneck` for the options."""
 
     reads: ClassVar[Reads] = "input"
     scale: float = 4.0

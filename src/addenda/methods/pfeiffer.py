@@ -18,8 +18,8 @@ skips from o alone.
 from dataclasses import dataclass
 from typing import Literal
 
-from addenda.core.bottleneck import Bottleneck
-from addenda.core.registry import register
+from addenda.core.method.bottleneck import Bottleneck
+from addenda.core.method.catalogue import register
 
 
 @register(
@@ -34,6 +34,6 @@ from addenda.core.registry import register
 )
 @dataclass(frozen=True)
 class Pfeiffer(Bottleneck):
-    """reads: the sum with the residual, or what the MLP returns. Others: see `core.bottleneck`."""
+    """reads: the sum with the residual, or what the MLP returns. Others: see `core.method.bottleneck`."""
 
     reads: Literal["sum", "output"] = "sum"

@@ -2,13 +2,13 @@
 
     k'_j = k_j + P_j,   v'_j = v_j + P'_j   for the first `places` tokens, at every key and value projection
 
-A hidden method does not lengthen sequences: the places are tokens of the batch (`core.leading` says how to make one).
-In a causal model these come first and see only each other, so their k_j and v_j do not depend on the example, and
-k_j + P_j is as free as a prefix of its own: the same functions as the paper's, at the cost of carrying the places
-through the layers. Where tokens see both ways the k_j depend on the example, and this is not quite the paper's. Keys
-are changed before a rotation of positions. What holds behind a cache is in `core.leading`. The paper's two-layer
-network that makes the prefix while training is left out. With an encoder and a decoder the places are in front of what
-the encoder reads, and only its own attention has a prefix; the paper's has another in the decoder.
+A hidden method does not lengthen sequences: the places are tokens of the batch (`core.method.first_tokens` says how to
+make one). In a causal model these come first and see only each other, so their k_j and v_j do not depend on the
+example, and k_j + P_j is as free as a prefix of its own: the same functions as the paper's, at the cost of carrying the
+places through the layers. Where tokens see both ways the k_j depend on the example, and this is not quite the paper's.
+Keys are changed before a rotation of positions. What holds behind a cache is in `core.method.first_tokens`. The paper's
+two-layer network that makes the prefix while training is left out. With an encoder and a decoder the places are in
+front of what the encoder reads, and only its own attention has a prefix; the paper's has another in the decoder.
 
 Cost: 2 places · d numbers a layer, and as many places of the context. Not for models that keep queries, keys and
 values in one layer: name the layers that are there, or take "prompt".
@@ -17,8 +17,8 @@ values in one layer: name the layers that are there, or take "prompt".
 from dataclasses import dataclass
 from typing import ClassVar
 
-from addenda.core.leading import Leading
-from addenda.core.registry import register
+from addenda.core.method.catalogue import register
+from addenda.core.method.first_tokens import Leading
 
 
 @register(

@@ -3,8 +3,8 @@
     e'_j = e_j + P_j   for the first `places` tokens, at the output of the input embeddings
 
 A hidden method does not lengthen sequences: the places are tokens of the batch, and their embeddings are where the
-prompt starts (`core.leading` says how to make such a batch, and what holds behind a cache). That is the paper's start
-from the embeddings of words; its other one, random, is a choice of P_j.
+prompt starts (`core.method.first_tokens` says how to make such a batch, and what holds behind a cache). That is the
+paper's start from the embeddings of words; its other one, random, is a choice of P_j.
 
 With an encoder and a decoder the prompt is in front of what the encoder reads.
 
@@ -15,8 +15,8 @@ catches up with other methods only on large models, as the paper says. Not for m
 from dataclasses import dataclass
 from typing import ClassVar
 
-from addenda.core.leading import Leading
-from addenda.core.registry import register
+from addenda.core.method.catalogue import register
+from addenda.core.method.first_tokens import Leading
 
 
 @register(

@@ -11,7 +11,7 @@ C − I is 0 exactly; W stays as it is, there is no residual.
 
 R has the sign of the paper (whose W is transposed) and of PEFT, whose psoft_init this is (alpha cancels there). Not
 here: PEFT's pissa_init, which keeps no angles, and the Neumann series in place of the solve. Singular vectors are found
-again at load; their signs are fixed (`core.linalg`), and PEFT's may differ.
+again at load; their signs are fixed (`core.base.linalg`), and PEFT's may differ.
 Cost: r (r − 1) / 2 + 2 r numbers; r (m + n) of memory and multiply-adds a token, as a LoRA of that rank. Not for
 changes outside the principal directions.
 """
@@ -22,10 +22,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from addenda.core.linalg import cayley, singular_triplets, skew_symmetric
-from addenda.core.method import Factors, Params, Shape, WeightMethod, too_high
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.linalg import cayley, singular_triplets, skew_symmetric
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Factors, Params, Shape, WeightMethod, too_high
 
 
 @register(

@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from addenda.core.linalg import singular_triplets
-from addenda.core.method import Factors, Params, Shape, Start, WeightMethod
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.linalg import singular_triplets
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Factors, Params, Shape, Start, WeightMethod
 
 
 @register(

@@ -28,9 +28,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from addenda.core.method import Factors, Params, Shape, Start, WeightMethod, too_high
-from addenda.core.random import Stream
-from addenda.core.registry import register
+from addenda.core.base.random import Stream
+from addenda.core.method.catalogue import register
+from addenda.core.method.contract import Factors, Params, Shape, Start, WeightMethod, too_high
 
 BOUND, STD = 0.02, 0.1  # of the bank's uniform start, of the logits' normal one
 

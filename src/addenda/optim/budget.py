@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addenda.core.adapted import SiteTensors
-from addenda.core.adapter import Adapter
-from addenda.core.errors import AddendaError
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.adapted import SiteTensors
 from addenda.optim.pairs import by_decay, can_fuse, loss_of, plain_step, trained
 from addenda.optim.registry import optimizer
 

@@ -16,7 +16,7 @@ that is only just enough.
 
 import torch
 
-from addenda.core.adapter import Adapter
+from addenda.core.adapter.handle import Adapter
 from addenda.optim.pairs import paired
 from addenda.optim.plain import adamw
 from addenda.optim.registry import optimizer

@@ -42,8 +42,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from addenda.core.adapter import Adapter
-from addenda.core.errors import AddendaError
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
 from addenda.optim.pairs import Paired, adam, groups_of, loss_of, paired, plain_step, trained
 from addenda.optim.registry import optimizer
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from addenda.core.adapted import SiteTensors
-from addenda.core.adapter import Adapter
-from addenda.core.errors import AddendaError
-from addenda.core.method import Pair, Replace
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.adapted import SiteTensors
+from addenda.core.method.contract import Pair, Replace
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +74,9 @@ def groups_of(
 def by_decay(adapter: Adapter, parameters: Sequence[nn.Parameter], weight_decay: float, **more) -> list[dict[str, Any]]:
     """Parameters as groups of an optimizer: those that decay, and trained copies of vectors, which do not.
 
-    Gains of norms and biases are copied whole (`core.method.Replace`: also_train, full, ln-tuning, bitfit), so decay
-    would pull them to 0, and not to what the base has; transformers' Trainer leaves them out too. Every other vector
-    of an adapter starts from the base. Without decay it is one group. more: further options of the groups.
+    Gains of norms and biases are copied whole (`core.method.contract.Replace`: also_train, full, ln-tuning, bitfit), so
+    decay would pull them to 0, and not to what the base has; transformers' Trainer leaves them out too. Every other
+    vector of an adapter starts from the base. Without decay it is one group. more: further options of the groups.
     """
     kept = {id(p) for _, t in adapter.sites() if isinstance(t.method, Replace) for p in t.parameters() if p.dim() < 2}
     decayed = [p for p in parameters if not weight_decay or id(p) not in kept]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from addenda.core.adapter import Adapter
-from addenda.core.errors import AddendaError
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
 from addenda.optim.reached import Reached
 from addenda.optim.registry import optimizer
 

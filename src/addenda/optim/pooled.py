@@ -10,8 +10,8 @@ Cost: none beyond AdamW.
 
 import torch
 
-from addenda.core.adapter import Adapter
-from addenda.core.errors import AddendaError
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
 from addenda.optim.pairs import by_decay, can_fuse, trained
 from addenda.optim.registry import optimizer
 

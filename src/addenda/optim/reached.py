@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addenda.core.adapter import Adapter
+from addenda.core.adapter.handle import Adapter
 from addenda.optim.pairs import groups_of, loss_of, plain_step, trained
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from addenda.core.adapter import Adapter
+from addenda.core.adapter.handle import Adapter
 from addenda.optim.pairs import paired
 from addenda.optim.reached import Reached
 from addenda.optim.registry import optimizer

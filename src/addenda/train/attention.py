@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from addenda.core.borrow import entrance, frozen, gradient_from, training_mode
-from addenda.core.disk import read_json
-from addenda.core.errors import AddendaError
-from addenda.core.identity import digest, versions
-from addenda.train.encoded import Encoded
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import read_json
+from addenda.core.file.identity import digest, versions
+from addenda.core.modules.borrow import entrance, frozen, gradient_from, training_mode
+from addenda.data.encoded import Encoded
+from addenda.models.machine import device_of, hardware, processes
+from addenda.models.wheels import cache_folder
 from addenda.train.loss import score
-from addenda.train.machine import device_of, hardware, processes
-from addenda.train.wheels import cache_folder
 
 NAMES = ("sdpa", "eager")
 ROUNDS = 2

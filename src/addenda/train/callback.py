@@ -6,8 +6,8 @@ from typing import Literal
 import transformers
 from torch import nn
 
-from addenda.core.adapter import Adapter
-from addenda.core.packed import Packed
+from addenda.core.adapter.handle import Adapter
+from addenda.core.packed.tensor import Packed
 from addenda.train import checkpoint
 
 

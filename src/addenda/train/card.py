@@ -12,15 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from addenda.core.adapter import Adapter
-from addenda.core.atomic import write_atomically
-from addenda.core.disk import read_json, reading, strict
-from addenda.core.errors import AddendaError
-from addenda.core.form import read
-from addenda.core.place import check_free, holds
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import read_json, reading, strict
+from addenda.core.disk.atomic import write_atomically
+from addenda.core.disk.place import check_free, holds
+from addenda.core.file.header import read
+from addenda.models.machine import hardware, versions
 from addenda.train import checkpoint
 from addenda.train.fit import FitResult
-from addenda.train.machine import hardware, versions
 from addenda.train.progress import judged
 
 ADAPTER, CARD, RUN = "adapter.safetensors", "README.md", "run.json"
@@ -138,7 +138,7 @@ def card_of(adapter: Adapter, run: dict) -> str:
     skipped = f", {data['skipped']} corrupt images left out" if data.get("skipped") else ""
     speed = f"| speed | {run['step_seconds']:.3f} s a step, {run['tokens_per_second']:,.0f} {run['unit']}/s |"
     speed = [speed] if run["tokens"] else []  # a call that found the run finished has measured none
-    packs = ["from addenda.compress.quantize import quantize"] if options.get("quantize") else []
+    packs = ["from addenda.quantizing.quantize import quantize"] if options.get("quantize") else []
     packed = [f"quantize(model, {options['quantize']!r})"] if options.get("quantize") else []
     command = f"--model {shlex.quote(run['base'])} --adapter adapter.safetensors --dtype {options['dtype']}"
     command += " --trust-remote-code" if trust else ""

@@ -1,6 +1,6 @@
 """Checkpoints: a folder `checkpoint-STEP` with the adapter, its step and what a resumed run must have in common.
 
-    adapter.safetensors   the adapter, heads included, as `core.files` writes it; never a weight of the base
+    adapter.safetensors   the adapter, heads included, as `core.file.save` writes it; never a weight of the base
     addenda.json          the step of its schedules, the run's settings and identity, and what was chosen by measuring
     optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json      transformers' own
 
@@ -20,16 +20,16 @@ from typing import Any
 
 from torch import Tensor
 
-from addenda.core.adapter import Adapter
-from addenda.core.atomic import write_atomically
-from addenda.core.disk import read_json
-from addenda.core.errors import AddendaError
-from addenda.core.files import fingerprint, methods_of, save
-from addenda.core.form import read
-from addenda.core.method import Method
-from addenda.core.sharded import writes
-from addenda.core.sites import site_at
-from addenda.core.state import record_of
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
+from addenda.core.base.sharded import writes
+from addenda.core.disk.access import read_json
+from addenda.core.disk.atomic import write_atomically
+from addenda.core.file.header import read
+from addenda.core.file.save import fingerprint, methods_of, save
+from addenda.core.method.contract import Method
+from addenda.core.site.site import site_at
+from addenda.core.state.state import record_of
 
 FILE, NOTE, STATE, BEST = "adapter.safetensors", "addenda.json", "trainer_state.json", "best.safetensors"
 RESUMES = ("optimizer.pt", "scheduler.pt", STATE)  # without them a run goes on with other numbers

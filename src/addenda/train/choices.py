@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from addenda.core.adapter import Adapter
-from addenda.core.errors import AddendaError
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
+from addenda.data.encoded import Encoded
+from addenda.models.machine import device_of
 from addenda.train import attention as attentions
 from addenda.train import compiled
-from addenda.train.encoded import Encoded
 from addenda.train.loss import score
-from addenda.train.machine import device_of
 
 
 def attention_of(

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from addenda.core.borrow import training_mode
-from addenda.core.state import unwrap
-from addenda.train.encoded import IGNORE, Encoded
-from addenda.train.machine import device_of, processes
+from addenda.core.modules.borrow import training_mode
+from addenda.core.state.state import unwrap
+from addenda.data.encoded import IGNORE, Encoded
+from addenda.models.machine import device_of, processes
 
 MANY = 128 << 20  # bytes of float32 logits from which on memory counts; pieces of half precision take longer
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from addenda.core.borrow import entrance, gradient_from
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.core.modules.borrow import entrance, gradient_from
 
 BACKEND = "inductor"
 

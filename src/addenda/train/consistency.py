@@ -17,11 +17,11 @@ from functools import cache
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addenda.core.adapted import original_class
-from addenda.core.adapter import Adapter
-from addenda.core.errors import AddendaError
-from addenda.core.random import Stream
-from addenda.train.encoded import Kind
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
+from addenda.core.base.random import Stream
+from addenda.core.forward.adapted import original_class
+from addenda.data.encoded import Kind
 from addenda.train.loss import score
 
 
@@ -73,7 +73,7 @@ def check(adapter: Adapter, kind: Kind, loss: str, checkpointing: bool) -> None:
     drawn = any(m.on_step(0, Stream(0)) for m in methods if m.has("on_step"))
     dropped = any(_drops(m) for m in adapter.model.modules())
     if not drawn and not dropped and not any(m.dropout for m in methods):
-        from addenda.core.registry import catalogue
+        from addenda.core.method.catalogue import catalogue
 
         drawing = [i.name for i in catalogue() if i.build().has("on_step")]
         raise AddendaError(

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addenda.core.arguments import checked, names_of
-from addenda.core.borrow import training_mode
-from addenda.core.disk import path_of
-from addenda.core.errors import AddendaError
-from addenda.core.past import as_given, cache_of
-from addenda.core.ranges import MANY, Range
-from addenda.train.data import Chat, TaskKind, read
-from addenda.train.encode import Overflow, encode, end_ids, prompt_ids
-from addenda.train.encoded import Encoded
-from addenda.train.labels import head_of, of_head
-from addenda.train.limits import padded, positions, within
+from addenda.core.base.arguments import checked, names_of
+from addenda.core.base.errors import AddendaError
+from addenda.core.base.ranges import MANY, Range
+from addenda.core.disk.access import path_of
+from addenda.core.modules.borrow import training_mode
+from addenda.core.state.cache_length import as_given, cache_of
+from addenda.data.encode import Overflow, encode, end_ids, prompt_ids
+from addenda.data.encoded import Encoded
+from addenda.data.examples import Chat, TaskKind, read
+from addenda.data.labels import head_of, of_head
+from addenda.data.limits import padded, positions, within
+from addenda.models.kinds import check_module
+from addenda.models.machine import device_of
 from addenda.train.loss import score
-from addenda.train.machine import device_of
-from addenda.train.supported import check_module
 
 
 @dataclass(frozen=True)

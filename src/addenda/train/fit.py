@@ -13,24 +13,24 @@ from typing import Any, Literal
 
 from torch import nn
 
-from addenda.core.adapter import Adapter
-from addenda.core.arguments import checked
-from addenda.core.borrow import training_mode
-from addenda.core.disk import path_of
-from addenda.core.errors import AddendaError
-from addenda.core.identity import base_of, digest, goes_on, larger, look, plain, versions
-from addenda.core.lean import leaner
-from addenda.core.lock import one_at_a_time
-from addenda.core.state import record_of
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.arguments import checked
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import path_of
+from addenda.core.disk.lock import one_at_a_time
+from addenda.core.file.identity import base_of, digest, goes_on, larger, look, plain, versions
+from addenda.core.forward.lean import leaner
+from addenda.core.modules.borrow import training_mode
+from addenda.core.state.state import record_of
+from addenda.data.batches import batches
+from addenda.data.encoded import Encoded
+from addenda.data.limits import padded
+from addenda.models.machine import Peak, device_of, processes, resident
 from addenda.optim.registry import Optimizers, named
 from addenda.train import attention as attentions
 from addenda.train import checkpoint, chunked, compiled
-from addenda.train.batches import batches
 from addenda.train.choices import attention_of, compilation, recomputing
 from addenda.train.consistency import check
-from addenda.train.encoded import Encoded
-from addenda.train.limits import padded
-from addenda.train.machine import Peak, device_of, processes, resident
 from addenda.train.settings import Settings
 from addenda.train.theirs import PASSED, translated
 
@@ -69,7 +69,9 @@ class FitResult:
     best_step: int | None = None  # with early_stop: the evaluation whose values the adapter has now
     choices: dict = field(default_factory=dict)  # attention, loss, compile: what was chosen, and the numbers behind it
     unit: str = "tokens"
-    looks: list[dict] = field(default_factory=list)  # how a run was lengthened after it was seen, see `core.identity`
+    looks: list[dict] = field(
+        default_factory=list
+    )  # how a run was lengthened after it was seen, see `core.file.identity`
 
 
 @checked(also=PASSED, translate=translated)
@@ -129,11 +131,11 @@ def fit(
     the repeated blocks, with its pay-back measured. optimizer: a name with options as `addenda.optim.known()`
     lists them, "auto" for what the method is trained by, or a function (adapter, rate, weight_decay) -> torch
     optimizer. checkpointing: keep the activations between blocks only, and
-    compute the others again in backward. lean: the same for gated MLPs and norms only, at little cost (`core.lean`).
-    dead: "warn" where layers are dropped at random or a first batch reaches not all tensors, see `Adapter.step`.
-    What "auto" chose is in `choices` and in every checkpoint: a resumed run goes on with it. A resumed run must be the
-    same in everything that decides its numbers (base, data, options, versions: see `core.identity`); only `steps` may
-    grow, which the result's `looks` tell.
+    compute the others again in backward. lean: the same for gated MLPs and norms only, at little cost
+    (`core.forward.lean`). dead: "warn" where layers are dropped at random or a first batch reaches not all tensors, see
+    `Adapter.step`. What "auto" chose is in `choices` and in every checkpoint: a resumed run goes on with it. A resumed
+    run must be the same in everything that decides its numbers (base, data, options, versions: see
+    `core.file.identity`); only `steps` may grow, which the result's `looks` tell.
 
     Raises AddendaError for impossible settings, an adapter that cannot train, a diverged loss, a tensor that gets no
     gradient, a checkpoint of another run or one that lacks a file, another run in the same folder, and a name in it

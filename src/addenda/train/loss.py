@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addenda.core.errors import AddendaError
-from addenda.core.state import unwrap
+from addenda.core.base.errors import AddendaError
+from addenda.core.state.state import unwrap
+from addenda.data.encoded import IGNORE, Kind
 from addenda.train import chunked
-from addenda.train.encoded import IGNORE, Kind
 
 
 @dataclass(frozen=True)

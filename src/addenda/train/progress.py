@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from addenda.core.visible import visible
+from addenda.core.base.visible import visible
 from addenda.train.fit import Event, Progress
 
 

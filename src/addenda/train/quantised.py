@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from addenda.core.adapter import Adapter
-from addenda.core.errors import AddendaError
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
 
 _NAME, _LOCK = "validate_quantization_for_training", threading.RLock()
 

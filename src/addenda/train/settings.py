@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from addenda.core import ranges
-from addenda.core.errors import AddendaError
+from addenda.core.base import ranges
+from addenda.core.base.errors import AddendaError
 from addenda.optim.registry import parsed
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
-from addenda.core.arguments import unknown_names
-from addenda.core.errors import AddendaError
+from addenda.core.base.arguments import unknown_names
+from addenda.core.base.errors import AddendaError
 from addenda.optim.registry import known
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}

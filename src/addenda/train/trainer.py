@@ -21,16 +21,16 @@ import transformers
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from addenda.core.adapter import Adapter
-from addenda.core.disk import DiskError, writing
-from addenda.core.errors import AddendaError
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import DiskError, writing
+from addenda.data.encoded import IGNORE, Encoded
 from addenda.optim.plain import adamw
 from addenda.optim.registry import Optimizers
 from addenda.train import checkpoint
 from addenda.train.callback import TrainerCallback
 from addenda.train.compiled import eager
 from addenda.train.consistency import Consistency
-from addenda.train.encoded import IGNORE, Encoded
 from addenda.train.evaluate import evaluate
 from addenda.train.loss import score
 from addenda.train.quantised import own_check

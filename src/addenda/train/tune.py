@@ -19,40 +19,40 @@ from typing import Any, ParamSpec, TypeVar, get_args
 
 from torch import nn
 
-from addenda.compress.bridges import adopt
-from addenda.compress.quantize import Form
-from addenda.core.acting import blocks
-from addenda.core.adapter import fitting
-from addenda.core.arguments import checked, names_of, unknown_names
-from addenda.core.attach import Spec, attach, detach
-from addenda.core.disk import path_of
-from addenda.core.errors import AddendaError
-from addenda.core.files import save
-from addenda.core.lock import one_at_a_time
-from addenda.core.method import Method
-from addenda.core.place import folder_for
-from addenda.core.registry import Info, build, catalogue
-from addenda.core.state import apply_again, find_state
-from addenda.core.targets import Target
-from addenda.core.undo import undone
+from addenda.core.adapter.attach import Spec, attach, detach
+from addenda.core.adapter.handle import fitting
+from addenda.core.base.arguments import checked, names_of, unknown_names
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import path_of
+from addenda.core.disk.lock import one_at_a_time
+from addenda.core.disk.place import folder_for
+from addenda.core.file.save import save
+from addenda.core.forward.acting import blocks
+from addenda.core.method.catalogue import Info, build, catalogue
+from addenda.core.method.contract import Method
+from addenda.core.site.targets import Target
+from addenda.core.state.state import apply_again, find_state
+from addenda.core.state.undo import undone
+from addenda.data.batches import batches
+from addenda.data.encode import Overflow, encode
+from addenda.data.encoded import Encoded
+from addenda.data.examples import Data, TaskKind, as_train, check_classes, read, splits_of, without_columns
+from addenda.data.labels import LabelKind, head_of, of_head
+from addenda.data.limits import padded, within
+from addenda.data.prepare import Preparation
+from addenda.data.subsets import Subset
+from addenda.models.kinds import check_module, task_in
+from addenda.models.load import Loaded, config_of, head_in, load_model, name_outputs
+from addenda.models.machine import device_of, pick_device, pick_dtype, resident
+from addenda.quantizing.bridges import adopt
+from addenda.quantizing.quantize import Form
 from addenda.train import checkpoint
-from addenda.train.batches import batches
 from addenda.train.card import check_ours, is_finished, write_all
-from addenda.train.data import Data, TaskKind, as_train, check_classes, read, splits_of, without_columns
-from addenda.train.encode import Overflow, encode
-from addenda.train.encoded import Encoded
 from addenda.train.evaluate import evaluate, generate, task_of
 from addenda.train.fit import FitResult, Progress, fit
-from addenda.train.labels import LabelKind, head_of, of_head
-from addenda.train.limits import padded, within
-from addenda.train.load import Loaded, config_of, head_in, load_model, name_outputs
 from addenda.train.loss import score
-from addenda.train.machine import device_of, pick_device, pick_dtype, resident
-from addenda.train.prepare import Preparation
 from addenda.train.progress import announce, attaching, shown, silent, understood
 from addenda.train.settings import check_options
-from addenda.train.subsets import Subset
-from addenda.train.supported import check_module, task_in
 from addenda.train.theirs import PASSED, translated
 
 __all__ = ["TuneResult", "evaluate", "generate", "tune"]
@@ -149,8 +149,8 @@ def tune(
     many bits, see `attach`. steps or epochs (1
     if neither). eval_data: data, or a share of it to hold out by questions. max_length, overflow, chat: see `encode`.
     dtype: "auto" is bfloat16 where it is fast; a loaded module keeps its own. quantize: a form that the base's linear
-    layers are kept in, see `compress.quantize`; "nf4" with LoRA is QLoRA. trust_remote_code: run code that the model's
-    folder brings, which is never done unasked. progress: shown on stderr, or a function, or
+    layers are kept in, see `quantizing.quantize`; "nf4" with LoRA is QLoRA. trust_remote_code: run code that the
+    model's folder brings, which is never done unasked. progress: shown on stderr, or a function, or
     False. options: rate (if not given, where the catalogue starts a search for the method's), schedule, eval_every,
     early_stop, consistency, and what makes it fast and small: attention, loss, compile, group, optimizer,
     checkpointing, dead, … as in `fit`.
@@ -306,13 +306,13 @@ def _check_loaded(model: nn.Module, tokenizer, loading: dict) -> None:
     """What a loaded model wants, and what it cannot be given any more."""
     if tokenizer is None:
         raise AddendaError(
-            "A loaded model wants its tokenizer= (for images a Preparation, see addenda.train.prepare); a folder "
+            "A loaded model wants its tokenizer= (for images a Preparation, see addenda.data.prepare); a folder "
             "brings its own."
         )
     if "image_size" in loading:
         raise AddendaError("image_size is for folders; give tokenizer=preparation.sized(pixels) with a loaded model.")
     if "quantize" in loading:
-        raise AddendaError("quantize is for folders; call addenda.compress.quantize.quantize(model) on a loaded model.")
+        raise AddendaError("quantize is for folders; call quantizing.quantize.quantize(model) on a loaded model.")
     where, own = device_of(model), next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     if loading["device"] is not None and pick_device(loading["device"]).type != where.type:
         raise AddendaError(f"device= is for folders; this model lies on {where}. Move it before: model.to(device).")

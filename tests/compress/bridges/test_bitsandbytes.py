@@ -8,10 +8,10 @@ from torch import nn
 
 import addenda as ad
 import toys
-from addenda.compress.bridges import adopt, read, release
-from addenda.compress.nf4 import NF4Tensor
-from addenda.compress.quantize import dequantize
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.core.packed.nf4 import NF4Tensor
+from addenda.quantizing.bridges import adopt, read, release
+from addenda.quantizing.quantize import dequantize
 
 bnb = pytest.importorskip("bitsandbytes")
 

@@ -6,8 +6,8 @@ from torch import nn
 
 import addenda as ad
 import toys
-from addenda.compress.bridges import adopt, read, release
-from addenda.core.errors import AddendaError
+from addenda.core.base.errors import AddendaError
+from addenda.quantizing.bridges import adopt, read, release
 
 pytest.importorskip("hqq")
 from hqq.core.quantize import BaseQuantizeConfig, HQQLinear

@@ -1,0 +1,106 @@
+"""What a comparison shows while it runs: a live table on a terminal, a line for each run elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from addenda.comparing.record import Record
+from addenda.comparing.run import Watch
+from addenda.core.base.visible import visible
+from addenda.train.fit import Event
+
+
+class Board:
+    """Use as a context manager; `watch(ask)` is what `compare` takes."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(stderr=True)
+        self.live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
+        self.started, self.rows, self.now = time.monotonic(), {}, None
+
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.live is not None and self.live.is_started:
+            self.live.stop()
+
+    def watch(self, ask: Callable[[str], bool]) -> Watch:
+        return Watch(self.say, ask, self.trial, self.done)
+
+    def say(self, text: str) -> None:
+        self.console.print(visible(text), highlight=False, markup=False)
+
+    def trial(self, label: str, stage: str, seed: int | None, rate: float | None) -> Callable[[Event], None]:
+        """A run begins; the function is told of every step."""
+        self.now = (label, stage, seed, rate)
+        self.rows.setdefault(label, {})
+        self.rows[label] |= {"doing": _doing(stage, seed, rate), "step": "", "loss": ""}
+        if self.live is not None and not self.live.is_started:
+            self.live.start()
+
+        def tell(event: Event) -> None:
+            row = self.rows[label]
+            row["step"] = f"{event.step}/{event.steps}"
+            row["loss"] = f"{event.loss:.3f}"
+            row["speed"] = f"{event.tokens_per_second:,.0f} {event.unit}/s"
+            if self.live is not None:
+                self.live.update(self.table())
+
+        return tell
+
+    def done(self, record: Record) -> None:
+        """A run ended: show its result."""
+        if not record.trials or self.now is None:
+            return
+        last, (label, stage, seed, rate) = record.trials[-1], self.now
+        row = self.rows[label]
+        test = (last.get("test") or {}).get("accuracy")
+        looks = last.get("validation") or []
+        if stage != "search" and test is not None:
+            row.setdefault("tests", []).append(test)
+        row["doing"] = "" if last["status"] == "ok" else last["status"]
+        if self.live is not None and self.live.is_started:
+            self.live.update(self.table())
+            return
+        said = f"test {test:.1%}" if test is not None else ""
+        if looks and stage == "search":
+            said = f"validation loss {looks[-1][1]['loss']:.3f}"
+        pace = f", {last['step_seconds']:.2f} s a step" if last.get("step_seconds") else ""
+        self.say(f"{self._clock()} {label} {_doing(stage, seed, rate)}: {last['status']}, {said}{pace}")
+
+    def table(self) -> Table:
+        table = Table(title=f"comparing, {self._clock()}", title_justify="left")
+        for name in ("arm", "now", "step", "loss", "speed", "test so far"):
+            table.add_column(name, justify="left" if name in ("arm", "now") else "right")
+        for label, row in self.rows.items():
+            tests = " ".join(f"{t:.1%}" for t in row.get("tests", ()))
+            table.add_row(
+                Text(visible(label)),
+                row["doing"],
+                row.get("step", ""),
+                row.get("loss", ""),
+                row.get("speed", ""),
+                tests,
+            )
+        return table
+
+    def _clock(self) -> str:
+        seconds = int(time.monotonic() - self.started)
+        return f"{seconds // 60}:{seconds % 60:02d}"
+
+
+def _doing(stage: str, seed: int | None, rate: float | None) -> str:
+    if stage == "search":
+        return f"searching, rate {rate:g}"
+    return "judging the base" if stage == "control" else f"seed {seed}, rate {rate:g}"
+
+
+def terminal() -> bool:
+    """Whether someone is there to answer a question."""
+    return sys.stdin.isatty() and sys.stderr.isatty()

@@ -1,0 +1,404 @@
+"""`compare`: which method is worth it here? Same model, data and budget for every arm, seeds, intervals, a record.
+
+The step time of every arm is measured first and the wall time predicted; where it would exceed `within`, test items go
+first (down to 200), then rates of the search, then full fine-tuning, then methods from the end of the list,
+and the record says so.
+A run that is in the record is never repeated, so an interrupted comparison goes on with the same command.
+"""
+
+import datetime
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from addenda.comparing.arm import Arm, center, parse_arm
+from addenda.comparing.budget import Budget, fitted
+from addenda.comparing.costs import Costs, fit_within, measure, minutes, step_seconds
+from addenda.comparing.grow import costs_of, cut_like, grown, identity_of, open_record, told
+from addenda.comparing.record import FULL, HEAD, Record, trial_name
+from addenda.comparing.report import is_report, write_report
+from addenda.comparing.search import grid, search
+from addenda.comparing.subject import Subject, embedded, from_files
+from addenda.comparing.trial import Settings, control, trial
+from addenda.core.ask.plan import plan
+from addenda.core.base import ranges
+from addenda.core.base.arguments import checked, names_of, unknown_names
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import path_of
+from addenda.core.disk.lock import one_at_a_time
+from addenda.core.disk.place import check_free, folder_for, no_file
+from addenda.core.method.catalogue import build, info
+from addenda.data.examples import read
+from addenda.models.machine import hardware, versions
+from addenda.train import attention, checkpoint
+from addenda.train.fit import Event
+
+HEAD_RATE = 3.2e-3  # where its search starts
+CHECKPOINT_SECONDS = 300.0  # of training between two checkpoints of one run
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a comparison tells what it does. say: a sentence; ask: yes or no, before the long part."""
+
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
+    ask: Callable[[str], bool] = lambda question: True
+    trial: Callable[[str, str, int | None, float | None], Callable[[Event], None] | None] = lambda *_: None
+    done: Callable[[Record], None] = lambda record: None
+
+
+@checked()
+@one_at_a_time
+def compare(
+    model: str | Path | None = None,
+    data: str | Path | None = None,
+    methods: Iterable[str] = ("lora", "miss:rank=16", "shira"),
+    *,
+    out: str | Path = "runs/compare",
+    budget: str | Budget = "steps=40",
+    seeds: int = 2,
+    rates: int = 3,
+    search_steps: int | None = None,
+    full: bool = False,
+    batch: int = 8,
+    targets: str | Iterable[str] | None = None,
+    around: Mapping[str, float] | None = None,
+    within: float | None = None,
+    dtype: str = "auto",
+    quantize: str | None = None,
+    trust_remote_code: bool = False,
+    columns: dict | None = None,
+    max_length: int | None = None,
+    subset: str | None = None,
+    image_size: int | None = None,
+    skip_corrupt: bool = False,
+    items: int | None = 500,
+    validation: int = 64,
+    command: str = "",
+    title: str | None = None,
+    watch: Watch | None = None,
+    subject: Subject | None = None,
+) -> Record:
+    """Fit methods side by side and write the record directory `out` with its report.
+
+    model, data: a transformers folder and a data file; the embedded ones if not given. methods: text forms, one an arm,
+    such as "svft", "lora:rank=8", "lora:rank=8@lora-pro:mode=full" or "mosa@consistency=1", where behind an @ stands
+    what trains it (see `arm`).
+    budget: "steps=40", "seconds=120" (turned into steps once, per arm) or "parameters=500000" (each method's size
+    option is set to reach it). rates: how many learning rates are tried per arm, around the catalogue's (1: no search)
+    or that of `around` for its text form; search_steps: for how long at first (a quarter of the steps, at least 10).
+    full: full fine-tuning of every parameter as a control. A model that got a new head has another control in place of
+    the bare base, which cannot answer: the head alone, on frozen features. within: seconds it may take. subset: learn
+    from a small part of the training data, see `data.subsets`. image_size: the side of images in pixels; skip_corrupt:
+    leave out those that cannot be decoded. items: how many of the test split are judged, and half as many of the ood
+    split (None: all). validation: how many of its split are looked at while training. quantize: a form that the base's
+    linear layers are kept in for all arms, see `quantizing.quantize`. trust_remote_code: run code that the model's
+    folder brings, which is never done unasked.
+    An `out` that holds a record goes on: it must be the same comparison in all that changes numbers; more seeds, more
+    methods and a longer budget of steps or seconds are run, and noted (see `grow`).
+    Raises AddendaError for bad input, another comparison in `out` and another run at it, before anything is run.
+    """
+    model, data = (None if p is None else path_of(p) for p in (model, data))
+    out = folder_for(out, apart=(model, data))
+    record = open_record(out)
+    check_free(out, {"report.html": is_report} | ({} if record else {"trials": no_file, "partial": no_file}))
+    watch = watch or Watch()
+    budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    targets = targets if targets is None or isinstance(targets, str) else tuple(targets)
+    named = [*_labels(methods), *([FULL] if full else [])]
+    read_here = {"columns": columns, "max_length": max_length, "subset": subset, "image_size": image_size}
+    _check(named, around or {}, columns or {}, read_here | {"skip_corrupt": skip_corrupt},
+           named_here=model is not None and subject is None)  # fmt: skip
+    middle = {label: (around or {}).get(label) or center(label) for label in named}
+    arms = [replace(parse_arm(k, None if k == FULL else targets), rates=grid(middle[k], rates)) for k in named]
+    if (model is None) != (data is None) and subject is None:
+        raise AddendaError("Give --model and --data together; with neither, the embedded ones are compared.")
+    if subject is None:
+        watch.say("Loading the model and the data.")
+        if model is None:
+            subject = embedded(watch.say, dtype, quantize)
+        else:
+            subject = from_files(
+                model, str(data), columns=columns, dtype=dtype, quantize=quantize, max_length=max_length, subset=subset,
+                image_size=image_size, skip_corrupt=skip_corrupt, items=items,
+                trust_remote_code=trust_remote_code,
+            )  # fmt: skip
+        for text in subject.splits["train"].said:
+            watch.say(f"data: {text}")
+    subject = subject.limited(items)
+    if budget.kind == "parameters":
+        most = int(budget.value)
+        arms = [
+            a if a.label == FULL else replace(a, method=fitted(subject.model, a.method, a.targets, most)) for a in arms
+        ]
+    settings, heads = Settings(batch=batch, validation=validation), subject.heads
+    arms = [replace(a, also_train=heads) for a in arms]
+    if subject.fresh:
+        head = Arm(HEAD, build(FULL), tuple(f"{head}.*" for head in heads), grid(HEAD_RATE, rates))
+        arms.insert(len(arms) - full, head)
+    for a in arms:  # every target and shape is checked before anything is measured
+        plan(subject.model, a.method, targets=a.targets, also_train=a.also_train)
+    around = {k: float(v) for k, v in (around or {}).items()}
+    asked = {"rates": rates, "search_steps": search_steps, "within": within, "items": items, "around": around}
+    if record is not None:
+        watch.say(f"Going on with {out}: {len(record.trials)} runs are done.")
+        subject = _as_judged(subject, record)
+        identity = identity_of(subject, arms, settings, budget, seeds, asked)
+        record = _grown(record, identity, subject, arms, settings, budget, seeds, search_steps, watch)
+        arms = _as_recorded(arms, record)
+        attention.put(subject.model, record.config["model"].get("attention"))
+        subject = subject.limited(record.config["data"]["sizes"]["test"])
+    else:
+        identity = identity_of(subject, arms, settings, budget, seeds, asked)
+        record, arms, subject = _fresh(
+            out, subject, arms, settings, budget, list(range(seeds)), search_steps, within, command, title, watch,
+            identity,
+        )  # fmt: skip
+    _run(record, subject, arms, settings, record.config["seeds"], watch)
+    record = Record.read(out)
+    report = write_report(out)
+    watch.say(f"Report: {report}")
+    return record
+
+
+def _check(named: list[str], around: Mapping, columns: dict, read_here: dict, named_here: bool) -> None:
+    """Raises AddendaError for options that nothing would read, before anything is loaded."""
+    if unknown := [k for k in around if k not in named]:
+        raise AddendaError(unknown_names(unknown, named, "around="))
+    if problems := [p for k, rate in around.items() for p in ranges.problems({"rate": rate})]:
+        raise AddendaError(f"around= gives the middle of each search: {'; '.join(problems)}.")
+    asked = [k for k, v in read_here.items() if v]
+    if asked and not named_here:
+        raise AddendaError(f"{asked[0]}= is for data that is read here, and none is named: give model= and data=.")
+    known = names_of(read, without=("task", "split"))
+    if unknown := [k for k in columns if k not in known]:
+        raise AddendaError(unknown_names(unknown, known, "columns="))
+
+
+def _labels(methods: Iterable[str]) -> list[str]:
+    specs = [s.strip() for s in methods if s.strip()]
+    if not specs:
+        raise AddendaError("There is nothing to compare; give at least one method, e.g. --methods lora,shira.")
+    if len(set(specs)) < len(specs):
+        raise AddendaError(f"A method is named twice: {', '.join(specs)}. Give different options to compare two forms.")
+    return specs
+
+
+def _fresh(
+    out: Path,
+    subject: Subject,
+    arms: list[Arm],
+    settings: Settings,
+    budget: Budget,
+    seeds: list[int],
+    search_steps: int | None,
+    within: float | None,
+    command: str,
+    title: str | None,
+    watch: Watch,
+    identity: dict,
+) -> tuple[Record, list[Arm], Subject]:
+    """Measure, predict, drop what does not fit, ask, and write the configuration."""
+    chosen = attention.settled(subject.model, subject.splits["train"], settings.batch)
+    attention.put(subject.model, chosen.name)
+    further = 0 if within is not None else 1  # rates beyond an edge of the grid: not where time is short
+    costs = measure(subject, arms, settings, budget, len(seeds), search_steps, further, watch.say)
+    measured, notes = costs.step, _left_out(subject)
+    if within is not None:
+        costs, arms, subject, dropped = fit_within(costs, arms, subject, within)
+        notes += dropped
+    steps = {arm.label: costs.steps(arm) for arm in arms}
+    total = costs.total(arms)
+    config = {
+        "title": title or f"{', '.join(a.label for a in arms if a.label != HEAD)} on {subject.about_data['name']}",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "model": subject.about_model | {"attention": chosen.name, "attention_seconds": chosen.seconds},
+        "data": subject.about_data,
+        "budget": {"kind": budget.kind, "value": budget.value, "steps": max(steps.values()), "batch": settings.batch},
+        "methods": _titled({arm.label: _about(arm, subject, steps[arm.label]) for arm in arms}),
+        "seeds": seeds,
+        "search": _search_of(arms, costs),
+        "versions": versions(),
+        "hardware": hardware(),
+        "identity": identity,
+        "looks": [],
+        "predicted_seconds": total,
+        "measured_step_seconds": measured,
+        "notes": notes,
+    }
+    watch.say(
+        f"{len(arms)} arms, {len(seeds)} seeds, {max(steps.values())} steps: about {minutes(total)}"
+        + "".join(f"; {label} {s:.2f} s a step" for label, s in measured.items())
+        + "".join(f"\n{note}" for note in notes)
+    )
+    if not watch.ask(f"Run for about {minutes(total)}?"):
+        raise AddendaError(f"Nothing was run. {out} was not written.")
+    return Record.write_config(out, config), arms, subject
+
+
+def _left_out(subject: Subject) -> list[str]:
+    """A sentence for each split that lost images which cannot be decoded."""
+    lost = {split: e.skipped for split, e in subject.splits.items() if e.skipped}
+    return [f"{len(names)} corrupt images of {split} were left out, {names[0]} first." for split, names in lost.items()]
+
+
+def _search_of(arms: list[Arm], costs: Costs) -> dict | None:
+    """What is recorded of the search, or None where every arm has one rate."""
+    searched = {arm.label: list(arm.rates) for arm in arms if len(arm.rates) > 1}
+    steps = {arm.label: costs.first(arm) for arm in arms}
+    kind = "successive halving"
+    return {"kind": kind, "rates": searched, "steps": steps, "further": costs.further} if searched else None
+
+
+def _about(arm: Arm, subject: Subject, steps: int) -> dict:
+    head = arm.label == HEAD
+    told = info(FULL if head else arm.name)
+    planned = plan(subject.model, arm.method, targets=arm.targets, also_train=arm.also_train)
+    return {
+        "title": "Head alone" if head else told.title + (" (all parameters)" if arm.label == FULL else ""),
+        "options": _options(arm),
+        "hypothesis": "The frozen features suffice." if head else told.hypothesis,
+        "trainable": planned.trainable,
+        "sites": len(planned.rows),
+        "targets": arm.targets if isinstance(arm.targets, str) else list(arm.targets),
+        "rates": list(arm.rates),
+        "steps": steps,
+    }
+
+
+def _options(arm: Arm) -> dict:
+    """Of the method, the optimizer that was named, and settings of training that are the arm's own."""
+    trained_by = {"optimizer": arm.optimizer} if arm.optimizer != "auto" else {}
+    return arm.method.options() | trained_by | arm.training
+
+
+def _titled(methods: dict[str, dict]) -> dict[str, dict]:
+    """Forms of one method get the options in their titles that they do not all have alike."""
+    forms: dict[str, list[dict]] = {}
+    for m in methods.values():
+        forms.setdefault(m["title"], []).append(m)
+    for title, alike in forms.items():
+        if len(alike) > 1:
+            for m in alike:
+                own = {k: v for k, v in m["options"].items() if any(o["options"].get(k) != v for o in alike)}
+                m["title"] = f"{title} ({', '.join(f'{k} {v}' for k, v in own.items()) or 'defaults'})"
+    return methods
+
+
+def _grown(
+    record: Record,
+    identity: dict,
+    subject: Subject,
+    arms: list[Arm],
+    settings: Settings,
+    budget: Budget,
+    seeds: int,
+    search_steps: int | None,
+    watch: Watch,
+) -> Record:
+    """The record as this command has it: the same, or with more seeds, arms or steps, which is measured and noted."""
+    known, made = record.config, grown(record, identity)
+    here = hardware()
+    config = known | {"notes": list(known["notes"])}
+    if made is None and known.get("hardware") == here:
+        return record
+    if known.get("hardware") != here:
+        config["notes"].append(f"continued on other hardware ({here}): times and memory come from both machines")
+    if made is not None:
+        have = known["identity"]["methods"]
+        new = [cut_like(a, known["methods"]) for a in arms if a.label not in have]
+        attention.put(subject.model, known["model"].get("attention"))
+        step = known.get("measured_step_seconds", {}) | {
+            a.label: step_seconds(subject, a, settings, watch.say) for a in new
+        }
+        kept = [a for a in arms if a.label in known["methods"]]
+        costs = costs_of(record, budget, search_steps, step, seeds)
+        count = {a.label: costs.steps(a) for a in [*kept, *new]}
+        about = {a.label: _about(a, subject, count[a.label]) for a in [*kept, *new]}
+        about = {k: about[k] | {"rates": known["methods"].get(k, about[k])["rates"]} for k in about}
+        first = {a.label: costs.first(a) for a in [*kept, *new]}
+        found = {a.label: list(a.rates) for a in new if len(a.rates) > 1}
+        was = known["search"]
+        config |= {
+            "methods": _titled(about), "seeds": list(range(seeds)), "identity": identity,
+            "measured_step_seconds": step, "looks": [*known.get("looks", []), made],
+            "budget": known["budget"] | {"value": budget.value, "steps": max(count.values())},
+            "search": was and was | {"rates": was["rates"] | found, "steps": first},
+        }  # fmt: skip
+        config["notes"].append(told(made))
+        watch.say(told(made))
+        done = {(t["method"], t["seed"]) for t in record.trials_of(stage="final") if t["steps"] == count[t["method"]]}
+        left = sum(step[a] * n * (seeds - sum(k == a for k, _ in done)) for a, n in count.items() if a in step)
+        if not watch.ask(f"Run what is new for about {minutes(left)}?"):
+            raise AddendaError(f"Nothing was run. {record.path} is as it was.")
+    return record.changed(config)
+
+
+def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
+    """The arms of an earlier call with what it decided (dropped rates and arms, sizes); raises for others."""
+    kept = {arm.label: arm for arm in arms if arm.label in record.config["methods"]}
+    known = record.config["methods"]
+    if set(known) - set(kept):
+        raise AddendaError(
+            f"{record.path} compares {', '.join(known)}, and this command names {', '.join(a.label for a in arms)}. "
+            "Choose another --out, or repeat the first command to go on."
+        )
+    differing = [k for k, arm in kept.items() if _options(arm) != known[k]["options"]]
+    if differing:
+        raise AddendaError(f"{record.path} has other options for {', '.join(differing)}. Choose another --out.")
+    return [replace(kept[label], rates=tuple(m["rates"])) for label, m in known.items()]
+
+
+def _as_judged(subject: Subject, record: Record) -> Subject:
+    """The subject, of the recorded data and form; raises for others."""
+    known, now = record.config["data"], subject.about_data
+    other = [k for k in ("hashes", "subset", "prepared") if k in known and known[k] != now.get(k)]
+    if other:
+        raise AddendaError(f"{record.path} is about other data ({', '.join(other)} differ). Choose another --out.")
+    forms = [about.get("quantize") for about in (record.config["model"], subject.about_model)]
+    if forms[0] != forms[1]:
+        raise AddendaError(f"{record.path} has the base in the form {forms[0]}, not {forms[1]}. Choose another --out.")
+    return subject
+
+
+def _run(record: Record, subject: Subject, arms: list[Arm], settings: Settings, seeds: list[int], watch: Watch) -> None:
+    """Every run that the record lacks, searches first, then seed by seed so that early seeds are complete."""
+    known, partial = record.config, record.path / "partial"
+    controls = {} if subject.fresh else {"base": subject.tested, **subject.controls}
+    for label, splits in controls.items():
+        if record.find(label, "control") is None:
+            watch.trial(label, "control", None, None)
+            record = record.write_trial(control(subject, label, splits))
+            watch.done(record)
+
+    def once(arm: Arm, stage: str, seed: int, rate: float, steps: int) -> dict:
+        nonlocal record
+        found = record.find(arm.label, stage, seed, rate, steps)
+        if found is None:
+            name = trial_name({"method": arm.label, "stage": stage, "seed": seed, "rate": rate, "steps": steps})
+            pace, folder = known.get("measured_step_seconds", {}).get(arm.label, 1.0), partial / name
+            long = pace * steps > CHECKPOINT_SECONDS  # a shorter run is quicker repeated than saved ten times
+            found = trial(
+                subject, arm, settings, stage=stage, seed=seed, rate=rate, steps=steps,
+                progress=watch.trial(arm.label, stage, seed, rate), checkpoints=folder if long else None,
+                save_every=max(1, round(CHECKPOINT_SECONDS / pace)),
+            )  # fmt: skip
+            record = record.write_trial(found)
+            checkpoint.drop(folder)
+            watch.done(record)
+        return found
+
+    best, how = {}, known["search"] or {"steps": {}, "further": 0}
+    for arm in arms:
+        steps = how["steps"].get(arm.label, 10)
+        best[arm.label] = search(
+            arm.rates, steps, lambda rate, n, arm=arm: once(arm, "search", 1000, rate, n), how["further"]
+        )
+    for seed in seeds:
+        for arm in arms:
+            once(arm, "final", seed, best[arm.label], known["methods"][arm.label]["steps"])
+    with suppress(OSError):  # another's file in it keeps it
+        partial.rmdir()

@@ -1,0 +1,42 @@
+"""Lets transformers know of our folders as soon as it looks for ways to read one, whichever of us is imported first.
+
+transformers keeps its list in `transformers.quantizers.auto`, and its own decorators add to it. That module takes
+seconds to import, so it is not imported here: the entry is made when somebody else imports it.
+"""
+
+import importlib.util
+import sys
+from importlib.abc import MetaPathFinder
+
+_LIST = "transformers.quantizers.auto"
+
+
+def announce() -> None:
+    """Make the entry now if transformers has its list already, else when it gets it. Once is enough."""
+    if _LIST in sys.modules:
+        _register()
+    elif not any(isinstance(f, _Waiting) for f in sys.meta_path):
+        sys.meta_path.insert(0, _Waiting())
+
+
+def _register() -> None:
+    importlib.import_module("addenda.compressing.folder")
+
+
+class _Waiting(MetaPathFinder):
+    """Finds nothing itself: it sees one import pass, adds our entry behind it, and is gone."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != _LIST:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_register(module) -> None:
+                run(module)
+                _register()
+
+            spec.loader.exec_module = run_and_register  # on this one loader object
+        return spec

@@ -1,0 +1,94 @@
+"""What a compression is asked for."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from addenda.core.base.errors import AddendaError, nearest
+from addenda.reduce.ranks import Storage
+from addenda.reduce.solve import Split, check
+
+Allocation = Literal["waterfill", "uniform", "energy", "sensitivity", "asvd"]
+ALLOCATIONS = ("waterfill", "uniform", "energy", "sensitivity", "asvd")
+STORAGES: tuple[Storage, ...] = ("factors", "pivot")
+WEIGHINGS = ("auto", "error", "loss")
+_OF_PIECES = ("how", "storage", "center", "samples", "length", "batch", "seed")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """remove: the share of the chosen layers' parameters (or multiplications) to do without. of: which of the two.
+
+    allocate: who gets which rank, see `reduce.ranks`; share: of the outputs' energy, for "energy"; rise: of the
+    perplexity, for "sensitivity"; floor: of the uniform rank, for "waterfill"; weigh: layers against each other in it,
+    by the relative error of their outputs alone, or by what such an error does to the loss; auto: the latter for a
+    causal LM, which has one. multiple: of every rank.
+    samples, length: windows of text for calibration, and their tokens. sequential: every block is solved on what the
+    compressed blocks before it put out.
+    """
+
+    how: str = "lord"
+    remove: float = 0.2
+    of: Literal["parameters", "flops"] = "parameters"
+    allocate: Allocation = "waterfill"
+    share: float = 0.99
+    rise: float = 0.01
+    floor: float = 0.5
+    weigh: Literal["auto", "error", "loss"] = "auto"
+    multiple: int = 8
+    storage: Storage = "factors"
+    split: Split = "left"
+    center: bool = False
+    sequential: bool = False
+    samples: int = 64
+    length: int = 512
+    judge: int = 16
+    batch: int = 4
+    seed: int = 0
+
+    def settled(self, causal: bool) -> "Settings":
+        """With `auto` decided, for a causal LM or another model."""
+        weighs = causal and self.allocate == "waterfill"
+        return replace(self, weigh="loss" if weighs else "error") if self.weigh == "auto" else self
+
+    def wants_loss(self) -> str | None:
+        """The option that only a causal LM can meet, or None."""
+        asked = {
+            "--how fwsvd": self.how == "fwsvd",
+            f"--allocate {self.allocate}": self.allocate in ("sensitivity", "asvd"),
+            "--weigh loss": self.weigh == "loss" and self.allocate == "waterfill",
+        }
+        return next((option for option, wanted in asked.items() if wanted), None)
+
+    def of_pieces(self) -> dict[str, Any]:
+        """The settings that each layer's nested solutions depend on; the others choose among these, or judge."""
+        return {name: value for name, value in asdict(self).items() if name in _OF_PIECES}
+
+    def __post_init__(self):
+        check(self.how, self.center, self.split)
+        if self.allocate not in ALLOCATIONS:
+            raise AddendaError(
+                f"There is no allocation {self.allocate!r}.{nearest(self.allocate, ALLOCATIONS)} "
+                f"Known: {', '.join(ALLOCATIONS)}."
+            )
+        for name, known in (("of", ("parameters", "flops")), ("storage", STORAGES), ("weigh", WEIGHINGS)):
+            if getattr(self, name) not in known:
+                raise AddendaError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}.")
+        if not 0 < self.remove < 1:
+            raise AddendaError(
+                f"remove is the share of parameters to do without, between 0 and 1; got {self.remove}. "
+                "0.2 keeps 80 % of the parameters of the compressed layers."
+            )
+        if not 0 <= self.floor <= 1:
+            raise AddendaError(f"floor is a share of the uniform rank, between 0 and 1; got {self.floor}.")
+        if not 0 < self.share <= 1:
+            raise AddendaError(
+                f"share is that of the outputs' energy to keep, above 0, at most 1; got {self.share}. 0.99 loses 1 %."
+            )
+        if not 0 <= self.rise < float("inf"):
+            raise AddendaError(
+                f"rise is how much of its perplexity a type of layer may add alone, 0 or more; got {self.rise}. "
+                "0.01 allows 1 %."
+            )
+        for name, least in (("multiple", 1), ("batch", 1), ("samples", 1), ("length", 2), ("judge", 1)):
+            if getattr(self, name) < least:
+                raise AddendaError(f"{name} must be at least {least}, got {getattr(self, name)}.")

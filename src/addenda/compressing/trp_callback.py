@@ -1,0 +1,55 @@
+"""Trained Rank Pruning in a Hugging Face Trainer."""
+
+import json
+from pathlib import Path
+
+import transformers
+
+from addenda.compressing.trp import TrainedRankPruning
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.atomic import write_atomically
+
+FILE = "trained_rank_pruning.json"
+
+
+class TrainedRankPruningCallback(transformers.TrainerCallback):
+    """`Trainer(model, …, callbacks=[trp.callback()])`. Checkpoints hold the step, and a resumed run goes on from it.
+
+    Cuts before a step's first forward, and adds the nuclear norm's sub-gradient behind the Trainer's gradient clipping.
+    resume_from: the folder that `resume_from_checkpoint` names, if it does not lie in the Trainer's output_dir.
+    each_epoch: every epoch begins with a cut, as in the authors' release.
+    """
+
+    def __init__(self, trp: TrainedRankPruning, resume_from: str | Path | None = None, each_epoch: bool = False):
+        self.trp, self.resume_from, self.each_epoch = trp, resume_from, each_epoch
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Raises AddendaError for float16 without clipping, and a checkpoint without the step or of other settings."""
+        if args.fp16 and self.trp.nuclear and not args.max_grad_norm:
+            raise AddendaError(
+                "With float16 the Trainer's gradients are scaled until it clips them, and the nuclear norm's part "
+                "would be added to scaled ones. Set max_grad_norm, use bfloat16, or leave nuclear out."
+            )
+        if state.global_step > 0:
+            folder = Path(self.resume_from or Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+            try:
+                known = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise AddendaError(f"{folder} holds no step of Trained Rank Pruning ({FILE}: {error}).") from None
+            self.trp.load_state_dict(known)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        within = abs(state.epoch - round(state.epoch)) > 1e-6  # resumed within an epoch, which has had its first cut
+        if self.each_epoch and not within:
+            self.trp.start_epoch()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trp.before_forward()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trp.before_step()
+
+    def on_save(self, args, state, control, **kwargs):
+        if args.should_save:
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            write_atomically(folder / FILE, json.dumps(self.trp.state_dict(), indent=1).encode())

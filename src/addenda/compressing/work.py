@@ -1,0 +1,200 @@
+"""The folder that an unfinished compression leaves beside its target: what is done, so that the same command goes on.
+
+OUT.unfinished/
+  .lock                held while a run is under way
+  plan.json            settings of the pieces, identities of source and text, what was judged and weighed
+  piece-000.safetensors  one block: nested factors of its layers, their errors
+  model/               the finished folder, until its one rename to OUT
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import read_json, reading, writing
+from addenda.core.disk.atomic import write_atomically
+from addenda.core.disk.lock import Lock
+from addenda.core.file.identity import differences
+from addenda.reduce.solve import LowRank
+
+_LOCK = ".lock"
+
+
+class Work:
+    """Files of one run, for that run alone from `open` to `close`. Everything is written whole or not at all.
+
+    identity: what the pieces depend on. A run in which nothing of it differs takes them over.
+    """
+
+    def __init__(self, out: Path, identity: dict):
+        self.out, self.folder = out, beside(out)
+        self.identity = json.loads(json.dumps(identity, default=str))
+        self.resumed = False
+        self._lock = Lock(self.folder / _LOCK)
+
+    def open(self) -> "Work":
+        """Begin, or go on.
+
+        Raises AddendaError where the target is taken, another run is at it, or the folder is not of such a run.
+        """
+        check_free(self.out)
+        with writing(self.folder):
+            free = self._lock.take()
+        if not free:
+            raise AddendaError(
+                f"Another run is under way in {self.folder}. Wait for it to end, or choose another --out."
+            )
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Let other runs at the folder. It goes where nothing is in it."""
+        if self.folder.is_dir() and {p.name for p in self.folder.iterdir()} <= {_LOCK}:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.release()
+
+    def __enter__(self) -> "Work":
+        return self.open()
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _begin(self) -> None:
+        check_free(self.out)  # a run that was under way may have ended between that look and the lock
+        known = self.notes()
+        if known is not None:
+            there = known.get("identity")
+            if not isinstance(there, dict):
+                raise AddendaError(f"{self.folder / 'plan.json'} is not of such a run. Choose another --out.")
+            other = [k for k in self.identity if there.get(k) != self.identity[k]]
+            if other:
+                said = differences({k: there.get(k) for k in other}, {k: self.identity[k] for k in other})
+                raise AddendaError(
+                    f"{self.folder} holds the work of a run with other settings ({', '.join(other)} differ): "
+                    f"{'; '.join(map(str, said))}. Give the same ones to go on, choose another --out, or remove that "
+                    "folder."
+                )
+            self.resumed = True
+            return
+        others = [p.name for p in self.folder.iterdir() if not p.name.startswith(".")] if self.folder.is_dir() else []
+        if others:
+            raise AddendaError(
+                f"{self.folder} is where the work of this run would go, and it holds something else "
+                f"({', '.join(sorted(others)[:4])}). Choose another --out, or move that folder."
+            )
+        self.note(identity=self.identity)
+
+    def notes(self) -> dict | None:
+        """What plan.json says, or None where there is none."""
+        if not (self.folder / "plan.json").is_file():
+            return None
+        try:
+            said = read_json(self.folder / "plan.json")
+        except AddendaError as error:
+            raise AddendaError(f"{error} Remove the folder {self.folder}.") from None
+        if not isinstance(said, dict):
+            raise AddendaError(f"{self.folder / 'plan.json'} is not of such a run. Choose another --out.")
+        return said
+
+    def note(self, **what) -> None:
+        with writing(self.folder):
+            text = json.dumps((self.notes() or {}) | what, indent=1, default=str)
+            write_atomically(self.folder / "plan.json", text.encode())
+
+    def write(self, name: str, solved: dict[str, LowRank], uses: dict[str, float]) -> None:
+        """The factors of one piece, in float32; errors and means in float64."""
+        tensors: dict[str, Tensor] = {}
+        for path, low in solved.items():
+            tensors |= {f"{path}/B": low.B.float(), f"{path}/A": low.A.float(), f"{path}/errors": low.errors}
+            if low.mean is not None:
+                tensors[f"{path}/mean"] = low.mean
+        about = {p: {"uses": uses[p], "note": low.note} for p, low in solved.items()}
+        tensors = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+        data = to_bytes(tensors, {"about": json.dumps(about)})
+        with writing(self.folder, len(data)):
+            write_atomically(self.folder / f"{name}.safetensors", data)
+
+    def has(self, name: str) -> bool:
+        """Whether a piece is there and whole. One that a failing disk has cut short counts as absent."""
+        try:
+            with safe_open(self.folder / f"{name}.safetensors", framework="pt") as f:
+                return "about" in (f.metadata() or {})
+        except (OSError, SafetensorError):
+            return False
+
+    def about(self, name: str) -> dict[str, dict]:
+        """{path: uses, note and errors} of one piece."""
+        with safe_open(self.folder / f"{name}.safetensors", framework="pt") as f:
+            about = json.loads(f.metadata()["about"])
+            return {p: a | {"errors": f.get_tensor(f"{p}/errors").numpy()} for p, a in about.items()}
+
+    def read(self, name: str, path: str, rank: int) -> LowRank:
+        """One layer's factors of a rank; only these are read."""
+        with safe_open(self.folder / f"{name}.safetensors", framework="pt") as f:
+            B, A = f.get_slice(f"{path}/B")[:, :rank], f.get_slice(f"{path}/A")[:rank]
+            mean = f.get_tensor(f"{path}/mean") if f"{path}/mean" in f.keys() else None  # noqa: SIM118
+            return LowRank(B.double(), A.double(), f.get_tensor(f"{path}/errors"), mean)
+
+    def finish(self) -> None:
+        """Give the finished folder its name and drop the rest."""
+        with writing(self.out):
+            rename(self.folder / "model", self.out)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Delete what this class writes; a file of anybody else's keeps the folder."""
+        for path in [*self.folder.glob("*.safetensors"), self.folder / "plan.json", self.folder / _LOCK]:
+            if path.suffix != ".safetensors" or self.has(path.stem):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+
+def beside(out: Path) -> Path:
+    """The work folder of a target."""
+    return out.parent / f"{out.name}.unfinished"
+
+
+def rename(folder: Path, out: Path) -> None:
+    """A finished folder in its place, which is free or an empty folder."""
+    if out.is_dir():
+        out.rmdir()
+    folder.rename(out)
+
+
+def check_free(out: Path) -> None:
+    """Raises AddendaError where something is at a target already."""
+    with reading(out):
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken:
+        raise AddendaError(f"{out} is there already and is not empty. Choose another --out, or remove it.")
+
+
+def check_apart(source: Path, out: Path) -> None:
+    """Raises AddendaError where a target or its work folder is the source, lies in it or holds it."""
+    source, out = source.resolve(), out.resolve()
+    for what, folder in ((f"--out {out}", out), (f"{beside(out)}, the work folder of --out {out},", beside(out))):
+        if folder == source or source in folder.parents or folder in source.parents:
+            how = "is" if folder == source else "lies in" if source in folder.parents else "holds"
+            raise AddendaError(f"{what} {how} the source, {source}. The source is never written to; name another.")
+
+
+def identity_of(folder: Path) -> str:
+    """A model folder's names, sizes, times of writing and configuration, hashed: whether it is still the same."""
+    made = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        stat = path.stat()
+        made.update(f"{path.name}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}\x1e".encode())
+    made.update((folder / "config.json").read_bytes())
+    return made.hexdigest()

@@ -1,0 +1,1 @@
+"""Putting adapters on a model, loading them, and taking them off."""

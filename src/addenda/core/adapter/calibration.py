@@ -1,0 +1,120 @@
+"""The pass over data that some methods want before training: gradients of the frozen base, or the inputs of its layers.
+
+Both are handed over one weight at a time.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from addenda.core.base.errors import AddendaError
+from addenda.core.method.contract import Method
+from addenda.core.modules.borrow import frozen, training_mode
+from addenda.core.site.site import Site
+from addenda.core.state.bypass import unnoticed, watching
+
+
+def calibrate(
+    model: nn.Module,
+    plan: list[tuple[Site, Method]],
+    batches: Iterable | None,
+    loss: Callable[[nn.Module, object], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """What each calibrated method has accumulated over the batches, by path of the site.
+
+    Every weight's gradient goes to its method as soon as it is complete and is dropped at once, so that at most one
+    dense gradient lives at a time beside the accumulators. Inputs are seen in a forward pass, without the positions
+    that a batch's attention_mask leaves out. Flags and `.grad` are as before at the end.
+    Raises AddendaError when data is missing or empty, a site gets no gradient, inputs are wanted of a layer that is no
+    product with its last dimension, or a site's weight is read past its forward (`core.state.bypass`).
+    """
+    sites = {site.path: (site, m) for site, m in plan if m.calibration is not None}
+    if not sites:
+        return {}
+    if batches is None:
+        kinds = ", ".join(dict.fromkeys(m.name for _, m in sites.values()))
+        raise AddendaError(
+            f"{kinds} with these options looks at data before training: give attach(..., calibration=batches), "
+            "a list of dicts for model(**batch), or of anything with loss=function(model, batch)."
+        )
+    blind = [path for path, (site, m) in sites.items() if m.calibration == "input" and not site.kind.dense]
+    if blind:
+        raise AddendaError(
+            f"{len(blind)} sites have no inputs to look at (only linear layers have): {', '.join(blind[:8])}. "
+            "Leave them out with exclude=."
+        )
+    seen: dict[str, Tensor] = {}
+    mask: list[Tensor | None] = [None]
+    count, backward = 0, any(m.calibration == "gradient" for _, m in sites.values())
+    with frozen(model), training_mode(model, False):
+        hooks = []
+        try:
+            for site, m in sites.values():
+                hooks.append(_watch(site, m, seen, mask) if m.calibration == "input" else _collect(site, m, seen))
+            for batch in batches:
+                mask[0] = batch.get("attention_mask") if isinstance(batch, dict) else None
+                watched = nullcontext() if count else watching(site for site, _ in plan)
+                with torch.set_grad_enabled(backward), watched:
+                    if loss is None and not backward:
+                        model(**batch) if isinstance(batch, dict) else model(batch)
+                    else:
+                        found = loss(model, batch) if loss else _default_loss(model, batch)
+                        if backward:
+                            found.backward()
+                count += 1
+        finally:
+            for hook in hooks:
+                hook.remove()
+    if not count:
+        raise AddendaError("calibration= held no batch; at least one is needed.")
+    missed = [path for path in sites if path not in seen or not seen[path].any()]
+    if missed:
+        raise AddendaError(f"{len(missed)} sites got nothing from the calibration data: {', '.join(missed[:8])}.")
+    wild = [path for path in sites if not torch.isfinite(seen[path]).all()]
+    if wild:
+        raise AddendaError(f"The calibration data gives values that are not finite at {', '.join(wild[:8])}.")
+    return seen
+
+
+def stand_in(method: Method, W: Tensor) -> Tensor | None:
+    """What `init` may get as its calibration where no data is, of the right shape; None for methods without."""
+    return None if method.calibration is None else method.calibrate(W, W, None)
+
+
+def _watch(site: Site, method: Method, seen: dict[str, Tensor], mask: list[Tensor | None]):
+    def take(module: nn.Module, given: tuple, named: dict) -> None:
+        x = given[0] if given else next(iter(named.values()))
+        kept = mask[0]
+        rows = x.reshape(-1, x.shape[-1])
+        if kept is not None and kept.shape == x.shape[:-1]:
+            rows = rows[kept.flatten().bool().to(rows.device)]
+        wide = torch.promote_types(x.dtype, torch.float32)
+        with torch.no_grad(), unnoticed():
+            seen[site.path] = method.calibrate(site.matrix.to(wide), rows.to(wide), seen.get(site.path))
+
+    return site.module.register_forward_pre_hook(take, with_kwargs=True)
+
+
+def _collect(site: Site, method: Method, seen: dict[str, Tensor]):
+    def take(weight: Tensor) -> None:
+        assert weight.grad is not None
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        with torch.no_grad(), unnoticed():
+            W, G = site.matrix.to(wide), site.kind.to_matrix(weight.grad.to_dense()).to(wide)
+            seen[site.path] = method.calibrate(W, G, seen.get(site.path))
+        weight.grad = None
+
+    site.weight.requires_grad_(True)
+    return site.weight.register_post_accumulate_grad_hook(take)
+
+
+def _default_loss(model: nn.Module, batch) -> Tensor:
+    loss = getattr(model(**batch), "loss", None) if isinstance(batch, dict) else None
+    if loss is None:
+        raise AddendaError(
+            "The calibration pass found no loss: batches must be dicts with labels for model(**batch).loss, "
+            "or give loss=function(model, batch)."
+        )
+    return loss

@@ -1,0 +1,280 @@
+"""The handle of one adapter on one model."""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from addenda.core.base.errors import AddendaError
+from addenda.core.base.random import Stream
+from addenda.core.base.sharded import fill, is_sharded
+from addenda.core.forward.adapted import Pool, SiteTensors
+from addenda.core.method.contract import Method
+from addenda.core.modules.statistics import gathered
+from addenda.core.packed.tensor import Packed, bits_sum
+from addenda.core.state.state import intact, record_of, state_of, tensors_at
+
+
+class Adapter:
+    """A named set of per-site tensors of one method on one base. All state lives on the model; this is a view."""
+
+    def __init__(self, model: nn.Module, name: str):
+        self.model, self.name = model, name
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """The method at each site, by path."""
+        return record_of(self.model, self.name)[2].methods
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of a classifier's outputs, in their order; its file carries them. Empty where nobody said."""
+        return record_of(self.model, self.name)[2].labels
+
+    @labels.setter
+    def labels(self, names: Iterable[str]) -> None:
+        root, _, record = record_of(self.model, self.name)
+        record.labels = fitting(root, names)
+
+    @property
+    def kinds(self) -> str:
+        """The names of its methods, for people."""
+        return ", ".join(dict.fromkeys(m.name or "full copy" for m in self.methods.values()))
+
+    @property
+    def seconds(self) -> float:
+        """How long attaching took."""
+        return record_of(self.model, self.name)[2].seconds
+
+    def sites(self) -> Iterator[tuple[str, SiteTensors]]:
+        """(path, tensors) of every site."""
+        root, _, record = record_of(self.model, self.name)
+        for path in record.methods:
+            yield path, tensors_at(root, self.name, path)
+
+    def _holders(self) -> Iterator[tuple[str, SiteTensors | Pool]]:
+        """The sites, then what all sites of a method train together, each once, as ".0", ".1", …: no path is that."""
+        pools: dict[int, Pool] = {}
+        for path, tensors in self.sites():
+            yield path, tensors
+            if isinstance(pool := tensors._modules.get("pool"), Pool):
+                pools[id(pool)] = pool
+        for i, pool in enumerate(pools.values()):
+            yield f".{i}", pool
+
+    def pools(self) -> Iterator[tuple[str, Pool]]:
+        """(name, tensors) of every pool: what all sites of a method train together."""
+        for name, held in self._holders():
+            if isinstance(held, Pool):
+                yield name, held
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Trainable tensors by "path/tensor", the adapter's name not in it; those of pools last."""
+        for path, tensors in self._holders():
+            for key, p in tensors._parameters.items():
+                assert p is not None
+                yield f"{path}/{key}", p
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for _, p in self.named_parameters()]
+
+    @property
+    def trainable(self) -> int:
+        """How many numbers the adapter trains."""
+        return sum(p.numel() for p in self.parameters())
+
+    def requires_grad_(self, flag: bool = True) -> "Adapter":
+        """Start or stop training; independent of whether the adapter is active.
+
+        Raises AddendaError where training is to start and matrices are held as codes.
+        """
+        coded = [n for n, p in self.named_parameters() if isinstance(p, Packed)]
+        if flag and coded:
+            raise AddendaError(
+                f"{self.name!r} holds codes ({len(coded)} matrices, e.g. {coded[0]}): what training moved is not in "
+                "its file, and codes cannot be moved a little. Go on from a checkpoint of its run, or from a file that "
+                "was saved with latent=True."
+            )
+        for p in self.parameters():
+            p.requires_grad_(flag)
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Trainable and frozen tensors by "path/tensor", those of pools last, before any are put into few bits."""
+        return {f"{path}/{key}": t for path, tensors in self._holders() for key, t in tensors.stored().items()}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Copy values in, strictly: every tensor there, none more, shapes equal. Raises AddendaError listing all."""
+        own = self.state_dict()
+        problems = [f"missing {k}" for k in own if k not in tensors] + [
+            f"unexpected {k}" for k in tensors if k not in own
+        ]
+        problems += [
+            f"{k}: shape {tuple(tensors[k].shape)}, expected {tuple(own[k].shape)}"
+            for k in own
+            if k in tensors and tensors[k].shape != own[k].shape
+        ]
+        problems += [
+            f"{k} is held as codes, which nothing can be written into" for k, t in own.items() if isinstance(t, Packed)
+        ]
+        if problems:
+            raise AddendaError(f"The tensors do not fit adapter {self.name!r}: {'; '.join(problems[:20])}.")
+        for key, tensor in own.items():
+            fill(tensor, tensors[key])
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the model's tensors are spread over processes: then every process must call `save`."""
+        return any(is_sharded(p) for p in self.model.parameters())
+
+    def save(self, path: str | Path, *, basis: bool = False, latent: bool = False) -> Path:
+        """Write one safetensors file; see `core.file.save.save`."""
+        from addenda.core.file.save import save
+
+        return save(self, path, basis=basis, latent=latent)
+
+    @property
+    def step_count(self) -> int:
+        return record_of(self.model, self.name)[2].step
+
+    def step(self, dead: Literal["raise", "warn"] = "raise") -> None:
+        """Tell the adapter that an optimizer step is done; call it before `zero_grad`.
+
+        Advances the schedules of methods that have one (a rank drawn anew) and looks for dead tensors: after the
+        first step a trainable tensor without a gradient raises AddendaError; one that was zero for three steps warns
+        with its site, and if all were, raises. It raises too where an optimizer has moved nothing in three steps that
+        all had gradients: one that was made before `attach` knows none of these tensors; and at any step where a
+        module that the adapter is on has been replaced or resized since.
+
+        dead: "warn" where tensors may be without a gradient in the first step for a good reason: layers that are
+        dropped at random (LayerDrop), or a batch without the images that a vision tower waits for.
+        """
+        if dead not in ("raise", "warn"):
+            raise AddendaError(f"dead must be 'raise' or 'warn', got {dead!r}.")
+        root, state, record = record_of(self.model, self.name)
+        intact(root, self.name, record)
+        record.step += 1
+        if record.step <= 3 and self.name in state.active:
+            self._look_for_the_unmoved(record.step)
+            self._look_for_the_dead(record.step, dead)
+            self._look_at_buffers(record.step)
+        self.draw()
+
+    def _look_at_buffers(self, step: int) -> None:
+        """Between the first steps nothing that belongs to a frozen base may move."""
+        root, state, _ = record_of(self.model, self.name)
+        now = {n: _mark(b) for n, b in gathered(root).items() if not b.is_inference()}
+        moved = [n for n, mark in now.items() if state.gathered.get(n, mark) != mark] if step > 1 else []
+        state.gathered = now if state.frozen and step < 3 else {}
+        if moved:
+            warnings.warn(
+                f"{len(moved)} buffers of the frozen base have changed since the last step: {', '.join(moved[:6])}. No "
+                f"adapter's file holds them, so that {self.name!r} will act otherwise on the base as it was. Put the "
+                "modules that own them into evaluation mode after model.train().",
+                stacklevel=3,
+            )
+
+    def draw(self, step: int | None = None, again: int = 0) -> None:
+        """Set the values that schedules give to the current (or another) step.
+
+        again: other values for the same step, of its second, third, … forward; 0: its own.
+        """
+        _, _, record = record_of(self.model, self.name)
+        if step is not None:
+            record.step = step
+        scheduled = [m for m in dict.fromkeys(record.methods.values()) if m.has("on_step")]
+        if not scheduled:
+            return
+        keys = ("step", str(record.step), *([f"again {again}"] if again else []))
+        rng = {m: Stream(record.seed, *keys) for m in scheduled if not m.drawn_apart}
+        values = {m: m.on_step(record.step, own) for m, own in rng.items()}
+        for path, tensors in self.sites():
+            m = tensors.method
+            if m in values or m not in scheduled:
+                tensors.draw(values.get(m, {}))
+            else:
+                tensors.draw(m.on_step(record.step, Stream(record.seed, *keys, path)))
+
+    def _look_for_the_unmoved(self, step: int) -> None:
+        """Whether the first steps moved anything: versions, and bits, as some optimizers write past the versions."""
+        record = record_of(self.model, self.name)[2]
+        live = [p for p in self.parameters() if p.requires_grad]
+        grads = [p.grad for p in live if p.grad is not None]
+        tells = not self.sharded and all(bool(g.isfinite().all()) for g in grads) and any(bool(g.any()) for g in grads)
+        marks = tuple((id(p), p._version, bits_sum(p)) for p in live) if tells else None  # a scaler skips what is ∞
+        if step == 1 or record.moved != marks:
+            record.moved = marks if step == 1 else None
+        elif step == 3 and marks is not None:
+            raise AddendaError(
+                f"The tensors of {self.name!r} have gradients, and in three steps no optimizer has moved one of them. "
+                "An optimizer that was made before attach does not know them: make it now, of adapter.parameters(), "
+                "and call adapter.step() behind optimizer.step()."
+            )
+
+    def _look_for_the_dead(self, step: int, how: str) -> None:
+        live = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        none = [n for n, p in live.items() if p.grad is None]
+        if none and step == 1:
+            said = (
+                f"{len(none)} of {len(live)} trainable tensors of {self.name!r} got no gradient in the first step: "
+                f"{', '.join(none[:6])}{' …' if len(none) > 6 else ''}. Either the forward does not use these modules, "
+                "or zero_grad ran before adapter.step(), or gradient checkpointing cut the graph at frozen embeddings "
+                "(use use_reentrant=False). Leave unused sites out with exclude=. Where this batch alone did not reach "
+                "them (layers dropped at random, a first batch without images), dead='warn' goes on."
+            )
+            if how == "raise":
+                raise AddendaError(said)
+            warnings.warn(said, stacklevel=3)
+        for _, tensors in self._holders():  # what is zero by design at the first step lives a step later
+            for key, p in tensors._parameters.items():
+                if p.grad is not None and bool((p.grad != 0).any()):
+                    tensors.__dict__.setdefault("_alive", set()).add(key)
+        if step == 3:
+            alive = set()
+            for path, t in self._holders():
+                seen = t.__dict__.pop("_alive", set())
+                if seen and t.method.has("on_step"):  # a schedule may keep the others waiting
+                    seen = set(t._parameters)
+                alive |= {f"{path}/{k}" for k in seen}
+            dead = [n for n in live if n not in alive]
+            if dead and len(dead) == len(live):
+                raise AddendaError(
+                    f"All {len(dead)} trainable tensors of {self.name!r} had zero gradients for 3 steps."
+                )
+            if dead:
+                warnings.warn(
+                    f"{len(dead)} trainable tensors of {self.name!r} had zero gradients for 3 steps: "
+                    f"{', '.join(dead[:6])}. Their sites may not influence the loss.",
+                    stacklevel=3,
+                )
+
+    def __repr__(self) -> str:
+        return f"Adapter({self.name!r}: {self.kinds}, {len(self.methods)} sites, {self.trainable:,} trainable)"
+
+
+def fitting(model: nn.Module, labels: Iterable[str]) -> tuple[str, ...]:
+    """Names for a classifier's outputs. Raises AddendaError for one that is there twice, and for more or fewer."""
+    names = tuple(labels)
+    if not all(isinstance(n, str) and n for n in names) or len(set(names)) < len(names):
+        raise AddendaError(f"Labels are different texts, one for each output in order; got {str(names)[:200]}.")
+    outputs = getattr(getattr(model, "config", None), "num_labels", None)
+    if names and isinstance(outputs, int) and outputs != len(names):
+        raise AddendaError(
+            f"There are {len(names)} labels ({', '.join(names[:8])[:200]}), and this {type(model).__name__} has "
+            f"{outputs} outputs. Load it with num_labels={len(names)}."
+        )
+    return names
+
+
+def _mark(buffer: Tensor) -> tuple:
+    """What tells whether a buffer has moved; torch's batch norm counts no version, so small ones by their bits too."""
+    small = type(buffer) is Tensor and buffer.is_floating_point() and buffer.numel() <= 1 << 16 and not buffer.is_meta
+    return id(buffer), buffer._version, bits_sum(buffer) if small else 0
+
+
+def adapters(model: nn.Module) -> dict[str, Adapter]:
+    """Every adapter of the model by name."""
+    root, state = state_of(model)
+    return {name: Adapter(root, name) for name in state.records}

@@ -1,0 +1,68 @@
+"""What a call is given: every name is known, every number can be. A decorator of public functions.
+
+    @checked(also=("rate", "schedule"))        # names that **options may hold
+    def tune(model, *, batch=16, **options): ...
+
+Without it a function that passes `**options` on swallows what nobody reads, and a number is found to be impossible
+after the model was loaded or changed. The names are those of the signature and `also`; numbers are held against
+`core.base.ranges`, by name, all of them before the function begins.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from addenda.core.base import ranges
+from addenda.core.base.errors import AddendaError, nearest
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Translation = Callable[[dict[str, Any], Iterable[str], str], dict[str, Any]]  # (options, own names, whose) -> options
+_KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def checked(
+    *, also: Iterable[str] = (), translate: Translation | None = None, special: Mapping[str, ranges.Range] | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator: refuse unknown names with the nearest known ones, and numbers out of their range, before the call.
+
+    also: further names, which the function takes as **options. translate: turns other names into these first. special:
+    ranges of this function's own. The function then raises AddendaError where it raised TypeError for a name.
+    """
+
+    def wrap(function: Callable[P, R]) -> Callable[P, R]:
+        signature, whose = inspect.signature(function), getattr(function, "__qualname__", "the call")
+        whose = whose.removesuffix(".__init__").rpartition(".")[2]  # a class is called by its name
+        named = [n for n, p in signature.parameters.items() if p.kind in _KEYWORD]
+        own = tuple(dict.fromkeys([*named, *also]))
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            options: dict[str, Any] = translate(dict(kwargs), own, whose) if translate else dict(kwargs)
+            if unknown := [k for k in options if k not in own]:
+                raise AddendaError(unknown_names(unknown, own, whose))
+            given = signature.bind_partial(*args, **options).arguments
+            rest = {k: v for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD for k, v in
+                    given.get(p.name, {}).items()}  # fmt: skip
+            if problems := ranges.problems({**given, **rest}, special):
+                raise AddendaError(f"{whose} cannot be called so: {'; '.join(problems)}.")
+            return function(*args, **options)  # type: ignore[arg-type]
+
+        return call
+
+    return wrap
+
+
+def unknown_names(unknown: Iterable[str], own: Iterable[str], whose: str, known: Iterable[str] = ()) -> str:
+    """The message for options that nobody reads. known: names to look for near ones among, where not `own`."""
+    own = tuple(own)
+    told = "; ".join(f"{k!r}.{nearest(k, tuple(known) or own)}" for k in unknown)
+    return f"{whose} has no option {told} Its options: {', '.join(own)}."
+
+
+def names_of(function: Callable, without: Iterable[str] = ()) -> tuple[str, ...]:
+    """The keyword options of a function, but for some."""
+    left_out = set(without)
+    found = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in found if p.kind is p.KEYWORD_ONLY and p.name not in left_out)

@@ -1,0 +1,117 @@
+"""The range of every number that a call or a command is given: one table, read by all of them.
+
+An option has one name and one meaning everywhere (`batch`, `rate`, `seed`, …), so its range is declared once, by that
+name. `problems` is asked before anything is loaded or touched: by the functions under `core.base.arguments.checked`, by
+the settings of a run, and by every command before it starts.
+"""
+
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MANY = 10**9  # more steps, tokens, examples or evaluations than anybody runs
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `least` to `most`, both included unless `above` or `below` says otherwise. whole: no fractions."""
+
+    least: float
+    most: float
+    whole: bool = False
+    above: bool = False
+    below: bool = False
+
+    def refusal(self, name: str, value: Any) -> str | None:
+        """Why an option of this name cannot have this value, or None."""
+        kind = numbers.Integral if self.whole else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, kind):
+            return f"{name} must be {'a whole number' if self.whole else 'a number'}, got {value!r}"
+        number: Any = value  # compared as it is: a whole number above 1e308 is no float
+        low = number > self.least if self.above else number >= self.least
+        high = number < self.most if self.below else number <= self.most
+        return None if low and high else f"{name} must be {self}, got {value!r}"
+
+    def __str__(self) -> str:
+        if self.most < 1000 and not (self.above or self.below):
+            return f"from {_short(self.least)} to {_short(self.most)}"
+        most = f"{'below' if self.below else 'at most'} {_short(self.most)}"
+        if self.above and self.least == 0:
+            return f"a positive number, {most}"
+        return f"{'above' if self.above else 'at least'} {_short(self.least)}, {most}"
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number == int(number) else f"{number:g}"
+
+
+def _whole(least: int, most: int = MANY) -> Range:
+    return Range(least, most, whole=True)
+
+
+_COUNT, _WEIGHT, _SHARE = _whole(1), Range(0, 1e6), Range(0, 1)
+
+RANGES: dict[str, Range] = {
+    # training
+    "steps": _COUNT,
+    "epochs": Range(0, 1e6, above=True),
+    "batch": _whole(1, 10**7),
+    "accumulate": _whole(1, 10**7),
+    "rate": Range(0, 1e6, above=True),
+    "warmup": Range(0, MANY),
+    "weight_decay": _WEIGHT,
+    "clip": _WEIGHT,
+    "consistency": _WEIGHT,
+    "consistency_add": _WEIGHT,
+    "seed": _whole(0, 2**32 - 1),
+    "eval_every": _COUNT,
+    "early_stop": _COUNT,
+    "save_every": _COUNT,
+    "keep": _COUNT,
+    "memory_floor": _whole(0, 2**62),
+    "head_bits": _whole(1, 8),
+    # data and models
+    "max_length": _COUNT,
+    "image_size": _whole(1, 10**5),
+    "max_new_tokens": _COUNT,
+    "labels": _whole(1, 10**7),
+    # comparing
+    "seeds": _whole(1, 10**4),
+    "rates": _whole(1, 100),
+    "search_steps": _COUNT,
+    "within": Range(0, MANY, above=True),
+    "items": _whole(0),
+    "validation": _COUNT,
+    # planning
+    "length": _COUNT,
+    "labelled": Range(0, 1, above=True),
+    # compressing
+    "ratio": Range(0, 1, above=True, below=True),
+    "remove": Range(0, 1, above=True, below=True),
+    "samples": _COUNT,
+    "floor": _SHARE,
+    "share": Range(0, 1, above=True),
+    "rise": Range(0, 1e6),
+    "multiple": _whole(1, 10**6),
+    "judge": _COUNT,
+    "humaneval": _whole(0, 10**4),
+    "bits": _whole(1, 8),
+    # merging, and what a layer's rank may do
+    "allow_loss": Range(0, 1e6),
+}
+
+
+WORDS: dict[str, tuple[str, ...]] = {"overflow": ("error", "drop", "truncate"), "label_kind": ("class", "number")}
+
+
+def problems(given: Mapping[str, Any], ranges: Mapping[str, Range] | None = None) -> list[str]:
+    """What is wrong with the numbers and words among these options; None is never wrong, nor what is neither.
+
+    ranges: others for some of the names.
+    """
+    known = RANGES | dict(ranges or {})
+    numbered = {k: v for k, v in given.items() if k in known and isinstance(v, numbers.Number | str)}
+    worded = {k: v for k, v in given.items() if k in WORDS and v is not None and v not in WORDS[k]}
+    found = [problem for name, value in numbered.items() if (problem := known[name].refusal(name, value))]
+    return found + [f"{k} must be {' or '.join(map(repr, WORDS[k]))}, got {v!r}" for k, v in worded.items()]

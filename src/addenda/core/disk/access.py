@@ -1,0 +1,174 @@
+"""The disk: its failures as errors that say where and what to do, and JSON that anybody may have written.
+
+A path that a user gives is read with `~`; a failure of the system (a full disk, a folder that may not be written to, a
+file in the way, a name that is too long) is a `DiskError`, which is both an AddendaError and an OSError.
+"""
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from addenda.core.base.errors import AddendaError
+
+MOST = 256 << 20  # bytes of a JSON file
+_WAYS = {
+    errno.ENAMETOOLONG: "The name is too long for this disk: choose a shorter one",
+    errno.ENOTDIR: "A file stands where a folder is wanted: name another place, or move the file",
+    errno.EEXIST: "A file stands where a folder is wanted: name another place, or move the file",
+    errno.EISDIR: "A folder stands where a file is wanted: name a file",
+    errno.EACCES: "Give yourself the right to it, or name another place",
+    errno.EPERM: "Give yourself the right to it, or name another place",
+    errno.EROFS: "The disk can only be read: name another place",
+    errno.ELOOP: "Symbolic links lead in a circle there: name another place",
+    errno.ENOENT: "Make the folder, or name another place",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskError(AddendaError, OSError):
+    """A failure of the disk or of a path; `errno` is the system's."""
+
+
+def path_of(given: str | Path, what: str = "path") -> Path:
+    """A path as a user gives it, with `~`. Raises AddendaError for an empty one, and for one that no system has."""
+    if not isinstance(given, str | os.PathLike):
+        raise AddendaError(f"{what} is a path, got {given!r}.")
+    text = os.fspath(given)
+    if not text.strip() or "\0" in text:
+        raise AddendaError(f"{what} is {text!r}, which names nothing. Name a file or a folder.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # a user that there is not
+        raise AddendaError(f"{what} is {text!r}: {error}. Write the path out.") from None
+
+
+def file_of(given: str | Path, what: str = "path") -> Path:
+    """A path that a file is to be written to. Raises AddendaError where a folder is, or the path names nothing."""
+    path = path_of(given, what)
+    with reading(path):
+        folder = path.is_dir()
+        odd = not folder and path.exists() and not path.is_file()
+    if folder:
+        raise AddendaError(f"{path} is a folder. Name a file, such as {path / 'adapter.safetensors'}.")
+    if odd:
+        raise AddendaError(f"{path} is a device or a pipe, and a file is written whole or not at all. Name a file.")
+    return path
+
+
+@contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Failures of the disk as errors that say what is free and how to go on. size: bytes that were to be written."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except Exception as error:
+        if not _of_disk(error):
+            raise
+        number = getattr(error, "errno", None)
+        why = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        full = number in _FULL or "No space left" in str(error)
+        wanted = "" if size is None else f" for {size / 2**20:,.0f} MiB"
+        way = "Make room" if full else _WAYS.get(number or 0, "Make room, or name another place")
+        made = DiskError(
+            f"{'The disk is full' if full else 'Could not write'} at {shown(path)}{wanted} ({why}{_free(path)}). "
+            f"What is done is kept. {way}, and the same command goes on."
+        )
+        made.errno = number
+        raise made from error
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Failures to read a path as errors that name it."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except OSError as error:
+        way = _WAYS.get(error.errno or 0, "Look at the path and its rights")
+        made = DiskError(f"{shown(path)} cannot be read ({error.strerror or error}). {way}.")
+        made.errno = error.errno
+        raise made from error
+
+
+def _of_disk(error: Exception) -> bool:
+    """Whether an error is of the disk: the system's, safetensors' for a full disk, and that of torch's writer."""
+    if isinstance(error, OSError):
+        return True
+    name, text = type(error).__name__, str(error)
+    torches = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "inline_container" in text)
+    return torches or (name == "SafetensorError" and "I/O" in text) or "No space left" in text
+
+
+def _free(path: Path) -> str:
+    for there in (path, *path.parents):
+        try:
+            return f"; {shutil.disk_usage(there).free / 2**20:,.0f} MiB free"
+        except OSError:
+            continue
+    return ""
+
+
+def shown(path: str | Path) -> str:
+    """A path in a message, a very long one cut in its middle."""
+    text = str(path)
+    return text if len(text) <= 300 else f"{text[:120]}…{text[-60:]}"
+
+
+def printable(text: str) -> str:
+    """A text without what moves a terminal: control characters (but lines and tabs) are shown as \\x1b."""
+    odd = (c for c in set(text) if c not in "\n\t" and (ord(c) < 32 or 127 <= ord(c) < 160 or c in _TURNS))
+    for c in odd:
+        text = text.replace(c, f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # of the direction of writing
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises AddendaError for one that is missing, too long, too deep, or not strict JSON."""
+    try:
+        with open(path, "rb") as f:
+            data = f.read(MOST + 1)
+        if len(data) > MOST:
+            raise ValueError(f"more than {MOST >> 20} MiB")
+        return json.loads(data.decode("utf-8"), parse_constant=_float, parse_float=_float, parse_int=_integer)
+    except RecursionError:
+        raise AddendaError(f"{shown(path)} is not JSON that can be read: it is nested too deeply.") from None
+    except OSError as error:
+        made = DiskError(f"{shown(path)} cannot be read ({error.strerror or error}).")
+        made.errno = error.errno
+        raise made from None
+    except ValueError as error:
+        raise AddendaError(f"{shown(path)} is not JSON ({error}).") from None
+
+
+def _float(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:40]} is no number of JSON, or too large")
+    return number
+
+
+def strict(value: Any) -> Any:
+    """A value as strict JSON has it: null for what is not finite, text for paths and what else JSON has no word for."""
+    if isinstance(value, dict):
+        return {str(k): strict(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _integer(text: str) -> int | float:
+    if len(text) > 300:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)

@@ -1,0 +1,71 @@
+"""Files that are written whole or not at all."""
+
+import json
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from addenda.core.disk.access import writing
+
+
+def readable(value: object, at: str = "\n") -> str:
+    """JSON for people and for version control: an entry a line, but a list without names in it on one."""
+    deeper = f"{at} "
+    if isinstance(value, dict) and value:
+        inner = [f"{_key(k)}: {readable(v, deeper)}" for k, v in value.items()]
+        return f"{{{deeper}{f',{deeper}'.join(inner)}{at}}}"
+    if isinstance(value, list) and _named(value):
+        return f"[{deeper}{f',{deeper}'.join(readable(v, deeper) for v in value)}{at}]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _key(key: object) -> str:
+    """A name as JSON has it: always text, numbers too."""
+    return json.dumps(key if isinstance(key, str) else json.dumps(key), ensure_ascii=False)
+
+
+def _named(value: object) -> bool:
+    """Whether a list holds objects, however deep."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(_named(v) for v in value))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside the target, flush to disk, rename: a reader sees the old file or the new one, never a part.
+
+    Raises DiskError, which is an AddendaError, where the disk or the path does not take it; nothing is left behind.
+    """
+    with writing(path, len(data) if len(data) >= 1 << 20 else None):
+        _write(path, data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, data)
+    except BaseException:
+        with suppress(OSError):  # one that another process has put something into stays
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+def _replace(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the rename itself must reach the disk too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

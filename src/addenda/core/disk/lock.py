@@ -1,0 +1,117 @@
+"""One process at a time: a lock on a file, which the system drops when its holder ends, however that ends."""
+
+import contextlib
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import shown, writing
+from addenda.core.disk.place import folder_for
+
+try:
+    import fcntl as _fcntl
+except ImportError:  # Windows
+    _fcntl = None
+fcntl: Any = _fcntl
+NAME = ".addenda-lock"  # of the file in a folder that one run at a time may write to
+
+
+class Lock:
+    """`if not lock.take(): …` and later `lock.release()`. Systems and disks without such locks let everybody in."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._handle: int | None = None
+
+    def take(self) -> bool:
+        """False where another holds it. Its file and folder are made where they are missing."""
+        while fcntl is not None and self._handle is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            except FileNotFoundError:  # whoever held it has just removed the folder
+                continue
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(handle)
+                return False
+            except OSError:
+                os.close(handle)
+                return True
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(self.path)):
+                    self._handle = handle
+                    continue
+            os.close(handle)  # of a file that was removed before it was locked: another may hold a new one
+        return True
+
+    def release(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+@contextlib.contextmanager
+def alone(folder: Path, *, here: bool = True) -> Iterator[None]:
+    """For the length of a `with` block no other run is in a folder, which is made where it is missing.
+
+    Afterwards the lock's file is gone, and so is a folder that was made for it and that nothing was written to. here:
+    whether this process locks; of several that make one run together only the first does.
+    Raises AddendaError where another run is at the folder, and where it cannot be written to.
+    """
+    if not here:
+        yield
+        return
+    new = [p for p in (folder, *folder.parents) if not _there(p)]
+    lock = Lock(folder / NAME)
+    with writing(folder):
+        free = lock.take()
+    if not free:
+        raise AddendaError(
+            f"Another run is under way in {shown(folder)}. Wait for it to end, or choose another folder (--out)."
+        )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if lock.path.stat().st_size == 0:
+                lock.path.unlink()
+        lock.release()
+        with contextlib.suppress(OSError):
+            for made in new:  # an empty one only
+                made.rmdir()
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def one_at_a_time(run: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: a function that writes to the folder `out`, a keyword, is alone in it for as long as it runs.
+
+    Before anything else the folder must be one that may be written to, see `place.folder_for`. None: none is.
+    """
+    usual = inspect.signature(run).parameters["out"].default
+
+    @functools.wraps(run)
+    def held(*args: P.args, **options: P.kwargs) -> R:
+        out: Any = options.get("out", usual)
+        if out is None:
+            return run(*args, **options)
+        first = int(os.environ.get("RANK", "0")) == 0  # of several processes that make one run
+        with alone(folder_for(out), here=first):
+            return run(*args, **options)
+
+    return held
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True  # whatever it is, it is not ours to remove

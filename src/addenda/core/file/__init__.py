@@ -1,0 +1,1 @@
+"""What is in an adapter file, and how it is written."""

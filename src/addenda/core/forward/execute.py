@@ -1,0 +1,196 @@
+"""How an adapted layer computes: one of four paths, chosen by what the live methods offer.
+
+1. exact low rank, scaled rows included: the thin products are accumulated into the base product; backward keeps the
+   thin intermediate, and the input only where a factor on its side learns;
+2. a method's own `apply` on the activations;
+3. sparse: the entries are written into a passing copy of W, and their gradient is gathered; whole blocks instead
+   make small products of their own;
+4. anything else: y = op(x, W + ΔW), where backward recomputes W + ΔW instead of keeping it.
+
+No path keeps a dense copy of a weight between forward and backward.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.fused import block_linear, factored_linear, sparse_linear
+from addenda.core.method.contract import Base, Factors, WeightMethod, to_float
+from addenda.core.modules.recompute import as_recipe
+from addenda.core.modules.returned import returned
+from addenda.core.site.site import CONV1D, LINEAR, PARAMETER, Kind
+
+if TYPE_CHECKING:
+    from addenda.core.forward.adapted import SiteTensors
+
+
+def execute(
+    module: nn.Module, original: type, kind: Kind, live: "Sequence[SiteTensors]", x: Tensor, *rest, **options
+) -> Tensor:
+    """The output of an adapted module: its own product, changed by every live delta."""
+    weight = module._parameters.get("weight")
+    if weight is None:
+        raise AddendaError(
+            f"The weight of this {original.__name__} is no parameter of it any more: a parametrization, weight norm or "
+            "pruning made after attach computes it, or this is a replica of DataParallel, which copies no adapters. "
+            "Make them before attach; of several devices use DistributedDataParallel."
+        )
+    x, weight, bias = _autocast(x, weight, getattr(module, "bias", None))  # the attribute: a trained bias
+    plain = original.forward is nn.Linear.forward or kind != LINEAR
+
+    def product(x: Tensor) -> Tensor:
+        return kind.product(module, x, weight, bias) if plain else original.forward(module, x, *rest, **options)
+
+    device = x.device.type
+    off = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    with as_recipe(x), off:
+        return _run(module, kind, live, x, weight, bias, product, plain)
+
+
+def _run(module, kind: Kind, live: "Sequence[SiteTensors]", x, weight, bias, product, plain: bool) -> Tensor:
+    if kind.dense and len(live) == 1:
+        t, m = live[0], live[0].method
+        if plain and m.has("factors"):
+            return _factored(kind, x, weight, bias, t)
+        if m.has("apply"):
+            return m.apply(x, Base(product, kind.to_matrix(weight.detach()), bias), t.tensors())
+        if plain and m.has("blocks"):
+            W = kind.to_matrix(weight)
+            return block_linear(x, W, bias, *m.blocks(t.tensors(), (W.shape[0], W.shape[1])))
+        if plain and kind == LINEAR and m.has("sparse"):
+            index, values = m.sparse(t.tensors(), weight.shape)
+            return sparse_linear(x, weight, bias, index, values)
+    low = [t for t in live if thin(t.method)]
+    if plain and kind.dense and len(live) == len(low) and not any(_dropout(t) for t in low):
+        B, A = zip(*(_factors(t, kind, weight).pair() for t in low), strict=True)
+        return factored_linear(x, 0.0, kind.to_matrix(weight), bias, None, Factors(torch.cat(B, 1), torch.cat(A)))
+    rest = [t for t in live if not thin(t.method)]
+    if rest and plain:
+        y = _recomputed(kind, module, x, weight, bias, rest)
+    else:
+        y = product(x)
+        for t in rest:  # a subclass with a forward of its own: add what the change alone contributes
+            change = t.method.delta(weight.detach().float(), to_float(t.tensors())).to(x.dtype)
+            y = y + F.linear(x, change)
+    for t in low:
+        B, A = _factors(t, kind, weight).pair()
+        path = F.dropout(x, p) if (p := _dropout(t)) and x.is_floating_point() else x
+        y = y + kind.low_rank(module, path, B.to(y.dtype), A.to(y.dtype))
+    return y
+
+
+def thin(method: WeightMethod) -> bool:
+    """Whether ΔW alone is the product of the factors."""
+    return method.has("factors") and not method.has("magnitude")
+
+
+def _factored(kind: Kind, x: Tensor, weight: Tensor, bias: Tensor | None, t: "SiteTensors") -> Tensor:
+    W, p = kind.to_matrix(weight), t.tensors()
+    c = t.method.magnitude(W.detach(), p) if t.method.has("magnitude") else None
+    return factored_linear(x, _dropout(t), W, bias, c, t.method.factors(p, (W.shape[0], W.shape[1])))
+
+
+def effective(kind: Kind, weight: Tensor, live: "Sequence[SiteTensors]") -> Tensor:
+    """The weight that acts: W + Σ ΔW, computed in float32 at least and rounded once to W's dtype, as stored."""
+    with torch.autocast(weight.device.type, enabled=False):
+        return _effective(kind, weight, [(t.method, t.tensors(), t.shared) for t in live])
+
+
+def _effective(kind: Kind, weight: Tensor, parts: "list[tuple]") -> Tensor:
+    if kind == PARAMETER and parts[0][0].any_shape and len(parts) == 1:
+        return parts[0][0].effective(weight, parts[0][1]).to(weight.dtype)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    W = kind.to_matrix(weight).to(wide)
+    stacked = []
+    for m, p, shared in parts:
+        p = to_float(p, wide)
+        each = [p] if W.dim() < 3 else [{k: t if k in shared else t[e] for k, t in p.items()} for e in range(len(W))]
+        stacked.append([(m, q, W if W.dim() < 3 else W[e]) for e, q in enumerate(each)])
+    if len(stacked) == 1:
+        new = [m.effective(w, p) for m, p, w in stacked[0]]
+    else:
+        new = [each[0][2] + sum(m.delta(w, p) for m, p, w in each) for each in zip(*stacked, strict=True)]
+    return kind.from_matrix(new[0] if W.dim() < 3 else torch.stack(new), weight).to(weight.dtype)
+
+
+def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What autocast would do to a product's arguments: the paths below run with it switched off."""
+    if not (torch.is_autocast_enabled(x.device.type) and x.is_floating_point()) or x.dtype == torch.float64:
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _factors(t: "SiteTensors", kind: Kind, weight: Tensor) -> Factors:
+    shape = kind.to_matrix(weight).shape
+    return t.method.factors(t.tensors(), (shape[0], shape[1]))
+
+
+def _dropout(t: "SiteTensors") -> float:
+    return t.method.dropout if t.training else 0.0
+
+
+def _recomputed(
+    kind: Kind, module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, parts: "list[SiteTensors]"
+) -> Tensor:
+    """op(x, W + Σ ΔW) whose backward computes the effective weight again."""
+    named = [(t.method, t.tensors(), t.shared) for t in parts]
+    flat = [tensor for _, p, _ in named for tensor in p.values()]
+
+    def build(weight: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        it = iter(tensors)
+        return _effective(kind, weight, [(m, {k: next(it) for k in p}, shared) for m, p, shared in named])
+
+    if torch.compiler.is_compiling():  # cannot trace autograd.grad in a backward, and decides itself what to recompute
+        return kind.product(module, x, build(weight, flat), bias)
+    return _Recompute.apply(build, kind, module, x, weight, bias, *flat)
+
+
+class _Recompute(torch.autograd.Function):
+    """y = product(x, build(W, tensors)): saves x and references only, builds the weight once more in backward."""
+
+    @staticmethod
+    def forward(ctx, build: Callable, kind: Kind, module, x, weight, bias, *tensors):
+        ctx.build, ctx.kind, ctx.module = build, kind, module
+        ctx.save_for_backward(x, weight, bias, *tensors)
+        return returned(kind.product(module, x, build(weight, tensors), bias))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy):
+        x, weight, bias, *tensors = ctx.saved_tensors
+        _, _, _, need_x, need_w, need_bias, *need = ctx.needs_input_grad
+        leaves = [t.detach().requires_grad_(n) for t, n in zip(tensors, need, strict=True)]
+        w = weight.detach().requires_grad_(need_w)
+        with torch.enable_grad(), torch.autocast(gy.device.type, enabled=False):
+            built = ctx.build(w, leaves)
+            wanted = [t for t in (w, *leaves) if t.requires_grad]
+            if ctx.kind == LINEAR or ctx.kind == CONV1D:
+                flat, gbias = gy.reshape(-1, gy.shape[-1]), None
+                left = flat.t() if ctx.kind == LINEAR else x.reshape(-1, x.shape[-1]).t()
+                right = x.reshape(-1, x.shape[-1]) if ctx.kind == LINEAR else flat
+                gbuilt = left @ right if wanted else None
+                with torch.no_grad():
+                    gx = (flat @ (built if ctx.kind == LINEAR else built.t())).view(x.shape) if need_x else None
+                    gbias = flat.sum(0) if need_bias else None
+            else:
+                xd = x.detach().requires_grad_(need_x)
+                wd = built.detach().requires_grad_()
+                bd = None if bias is None else bias.detach().requires_grad_(need_bias)
+                y = ctx.kind.product(ctx.module, xd, wd, bd)
+                inputs = [t for t, n in ((wd, True), (xd, need_x), (bd, need_bias)) if n and t is not None]
+                grads = iter(torch.autograd.grad(y, inputs, gy))
+                gbuilt, gx, gbias = (
+                    next(grads),
+                    next(grads) if need_x else None,
+                    next(grads) if need_bias else None,
+                )
+            found = iter(torch.autograd.grad(built, wanted, gbuilt, allow_unused=True) if wanted else ())
+        gw = next(found) if need_w else None
+        return None, None, None, gx, gw, gbias, *[next(found) if n else None for n in need]

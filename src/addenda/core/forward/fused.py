@@ -1,0 +1,250 @@
+"""Layers with a change inside their product: one autograd function for each form in which a method offers ΔW.
+
+    factored_linear     a product of thin matrices, added to the base product's output in place
+    block_linear        a few whole blocks, in products of their own size
+    sparse_linear       single entries, written into a passing copy of W; their gradient is gathered
+
+Tensors of adapters may be float32 masters: they are cast for every product, and the input never is. Leading dimensions
+of x are arbitrary; the functions return rows, which become the output outside of them (see `core.modules.returned`).
+Gradients for W and the bias are there for unfrozen bases.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from addenda.core.method.contract import Factors, spread
+from addenda.core.modules.returned import Unchanged, like
+
+
+def factored_linear(
+    x: Tensor, drop: float, W: Tensor, bias: Tensor | None, c: Tensor | None, factors: Factors
+) -> Tensor:
+    """y = x (W + ΔW)ᵀ + bias, where the factors' product is ΔW; with c, diag(c) stands before W + ΔW.
+
+    Shapes: x (…, n); W (m, n) or any strided view of it; bias, c (m). drop: the share of x that ΔW does not see.
+    """
+    if torch.is_grad_enabled():
+        y = FactoredLinear.apply(x, drop, W, bias, c, *factors)
+    else:
+        few = x.numel() < x.shape[-1] * len(factors.A)  # rows: to cast them takes less than to cast the factors
+        y = _forward(x, drop, W, bias, c, *factors, dtype=factors.A.dtype if few else x.dtype)[0]
+    return like(x, y)
+
+
+def sparse_linear(x: Tensor, W: Tensor, bias: Tensor | None, index: Tensor, values: Tensor) -> Tensor:
+    """y = x (W + scatter(values))ᵀ + bias. Shapes: x (…, n); W (m, n); index, values (K), flat positions of W."""
+    return like(x, SparseLinear.apply(x, W, bias, index, values))
+
+
+def block_linear(x: Tensor, W: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """y = x (W + ΔW)ᵀ + bias. Shapes: x (…, n); W (m, n); rows, columns (K), values (K, b, b) as in
+    `WeightMethod.blocks`.
+    """
+    return like(x, BlockLinear.apply(x, W, bias, rows, columns, values))
+
+
+def _forward(x, drop, W, bias, c, B, A, middle, index, rows, sums, dtype=None):
+    """The output's rows, and what backward may want: factors in x's dtype, the thin intermediate, what of x it saw.
+
+    dtype: of the thin products, if not x's.
+    """
+    dtype = dtype or x.dtype
+    seen = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - drop) if drop else None
+    A, left = A if sums else A.to(dtype), _scaled(B, rows, dtype)
+    own = _rows(x if seen is None else x * seen).to(dtype)
+    h = _summed(own, len(A)) if sums else F.linear(own, A)
+    if drop:
+        h = h / (1 - drop)
+    y, h_M = F.linear(_rows(x), W, bias), _through(h, left, A, middle, index)
+    if dtype == y.dtype:
+        y.addmm_(h_M, left.t())
+    else:
+        y.add_(F.linear(h_M, left))
+    if c is not None:
+        y.addcmul_(y, (c - 1).to(y.dtype))  # as `_rows_times`; an export traces this and takes no out=
+        if bias is not None:
+            y.add_(((1 - c) * bias).to(y.dtype))
+    return y, left, A, h, seen
+
+
+class FactoredLinear(torch.autograd.Function):
+    """`factored_linear` in two passes over y, forward and backward.
+
+    Kept for backward: the s-wide x Aᵀ, x only where A, W or c learns (bits of what was dropped beside it), y only where
+    c learns, and references. B, A, … may be float32 masters: they are cast for every product, and x never is. Where the
+    caller has changed y in place, backward makes it again.
+    """
+
+    @staticmethod
+    def forward(ctx, x, drop, W, bias, c, B, A, middle, index, rows, sums):
+        _, _, need_w, _, need_c, need_b, need_a, need_middle, _, need_rows, _ = ctx.needs_input_grad
+        y, left, right, h, seen = _forward(x, drop, W, bias, c, B, A, middle, index, rows, sums)
+        kept, ctx.unchanged, ctx.leading = None, True, x.shape[:-1]
+        if need_c and torch.compiler.is_compiling():
+            kept = y.clone()  # which it leaves out where nothing changes y
+        elif need_c:
+            kept, ctx.unchanged = y.data, Unchanged(y)
+        ctx.drop, ctx.dtypes, ctx.sums = drop, (B.dtype, A.dtype), sums
+        ctx.save_for_backward(
+            x if need_a or need_w or need_c else None, seen, W, bias, c, B if rows is not None else left, right,
+            middle, index, rows, h if need_b or need_rows or need_middle or need_c else None, kept,
+        )  # fmt: skip
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy):
+        x, seen, W, bias, c, B, A, middle, index, rows, h, y = ctx.saved_tensors
+        need_x, _, need_w, need_bias, need_c, need_b, need_a, need_middle, _, need_rows, _ = ctx.needs_input_grad
+        g, dtype = gy, gy.dtype
+        gx = gw = gbias = gc = gb = ga = gmiddle = grows = None
+        if need_bias:
+            gbias = g.sum(0)
+        room = torch.empty_like(g) if c is not None else None
+        if need_c:
+            assert c is not None
+            if ctx.unchanged:
+                own = y if bias is None else y - bias
+                gc = torch.mul(g, own, out=room).sum(0).to(c.dtype) / c
+            else:
+                own = F.linear(_rows(x), W).addmm_(_through(h, B, A, middle, index), _scaled(B, rows, dtype).t())
+                gc = torch.mul(g, own, out=room).sum(0).to(c.dtype)
+        if c is not None:
+            g = _rows_times(g, c, out=room)
+        gk = g @ _scaled(B, rows, dtype)
+        if need_b or need_rows:
+            gleft = (_through(h, B, A, middle, index).t() @ g).t()  # faster than gᵀ k
+            gleft = gleft.to(ctx.dtypes[0], memory_format=torch.contiguous_format)
+            gb = (gleft if rows is None else gleft * rows[:, None]) if need_b else None
+            grows = (gleft * B).sum(1, dtype=rows.dtype) if need_rows else None
+        gh = gk
+        if middle is not None and index is None:
+            gmiddle = (gk * h).sum(0, dtype=middle.dtype) if need_middle else None
+            gh = gk * middle.to(dtype)
+        elif middle is not None:
+            gmiddle = (gk.t() @ h).flatten()[index].to(middle.dtype) if need_middle else None
+            gh = gk @ spread(middle.to(dtype), index, B.shape[1], len(A))
+        if ctx.drop:
+            gh = gh / (1 - ctx.drop)
+        if need_a:
+            ga = (gh.t() @ _rows(x if seen is None else x * seen)).to(ctx.dtypes[1])
+        if need_w:
+            gw = g.t() @ _rows(x)
+        if need_x:
+            gx = g @ W
+            if seen is not None:
+                gx.add_((gh @ A.to(dtype)).mul_(_rows(seen)))
+            elif ctx.sums:
+                _spread_sums(gx, gh)
+            else:
+                gx.addmm_(gh, A)
+            gx = gx.view(*ctx.leading, gx.shape[-1])
+        return gx, None, gw, gbias, gc, gb, ga, gmiddle, None, grows, None
+
+
+def _rows(t: Tensor) -> Tensor:
+    """(tokens, width), whatever the leading dimensions."""
+    return t.reshape(-1, t.shape[-1])
+
+
+def _summed(x: Tensor, s: int) -> Tensor:
+    """x [I I … I]ᵀ (tokens, s): sums over every s-th entry, a pass over x where a product would be several."""
+    n = x.shape[1] - x.shape[1] % s
+    h = x[:, :n].unflatten(1, (-1, s)).sum(1)
+    if n < x.shape[1]:
+        h[:, : x.shape[1] - n] += x[:, n:]
+    return h
+
+
+def _spread_sums(x: Tensor, h: Tensor) -> None:
+    """x += h [I I … I], in place."""
+    n = x.shape[1] - x.shape[1] % h.shape[1]
+    x[:, :n].unflatten(1, (-1, h.shape[1])).add_(h[:, None])
+    if n < x.shape[1]:
+        x[:, n:] += h[:, : x.shape[1] - n]
+
+
+def _rows_times(t: Tensor, c: Tensor, out: Tensor | None) -> Tensor:
+    """t · c for factors near 1: c − 1 is rounded to t's dtype, since c itself would lose a small change there, and a
+    product of two dtypes makes wide copies of t."""
+    return torch.addcmul(t, t, (c - 1).to(t.dtype), out=out)
+
+
+def _scaled(B: Tensor, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (B if rows is None else rows[:, None] * B).to(dtype)
+
+
+def _through(h: Tensor, B: Tensor, A: Tensor, middle: Tensor | None, index: Tensor | None) -> Tensor:
+    """h Mᵀ."""
+    if middle is None:
+        return h
+    if index is None:
+        return h * middle.to(h.dtype)
+    return F.linear(h, spread(middle.to(h.dtype), index, B.shape[1], len(A)))
+
+
+class SparseLinear(torch.autograd.Function):
+    """`sparse_linear` in one product: the K entries are written into a passing copy of W.
+
+    Backward makes the copy again and gathers the gradient of the values out of one dense product, which is dropped at
+    once.
+    """
+
+    @staticmethod
+    def forward(ctx, x, W, bias, index, values):
+        ctx.save_for_backward(x, W, index, values)
+        return F.linear(_rows(x), _scattered(W, index, values), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy):
+        x, W, index, values = ctx.saved_tensors
+        need_x, need_w, need_bias, _, need_values = ctx.needs_input_grad
+        gx = (gy @ _scattered(W, index, values)).view(x.shape) if need_x else None
+        gw = gy.t() @ _rows(x) if need_w or need_values else None
+        gvalues = gw.flatten()[index].to(values.dtype) if need_values and gw is not None else None
+        return gx, gw if need_w else None, gy.sum(0) if need_bias else None, None, gvalues
+
+
+class BlockLinear(torch.autograd.Function):
+    """`block_linear`: x Wᵀ + bias, and what K blocks of b × b of ΔW add to it, in products of their size."""
+
+    @staticmethod
+    def forward(ctx, x, W, bias, rows, columns, values):
+        ctx.save_for_backward(x, W, rows, columns, values)
+        y = F.linear(_rows(x), W, bias)
+        added = _strips(x, columns, values) @ values.to(x.dtype).transpose(1, 2)
+        y.unflatten(1, (-1, values.shape[1])).index_add_(1, rows, added.transpose(0, 1))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy):
+        x, W, rows, columns, values = ctx.saved_tensors
+        need_x, need_w, need_bias, _, _, need_values = ctx.needs_input_grad
+        strips = _strips(gy, rows, values)
+        gx = gw = gvalues = None
+        if need_x:
+            gx = gy @ W
+            added = strips @ values.to(gy.dtype)
+            gx.unflatten(1, (-1, values.shape[1])).index_add_(1, columns, added.transpose(0, 1))
+            gx = gx.view(x.shape)
+        if need_w:
+            gw = gy.t() @ _rows(x)
+        if need_values:
+            gvalues = (strips.transpose(1, 2) @ _strips(x, columns, values)).to(values.dtype)
+        return gx, gw, gy.sum(0) if need_bias else None, None, None, gvalues
+
+
+def _strips(t: Tensor, which: Tensor, values: Tensor) -> Tensor:
+    """(K, tokens, b): for each of K blocks the b columns of t (…, width) that it touches."""
+    return _rows(t).unflatten(1, (-1, values.shape[1])).index_select(1, which).transpose(0, 1)
+
+
+def _scattered(W: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """A copy of W with W + values at the flat positions, added in float32 at least and rounded once."""
+    flat = W.detach().flatten().clone() if W.is_contiguous() else W.detach().flatten()
+    flat[index] = (flat[index].to(torch.promote_types(values.dtype, W.dtype)) + values).to(W.dtype)
+    return flat.view(W.shape)

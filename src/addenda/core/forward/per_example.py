@@ -1,0 +1,116 @@
+"""One batch, an adapter of its own for every example: how a layer computes inside `addenda.per_example`.
+
+Low-rank adapters share one base product, and their thin products run as two batched ones; methods that scale and add
+entries share it too (Wen & Chaudhuri 2023, arXiv:2312.05677, has both forms). For any other method, and for changes of
+activations, the batch is split by adapter and put together. Gradients reach the adapters that a batch uses, and no
+other.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.execute import execute, thin
+from addenda.core.method.contract import Base
+from addenda.core.site.site import Kind
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """What acts at one parameter in the place of a plain list: other adapters for other parts of the input."""
+
+    tensors: tuple  # of SiteTensors: all that may act
+
+    def layer(self, module: nn.Module, original: type, kind: Kind, x: Tensor, *rest, **options) -> Tensor:
+        """The output of a module whose weight is changed."""
+        raise NotImplementedError
+
+    def act(self, one: Callable, v: Tensor, back: bool = False) -> Tensor:
+        """The changed activation; one(tensors, v, cut): see `core.method.hidden.run`. back: undo, the last first."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class PerExample(Mixed):
+    """The tensors of each adapter used, and which of them each example takes."""
+
+    which: Tensor  # (batch); -1: none
+
+    def layer(self, module: nn.Module, original: type, kind: Kind, x: Tensor, *rest, **options) -> Tensor:
+        """Example by example along the first dimension of x."""
+        which = self._fitting(module, x)
+        tensors = self.tensors
+        if kind.dense and x.dim() > 1 and all(thin(t.method) for t in tensors):
+            return _added(module, kind, tensors, which, x, original.forward(module, x, *rest, **options))
+        first = tensors[0].method
+        if kind.dense and x.dim() > 1 and first.elementwise and all(t.method == first for t in tensors):
+            return _together(lambda x: original.forward(module, x, *rest, **options), module, kind, tensors, which, x)
+        return _split(lambda x, t, _: execute(module, original, kind, (t,), x, *rest, **options),
+                      lambda x: original.forward(module, x, *rest, **options), tensors, which, x)  # fmt: skip
+
+    def act(self, one: Callable, v: Tensor, back: bool = False) -> Tensor:
+        which = self._fitting(None, v)
+        return _split(lambda v, t, rows: one(t, v, lambda z: z[rows]), lambda v: v, self.tensors, which, v)
+
+    def _fitting(self, module: nn.Module | None, x: Tensor) -> Tensor:
+        if len(x) != len(self.which):
+            what = "a change of activations" if module is None else f"a {type(module).__name__}"
+            raise AddendaError(
+                f"per_example names an adapter for each of {len(self.which)} examples, and {what} got {len(x)} rows: "
+                "the first dimension of every adapted layer's input must be the batch."
+            )
+        return self.which.to(x.device)
+
+
+def _added(module: nn.Module, kind: Kind, tensors: tuple, which: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """y + s x Aᵀ Bᵀ with the A and B of each example: two batched products over (batch, tokens, …)."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    shape = kind.to_matrix(weight).shape
+    pairs = [t.method.factors(t.tensors(), (shape[0], shape[1])).pair() for t in tensors]
+    most = max(A.shape[0] for _, A in pairs)
+    A = torch.stack([F.pad(A, (0, 0, 0, most - A.shape[0])) for _, A in pairs]).to(y.dtype)
+    B = torch.stack([F.pad(B, (0, most - B.shape[1])) for B, _ in pairs]).to(y.dtype)
+    rows = torch.nonzero(which >= 0).flatten()
+    everyone = len(rows) == len(which)
+    own = which if everyone else which[rows]
+    seen = (x if everyone else x[rows]).to(y.dtype).flatten(1, -2) if x.dim() > 2 else x[rows, None].to(y.dtype)
+    drop = [t.method.dropout if t.training else 0.0 for t in tensors]
+    if any(drop):
+        share = seen.new_tensor(drop)[own].view(-1, 1, 1)
+        seen = seen * (torch.rand_like(seen) >= share) / (1 - share)
+    one_each = len(own) == len(tensors) and bool((own == torch.arange(len(own), device=own.device)).all())
+    if not one_each:
+        A, B = A[own], B[own]
+    change = torch.bmm(torch.bmm(seen, A.transpose(1, 2)), B.transpose(1, 2))
+    change = change.view(len(own), *y.shape[1:])
+    return y + change if everyone else y.index_add(0, rows, change)
+
+
+def _together(base: Callable, module: nn.Module, kind: Kind, tensors: tuple, which: Tensor, x: Tensor) -> Tensor:
+    """One `apply` for all examples, each with tensors of its own; an example without an adapter gets the base's."""
+    rows = torch.nonzero(which >= 0).flatten()
+    sets = [t.tensors() for t in tensors]
+    own = which[rows]
+    p = {k: torch.stack([s[k] for s in sets])[own] for k in sets[0]}
+    p = {k: t.view(len(own), *[1] * (x.dim() - 2), *t.shape[1:]) for k, t in p.items()}
+    weight = kind.to_matrix(module._parameters["weight"].detach())
+    y = tensors[0].method.apply(x[rows], Base(base, weight, getattr(module, "bias", None)), p)
+    if len(rows) == len(which):
+        return y
+    others = torch.nonzero(which < 0).flatten()
+    return torch.cat([y, base(x[others])])[torch.cat([rows, others]).argsort()]
+
+
+def _split(one: Callable, base: Callable, tensors: tuple, which: Tensor, x: Tensor) -> Tensor:
+    """Every adapter's examples through the layer on their own."""
+    parts, places = [], []
+    for k in which.unique().tolist():
+        rows = torch.nonzero(which == k).flatten()
+        parts.append(one(x[rows], tensors[k], rows) if k >= 0 else base(x[rows]))
+        places.append(rows)
+    return torch.cat(parts)[torch.cat(places).argsort()]

@@ -1,0 +1,1 @@
+"""Writing a change into the base, with proof."""

@@ -1,0 +1,185 @@
+"""What a model returns on one batch: every floating tensor in it, wherever it stands.
+
+A batch is a tensor, a tuple of arguments, a dict of named ones, or a function that is given the model. Each forward
+gets a copy of its own, as it may write into it, and starts from the same state of the random generators.
+"""
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.forward.adapted import original_class
+
+_DEPTH = 16  # of objects in objects that are looked into
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward returned: floating tensors by their place in it, how many others, whether it drew at random."""
+
+    values: dict[str, Tensor]
+    others: int
+    drawn: bool
+
+    @property
+    def main(self) -> Tensor:
+        """The logits, or else the first of them."""
+        return self.values.get("logits", next(iter(self.values.values())))
+
+    def broken(self) -> tuple[int, int]:
+        """How many numbers are NaN, or infinite; and how many there are."""
+        wrong = sum(int((~torch.isfinite(t)).sum()) for t in self.values.values())
+        return wrong, sum(t.numel() for t in self.values.values())
+
+
+@torch.no_grad()
+def run(model: nn.Module, batch: object, dtype: torch.dtype | None = None) -> Outputs:
+    """One forward of a model; floating tensors of the batch in `dtype`.
+
+    Raises AddendaError where the batch does not fit the model, or nothing comes back that could be compared.
+    """
+    with _same_draws(model) as drawn:
+        try:
+            result = _call(model, batch, dtype)
+        except AddendaError:
+            raise
+        except Exception as error:
+            said = next(iter(str(error).splitlines()), "")[:300]
+            raise AddendaError(
+                f"The verify batch does not run through this {original_class(model).__name__}: {type(error).__name__}: "
+                f"{said} Give verify= a tensor for model(tensor), a tuple for model(*tuple), a dict for "
+                "model(**dict), or a function that is given the model and returns its outputs."
+            ) from error
+    values: dict[str, Tensor] = {}
+    others = _collect(result, "", values, set())
+    if not values:
+        raise AddendaError(
+            f"The verify batch gave a {type(result).__name__} without a floating tensor to compare"
+            + (f" ({others} of whole numbers, which hide what moves)" if others else "")
+            + ". Give verify= a function that is given the model and returns such, e.g. its logits."
+        )
+    return Outputs(values, others, drawn())
+
+
+def _collect(value: Any, path: str, found: dict[str, Tensor], seen: set[int], depth: int = 0) -> int:
+    """All floating tensors in a value, by path, copied. Returns how many others there were."""
+    if id(value) in seen or depth > _DEPTH or value is None:
+        return 0
+    if isinstance(value, float):
+        value = torch.tensor(value, dtype=torch.float64)
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        if not (value.is_floating_point() or value.is_complex()):
+            return 1
+        plain = value.detach() if value.layout == torch.strided else value.detach().to_dense()
+        plain = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
+        found[path or "output"] = plain.clone()
+        return 0
+    return sum(
+        _collect(v, f"{path}.{name}" if path else name, found, seen, depth + 1) for name, v in _parts_of(value, depth)
+    )
+
+
+def _parts_of(value: Any, depth: int) -> Iterable[tuple[str, Any]]:
+    """What is in a container or an object, by name."""
+    if isinstance(value, Mapping):
+        return [(str(k), v) for k, v in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [(str(i), v) for i, v in enumerate(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value)]
+    if isinstance(value, (nn.Module, type)) or callable(value):
+        return []
+    held = {name: getattr(value, name, None) for c in type(value).__mro__ for name in vars(c).get("__slots__", ())}
+    return [(k, v) for k, v in (held | getattr(value, "__dict__", {})).items() if not isinstance(v, float)]
+
+
+# -- how it is called --------------------------------------------------------------------------------------------------
+
+
+def _call(model: nn.Module, batch: Any, dtype: torch.dtype | None) -> Any:
+    if isinstance(batch, Mapping):
+        if all(isinstance(k, str) for k in batch) and _names_fit(model, batch):
+            return model(**{k: _own(v, dtype) for k, v in batch.items()})
+        return model(_own(batch, dtype))
+    if type(batch) is tuple and _binds(model, *batch):
+        return model(*_own(batch, dtype))
+    if callable(batch) and not isinstance(batch, Tensor):
+        return batch(model)
+    if isinstance(batch, (str, bytes, int, float)) or hasattr(batch, "__next__") or hasattr(batch, "batch_sampler"):
+        raise AddendaError(
+            f"verify is one batch: a tensor, a tuple, a dict, or a function that is given the model; got a "
+            f"{type(batch).__name__}. Of a loader take next(iter(loader))."
+        )
+    return model(_own(batch, dtype))
+
+
+def _names_fit(model: nn.Module, batch: Mapping) -> bool:
+    """Whether a forward takes these names; False where it takes the mapping itself."""
+    if _binds(model, **batch):
+        return True
+    known = list(_signature(model).parameters)  # type: ignore[union-attr]
+    if not set(known) & set(batch) and _binds(model, batch):
+        return False
+    strange = [k for k in batch if k not in known]
+    hint = nearest(strange[0], known) if strange else ""
+    raise AddendaError(
+        f"The verify batch has {', '.join(map(repr, batch))}, and {original_class(model).__name__}.forward takes "
+        f"{', '.join(known)}.{hint} Give the names that it takes, or a function that is given the model."
+    )
+
+
+def _signature(model: nn.Module) -> inspect.Signature | None:
+    try:
+        return inspect.signature(vars(model).get("forward") or original_class(model).forward.__get__(model))
+    except (TypeError, ValueError):
+        return None
+
+
+def _binds(model: nn.Module, *args: Any, **kwargs: Any) -> bool:
+    signature = _signature(model)
+    try:
+        return signature is None or signature.bind(*args, **kwargs) is not None
+    except TypeError:
+        return False
+
+
+def _own(value: Any, dtype: torch.dtype | None) -> Any:
+    """A copy, since a forward may write into what it is given (a cache); floating tensors in `dtype`."""
+    if isinstance(value, Tensor):
+        own = value.detach().clone()
+        return own.to(dtype) if dtype is not None and own.is_floating_point() else own
+    if type(value) is dict:
+        return {k: _own(v, dtype) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_own(v, dtype) for v in value)
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # a batch of one's own, of whatever
+        return value
+
+
+@contextmanager
+def _same_draws(model: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Generators start alike and are as they were afterwards. Gives a function: whether the model drew meanwhile."""
+    devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
+    generators = [torch.default_generator, *(torch.cuda.default_generators[i] for i in devices)]
+    before = [g.get_state() for g in generators]
+    for g in generators:
+        g.manual_seed(0)
+    start = [g.get_state() for g in generators]
+    found: list[bool] = []
+    try:
+        yield lambda: found[0]
+    finally:
+        found.append(not all(torch.equal(a, g.get_state()) for a, g in zip(start, generators, strict=True)))
+        for g, state in zip(generators, before, strict=True):
+            g.set_state(state)

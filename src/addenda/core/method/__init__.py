@@ -1,0 +1,1 @@
+"""What a method is, the catalogue of them, and what families of methods share."""

@@ -1,0 +1,130 @@
+"""The catalogue: every method by name, with what it claims.
+
+A method registers itself with `@register(...)` beside its class; a named variant of it (other defaults, another claim)
+with `variant(...)`. Other packages add theirs through the entry point group `addenda.methods`, whose modules are
+imported the first time the catalogue is read. Nothing in the core knows a method by name.
+"""
+
+import dataclasses
+import fnmatch
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.method.contract import Method, parse_options
+
+
+@dataclass(frozen=True)
+class Info:
+    """What the catalogue says of a method."""
+
+    name: str
+    title: str
+    paper: str  # authors and year, then the arXiv id
+    equation: str  # ΔW, W_eff or the changed activation, in the words of the docstring
+    hypothesis: str  # what the method claims about the geometry of the change, in one sentence
+    family: str  # low-rank | spectral | sparse | block | rotation | scale | dense | hidden
+    cls: type[Method]
+    rate: float = 1e-3  # where a search for its learning rate (AdamW) starts; measured here, not the paper's
+    preset: dict = field(default_factory=dict)
+    paper_setting: str | None = None  # the paper's main setting where ours differs; "": as here, None: nobody said
+    published: str = ""  # figures that its authors or others printed, with the source and what is unfair about them
+
+    def build(self, **options) -> Method:
+        """The method with its options; raises AddendaError on an unknown option or a bad value."""
+        return parse_options(self.cls, {**self.preset, **options})
+
+
+_catalogue: dict[str, Info] = globals().get("_catalogue", {})  # kept when this module is loaded again
+
+
+def register(
+    name: str,
+    *,
+    title: str,
+    paper: str,
+    equation: str,
+    hypothesis: str,
+    family: str,
+    rate: float = 1e-3,
+    published: str = "",
+    paper_setting: str | None = None,
+) -> Callable:
+    """Class decorator: enter a method in the catalogue under `name`."""
+
+    def enter(cls: type[Method]) -> type[Method]:
+        cls.name = name
+        said = {"published": published, "paper_setting": paper_setting}
+        _enter(Info(name, title, paper, equation, hypothesis, family, cls, rate, **said))
+        return cls
+
+    return enter
+
+
+def variant(name: str, of: type[Method], preset: dict, **changed) -> None:
+    """Enter a named variant: `of` with preset options, its info record changed where `changed` says so."""
+    changed = {"published": "", "paper_setting": None} | changed
+    _enter(dataclasses.replace(_catalogue[of.name], name=name, preset=preset, **changed))
+
+
+def _enter(info: Info) -> None:
+    if (known := _catalogue.get(info.name)) is not None and not same_place(known.cls, info.cls):
+        raise ValueError(f"two methods are called {info.name!r}")
+    _catalogue[info.name] = info
+
+
+def same_place(one: Any, other: Any) -> bool:
+    """Whether two classes or functions are the same lines of the same module: run again, as in a notebook's cell."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
+@cache
+def _import_all() -> None:
+    import addenda.methods  # the built-in ones register on import
+
+    if not _catalogue:  # this module was forgotten and imported again, and they were not
+        for name in [n for n in sys.modules if n.startswith(f"{addenda.methods.__name__}.")]:
+            importlib.reload(sys.modules[name])
+    for entry in entry_points(group="addenda.methods"):
+        entry.load()
+
+
+def catalogue(match: str = "*") -> list[Info]:
+    """All methods whose name matches a glob, sorted by family and name."""
+    _import_all()
+    found = [i for i in _catalogue.values() if fnmatch.fnmatch(i.name, match)]
+    return sorted(found, key=lambda i: (i.family, i.name))
+
+
+def info(name: str) -> Info:
+    """One entry; raises AddendaError with the nearest names for an unknown one."""
+    _import_all()
+    if name not in _catalogue:
+        known = ", ".join(i.name for i in catalogue())
+        raise AddendaError(f"There is no method {name!r}.{nearest(name, _catalogue)} Known methods: {known}.")
+    return _catalogue[name]
+
+
+def build(spec: str) -> Method:
+    """A method from text: `"name"` or `"name:option=value,other=8"`, as the command line writes it."""
+    name, options = parse_spec(spec)
+    return info(name).build(**options)
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
+    """ "name:option=value,other=8" as the name and its options, all text. Raises AddendaError where an = is missing."""
+    name, _, rest = spec.partition(":")
+    options = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise AddendaError(f"Expected option=value in {spec!r}, got {part!r}. Write e.g. '{name}:{part}=8'.")
+        if key.strip() in options:
+            raise AddendaError(f"{spec!r} says {key.strip()}= twice, {options[key.strip()]!r} and {value.strip()!r}.")
+        options[key.strip()] = value.strip()
+    return name.strip(), options

@@ -1,0 +1,1 @@
+"""Weights and matrices that are kept in few bits."""

@@ -1,0 +1,379 @@
+"""Where hidden methods go: the parts of a model's transformer blocks, found by structure.
+
+A *block* is an element of a list (`core.site.targets.stacks`) that holds linear layers under something called attention
+and others beside it, and no smaller one that does (`core.site.targets` tells attention from the rest). Its parts are
+
+    "attention"   from its attention's first layer to the projection back to the model's width
+    "mlp"         the same of what is beside the attention; a mixture of experts is one module and one part
+    "block"       the whole block
+    "key"         the layer of the attention that makes the keys, told by its name; "value" likewise
+
+"embedding" is what the model's input embeddings return, "embeddings" the same with what stands around them outside of
+the blocks: positions, a norm. Where several modules have the same weight (T5, BART) those that are called are meant.
+Anything else names modules: a glob over paths, "re:…", or a predicate (path, module) -> bool. Cross-attention is named
+like that too; only a block's first attention is found.
+
+A block with a second attention belongs to a *decoder* where the model has a list of blocks without one: the *encoder*.
+A method may want the parts of one of them only (`HiddenMethod.one_side`): the encoder, or the decoder where only that
+embeds ids. Towers for images or sound, which ids never reach, are not meant by it either. What is undone
+before the head is undone in a decoder, never in an encoder.
+
+What registration order cannot say, where the residual is read, what is normalised after the sum, and which of several
+embeddings is called, is seen in one forward (`core.adapter.dry_forward`).
+"""
+
+import fnmatch
+import itertools
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from addenda.core.adapter.dry_forward import Part, Trial, tried
+from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.method.hidden import HiddenMethod
+from addenda.core.site.site import CONV1D, Point, is_norm, kind_of, point_at, refusal
+from addenda.core.site.targets import Target, grouped, is_stack, matching, stacks
+
+_MADE = re.compile(
+    r"((to|in|add|added)_)?(q|k|v|qk|kv|qkv|query|keys?|values?|query_key_value|c_attn|receptance)(_?(proj|lin|linear))?"
+)
+_ASIDE = re.compile(r"(^|_)(add|added|context)(_|$)")  # diffusers' second stream, of the text, through the same block
+PARTS = ("attention", "mlp", "block", "key", "value", "embedding", "embeddings")
+
+
+def points(
+    model: nn.Module, method: HiddenMethod, targets: Target | Iterable[Target], exclude: Iterable[Target] = ()
+) -> list[Point]:
+    """The places that targets name for a method, in the model's order, each once.
+
+    Raises AddendaError when a target matches nothing, or no block is recognised (with what was looked for), or a place
+    cannot be changed (with all reasons).
+    """
+    wanted = [targets] if isinstance(targets, str) or callable(targets) else list(targets)
+    left_out = [exclude] if isinstance(exclude, str) or callable(exclude) else list(exclude)
+    seen: list[Trial] = []  # one forward, run only if something asks
+
+    sides = _sides(model) if method.one_side or method.has("undo") else _Sides()
+    only = sides.ids if method.one_side else ""
+    around = _reached(model, sides, seen) if method.one_side else blocks(model)
+
+    def resolved(target: Target) -> list[str]:
+        back = f"~{head}" if method.has("undo") and (head := _head(model)) else ""
+        return [
+            _path(model, part, method.reads, seen) + (back if sides.of(part.last) != "encoder" else "")
+            for part in _parts(model, target, seen, around)
+            if not (only and part.role and sides.of(part.last) not in (only, ""))
+        ]
+
+    found = dict.fromkeys(path for target in wanted for path in resolved(target))
+    for target in left_out:
+        gone = {part.last for part in _parts(model, target, seen, around)} | set(
+            resolved(target) if isinstance(target, str) and target in PARTS else ()
+        )
+        found = {path: None for path in found if path not in gone and path.partition("@")[0] not in gone}
+    if not found:
+        raise AddendaError(f"Nothing is left: exclude={left_out!r} takes away all that targets={wanted!r} name.")
+    order = {path: i for i, (path, _) in enumerate(model.named_modules())}
+    sites = [point_at(model, path) for path in sorted(found, key=lambda p: order.get(p.partition("@")[0], 0))]
+    problems = [f"{site.path}: {why}" for site in sites if (why := refusal(model, site))]
+    if seen:
+        idle = [path for site in sites if (path := site.path.partition("@")[0]) not in seen[0].order]
+        problems += [f"{path}: it did not run in a trial forward, so a change there would do nothing" for path in idle]
+    if problems:
+        raise AddendaError(f"{len(problems)} of {len(sites)} places cannot be changed: {'; '.join(problems[:8])}.")
+    return sites
+
+
+def blocks(model: nn.Module) -> dict[str, dict[str, Part]]:
+    """The transformer blocks by path, each with its parts by role. Empty where none is recognised."""
+    attention, others = matching(model, "attention"), matching(model, "mlp")
+    elements = [f"{path}.{name}" for path, m in stacks(model).items() for name in m._modules if name != "addenda"]
+    whole = [e for e in elements if _under(e, attention) and (_under(e, others) or _beside(model, e, attention))]
+    found = {}
+    for path in whole:
+        if not _under(path, whole):
+            own = _attention_of(model, path, _under(path, attention))
+            mlp = None if own is None else _mlp_of(model, path, _under(path, others), own.last)
+            if own is not None and mlp is not None and not _apart(model, own, mlp):
+                found[path] = {"attention": own, "mlp": mlp, "block": Part(path, path, path, "block")}
+                found[path] |= _keys_and_values(model, own, _under(path, attention))
+    return found
+
+
+def _under(path: str, paths: Iterable[str]) -> list[str]:
+    return [p for p in paths if p.startswith(f"{path}.")]
+
+
+def _child(model: nn.Module, block: str, path: str) -> str:
+    """The part of a block that a layer belongs to: the block's child, or a list's in it."""
+    parts, depth = path.split("."), block.count(".") + 2
+    while depth < len(parts) and is_stack(model.get_submodule(".".join(parts[:depth]))):
+        depth += 1
+    return ".".join(parts[:depth])
+
+
+def _beside(model: nn.Module, block: str, attention: list[str]) -> list[str]:
+    """Children of a block that hold matrices and no attention, however these are kept: mixtures of experts."""
+    taken = {_child(model, block, path) for path in _under(block, attention)}
+    return [
+        f"{block}.{name}"
+        for name, child in model.get_submodule(block).named_children()
+        if name != "addenda" and f"{block}.{name}" not in taken and not is_norm(child) and _matrices(child)
+    ]
+
+
+def _matrices(module: nn.Module, dims: int = 2) -> bool:
+    """Whether the base has parameters of so many dimensions, or more, in here."""
+    return any(p.dim() >= dims for n, p in module.named_parameters() if ".addenda." not in f".{n}")
+
+
+def _attention_of(model: nn.Module, block: str, paths: list[str]) -> Part | None:
+    """None where no layer leads back to the width that the first one reads."""
+    first = _child(model, block, paths[0])
+    own = [p for p in paths if _child(model, block, p) == first]
+    width = _widths(model.get_submodule(next((p for p in own if _MADE.fullmatch(_leaf(p))), own[0])))[1]
+    own = own[next(i for i, p in enumerate(own) if _widths(model.get_submodule(p))[1] == width) :]
+    back = [p for p in own if _widths(model.get_submodule(p))[0] == width and not _MADE.fullmatch(_leaf(p))]
+    back = [p for p in back if not _ASIDE.search(_leaf(p))] or back
+    return Part(block, own[0], back[-1], "attention") if back else None
+
+
+def _leaf(path: str) -> str:
+    """The name of a layer; of its list, where it has a number only."""
+    return next((name for name in reversed(path.split(".")) if not name.isdigit()), path)
+
+
+def _apart(model: nn.Module, own: Part, mlp: Part) -> bool:
+    """Whether attention and what is beside it are in two lists of their own, so that this is no block but a level."""
+    lists = [_child(model, own.block, part.last).rpartition(".")[0] for part in (own, mlp)]
+    return lists[0] != lists[1] and own.block not in lists
+
+
+def _keys_and_values(model: nn.Module, own: Part, paths: list[str]) -> dict[str, Part]:
+    """Layers of the block's own attention called k, key, k_proj and the like; none where one layer makes them all."""
+    inside = [p for p in paths if _child(model, own.block, p) == _child(model, own.block, own.first)]
+    found = {}
+    for role in ("key", "value"):
+        names = re.compile(rf"(to_)?({role}s?|{role[0]})(_?(proj|lin|linear))?", re.I)
+        of = [p for p in inside if names.fullmatch(p.rpartition(".")[2])]
+        if len(of) == 1:
+            found[role] = Part(own.block, of[0], of[0], role)
+    return found
+
+
+def _mlp_of(model: nn.Module, block: str, paths: list[str], projection: str) -> Part | None:
+    """From the first layer that takes the model's width to the last that gives it; experts are one module."""
+    parents = [model.get_submodule(_child(model, block, p)) for p in paths]
+    stacked = any(_matrices(parent, 3) for parent in parents)
+    experts = any(isinstance(m, nn.ModuleList) for parent in parents for m in parent.modules())
+    if not paths or ((stacked or experts) and len({id(m) for m in parents}) == 1):
+        around = [_child(model, block, paths[0])] if paths else _beside(model, block, [projection])
+        return Part(block, around[-1], around[-1], "mlp") if around else None
+    width, _ = _widths(model.get_submodule(projection))
+    firsts = [p for p in paths if _widths(model.get_submodule(p))[1] == width]
+    lasts = [p for p in paths if _widths(model.get_submodule(p))[0] == width]
+    lasts = [p for p in lasts if not any(_ASIDE.search(name) for name in p.removeprefix(block).split("."))] or lasts
+    return Part(block, firsts[0], lasts[-1], "mlp") if firsts and lasts else None
+
+
+def _widths(layer: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer."""
+    m, n = layer._parameters["weight"].shape
+    return (n, m) if kind_of(layer) == CONV1D else (m, n)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """The blocks of an encoder and of a decoder, which has a second attention in each; none unless there are both."""
+
+    encoder: frozenset[str] = frozenset()
+    decoder: frozenset[str] = frozenset()
+    ids: str = ""  # the side that embeds ids: "decoder" where no input embeddings are at the encoder
+
+    def of(self, path: str) -> str:
+        """ "encoder" or "decoder" for what is in one of them, inside its blocks or beside; else ""."""
+        around = self.encoder | self.decoder
+        own = {b for b in around if f"{path}.".startswith(f"{b}.")}
+        while path and not own:
+            path = path.rpartition(".")[0]
+            own = set(_under(path, around)) if path else own
+        found = [side for side, blocks in (("encoder", self.encoder), ("decoder", self.decoder)) if own & blocks]
+        return found[0] if len(found) == 1 else ""
+
+
+def _sides(model: nn.Module) -> _Sides:
+    around, attention = blocks(model), matching(model, "attention")
+    decoder = {b for b in around if len({_child(model, b, p) for p in _under(b, attention)}) > 1}
+    encoder = set(around) - decoder
+    lists = [{b.rpartition(".")[0] for b in some} for some in (encoder, decoder)]
+    if not encoder or not decoder or lists[0] & lists[1]:
+        return _Sides()
+    found = _Sides(frozenset(encoder), frozenset(decoder))
+    at = {found.of(path) for path in _owners_of_ids(model)}
+    return replace(found, ids="decoder" if "decoder" in at and "encoder" not in at else "encoder")
+
+
+def _reached(model: nn.Module, sides: _Sides, seen: list[Trial]) -> dict[str, dict[str, Part]]:
+    """The blocks that ids pass through: those nearest to an embedding of ids, and of several lists those that run."""
+    found, own = blocks(model), _tokens(model)
+    depth = {(b, e): _shared(b, e) for b in found for e in own}
+    near = {b for (b, e), n in depth.items() if n == max(depth[other, e] for other in found)} or set(found)
+    if len({b.rpartition(".")[0] for b in near}) > 1 and not sides.decoder:
+        with suppress(AddendaError):  # a model that cannot be tried is taken as it is
+            ran = set(_trial(model, seen).order)
+            near = {b for b in near if b in ran} or near
+    return {b: parts for b, parts in found.items() if b in near}
+
+
+def _shared(one: str, other: str) -> int:
+    """How many modules two paths have in common, from the model down."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _tokens(model: nn.Module) -> list[str]:
+    """The paths of the embeddings of ids, those of parts included where a model has several kinds of input (CLIP)."""
+    given = {id(_said(m, "get_input_embeddings")) for m in model.modules() if hasattr(m, "get_input_embeddings")}
+    parts = [path for path, m in model.named_modules() if isinstance(m, nn.Embedding) and id(m) in given]
+    return parts if _said(model, "get_input_embeddings") is None else _owners_of_ids(model)
+
+
+def _parts(model: nn.Module, target: Target, seen: list[Trial], around: dict[str, dict[str, Part]]) -> list[Part]:
+    if isinstance(target, str) and target in ("embedding", "embeddings"):
+        found = _embeddings(model, seen)
+        found = [path if target == "embedding" else _around(model, path, blocks(model)) for path in found]
+        return [Part("", path, path, target) for path in found]
+    if isinstance(target, str) and target in PARTS:
+        if not around:
+            raise AddendaError(_unrecognised(model))
+        if lacking := [path for path, parts in around.items() if target not in parts]:
+            raise AddendaError(
+                f"{lacking[0]} has no layer for each {target} alone (called {target}, {target[0]}_proj or the like). "
+                + _naming(model)
+            )
+        return [parts[target] for parts in around.values()]
+    paths = _modules(model, target)
+    if not paths:
+        raise AddendaError(f"{target!r} names no module of this {type(model).__name__}. {_naming(model, target)}")
+    every = list(blocks(model))
+    return [Part(next((b for b in every if p == b or p.startswith(f"{b}.")), ""), p, p) for p in paths]
+
+
+def _embeddings(model: nn.Module, seen: list[Trial]) -> list[str]:
+    """The paths of the input embeddings: of all modules with that weight where there are several, those that run."""
+    found = _owners_of_ids(model)
+    if len(found) > 1 and hasattr(model, "get_input_embeddings"):
+        found = [path for path in found if path in _trial(model, seen).order]
+    elif len(found) != 1:
+        found = []
+    if not found:
+        raise AddendaError(f"This {type(model).__name__} does not say what its embeddings are. {_naming(model)}")
+    return found
+
+
+def _owners_of_ids(model: nn.Module) -> list[str]:
+    """The paths of all modules that have the weight of the input embeddings, or of all embeddings where none says."""
+    every = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    if not hasattr(model, "get_input_embeddings"):
+        return [path for path, _ in every]
+    own = _said(model, "get_input_embeddings")
+    weight = None if own is None else own._parameters.get("weight")
+    return [path for path, m in every if m is own or (weight is not None and m._parameters.get("weight") is weight)]
+
+
+def _said(model: nn.Module, getter: str) -> nn.Module | None:
+    """What one of transformers' getters gives; None where a model has none, or only the one that is not implemented."""
+    try:
+        return getattr(model, getter, lambda: None)()
+    except NotImplementedError:
+        return None
+
+
+def _around(model: nn.Module, path: str, others: Iterable[str]) -> str:
+    """The outermost module that holds the one at path and none of the others."""
+    while (outer := path.rpartition(".")[0]) and not _under(outer, others):
+        path = outer
+    return path
+
+
+def _head(model: nn.Module) -> str | None:
+    """The path of a language model's output embedding: the last layer of its head, which may have others in front."""
+    head, stem = _said(model, "get_output_embeddings"), _said(model, "get_input_embeddings")
+    paths = {id(m): path for path, m in model.named_modules()}
+    if head is None or stem is None or id(head) not in paths or id(stem) not in paths:
+        return None
+    return paths[id(head)]
+
+
+def _modules(model: nn.Module, target: Target) -> list[str]:
+    every = [(path, m) for path, m in model.named_modules() if path and "addenda" not in path.split(".")]
+    if callable(target):
+        return [path for path, module in every if target(path, module)]
+    if target == "linear":
+        return matching(model, target)
+    if target.startswith("re:"):
+        try:
+            pattern = re.compile(target[3:])
+        except re.error as error:
+            raise AddendaError(f"The target {target!r} is no regular expression: {error}.") from None
+        return [path for path, _ in every if pattern.fullmatch(path)]
+    return [p for p, _ in every if fnmatch.fnmatchcase(p, target) or fnmatch.fnmatchcase(p, f"*.{target}")]
+
+
+def _unrecognised(model: nn.Module) -> str:
+    lists = [path for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    attention = list(grouped(matching(model, "attention")))
+    return (
+        f"No transformer block is recognised in this {type(model).__name__}. Looked for elements of a ModuleList that "
+        "hold linear layers under something called attention, and matrices beside it. ModuleLists here: "
+        f"{', '.join(lists[:8]) or 'none'}; linear layers under attention: {', '.join(attention[:8]) or 'none'}. "
+        + _naming(model)
+    )
+
+
+def _naming(model: nn.Module, target: Target | None = None) -> str:
+    groups = grouped(path for path, m in model.named_modules() if path and "addenda" not in path.split("."))
+    hint = nearest(target, {path.rpartition(".")[2] for path in groups} | set(PARTS)) if isinstance(target, str) else ""
+    return (
+        f"Name the modules whose output is changed, e.g. targets='*.mlp', or one of {', '.join(PARTS)}.{hint} "
+        f"Modules: {', '.join(list(groups)[:40])}."
+    )
+
+
+# -- what is read ------------------------------------------------------------------------------------------------------
+
+
+def _path(model: nn.Module, part: Part, reads: str, seen: list[Trial]) -> str:
+    """The path of the place where a part is changed: "last@what is read"."""
+    if reads == "output":
+        return f"{part.last}@output"
+    if reads == "input":
+        return f"{part.last}@{'input' if part.first == part.last else part.first}"
+    if reads == "sum" and is_norm(model.get_submodule(part.last)):
+        return f"{part.last}@again"
+    if not part.block:  # modules outside of blocks: nothing is known of what is around them
+        return f"{part.last}@{'output' if reads == 'sum' else 'input'}"
+    trial = _trial(model, seen)
+    if reads in ("residual", "stream"):
+        norm = trial.norm_before(part)
+        if norm is None:
+            return f"{part.last}@{'input' if part.first == part.last else part.first}"
+        return f"{part.last}@{norm}"
+    norm = trial.norm_after(part)
+    if norm is not None:
+        return f"{norm}@again"
+    if part.role == "attention":
+        raise AddendaError(
+            f"{part.last}: the sum of attention and residual is no module's output in this {type(model).__name__}, "
+            "which normalises before its parts. Name 'mlp' or 'block', or take a method that reads the output."
+        )
+    return f"{part.block or part.last}@output"
+
+
+def _trial(model: nn.Module, seen: list[Trial]) -> Trial:
+    if not seen:
+        seen.append(tried(model))
+    return seen[0]

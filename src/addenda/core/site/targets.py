@@ -1,0 +1,274 @@
+"""Targets: how a user names sites.
+
+A target is a role ("attention", "mlp", "linear", "embedding", "conv", "norm", "bias", "parameters"), a glob over paths
+("*.q_proj", "q_proj" for any module so called), a regular expression ("re:layers\\.[0-3]\\..*_proj"), a predicate
+(path, module) -> bool, or a list of these. Roles are read from the structure of the model: what is repeated in a
+ModuleList, or in a Sequential of modules that hold others, is a block; inside a block what lies under something called
+attention is attention, what makes the scales and shifts of a norm is neither, and the rest is MLP. Output heads and
+routers are left out of "linear", and so is the step of a state-space layer (Mamba's dt_proj), whose weight is read
+without a call. "norm" is every parameter of the modules whose class is called a norm (T5LayerNorm, BatchNorm2d,
+GroupNormAct …), "bias" every parameter of that name, "parameters" every one.
+"""
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.site.site import CONV, CONV1D, EMBEDDING, LINEAR, Site, is_norm, kind_of, owners_of, refusal, site_at
+
+Target = str | Callable[[str, nn.Module], bool]
+ROLES = ("attention", "mlp", "linear", "embedding", "conv", "norm", "bias", "parameters")
+_PARAMETERS = {"norm": "parameter of a module called …Norm", "bias": "parameter called bias", "parameters": "parameter"}
+_HEADS = {
+    "lm_head",
+    "score",
+    "classifier",
+    "qa_outputs",
+    "head",
+    "heads",
+    "fc",
+    "embed_out",
+    "cls",
+    "pooler",
+    "logits_proj",
+}
+_A_HEAD = re.compile(r"(?!pre_|multi_)\w+_(classifier|head)|head_dist")  # class_labels_classifier, contact_head
+_MLP = re.compile(r"(^|_)(mlp|ffn?|feed_?forward)", re.I)
+_MODULATED = re.compile(r"Ada\w*Norm|Norm(Zero|Single|Continuous)")
+_ROUTERS = {"gate", "router", "shared_expert_gate"}
+
+
+def resolve(model: nn.Module, targets: Target | Iterable[Target], exclude: Iterable[Target] = ()) -> list[Site]:
+    """The sites that targets name, in the model's order, each once.
+
+    Raises AddendaError when a target, or one of a list of them, matches nothing (with what there is, grouped), and when
+    a named site cannot be adapted (with all reasons).
+    """
+    wanted = [targets] if isinstance(targets, str) or callable(targets) else list(targets)
+    left_out = [exclude] if isinstance(exclude, str) or callable(exclude) else list(exclude)
+    found: dict[str, bool] = {}
+    for target in wanted:
+        paths = matching(model, target)
+        if not paths:
+            raise AddendaError(_nothing(model, target))
+        found.update(dict.fromkeys(paths, True))
+    for target in left_out:
+        paths = set(matching(model, target))
+        if not paths:
+            raise AddendaError("exclude: " + _nothing(model, target))
+        found = {p: True for p in found if p not in paths}
+    if not found:
+        raise AddendaError(f"Nothing is left: exclude={left_out!r} takes away all that targets={wanted!r} name.")
+    order, owners = {path: i for i, path in enumerate(all_paths(model))}, owners_of(model)
+    sites = [site_at(model, path, owners) for path in sorted(found, key=lambda p: order.get(p, len(order)))]
+    problems = [f"{s.path}: {why}" for s in sites if (why := refusal(model, s, owners))]
+    if problems:
+        raise AddendaError(f"{len(problems)} of {len(sites)} sites cannot be adapted: {'; '.join(problems[:8])}.")
+    return _once(sites)
+
+
+def refuse_foreign(model: nn.Module) -> None:
+    """Raises AddendaError for a model with layers of PEFT in it, whose own matrices would be taken for sites."""
+    own = [
+        path
+        for path, m in model.named_modules()
+        if any(c.__module__.startswith("peft.tuners.") for c in type(m).__mro__)
+    ]
+    if own:
+        raise AddendaError(
+            f"This {type(model).__name__} carries an adapter of PEFT ({len(own)} of its modules, e.g. {own[0]}), whose "
+            "matrices are no part of the base. Take it off first: model = model.merge_and_unload() keeps its change in "
+            "the weights, model = model.unload() does not."
+        )
+
+
+def matching(model: nn.Module, target: Target) -> list[str]:
+    """The paths that one target names."""
+    if callable(target):
+        return [path for path, module in called(model) if target(path, module)]
+    if target in ROLES:
+        return _role(model, target)
+    if target.startswith("re:"):
+        try:
+            pattern = re.compile(target[3:])
+        except re.error as error:
+            raise AddendaError(f"The target {target!r} is no regular expression: {error}.") from None
+        return [path for path in all_paths(model) if pattern.fullmatch(path)]
+    globs = (target, f"*.{target}")
+    exact = [path for path in all_paths(model) if any(fnmatch.fnmatchcase(path, g) for g in globs)]
+    modules = {path for path, _ in called(model)}
+    return [p for p in exact if p in modules] or exact
+
+
+def grouped(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Paths by pattern: indices replaced by *."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path), []).append(path)
+    return groups
+
+
+def called(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(path, m) for path, m in model.named_modules() if path and kind_of(m) is not None]
+
+
+def all_paths(model: nn.Module) -> list[str]:
+    """Every path that can be a site: called modules and raw parameters, adapter tensors left out."""
+    paths = []
+    for path, module in model.named_modules(remove_duplicate=True):
+        if "addenda" in path.split("."):
+            continue
+        if path and kind_of(module) is not None:
+            paths.append(path)
+        paths += [f"{path}.{name}" if path else name for name in module._parameters]
+    return paths
+
+
+def _role(model: nn.Module, role: str) -> list[str]:
+    if role in ("norm", "bias", "parameters"):
+        seen, paths = set(), []
+        for path in all_paths(model):
+            owner, _, leaf = path.rpartition(".")
+            tensor = model.get_submodule(owner)._parameters.get(leaf)
+            fits = {"norm": is_norm(model.get_submodule(owner)), "bias": leaf == "bias"}.get(role, True)
+            if tensor is not None and fits and id(tensor) not in seen:
+                seen.add(id(tensor))
+                paths.append(path)
+        return paths
+    kinds = {"embedding": (EMBEDDING,), "conv": (CONV,)}.get(role, (LINEAR, CONV1D))
+    found = [(path, m) for path, m in called(model) if kind_of(m) in kinds]
+    if role in ("embedding", "conv"):
+        return [path for path, _ in found]
+    lists = stacks(model)
+    inside = [p for p, m in found if not (_head(model, p, m, lists) or _router(model, p) or _step(model, p))]
+    if role == "linear":
+        return inside
+    attention = _Attention.of(model)
+    inside = [p for p in inside if any(outer in lists for outer in _around(p))]
+    if role == "attention":
+        return [p for p in inside if attention.holds(p)]
+    return [p for p in inside if not attention.holds(p) and not under_norm(model, p)]
+
+
+def _head(model: nn.Module, path: str, module: nn.Module, lists: dict[str, nn.Module]) -> bool:
+    get_output = getattr(model, "get_output_embeddings", None)
+    if get_output is not None and get_output() is module:
+        return True
+    around = [outer for outer in _around(path) if outer in lists]
+    if any(isinstance(lists[outer], nn.ModuleList) for outer in around):
+        return False
+    named = path.split(".") if not around else [around[-1].rpartition(".")[2]]  # a Sequential may be the head itself
+    return any(part in _HEADS or _A_HEAD.fullmatch(part) for part in named)
+
+
+def _router(model: nn.Module, path: str) -> bool:
+    parent, _, leaf = path.rpartition(".")
+    return leaf in _ROUTERS and any("expert" in name for name in model.get_submodule(parent)._modules)
+
+
+def _step(model: nn.Module, path: str) -> bool:
+    """The step of a state-space layer: its kernels read the weight, so that a change of its output would go unseen."""
+    parent, _, leaf = path.rpartition(".")
+    return leaf == "dt_proj" and "A_log" in model.get_submodule(parent)._parameters
+
+
+def stacks(model: nn.Module) -> dict[str, nn.Module]:
+    """The lists of a model's repeated parts by path: ModuleLists, and Sequentials of modules that hold others."""
+    return {path: m for path, m in model.named_modules() if path and is_stack(m)}
+
+
+def is_stack(module: nn.Module) -> bool:
+    """Whether a module is a list of repeated parts."""
+    elements = [m for name, m in module._modules.items() if name != "addenda" and m is not None]
+    if isinstance(module, nn.ModuleList):
+        return bool(elements)
+    return isinstance(module, nn.Sequential) and bool(elements) and all(map(_holds, elements))
+
+
+def _holds(module: nn.Module) -> bool:
+    return kind_of(module) is None and not is_norm(module) and bool(set(module._modules) - {"addenda"})
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """The paths of what is called attention in a model, and of what is more than that.
+
+    A list inside attention (diffusers' to_out, heads one by one) belongs to it. A list whose elements hold attention is
+    one of blocks, and whatever is around it is more than attention, however it is called; so is what holds both an
+    attention and an MLP.
+    """
+
+    called: frozenset[str]
+    larger: frozenset[str]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "_Attention":
+        called = {path for path, m in model.named_modules() if _is_attention(path.rpartition(".")[2], m)}
+        beside = [path for path, m in model.named_modules() if _MLP.search(path.rpartition(".")[2]) and _layers(m)]
+        lists, larger = stacks(model), set()
+        for path in called:
+            for outer in list(_around(path))[1:]:  # an element of a list may be an attention itself
+                if outer in lists:
+                    larger |= {outer, *_around(outer)}
+            for outer in _around(path):
+                if outer in called and any(p.startswith(f"{outer}.") and not p.startswith(f"{path}.") for p in beside):
+                    larger.add(outer)
+        return cls(frozenset(called), frozenset(larger))
+
+    def holds(self, path: str) -> bool:
+        """Whether the nearest thing around a layer that is called attention, or holds blocks, is an attention."""
+        around = next((p for p in _around(path) if p in self.called or p in self.larger), None)
+        return around is not None and around not in self.larger
+
+
+def _is_attention(name: str, module: nn.Module) -> bool:
+    if not name or isinstance(module, nn.ModuleList) or kind_of(module) is not None:
+        return False
+    cls = re.sub(r"\w*(layer|block)(\d+D\w*)?$", "", type(module).__name__, flags=re.I)  # a whole block is no attention
+    if not re.search(r"att(n|ention)", f"{name} {cls}", re.I):
+        return False
+    return _layers(module)
+
+
+def _layers(module: nn.Module) -> bool:
+    return any(kind_of(m) is not None for m in module.modules())
+
+
+def _around(path: str) -> Iterator[str]:
+    """The paths of what holds a module, from the nearest to the outermost."""
+    while path := path.rpartition(".")[0]:
+        yield path
+
+
+def under_norm(model: nn.Module, path: str) -> bool:
+    """Whether a layer makes the scales and shifts of a norm (diffusers' AdaLayerNorm)."""
+    for outer in _around(path):
+        module = model.get_submodule(outer)
+        if is_stack(module):
+            return False
+        if _MODULATED.search(type(module).__name__):
+            return True
+    return False
+
+
+def _once(sites: list[Site]) -> list[Site]:
+    """Drop a second path to the same tensor (tied raw parameters), which the first one carries along."""
+    seen: set[int] = set()
+    return [s for s in sites if not (id(s.weight) in seen or seen.add(id(s.weight)))]
+
+
+def _nothing(model: nn.Module, target: Target) -> str:
+    groups = grouped(path for path, _ in called(model))
+    leaves = {path.rpartition(".")[2] for path, _ in called(model)} | set(ROLES)
+    listed = "; ".join(f"{pattern} ({len(paths)})" for pattern, paths in list(groups.items())[:40]) or "nothing"
+    hint = nearest(target, leaves - {target}) if isinstance(target, str) else ""
+    if target in ("norm", "bias", "parameters"):
+        hint = f" It names parameters, not modules, and this model has no {_PARAMETERS[str(target)]}."
+    return (
+        f"The target {target!r} matches nothing in this {type(model).__name__}.{hint} Roles: {', '.join(ROLES)}. "
+        f"Modules that can be adapted: {listed}."
+    )

@@ -1,0 +1,306 @@
+"""What a model remembers of its adapters: one plain object on the model that was given to the first `attach`."""
+
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet
+
+from torch import Tensor, nn
+
+from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.forward.acting import Acting, Block, alone, blocks, enter, leave, lock
+from addenda.core.forward.adapted import SiteTensors, Slots, slots_of
+from addenda.core.forward.per_example import Mixed
+from addenda.core.method.contract import Method
+from addenda.core.packed.tensor import Packed
+from addenda.core.site.site import Point, Site, owners_of, site_at
+
+_MOVED = (
+    "A new head or resize_token_embeddings takes its place before attach or load: detach(model) gives everything else "
+    "back; then attach again, or load a file."
+)
+_WRAPPERS = ("_orig_mod", "module")  # torch.compile; DataParallel, DDP
+
+
+@dataclass
+class Record:
+    """One adapter: plain data; the tensors live in the modules."""
+
+    methods: dict[str, Method]  # by path of the site, in the model's order
+    also_train: tuple[str, ...]  # the paths among them that are whole copies of heads
+    seed: int
+    step: int = 0
+    seconds: float = 0.0  # how long attaching took
+    labels: tuple[str, ...] = ()  # the names of a classifier's outputs, in their order, where it was told
+    moved: tuple | None = None  # marks of its tensors since the first step, while nothing has moved them
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The base's own values at a site while a change is merged into it: all of them, or those at flat positions."""
+
+    values: Tensor
+    index: Tensor | None = None
+    adapted: bool = True  # False: a packed weight that no adapter changes and that a merge made plain
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether these are values of a weight of this shape."""
+        if self.index is None:
+            return self.values.shape == weight.shape
+        return not self.index.numel() or int(self.index.max()) < weight.numel()
+
+    def into(self, site: Site) -> None:
+        """The values, at the site. Nothing is written into a packed weight: a plain one takes its place for a while."""
+        if isinstance(site.weight, Packed) or isinstance(self.values, Packed):
+            kept = self.values if isinstance(self.values, nn.Parameter) else nn.Parameter(self.values, False)
+            site.module._parameters[site.parameter] = kept
+        else:
+            self.put_back(site.weight.data)
+
+    def put_back(self, weight: Tensor) -> Tensor:
+        """The base's own bits, written into a contiguous `weight` that has the merged ones."""
+        if self.index is None:
+            return weight.copy_(self.values)
+        weight.view(-1)[self.index] = self.values
+        return weight
+
+
+def _none(held: list[SiteTensors | None]) -> Mixed:
+    raise AssertionError("no adapter is named")
+
+
+@dataclass(eq=False)
+class Arrangement(Block):
+    """What acts inside a `with` block in the place of the active adapters; see `attach.arranged`."""
+
+    names: tuple[str, ...] = ()
+    mix: Callable[[list[SiteTensors | None]], Mixed] = _none
+    in_turn: tuple[str, ...] = ()  # at raw parameters
+
+
+class Within(threading.local):
+    """The block of this model that this thread is in, for compiled forwards."""
+
+    def __init__(self):
+        self.block: Arrangement | None = None
+
+
+@dataclass
+class State:
+    """All adapters of one model, which of them are live, and what detaching gives back."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    active: tuple[str, ...] = ()
+    blocks: WeakSet[Arrangement] = field(default_factory=WeakSet)  # those that somebody is in
+    here: Within = field(default_factory=Within)
+    frozen: dict[str, bool] = field(default_factory=dict)  # requires_grad of base parameters before the freeze
+    merged: dict[str, Kept] | None = None  # the base's own weights by path while a change is merged into them
+    cast: dict[str, Tensor] = field(default_factory=dict)  # what a merge has converted, by path, as it was
+    watched: set[tuple] = field(default_factory=set)  # kinds of forwards seen to be right by `core.state.bypass`
+    fingerprints: dict[str, tuple] = field(default_factory=dict)  # path -> (identity, hash)
+    gathered: dict[str, tuple[int, int]] = field(default_factory=dict)  # buffers at the first step: (identity, version)
+
+    def __getstate__(self) -> dict:
+        own = {k: v for k, v in self.__dict__.items() if k not in ("blocks", "here")}  # nobody is in a block of a copy
+        return own | {"gathered": {}}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state
+        self.blocks, self.here = WeakSet(), Within()
+
+    @property
+    def arrangement(self) -> Arrangement | None:
+        """The block of this model that the running code is in, the innermost one."""
+        around = [b for b in blocks() if isinstance(b, Arrangement) and b in self.blocks and not b.over()]
+        return around[-1] if around else None
+
+    def base(self, site: Site) -> Tensor:
+        """The base's own weight at a site, as stored, also while a change is merged."""
+        kept = (self.merged or {}).get(site.weight_path)
+        if kept is None:
+            return site.weight
+        return kept.values if kept.index is None else kept.put_back(site.weight.detach().clone())
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile, DataParallel and DDP wrappers."""
+    while True:
+        inner = next((model._modules[w] for w in _WRAPPERS if w in model._modules and len(model._modules) == 1), None)
+        if inner is None:
+            return model
+        model = inner
+
+
+def find_state(model: nn.Module) -> tuple[nn.Module, State] | None:
+    """The (sub)module that carries the state and the state itself, or None when nothing is attached.
+
+    Raises AddendaError when several parts of the model carry adapters of their own.
+    """
+    found = [
+        (module, module.__dict__["_addenda"]) for module in unwrap(model).modules() if "_addenda" in module.__dict__
+    ]
+    if len(found) > 1:
+        raise AddendaError(
+            f"{len(found)} parts of this {type(unwrap(model)).__name__} carry adapters of their own "
+            f"({', '.join(type(m).__name__ for m, _ in found)}). Call with the part that you mean."
+        )
+    return found[0] if found else None
+
+
+def state_of(model: nn.Module) -> tuple[nn.Module, State]:
+    found = find_state(model)
+    if found is None:
+        raise AddendaError(f"No adapter is attached to this {type(unwrap(model)).__name__}. Call attach or load first.")
+    return found
+
+
+def record_of(model: nn.Module, name: str) -> tuple[nn.Module, State, Record]:
+    root, state = state_of(model)
+    if name not in state.records:
+        raise AddendaError(
+            f"No adapter is called {name!r} on this {type(root).__name__}.{nearest(name, state.records)} "
+            f"Attached: {', '.join(map(repr, state.records))}."
+        )
+    return root, state, state.records[name]
+
+
+def check_name(state: State | None, name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise AddendaError(f"An adapter's name has 1-64 letters, digits, '_' or '-'; got {name!r}.")
+    if name in dir(Slots()):
+        raise AddendaError(
+            f"{name!r} is what torch or this library calls something on every module, so no adapter can be called so. "
+            f"Choose another name, e.g. name={f'{name}-1'.lstrip('_')!r}."
+        )
+    if state is not None and name in state.records:
+        raise AddendaError(
+            f"An adapter called {name!r} is attached already. Choose another name=, or detach(model, {name!r}) first."
+        )
+
+
+def tensors_at(root: nn.Module, name: str, path: str) -> SiteTensors:
+    """One adapter's tensors at one site."""
+    where, hidden, _ = path.partition("@")
+    owner_path, _, leaf = where.rpartition(".")
+    held = weight = None
+    try:
+        owner = root.get_submodule(owner_path)
+    except AttributeError:
+        owner = None
+    if owner is not None:
+        child = owner._modules.get(leaf)
+        slots = slots_of(owner if child is None else child)
+        parameter = "output" if hidden else leaf if child is None else "weight"
+        held = None if slots is None else slots.held(name, parameter)
+        weight = (owner if child is None else child)._parameters.get(parameter)
+    if held is None:
+        raise AddendaError(f"{path} is no longer the module that adapter {name!r} was attached to. {_MOVED}")
+    if weight is not None and held.fits and tuple(weight.shape) != held.fits:
+        raise AddendaError(
+            f"{path} is {tuple(weight.shape)} now, and adapter {name!r} was attached to {held.fits}. {_MOVED}"
+        )
+    return held
+
+
+def intact(root: nn.Module, name: str, record: Record) -> None:
+    """Raise AddendaError where a module that an adapter is on has been replaced or resized since."""
+    for path in record.methods:
+        tensors_at(root, name, path)
+
+
+def apply_active(root: nn.Module, state: State, names: tuple[str, ...], stay: bool = False) -> None:
+    """Make exactly these adapters live on every module, for all that are in no block.
+
+    stay: the calling context stays in the blocks that it is in; else these adapters act there too, until the innermost
+    ends. Raises AddendaError, with nothing changed, while another thread runs a forward of the model.
+    """
+    with alone(root, "switch"):
+        acting = () if state.merged is not None else names
+        planned = {s: s.activated(acting) for m in root.modules() if (s := slots_of(m)) is not None}
+        link(root, state, planned)
+        state.active = names
+        for slots, own in planned.items():
+            slots.own = own
+        if not stay:
+            leave([b for b in blocks() if b in state.blocks])
+        for block in list(state.blocks):  # places may have come or gone
+            apply_block(root, state, block)
+        mirror(root, state)
+
+
+def apply_again(root: nn.Module, state: State, active: tuple[str, ...], around: tuple[Block, ...]) -> None:
+    """Make what acted before act again, as far as its adapters are still there. What was merged meanwhile stays so."""
+    if state.merged is None:
+        apply_active(root, state, tuple(n for n in active if n in state.records), stay=True)
+        enter(around)
+        mirror(root, state)
+
+
+def apply_block(root: nn.Module, state: State, block: Arrangement) -> None:
+    """What acts on every module inside of this block."""
+    found = [s for m in root.modules() if (s := slots_of(m)) is not None]
+    if not state.records.keys() >= set(block.names):  # one of its adapters was taken off: what acts for all acts there
+        state.blocks.discard(block)
+        for slots in found:
+            if slots.blocks is not None:
+                slots.blocks.pop(block, None)
+        return
+    merged = state.merged is not None  # which is then all that acts
+    planned = {s: s.activated(()) if merged else s.arranged(block.names, block.mix, block.in_turn) for s in found}
+    link(root, state, planned)
+    state.blocks.add(block)
+    for slots, here in planned.items():
+        if slots.blocks is None:
+            slots.blocks = WeakKeyDictionary()
+        slots.blocks[block] = here
+
+
+def mirror(root: nn.Module, state: State) -> None:
+    """Tell compiled forwards of this thread in which block they run."""
+    for module in root.modules():
+        if (slots := slots_of(module)) is not None:
+            slots.here.acting = slots.within()
+    state.here.block = state.arrangement
+
+
+def sweep(root: ReferenceType[nn.Module]) -> None:
+    """Where nobody is in a block any more, forwards are spared the look."""
+    model = root()
+    with lock:
+        for module in () if model is None else model.modules():
+            if (slots := slots_of(module)) is not None and slots.blocks is not None and not [*slots.blocks]:
+                slots.blocks = None
+
+
+def link(root: nn.Module, state: State, planned: dict[Slots, Acting]) -> None:
+    """Tell the modules that take part in a site without holding its tensors what will act there."""
+    owners = owners_of(root)
+    told = set()
+    for record in state.records.values():
+        for path in record.methods:
+            if path in told:
+                continue
+            told.add(path)
+            try:
+                site = site_at(root, path, owners)
+            except AddendaError:
+                continue
+            first = slots_of(site.module)
+            if first is None or first not in planned or site.parameter not in planned[first].live:
+                continue  # replaced since; see `intact`
+            there = planned[first]
+            for owner, parameter in site.ties:  # further owners of a tied parameter read the first owner's tensors
+                other = slots_of(owner)
+                if other is not None:
+                    other.kinds[parameter] = site.kind
+                    planned[other].live[parameter] = there.live[site.parameter]
+            if isinstance(site, Point) and site.source is not None:
+                source = slots_of(site.source)
+                reading = [t for t in there.at("output") if source in t.source]
+                if source is not None:
+                    planned[source].readers += len(reading)
+            if isinstance(site, Point) and site.back is not None:
+                back = slots_of(site.back)
+                if back is not None and there.at("output") and first not in planned[back].undoes:
+                    planned[back].undoes = (*planned[back].undoes, first)

@@ -1,0 +1,1 @@
+"""Data as examples, and examples as what a model reads."""

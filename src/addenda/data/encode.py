@@ -1,0 +1,308 @@
+"""Examples as token ids: what the model reads, and where the loss looks.
+
+A causal LM's example is a row of segments, each tokenised on its own, so that the prompt has the very tokens that
+`generate` starts from. Learned are the assistant's turns, each up to and including its end token; the rest of the row
+has the label −100. With a chat template the segments are cut from the rendered chat; without one they are the plain
+question, answer and end-of-text token, one after the other. `chats` says where the cuts are.
+
+    ids     <|im_start|> user ⏎ 3 + 4 = ? <|im_end|> ⏎ <|im_start|> assistant ⏎    7    <|im_end|>
+    labels       −100  …                                                −100       7    <|im_end|>
+
+Images become pixels elsewhere, in `pixels`; `encode` knows the way.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal, get_args
+
+from torch import Tensor
+
+from addenda.core.base.errors import AddendaError
+from addenda.data.batches import Collator
+from addenda.data.chats import Ending, Segment, ending_of, prompt, refused, segments, special_ids
+from addenda.data.encoded import IGNORE, Encoded, Kind
+from addenda.data.examples import Chat, Data, Labelled, Pair
+from addenda.data.prepare import Preparation
+
+Overflow = Literal["error", "drop", "truncate"]
+
+
+@dataclass(frozen=True)
+class Tokens(Encoded):
+    """Tokenised examples. ids: token ids; labels: for "causal" a list beside each row, else one number each."""
+
+    unit: ClassVar[str] = "tokens"
+    ragged: ClassVar[bool] = True
+    ids: list[list[int]]
+    labels: list[Any]
+    kind: Kind
+    pad: int
+    types: list[list[int]] | None = None  # token_type_ids, where the tokenizer has them
+    names: tuple[str, ...] | None = None  # of the classes
+    said: tuple[str, ...] = ()
+
+    def __getitem__(self, i: int) -> dict:
+        row = {"input_ids": self.ids[i], "labels": self.labels[i]}
+        return row if self.types is None else row | {"token_type_ids": self.types[i]}
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        return [len(row) for row in self.ids]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of ids and labels."""
+        made = hashlib.sha256(self.kind.encode())
+        for ids, label in zip(self.ids, self.labels, strict=True):
+            made.update(f"{ids}{label}".encode())
+        return made.hexdigest()
+
+    def take(self, rows: Sequence[int]) -> "Tokens":
+        types = None if self.types is None else [self.types[i] for i in rows]
+        return replace(self, ids=[self.ids[i] for i in rows], labels=[self.labels[i] for i in rows], types=types)
+
+    def batch(self, rows: Sequence[int], skip: int = 0) -> dict[str, Tensor]:
+        """See `Collator`; skip is for a causal LM."""
+        made = [self[i] for i in rows]
+        return Collator(self.pad, self.kind)([{k: v[skip:] for k, v in r.items()} for r in made] if skip else made)
+
+
+def encode(
+    data: Data,
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    overflow: Overflow = "error",
+    chat: bool | None = None,
+    skip_corrupt: bool = False,
+) -> Encoded:
+    """The examples as the model takes them: texts by a tokenizer, images by a `Preparation`.
+
+    chat: use the tokenizer's chat template (None: if it has one). max_length: the model's context in tokens, None for
+    no limit. overflow: what to do with a longer example: an error, drop it, or cut the prompt from the left (a
+    classifier's text as its tokenizer cuts, which leaves [CLS] and [SEP] where they are); an answer is never cut.
+    skip_corrupt: leave out images that cannot be decoded.
+    Raises AddendaError for examples that do not fit, by index, images that cannot be read, by file, a tokenizer without
+    an end token, and what is for texts where images were given.
+    """
+    if data.form == "image":
+        from addenda.data.pixels import decode  # Pillow, an extra
+
+        if not isinstance(tokenizer, Preparation):
+            raise AddendaError(
+                f"{data.source} holds images, which want a Preparation (addenda.data.prepare), not a "
+                f"{type(tokenizer).__name__}."
+            )
+        if max_length is not None:
+            raise AddendaError(
+                f"Images have no length in tokens, got max_length={max_length}; image_size is in pixels."
+            )
+        if overflow != "error" or chat is not None:
+            given = f"overflow={overflow!r}" if overflow != "error" else f"chat={chat}"
+            raise AddendaError(f"{given} is for texts, and {data.source} holds images. Leave it out.")
+        return decode(data, tokenizer, skip_corrupt=skip_corrupt)
+    if skip_corrupt:
+        raise AddendaError(f"skip_corrupt=True is for images, and {data.source} holds texts. Leave it out.")
+    return tokenise(data, tokenizer, max_length=max_length, overflow=overflow, chat=chat)
+
+
+def tokenise(
+    data: Data,
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    overflow: Overflow = "error",
+    chat: bool | None = None,
+) -> Tokens:
+    """`encode` for texts."""
+    if data.form == "label" and chat is not None:
+        raise AddendaError(f"chat={chat} is for a causal LM, and {data.source} holds texts with labels. Leave it out.")
+    if overflow not in get_args(Overflow):
+        raise AddendaError(f"overflow must be 'error', 'drop' or 'truncate', got {overflow!r}.")
+    if data.form == "label":
+        kind, (ids, labels, types) = ("class" if data.labels else "value"), _texts(data, tokenizer)
+        said = (data.said,) if data.said else ()
+    else:
+        kind, types = "causal", None
+        ids, labels, said = _turns(data, tokenizer, use_chat(tokenizer, chat))
+    pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    made = Tokens(ids, labels, kind, pad, types, data.labels, said)
+    if max_length is not None and overflow == "truncate" and kind != "causal":
+        made = _shorter(made, data, tokenizer, max_length)
+    return made if max_length is None else _fit(made, max_length, overflow, data)
+
+
+def use_chat(tokenizer, chat: bool | None) -> bool:
+    has = bool(getattr(tokenizer, "chat_template", None))
+    if chat and not has:
+        raise AddendaError(
+            "chat=True wants a tokenizer with a chat template, and this one has none. Leave chat out for plain text."
+        )
+    return has if chat is None else chat
+
+
+def prompt_ids(tokenizer, question: str | Chat, chat: bool | None = None) -> list[int]:
+    """The token ids that `generate` starts from: those of a training example, up to the answer.
+
+    Raises AddendaError for what the chat template does not take.
+    """
+    example = question if isinstance(question, Chat) else Pair(question, "")
+    ending = ending_of(tokenizer) if use_chat(tokenizer, chat) else None
+    try:
+        pieces = prompt(example, tokenizer, ending)
+    except ValueError as error:
+        raise refused(error) from None
+    made, special = _start(tokenizer) if ending is None else [], special_ids(tokenizer)
+    for piece, part in zip(
+        pieces, tokenizer([p.text for p in pieces], add_special_tokens=False)["input_ids"], strict=True
+    ):
+        learned, rest = _end(part, piece, ending, special, tokenizer) if piece.learned else (part, [])
+        made = made + learned + rest
+    return made
+
+
+def end_ids(model, tokenizer, chat: bool | None = None) -> list[int]:
+    """Tokens that end an answer: with a chat template the one that it ends a turn with, and those that the model's
+    `generation_config` declares beside it; else the tokenizer's and the model's ends of text."""
+    declared = []
+    for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
+        own = getattr(config, "eos_token_id", None)
+        declared.append({*own} if isinstance(own, (list, tuple)) else {own})
+    if use_chat(tokenizer, chat) and (end := ending_of(tokenizer).token) is not None:
+        return sorted(next((ids for ids in declared if end in ids), {end}))
+    return sorted(t for t in {tokenizer.eos_token_id}.union(*declared) if t is not None)
+
+
+def _start(tokenizer) -> list[int]:
+    """What the tokenizer itself puts before a text (a beginning-of-text token, or nothing)."""
+    first = tokenizer("a")["input_ids"][:1]
+    return first if first and first[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
+
+
+def _turns(data: Data, tokenizer, chat: bool) -> tuple[list[list[int]], list[list[int]], tuple[str, ...]]:
+    """(ids, labels, what there is to say) of chats and pairs."""
+    if tokenizer.eos_token_id is None and not chat:
+        raise AddendaError(
+            "The tokenizer has neither an end-of-text token nor a chat template, so an answer has no end. "
+            "Set tokenizer.eos_token."
+        )
+    ending = ending_of(tokenizer) if chat else None
+    rows: list[list[Segment]] = []
+    problems, notes = [], Counter()
+    for i, example in enumerate(data.examples):
+        try:
+            row, note = segments(example, tokenizer, ending)  # type: ignore[arg-type]
+        except ValueError as error:
+            problems.append(f"{data.place(i)}: {error}")
+            continue
+        rows.append(row)
+        notes.update([note] if note else [])
+    if problems:
+        raise AddendaError(
+            f"{len(problems)} of {len(data)} chats of {data.source} cannot be masked so that only answers are learned: "
+            f"{'; '.join(problems[:3])}. Mend these rows, give one assistant's turn per example, or chat=False for "
+            "plain text."
+        )
+    tokens = iter(tokenizer([s.text for row in rows for s in row], add_special_tokens=False)["input_ids"])
+    special, start = special_ids(tokenizer), [] if chat else _start(tokenizer)
+    ids, labels = [], []
+    for row in rows:
+        own, wanted = list(start), [IGNORE] * len(start)
+        for at, segment in enumerate(row):
+            part = list(next(tokens))
+            if segment.learned:
+                part, rest = _end(part, segment, ending, special, tokenizer)
+                own, wanted = own + part, wanted + part
+                part = rest if at < len(row) - 1 else []
+            own, wanted = own + part, wanted + [IGNORE] * len(part)
+        ids.append(own)
+        labels.append(wanted)
+    empty = [i for i, row in enumerate(labels) if all(t == IGNORE for t in row[1:]) or row[0] != IGNORE]
+    if empty:
+        where = _places(data, empty)
+        raise AddendaError(f"{len(empty)} examples of {data.source} have no prompt or no answer: {where}.")
+    return ids, labels, tuple(f"{n:,} of {len(rows):,} chats: {note}" for note, n in notes.items())
+
+
+def _end(
+    part: list[int], segment: Segment, ending: Ending | None, special: set[int], tokenizer
+) -> tuple[list[int], list[int]]:
+    """(what is learned, what the template puts behind it): up to the template's end, or with an end added.
+
+    Special tokens of the answer's own text end nothing: the template's are counted from the end of the piece.
+    """
+    places = [i for i, t in enumerate(part) if t in special]
+    last = None
+    if (
+        ending is not None and segment.ends is None
+    ):  # no rendering shows what the template adds: special tokens at the end
+        text = [bool(tokenizer.decode([t]).strip()) for t in part]
+        last = next((i for i in places if all(k in places or not text[k] for k in range(i, len(part)))), None)
+    elif ending is not None and segment.ends and len(places) >= segment.ends:
+        last = places[-segment.ends]
+    if last is not None:
+        return part[: last + 1], part[last + 1 :]
+    return part + ([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]), []
+
+
+def _texts(data: Data, tokenizer) -> tuple[list[list[int]], list, list[list[int]] | None]:
+    examples: list[Labelled] = list(data.examples)  # type: ignore[arg-type]
+    pairs = [e.pair for e in examples]
+    if any(p is None for p in pairs) and not all(p is None for p in pairs):
+        raise AddendaError(f"Some examples of {data.source} have a second text and some have none.")
+    made = tokenizer([e.text for e in examples], None if pairs[0] is None else pairs)
+    types = made.get("token_type_ids")
+    ids = [list(row) for row in made["input_ids"]]
+    return ids, [e.label for e in examples], None if types is None else [list(row) for row in types]
+
+
+def _shorter(made: Tokens, data: Data, tokenizer: Any, limit: int) -> Tokens:
+    """Texts with those that exceed the limit cut by the tokenizer itself: a classifier may read what stands last."""
+    long = [i for i, n in enumerate(made.lengths) if n > limit]
+    ids, types = list(made.ids), None if made.types is None else list(made.types)
+    for i in long:
+        example: Any = data.examples[i]
+        if limit <= tokenizer.num_special_tokens_to_add(example.pair is not None):
+            raise AddendaError(
+                f"{data.source}, {data.place(i)}, cannot be cut to {limit} tokens: the tokenizer's special tokens "
+                "leave no room for a text. Raise max_length."
+            )
+        cut = tokenizer(example.text, example.pair, truncation="longest_first", max_length=limit)
+        ids[i] = list(cut["input_ids"])
+        if types is not None:
+            types[i] = list(cut["token_type_ids"])
+    return replace(made, ids=ids, types=types) if long else made
+
+
+def _places(data: Data, rows: Sequence[int], n: int = 8) -> str:
+    """Where examples are, the first n of them: lines of a file, or rows."""
+    return ", ".join(data.place(i) for i in rows[:n]) + (", …" if len(rows) > n else "")
+
+
+def _fit(made: Tokens, limit: int, overflow: Overflow, data: Data) -> Tokens:
+    long = [i for i, n in enumerate(made.lengths) if n > limit]
+    if not long:
+        return made
+    source, worst = data.source, max(long, key=lambda i: made.lengths[i])
+    answers = [i for i in long if made.kind == "causal" and sum(t != IGNORE for t in made.labels[i]) >= limit]
+    if answers and overflow != "drop":
+        raise AddendaError(
+            f"{len(answers)} of {len(made)} examples of {source} have answers longer than the context of {limit} "
+            f"tokens ({_places(data, answers)}). Raise max_length, shorten them, or leave them out with "
+            "overflow='drop'."
+        )
+    if overflow == "error":
+        raise AddendaError(
+            f"{len(long)} of {len(made)} examples of {source} are longer than {limit} tokens ({_places(data, long)}; "
+            f"the longest, {data.place(worst)}, has {made.lengths[worst]}). Raise max_length, or choose "
+            "overflow='drop' or 'truncate'."
+        )
+    if overflow == "drop":
+        kept = [i for i in range(len(made)) if i not in set(long)]
+        if not kept:
+            raise AddendaError(f"overflow='drop' drops all {len(made)} examples of {source}: all exceed {limit}.")
+        return made.take(kept)
+    return replace(made, ids=[row[-limit:] for row in made.ids], labels=[row[-limit:] for row in made.labels])

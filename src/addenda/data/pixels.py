@@ -1,0 +1,157 @@
+"""Images as pixels: decoded when a batch wants them, by a few threads; kept as bytes where they fit.
+
+Reading, decoding and resizing take longer than a small model's step, so the prepared pixels (uint8, before they are
+normalised) are kept up to `KEPT` bytes: at 224 × 224 pixels the first 7,000 images. They are decoded when the data is
+made, not in the first epoch: so a corrupt file is found before training, and a run's memory is its own. What does not
+fit is decoded again for every batch, and the next batch while the model works on this one.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from addenda.core.base.errors import AddendaError
+from addenda.data.encoded import Encoded, Kind
+from addenda.data.examples import Data
+from addenda.data.images import Picture, pool
+from addenda.data.prepare import Preparation
+
+KEPT = 1 << 30  # bytes of one data set
+WINDOW = 64  # images on their way through the threads while all are looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Images(Encoded):
+    """Pictures that were looked at once. kept: prepared pixels by `Picture.key`; skipped: names of corrupt files."""
+
+    unit: ClassVar[str] = "images"
+    ragged: ClassVar[bool] = False
+    pictures: tuple[Picture, ...]
+    labels: list[int]
+    how: Preparation
+    names: tuple[str, ...] | None
+    kept: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    said: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    kind: Kind = "class"
+    coming: dict[int, Future] = field(default_factory=dict, repr=False)  # by position
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return {k: t[0] for k, t in self.batch([i]).items()}
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """One each: the images of a set are alike."""
+        return [1] * len(self.pictures)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the stored images, their labels and how they are prepared."""
+        made = hashlib.sha256(repr(replace(self.how, source="")).encode())
+        for picture in self.pictures:
+            made.update(f"{picture.key}{picture.label}".encode())
+        return made.hexdigest()
+
+    def take(self, rows: Sequence[int]) -> "Images":
+        pictures = tuple(self.pictures[i] for i in rows)
+        return replace(self, pictures=pictures, labels=[p.label for p in pictures], coming={})
+
+    def batch(self, rows: Sequence[int], skip: int = 0) -> dict[str, Tensor]:
+        """pixel_values (B × channels × height × width) float32, labels (B)."""
+        pixels = torch.from_numpy(np.stack(list(self._pixels(rows))))
+        return {"pixel_values": self.how.tensor(pixels), "labels": torch.tensor([self.labels[i] for i in rows])}
+
+    def ahead(self, rows: Sequence[int]) -> None:
+        for waiting in self.coming.values():
+            waiting.cancel()
+        self.coming.clear()
+        self.coming.update({i: pool().submit(_decoded, self.pictures[i], self.how) for i in self._lacking(rows)})
+
+    def _lacking(self, rows: Iterable[int]) -> list[int]:
+        return [i for i in dict.fromkeys(rows) if self.pictures[i].key not in self.kept]
+
+    def _pixels(self, rows: Sequence[int]) -> Iterator[np.ndarray]:
+        coming = {i: self.coming.pop(i, None) for i in self._lacking(rows)}
+        found = {i: f or pool().submit(_decoded, self.pictures[i], self.how) for i, f in coming.items()}
+        for i in rows:
+            yield found[i].result() if i in found else self.kept[self.pictures[i].key]
+
+
+def decode(data: Data, how: Preparation, *, skip_corrupt: bool = False, keep: int | None = None) -> Images:
+    """Look at every image of the data once, and keep the prepared pixels of as many as fit.
+
+    keep: bytes (default `KEPT`). skip_corrupt: leave out what cannot be decoded, and name it in `skipped`.
+    Raises AddendaError for files that cannot be decoded, all of them by name, and for images of different sizes that
+    the preparation leaves so.
+    """
+    pictures: list[Picture] = list(data.examples)  # type: ignore[arg-type]
+    left, kept, fine = KEPT if keep is None else keep, {}, []
+    problems: dict[str, str] = {}
+    shape, first = None, ""
+    for picture, made in zip(pictures, _looked_at(pictures, how, left), strict=True):
+        if isinstance(made, str):
+            problems[picture.name] = made
+            continue
+        if made is not None:
+            shape, first = shape or made.shape, first or picture.name
+            if made.shape != shape:
+                raise AddendaError(
+                    f"{picture.name} in {data.source} is {_size(made.shape)} pixels and {first} is {_size(shape)}: one "
+                    f"batch cannot hold both, and the model's folder has images {how}. Give image_size, in pixels."
+                )
+            if made.nbytes <= left and picture.key not in kept:
+                kept[picture.key] = made
+                left -= made.nbytes
+        fine.append(picture)
+    if problems and not skip_corrupt:
+        told = "; ".join(f"{name}: {why}" for name, why in list(problems.items())[:5])
+        more = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise AddendaError(
+            f"{len(problems)} of {len(pictures)} images of {data.source} cannot be decoded: {told}{more}. Mend or "
+            "remove them, or leave them out with skip_corrupt (--skip-corrupt)."
+        )
+    if not fine:
+        raise AddendaError(f"None of the {len(pictures)} images of {data.source} can be decoded.")
+    said = (data.said,) if data.said else ()
+    return Images(tuple(fine), [p.label for p in fine], how, data.labels, kept, said, tuple(problems))
+
+
+def _looked_at(pictures: Sequence[Picture], how: Preparation, keep: int) -> Iterator[np.ndarray | str | None]:
+    """Pixels, or why there are none, in order. None: pixels in memory that are not corrupt and would not be kept."""
+    size = how.size
+    room = len(pictures) if size is None else keep // (size[0] * size[1] * how.channels)
+    waiting: list[Future | None] = []
+    for i, picture in enumerate(pictures):
+        sure = isinstance(picture.stored, np.ndarray) and size is not None and i >= room
+        waiting.append(None if sure else pool().submit(_tried, picture, how))
+        if len(waiting) > WINDOW:
+            yield _result(waiting.pop(0))
+    yield from map(_result, waiting)
+
+
+def _result(future: Future | None) -> np.ndarray | str | None:
+    return None if future is None else future.result()
+
+
+def _decoded(picture: Picture, how: Preparation) -> np.ndarray:
+    return how.pixels(picture.open())
+
+
+def _tried(picture: Picture, how: Preparation) -> np.ndarray | str:
+    try:
+        return _decoded(picture, how)
+    except ImportError as error:
+        raise AddendaError(f'Images are decoded by Pillow: {error}. Run `pip install "addenda[vision]"`.') from None
+    except Exception as error:  # decoders raise whatever their formats lead them to
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} × {shape[1]}"

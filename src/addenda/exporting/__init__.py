@@ -1,0 +1,1 @@
+"""Adapters in another form than they were trained in."""

@@ -1,0 +1,1 @@
+"""Models from folders and wheels, and the machine that they run on."""

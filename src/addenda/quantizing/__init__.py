@@ -1,0 +1,1 @@
+"""Bases in few bits: our own formats, and other libraries' layers."""
