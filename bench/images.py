@@ -32,7 +32,7 @@ def rates(seed: int, threads: int) -> dict[str, float]:
     """Images a second, by what is done."""
     from addenda.data.images import read_images
     from addenda.data.pixels import decode
-    from addenda.data.prepare import preparation_of
+    from addenda.models.preparation import preparation_of
     from addenda.models.vision import DINOV2
 
     torch.set_num_threads(threads)

@@ -26,7 +26,7 @@ def run(given) -> tuple[dict, str]:
 
 def _data():
     from addenda.data.encode import encode
-    from addenda.data.examples import of_task
+    from addenda.data.read import of_task
     from addenda.data.task import embedded_task
     from addenda.models.embedded import model_folder
     from addenda.models.load import load_model

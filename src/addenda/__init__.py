@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from addenda.compressing.trp import TrainedRankPruning as TrainedRankPruning
     from addenda.core.adapter.attach import attach as attach
     from addenda.core.adapter.attach import detach as detach
-    from addenda.core.adapter.attach import disabled as disabled
-    from addenda.core.adapter.attach import per_example as per_example
-    from addenda.core.adapter.attach import status as status
-    from addenda.core.adapter.attach import switch as switch
+    from addenda.core.adapter.blocks import disabled as disabled
+    from addenda.core.adapter.blocks import per_example as per_example
     from addenda.core.adapter.handle import Adapter as Adapter
     from addenda.core.adapter.handle import adapters as adapters
+    from addenda.core.adapter.load import load as load
+    from addenda.core.adapter.switch import status as status
+    from addenda.core.adapter.switch import switch as switch
     from addenda.core.ask.perturb import perturbation_curve as perturbation_curve
     from addenda.core.ask.plan import Plan as Plan
     from addenda.core.ask.plan import plan as plan
     from addenda.core.base.errors import AddendaError as AddendaError
-    from addenda.core.file.save import inspect as inspect
-    from addenda.core.file.save import load as load
+    from addenda.core.file.inspect import inspect as inspect
     from addenda.core.file.save import save as save
     from addenda.core.forward.lean import lean as lean
     from addenda.core.forward.lean import unlean as unlean
@@ -61,17 +61,21 @@ _NAMES = {
     "compressing.macs": "macs",
     "compressing.recalibrate": "recalibrate",
     "compressing.trp": "TrainedRankPruning",
+    "core.adapter.attach": "attach detach",
+    "core.adapter.blocks": "disabled per_example",
     "core.adapter.handle": "Adapter adapters",
-    "core.adapter.attach": "attach detach disabled per_example status switch",
-    "core.base.errors": "AddendaError",
-    "core.file.save": "inspect load save",
-    "core.method.hidden": "HiddenMethod",
-    "core.forward.lean": "lean unlean",
-    "core.merge.merge": "MergeReport merge unmerge",
-    "core.method.contract": "WeightMethod",
+    "core.adapter.load": "load",
+    "core.adapter.switch": "status switch",
     "core.ask.perturb": "perturbation_curve",
     "core.ask.plan": "Plan plan",
+    "core.base.errors": "AddendaError",
+    "core.file.inspect": "inspect",
+    "core.file.save": "save",
+    "core.forward.lean": "lean unlean",
+    "core.merge.merge": "MergeReport merge unmerge",
     "core.method.catalogue": "Info catalogue register",
+    "core.method.contract": "WeightMethod",
+    "core.method.hidden": "HiddenMethod",
     "train.callback": "TrainerCallback",
     "train.evaluate": "evaluate generate",
     "train.tune": "tune",

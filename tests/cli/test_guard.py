@@ -167,10 +167,11 @@ def test_options_that_no_command_has_are_said_to_be_of_python():
     from addenda.cli.guard import ONLY_IN_PYTHON
     from addenda.comparing.run import compare
     from addenda.core.adapter.attach import attach
+    from addenda.core.adapter.load import load
     from addenda.core.base.arguments import names_of
-    from addenda.core.file.save import load, save
+    from addenda.core.file.save import save
     from addenda.data.encode import encode
-    from addenda.data.examples import read
+    from addenda.data.read import read
     from addenda.models.load import load_model
     from addenda.train.evaluate import evaluate, generate
     from addenda.train.fit import fit

@@ -5,7 +5,7 @@ from tiny_models import make_llama, make_tokenizer
 
 from addenda.comparing.shots import common_prefix, evaluate_with_cache
 from addenda.data.encode import encode
-from addenda.data.examples import read
+from addenda.data.read import read
 from addenda.train.evaluate import evaluate
 
 

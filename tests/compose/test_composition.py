@@ -7,7 +7,7 @@ from torch import nn
 import addenda as ad
 import toys
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import slots_of
+from addenda.core.forward.slots import slots_of
 
 IDS = torch.arange(24).reshape(4, 6) * 7 % toys.VOCAB
 KINDS = {

@@ -7,7 +7,8 @@ from torch import nn
 import addenda as ad
 from addenda.compressing.adapter import compress_adapter
 from addenda.core.base.errors import AddendaError
-from addenda.core.file.save import described, read
+from addenda.core.file.methods import described
+from addenda.core.file.save import read
 from addenda.core.packed.few_bits import codebook
 
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import effective_weight, original_class, slots_of
+from addenda.core.forward.adapted import effective_weight
+from addenda.core.forward.slots import slots_of
 from addenda.core.method.contract import Method, WeightMethod
+from addenda.core.modules.classes import original_class
 from addenda.core.site.site import Site, site_at
 from addenda.core.site.targets import resolve
 
@@ -41,7 +43,7 @@ SMALL = {"rank": 4, "alpha": 8.0}  # for methods that have these options
 
 
 def method_of(name: str) -> Method:
-    entry = ad.core.method.catalogue.info(name)
+    entry = ad.core.registry.info(name)
     fields = {f for f in entry.cls.__dataclass_fields__ if f not in ("dropout",)}
     given = {k: v for k, v in SMALL.items() if k in fields} | OPTIONS.get(name, {})
     return entry.build(**{k: v for k, v in given.items() if k in fields})

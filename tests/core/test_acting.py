@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import addenda as ad
 import toys
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import slots_of
+from addenda.core.forward.slots import slots_of
 
 IDS = torch.arange(4 * 5).reshape(4, 5) % toys.VOCAB
 ROWS = ["a", None, "b", "a"]

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import slots_of
+from addenda.core.forward.slots import slots_of
 
 LORA = ad.LoRA(rank=2)
 

@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import slots_of
+from addenda.core.forward.slots import slots_of
 from addenda.core.method.contract import to_float
 from addenda.core.site.site import site_at
 

@@ -18,7 +18,8 @@ from torch import nn
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.header import write as write_file
-from addenda.core.file.save import inspect, read
+from addenda.core.file.inspect import inspect
+from addenda.core.file.save import read
 from addenda.core.packed.few_bits import EPS, code_bytes, codebook, encoded, pack, quantised, unpack
 
 EACH = range(1, 9)

@@ -12,8 +12,9 @@ from torch import nn
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.core.file import save as files
-from addenda.core.file.save import inspect, read
-from addenda.core.forward.adapted import slots_of
+from addenda.core.file.inspect import inspect
+from addenda.core.file.save import read
+from addenda.core.forward.slots import slots_of
 
 LORA = ad.LoRA(rank=2)
 

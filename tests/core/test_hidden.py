@@ -15,9 +15,10 @@ import addenda as ad
 import toys
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
-from addenda.core.forward.adapted import set_original_class, slots_of
+from addenda.core.forward.slots import slots_of
 from addenda.core.method.bottleneck import ACTIVATIONS, Bottleneck
 from addenda.core.method.contract import Method, to_float
+from addenda.core.modules.classes import set_original_class
 from addenda.core.site.site import site_at
 
 every_hidden = pytest.mark.parametrize("name", HIDDEN)

@@ -17,8 +17,9 @@ from test_template import choices, layer, put_on
 import addenda as ad
 import toys
 from addenda.core.base.errors import AddendaError
-from addenda.core.file.save import inspect, read
-from addenda.core.forward.adapted import slots_of
+from addenda.core.file.inspect import inspect
+from addenda.core.file.save import read
+from addenda.core.forward.slots import slots_of
 from addenda.models.load import wanted_by
 
 
@@ -282,7 +283,7 @@ def test_positions_outside_the_weight(basis, tiny, ids, tmp_path):
     for value in (10**6, -1):
         bad = tensors | {key: torch.full_like(tensors[key], value)}
         if basis:  # with a checksum to match
-            from addenda.core.file.save import checksum
+            from addenda.core.file.fingerprint import checksum
 
             header["sites"][0]["checks"]["index"] = checksum("index", bad[key])
         refused(tiny, write(tmp_path / "x.safetensors", header, bad), "positions outside the weight")

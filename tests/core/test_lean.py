@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import addenda as ad
 import toys
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import original_class
 from addenda.core.forward.lean import Lean
+from addenda.core.modules.classes import original_class
 
 B, T = 3, 10
 IDS = torch.arange(B * T).reshape(B, T) % toys.VOCAB

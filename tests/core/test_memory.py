@@ -191,7 +191,7 @@ def test_an_optimizer_is_asked_what_it_keeps(spec, llama):
     assert step.optimizer == sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state}.values())
     numbers = {  # what the optimizers' own pages say, but for their step counts
         "lora-fa": sum(2 * t.B.numel() for _, t in adapter.sites() if "B" in t._parameters),
-        "lora-pro": 2 * sum(ad.core.site.site.site_at(llama, path).weight.numel() for path in adapter.methods),
+        "lora-pro": 2 * sum(ad.core.sites.site_at(llama, path).weight.numel() for path in adapter.methods),
         "lora-pro:mode=sgd": 0,
         "adalora": 4 * adapter.trainable,
     }.get(spec, 2 * adapter.trainable)

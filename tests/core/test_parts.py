@@ -128,9 +128,9 @@ def test_put_together_without_the_mean_it_is_the_sum_of_all_parts():
 @pytest.mark.parametrize("name", ["mosa", "mosa-pfeiffer", "mosa-houlsby", "mosl"])
 def test_more_parts_than_ranks_are_refused(name):
     with pytest.raises(AddendaError, match=r"parts must be from 1 to rank=4, so that each has an entry a row, got 5"):
-        ad.core.method.catalogue.build(f"{name}:rank=4,parts=5")
+        ad.core.registry.build(f"{name}:rank=4,parts=5")
     with pytest.raises(AddendaError, match="parts must be from 1 to rank=4"):
-        ad.core.method.catalogue.build(f"{name}:rank=4,parts=0")
+        ad.core.registry.build(f"{name}:rank=4,parts=0")
 
 
 def test_size_and_count_are_those_of_the_plain_method():

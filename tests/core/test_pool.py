@@ -14,9 +14,11 @@ from torch import nn
 import addenda as ad
 from addenda.core.adapter.build import pool_of
 from addenda.core.base.errors import AddendaError
-from addenda.core.file.save import inspect, read
-from addenda.core.forward.adapted import slots_of
-from addenda.core.site.site import LINEAR, Site
+from addenda.core.file.inspect import inspect
+from addenda.core.file.save import read
+from addenda.core.forward.slots import slots_of
+from addenda.core.site.kinds import LINEAR
+from addenda.core.site.site import Site
 from addenda.train import checkpoint
 
 POOLED = [n for n in NAMES if METHODS[n].has("pool")]

@@ -9,8 +9,9 @@ from torch.nn.utils import parametrizations
 import addenda as ad
 import toys
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import slots_of
-from addenda.core.site.site import CONV, CONV1D, EMBEDDING, LINEAR, PARAMETER, kind_of, owners_of, site_at
+from addenda.core.forward.slots import slots_of
+from addenda.core.site.kinds import CONV, CONV1D, EMBEDDING, LINEAR, PARAMETER, kind_of
+from addenda.core.site.site import owners_of, site_at
 
 LORA = ad.LoRA(rank=2)
 

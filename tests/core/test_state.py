@@ -8,7 +8,8 @@ from torch import nn
 import addenda as ad
 import toys
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import SiteTensors, Slots, slots_of
+from addenda.core.forward.slots import Slots, slots_of
+from addenda.core.forward.tensors import SiteTensors
 
 ISSUE = ["live", "kinds", "each", "seen", "readers", "waiting", "undoes", "training"]
 PLAIN = ["weight", "output", "bias", "addenda", "default", "0", "_", "-", "a-b", "pool", "A", "model", "None", "x" * 64]

@@ -14,7 +14,7 @@ from torch import nn
 import addenda as ad
 import toys
 from addenda.core.adapter import template as module
-from addenda.core.adapter.template import pool_template, template
+from addenda.core.adapter.build import pool_template, template
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.save import read
 from addenda.core.method.catalogue import info

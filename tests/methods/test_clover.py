@@ -7,7 +7,7 @@ from torch import nn
 import addenda as ad
 from addenda import AddendaError
 from addenda.core.base.random import Stream
-from addenda.core.forward.adapted import slots_of
+from addenda.core.forward.slots import slots_of
 from addenda.methods.clover import CLOVER
 
 DIM, HEAD = 12, 4

@@ -10,7 +10,8 @@ from tiny_models import TEMPLATE, make_llama, make_tokenizer
 
 from addenda.core.base.errors import AddendaError
 from addenda.data.encode import encode, end_ids, prompt_ids
-from addenda.data.examples import Chat, read
+from addenda.data.examples import Chat
+from addenda.data.read import read
 from addenda.train.evaluate import evaluate, generate
 from addenda.train.tune import tune
 

@@ -7,7 +7,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 import addenda as ad
 from addenda.data.batches import Collator
 from addenda.data.encode import encode
-from addenda.data.examples import read
+from addenda.data.read import read
 from addenda.train import chunked
 from addenda.train import loss as module
 from addenda.train.loss import score

@@ -6,7 +6,7 @@ from torch import nn
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.data.encode import encode
-from addenda.data.examples import read
+from addenda.data.read import read
 from addenda.train import compiled
 from addenda.train.fit import fit
 

@@ -20,7 +20,7 @@ from transformers import (
 import addenda as ad
 from addenda import AddendaError
 from addenda.data.encode import encode
-from addenda.data.examples import read
+from addenda.data.read import read
 from addenda.train.consistency import Consistency, check, divergence
 from addenda.train.fit import fit
 

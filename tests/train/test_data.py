@@ -4,7 +4,8 @@ import pytest
 from tiny_models import SUMS
 
 from addenda.core.base.errors import AddendaError
-from addenda.data.examples import Chat, Data, Labelled, Pair, read
+from addenda.data.examples import Chat, Data, Labelled, Pair
+from addenda.data.read import read
 
 
 def write(path, rows):

@@ -7,8 +7,8 @@ import transformers
 from test_onnx import model, node, tensor
 
 from addenda.core.base.errors import AddendaError
-from addenda.data.prepare import preparation_of
 from addenda.models import vision
+from addenda.models.preparation import preparation_of
 
 OLD = {new: old for old, new in vision.RENAMED.items()}
 

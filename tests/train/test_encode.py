@@ -5,7 +5,7 @@ from tiny_models import SUMS, make_tokenizer
 from addenda.core.base.errors import AddendaError
 from addenda.data.batches import Collator, batches
 from addenda.data.encode import IGNORE, encode, end_ids, prompt_ids
-from addenda.data.examples import read
+from addenda.data.read import read
 
 GOLDEN = [[5, 3], [0, 1], [2, 4]]  # the order may not change between releases
 

@@ -4,7 +4,8 @@ from tiny_models import SUMS, make_bert, make_llama, make_tokenizer
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.data.encode import encode
-from addenda.data.examples import Chat, read
+from addenda.data.examples import Chat
+from addenda.data.read import read
 from addenda.train.evaluate import evaluate, generate
 from addenda.train.fit import fit
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from addenda.core.base.errors import AddendaError
 from addenda.data import idx
-from addenda.data.examples import read, splits_of
 from addenda.data.images import parts
 from addenda.data.prepare import Preparation
+from addenda.data.read import read, splits_of
 
 
 def pixels(data):

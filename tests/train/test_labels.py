@@ -11,8 +11,8 @@ import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.header import read as read_file
 from addenda.core.file.header import write as write_file
-from addenda.data.examples import read
 from addenda.data.labels import scale_of
+from addenda.data.read import read
 from addenda.data.subsets import Subset
 from addenda.models.load import load_model, wanted_by
 from addenda.train.evaluate import evaluate

@@ -22,8 +22,8 @@ from transformers import (
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.data.encode import encode
-from addenda.data.examples import read
 from addenda.data.limits import positions
+from addenda.data.read import read
 from addenda.train.evaluate import evaluate, generate
 from addenda.train.fit import fit
 from addenda.train.tune import tune

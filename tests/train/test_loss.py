@@ -6,7 +6,7 @@ from tiny_models import SUMS, make_bert, make_llama, make_llama_classifier, make
 from addenda.core.base.errors import AddendaError
 from addenda.data.batches import Collator
 from addenda.data.encode import IGNORE, encode
-from addenda.data.examples import read
+from addenda.data.read import read
 from addenda.train import loss as module
 from addenda.train.loss import keeps, score
 

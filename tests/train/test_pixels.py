@@ -9,9 +9,9 @@ from PIL import Image
 from addenda.core.base.errors import AddendaError
 from addenda.data import pixels
 from addenda.data.encode import encode
-from addenda.data.examples import read
 from addenda.data.pixels import decode
 from addenda.data.prepare import Preparation
+from addenda.data.read import read
 
 HOW = Preparation((8, 8))
 

@@ -10,7 +10,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, Dinov2Config
 
 from addenda.core.base.errors import AddendaError
-from addenda.data.prepare import DEVIATION, MEAN, Preparation, preparation_of
+from addenda.data.prepare import DEVIATION, MEAN, Preparation
+from addenda.models.preparation import preparation_of
 
 SIZES = [(40, 30), (30, 40), (17, 61), (64, 64), (9, 11)]  # height, width
 CROPPED = {"size": {"shortest_edge": 24}, "do_center_crop": True, "crop_size": {"height": 20, "width": 20}}

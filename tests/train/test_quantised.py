@@ -28,7 +28,7 @@ def quantised(trainable=True):
 
 def test_our_trainer_asks_what_training_needs(tmp_path):
     from addenda.data.encode import encode
-    from addenda.data.examples import read
+    from addenda.data.read import read
 
     model, adapter = quantised()
     train = encode(read(SUMS), make_tokenizer())

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from addenda.core.base.errors import AddendaError
-from addenda.data.examples import Pair, read
+from addenda.data.examples import Pair
+from addenda.data.read import read
 from addenda.data.rows import rows_of, splits_of
 
 

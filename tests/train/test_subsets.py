@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from addenda.core.base.errors import AddendaError
-from addenda.data.examples import Data, Labelled, read
-from addenda.data.images import Picture
+from addenda.data.examples import Data, Labelled, Picture
+from addenda.data.read import read
 from addenda.data.subsets import Subset
 
 

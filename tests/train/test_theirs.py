@@ -165,7 +165,7 @@ def test_fit_takes_the_same_names_and_has_no_epochs():
     model = make_llama()
     adapter = ad.attach(model, "lora")
     from addenda.data.encode import encode
-    from addenda.data.examples import read
+    from addenda.data.read import read
 
     train = encode(read(SUMS), make_tokenizer())
     with pytest.raises(AddendaError, match=r"num_train_epochs is epochs= in addenda\.tune, and fit has no epochs="):

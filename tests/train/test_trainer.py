@@ -12,7 +12,7 @@ import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.data.batches import Collator, batches
 from addenda.data.encode import encode
-from addenda.data.examples import read
+from addenda.data.read import read
 from addenda.quantizing.quantize import quantize
 from addenda.train import attention, checkpoint, chunked
 from addenda.train.callback import TrainerCallback

@@ -7,7 +7,7 @@ from tiny_models import SUMS, make_llama, make_tokenizer
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.data.encode import encode
-from addenda.data.examples import read
+from addenda.data.read import read
 from addenda.train import checkpoint
 from addenda.train.fit import fit
 from marks import differences, snapshot

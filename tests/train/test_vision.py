@@ -12,10 +12,10 @@ from pictures import NAMES, config, save_backbone, write
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.data.encode import encode
-from addenda.data.examples import read
-from addenda.data.prepare import preparation_of
+from addenda.data.read import read
 from addenda.models.kinds import task_in
 from addenda.models.load import load_model, wanted_by
+from addenda.models.preparation import preparation_of
 from addenda.train import attention, compiled
 from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit

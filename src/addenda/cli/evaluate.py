@@ -162,7 +162,7 @@ def with_adapter(
     loaded = load_model(model_or_default(model), dtype=dtype, device=device, **wanted)
     heads: tuple[str, ...] = ()
     if adapter is not None:
-        from addenda.core.file.save import load
+        from addenda.core.adapter.load import load
         from addenda.core.state.state import record_of
 
         attached = load(loaded.model, adapter, base=cast(Any, base))

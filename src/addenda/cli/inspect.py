@@ -14,6 +14,6 @@ def register(app: typer.Typer) -> None:
 
 def inspect(file: Annotated[Path, typer.Argument(help="An adapter file.")]) -> None:
     """Show the methods, sites and size of an adapter file."""
-    from addenda.core.file.save import inspect as describe
+    from addenda.core.file.inspect import inspect as describe
 
     tell(describe(file))

@@ -11,7 +11,8 @@ from typing import Any
 from addenda.core.base import ranges
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.method.catalogue import build, info, parse_spec
-from addenda.core.method.contract import Method, misfit, parse_value
+from addenda.core.method.contract import Method
+from addenda.core.method.options import misfit, parse_value
 from addenda.optim.registry import parsed
 
 TRAINING = ("consistency", "consistency_add")  # options of `train.fit`, all of them numbers

@@ -30,7 +30,7 @@ from addenda.core.disk.access import path_of
 from addenda.core.disk.lock import one_at_a_time
 from addenda.core.disk.place import check_free, folder_for, no_file
 from addenda.core.method.catalogue import build, info
-from addenda.data.examples import read
+from addenda.data.read import read
 from addenda.models.machine import hardware, versions
 from addenda.train import attention, checkpoint
 from addenda.train.fit import Event

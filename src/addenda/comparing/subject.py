@@ -8,11 +8,13 @@ from typing import Any
 from torch import nn
 
 from addenda.core.base.errors import AddendaError
+from addenda.data.columns import as_train, check_classes
 from addenda.data.encode import Tokens, encode, tokenise
 from addenda.data.encoded import Encoded
-from addenda.data.examples import Data, as_train, check_classes, of_task, read, share, splits_of
+from addenda.data.examples import Data, share
 from addenda.data.labels import of_head
 from addenda.data.limits import padded, within
+from addenda.data.read import of_task, read, splits_of
 from addenda.data.subsets import Subset
 from addenda.models.kinds import task_in
 from addenda.models.load import Loaded, config_of, head_in, load_model, name_outputs

@@ -35,14 +35,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addenda.core.adapter.attach import arranged
+from addenda.core.adapter.blocks import arranged
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.acting import lock
-from addenda.core.forward.adapted import SiteTensors
 from addenda.core.forward.execute import execute
-from addenda.core.forward.per_example import Mixed
+from addenda.core.forward.mixed import Mixed
+from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.hidden import HiddenMethod
-from addenda.core.site.site import EMBEDDING, Kind
+from addenda.core.site.kinds import EMBEDDING, Kind
 from addenda.core.state.state import record_of, state_of
 
 Part = Any  # before binding: a name, None, or a Composition; after it: SiteTensors, None, or a Composition

@@ -18,9 +18,10 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of
 from addenda.core.disk.place import file_for
 from addenda.core.file.header import bits_of, packed_as, read, write
-from addenda.core.file.save import described, methods_of
+from addenda.core.file.methods import described, methods_of
 from addenda.core.method.contract import WeightMethod
-from addenda.core.packed.few_bits import encoded, said
+from addenda.core.method.options import said
+from addenda.core.packed.few_bits import encoded
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import nn
 from addenda.compressing.schemes import Place, scheme_called
 from addenda.core.base.errors import AddendaError
 from addenda.core.packed.tensor import Packed
-from addenda.core.site.site import CONV, CONV1D, LINEAR, PARAMETER, kind_of, owners_of, refusal, site_at
+from addenda.core.site.kinds import CONV, CONV1D, LINEAR, PARAMETER, kind_of
+from addenda.core.site.site import owners_of, refusal, site_at
 from addenda.core.site.targets import ROLES, Target, called, grouped, matching
 
 

@@ -15,7 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from addenda.compressing.layers import FORMS
 from addenda.core.base.errors import AddendaError
-from addenda.core.site.site import CONV1D, LINEAR, kind_of
+from addenda.core.site.kinds import CONV1D, LINEAR, kind_of
 
 METHOD = "addenda-low-rank"
 

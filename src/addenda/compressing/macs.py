@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.borrow import training_mode
-from addenda.core.site.site import CONV, CONV1D, LINEAR, kind_of
+from addenda.core.site.kinds import CONV, CONV1D, LINEAR, kind_of
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

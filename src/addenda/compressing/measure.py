@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.borrow import training_mode
 from addenda.core.state.cache_length import as_given, cache_of
+from addenda.models.kinds import task_of
 from addenda.reduce.walk import Batch
-from addenda.train.evaluate import task_of
 
 
 def takes_cache(model: nn.Module) -> bool:

@@ -36,7 +36,7 @@ from addenda.core.base.threads import side_by_side
 from addenda.core.disk.access import path_of
 from addenda.core.site.site import site_at
 from addenda.core.site.targets import Target, grouped
-from addenda.models.kinds import task_in
+from addenda.models.kinds import task_in, task_of
 from addenda.models.load import Loaded, config_of, load_model
 from addenda.models.machine import Peak, hardware, resident, versions
 from addenda.models.pretrained import quiet
@@ -46,7 +46,6 @@ from addenda.reduce.moments import Moments
 from addenda.reduce.ranks import Layer, Ranks
 from addenda.reduce.solve import LowRank, solve
 from addenda.reduce.walk import Piece, Walk
-from addenda.train.evaluate import task_of
 
 Say = Callable[[str], None]
 _WEIGHED = 16  # windows whose gradients weigh the layers against each other

@@ -2,14 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import Protocol
 
 import transformers
 
-from addenda.compressing.trp import TrainedRankPruning
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.atomic import write_atomically
 
 FILE = "trained_rank_pruning.json"
+
+
+class Pruning(Protocol):
+    """Trained Rank Pruning of one model, as `compressing.trp.TrainedRankPruning` is."""
+
+    nuclear: float
+
+    def before_forward(self) -> bool: ...
+    def before_step(self) -> None: ...
+    def start_epoch(self) -> None: ...
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state: dict) -> None: ...
 
 
 class TrainedRankPruningCallback(transformers.TrainerCallback):
@@ -20,7 +32,7 @@ class TrainedRankPruningCallback(transformers.TrainerCallback):
     each_epoch: every epoch begins with a cut, as in the authors' release.
     """
 
-    def __init__(self, trp: TrainedRankPruning, resume_from: str | Path | None = None, each_epoch: bool = False):
+    def __init__(self, trp: Pruning, resume_from: str | Path | None = None, each_epoch: bool = False):
         self.trp, self.resume_from, self.each_epoch = trp, resume_from, each_epoch
 
     def on_train_begin(self, args, state, control, **kwargs):

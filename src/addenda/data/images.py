@@ -13,9 +13,7 @@ Nothing is decoded here, only read once to be hashed: an example's place in any 
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cache
-from io import BytesIO
 from os import cpu_count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,43 +22,19 @@ import numpy as np
 
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.data import idx
-from addenda.data.examples import Data, collect, first_of, label_column, present, scale_in, table
+from addenda.data.columns import collect, first_of, label_column, present, scale_in, table
+from addenda.data.examples import Data, Picture, Stored
 from addenda.data.labels import WHOLE, LabelKind, checked, scale_of
 from addenda.data.prepare import plain
 from addenda.data.rows import SUFFIXES as ROWS
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 IMAGES = ("image", "img", "picture", "photo", "file_name", "path")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",), "ood": ("ood",)}
 LITTER = ("thumbs.db", "desktop.ini")
-
-Stored = Path | bytes | np.ndarray
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image, not decoded, and its class. key: SHA-256 of what is stored: equal images have equal keys.
-
-    name: the file, or the row of a file. stored: a path, the bytes of a file, or pixels (height × width [× 3], uint8).
-    """
-
-    key: str
-    label: int
-    name: str = field(repr=False, compare=False)
-    stored: Stored = field(repr=False, compare=False)
-
-    def open(self) -> "Image":
-        """The image, decoded. Raises whatever the decoder does for a file that is none."""
-        from PIL import Image
-
-        if isinstance(self.stored, np.ndarray):
-            return Image.fromarray(self.stored)
-        with Image.open(self.stored if isinstance(self.stored, Path) else BytesIO(self.stored)) as image:
-            image.load()
-        return image
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.state.state import unwrap
+from addenda.core.modules.wrappers import unwrap
 from addenda.data.encode import Tokens
 from addenda.data.encoded import Encoded
 

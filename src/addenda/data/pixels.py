@@ -19,8 +19,8 @@ from torch import Tensor
 
 from addenda.core.base.errors import AddendaError
 from addenda.data.encoded import Encoded, Kind
-from addenda.data.examples import Data
-from addenda.data.images import Picture, pool
+from addenda.data.examples import Data, Picture
+from addenda.data.images import pool
 from addenda.data.prepare import Preparation
 
 KEPT = 1 << 30  # bytes of one data set

@@ -7,9 +7,9 @@ from torch import nn
 
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import SiteTensors
+from addenda.core.forward.tensors import SiteTensors
+from addenda.core.method.options import said
 from addenda.core.modules.borrow import training_mode
-from addenda.core.packed.few_bits import said
 from addenda.core.state.state import record_of
 from addenda.exporting.plain import beside
 from addenda.methods.dylora import DyLoRA

@@ -119,3 +119,9 @@ def _said(names: str, why: str) -> str:
         "image classifiers. Take a model of one of these kinds; an encoder of texts becomes a classifier where the "
         "data has labels."
     )
+
+
+def task_of(model: nn.Module) -> TaskKind:
+    """ "label" for a sequence classifier, "image" for an image classifier, else "causal"."""
+    name = type(model).__name__
+    return "label" if "ForSequenceClassification" in name else "image" if "ForImageClassification" in name else "causal"

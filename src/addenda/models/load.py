@@ -17,14 +17,14 @@ from addenda.core.disk.access import path_of, read_json, reading
 from addenda.core.file.header import FROM_PEFT, of_peft, read
 from addenda.data.examples import TaskKind
 from addenda.data.labels import named
-from addenda.data.prepare import Preparation, preparation_of
-from addenda.models.kinds import AUTO, KINDS, check_folder, task_in
+from addenda.data.prepare import Preparation
+from addenda.models.kinds import AUTO, KINDS, check_folder, task_in, task_of
 from addenda.models.machine import pick_device, pick_dtype
+from addenda.models.preparation import preparation_of
 from addenda.models.pretrained import pretrained
 from addenda.quantizing.bridges import adopt
 from addenda.quantizing.quantize import FORMS, Form, bits_of
 from addenda.quantizing.quantize import quantize as quantised
-from addenda.train.evaluate import task_of
 
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
 HEADS = ("score", "classifier", "classification_head", "cls_classifier", "distillation_classifier")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from addenda.core.base.errors import AddendaError, nearest
-from addenda.core.base.pages import give_back
+from addenda.core.base.threads import give_back
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import SiteTensors
+from addenda.core.forward.tensors import SiteTensors
 from addenda.optim.pairs import by_decay, can_fuse, loss_of, plain_step, trained
 from addenda.optim.registry import optimizer
 

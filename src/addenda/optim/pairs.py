@@ -10,7 +10,7 @@ from torch.optim.adamw import adamw
 
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import SiteTensors
+from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Pair, Replace
 
 

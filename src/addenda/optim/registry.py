@@ -16,7 +16,7 @@ import torch
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.method.catalogue import parse_spec, same_place
-from addenda.core.method.contract import misfit, parse_value
+from addenda.core.method.options import misfit, parse_value
 
 Optimizers = Callable[[Adapter, float, float], torch.optim.Optimizer]  # (adapter, rate, weight_decay)
 _COMMON = ("adapter", "rate", "weight_decay", "steps")

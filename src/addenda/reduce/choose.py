@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.site.site import CONV1D, LINEAR, PARAMETER, kind_of, owners_of, refusal, site_at
+from addenda.core.site.kinds import CONV1D, LINEAR, PARAMETER, kind_of
+from addenda.core.site.site import owners_of, refusal, site_at
 from addenda.core.site.targets import Target, called, matching
 from addenda.reduce.ranks import Storage, break_even
 

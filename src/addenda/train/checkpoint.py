@@ -25,8 +25,10 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import writes
 from addenda.core.disk.access import read_json
 from addenda.core.disk.atomic import write_atomically
+from addenda.core.file.fingerprint import fingerprint
 from addenda.core.file.header import read
-from addenda.core.file.save import fingerprint, methods_of, save
+from addenda.core.file.methods import methods_of
+from addenda.core.file.save import save
 from addenda.core.method.contract import Method
 from addenda.core.site.site import site_at
 from addenda.core.state.state import record_of

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from addenda.core.modules.borrow import training_mode
-from addenda.core.state.state import unwrap
+from addenda.core.modules.wrappers import unwrap
 from addenda.data.encoded import IGNORE, Encoded
 from addenda.models.machine import device_of, processes
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
-from addenda.core.forward.adapted import original_class
+from addenda.core.modules.classes import original_class
 from addenda.data.encoded import Kind
 from addenda.train.loss import score
 

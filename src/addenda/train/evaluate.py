@@ -19,10 +19,11 @@ from addenda.core.modules.borrow import training_mode
 from addenda.core.state.cache_length import as_given, cache_of
 from addenda.data.encode import Overflow, encode, end_ids, prompt_ids
 from addenda.data.encoded import Encoded
-from addenda.data.examples import Chat, TaskKind, read
+from addenda.data.examples import Chat
 from addenda.data.labels import head_of, of_head
 from addenda.data.limits import padded, positions, within
-from addenda.models.kinds import check_module
+from addenda.data.read import read
+from addenda.models.kinds import check_module, task_of
 from addenda.models.machine import device_of
 from addenda.train.loss import score
 
@@ -145,12 +146,6 @@ def read_before(model: nn.Module, batch: dict[str, Tensor], cache: Any, n: int) 
     seen = batch["attention_mask"].new_ones(rows, n)
     mask = torch.cat([seen, batch["attention_mask"]], 1)
     return batch | {"attention_mask": mask, "use_cache": True} | as_given(model, cache)
-
-
-def task_of(model: nn.Module) -> TaskKind:
-    """ "label" for a sequence classifier, "image" for an image classifier, else "causal"."""
-    name = type(model).__name__
-    return "label" if "ForSequenceClassification" in name else "image" if "ForImageClassification" in name else "causal"
 
 
 @checked()

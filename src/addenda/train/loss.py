@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.state.state import unwrap
+from addenda.core.modules.wrappers import unwrap
 from addenda.data.encoded import IGNORE, Kind
 from addenda.train import chunked
 

@@ -39,7 +39,7 @@ def check(model: Any, adapter: Adapter) -> None:
         how = getattr(quantizer.quantization_config, "quant_method", type(quantizer).__name__)
         raise AddendaError(
             f"The base is quantised with {getattr(how, 'value', how)}, whose layers have no backward, so nothing on it "
-            "can be trained. Load the model plain and quantise it with addenda.compress.quantize."
+            "can be trained. Load the model plain and quantise it with addenda.quantize."
         )
     if not any(p.requires_grad for p in adapter.parameters()):
         raise AddendaError(

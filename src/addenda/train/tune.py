@@ -19,7 +19,8 @@ from typing import Any, ParamSpec, TypeVar, get_args
 
 from torch import nn
 
-from addenda.core.adapter.attach import Spec, attach, detach
+from addenda.core.adapter.assign import Spec
+from addenda.core.adapter.attach import attach, detach
 from addenda.core.adapter.handle import fitting
 from addenda.core.base.arguments import checked, names_of, unknown_names
 from addenda.core.base.errors import AddendaError
@@ -34,21 +35,23 @@ from addenda.core.site.targets import Target
 from addenda.core.state.state import apply_again, find_state
 from addenda.core.state.undo import undone
 from addenda.data.batches import batches
+from addenda.data.columns import as_train, check_classes
 from addenda.data.encode import Overflow, encode
 from addenda.data.encoded import Encoded
-from addenda.data.examples import Data, TaskKind, as_train, check_classes, read, splits_of, without_columns
+from addenda.data.examples import Data, TaskKind
 from addenda.data.labels import LabelKind, head_of, of_head
 from addenda.data.limits import padded, within
 from addenda.data.prepare import Preparation
+from addenda.data.read import read, splits_of, without_columns
 from addenda.data.subsets import Subset
-from addenda.models.kinds import check_module, task_in
+from addenda.models.kinds import check_module, task_in, task_of
 from addenda.models.load import Loaded, config_of, head_in, load_model, name_outputs
 from addenda.models.machine import device_of, pick_device, pick_dtype, resident
 from addenda.quantizing.bridges import adopt
 from addenda.quantizing.quantize import Form
 from addenda.train import checkpoint
 from addenda.train.card import check_ours, is_finished, write_all
-from addenda.train.evaluate import evaluate, generate, task_of
+from addenda.train.evaluate import evaluate, generate
 from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.loss import score
 from addenda.train.progress import announce, attaching, shown, silent, understood
@@ -312,7 +315,7 @@ def _check_loaded(model: nn.Module, tokenizer, loading: dict) -> None:
     if "image_size" in loading:
         raise AddendaError("image_size is for folders; give tokenizer=preparation.sized(pixels) with a loaded model.")
     if "quantize" in loading:
-        raise AddendaError("quantize is for folders; call quantizing.quantize.quantize(model) on a loaded model.")
+        raise AddendaError("quantize is for folders; call addenda.quantize(model) on a loaded model.")
     where, own = device_of(model), next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     if loading["device"] is not None and pick_device(loading["device"]).type != where.type:
         raise AddendaError(f"device= is for folders; this model lies on {where}. Move it before: model.to(device).")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
 from addenda.core.base.sharded import fill, is_sharded
-from addenda.core.forward.adapted import Pool, SiteTensors
+from addenda.core.file.save import save
+from addenda.core.forward.tensors import Pool, SiteTensors
 from addenda.core.method.contract import Method
 from addenda.core.modules.statistics import gathered
 from addenda.core.packed.tensor import Packed, bits_sum
@@ -131,8 +132,6 @@ class Adapter:
 
     def save(self, path: str | Path, *, basis: bool = False, latent: bool = False) -> Path:
         """Write one safetensors file; see `core.file.save.save`."""
-        from addenda.core.file.save import save
-
         return save(self, path, basis=basis, latent=latent)
 
     @property

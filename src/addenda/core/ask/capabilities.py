@@ -12,7 +12,8 @@ from addenda.core.forward.adapted import effective_weight
 from addenda.core.merge.merge import merge
 from addenda.core.method.contract import Method, WeightMethod
 from addenda.core.method.hidden import HiddenMethod
-from addenda.core.site.site import PARAMETER, site_at
+from addenda.core.site.kinds import PARAMETER
+from addenda.core.site.site import site_at
 from addenda.core.state.state import find_state, tensors_at
 
 SIZE = 64  # of the layers; every default option of the catalogue fits it

@@ -31,12 +31,13 @@ from addenda.core.adapter.calibration import stand_in
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
-from addenda.core.forward.adapted import Pool, SiteTensors
+from addenda.core.forward.tensors import Pool, SiteTensors
 from addenda.core.method.contract import Method, Params, Shape
 from addenda.core.modules.borrow import entrance, frozen, gradient_from
+from addenda.core.modules.wrappers import unwrap
 from addenda.core.packed.tensor import parts_of
 from addenda.core.site.site import Point, Site, owners_of, site_at, with_neighbours
-from addenda.core.state.state import State, find_state, unwrap
+from addenda.core.state.state import State, find_state
 from addenda.core.state.twin import without_data
 
 Optimizer = Callable[[Adapter], torch.optim.Optimizer]

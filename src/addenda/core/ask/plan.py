@@ -5,18 +5,20 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from addenda.core.adapter.attach import Spec, assign, check_bits
-from addenda.core.adapter.build import numbers
-from addenda.core.adapter.template import template
+from addenda.core.adapter.assign import Spec, assign, check_bits
+from addenda.core.adapter.build import numbers, template
 from addenda.core.ask.memory import Optimizer, Step, predict
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import SiteTensors
+from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Method
-from addenda.core.packed.few_bits import code_bytes, said
-from addenda.core.site.site import OUTPUT, Site, kind_of
+from addenda.core.method.options import said
+from addenda.core.modules.wrappers import unwrap
+from addenda.core.packed.few_bits import code_bytes
+from addenda.core.site.kinds import OUTPUT, kind_of
+from addenda.core.site.site import Site
 from addenda.core.site.targets import Target, called, grouped
-from addenda.core.state.state import find_state, unwrap
+from addenda.core.state.state import find_state
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import whole
+from addenda.core.modules.wrappers import unwrap
 from addenda.core.packed.tensor import Packed, parts_of
-from addenda.core.state.state import unwrap
 
 COMPUTES = ("addenda", "torch", "transformers")  # versions that change numbers
 _NAMES = {"id2label", "label2id", "architectures", "transformers_version", "quantization_config", "use_cache", "dtype"}

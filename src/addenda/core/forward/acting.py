@@ -18,32 +18,35 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
-
-if TYPE_CHECKING:
-    from addenda.core.forward.adapted import SiteTensors, Slots
-    from addenda.core.forward.per_example import Mixed
-
+from addenda.core.forward.mixed import Mixed
+from addenda.core.forward.tensors import SiteTensors
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Acts(Protocol):
+    """A module on which something may act: the `Slots` of it."""
+
+    def acting(self) -> "Acting": ...
 
 
 @dataclass(eq=False)
 class Acting:
     """What acts at one module. Nobody changes one: another takes its place."""
 
-    live: "dict[str, tuple[SiteTensors, ...]]" = field(default_factory=dict)  # by parameter, in the order of activation
-    each: "dict[str, Mixed]" = field(default_factory=dict)  # in blocks, in the place of `live`
+    live: dict[str, tuple[SiteTensors, ...]] = field(default_factory=dict)  # by parameter, in the order of activation
+    each: dict[str, Mixed] = field(default_factory=dict)  # in blocks, in the place of `live`
     readers: int = 0  # how many changes elsewhere read this module's input in a forward
-    undoes: "tuple[Slots, ...]" = ()  # whose changes are undone in what this module reads
+    undoes: "tuple[Acts, ...]" = ()  # whose changes are undone in what this module reads
 
-    def at(self, parameter: str) -> "tuple[SiteTensors, ...]":
+    def at(self, parameter: str) -> tuple[SiteTensors, ...]:
         """Whose change may take part in a forward."""
         return self.each[parameter].tensors if parameter in self.each else self.live.get(parameter, ())
 

@@ -12,7 +12,6 @@ No path keeps a dense copy of a weight between forward and backward.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +20,15 @@ from torch.autograd.function import once_differentiable
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.fused import block_linear, factored_linear, sparse_linear
+from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Base, Factors, WeightMethod, to_float
 from addenda.core.modules.recompute import as_recipe
 from addenda.core.modules.returned import returned
-from addenda.core.site.site import CONV1D, LINEAR, PARAMETER, Kind
-
-if TYPE_CHECKING:
-    from addenda.core.forward.adapted import SiteTensors
+from addenda.core.site.kinds import CONV1D, LINEAR, PARAMETER, Kind
 
 
 def execute(
-    module: nn.Module, original: type, kind: Kind, live: "Sequence[SiteTensors]", x: Tensor, *rest, **options
+    module: nn.Module, original: type, kind: Kind, live: Sequence[SiteTensors], x: Tensor, *rest, **options
 ) -> Tensor:
     """The output of an adapted module: its own product, changed by every live delta."""
     weight = module._parameters.get("weight")
@@ -53,7 +50,7 @@ def execute(
         return _run(module, kind, live, x, weight, bias, product, plain)
 
 
-def _run(module, kind: Kind, live: "Sequence[SiteTensors]", x, weight, bias, product, plain: bool) -> Tensor:
+def _run(module, kind: Kind, live: Sequence[SiteTensors], x, weight, bias, product, plain: bool) -> Tensor:
     if kind.dense and len(live) == 1:
         t, m = live[0], live[0].method
         if plain and m.has("factors"):
@@ -90,13 +87,13 @@ def thin(method: WeightMethod) -> bool:
     return method.has("factors") and not method.has("magnitude")
 
 
-def _factored(kind: Kind, x: Tensor, weight: Tensor, bias: Tensor | None, t: "SiteTensors") -> Tensor:
+def _factored(kind: Kind, x: Tensor, weight: Tensor, bias: Tensor | None, t: SiteTensors) -> Tensor:
     W, p = kind.to_matrix(weight), t.tensors()
     c = t.method.magnitude(W.detach(), p) if t.method.has("magnitude") else None
     return factored_linear(x, _dropout(t), W, bias, c, t.method.factors(p, (W.shape[0], W.shape[1])))
 
 
-def effective(kind: Kind, weight: Tensor, live: "Sequence[SiteTensors]") -> Tensor:
+def effective(kind: Kind, weight: Tensor, live: Sequence[SiteTensors]) -> Tensor:
     """The weight that acts: W + Σ ΔW, computed in float32 at least and rounded once to W's dtype, as stored."""
     with torch.autocast(weight.device.type, enabled=False):
         return _effective(kind, weight, [(t.method, t.tensors(), t.shared) for t in live])
@@ -127,17 +124,17 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def _factors(t: "SiteTensors", kind: Kind, weight: Tensor) -> Factors:
+def _factors(t: SiteTensors, kind: Kind, weight: Tensor) -> Factors:
     shape = kind.to_matrix(weight).shape
     return t.method.factors(t.tensors(), (shape[0], shape[1]))
 
 
-def _dropout(t: "SiteTensors") -> float:
+def _dropout(t: SiteTensors) -> float:
     return t.method.dropout if t.training else 0.0
 
 
 def _recomputed(
-    kind: Kind, module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, parts: "list[SiteTensors]"
+    kind: Kind, module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, parts: list[SiteTensors]
 ) -> Tensor:
     """op(x, W + Σ ΔW) whose backward computes the effective weight again."""
     named = [(t.method, t.tensors(), t.shared) for t in parts]

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.acting import Acting
-from addenda.core.forward.adapted import Adapted, original_class, set_original_class, slots_of
+from addenda.core.forward.slots import slots_of
 from addenda.core.modules.borrow import training_mode
+from addenda.core.modules.classes import Adapted, original_class, set_original_class
 from addenda.core.modules.recompute import cheap
-from addenda.core.state.state import unwrap
+from addenda.core.modules.wrappers import unwrap
 
 
 def lean(model: nn.Module) -> list[str]:

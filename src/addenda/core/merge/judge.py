@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import Adapted
 from addenda.core.merge.outputs import Outputs, run
+from addenda.core.modules.classes import Adapted
 from addenda.core.state.bypass import unhook
 from addenda.core.state.twin import aside
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from addenda.core.adapter.attach import apart, restore, take_out
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import refuse_sharded
@@ -19,6 +18,7 @@ from addenda.core.modules.borrow import in_its_mode, training_mode
 from addenda.core.site.site import owners_of, site_at
 from addenda.core.state import copies as cast
 from addenda.core.state.bypass import known_reads, watching
+from addenda.core.state.merged import apart, restore, take_out
 from addenda.core.state.state import State, apply_active, intact, state_of
 
 _UNSEEN_LIMIT = 0.25  # share of the change that rounding may take when no batch is there to judge by

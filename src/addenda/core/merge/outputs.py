@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError, nearest
-from addenda.core.forward.adapted import original_class
+from addenda.core.modules.classes import original_class
 
 _DEPTH = 16  # of objects in objects that are looked into
 

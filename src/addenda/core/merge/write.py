@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
-from addenda.core.forward.adapted import effective_weight, slots_of
+from addenda.core.forward.adapted import effective_weight
+from addenda.core.forward.slots import slots_of
+from addenda.core.modules.wrappers import unwrap
 from addenda.core.packed.tensor import Packed
-from addenda.core.site.site import PARAMETER, Site, owners_of, site_at
-from addenda.core.state.state import Kept, State, apply_active, unwrap
+from addenda.core.site.kinds import PARAMETER
+from addenda.core.site.site import Site, owners_of, site_at
+from addenda.core.state.state import Kept, State, apply_active
 
 Base = Literal["as-trained", "full-precision"]
 

@@ -15,26 +15,18 @@ all places of the literature:
 Several live changes at one module act one after another, in the order of activation. All of `A@again` come first.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
 from addenda.core.method.contract import Method, Params
-from addenda.core.modules.recompute import as_recipe
-from addenda.core.modules.returned import version_of
 
 if TYPE_CHECKING:
-    from addenda.core.forward.adapted import SiteTensors
-    from addenda.core.forward.per_example import Mixed
+    pass
 
 Reads = Literal["output", "input", "residual", "sum", "stream"]
-Cut = Callable[[Tensor], Tensor]  # the part of the batch or of the sequence that a composition looks at
 
 
 @dataclass(frozen=True)
@@ -91,151 +83,3 @@ class HiddenMethod(Method):
 
 
 HiddenMethod._kind = HiddenMethod
-
-
-def run(live: "Sequence[SiteTensors]", act: Callable, base: Callable, args: tuple, kwargs: dict) -> Any:
-    """What a module returns with hidden changes, from its own forward `base`.
-
-    live: every adapter's tensors that may act here; act(one, v): the changed value, where one(tensors, v, cut) is the
-    change of one adapter (in place of "one after another" a composition may stand), and one(tensors, v, cut, changes)
-    that of one which weighs the changes of others.
-    """
-    given: Any = args[0] if args else next(iter(kwargs.values()), None)
-    version = version_of(given)
-    if any(t.reads == "again" for t in live):
-        if not isinstance(given, Tensor):
-            raise AddendaError(f"{live[0].path}: wants a tensor as the first argument, got {type(given).__name__}.")
-
-        def again(v: Tensor) -> Tensor:
-            y = base(v, *args[1:], **kwargs) if args else base(**{next(iter(kwargs)): v}, **dict([*kwargs.items()][1:]))
-            if not isinstance(y, Tensor):
-                raise AddendaError(f"{live[0].path}: what runs again must return a tensor, not a {type(y).__name__}.")
-            return y
-
-        told = _told(live, given)
-
-        def before(t: "SiteTensors", v: Tensor, cut: Cut, *more) -> Tensor:
-            if t.reads != "again":
-                return v
-            now = version_of(v)
-            x = again(v)
-            return _change(t, x, _unchanged(t, v, now), told, cut, *more)
-
-        out = again(act(before, given))
-        if all(t.reads == "again" for t in live):
-            return out
-    else:
-        out = base(*args, **kwargs)
-    y, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
-    if not isinstance(y, Tensor):
-        raise AddendaError(
-            f"{live[0].path}: an activation can be changed where a module returns a tensor, or a tuple that starts "
-            f"with one; this one returned {type(out).__name__}. Name a module inside it."
-        )
-
-    def one(t: "SiteTensors", v: Tensor, cut: Cut, *more) -> Tensor:
-        if t.reads == "again":
-            return v
-        if t.reads == "output":
-            return _change(t, v, v, told, cut, *more)
-        x = cut(_unchanged(t, given, version) if t.reads == "input" else _seen(t))
-        return _change(t, x, v, told, cut, *more)
-
-    told = _told(live, y)
-    try:
-        y = act(one, y)
-    finally:
-        for t in live:
-            for source in t.source:
-                source.done()
-    return y if rest is None else (y, *rest)
-
-
-def undone(live: "Sequence[SiteTensors]", mixed: "Mixed | None", args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A module's arguments, the first with the inverse of what `live` changed elsewhere, the last change first."""
-    v = args[0] if args else next(iter(kwargs.values()))
-
-    def one(t: "SiteTensors", v: Tensor, cut: Cut, *more) -> Tensor:
-        if not t.method.has("undo"):
-            return v
-        with torch.autocast(v.device.type, enabled=False):
-            return t.method.undo(v, t.tensors())
-
-    v = mixed.act(one, v, back=True) if mixed is not None else in_turn(live[::-1])(one, v)
-    return ((v, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): v})
-
-
-def in_turn(live: "Sequence[SiteTensors]") -> Callable:
-    """One change after another: how several act unless a composition says otherwise."""
-
-    def act(one: Callable, v: Tensor) -> Tensor:
-        for t in live:
-            v = one(t, v, _all)
-        return v
-
-    return act
-
-
-def _all(v: Tensor) -> Tensor:
-    return v
-
-
-def _seen(t: "SiteTensors") -> Tensor:
-    (source,) = t.source
-    seen = source.here.seen
-    if seen is None:
-        raise AddendaError(
-            f"{t.path}: {t.method.name} reads the input of a module that has not run before it in this forward. Run "
-            "the whole model, and checkpoint whole blocks rather than parts of them."
-        )
-    return _unchanged(t, seen, source.here.version)
-
-
-def _unchanged(t: "SiteTensors", x: Any, version: int | None) -> Any:
-    """x, which was kept at this version of it, unless it has been changed in place since."""
-    if version is not None and version_of(x) not in (None, version):
-        raise AddendaError(
-            f"{t.path}: {t.method.name} reads the input of a module, which the model has changed in place since, as "
-            "by add_(), += or ReLU(inplace=True). Let the model change a copy (x + y, inplace=False), or use a method "
-            "that reads what a module returns."
-        )
-    return x
-
-
-def _told(live: "Sequence[SiteTensors]", y: Any) -> "tuple | None":
-    """What the running call says of the sequences in y, for those that follow it: (length of the cache, past, mask)."""
-    following = [t for t in live if t.past is not None]
-    facts = following[0].past.facts() if following else None
-    if facts is None or not any(t.method.masked for t in following):
-        return None if facts is None else (facts.length, facts.length, None)
-    return (facts.length, *facts.of(y))
-
-
-def _follow(t: "SiteTensors", told: "tuple | None", cut: Cut) -> dict[str, Any]:
-    """The arguments of a method that follows its call, of the part of the batch or of the sequence that it sees."""
-    length, past, mask = (None, None, None) if told is None else told
-    if not t.method.masked:
-        return {"past": length}
-    if isinstance(past, Tensor) and past.dim() and mask is not None:
-        past = cut(past.expand(mask.shape))[:, :1]
-    return {"past": past, "mask": None if mask is None else cut(mask)}
-
-
-def _change(
-    t: "SiteTensors", x: Any, y: Tensor, told: "tuple | None", cut: Cut, changes: list[Tensor] | None = None
-) -> Tensor:
-    """One adapter's change, under autocast in the dtype of its products."""
-    if not isinstance(x, Tensor) or x.shape != y.shape or y.shape[-1:] != (t.width,):
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise AddendaError(
-            f"{t.path}: {t.method.name} reads {got} and changes {tuple(y.shape)}: both must be "
-            f"(…, {t.width}). Name another module with targets=."
-        )
-    device, p = y.device.type, t.tensors()
-    autocast = torch.is_autocast_enabled(device)
-    if autocast and x.is_floating_point() and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
-    off = torch.autocast(device, enabled=False) if autocast else nullcontext()
-    more = {} if t.past is None else _follow(t, told, cut)
-    with as_recipe(x), off:
-        return t.method.change(x, y, p, t.training, **more) if changes is None else t.method.fuse(x, y, changes, p)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from addenda.core.forward.adapted import original_class, set_original_class
+from addenda.core.modules.classes import original_class, set_original_class
 
 _GATHERED = ("running_mean", "running_var", "num_batches_tracked")
 

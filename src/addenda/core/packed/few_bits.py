@@ -48,11 +48,6 @@ def codebook(bits: int) -> tuple[float, ...]:
     return (*(-x for x in reversed(upper)), *upper)
 
 
-def said(bits: int) -> str:
-    """ "1 bit", "2 bits"."""
-    return "1 bit" if bits == 1 else f"{bits} bits"
-
-
 def _above(t: Tensor) -> Tensor:
     return torch.special.ndtr(-t)
 

@@ -25,16 +25,17 @@ embeddings is called, is seen in one forward (`core.adapter.dry_forward`).
 import fnmatch
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from addenda.core.adapter.dry_forward import Part, Trial, tried
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.method.hidden import HiddenMethod
-from addenda.core.site.site import CONV1D, Point, is_norm, kind_of, point_at, refusal
+from addenda.core.site.kinds import CONV1D, kind_of
+from addenda.core.site.parts import DryForward, OnDemand, Part
+from addenda.core.site.site import Point, is_norm, point_at, refusal
 from addenda.core.site.targets import Target, grouped, is_stack, matching, stacks
 
 _MADE = re.compile(
@@ -45,7 +46,11 @@ PARTS = ("attention", "mlp", "block", "key", "value", "embedding", "embeddings")
 
 
 def points(
-    model: nn.Module, method: HiddenMethod, targets: Target | Iterable[Target], exclude: Iterable[Target] = ()
+    model: nn.Module,
+    method: HiddenMethod,
+    targets: Target | Iterable[Target],
+    exclude: Iterable[Target],
+    dry_forward: Callable[[nn.Module], DryForward],
 ) -> list[Point]:
     """The places that targets name for a method, in the model's order, each once.
 
@@ -54,23 +59,23 @@ def points(
     """
     wanted = [targets] if isinstance(targets, str) or callable(targets) else list(targets)
     left_out = [exclude] if isinstance(exclude, str) or callable(exclude) else list(exclude)
-    seen: list[Trial] = []  # one forward, run only if something asks
+    dry = OnDemand(lambda: dry_forward(model))
 
     sides = _sides(model) if method.one_side or method.has("undo") else _Sides()
     only = sides.ids if method.one_side else ""
-    around = _reached(model, sides, seen) if method.one_side else blocks(model)
+    around = _reached(model, sides, dry) if method.one_side else blocks(model)
 
     def resolved(target: Target) -> list[str]:
         back = f"~{head}" if method.has("undo") and (head := _head(model)) else ""
         return [
-            _path(model, part, method.reads, seen) + (back if sides.of(part.last) != "encoder" else "")
-            for part in _parts(model, target, seen, around)
+            _path(model, part, method.reads, dry) + (back if sides.of(part.last) != "encoder" else "")
+            for part in _parts(model, target, dry, around)
             if not (only and part.role and sides.of(part.last) not in (only, ""))
         ]
 
     found = dict.fromkeys(path for target in wanted for path in resolved(target))
     for target in left_out:
-        gone = {part.last for part in _parts(model, target, seen, around)} | set(
+        gone = {part.last for part in _parts(model, target, dry, around)} | set(
             resolved(target) if isinstance(target, str) and target in PARTS else ()
         )
         found = {path: None for path in found if path not in gone and path.partition("@")[0] not in gone}
@@ -79,8 +84,8 @@ def points(
     order = {path: i for i, (path, _) in enumerate(model.named_modules())}
     sites = [point_at(model, path) for path in sorted(found, key=lambda p: order.get(p.partition("@")[0], 0))]
     problems = [f"{site.path}: {why}" for site in sites if (why := refusal(model, site))]
-    if seen:
-        idle = [path for site in sites if (path := site.path.partition("@")[0]) not in seen[0].order]
+    if dry.known is not None:
+        idle = [path for site in sites if (path := site.path.partition("@")[0]) not in dry.known.order]
         problems += [f"{path}: it did not run in a trial forward, so a change there would do nothing" for path in idle]
     if problems:
         raise AddendaError(f"{len(problems)} of {len(sites)} places cannot be changed: {'; '.join(problems[:8])}.")
@@ -216,14 +221,14 @@ def _sides(model: nn.Module) -> _Sides:
     return replace(found, ids="decoder" if "decoder" in at and "encoder" not in at else "encoder")
 
 
-def _reached(model: nn.Module, sides: _Sides, seen: list[Trial]) -> dict[str, dict[str, Part]]:
+def _reached(model: nn.Module, sides: _Sides, dry: OnDemand) -> dict[str, dict[str, Part]]:
     """The blocks that ids pass through: those nearest to an embedding of ids, and of several lists those that run."""
     found, own = blocks(model), _tokens(model)
     depth = {(b, e): _shared(b, e) for b in found for e in own}
     near = {b for (b, e), n in depth.items() if n == max(depth[other, e] for other in found)} or set(found)
     if len({b.rpartition(".")[0] for b in near}) > 1 and not sides.decoder:
         with suppress(AddendaError):  # a model that cannot be tried is taken as it is
-            ran = set(_trial(model, seen).order)
+            ran = set(dry().order)
             near = {b for b in near if b in ran} or near
     return {b: parts for b, parts in found.items() if b in near}
 
@@ -241,9 +246,9 @@ def _tokens(model: nn.Module) -> list[str]:
     return parts if _said(model, "get_input_embeddings") is None else _owners_of_ids(model)
 
 
-def _parts(model: nn.Module, target: Target, seen: list[Trial], around: dict[str, dict[str, Part]]) -> list[Part]:
+def _parts(model: nn.Module, target: Target, dry: OnDemand, around: dict[str, dict[str, Part]]) -> list[Part]:
     if isinstance(target, str) and target in ("embedding", "embeddings"):
-        found = _embeddings(model, seen)
+        found = _embeddings(model, dry)
         found = [path if target == "embedding" else _around(model, path, blocks(model)) for path in found]
         return [Part("", path, path, target) for path in found]
     if isinstance(target, str) and target in PARTS:
@@ -262,11 +267,11 @@ def _parts(model: nn.Module, target: Target, seen: list[Trial], around: dict[str
     return [Part(next((b for b in every if p == b or p.startswith(f"{b}.")), ""), p, p) for p in paths]
 
 
-def _embeddings(model: nn.Module, seen: list[Trial]) -> list[str]:
+def _embeddings(model: nn.Module, dry: OnDemand) -> list[str]:
     """The paths of the input embeddings: of all modules with that weight where there are several, those that run."""
     found = _owners_of_ids(model)
     if len(found) > 1 and hasattr(model, "get_input_embeddings"):
-        found = [path for path in found if path in _trial(model, seen).order]
+        found = [path for path in found if path in dry().order]
     elif len(found) != 1:
         found = []
     if not found:
@@ -346,7 +351,7 @@ def _naming(model: nn.Module, target: Target | None = None) -> str:
 # -- what is read ------------------------------------------------------------------------------------------------------
 
 
-def _path(model: nn.Module, part: Part, reads: str, seen: list[Trial]) -> str:
+def _path(model: nn.Module, part: Part, reads: str, dry: OnDemand) -> str:
     """The path of the place where a part is changed: "last@what is read"."""
     if reads == "output":
         return f"{part.last}@output"
@@ -356,13 +361,13 @@ def _path(model: nn.Module, part: Part, reads: str, seen: list[Trial]) -> str:
         return f"{part.last}@again"
     if not part.block:  # modules outside of blocks: nothing is known of what is around them
         return f"{part.last}@{'output' if reads == 'sum' else 'input'}"
-    trial = _trial(model, seen)
+    ran = dry()
     if reads in ("residual", "stream"):
-        norm = trial.norm_before(part)
+        norm = ran.norm_before(part)
         if norm is None:
             return f"{part.last}@{'input' if part.first == part.last else part.first}"
         return f"{part.last}@{norm}"
-    norm = trial.norm_after(part)
+    norm = ran.norm_after(part)
     if norm is not None:
         return f"{norm}@again"
     if part.role == "attention":
@@ -371,9 +376,3 @@ def _path(model: nn.Module, part: Part, reads: str, seen: list[Trial]) -> str:
             "which normalises before its parts. Name 'mlp' or 'block', or take a method that reads the output."
         )
     return f"{part.block or part.last}@output"
-
-
-def _trial(model: nn.Module, seen: list[Trial]) -> Trial:
-    if not seen:
-        seen.append(tried(model))
-    return seen[0]

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from addenda.core.base.errors import AddendaError, nearest
-from addenda.core.site.site import CONV, CONV1D, EMBEDDING, LINEAR, Site, is_norm, kind_of, owners_of, refusal, site_at
+from addenda.core.site.kinds import CONV, CONV1D, EMBEDDING, LINEAR, kind_of
+from addenda.core.site.site import Site, is_norm, owners_of, refusal, site_at
 
 Target = str | Callable[[str, nn.Module], bool]
 ROLES = ("attention", "mlp", "linear", "embedding", "conv", "norm", "bias", "parameters")

@@ -26,7 +26,8 @@ from torch.utils._pytree import tree_leaves
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import is_sharded
 from addenda.core.packed.tensor import parts_of
-from addenda.core.site.site import OUTPUT, PARAMETER, Site, owners_of, site_at
+from addenda.core.site.kinds import OUTPUT, PARAMETER
+from addenda.core.site.site import Site, owners_of, site_at
 from addenda.core.state.state import State
 
 _SHAPE_ONLY = ("_like", "new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided")

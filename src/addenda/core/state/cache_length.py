@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.adapted import SiteTensors, original_class
+from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.hidden import HiddenMethod
+from addenda.core.modules.classes import original_class
 from addenda.core.modules.late_backward import checkpointed, checkpoints, tell, used
 
 CACHES = ("past_key_values", "cache", "past_key_value", "layer_past")  # the first one is transformers' before 5.24

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.forward.acting import Acting, Block, alone, blocks, enter, leave, lock
-from addenda.core.forward.adapted import SiteTensors, Slots, slots_of
-from addenda.core.forward.per_example import Mixed
+from addenda.core.forward.mixed import Mixed
+from addenda.core.forward.slots import Slots, slots_of
+from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Method
+from addenda.core.modules.wrappers import unwrap
 from addenda.core.packed.tensor import Packed
 from addenda.core.site.site import Point, Site, owners_of, site_at
 
@@ -20,7 +22,6 @@ _MOVED = (
     "A new head or resize_token_embeddings takes its place before attach or load: detach(model) gives everything else "
     "back; then attach again, or load a file."
 )
-_WRAPPERS = ("_orig_mod", "module")  # torch.compile; DataParallel, DDP
 
 
 @dataclass
@@ -121,15 +122,6 @@ class State:
         if kept is None:
             return site.weight
         return kept.values if kept.index is None else kept.put_back(site.weight.detach().clone())
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile, DataParallel and DDP wrappers."""
-    while True:
-        inner = next((model._modules[w] for w in _WRAPPERS if w in model._modules and len(model._modules) == 1), None)
-        if inner is None:
-            return model
-        model = inner
 
 
 def find_state(model: nn.Module) -> tuple[nn.Module, State] | None:

@@ -8,8 +8,8 @@ There the int8 product also rounds the inputs outside of training; the packed on
 from typing import Any
 
 import torch
-from bitsandbytes import functional as bf  # pyright: ignore[reportMissingImports]
-from bitsandbytes.nn import Linear4bit, Linear8bitLt  # pyright: ignore[reportMissingImports]
+from bitsandbytes import functional as bf  # pyright: ignore
+from bitsandbytes.nn import Linear4bit, Linear8bitLt  # pyright: ignore
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError

@@ -1,0 +1,106 @@
+"""`with` blocks in which other adapters act than outside: none of them, or one for each example."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from weakref import finalize, ref
+
+import torch
+from torch import nn
+
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.acting import Block, inside, lock
+from addenda.core.forward.mixed import Mixed
+from addenda.core.forward.per_example import PerExample
+from addenda.core.forward.tensors import SiteTensors
+from addenda.core.modules.late_backward import checkpointed, checkpoints, tell, used
+from addenda.core.site.kinds import PARAMETER
+from addenda.core.site.site import owners_of, site_at
+from addenda.core.state.state import Arrangement, apply_block, intact, mirror, record_of, state_of, sweep
+
+
+def disabled(model: nn.Module) -> AbstractContextManager:
+    """The base alone, for the length of a `with` block; afterwards what acted before acts again.
+
+    For the calling thread or task alone, as `per_example`: see there. Raises AddendaError for a merged change.
+    """
+
+    def mix(held: list[SiteTensors | None]) -> Mixed:
+        raise AssertionError("no adapter is named")
+
+    return arranged(model, (), mix, ())
+
+
+@contextmanager
+def arranged(
+    model: nn.Module,
+    names: Sequence[str],
+    mix: Callable[[list[SiteTensors | None]], Mixed],
+    in_turn: Sequence[str] | None = None,
+) -> Iterator[Callable[[], bool]]:
+    """For the length of a `with` block, at every site acts what `mix` makes of the named adapters' tensors there.
+
+    mix is given one entry for each name, None where that adapter has nothing; it is not asked where none has. in_turn:
+    the adapters that act at raw parameters, which see no batch; None where that makes no sense. Afterwards what acted
+    before acts again, another arrangement too. Gives a function that tells whether this acts now, and no block inside.
+    It acts for the calling context alone (`core.forward.acting`). What backward computes again uses it, behind the end
+    too.
+
+    Raises AddendaError for an unknown name, a merged change, and adapters of raw parameters without in_turn.
+    """
+    root, state = state_of(model)
+    for n in names:
+        intact(root, n, record_of(root, n)[2])
+    if state.merged is not None:
+        raise AddendaError(f"{', '.join(state.active)} is merged into the base. Call unmerge(model) first.")
+    owners = owners_of(root)
+    for path in dict.fromkeys(p for n in names for p in state.records[n].methods) if in_turn is None else ():
+        site = site_at(root, path, owners)
+        if site.kind == PARAMETER or site.ties:
+            what = "is a raw parameter" if site.kind == PARAMETER else "is shared by several modules"
+            raise AddendaError(f"{path} {what}, and sees no batch to choose an adapter for each example of.")
+    own = Arrangement(names=tuple(names), mix=mix, in_turn=tuple(in_turn or ()))
+    again = checkpointed(root)
+
+    def acts() -> bool:
+        if torch.compiler.is_compiling():
+            return state.here.block is own
+        return used(own, lambda: state.arrangement is own)
+
+    def mark(module: nn.Module, args: tuple, out: object) -> None:
+        if checkpoints(again) and state.arrangement is own:
+            tell(out, Block, own)
+
+    with lock:
+        apply_block(root, state, own)
+    finalize(own, sweep, ref(root)).atexit = False
+    flagged = any(m.gradient_checkpointing is True for m in again)
+    handle = root.register_forward_hook(mark) if flagged else None
+    try:
+        with inside(own):
+            mirror(root, state)
+            yield acts
+    finally:
+        if handle is not None:
+            handle.remove()
+        mirror(root, state)
+
+
+def per_example(model: nn.Module, names: Sequence[str | None]) -> AbstractContextManager:
+    """For the length of a `with` block, example i of every batch passes through the adapter names[i]; None: the base.
+
+    The first dimension of every adapted layer's input must be the batch. Low-rank adapters share one base product;
+    for others the batch is split by adapter. Gradients reach the adapters that are named. Afterwards what acted before
+    acts again. The block is the calling thread's or asyncio task's own: another thread, one that was started in here
+    too, sees the model's state, unless it runs in `contextvars.copy_context()`.
+
+    Raises AddendaError for an unknown name, a merged change, and adapters of raw parameters, which see no batch.
+    """
+    used = tuple(dict.fromkeys(n for n in names if n is not None))
+    which = torch.tensor([-1 if n is None else used.index(n) for n in names])
+
+    def mix(held: list[SiteTensors | None]) -> Mixed:
+        here = [t for t in held if t is not None]
+        place = torch.tensor([-1 if t is None else here.index(t) for t in [None, *held]])  # -1: the base
+        return PerExample(tuple(here), place[which + 1])
+
+    return arranged(model, used, mix)

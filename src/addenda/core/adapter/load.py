@@ -1,0 +1,249 @@
+"""Loading an adapter file: it takes whole, or it raises and the model is as it was."""
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from addenda.core.adapter.assign import unfit
+from addenda.core.adapter.attach import install, ready
+from addenda.core.adapter.build import Assigned, build_tensors, numbers, pool_template, template
+from addenda.core.adapter.handle import Adapter, fitting
+from addenda.core.base.arguments import checked
+from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.file.fingerprint import checksum, fingerprint, sample
+from addenda.core.file.header import FLOATING, bits_of, read
+from addenda.core.file.methods import methods_of
+from addenda.core.file.save import derived_of
+from addenda.core.forward.tensors import SiteTensors
+from addenda.core.method.contract import Method, Params, Replace, Shape
+from addenda.core.modules.borrow import in_its_mode
+from addenda.core.packed.few_bits import FewBits
+from addenda.core.packed.tensor import Packed
+from addenda.core.site.site import owners_of, refusal, site_at, with_neighbours
+from addenda.core.site.targets import grouped
+from addenda.core.state.state import State, record_of
+from addenda.core.state.undo import undone
+
+
+@in_its_mode
+@checked()
+def load(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    name: str = "default",
+    trainable: bool = False,
+    base: Literal["exact", "compatible"] = "exact",
+    activate: bool = True,
+) -> Adapter:
+    """Attach the adapter of a file: whole, or not at all.
+
+    base="compatible" admits another floating dtype of the same weights, checked on stored samples within rounding.
+    A file in few bits stays in codes, which act as they did in training and cannot be trained on.
+    Raises AddendaError listing everything that does not fit (paths with the nearest names, kinds, shapes, tensors), for
+    base values that differ, for factors that this machine computes differently, and for a taken name.
+    """
+    started = time.perf_counter()
+    if base not in ("exact", "compatible"):
+        raise AddendaError(f"base must be 'exact' or 'compatible', got {base!r}.")
+    root, state = ready(model, name)
+    header, tensors = read(path)
+    if trainable and any(s["packed"] for s in header["sites"]):
+        raise AddendaError(
+            f"{path} holds codes: what training moved is not in it, and codes cannot be moved a little. Go on from a "
+            "checkpoint of its run, or from a file that was saved with latent=True."
+        )
+    labels = fitting(root, header["labels"])
+    plan = _match(root, header, *methods_of(header, path), path)
+    _same_base(state, header, plan, base, path)
+    stored = {s["path"]: _stored(s, bits_of(header, s), tensors) for s in header["sites"]}
+    pools = _pools(plan, header, tensors, path)
+    _same_tensors(plan, stored, path)
+    built = build_tensors(plan, header["seed"], stored=stored, pools=pools)
+    _same_factors(header, {site.path: site.weight.numel() for site, _ in plan}, built, tensors, path)
+    heads = tuple(s["path"] for s in header["sites"] if s["method"] == -1)
+    with undone(root):
+        adapter = install(root, state, name, plan, built, heads, header["seed"], not state.records, started, activate)
+        record_of(root, name)[2].labels = labels
+        adapter.draw(header["step"])
+        return adapter.requires_grad_(trainable)
+
+
+def _match(root: nn.Module, header: dict, methods: list[Method], copy: Replace, path: str | Path) -> Assigned:
+    plan, problems = [], []
+    missing, owners, taken = [], owners_of(root), set()
+    for s in header["sites"]:
+        try:
+            site = site_at(root, s["path"], owners)
+        except AddendaError:
+            missing.append(s["path"])
+            continue
+        if site.changed in taken or (site.path != s["path"] and site.kind.name == s["kind"]):
+            problems.append(f"{s['path']}: in this model it is {site.path} (tied or repeated)")
+            continue
+        taken.add(site.changed)
+        method = copy if s["method"] == -1 else methods[s["method"]]
+        site = with_neighbours(root, site, method.beside(site.path), owners)
+        if site.kind.name != s["kind"] or site.stored != s["shape"]:
+            found = f"{site.kind.name} {site.stored}"
+            problems.append(f"{s['path']}: the file has {s['kind']} {s['shape']}, the model {found}")
+        elif why := refusal(root, site, owners) or unfit(site, method):
+            problems.append(f"{s['path']}: {why}")
+        plan.append((site, method))
+    known = [n for n, _ in root.named_modules()]
+    for pattern, paths in grouped(missing).items():
+        problems.append(f"the model has no {pattern[:200]} ({len(paths)} sites).{nearest(paths[0], known, 1)}")
+    if problems:
+        raise AddendaError(
+            f"{path} does not fit this {type(root).__name__}, and nothing was loaded. {len(problems)} problems: "
+            f"{'; '.join(problems[:20])}{' …' if len(problems) > 20 else ''}"
+        )
+    return plan
+
+
+def _same_base(state: State, header: dict, plan: Assigned, base: str, path: str | Path) -> None:
+    entries = {s["path"]: s for s in header["sites"]}
+    other = []
+    for site, _ in plan:
+        entry = entries[site.path]
+        if "hash" not in entry:
+            continue
+        dtype = str(site.weight.dtype).removeprefix("torch.")
+        if base == "exact" and (entry["dtype"] != dtype or entry["hash"] != fingerprint(state, site)):
+            other.append(
+                f"{site.path} (file {entry['dtype']}, model {dtype})" if entry["dtype"] != dtype else site.path
+            )
+        if base == "compatible" and not _within_rounding(entry["sample"], sample(state, site)):
+            other.append(site.path)
+    if other:
+        way = (
+            "If this is the same base in another dtype, load it with base='compatible'."
+            if base == "exact"
+            else "Their values differ by more than rounding, so this is another model."
+        )
+        raise AddendaError(
+            f"{path} was trained on other base weights: {len(other)} of {len(plan)} sites differ, "
+            f"e.g. {', '.join(other[:3])}. {way} Nothing was loaded."
+        )
+
+
+def _within_rounding(stored: list[float], found: list[float]) -> bool:
+    a, b = np.asarray(stored), np.asarray(found)
+    return a.shape == b.shape and bool((np.abs(a - b) <= 2.0**-7 * np.maximum(np.abs(a), np.abs(b)) + 1e-7).all())
+
+
+def _stored(entry: dict, bits: int | None, tensors: dict[str, Tensor]) -> Params:
+    held: Params = {}
+    for k in entry["trainable"]:
+        own = tensors[key := f"{entry['path']}/{k}"]
+        if k in entry["packed"]:
+            assert bits is not None
+            own = FewBits.of(own, tensors[f"{key}.moments"], bits, entry["packed"][k], torch.float32)
+        held[k] = nn.Parameter(own)
+    return held | {k: tensors[f"{entry['path']}/{k}"] for k in entry["frozen"]}
+
+
+def _pools(plan: Assigned, header: dict, tensors: dict[str, Tensor], path: str | Path) -> dict[Method, Params]:
+    """The stored pools by method: as many, with the names, kinds and shapes, as fresh ones would be; sane values."""
+    methods = [m for m in dict.fromkeys(m for _, m in plan) if m.has("pool")]
+    found, problems = {}, []
+    if len(methods) != (there := len(header["pools"])):
+        problems.append(f"expected {len(methods)} sets of tensors that all sites train, the file has {there}")
+    for i, (m, names) in enumerate(zip(methods, header["pools"], strict=False)):
+        have: Params = {k: nn.Parameter(tensors[f".{i}/{k}"]) for k in names}
+        shapes: list[Shape] = [site.shape for site, own in plan if own == m]
+        want, count = m.pooled(shapes), sum(t.numel() for t in have.values())
+        if want != count:
+            problems.append(f".{i}: expected {want:,} trained numbers, the file has {count:,}")
+            continue
+        form, expected = ({k: _of(t, True) for k, t in p.items()} for p in (have, pool_template(m, shapes)))
+        if form != expected:
+            problems.append(f".{i}: expected {_form(expected)}, the file has {_form(form)}")
+        problems += [f".{i}/{k} {why}" for k, t in have.items() if (why := _not_sane(t, 0))]
+        found[m] = have
+    if problems:
+        raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
+    return found
+
+
+def _same_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path) -> None:
+    """Names, kinds and shapes as a fresh `init` would give them, once for every method and shape; sane values."""
+    problems, templates = [], {}
+    for site, method in plan:  # a formula, before anything is made
+        want = numbers(site, method)
+        have = sum(t.numel() for t in stored[site.path].values() if isinstance(t, nn.Parameter))
+        if want != have:
+            problems.append(f"{site.path}: expected {want:,} trained numbers, the file has {have:,}")
+    if problems:
+        raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
+    for site, method in plan:
+        key = (method, site.kind, tuple(site.stored))
+        if key not in templates:
+            fresh = template(site, method)
+            templates[key] = {k: _of(t, k in fresh._parameters) for k, t in fresh.stored().items()}, fresh.matrices
+        (want, matrices), have = templates[key], stored[site.path]
+        form = {k: _of(t, isinstance(t, nn.Parameter)) for k, t in have.items()}
+        if form != want:
+            problems.append(f"{site.path}: expected {_form(want)}, the file has {_form(form)}")
+            continue
+        problems += [f"{site.path}/{k} is no matrix and cannot be codes" for k, t in have.items()
+                     if isinstance(t, Packed) and k not in matrices]  # fmt: skip
+        for k, t in have.items():
+            if why := _not_sane(t, site.weight.numel()):
+                problems.append(f"{site.path}/{k} {why}")
+    if problems:
+        raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
+
+
+def _not_sane(t: Tensor, size: int) -> str | None:
+    if t.is_floating_point():
+        return None if bool(torch.isfinite(t).all()) else "holds values that are not finite"
+    inside = t.dtype not in (torch.int32, torch.int64) or not t.numel() or 0 <= int(t.min()) <= int(t.max()) < size
+    return None if inside else "holds positions outside the weight"
+
+
+def _of(t: Tensor, trained: bool) -> tuple:
+    return tuple(t.shape), "float" if t.dtype in FLOATING else str(t.dtype).removeprefix("torch."), trained
+
+
+def _form(form: dict) -> str:
+    return ", ".join(f"{k} {kind} {list(shape)}" for k, (shape, kind, _) in form.items()) or "nothing"
+
+
+def _same_factors(
+    header: dict, sizes: dict[str, int], built: dict[str, SiteTensors], tensors: dict[str, Tensor], path: str | Path
+) -> None:
+    """Recomputed tensors must be the ones that were trained with; with a stored basis they are taken from the file."""
+    wrong = []
+    for s in header["sites"]:
+        held = built[s["path"]]
+        derived = derived_of(held)
+        for key, want in s["checks"].items():
+            if key not in derived:
+                raise AddendaError(f"{path}: {s['path']} has no derived tensor {key!r} in this version of addenda.")
+            if header["basis"]:
+                given = tensors[f"{s['path']}/{key}"]
+                if _of(given, False) != _of(derived[key], False) or not _same_checksum(want, checksum(key, given)):
+                    wrong.append(f"{s['path']}/{key}")
+                elif why := _not_sane(given, sizes[s["path"]]):
+                    raise AddendaError(f"{path}: {s['path']}/{key} {why}; nothing was loaded.")
+                else:
+                    held._buffers[key] = given.to(derived[key])
+            elif not _same_checksum(want, checksum(key, derived[key])):
+                wrong.append(f"{s['path']}/{key}")
+    if wrong:
+        raise AddendaError(
+            f"{path}: {len(wrong)} tensors that are computed from the base come out differently on this machine or for "
+            f"this dtype, e.g. {', '.join(wrong[:3])}. Save the adapter with save(path, basis=True) where it trained."
+        )
+
+
+def _same_checksum(want, found) -> bool:
+    if isinstance(want, str) or isinstance(found, str):
+        return want == found
+    limit = 4e-3 * max(found[1], 1e-30)  # above what rounding to bfloat16 does to ±1 sums
+    return abs(want[0] - found[0]) <= limit and abs(want[1] - found[1]) <= limit

@@ -1,0 +1,147 @@
+"""The adapters of one module, and what of them acts for whom."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward import acting
+from addenda.core.forward.acting import Acting, Blocks, Here
+from addenda.core.forward.mixed import Mixed
+from addenda.core.forward.tensors import SiteTensors
+from addenda.core.modules.classes import Adapted
+from addenda.core.modules.late_backward import first, told, used
+from addenda.core.site.kinds import PARAMETER, Kind
+from addenda.core.site.site import Point, Site
+
+
+class Slots(nn.Module):
+    """The adapters of one module, and what of them acts for whom: see `core.forward.acting`."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds: dict[str, Kind] = {}
+        self.own = Acting()  # by the model's state
+        self.blocks: Blocks | None = None  # by block; None where no block is
+        self.here = Here()
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in ("blocks", "here")}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.blocks, self.here = None, Here()
+
+    def _replicate_for_data_parallel(self) -> "Slots":
+        """A replica runs in a thread of its own, and does what acts here."""
+        replica: Any = super()._replicate_for_data_parallel()
+        replica.own, replica.blocks, replica.here = self.acting(), None, Here()
+        return replica
+
+    def acting(self) -> Acting:
+        """What acts in a forward that runs now; in one that is computed again in backward, what acted in it."""
+        if torch.compiler.is_compiling():
+            if acting.tasks.blocks:
+                raise AddendaError("A compiled forward cannot tell in which asyncio task's `with` block it runs.")
+            return self.here.acting or self.own
+        if acting.gate.closed:
+            acting.wait()
+        if first():
+            return self.own if self.blocks is None else self._chosen()
+        return used(self, self._chosen)
+
+    def _chosen(self) -> Acting:
+        if self.blocks is None:
+            return self.own
+        if (again := told(acting.Block)) is not None:  # a reentrant checkpoint's forward ran in this block, or in none
+            return self.own if again is acting.Block else self.blocks.get(again, self.own)
+        return self.within() or self.own
+
+    def within(self) -> Acting | None:
+        """What acts by the blocks around the running code."""
+        for block in reversed(acting.blocks()) if self.blocks is not None else ():
+            found = self.blocks.get(block)
+            if found is not None and not block.over():
+                return found
+        return None
+
+    @property
+    def live(self) -> dict[str, tuple[SiteTensors, ...]]:
+        return self.acting().live
+
+    @live.setter
+    def live(self, value: dict[str, tuple[SiteTensors, ...]]) -> None:
+        self.own = replace(self.own, live=value)
+
+    @property
+    def each(self) -> dict[str, Mixed]:
+        return self.acting().each
+
+    @property
+    def readers(self) -> int:
+        return self.acting().readers
+
+    @property
+    def seen(self) -> Tensor | None:
+        return self.here.seen
+
+    @property
+    def waiting(self) -> int:
+        return self.here.waiting
+
+    @property
+    def now(self) -> dict[tuple[str, bool], Tensor] | None:
+        return self.here.now
+
+    def add(self, adapter: str, site: Site, tensors: SiteTensors) -> None:
+        if adapter not in self._modules:
+            self._modules[adapter] = nn.Module()
+        self._modules[adapter]._modules[site.parameter] = tensors
+        if not isinstance(site, Point):
+            tensors.fits = tuple(site.stored)
+        else:
+            tensors.path, tensors.width, tensors.reads = site.path, site.width, site.reads
+            source = None if site.source is None else slots_of(site.source)
+            tensors.source = () if source is None else (source,)
+        self.kinds[site.parameter] = site.kind
+
+    def remove(self, adapter: str) -> None:
+        self._modules.pop(adapter, None)
+        left = {p for held in self._modules.values() for p in held._modules}
+        self.kinds = {p: k for p, k in self.kinds.items() if p in left}
+        self.live = {p: () for p in self.kinds}
+
+    def held(self, adapter: str, parameter: str) -> SiteTensors | None:
+        """An adapter's tensors here, or None."""
+        found = self._modules[adapter]._modules.get(parameter) if adapter in self._modules else None
+        return found if isinstance(found, SiteTensors) else None
+
+    def arranged(self, adapters: Sequence[str], mix: Callable[..., Mixed], in_turn: tuple[str, ...]) -> Acting:
+        """What `mix` makes of the adapters' tensors acts at each parameter; at raw ones those of `in_turn`, if any."""
+        found = self.activated(())
+        for parameter, kind in self.kinds.items():
+            held = [self.held(a, parameter) for a in adapters]
+            if kind == PARAMETER:
+                found.live[parameter] = tuple(t for a in in_turn if (t := self.held(a, parameter)) is not None)
+            elif any(t is not None for t in held):
+                found.each[parameter] = mix(held)
+        return found
+
+    def activated(self, adapters: tuple[str, ...]) -> Acting:
+        """The adapters, one after another."""
+        every = {p: [self.held(a, p) for a in adapters] for p in self.kinds}
+        return Acting({p: tuple(h for h in held if h is not None) for p, held in every.items()})
+
+    def done(self) -> None:
+        """One of the changes that read this module's input has done so."""
+        self.here.waiting -= 1
+        if self.here.waiting <= 0:
+            self.here.seen = None
+
+
+def slots_of(module: nn.Module) -> Slots | None:
+    slots = module._modules.get("addenda") if isinstance(module, Adapted) else None
+    return slots if isinstance(slots, Slots) else None

@@ -1,0 +1,53 @@
+"""Options of methods: text to values, values to text, and what does not fit."""
+
+import types
+import typing
+from typing import Literal
+
+import torch
+
+
+def said(bits: int) -> str:
+    """ "1 bit", "2 bits"."""
+    return "1 bit" if bits == 1 else f"{bits} bits"
+
+
+LARGEST = torch.finfo(torch.float32).max  # of an option: what float32 holds
+
+
+def parse_value(text: str, hint) -> object:
+    """An option's text as the type it is annotated with; text that does not fit stays text, to be refused later."""
+    for kind in _choices(hint):
+        if kind is type(None) and text.lower() == "none":
+            return None
+        if kind is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    return text
+
+
+def _choices(hint) -> tuple:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def misfit(name: str, value: object, hint) -> str | None:
+    """Why an option of this name cannot have this value under its annotation, or None."""
+    expected = []
+    for kind in _choices(hint):
+        if typing.get_origin(kind) is Literal:
+            if value in typing.get_args(kind):
+                return None
+            expected.append("one of " + ", ".join(map(repr, typing.get_args(kind))))
+        else:
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
+                got = repr(value) if isinstance(value, float) else f"a whole number of {value.bit_length()} bits"
+                return f"{name} must be finite and at most {LARGEST:.1e}, got {got}"
+            if fits and not (isinstance(value, bool) and kind is not bool):
+                return None
+            expected.append("None" if kind is type(None) else kind.__name__)
+    return f"{name} must be {' or '.join(expected)}, got {value!r}"

@@ -1,0 +1,45 @@
+"""The base's own bits while a change is merged into it, and how they come back."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.acting import blocks
+from addenda.core.forward.slots import slots_of
+from addenda.core.site.site import owners_of, site_at
+from addenda.core.state import copies as cast
+from addenda.core.state.state import State
+
+
+def apart(state: State, names: Iterable[str] | None = None) -> None:
+    """Raises AddendaError where one of these adapters, or any for None, acts in a block of another thread or task."""
+    for block in list(state.blocks):
+        acting = set(block.names) if names is None else set(block.names) & set(names)
+        if not block.closed and block not in blocks() and (acting or names is None):
+            of = ", ".join(map(repr, sorted(acting))) or "the base alone"
+            raise AddendaError(f"Another thread or task is in a `with` block of {of}. Wait for its end.")
+
+
+@torch.no_grad()
+def restore(root: nn.Module, state: State) -> None:
+    """Write the base's own bits back after a merge, and all that it has converted to another dtype."""
+    take_out(root, state)
+    cast.put_back(root, state.cast)
+    state.cast = {}
+
+
+def take_out(root: nn.Module, state: State) -> None:
+    """Write the bits back that the base had when the change was written into it."""
+    owners = owners_of(root)
+    for path, kept in (state.merged or {}).items():
+        try:
+            site = site_at(root, path, owners)
+        except AddendaError:
+            continue
+        replaced = kept.adapted and slots_of(site.module) is None  # by a module that has other bits
+        if not replaced and kept.fits(site.weight):
+            kept.into(site)
+    state.merged = None
+    state.fingerprints.clear()  # those of the copies that end here

@@ -1,0 +1,122 @@
+"""Reading data: a path, rows in memory, a data set, images or a task, opened once and as examples of one form."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from addenda.core.base.errors import AddendaError
+from addenda.data import rows as files
+from addenda.data.columns import (
+    PAIRS,
+    _chat,
+    _fits,
+    _labelled,
+    _pair,
+    _texts,
+    collect,
+    label_column,
+    ordered,
+    present,
+    scale_in,
+    table,
+)
+from addenda.data.examples import Data, TaskKind
+from addenda.data.labels import LabelKind
+
+PARTS = ("train", "validation", "test")  # a file may be any of them
+
+
+def of_task(task: Any, split: str, shots: Sequence = ()) -> Data:
+    """One split of a task with `splits`, as chats under the task's system prompt, each after the shots."""
+    from addenda.data.task import chat
+
+    if split not in task.splits:
+        raise AddendaError(f"The task {task.name} has no split {split!r}; it has {', '.join(task.splits)}.")
+    rows = [{"messages": chat(example, shots)} for example in task.splits[split]]
+    return replace(read(rows), source=f"{task.name}[{split}]")
+
+
+def read(
+    source: Any,
+    *,
+    task: TaskKind = "causal",
+    split: str = "train",
+    question: str | None = None,
+    answer: str | None = None,
+    text: str | None = None,
+    pair: str | None = None,
+    label: str | None = None,
+    messages: str | None = None,
+    image: str | None = None,
+    labels: Sequence[str] | None = None,
+    outputs: int | None = None,
+    label_kind: LabelKind | None = None,
+) -> Data:
+    """Examples from a path, a `datasets.Dataset`, a frame, a dict of columns or of splits, a list of dicts or objects
+    with question and answer, or a Task.
+
+    task: what will learn from it. question … image: names of columns, where they are not the usual ones. split: the
+    part of a source that has several. labels: the names of the classes, in the order of the model's outputs; outputs:
+    how many it has, where it does not name them. label_kind: "class" or "number", where labels could be either (see
+    `labels`).
+    Raises AddendaError for a source that is missing, empty or unreadable, a missing column (with those that there are),
+    labels that could mean two things, and rows that cannot be used, by line or index.
+    """
+    asked = {"question": question, "answer": answer, "text": text, "pair": pair, "label": label, "messages": messages,
+             "image": image, "label_kind": label_kind}  # fmt: skip
+    if label_kind not in (None, *get_args(LabelKind)):
+        raise AddendaError(f"label_kind must be 'class' or 'number', got {label_kind!r}.")
+    if isinstance(source, Data):
+        _check_read(asked, (), f"{source.source}, which was read already")
+        return ordered(source, labels, outputs)
+    if hasattr(source, "splits") and hasattr(source, "metric"):
+        _check_read(asked, (), f"the task {source.name}, whose columns are known")
+        return of_task(source, split)
+    if split not in PARTS and isinstance(source, str | Path) and Path(source).expanduser().is_file():
+        raise AddendaError(f"{source} is one file, which has no part split={split!r}. Leave it out, or name a folder.")
+    if task == "image":
+        _check_read(asked, ("image", "label", "label_kind"), "an image classifier's data")
+        from addenda.data.images import read_images
+
+        given: dict[str, Any] = {"labels": labels, "outputs": outputs, "label_kind": label_kind}
+        return read_images(source, split=split, image=image, label=label, **given)
+    rows, columns = table(source, split)
+    name = rows.name
+    if task == "label":
+        _check_read(asked, ("text", "pair", "label", "label_kind"), f"{name}, whose texts are for a classifier")
+        first, second = (text, pair) if text else _texts(columns, pair)
+        wanted = present(columns, name, text=first, pair=second, label=label or label_column(columns, name))
+        scale = scale_in(rows, wanted["label"], labels, outputs, label_kind)
+        return _labelled(rows, wanted, scale)
+    if messages or (not (question or answer) and "messages" in columns):
+        column = present(columns, name, messages=messages or "messages")["messages"]
+        _check_read(asked, ("messages",), f"{name}, whose chats are in the column {column!r}")
+        return Data(collect(rows, lambda row: _chat(row, column)), "chat", source=name)
+    _check_read(asked, ("question", "answer", "messages"), f"{name}, whose questions and answers are for a causal LM")
+    if not (question and answer):
+        found = next((p for p in PAIRS if _fits(p, question, answer, columns)), (question, answer))
+        question, answer = question or found[0], answer or found[1]
+    wanted = present(columns, name, question=question, answer=answer)
+    return Data(collect(rows, lambda row: _pair(row, wanted)), "pair", source=name)
+
+
+def _check_read(asked: dict[str, Any], known: Sequence[str], what: str) -> None:
+    """Raises AddendaError for options that nothing reads for such data."""
+    if unread := [f"{k}={v!r}" for k, v in asked.items() if v is not None and k not in known]:
+        raise AddendaError(f"{', '.join(unread)} cannot be used for {what}. Leave it out.")
+
+
+def without_columns(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `read` for what was read already: the order of the classes, no columns."""
+    return {k: v for k, v in options.items() if k in ("labels", "outputs")}
+
+
+def splits_of(source: Any, task: TaskKind = "causal") -> list[str]:
+    """The parts of a folder, by name; nothing for any other source."""
+    if task == "image":
+        from addenda.data import images
+
+        if found := images.parts(source):
+            return found
+    return files.splits_of(source)
