@@ -8,8 +8,9 @@ import pytest
 import torch
 from recipes import lord, low_rank
 from recipes.common import Interval
-from tiny_models import config, make_tokenizer
 from transformers import LlamaForCausalLM
+
+from tiny_models import config, make_tokenizer
 
 
 @pytest.fixture

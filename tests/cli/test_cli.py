@@ -18,7 +18,6 @@ def call(*arguments, code=0):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(__file__.replace("/cli/test_cli.py", "/train"))
     from tiny_models import make_llama, make_tokenizer
 
     make_llama().save_pretrained(tmp_path / "model")
@@ -127,7 +126,6 @@ def test_the_page_of_the_catalogue_is_up_to_date(tmp_path):
 
 
 def test_images_from_end_to_end(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(__file__.replace("/cli/test_cli.py", "/train"))
     from pictures import save_backbone, write
 
     model, out = save_backbone(tmp_path / "model"), tmp_path / "run"

@@ -22,7 +22,6 @@ def call(*arguments, code=0):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(__file__.replace("/cli/test_inspect.py", "/train"))
     from tiny_models import make_llama, make_tokenizer
 
     model = make_llama()
@@ -109,7 +108,7 @@ RUNS = {
 def test_a_hostile_run_beside_an_adapter(folder, capsys, text):
     """What is no run of addenda's says nothing: the adapter is read as if it stood alone."""
     (folder / "run.json").write_text(text)
-    model = ("--model", folder / "model", "--adapter", folder / "adapter.safetensors")
+    model = ("--model", folder / "model", "--adapter", folder / "adapter.safetensors", "--dtype", "float32")
     call("generate", "1+1=?", "--max-new-tokens", 1, *model)
     call("eval", *model, "--data", folder / "sums.jsonl", "--split", "train")
     harmless(capsys)

@@ -30,7 +30,6 @@ def kept(folder):
 @pytest.fixture
 def given(tmp_path, tmp_path_factory, monkeypatch):
     """A folder with a model, data and an adapter file."""
-    monkeypatch.syspath_prepend(__file__.replace("/cli/test_places.py", "/train"))
     from tiny_models import make_llama, make_tokenizer
 
     model = make_llama()

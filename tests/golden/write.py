@@ -213,7 +213,7 @@ def main(folder: Path) -> None:
         ("basis", "pissa:rank=2", {}, {"basis": True}),
         ("basis", "loldu:rank=4", {}, {"basis": True}),
     ):
-        model, method = base("layers"), ad.core.registry.build(spec)
+        model, method = base("layers"), ad.core.method.catalogue.build(spec)
         adapter = adapt(model, method, ids, targets=["*.q_proj", "*.up_proj"], **more)
         write(f"{spec}: {what}", model, adapter, "layers", method, **how)
     model = base("layers")

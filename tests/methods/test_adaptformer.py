@@ -2,10 +2,10 @@
 
 import pytest
 import torch.nn.functional as F
-from published import WIDTH, changed, delta, same
 
 import addenda as ad
 import toys
+from published import WIDTH, changed, delta, same
 
 
 @pytest.mark.parametrize("reads", ["residual", "input"])

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from published import changed, same
 
 import addenda as ad
 import toys
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
+from published import changed, same
 
 
 def matrix(p, name):

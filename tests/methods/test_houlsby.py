@@ -1,10 +1,10 @@
 """Houlsby's adapters against the published order: inside the residual, before the norm, twice a block."""
 
 import torch.nn.functional as F
-from published import changed, delta, same
 
 import addenda as ad
 import toys
+from published import changed, delta, same
 
 
 def test_published_order_of_bert():

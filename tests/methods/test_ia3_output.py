@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from published import changed, same
 
 import addenda as ad
 import toys
+from published import changed, same
 
 IDS = torch.arange(12).reshape(2, 6) * 5 % toys.VOCAB
 

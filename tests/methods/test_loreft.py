@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from published import changed, same
 
 import addenda as ad
 import toys
+from published import changed, same
 
 
 def edited(p, h):

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from published import changed, same
 
 import addenda as ad
 import toys
 from addenda import AddendaError, optim
 from addenda.core.method.catalogue import build
 from addenda.exporting import mixture
+from published import changed, same
 
 FORMS = {
     "mosa": ("adaptformer", toys.make_vit),

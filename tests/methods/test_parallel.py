@@ -1,9 +1,8 @@
 """Parallel adapters against the published sum, beside the MLP and beside the attention."""
 
-from published import changed, delta, same
-
 import addenda as ad
 import toys
+from published import changed, delta, same
 
 
 def test_beside_the_mlp_of_gpt2():

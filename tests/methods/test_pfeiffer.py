@@ -2,10 +2,10 @@
 
 import pytest
 import torch.nn.functional as F
-from published import changed, delta, same
 
 import addenda as ad
 import toys
+from published import changed, delta, same
 
 
 def test_published_order_of_bert():

@@ -1,10 +1,10 @@
 import pytest
-from tiny_models import SUMS, make_llama, make_tokenizer
 
 from addenda.core.base.errors import AddendaError
 from addenda.data.encode import encode
 from addenda.data.read import read
 from addenda.train import attention
+from tiny_models import SUMS, make_llama, make_tokenizer
 
 
 @pytest.fixture

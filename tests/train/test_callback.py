@@ -3,12 +3,12 @@
 import pytest
 import torch
 from safetensors import safe_open
-from shared import EVERY, HIDDEN, METHODS, attach, same_bits, where
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.core.method.catalogue import build
 from addenda.quantizing.quantize import quantize
+from shared import EVERY, HIDDEN, METHODS, attach, same_bits, where
 
 transformers = pytest.importorskip("transformers")
 import toys  # noqa: E402

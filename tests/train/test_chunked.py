@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tiny_models import SUMS, config, make_bert, make_llama, make_tokenizer
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM
 
@@ -11,6 +10,7 @@ from addenda.data.read import read
 from addenda.train import chunked
 from addenda.train import loss as module
 from addenda.train.loss import score
+from tiny_models import SUMS, config, make_bert, make_llama, make_tokenizer
 
 
 def train():

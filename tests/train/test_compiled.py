@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tiny_models import SUMS, make_bert, make_llama, make_tokenizer
 from torch import nn
 
 import addenda as ad
@@ -9,6 +8,7 @@ from addenda.data.encode import encode
 from addenda.data.read import read
 from addenda.train import compiled
 from addenda.train.fit import fit
+from tiny_models import SUMS, make_bert, make_llama, make_tokenizer
 
 # torch's tracer makes an instance of every autograd function, and looks at every gradient
 pytestmark = pytest.mark.filterwarnings(

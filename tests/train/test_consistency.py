@@ -3,10 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from pictures import SIDE, config
-from test_trainer import KilledError, data, killed_at, same, values
-from tiny_models import config as sizes
-from tiny_models import make_bert, make_llama, make_tokenizer
+from tests.train.test_trainer import KilledError, data, killed_at, same, values
 from transformers import (
     Dinov2ForImageClassification,
     GPT2Config,
@@ -23,6 +20,9 @@ from addenda.data.encode import encode
 from addenda.data.read import read
 from addenda.train.consistency import Consistency, check, divergence
 from addenda.train.fit import fit
+from pictures import SIDE, config
+from tiny_models import config as sizes
+from tiny_models import make_bert, make_llama, make_tokenizer
 
 MOSA = "mosa:rank=4,reads=input"
 

@@ -1,5 +1,4 @@
 import pytest
-from tiny_models import SUMS, make_bert, make_llama, make_tokenizer
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
@@ -8,6 +7,7 @@ from addenda.data.examples import Chat
 from addenda.data.read import read
 from addenda.train.evaluate import evaluate, generate
 from addenda.train.fit import fit
+from tiny_models import SUMS, make_bert, make_llama, make_tokenizer
 
 
 @pytest.mark.parametrize("template", [True, False])

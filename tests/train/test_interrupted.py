@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tiny_models import SUMS, make_llama, make_tokenizer
 
 TUNE = ["--method", "lora:rank=2", "--steps", "40", "--out", "run"]

@@ -1,7 +1,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import SUMS, make_bert, make_llama, make_llama_classifier, make_tokenizer
 
 from addenda.core.base.errors import AddendaError
 from addenda.data.batches import Collator
@@ -9,6 +8,7 @@ from addenda.data.encode import IGNORE, encode
 from addenda.data.read import read
 from addenda.train import loss as module
 from addenda.train.loss import keeps, score
+from tiny_models import SUMS, make_bert, make_llama, make_llama_classifier, make_tokenizer
 
 
 def a_batch():

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from tiny_models import SUMS, make_llama, make_tokenizer
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
@@ -13,6 +12,7 @@ from addenda.models.load import load_model
 from addenda.quantizing.quantize import bits_of, quantize
 from addenda.train.fit import fit
 from addenda.train.quantised import check
+from tiny_models import SUMS, make_llama, make_tokenizer
 
 
 def quantised(trainable=True):

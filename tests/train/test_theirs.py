@@ -5,7 +5,6 @@ import inspect
 
 import pytest
 import transformers
-from tiny_models import SUMS, make_llama, make_tokenizer
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
@@ -13,6 +12,7 @@ from addenda.train import trainer
 from addenda.train.fit import fit
 from addenda.train.theirs import PASSED, REFUSED, TRANSLATED, translated
 from addenda.train.tune import FURTHER
+from tiny_models import SUMS, make_llama, make_tokenizer
 
 FIELDS = [f.name for f in dataclasses.fields(transformers.TrainingArguments)]
 OWN = {"seed", "weight_decay"}  # the same name and meaning in both

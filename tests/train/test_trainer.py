@@ -6,7 +6,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from tiny_models import SUMS, make_llama, make_tokenizer
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
@@ -17,6 +16,7 @@ from addenda.quantizing.quantize import quantize
 from addenda.train import attention, checkpoint, chunked
 from addenda.train.callback import TrainerCallback
 from addenda.train.fit import fit
+from tiny_models import SUMS, make_llama, make_tokenizer
 
 METHOD = ad.LoRA(rank=4, dropout=0.25)
 

@@ -3,7 +3,6 @@ import json
 import pytest
 import torch
 import transformers
-from tiny_models import SUMS, config, make_bert, make_llama, make_tokenizer
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
@@ -11,6 +10,7 @@ from addenda.models.load import labels_beside, load_model, wanted_by
 from addenda.models.machine import Peak, pick_dtype, resident
 from addenda.train.evaluate import evaluate
 from addenda.train.tune import tune
+from tiny_models import SUMS, config, make_bert, make_llama, make_tokenizer
 
 QUICK = {"steps": 2, "batch": 8, "dtype": "float32", "progress": False}
 SPAM = [{"text": "ab" * (i % 5 + 1), "label": "ham"} for i in range(12)] + [

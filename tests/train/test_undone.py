@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_models import SUMS, make_llama, make_tokenizer
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
@@ -11,6 +10,7 @@ from addenda.data.read import read
 from addenda.train import checkpoint
 from addenda.train.fit import fit
 from marks import differences, snapshot
+from tiny_models import SUMS, make_llama, make_tokenizer
 
 BASE = {"data": SUMS, "method": "lora:rank=2", "steps": 6, "progress": False, "batch": 8}
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from pictures import NAMES, config, save_backbone, write
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
@@ -20,6 +19,7 @@ from addenda.train import attention, compiled
 from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
 from addenda.train.tune import tune
+from pictures import NAMES, config, save_backbone, write
 
 QUICK = {"steps": 2, "batch": 8, "dtype": "float32", "progress": False}
 

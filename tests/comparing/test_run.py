@@ -1,0 +1,324 @@
+"""The comparison itself, end to end on a tiny model: searches, final runs, going on, dropping, budgets."""
+
+import json
+import shutil
+
+import pytest
+
+import addenda
+from addenda.comparing.arm import parse_arm
+from addenda.comparing.budget import Budget, fitted
+from addenda.comparing.record import Record
+from addenda.comparing.run import Watch, _titled, compare
+from addenda.comparing.search import cost, grid, rungs, search
+from addenda.comparing.subject import from_files
+from addenda.core.base.errors import AddendaError
+from tiny_models import make_llama, make_tokenizer
+
+QUIET = Watch(say=lambda text: None)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder with a tiny causal LM, and sums as JSON Lines."""
+    return written(tmp_path)
+
+
+def written(tmp_path):
+    make_llama().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [{"question": f"{a}+{b}=?", "answer": str(a + b)} for a in range(10) for b in range(10)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    return tmp_path / "model", tmp_path / "sums.jsonl", tmp_path / "record"
+
+
+def run(files, **options):
+    model, data, out = *files[:2], options.pop("out", files[2])
+    asked = {"methods": ["lora:rank=2", "shira"], "budget": "steps=4", "seeds": 2, "batch": 4, "watch": QUIET}
+    return compare(model, data, out=out, dtype="float32", **(asked | options))
+
+
+def test_a_comparison_leaves_a_record_and_a_report(files):
+    record = run(files, rates=2, full=True)
+    assert set(record.config["methods"]) == {"lora:rank=2", "shira", "full"}
+    assert len(record.trials_of("lora:rank=2", "search")) in (2, 3)  # one more beyond an edge
+    assert [t["seed"] for t in record.trials_of("shira", "final")] == [0, 1]
+    assert record.find("base", "control")
+    for t in record.trials_of(stage="final"):
+        assert len(t["test"]["items"]) == record.config["data"]["sizes"]["test"]
+        assert len(t["losses"]) == 4 and t["trainable"] > 0 and t["adapter_bytes"] > 0
+    assert record.config["methods"]["full"]["trainable"] == record.config["model"]["parameters"]
+    assert "lora" in (files[2] / "report.html").read_text().lower()
+
+
+def test_finished_runs_are_never_repeated(files):
+    first = run(files, rates=1)
+    done = sorted((files[2] / "trials").glob("*.json"))
+    done[-1].unlink()
+    ran = []
+    watch = Watch(say=lambda text: None, trial=lambda *what: ran.append(what[:3]))
+    again = run(files, rates=1, watch=watch)
+    assert len(ran) == 1 and len(again.trials) == len(first.trials)
+
+
+def test_the_same_command_gives_the_same_items(files):
+    one = run(files, rates=1)
+    (files[2] / "config.json").rename(files[2].parent / "kept.json")
+    two = compare(
+        *files[:2], ["lora:rank=2", "shira"], out=files[2].parent / "second", budget="steps=4", rates=1, batch=4,
+        dtype="float32", watch=QUIET,
+    )  # fmt: skip
+    for t in one.trials_of(stage="final"):
+        again = two.find(t["method"], "final", t["seed"])
+        assert again["losses"] == t["losses"] and again["test"]["items"] == t["test"]["items"]
+
+
+def test_another_comparison_in_the_same_place_is_refused(files):
+    run(files, rates=1)
+    with pytest.raises(AddendaError, match="Choose another --out"):
+        run(files, rates=1, methods=["lora:rank=2", "oft"])
+    with pytest.raises(AddendaError, match="base in the form None, not nf4"):
+        run(files, rates=1, quantize="nf4")
+
+
+def noted(record):
+    return {p: p.read_bytes() for p in record.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"model": 1}, "base.weights was .*…, now"),
+        ({"dtype": "bfloat16"}, "base.dtypes"),
+        ({"batch": 5}, "settings.batch was 4, now 5"),
+        ({"targets": "q_proj"}, "methods.lora:rank=2.targets was 'linear', now 'q_proj'"),
+        ({"budget": "steps=2"}, "budget was 4.0, now 2.0"),
+        ({"budget": "seconds=9"}, "of was 'steps', now 'seconds'"),
+        ({"seeds": 1}, "seeds was 2, now 1"),
+        ({"rates": 2}, "asked.rates was 1, now 2"),
+        ({"within": 1e6}, "asked.within was None, now 1000000.0"),
+        ({"items": 7}, "data.examples.test was"),
+        ({"validation": 3}, "settings.validation was 64, now 3"),
+        ({"search_steps": 3}, "asked.search_steps was None, now 3"),
+        ({"around": {"shira": 0.1}}, "asked.around.shira was None, now 0.1"),
+        ({"methods": ["lora:rank=2"]}, "methods.shira was .*, now None"),
+        ({"methods": ["lora:rank=4", "shira"]}, "methods.lora:rank=2 was .*, now None"),
+        ({"data": 50}, "Choose another --out"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_another_comparison_is_refused_and_nothing_is_touched(files, once, other, says):
+    model, data, _ = files
+    shutil.copytree(once, files[2])
+    before = noted(files[2])
+    if other.pop("model", None):
+        make_llama(1).save_pretrained(model)
+    if n := other.pop("data", None):
+        data.write_text("\n".join(data.read_text().splitlines()[:n]))
+    given = {"dtype": "float32", "budget": "steps=4", "seeds": 2, "batch": 4, "rates": 1, "watch": QUIET} | other
+    arms = given.pop("methods", ["lora:rank=2", "shira"])
+    with pytest.raises(AddendaError, match=says):
+        compare(model, data, arms, out=files[2], **given)
+    assert noted(files[2]) == before
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """A record that every test copies."""
+    folder = tmp_path_factory.mktemp("once")
+    place = written(folder)
+    compare(*place[:2], ["lora:rank=2", "shira"], out=place[2], budget="steps=4", seeds=2, batch=4, rates=1,
+            dtype="float32", watch=QUIET)  # fmt: skip
+    return place[2]
+
+
+def test_a_comparison_grows_by_seeds_methods_and_steps_and_says_so(files, once):
+    shutil.copytree(once, files[2])
+    more = run(files, rates=1, seeds=3)
+    assert [t["seed"] for t in more.trials_of("shira", "final")] == [0, 1, 2]
+    more = run(files, rates=1, seeds=3, methods=["lora:rank=2", "shira", "oft"])
+    assert len(more.trials_of("oft", "final")) == 3 and list(more.config["methods"])[-1] == "oft"
+    more = run(files, rates=1, seeds=3, methods=["lora:rank=2", "shira", "oft"], budget="steps=6")
+    final = more.trials_of(stage="final")
+    assert {t["steps"] for t in final} == {6} and len(final) == 9 and len(more.shorter) == 9
+    assert [list(look["changed"]) for look in more.config["looks"]] == [["seeds"], ["methods"], ["budget"]]
+    assert more.config["looks"][0]["seen"] == "5 runs" and more.config["looks"][2]["changed"] == {"budget": [4, 6]}
+    page = (files[2] / "report.html").read_text()
+    assert "seeds 2 to 3" in page and "also oft" in page and "budget 4 to 6" in page
+    before = noted(files[2])
+    again = run(files, rates=1, seeds=3, methods=["lora:rank=2", "shira", "oft"], budget="steps=6")
+    assert again.config == more.config and noted(files[2]) == before
+    with pytest.raises(AddendaError, match=r"seeds was 3, now 2"):
+        run(files, rates=1, methods=["lora:rank=2", "shira", "oft"])
+
+
+def test_a_grown_comparison_is_that_of_one_command(files, once):
+    shutil.copytree(once, files[2])
+    grown = run(files, rates=1, seeds=3)
+    whole = run(files, rates=1, seeds=3, out=files[2].parent / "whole")
+    for t in whole.trials_of(stage="final"):
+        assert grown.find(t["method"], "final", t["seed"])["losses"] == t["losses"]
+
+
+def test_a_no_to_more_leaves_the_record(files, once):
+    shutil.copytree(once, files[2])
+    before = noted(files[2])
+    with pytest.raises(AddendaError, match="Nothing was run"):
+        run(files, rates=1, seeds=3, watch=Watch(say=lambda text: None, ask=lambda question: False))
+    assert noted(files[2]) == before
+
+
+def test_a_record_without_identity_is_read_and_never_extended(files, once):
+    shutil.copytree(once, files[2])
+    config = json.loads((files[2] / "config.json").read_text())
+    del config["identity"], config["looks"]
+    (files[2] / "config.json").write_text(json.dumps(config))
+    before = noted(files[2])
+    for more in ({}, {"seeds": 3}):
+        with pytest.raises(AddendaError, match=r"read and reported .*, and never extended\. Choose"):
+            run(files, rates=1, **more)
+    assert noted(files[2]) == before and len(Record.read(files[2]).trials) == 5
+
+
+def test_one_comparison_at_a_time(files, once):
+    shutil.copytree(once, files[2])
+    (files[2] / "trials" / sorted(p.name for p in (files[2] / "trials").iterdir())[-1]).unlink()
+    told = []
+
+    def another(*_):
+        with pytest.raises(AddendaError, match="Another run is under way"):
+            run(files, rates=1)
+        told.append(1)
+
+    run(files, rates=1, watch=Watch(say=lambda text: None, trial=another))
+    assert told and not (files[2] / ".addenda-lock").exists()
+
+
+def test_what_does_not_fit_the_time_is_dropped_and_said(files):
+    record = run(files, rates=3, full=True, within=0.05)
+    assert len(record.config["methods"]) == 1 and record.config["search"] is None
+    assert any("left out" in note for note in record.config["notes"])
+    assert "1 learning rate" in " ".join(record.config["notes"])
+
+
+def test_a_no_leaves_nothing(files):
+    with pytest.raises(AddendaError, match="Nothing was run"):
+        run(files, watch=Watch(say=lambda text: None, ask=lambda question: False))
+    assert not files[2].exists()
+
+
+def test_seconds_become_steps_once(files):
+    record = run(files, rates=1, budget="seconds=0.2", seeds=1)
+    steps = {k: m["steps"] for k, m in record.config["methods"].items()}
+    assert all(record.find(k, "final", 0)["steps"] == n for k, n in steps.items())
+
+
+def test_a_budget_of_parameters_sets_the_size(files):
+    subject = from_files(*files[:2], dtype="float32")
+    for spec in ("lora", "shira", "oft", "miss", "svft:pattern=banded"):
+        method = fitted(subject.model, addenda.core.method.catalogue.build(spec), "linear", 3000)
+        trained = addenda.plan(subject.model, method).trainable
+        assert 0 < trained <= 3000, spec
+    with pytest.raises(AddendaError, match="smallest form"):
+        fitted(subject.model, addenda.core.method.catalogue.build("lora"), "linear", 10)
+
+
+@pytest.mark.parametrize("text", ["steps", "steps=", "steps=0", "hours=3", "steps=many"])
+def test_a_budget_that_makes_no_sense(text):
+    with pytest.raises(AddendaError, match="steps=40"):
+        Budget.parse(text)
+
+
+def test_bad_input_is_refused_before_anything_runs(files):
+    with pytest.raises(AddendaError, match="Did you mean 'lora'"):
+        run(files, methods=["lorra"])
+    with pytest.raises(AddendaError, match="named twice"):
+        run(files, methods=["lora", "lora"])
+    with pytest.raises(AddendaError, match="together"):
+        compare(files[0], None, watch=QUIET)
+    with pytest.raises(AddendaError, match="matches nothing"):
+        run(files, targets="nowhere")
+    assert not files[2].exists()
+
+
+def test_the_search_halves():
+    assert grid(1e-3, 3) == (3.2e-4, 1e-3, 3.2e-3)
+    assert grid(1e-3, 1) == (1e-3,)
+    assert rungs(5, 10) == [(5, 10), (2, 20)] and cost(5, 10) == 100 and cost(1, 10) == 0
+    ran = []
+
+    def one(rate, steps):
+        ran.append((rate, steps))
+        status = "diverged" if rate > 3 else "ok"
+        return {"status": status, "validation": [[steps, {"loss": abs(rate - 2)}]]}
+
+    assert search((1.0, 2.0, 3.0, 4.0), 10, one) == 2.0
+    assert ran == [(1.0, 10), (2.0, 10), (3.0, 10), (4.0, 10), (2.0, 20), (1.0, 20)]
+
+
+def test_the_search_goes_beyond_an_edge_while_it_gains():
+    ran = []
+
+    def one(rate, steps):
+        ran.append(rate)
+        return {"status": "ok", "validation": [[steps, {"loss": abs(rate - 50)}]]}
+
+    assert search((1.0, 2.0, 4.0), 10, one, further=2) == 16.0 and ran[3:] == [8.0, 16.0]
+    ran.clear()
+    assert search((64.0, 128.0), 10, one, further=2) == 64.0 and ran == [64.0, 128.0, 32.0]
+    assert search((3.0,), 10, one) == 3.0
+
+
+def test_an_arm_names_its_optimizer_and_its_rates(files):
+    arms = ["lora:rank=2", "lora:rank=2@lora-pro:mode=efficient"]
+    record = run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"])
+    told = record.config["methods"]
+    assert told[arms[1]]["options"] == {"rank": 2, "optimizer": "lora-pro:mode=efficient"}
+    assert max(told[arms[1]]["rates"]) < min(told[arms[0]]["rates"])
+    assert told[arms[0]]["sites"] == told[arms[1]]["sites"] == 4
+    losses = [record.find(a, "final", 0)["losses"] for a in arms]
+    assert losses[0] != losses[1]
+    assert len(run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"]).trials) == len(
+        record.trials
+    )
+    with pytest.raises(AddendaError, match="lora-pro"):
+        run(files, methods=["lora@lora-por"], out=files[2].parent / "other")
+    record.config["methods"][arms[1]]["options"]["optimizer"] = "lora-pro:mode=sgd"
+    (files[2] / "config.json").write_text(json.dumps(record.config))
+    with pytest.raises(AddendaError, match="other options"):
+        run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"])
+
+
+def test_an_arm_has_settings_of_training_of_its_own(files):
+    arm = parse_arm("mosa:rank=4,parts=2@partwise-adamw:beta1=0.8@consistency=1,consistency_add=0.5")
+    assert (arm.name, arm.optimizer) == ("mosa", "partwise-adamw:beta1=0.8")
+    assert arm.training == {"consistency": 1.0, "consistency_add": 0.5}
+    assert parse_arm("mosa@consistency=2").optimizer == "auto"
+    for text, says in [
+        ("lora@consistence=1", "no training option 'consistence'. Did you mean 'consistency'"),
+        ("lora@consistency=much", "consistency must be float, got 'much'"),
+        ("lora@adamw@lora-pro", "One optimizer trains an arm; .*'adamw' and 'lora-pro'"),
+        ("lora@", "optimizer must be"),
+    ]:
+        with pytest.raises(AddendaError, match=says):
+            parse_arm(text)
+    arms = ["mosl:rank=4", "mosl:rank=4@consistency=1"]
+    record = run(files, methods=arms, rates=1, seeds=1)
+    assert record.config["methods"][arms[1]]["options"] == {"rank": 4, "consistency": 1.0}
+    one, two = (record.find(a, "final", 0)["losses"] for a in arms)
+    assert one != two and one[0][1] == pytest.approx(two[0][1]), "at the start both draws are the base"
+    assert len(run(files, methods=arms, rates=1, seeds=1).trials) == len(record.trials)
+    with pytest.raises(AddendaError, match="Nothing is drawn"):
+        run(files, methods=["lora@consistency=1"], out=files[2].parent / "other")
+    assert not (files[2].parent / "other").exists()
+
+
+def test_titles_say_what_tells_the_forms_of_a_method_apart():
+    forms = {
+        "a": {"title": "AdaptFormer", "options": {"scale": 1.0, "bias": False, "rank": 32, "bits": 1}},
+        "b": {"title": "AdaptFormer", "options": {"scale": 1.0, "bias": False, "rank": 1}},
+        "c": {"title": "AdaptFormer", "options": {"scale": 1.0, "bias": False}},
+        "d": {"title": "LoRA", "options": {"rank": 4}},
+    }
+    titles = [m["title"] for m in _titled(forms).values()]
+    assert titles == ["AdaptFormer (rank 32, bits 1)", "AdaptFormer (rank 1)", "AdaptFormer (defaults)", "LoRA"]

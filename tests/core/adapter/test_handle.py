@@ -1,0 +1,121 @@
+"""What `Adapter.step` sees in the first steps: tensors that nothing reaches, and tensors that nothing moves."""
+
+import pytest
+import torch
+from torch import nn
+
+import addenda as ad
+from addenda.core.base.errors import AddendaError
+from shared import loss_of
+
+
+def steps(model: nn.Module, adapter: ad.Adapter, ids, optimizer, count: int = 4, schedule=None) -> None:
+    for _ in range(count):
+        loss_of(model, ids).backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        adapter.step()
+        optimizer.zero_grad()
+        model.zero_grad()
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad])
+def test_an_optimizer_made_before_attach_is_noticed(make, tiny, ids):
+    optimizer = make(tiny.parameters(), 0.1)
+    adapter = ad.attach(tiny, "lora:rank=2")
+    with pytest.raises(AddendaError, match=r"no optimizer has moved one of them.*made before attach"):
+        steps(tiny, adapter, ids, optimizer)
+    assert adapter.step_count == 3
+
+
+def test_a_warm_up_from_nought_is_no_alarm(tiny, ids):
+    for make in (torch.optim.SGD, torch.optim.AdamW):
+        adapter = ad.attach(tiny, "lora:rank=2", name=make.__name__)
+        optimizer = make(adapter.parameters(), 0.1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10)
+        steps(tiny, adapter, ids, optimizer, 6, schedule)
+
+
+def test_an_optimizer_that_writes_past_the_versions_is_no_alarm(tiny, ids):
+    class Past(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {})
+
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                p.data -= 0.1 * p.grad
+
+    adapter = ad.attach(tiny, "lora:rank=2")
+    steps(tiny, adapter, ids, Past(adapter.parameters()), 5)
+
+
+@pytest.mark.filterwarnings("ignore:.*had zero gradients for 3 steps")
+def test_steps_that_a_scaler_skips_are_no_alarm(tiny, ids):
+    adapter = ad.attach(tiny, "lora:rank=2")
+    optimizer = torch.optim.SGD(adapter.parameters(), 0.1)
+    for i in range(6):
+        loss_of(tiny, ids).backward()
+        if i < 4:  # an infinite gradient: nothing is moved
+            adapter.parameters()[0].grad[:] = torch.inf
+        else:
+            optimizer.step()
+        adapter.step()
+        optimizer.zero_grad()
+
+
+def test_accumulated_gradients_are_no_alarm(tiny, ids):
+    adapter = ad.attach(tiny, "lora:rank=2")
+    optimizer = torch.optim.SGD(adapter.parameters(), 0.1)
+    for i in range(12):
+        loss_of(tiny, ids).backward()
+        if i % 3 == 2:
+            optimizer.step()
+            adapter.step()
+            optimizer.zero_grad()
+    assert adapter.step_count == 4
+
+
+def test_a_first_step_that_leaves_layers_out_says_what_it_may_be_and_may_go_on(ids):
+    class Drops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.dropped = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]), True
+
+        def forward(self, x):
+            return self.layers[0](x) if self.dropped else self.layers[1](self.layers[0](x))
+
+    for dead in ("raise", "warn"):
+        model = Drops()
+        adapter = ad.attach(model, "lora:rank=2")
+        optimizer = torch.optim.SGD(adapter.parameters(), 0.1)
+        model(torch.randn(3, 4)).sum().backward()
+        optimizer.step()
+        if dead == "raise":
+            with pytest.raises(AddendaError, match=r"dropped at random.*without images.*dead='warn'"):
+                adapter.step()
+        else:
+            with pytest.warns(UserWarning, match="layers.1/B"):
+                adapter.step(dead="warn")
+            model.dropped = False
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(torch.randn(3, 4)).sum().backward()
+                optimizer.step()
+                adapter.step(dead="warn")
+    with pytest.raises(AddendaError, match="dead must be 'raise' or 'warn'"):
+        adapter.step(dead="no")
+
+
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_a_step_tells_of_a_replaced_module(before, tiny, ids):
+    adapter = ad.attach(tiny, "lora:rank=2", targets="linear")
+    optimizer = torch.optim.SGD(adapter.parameters(), 0.1)
+    for _ in range(before):
+        tiny(ids).sum().backward()
+        optimizer.step()
+        adapter.step()
+    tiny.layers[0].up_proj = torch.nn.Linear(8, 16)
+    with pytest.raises(AddendaError, match=r"layers\.0\.up_proj is no longer the module"):
+        adapter.step()
+    assert adapter.step_count == before
