@@ -20,7 +20,7 @@ from addenda.comparing.record import Record
 from addenda.comparing.search import grid, search
 from addenda.comparing.stats import analyse
 from addenda.comparing.subject import Subject
-from addenda.comparing.trial import Settings, attached, judged, looks
+from addenda.comparing.trial import TrialSettings, attached, judged, looks
 from addenda.core.adapter.handle import Adapter
 from addenda.exporting.nested import set_rank
 from addenda.models.machine import hardware, versions
@@ -109,7 +109,7 @@ def best_rate(runs: Runs, on: Subject | None, spec: str, given: Namespace) -> fl
 def trained(on: Subject | None, spec: str, seed: int, rate: float, steps: int, search: bool = False) -> dict:
     """One run; unless it is of a search, its test answers at each rank that it can be cut to."""
     assert on is not None
-    arm, settings = _arm(spec), Settings(batch=16)
+    arm, settings = _arm(spec), TrialSettings(batch=16)
     with attached(on, arm, settings, seed) as adapter:
         made = fit(
             on.model, adapter, on.splits["train"], steps=steps, batch=16, rate=rate, seed=seed, attention=None,

@@ -20,7 +20,7 @@ from torch import Tensor
 from addenda.comparing.arm import parse_arm
 from addenda.comparing.record import Record
 from addenda.comparing.subject import Subject
-from addenda.comparing.trial import Settings, attached
+from addenda.comparing.trial import TrialSettings, attached
 from addenda.data.batches import Collator, batches
 from addenda.train.loss import score
 from recipes.common import Finding, Interval, compared, conclude, gap, options, over_seeds, subject
@@ -83,7 +83,7 @@ def cosines(on: Subject, seed: int, steps: int) -> dict:
     """Cosines with the full gradient of what LoRA's own and the adjusted gradients do to W, at every watched layer."""
     train, found = on.splits["train"], {"lora": [], "pro": []}
     collate = Collator(train.pad, train.kind)
-    with attached(on, parse_arm(LORA), Settings(batch=16), seed) as adapter:
+    with attached(on, parse_arm(LORA), TrialSettings(batch=16), seed) as adapter:
         sites = [(path, t) for path, t in adapter.sites() if "A" in t.tensors()]
         sites = sites[:: max(1, len(sites) // WATCHED)][:WATCHED]
         weights = [on.model.get_submodule(path).weight.requires_grad_(True) for path, _ in sites]

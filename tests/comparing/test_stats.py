@@ -100,7 +100,7 @@ def test_bootstrap_of_one_seed_is_scipys():
 
 def test_holm_textbook_example():
     ps = (0.01, 0.04, 0.03, 0.005)
-    found = [(stats.Pair("a", "b", 0.1, 0.0, 0.2, p, p, 0.0, 100, 2), 0.02, 99.0) for p in ps]
+    found = [(stats.PairedDifference("a", "b", 0.1, 0.0, 0.2, p, p, 0.0, 100, 2), 0.02, 99.0) for p in ps]
     assert [p.p_holm for p in stats._holm(found)] == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 

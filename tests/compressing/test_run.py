@@ -21,7 +21,7 @@ from addenda.compressing import work as work_files
 from addenda.compressing.dense import to_dense
 from addenda.compressing.report import read_report
 from addenda.compressing.run import compress
-from addenda.compressing.settings import Settings
+from addenda.compressing.settings import CompressionSettings
 from addenda.core.base.errors import AddendaError
 from addenda.core.site.targets import grouped
 from addenda.quantizing.quantize import quantize
@@ -41,7 +41,7 @@ def source(tmp_path) -> Path:
 
 
 def made(source: Path, name: str = "low", **options):
-    settings = Settings(**(SMALL | options))
+    settings = CompressionSettings(**(SMALL | options))
     return compress(
         source, out=source.parent / name, calibration=source.parent / "text.txt", settings=settings, dtype="float32",
         latency=False,
@@ -248,7 +248,7 @@ def test_out_may_be_the_folder_one_stands_in(source, monkeypatch):
     (source.parent / "here").mkdir()
     monkeypatch.chdir(source.parent / "here")
     compress(
-        source, out=".", calibration=source.parent / "text.txt", settings=Settings(**SMALL), dtype="float32",
+        source, out=".", calibration=source.parent / "text.txt", settings=CompressionSettings(**SMALL), dtype="float32",
         latency=False, by_type=False,
     )  # fmt: skip
     loaded(source.parent / "here")
@@ -302,7 +302,7 @@ def test_an_encoder_is_judged_by_its_outputs(source):
     torch.manual_seed(0)
     BertForSequenceClassification(config(BertConfig, num_labels=3)).save_pretrained(source.parent / "bert")
     make_tokenizer().save_pretrained(source.parent / "bert")
-    settings = Settings(**SMALL)
+    settings = CompressionSettings(**SMALL)
     report = compress(
         source.parent / "bert", out=source.parent / "low", calibration=source.parent / "text.txt", settings=settings,
         dtype="float32",
@@ -314,7 +314,7 @@ def test_an_encoder_is_judged_by_its_outputs(source):
     ranks = {x["path"]: x["rank"] for x in report.layers if x["rank"] is not None}
     assert ranks == {p: m.rank for p, m in model.named_modules() if type(m).__name__ == "LowRankLinear"}
     with pytest.raises(AddendaError, match="--allocate asvd wants the loss of the next token"):
-        compress(source.parent / "bert", out=source.parent / "other", settings=Settings(allocate="asvd"))
+        compress(source.parent / "bert", out=source.parent / "other", settings=CompressionSettings(allocate="asvd"))
     assert report.dense["classifier"].startswith("not among the targets")
     pooled = compress(
         source.parent / "bert", out=source.parent / "pooled", calibration=source.parent / "text.txt", settings=settings,
@@ -363,9 +363,9 @@ def test_bad_input(source):
         made(source, "taken")
     (tmp / "rows.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(AddendaError, match="no column of text"):
-        compress(source, out=tmp / "x", calibration=tmp / "rows.jsonl", settings=Settings(**SMALL))
+        compress(source, out=tmp / "x", calibration=tmp / "rows.jsonl", settings=CompressionSettings(**SMALL))
     with pytest.raises(AddendaError, match="There is no data at"):
-        compress(source, out=tmp / "y", calibration=tmp / "txt.txt", settings=Settings(**SMALL))
+        compress(source, out=tmp / "y", calibration=tmp / "txt.txt", settings=CompressionSettings(**SMALL))
     few = made(source, "few", samples=3)
     assert any("four times the width" in n for n in few.notes)
 
@@ -420,8 +420,8 @@ def test_humaneval_is_asked_for_and_counted(source, monkeypatch):
         run, "pass_at_1", lambda m, t, p, say: asked.append(1) or {x["task_id"]: "passed" for x in p[len(asked) - 1 :]}
     )
     report = compress(
-        source, out=source.parent / "low", calibration=source.parent / "text.txt", settings=Settings(**SMALL),
-        latency=False, by_type=False, humaneval=3,
+        source, out=source.parent / "low", calibration=source.parent / "text.txt",
+        settings=CompressionSettings(**SMALL), latency=False, by_type=False, humaneval=3,
     )  # fmt: skip
     assert "HumanEval, passed at once: 3 of 3 dense, 2 compressed" in str(report)
     made(source, "other")

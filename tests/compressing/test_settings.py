@@ -2,7 +2,7 @@
 
 import pytest
 
-from addenda.compressing.settings import Settings
+from addenda.compressing.settings import CompressionSettings
 from addenda.core.base.errors import AddendaError
 
 
@@ -17,20 +17,20 @@ from addenda.core.base.errors import AddendaError
 def test_out_of_range(option, values):
     for value in values:
         with pytest.raises(AddendaError, match=rf"{option} (is|must be) .*got {value}"):
-            Settings(**{option: value})
+            CompressionSettings(**{option: value})
 
 
 def test_the_bounds_themselves_are_options():
-    Settings(floor=0, share=1, rise=0)
-    Settings(floor=1)
+    CompressionSettings(floor=0, share=1, rise=0)
+    CompressionSettings(floor=1)
 
 
 def test_ranks_are_no_matter_of_the_pieces():
-    other = Settings(
+    other = CompressionSettings(
         remove=0.5, of="flops", allocate="energy", floor=0.1, share=0.5, rise=1, multiple=1, weigh="error",
         split="sqrt", sequential=True, judge=3,
     )  # fmt: skip
-    assert other.of_pieces() == Settings().of_pieces()
+    assert other.of_pieces() == CompressionSettings().of_pieces()
     for option in (
         {"how": "drone"},
         {"storage": "pivot"},
@@ -39,4 +39,4 @@ def test_ranks_are_no_matter_of_the_pieces():
         {"length": 9},
         {"seed": 1},
     ):
-        assert Settings(**option).of_pieces() != Settings().of_pieces()
+        assert CompressionSettings(**option).of_pieces() != CompressionSettings().of_pieces()

@@ -125,9 +125,9 @@ def compress(
         tell(f"written: {made}")
         return
     from addenda.compressing.run import compress as run
-    from addenda.compressing.settings import Settings
+    from addenda.compressing.settings import CompressionSettings
 
-    settings = Settings(
+    settings = CompressionSettings(
         how=how, remove=ratio, of=cast(Any, budget), allocate=cast(Any, allocate), share=share, rise=rise, floor=floor,
         weigh=cast(Any, weigh), multiple=multiple, storage=cast(Any, storage), split=cast(Any, split), center=center,
         sequential=sequential, samples=samples, length=length, seed=seed,

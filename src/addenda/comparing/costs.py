@@ -10,7 +10,7 @@ from addenda.comparing.budget import Budget
 from addenda.comparing.search import cost
 from addenda.comparing.shots import evaluate_with_cache
 from addenda.comparing.subject import Subject
-from addenda.comparing.trial import Settings, attached, looks
+from addenda.comparing.trial import TrialSettings, attached, looks
 from addenda.train.fit import fit
 
 LEAST_ITEMS = 200  # of the test split, where time is short
@@ -53,7 +53,7 @@ class Costs:
 def measure(
     subject: Subject,
     arms: list[Arm],
-    settings: Settings,
+    settings: TrialSettings,
     budget: Budget,
     seeds: int,
     search_steps: int | None,
@@ -103,7 +103,7 @@ def fit_within(
     return costs, arms, subject, notes
 
 
-def step_seconds(subject: Subject, arm: Arm, settings: Settings, tell: Callable[[str], None]) -> float:
+def step_seconds(subject: Subject, arm: Arm, settings: TrialSettings, tell: Callable[[str], None]) -> float:
     """Seconds of one training step of an arm: the faster of two after a first one."""
     train, model = subject.splits["train"], subject.model
     rows = [[i % len(train) for i in range(k * settings.batch, (k + 1) * settings.batch)] for k in range(3)]

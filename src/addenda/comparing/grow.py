@@ -17,7 +17,7 @@ from addenda.comparing.costs import Costs
 from addenda.comparing.fields import extended
 from addenda.comparing.record import HEAD, Record
 from addenda.comparing.subject import Subject
-from addenda.comparing.trial import Settings
+from addenda.comparing.trial import TrialSettings
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.identity import base_of, goes_on, larger, longer, look, plain, versions
 from addenda.models.machine import device_of
@@ -26,7 +26,7 @@ WAY = "Choose another --out, or repeat the first command to go on."
 
 
 def identity_of(
-    subject: Subject, arms: list[Arm], settings: Settings, budget: Budget, seeds: int, asked: Mapping[str, Any]
+    subject: Subject, arms: list[Arm], settings: TrialSettings, budget: Budget, seeds: int, asked: Mapping[str, Any]
 ) -> dict:
     """What decides the numbers of a comparison, as JSON. asked: further options as they were given."""
     methods = {

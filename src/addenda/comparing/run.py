@@ -21,7 +21,7 @@ from addenda.comparing.record import FULL, HEAD, Record, trial_name
 from addenda.comparing.report import is_report, write_report
 from addenda.comparing.search import grid, search
 from addenda.comparing.subject import Subject, embedded, from_files
-from addenda.comparing.trial import Settings, control, trial
+from addenda.comparing.trial import TrialSettings, control, trial
 from addenda.core.ask.plan import plan
 from addenda.core.base import ranges
 from addenda.core.base.arguments import checked, names_of, unknown_names
@@ -133,7 +133,7 @@ def compare(
         arms = [
             a if a.label == FULL else replace(a, method=fitted(subject.model, a.method, a.targets, most)) for a in arms
         ]
-    settings, heads = Settings(batch=batch, validation=validation), subject.heads
+    settings, heads = TrialSettings(batch=batch, validation=validation), subject.heads
     arms = [replace(a, also_train=heads) for a in arms]
     if subject.fresh:
         head = Arm(HEAD, build(FULL), tuple(f"{head}.*" for head in heads), grid(HEAD_RATE, rates))
@@ -190,7 +190,7 @@ def _fresh(
     out: Path,
     subject: Subject,
     arms: list[Arm],
-    settings: Settings,
+    settings: TrialSettings,
     budget: Budget,
     seeds: list[int],
     search_steps: int | None,
@@ -293,7 +293,7 @@ def _grown(
     identity: dict,
     subject: Subject,
     arms: list[Arm],
-    settings: Settings,
+    settings: TrialSettings,
     budget: Budget,
     seeds: int,
     search_steps: int | None,
@@ -364,7 +364,9 @@ def _as_judged(subject: Subject, record: Record) -> Subject:
     return subject
 
 
-def _run(record: Record, subject: Subject, arms: list[Arm], settings: Settings, seeds: list[int], watch: Watch) -> None:
+def _run(
+    record: Record, subject: Subject, arms: list[Arm], settings: TrialSettings, seeds: list[int], watch: Watch
+) -> None:
     """Every run that the record lacks, searches first, then seed by seed so that early seeds are complete."""
     known, partial = record.config, record.path / "partial"
     controls = {} if subject.fresh else {"base": subject.tested, **subject.controls}

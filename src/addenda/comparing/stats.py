@@ -52,7 +52,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedDifference:
     """Arm `a` minus arm `b`: paired difference, 95 % interval, p, Holm's p, and what could have been seen.
 
     `detectable` is roughly the smallest difference that this many items and seeds show in 8 of 10 comparisons at
@@ -106,14 +106,14 @@ class Comparison:
 
     test: dict[str, Estimate]
     ood: dict[str, Estimate]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[PairedDifference, ...]
     letters: dict[str, str]
     leaders: tuple[str, ...]
     control: str | None
     diverged: dict[str, tuple[int, ...]] = field(default_factory=dict)
     caveats: tuple[str, ...] = ()
 
-    def pair(self, a: str, b: str) -> Pair | None:
+    def pair(self, a: str, b: str) -> PairedDifference | None:
         """The pair in whichever order it was compared, or None if it was not."""
         return next((p for p in self.pairs if {p.a, p.b} == {a, b}), None)
 
@@ -279,11 +279,11 @@ def _estimates(arms: Mapping, pooled: float, freedom: int, draws: int) -> dict[s
 
 def _pair(
     a: str, b: str, left: Mapping, right: Mapping, pooled: float, freedom: int, draws: int
-) -> tuple[Pair, float, float]:
-    """A Pair without Holm's part, its standard error and degrees of freedom. A control meets every seed."""
+) -> tuple[PairedDifference, float, float]:
+    """A difference without Holm's part, its standard error and degrees of freedom. A control meets every seed."""
     seeds = [s for s in left if s in right] if None not in {*left, *right} else [*{*left, *right} - {None}] or [None]
     if not seeds:  # an interrupted comparison: no seed that both have finished
-        return Pair(a, b, 0.0, -1.0, 1.0, 1.0, 1.0, math.inf, 0, 0), math.inf, 1.0
+        return PairedDifference(a, b, 0.0, -1.0, 1.0, 1.0, 1.0, math.inf, 0, 0), math.inf, 1.0
     x = np.stack([left.get(s, left.get(None)) - right.get(s, right.get(None)) for s in seeds])
     items, mean = x.shape[1], float(x.mean())
     fitted = (None not in left) + (None not in right)
@@ -295,10 +295,10 @@ def _pair(
     p = sign_flip(x.sum(0).round().astype(int))
     if error:
         p = max(p, float(2 * special.stdtr(min(df, 1e9), -abs(mean) / error)))
-    return Pair(a, b, mean, low, high, p, p, math.inf, items, len(seeds)), error, df
+    return PairedDifference(a, b, mean, low, high, p, p, math.inf, items, len(seeds)), error, df
 
 
-def _holm(found: list[tuple[Pair, float, float]]) -> tuple[Pair, ...]:
+def _holm(found: list[tuple[PairedDifference, float, float]]) -> tuple[PairedDifference, ...]:
     """Pairs with Holm's p, and with the difference that each could have shown at the strictest level Holm asks."""
     highest, pairs, level = 0.0, [pair for pair, _, _ in found], LEVEL / max(len(found), 1)
     for rank, i in enumerate(sorted(range(len(found)), key=lambda i: found[i][0].p)):

@@ -27,7 +27,7 @@ from addenda.train.tune import calibration
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrialSettings:
     """What all arms share."""
 
     batch: int = 8
@@ -40,7 +40,7 @@ class Settings:
 def trial(
     subject: Subject,
     arm: Arm,
-    settings: Settings,
+    settings: TrialSettings,
     *,
     stage: str,
     seed: int,
@@ -88,7 +88,7 @@ def trial(
 
 
 @contextmanager
-def attached(subject: Subject, arm: Arm, settings: Settings, seed: int, batches: int = 8) -> Iterator[Adapter]:
+def attached(subject: Subject, arm: Arm, settings: TrialSettings, seed: int, batches: int = 8) -> Iterator[Adapter]:
     """The arm's adapter on the model, for the length of a `with` block. batches: what a calibrated method may see."""
     model, train = subject.model, subject.splits["train"]
     adapter = attach(

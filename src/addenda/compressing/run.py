@@ -27,7 +27,7 @@ from addenda.compressing.gradients import fisher, weights_of
 from addenda.compressing.humaneval import pass_at_1, problems
 from addenda.compressing.layers import FORMS
 from addenda.compressing.report import Report, rows_of, write_report
-from addenda.compressing.settings import Settings
+from addenda.compressing.settings import CompressionSettings
 from addenda.compressing.texts import Windows, windows
 from addenda.compressing.work import Work, check_apart, check_free, identity_of, writing
 from addenda.core.base.arguments import checked
@@ -58,7 +58,7 @@ def compress(
     *,
     out: str | Path,
     calibration: str | Path | None = None,
-    settings: Settings | None = None,
+    settings: CompressionSettings | None = None,
     targets: Target | Iterable[Target] = "linear",
     exclude: Iterable[Target] = (),
     dtype: str = "auto",
@@ -79,7 +79,7 @@ def compress(
     Raises AddendaError for a model, text or settings that cannot be used, a taken target, another run for the same one
     and a full disk. The source is never written to, and an unfinished target keeps what is done.
     """
-    s, say, started = settings or Settings(), say or (lambda _: None), time.perf_counter()
+    s, say, started = settings or CompressionSettings(), say or (lambda _: None), time.perf_counter()
     source, out = Path(model).expanduser(), path_of(out, "out").resolve()
     config: Any = config_of(source, trust_remote_code)  # raises where there is no model
     packed = getattr(config, "quantization_config", None)
@@ -146,7 +146,7 @@ def compress(
 class _Job:
     """The stages of one run, over one model."""
 
-    s: Settings
+    s: CompressionSettings
     loaded: Loaded
     work: Work
     chosen: dict[str, tuple[int, int]]
@@ -404,7 +404,7 @@ def _problems(model: nn.Module, count: int) -> list[dict[str, str]]:
     return problems(count)
 
 
-def _enough(text: Windows, chosen: dict[str, tuple[int, int]], s: Settings) -> list[str]:
+def _enough(text: Windows, chosen: dict[str, tuple[int, int]], s: CompressionSettings) -> list[str]:
     """Notes on a text that is short for the width of the layers. Raises AddendaError where it cannot do."""
     widest = max(chosen, key=lambda p: chosen[p][1])
     n = chosen[widest][1]
@@ -424,7 +424,7 @@ def _enough(text: Windows, chosen: dict[str, tuple[int, int]], s: Settings) -> l
     return []
 
 
-def _save(loaded: Loaded, low: dict[str, nn.Module], s: Settings, work: Work, report: Report) -> None:
+def _save(loaded: Loaded, low: dict[str, nn.Module], s: CompressionSettings, work: Work, report: Report) -> None:
     model, tokenizer = cast(Any, loaded.model), cast(Any, loaded.tokenizer)
     entries = {
         p: {"rank": layer.rank, "bias": layer.bias is not None, "form": s.storage}

@@ -15,7 +15,7 @@ _OF_PIECES = ("how", "storage", "center", "samples", "length", "batch", "seed")
 
 
 @dataclass(frozen=True)
-class Settings:
+class CompressionSettings:
     """remove: the share of the chosen layers' parameters (or multiplications) to do without. of: which of the two.
 
     allocate: who gets which rank, see `reduce.ranks`; share: of the outputs' energy, for "energy"; rise: of the
@@ -45,7 +45,7 @@ class Settings:
     batch: int = 4
     seed: int = 0
 
-    def settled(self, causal: bool) -> "Settings":
+    def settled(self, causal: bool) -> "CompressionSettings":
         """With `auto` decided, for a causal LM or another model."""
         weighs = causal and self.allocate == "waterfill"
         return replace(self, weigh="loss" if weighs else "error") if self.weigh == "auto" else self

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from addenda.core.base.random import Stream
 from addenda.core.method.catalogue import register
-from addenda.core.method.contract import Factors, Pair, Params, Shape, WeightMethod, too_high
+from addenda.core.method.contract import FactorPair, Factors, Params, Shape, WeightMethod, too_high
 
 
 @register(
@@ -101,11 +101,11 @@ class DyLoRA(WeightMethod):
     def trained_by(self) -> str:
         return "rowwise-adamw" if self.frozen else "adamw"
 
-    def pair(self, p: Params) -> Pair:
+    def pair(self, p: Params) -> FactorPair:
         b = p["active"].flatten()[0]  # the same for every matrix of a stack
         live = (torch.arange(self.rank, device=b.device) < b).to(p["A"].dtype)
         alpha = self.rank if self.alpha is None else self.alpha
-        return Pair(p["B"] * live, p["A"] * live[:, None], alpha / int(b))
+        return FactorPair(p["B"] * live, p["A"] * live[:, None], alpha / int(b))
 
     def trainable(self, m: int, n: int) -> int:
         return self.rank * (m + n)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from addenda.core.base.random import Stream
 from addenda.core.method.catalogue import register
-from addenda.core.method.contract import Factors, Pair, Params, Shape
+from addenda.core.method.contract import FactorPair, Factors, Params, Shape
 from addenda.core.method.lowrank import LowRank
 from addenda.core.method.mixture import Parted
 
@@ -52,5 +52,5 @@ class MoSL(Parted, LowRank):
     def factors(self, p: Params, shape: Shape) -> Factors:
         return super().factors(p | {name: self.acting(name, p) for name in self.thin}, shape)
 
-    def pair(self, p: Params) -> Pair | None:
+    def pair(self, p: Params) -> FactorPair | None:
         return super().pair(p) if not self.split else None  # what is dealt out is no plain factor

@@ -16,22 +16,22 @@ from typing import Any
 
 from addenda.core.base.errors import AddendaError
 from addenda.models.pretrained import pretrained
-from addenda.models.wheels import Progress, Wheel, quiet_and_offline
+from addenda.models.wheels import SetupProgress, Wheel, quiet_and_offline
 
 NAME = "SmolLM2-135M-Instruct"
 
 
-def model_folder(progress: Progress | None = None) -> Path:
+def model_folder(progress: SetupProgress | None = None) -> Path:
     """The transformers folder (float32, 538 MB), converted if it is not there yet; see `Wheel.model_folder`."""
     return SMOLLM2.model_folder(progress)
 
 
-def setup_demo(progress: Progress | None = None) -> Path:
+def setup_demo(progress: SetupProgress | None = None) -> Path:
     """Install the wheel if it is missing, and convert; see `Wheel.setup`."""
     return SMOLLM2.setup(progress)
 
 
-def _write(gguf: Path, folder: Path, progress: Progress) -> None:
+def _write(gguf: Path, folder: Path, progress: SetupProgress) -> None:
     import torch
     from transformers import LlamaForCausalLM
 

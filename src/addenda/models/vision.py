@@ -15,7 +15,7 @@ import numpy as np
 
 from addenda.core.base.errors import AddendaError
 from addenda.models import onnx
-from addenda.models.wheels import Progress, Wheel, quiet_and_offline
+from addenda.models.wheels import SetupProgress, Wheel, quiet_and_offline
 
 NAME = "dinov2-small"
 WIDTH, LAYERS, HEADS, PATCH, SIDE = 384, 12, 6, 14, 518  # pixels of the images that the positions are for
@@ -76,7 +76,7 @@ def weights(file: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _write(file: Path, folder: Path, progress: Progress) -> None:
+def _write(file: Path, folder: Path, progress: SetupProgress) -> None:
     import torch
     from transformers import Dinov2Config, Dinov2Model
 

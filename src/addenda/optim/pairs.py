@@ -11,7 +11,7 @@ from torch.optim.adamw import adamw
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.tensors import SiteTensors
-from addenda.core.method.contract import Pair, Replace
+from addenda.core.method.contract import FactorPair, Replace
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Paired:
     offset: bool
 
     @property
-    def now(self) -> Pair:
+    def now(self) -> FactorPair:
         """The factors as they act now."""
         found = self.tensors.method.pair(self.tensors.tensors())
         assert found is not None

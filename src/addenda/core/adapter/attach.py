@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor, nn
 
 from addenda.core.adapter.assign import Spec, allotted, assign, check_bits
-from addenda.core.adapter.build import Assigned, Progress, build_tensors
+from addenda.core.adapter.build import Assigned, BuildProgress, build_tensors
 from addenda.core.adapter.calibration import calibrate
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.arguments import checked
@@ -54,7 +54,7 @@ def attach(
     seed: int = 0,
     calibration: Iterable | None = None,
     loss: Callable[[nn.Module, object], Tensor] | None = None,
-    progress: Progress | None = None,
+    progress: BuildProgress | None = None,
 ) -> Adapter:
     """Put a new adapter on the model, make it the active one, and freeze the base.
 

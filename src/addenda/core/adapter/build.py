@@ -16,13 +16,13 @@ from addenda.core.method.contract import Method, Params, Shape, WeightMethod
 from addenda.core.site.site import Point, Site
 
 Assigned = list[tuple[Site, Method]]
-Progress = Callable[[int, int, str], None]  # (done, total, path)
+BuildProgress = Callable[[int, int, str], None]  # (done, total, path)
 
 
 def build_tensors(
     plan: Assigned,
     seed: int,
-    progress: Progress | None = None,
+    progress: BuildProgress | None = None,
     *,
     seen: dict[str, Tensor] | None = None,
     stored: dict[str, Params] | None = None,

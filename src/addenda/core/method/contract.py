@@ -82,7 +82,7 @@ class Factors(NamedTuple):
         return B @ spread(self.middle, self.index, B.shape[1], len(self.A)).to(B.dtype), self.A
 
 
-class Pair(NamedTuple):
+class FactorPair(NamedTuple):
     """W + ΔW = scale · B A + what does not train, where the trainable tensors of these names are added into B and A.
 
     B: m × r; A: r × n, with the values that act now. left, right: the names of the tensors that B and A move with.
@@ -195,7 +195,7 @@ class Method:
         """The optimizer, by the name and options that `addenda.optim` knows, that trains it as its paper does."""
         return "adamw"
 
-    def pair(self, p: Params) -> "Pair | None":
+    def pair(self, p: Params) -> "FactorPair | None":
         """The two thin factors that its trainable tensors move, for optimizers that know about factors."""
         return None
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.base.random import Stream
-from addenda.core.method.contract import Factors, Pair, Params, Shape, WeightMethod, too_high
+from addenda.core.method.contract import FactorPair, Factors, Params, Shape, WeightMethod, too_high
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class LowRank(Ranked):
             A, B = torch.cat([A, p["A0"]]), torch.cat([p["B0"] + B, B], 1)
         return Factors(B, A, None if self.scale == 1 else A.new_full((len(A),), self.scale))
 
-    def pair(self, p: Params) -> Pair:
+    def pair(self, p: Params) -> FactorPair:
         if "A0" in p:
-            return Pair(p["B0"] + p["B"], p["A0"] + p["A"], self.scale)
-        return Pair(p["B"], p["A"], self.scale)
+            return FactorPair(p["B0"] + p["B"], p["A0"] + p["A"], self.scale)
+        return FactorPair(p["B"], p["A"], self.scale)
 
     def trainable(self, m: int, n: int) -> int:
         return self.rank * (m + n)
