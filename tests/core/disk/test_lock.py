@@ -1,16 +1,18 @@
 """One holder at a time; a killed one holds nothing."""
 
+import errno
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from addenda.core.base.errors import AddendaError
 from addenda.core.disk import lock
-from addenda.core.disk.lock import Lock
+from addenda.core.disk.lock import Lock, alone
 
-pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="this system has no such locks")
 HOLD = "import sys, time, pathlib; from addenda.core.disk.lock import Lock; a = Lock(pathlib.Path(sys.argv[1])); "
 
 
@@ -39,11 +41,40 @@ def test_a_killed_holder_holds_nothing(tmp_path):
 
 
 def test_without_locks_everybody_gets_in(tmp_path, monkeypatch):
-    def none(*_):
-        raise OSError("no locks on this disk")
+    fcntl = pytest.importorskip("fcntl")
 
-    with monkeypatch.context() as m:
-        m.setattr(lock.fcntl, "flock", none)
-        assert Lock(tmp_path / "lock").take() and Lock(tmp_path / "lock").take()
-    monkeypatch.setattr(lock, "fcntl", None)
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
     assert Lock(tmp_path / "lock").take() and Lock(tmp_path / "lock").take()
+
+
+def test_a_disk_that_may_not_be_written_to_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        Lock(tmp_path / "file" / "lock").take()
+
+
+def test_who_comes_while_a_holder_leaves_gets_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "WAIT", 20.0)
+    first, second = Lock(tmp_path / "new/lock"), Lock(tmp_path / "new/lock")
+    assert first.take()
+
+    def leave():
+        shutil.rmtree(tmp_path / "new")
+        first.release()
+
+    leaving = threading.Timer(0.1, leave)
+    leaving.start()
+    assert second.take() and second.path.exists()
+    leaving.join()
+    second.release()
+
+
+def test_a_folder_made_for_a_lock_goes_with_it(tmp_path):
+    with alone(tmp_path / "new" / "out"):
+        with pytest.raises(AddendaError, match="Another run is under way in"), alone(tmp_path / "new" / "out"):
+            pass
+        assert (tmp_path / "new" / "out").is_dir()
+    assert not (tmp_path / "new").exists()

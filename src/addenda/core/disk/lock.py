@@ -1,6 +1,7 @@
 """One process at a time: a lock on a file, which the system drops when its holder ends, however that ends."""
 
 import contextlib
+import errno
 import functools
 import inspect
 import os
@@ -8,52 +9,44 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from filelock import FileLock, Timeout
+
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import shown, writing
 from addenda.core.disk.place import folder_for
 
-try:
-    import fcntl as _fcntl
-except ImportError:  # Windows
-    _fcntl = None
-fcntl: Any = _fcntl
 NAME = ".addenda-lock"  # of the file in a folder that one run at a time may write to
+WAIT = 0.1  # seconds: whoever held a lock may be removing its file
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # what such disks answer
 
 
 class Lock:
-    """`if not lock.take(): …` and later `lock.release()`. Systems and disks without such locks let everybody in."""
+    """`if not lock.take(): …` and later `lock.release()`. A disk that has no locks lets everybody in."""
 
     def __init__(self, path: Path):
         self.path = path
-        self._handle: int | None = None
+        self._lock = FileLock(path, timeout=WAIT, thread_local=False)
 
     def take(self) -> bool:
         """False where another holds it. Its file and folder are made where they are missing."""
-        while fcntl is not None and self._handle is None:
+        while not self._lock.is_locked:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+                self._lock.acquire(poll_interval=0.01)
+            except Timeout:
+                return False
             except FileNotFoundError:  # whoever held it has just removed the folder
                 continue
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(handle)
-                return False
-            except OSError:
-                os.close(handle)
+            except NotImplementedError:
                 return True
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), os.stat(self.path)):
-                    self._handle = handle
-                    continue
-            os.close(handle)  # of a file that was removed before it was locked: another may hold a new one
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    return True
+                raise
         return True
 
     def release(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        self._lock.release()
 
 
 @contextlib.contextmanager
