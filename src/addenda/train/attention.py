@@ -22,11 +22,11 @@ from torch import nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import read_json
+from addenda.core.disk.cache import cache_folder
 from addenda.core.file.identity import digest, versions
 from addenda.core.modules.borrow import entrance, frozen, gradient_from, training_mode
 from addenda.data.encoded import Encoded
 from addenda.models.machine import device_of, hardware, processes
-from addenda.models.wheels import cache_folder
 from addenda.train.loss import score
 
 NAMES = ("sdpa", "eager")
