@@ -65,7 +65,7 @@ def test_a_reduction_is_the_rank_that_it_makes(tmp_path):
             for q in adapter.parameters():
                 q.add_(0.1)
         made.append((model, adapter, model(ids).logits))
-    assert torch.equal(made[0][2], made[1][2]) and {m.at(8).rank for m in made[1][1].methods.values()} == {4}
+    assert torch.equal(made[0][2], made[1][2]) and {m._at(8).rank for m in made[1][1].methods.values()} == {4}
     model, adapter, logits = made[1]
     file = adapter.save(tmp_path / "a.safetensors")
     ad.detach(model)

@@ -38,7 +38,7 @@ def test_a_rotation_that_moves_few_directions(check):
     torch.testing.assert_close(new @ new.T, at.W @ at.W.T)
     torch.testing.assert_close(torch.linalg.svdvals(new), torch.linalg.svdvals(at.W))
     assert torch.linalg.matrix_rank(new - at.W) == 4
-    B, Y = at.method.thin(at.p)
+    B, Y = at.method._thin(at.p)
     R = torch.eye(12) + (B.T @ Y).detach()
     torch.testing.assert_close(R @ R.T, torch.eye(12, dtype=torch.float64))
     torch.testing.assert_close(torch.linalg.det(R), torch.tensor(1.0, dtype=torch.float64))

@@ -37,7 +37,7 @@ def test_published_equation_in_gpt2(first, last):
 
 def test_rows_are_orthonormal_and_the_rest_of_the_space_is_left_alone():
     model, (p, *_) = changed(toys.make_gpt2(), ad.LoReFT(rank=3))
-    R = ad.LoReFT(rank=3).rows(p)
+    R = ad.LoReFT(rank=3)._rows(p)
     torch.testing.assert_close(R @ R.T, torch.eye(3, dtype=torch.float64))
     h = torch.randn(2, 5, 8, dtype=torch.float64)
     moved = model.transformer.h[0](h)
@@ -53,7 +53,7 @@ def test_the_edit_is_continuous_where_a_pivot_changes_its_sign():
     found = []
     for pivot in (1e-6, 0.0, -1e-6):
         p["basis"][0, 0] = pivot
-        found.append(ad.LoReFT(rank=2).edit(h, p))
+        found.append(ad.LoReFT(rank=2)._edit(h, p))
         torch.testing.assert_close(h + found[-1], edited(p, h))
     assert (found[0] - found[2]).abs().max() < 1e-4
     assert found[0].abs().max() > 0.1

@@ -58,9 +58,9 @@ def test_start_and_counts(check):
         check.starts_exactly(MoRA(form=form))
         check.starts_exactly(MoRA(rank=3, form=form), 50, 70)
         check.counts(MoRA(rank=4, form=form))
-    assert MoRA(rank=8, form="sharing").side(1024, 1024) == 128
-    assert MoRA(rank=3, form="sharing").side(50, 70) == 18 == MoRA(rank=3).side(50, 70)
-    assert MoRA(rank=8).side(3, 1000) == 2  # at most the narrower side, and even
+    assert MoRA(rank=8, form="sharing")._side(1024, 1024) == 128
+    assert MoRA(rank=3, form="sharing")._side(50, 70) == 18 == MoRA(rank=3)._side(50, 70)
+    assert MoRA(rank=8)._side(3, 1000) == 2  # at most the narrower side, and even
 
 
 def test_options_and_shapes_are_checked():

@@ -73,10 +73,10 @@ def test_more_terms_come_to_the_exact_rotation(check):
     """What k terms leave out is R (−Q)^(k−1): the exact rotation is the limit, not its transpose."""
     at = check.make(OFT(block=4), 6, 8)
     skew = at.p["skew"].detach() / 2
-    exact, Q = OFT(block=4).rotation({"skew": skew}), torch.stack([filled(s, 4) for s in skew])
+    exact, Q = OFT(block=4)._rotation({"skew": skew}), torch.stack([filled(s, 4) for s in skew])
     assert torch.linalg.matrix_norm(Q, 2).max() < 1
     for k in (3, 4, 5, 9, 60):
-        series = OFT(block=4, terms=k).rotation({"skew": skew})
+        series = OFT(block=4, terms=k)._rotation({"skew": skew})
         torch.testing.assert_close(exact - series, exact @ torch.matrix_power(-Q, k - 1))
     torch.testing.assert_close(series, exact)
     assert (series - exact.mT).norm() > 0.5

@@ -55,7 +55,7 @@ def test_approx_is_strict_to_first_order(check):
     at = check.make(SSVD(rank=4), 9, 9)
     for size in (1e-2, 1e-3):
         p = {"turn": at.p["turn"].detach() * size}
-        off = SSVD(rank=4, constraint="approx").rotation(p) - at.method.rotation(p)
+        off = SSVD(rank=4, constraint="approx")._rotation(p) - at.method._rotation(p)
         K = rotation(p["turn"], 4, "approx") - torch.eye(4)
         torch.testing.assert_close(off, -K @ K / 2, rtol=1e-9, atol=2 * size**3)
 

@@ -72,7 +72,7 @@ class BOFT(WeightMethod):
     def _angles(self) -> int:
         return self.block * (self.block - 1) // 2
 
-    def rotations(self, p: Params) -> Tensor:
+    def _rotations(self, p: Params) -> Tensor:
         """The blocks of every level, (f, n/b, b, b), in the dtype of the parameters, float32 at least."""
         return cayley(skew_symmetric(p["skew"], self.block))
 
@@ -84,7 +84,7 @@ class BOFT(WeightMethod):
         return turned.transpose(0, 1).reshape(halves.shape).transpose(2, 3).reshape(x.shape)
 
     def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
-        blocks = self.rotations(p).to(x.dtype)
+        blocks = self._rotations(p).to(x.dtype)
         for level in reversed(range(self.levels)):
             x = self._level(x, blocks[level], level)
         y = base(x)
@@ -93,7 +93,7 @@ class BOFT(WeightMethod):
         return y + p["scale"].to(y.dtype) * (y if base.bias is None else y - base.bias)
 
     def effective(self, W: Tensor, p: Params) -> Tensor:
-        blocks = self.rotations(p).transpose(2, 3)
+        blocks = self._rotations(p).transpose(2, 3)
         for level in range(self.levels):
             W = self._level(W, blocks[level], level)
         return (1 + p["scale"])[:, None] * W if self.scale else W

@@ -129,18 +129,18 @@ class CLOVER(WeightMethod):
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         return {"D": nn.Parameter(torch.zeros(len(W) // self.block, self.block, self.block))}
 
-    def turn(self, p: Params) -> Tensor:
+    def _turn(self, p: Params) -> Tensor:
         """out_h D_h into_h (heads, d, d), in the dtype of D."""
         change = p["D"] @ p["into"].to(p["D"].dtype)
         return p["out"].to(change.dtype) @ change if "out" in p else change
 
     def delta(self, W: Tensor, p: Params) -> Tensor:
-        return (self.turn(p) @ W.unflatten(0, (-1, self.block))).flatten(0, 1)
+        return (self._turn(p) @ W.unflatten(0, (-1, self.block))).flatten(0, 1)
 
     def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
         y = base(x)
         h = y if base.bias is None else F.linear(x, base.weight)  # y − bias would lose what a large bias drowns
-        heads, turn = h.unflatten(-1, (-1, self.block)), self.turn(p).to(h.dtype)
+        heads, turn = h.unflatten(-1, (-1, self.block)), self._turn(p).to(h.dtype)
         return y + torch.einsum("...hn,hmn->...hm", heads, turn).flatten(-2)
 
     def trainable(self, m: int, n: int) -> int:

@@ -57,7 +57,7 @@ class Compacter(Bottleneck):
         elif self.reduction is None and self.rank % self.parts:
             yield f"rank must be a multiple of parts ({self.parts}), got {self.rank}"
 
-    def at(self, width: int) -> "Compacter":
+    def _at(self, width: int) -> "Compacter":
         """The same with the rank that reduction makes of this width."""
         return self if self.reduction is None else replace(self, rank=width // self.reduction, reduction=None)
 
@@ -79,7 +79,7 @@ class Compacter(Bottleneck):
 
     def init(self, width: int, rng: Stream, p: Params) -> Params:
         if self.reduction is not None:
-            return self.at(width).init(width, rng, p)
+            return self._at(width).init(width, rng, p)
         n, own = self.parts, super().init(width, rng, p)
         del own["down"], own["up"]
         for name, rows, columns in (("down", self.rank, width), ("up", width, self.rank)):
@@ -96,5 +96,5 @@ class Compacter(Bottleneck):
         return D, U
 
     def trainable(self, width: int) -> int:
-        outer = self.at(width).rank + width
+        outer = self._at(width).rank + width
         return 2 * outer + self.bias * outer + self.norm * 2 * width

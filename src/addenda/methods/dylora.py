@@ -52,6 +52,7 @@ class DyLoRA(WeightMethod):
     """rank: the largest. alpha: None means alpha = rank, a scale of 1 at the full rank. frozen: see the module."""
 
     sized_by: ClassVar[str] = "rank"
+    helpers: ClassVar[tuple[str, ...]] = ("ranks",)
     rank: int = 8
     min_rank: int = 1
     alpha: float | None = None

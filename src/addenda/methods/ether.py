@@ -69,7 +69,7 @@ class ETHER(WeightMethod):
         s = rng.kaiming_uniform(self.parts, m // self.parts)
         return {k: nn.Parameter(t.clone()) for k, t in {"u": u, "v": u, "out_u": s, "out_v": s}.items()}
 
-    def change(self, x: Tensor, u: Tensor, v: Tensor | None) -> Tensor:
+    def _change(self, x: Tensor, u: Tensor, v: Tensor | None) -> Tensor:
         """x (…, width) times H − I."""
         u = F.normalize(u.to(torch.promote_types(u.dtype, torch.float32)), dim=1)
         if v is None:
@@ -83,14 +83,14 @@ class ETHER(WeightMethod):
         return changed.transpose(0, 1).reshape(x.shape)
 
     def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
-        y = base(x + self.change(x, p["u"], p.get("v")))
+        y = base(x + self._change(x, p["u"], p.get("v")))
         if not self.plus:
             return y
-        return y + self.change(y if base.bias is None else y - base.bias, p["out_u"], p["out_v"])
+        return y + self._change(y if base.bias is None else y - base.bias, p["out_u"], p["out_v"])
 
     def effective(self, W: Tensor, p: Params) -> Tensor:
-        W = W + self.change(W, p["u"], p.get("v"))
-        return W + self.change(W.T, p["out_u"], p["out_v"]).T if self.plus else W
+        W = W + self._change(W, p["u"], p.get("v"))
+        return W + self._change(W.T, p["out_u"], p["out_v"]).T if self.plus else W
 
     def delta(self, W: Tensor, p: Params) -> Tensor:
         return self.effective(W, p) - W

@@ -58,7 +58,7 @@ class GOFT(WeightMethod):
             return {"planes": nn.Parameter(torch.zeros(planes, 2, 2))}
         return {"angle": nn.Parameter(torch.zeros(planes))}
 
-    def stages(self, p: Params, n: int) -> list[Tensor]:
+    def _stages(self, p: Params, n: int) -> list[Tensor]:
         """G = (cos −sin; sin cos) of every plane, (planes, 2, 2) for each stage, float32 at least."""
         if self.quasi:
             G = p["planes"].to(torch.promote_types(p["planes"].dtype, torch.float32))
@@ -91,10 +91,10 @@ class GOFT(WeightMethod):
         return x
 
     def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
-        return base(self._turn(x, [G.to(x.dtype) for G in self.stages(p, x.shape[-1])]))
+        return base(self._turn(x, [G.to(x.dtype) for G in self._stages(p, x.shape[-1])]))
 
     def effective(self, W: Tensor, p: Params) -> Tensor:
-        return self._turn(W, self.stages(p, W.shape[1]), back=True)
+        return self._turn(W, self._stages(p, W.shape[1]), back=True)
 
     def delta(self, W: Tensor, p: Params) -> Tensor:
         return self.effective(W, p) - W

@@ -59,7 +59,7 @@ class HRA(WeightMethod):
         u = rng.uniform(self.rank // 2, W.shape[1], low=-bound, high=bound)
         return {"u": nn.Parameter(u), "v": nn.Parameter(u.clone())}
 
-    def thin(self, p: Params) -> tuple[Tensor, Tensor]:
+    def _thin(self, p: Params) -> tuple[Tensor, Tensor]:
         """(B, Y), each r × n, with R = I + Bᵀ Y, in the dtype of the parameters, float32 at least."""
         wide = torch.promote_types(p["u"].dtype, torch.float32)
         u, v = F.normalize(p["u"].to(wide), dim=1), F.normalize(p["v"].to(wide), dim=1)
@@ -72,11 +72,11 @@ class HRA(WeightMethod):
         return B, torch.linalg.solve_triangular(eye - N, C, upper=True, unitriangular=True)
 
     def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
-        B, Y = self.thin(p)
+        B, Y = self._thin(p)
         return base(x + F.linear(x, Y.to(x.dtype)) @ B.to(x.dtype))
 
     def delta(self, W: Tensor, p: Params) -> Tensor:
-        B, Y = self.thin(p)
+        B, Y = self._thin(p)
         return (W @ B.T) @ Y
 
     def trainable(self, m: int, n: int) -> int:

@@ -60,11 +60,11 @@ class Invertible(HiddenMethod):
             return f"a width of {width} has no two equal halves to couple"
         return f"rank {self.rank} is above half the width {width}" if (self.rank or 0) > width // 2 else None
 
-    def size(self, width: int) -> int:
+    def _size(self, width: int) -> int:
         return width // 4 if self.rank is None else self.rank
 
     def init(self, width: int, rng: Stream, p: Params) -> Params:
-        r, half, own = self.size(width), width // 2, {}
+        r, half, own = self._size(width), width // 2, {}
         for k in "FG":
             own |= {f"{k}_down": rng.kaiming_uniform(r, half), f"{k}_up": torch.zeros(half, r)}
             own |= {f"{k}_down_bias": torch.zeros(r), f"{k}_up_bias": torch.zeros(half)}
@@ -85,5 +85,5 @@ class Invertible(HiddenMethod):
         return torch.cat([o1 - self._net("F", e2, p), e2], -1)
 
     def trainable(self, width: int) -> int:
-        r, half = self.size(width), width // 2
+        r, half = self._size(width), width // 2
         return 4 * r * half + 2 * (r + half)

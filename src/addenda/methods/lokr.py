@@ -46,6 +46,7 @@ class LoKr(WeightMethod):
     """rank: of the second factor, None for a full one. alpha: None means scale 1. factor: the most rows C may have."""
 
     sized_by: ClassVar[str] = "rank"
+    helpers: ClassVar[tuple[str, ...]] = ("scale",)
     rank: int | None = 8
     alpha: float | None = None
     factor: int | None = None

@@ -55,6 +55,7 @@ class LoLDU(WeightMethod):
     """alpha: None means alpha = rank (σ₀ = 1). train_sigma: σ is one more trained number; "whole" is the paper's."""
 
     sized_by: ClassVar[str] = "rank"
+    helpers: ClassVar[tuple[str, ...]] = ("scale",)
     rank: int = 8
     alpha: float | None = None
     train_sigma: bool | Literal["whole"] = False

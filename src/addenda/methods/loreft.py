@@ -72,15 +72,15 @@ class LoReFT(HiddenMethod):
         own = {"basis": rng.normal(self.rank, width), "offset": torch.zeros(self.rank, width)}
         return {k: nn.Parameter(t) for k, t in (own | {"bias": torch.zeros(self.rank)}).items()}
 
-    def rows(self, p: Params) -> Tensor:
+    def _rows(self, p: Params) -> Tensor:
         """R: r × d, orthonormal rows."""
         wide = torch.promote_types(p["basis"].dtype, torch.float32)
         Q, R = torch.linalg.qr(p["basis"].to(wide).t())
         return (Q * torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q)).t()
 
-    def edit(self, h: Tensor, p: Params) -> Tensor:
+    def _edit(self, h: Tensor, p: Params) -> Tensor:
         change = F.linear(h, p["offset"].to(h.dtype), p["bias"].to(h.dtype))
-        return F.linear(change, self.rows(p).t().to(h.dtype))
+        return F.linear(change, self._rows(p).t().to(h.dtype))
 
     def change(
         self,
@@ -92,17 +92,17 @@ class LoReFT(HiddenMethod):
         mask: Tensor | None = None,
     ) -> Tensor:
         if not (self.first or self.last):
-            return y + self.edit(x, p).to(y.dtype)
+            return y + self._edit(x, p).to(y.dtype)
         length = x.shape[-2]
         if mask is not None or isinstance(past, Tensor):
-            return y + torch.where(self.edited(length, past, mask, x), self.edit(x, p), 0).to(y.dtype)
+            return y + torch.where(self._edited(length, past, mask, x), self._edit(x, p), 0).to(y.dtype)
         first = min(max(self.first - (past or 0), 0), length)
         last = min(self.last, length - first)
-        parts = [self.edit(x[..., :first, :], p), torch.zeros_like(x[..., first : length - last, :]),
-                 self.edit(x[..., length - last :, :], p)]  # fmt: skip
+        parts = [self._edit(x[..., :first, :], p), torch.zeros_like(x[..., first : length - last, :]),
+                 self._edit(x[..., length - last :, :], p)]  # fmt: skip
         return y + torch.cat(parts, -2).to(y.dtype)
 
-    def edited(self, length: int, past: int | Tensor | None, mask: Tensor | None, x: Tensor) -> Tensor:
+    def _edited(self, length: int, past: int | Tensor | None, mask: Tensor | None, x: Tensor) -> Tensor:
         """Which tokens: (batch, tokens, 1), or (tokens, 1) for all examples."""
         if mask is None:
             mask = torch.ones(length, dtype=torch.bool, device=x.device)

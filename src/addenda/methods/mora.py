@@ -53,16 +53,16 @@ class MoRA(WeightMethod):
         if self.rank < 1:
             yield f"rank must be at least 1, got {self.rank}"
 
-    def side(self, m: int, n: int) -> int:
+    def _side(self, m: int, n: int) -> int:
         """r̂."""
         side = min(math.isqrt((m + n) * self.rank), m, n)
         return side - side % 2 if self.form == "rotation" else side
 
     def check(self, m: int, n: int) -> str | None:
-        return None if self.side(m, n) else f"form='rotation' turns pairs, and {m} × {n} has none"
+        return None if self._side(m, n) else f"form='rotation' turns pairs, and {m} × {n} has none"
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
-        side = self.side(*W.shape)
+        side = self._side(*W.shape)
         return {"M": nn.Parameter(torch.zeros(side, side))}
 
     def _change(self, x: Tensor, M: Tensor, m: int) -> Tensor:
@@ -82,7 +82,7 @@ class MoRA(WeightMethod):
         return base(x) + self._change(x, p["M"], len(base.weight))
 
     def trainable(self, m: int, n: int) -> int:
-        return self.side(m, n) ** 2
+        return self._side(m, n) ** 2
 
 
 def _turned(groups: Tensor) -> Tensor:

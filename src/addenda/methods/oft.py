@@ -65,7 +65,7 @@ class OFT(WeightMethod):
         blocks = 1 if self.block_share else W.shape[1] // self.block
         return {"skew": nn.Parameter(torch.zeros(blocks, self.block * (self.block - 1) // 2))}
 
-    def rotation(self, p: Params) -> Tensor:
+    def _rotation(self, p: Params) -> Tensor:
         """R_i as (n/b or 1, b, b), in the dtype of the parameters, float32 at least."""
         Q = skew_symmetric(p["skew"], self.block)
         if not self.terms:
@@ -82,10 +82,10 @@ class OFT(WeightMethod):
         return (blocks @ R).transpose(0, 1).reshape(x.shape)
 
     def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
-        return base(self._turn(x, self.rotation(p).to(x.dtype)))
+        return base(self._turn(x, self._rotation(p).to(x.dtype)))
 
     def effective(self, W: Tensor, p: Params) -> Tensor:
-        return self._turn(W, self.rotation(p).transpose(1, 2))
+        return self._turn(W, self._rotation(p).transpose(1, 2))
 
     def delta(self, W: Tensor, p: Params) -> Tensor:
         return self.effective(W, p) - W

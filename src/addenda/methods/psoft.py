@@ -65,13 +65,13 @@ class PSOFT(WeightMethod):
             own |= {"a": nn.Parameter(torch.zeros(self.rank)), "b": nn.Parameter(torch.zeros(self.rank))}
         return own
 
-    def turn(self, p: Params) -> Tensor:
+    def _turn(self, p: Params) -> Tensor:
         """C (r × r), in the dtype of the parameters, float32 at least."""
         C = cayley(-skew_symmetric(p["skew"], self.rank))
         return (1 + p["b"])[:, None] * C * (1 + p["a"]) if self.vectors else C
 
     def factors(self, p: Params, shape: Shape) -> Factors:
-        C = self.turn(p)
+        C = self._turn(p)
         middle = C - torch.eye(self.rank, dtype=C.dtype, device=C.device)
         return Factors(p["B"], p["A"], middle.flatten(), torch.arange(self.rank**2, device=C.device))
 

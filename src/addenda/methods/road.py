@@ -66,7 +66,7 @@ class RoAd(WeightMethod):
             t = t.view(-1, 1, self.group // 2).expand(-1, 2, -1).flatten()
         return t, t
 
-    def change(self, h: Tensor, p: Params) -> Tensor:
+    def _change(self, h: Tensor, p: Params) -> Tensor:
         """(R − I) h for h (…, m)."""
         angle, angle_other = self._columns(p["angle"])
         scale, scale_other = self._columns(p["scale"])
@@ -79,10 +79,10 @@ class RoAd(WeightMethod):
 
     def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
         y = base(x)
-        return y + self.change(y if base.bias is None else y - base.bias, p)
+        return y + self._change(y if base.bias is None else y - base.bias, p)
 
     def delta(self, W: Tensor, p: Params) -> Tensor:
-        return self.change(W.T, p).T
+        return self._change(W.T, p).T
 
     def trainable(self, m: int, n: int) -> int:
         return m * int(self.variant[-1])

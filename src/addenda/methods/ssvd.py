@@ -64,7 +64,7 @@ class SSVD(WeightMethod):
         turn = torch.zeros(k, k) if self.constraint == "none" else torch.zeros(k * (k - 1) // 2)
         return {"turn": nn.Parameter(turn), "shift": nn.Parameter(torch.zeros(k))}
 
-    def rotation(self, p: Params) -> Tensor:
+    def _rotation(self, p: Params) -> Tensor:
         """G (k × k), in the dtype of the parameters, float32 at least."""
         turn, k = p["turn"], self.rank
         if self.constraint == "strict":
@@ -73,7 +73,7 @@ class SSVD(WeightMethod):
         return eye + turn if self.constraint == "none" else eye - 2 * skew_symmetric(turn, k)
 
     def factors(self, p: Params, shape: Shape) -> Factors:
-        G = self.rotation(p)
+        G = self._rotation(p)
         sigma = p["sigma"].to(G.dtype)
         middle = (sigma + p["shift"])[:, None] * G - torch.diag(sigma)
         return Factors(p["U"], p["Vt"], middle.flatten(), torch.arange(self.rank**2, device=G.device))

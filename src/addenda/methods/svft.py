@@ -84,7 +84,7 @@ class SVFT(WeightMethod):
 
     # -- which entries of M: flat positions in a rows × columns matrix
 
-    def size(self, m: int, n: int) -> Shape:
+    def _size(self, m: int, n: int) -> Shape:
         """The shape of M."""
         return (m, n) if self.full_matrices else (min(m, n), min(m, n))
 
@@ -138,7 +138,7 @@ class SVFT(WeightMethod):
         return Factors(p["U"], p["Vt"], self._values(p), p.get("index"))
 
     def trainable(self, m: int, n: int) -> int:
-        rows, columns = self.size(m, n)
+        rows, columns = self._size(m, n)
         band = self._reach(rows, columns)
         lengths = (max(0, min(rows, columns - o) - max(0, -o)) for o in range(-band, band + 1))
         return sum(lengths) + self.released

@@ -52,33 +52,33 @@ class TrainableTokens(WeightMethod):
         if not _ROWS.fullmatch(self.tokens):
             yield f"tokens must be rows and stretches joined by +, such as '5+7+100-120', got {self.tokens[:80]!r}"
             return
-        for first, last in self.stretches:
+        for first, last in self._stretches:
             if last < first:
                 yield f"tokens: the stretch {first}-{last} ends before it begins"
-        for (_, last), (first, _) in pairwise(self.stretches):
+        for (_, last), (first, _) in pairwise(self._stretches):
             if first <= last:
                 yield f"tokens names row {first} twice"
 
     @property
-    def stretches(self) -> list[tuple[int, int]]:
+    def _stretches(self) -> list[tuple[int, int]]:
         """(first, last) row of every stretch, rising. Nothing is as long as the stretches are: a file may name any."""
         parts = (part.partition("-") for part in self.tokens.split("+"))
         return sorted((int(first), int(last or first)) for first, _, last in parts)
 
     @property
-    def rows(self) -> int:
+    def _rows(self) -> int:
         """How many rows are named."""
-        return sum(last - first + 1 for first, last in self.stretches)
+        return sum(last - first + 1 for first, last in self._stretches)
 
     def check(self, m: int, n: int) -> str | None:
-        last = self.stretches[-1][1]
+        last = self._stretches[-1][1]
         return f"tokens names row {last}, and the weight has rows 0 to {m - 1}" if last >= m else None
 
     def derive(self, W: Tensor, rng: Stream) -> Params:
-        return {"index": torch.cat([torch.arange(first, last + 1) for first, last in self.stretches])}
+        return {"index": torch.cat([torch.arange(first, last + 1) for first, last in self._stretches])}
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
-        return {"values": nn.Parameter(torch.zeros(self.rows, W.shape[1]))}
+        return {"values": nn.Parameter(torch.zeros(self._rows, W.shape[1]))}
 
     def factors(self, p: Params, shape: Shape) -> Factors:
         values, index = p["values"], p["index"]
@@ -89,4 +89,4 @@ class TrainableTokens(WeightMethod):
         return W.index_add(0, p["index"], p["values"])
 
     def trainable(self, m: int, n: int) -> int:
-        return n * self.rows
+        return n * self._rows

@@ -84,7 +84,7 @@ class VBLoRA(WeightMethod):
     def check(self, m: int, n: int) -> str | None:
         return too_high(self.rank, m, n)
 
-    def pieces(self, width: int) -> int:
+    def _pieces(self, width: int) -> int:
         """How many pieces a row of this width has."""
         return -(-width // self.length)
 
@@ -95,22 +95,22 @@ class VBLoRA(WeightMethod):
         return self.vectors * self.length
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
-        m, n = (self.pieces(width) for width in W.shape)
+        m, n = (self._pieces(width) for width in W.shape)
         return {
             "a": nn.Parameter(rng.normal(self.rank, n, self.vectors, std=STD)),
             "b": nn.Parameter(rng.normal(m, self.rank, self.vectors, std=STD)),
         }
 
-    def mix(self, logits: Tensor, bank: Tensor) -> Tensor:
+    def _mix(self, logits: Tensor, bank: Tensor) -> Tensor:
         """(…, b) from logits (…, h) and the bank (h × b)."""
         best, index = logits.topk(self.topk, dim=-1)
         return (best.softmax(-1)[..., None] * bank[index]).sum(-2)
 
     def factors(self, p: Params, shape: Shape) -> Factors:
         m, n = shape
-        A = self.mix(p["a"], p["bank"]).flatten(1)[:, :n]
-        B = self.mix(p["b"], p["bank"]).transpose(1, 2).flatten(0, 1)[:m]
+        A = self._mix(p["a"], p["bank"]).flatten(1)[:, :n]
+        B = self._mix(p["b"], p["bank"]).transpose(1, 2).flatten(0, 1)[:m]
         return Factors(B, A)
 
     def trainable(self, m: int, n: int) -> int:
-        return self.rank * self.vectors * (self.pieces(m) + self.pieces(n))
+        return self.rank * self.vectors * (self._pieces(m) + self._pieces(n))

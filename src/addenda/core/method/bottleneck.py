@@ -39,6 +39,7 @@ class Bottleneck(HiddenMethod):
     """
 
     sized_by: ClassVar[str] = "rank"
+    helpers: ClassVar[tuple[str, ...]] = ("matrices",)
     rank: int = 64
     activation: Literal["relu", "gelu", "silu"] = "relu"
     scale: float = 1.0

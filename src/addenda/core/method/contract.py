@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.base.random import Stream
+from addenda.core.method.hooks import check_names, hooks_of, no_hook
 from addenda.core.method.options import misfit, parse_value, said
 
 FEW_BITS = 0.05  # how far a change in few bits may start from the base, relative to W or to what is changed
@@ -104,6 +105,10 @@ def spread(values: Tensor, index: Tensor, rows: int, columns: int) -> Tensor:
 class Method:
     """What every method shares. Subclasses are frozen dataclasses of hyperparameters.
 
+    What a method may define is declared here and in the base class of its kind: the public functions and properties,
+    which are the hooks, and the class variables, which are settings. Its annotated fields are its options. Any other
+    public name is refused when the class is defined (`core.method.hooks`).
+
     `init`, `derive`, `trainable` and `check` are given the site as its kind of method sees it: a matrix W and its
     shape (m, n), or the width of an activation.
 
@@ -120,7 +125,17 @@ class Method:
     targets: ClassVar[str | tuple[str, ...]] = "linear"  # where it goes if nobody says
     formerly: ClassVar[dict[str, Any]] = {}  # defaults that held when files stored only what differed from them
     drawn_apart: ClassVar[bool] = False  # whether `on_step` is asked for every site, or once for all
-    _kind: ClassVar[type]  # the base class that lists the hooks of its kind
+    helpers: ClassVar[tuple[str, ...]] = ()  # public names of this class that are none of these: others use them
+    _kind: ClassVar[type]  # the base class of its kind, and the names of the hooks that stand there
+    _hooks: ClassVar[frozenset[str]]
+
+    def __init_subclass__(cls, kind: bool = False, **more: Any) -> None:
+        """kind: whether this is the base class of a kind of method, whose public names are hooks and settings."""
+        super().__init_subclass__(**more)
+        if kind:
+            cls._kind, cls._hooks = cls, hooks_of(cls)
+        else:
+            check_names(cls, cls._kind)
 
     def init(self, site: Any, rng: Stream, p: Params) -> Params:
         """Trainable (`nn.Parameter`) and frozen (plain) tensors of one site; p: what `derive` and `shared` gave."""
@@ -210,8 +225,13 @@ class Method:
         return Start(bound, f"in {said(self.bits)} a matrix cannot be zero; it starts from numbers up to 0.002")
 
     def has(self, hook: str) -> bool:
-        """Whether the method offers an optional form of its kind: "factors", "sparse", "shared", "on_step", …"""
-        return getattr(type(self), hook, None) is not getattr(self._kind, hook, None)
+        """Whether the method offers an optional form of its kind: "factors", "sparse", "shared", "on_step", …
+
+        Raises AddendaError for a name that is no hook of its kind.
+        """
+        if hook not in self._hooks:
+            raise no_hook(self._kind, hook)
+        return getattr(type(self), hook) is not getattr(self._kind, hook)
 
     def options(self, defaults: bool = False) -> dict:
         """Hyperparameters by name; only those that differ from the defaults unless asked for all."""
@@ -243,8 +263,11 @@ class Method:
         return ()
 
 
+Method._kind, Method._hooks = Method, hooks_of(Method)
+
+
 @dataclass(frozen=True)
-class WeightMethod(Method):
+class WeightMethod(Method, kind=True):
     """Base class of every method that changes a weight: it says what ΔW is."""
 
     elementwise: ClassVar[bool] = False  # `apply` takes tensors with leading dimensions too, one set for each example
@@ -297,9 +320,6 @@ class WeightMethod(Method):
     def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
         """The adapted layer's output (…, m) from x (…, n) without forming ΔW. Tensors in p keep their own dtype."""
         raise NotImplementedError
-
-
-WeightMethod._kind = WeightMethod
 
 
 @dataclass(frozen=True)

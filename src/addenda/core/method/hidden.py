@@ -30,7 +30,7 @@ Reads = Literal["output", "input", "residual", "sum", "stream"]
 
 
 @dataclass(frozen=True)
-class HiddenMethod(Method):
+class HiddenMethod(Method, kind=True):
     """Base class of every method that changes activations of some width d: (…, d) to (…, d).
 
     targets: parts of a transformer's blocks ("attention", "mlp", "block"; see `core.site.structure`), or modules.
@@ -80,6 +80,3 @@ class HiddenMethod(Method):
     def check(self, width: int) -> str | None:
         """Why activations of this width cannot be changed with these options, or None."""
         return None
-
-
-HiddenMethod._kind = HiddenMethod

@@ -15,6 +15,7 @@ class Ranked(WeightMethod):
     """A method with a rank r and a scale s = α/r. alpha: None means alpha = rank (scale 1)."""
 
     sized_by: ClassVar[str] = "rank"
+    helpers: ClassVar[tuple[str, ...]] = ("scale",)
     rank: int = 8
     alpha: float | None = None
 

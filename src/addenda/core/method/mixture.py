@@ -29,6 +29,7 @@ class Parted(Method):
     """
 
     drawn_apart: ClassVar[bool] = True
+    helpers: ClassVar[tuple[str, ...]] = ("thin", "shapes", "split", "acting")
     thin: ClassVar[tuple[str, str]] = ("down", "up")
     parts: int = 4
     share: Literal["down", "up", "none"] = "down"
