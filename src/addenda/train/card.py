@@ -6,15 +6,20 @@ adapter is not written over, a card that was edited is left as it is.
 
 import hashlib
 import json
+import re
 import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.access import read_json, reading, strict
+from addenda.core.disk.access import printable, read_json, reading, strict
 from addenda.core.disk.atomic import write_atomically
 from addenda.core.disk.place import check_free, holds
 from addenda.core.file.header import read
@@ -25,7 +30,7 @@ from addenda.train.progress import judged
 
 ADAPTER, CARD, RUN = "adapter.safetensors", "README.md", "run.json"
 _FIELDS = {"command": str, "base": str, "options": dict, "data": dict, "losses": list, "steps": int}
-_FRONT = "---\nlibrary_name: addenda\n"
+_SIGNS = ("---\n", "\nlibrary_name: addenda\n")  # of a card of ours
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -40,7 +45,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 def check_ours(folder: Path) -> None:
     """Raises AddendaError where a name that a run writes is taken by something else."""
-    names = {RUN: lambda _: read_run(folder) is not None, ADAPTER: is_adapter, CARD: lambda p: holds(p, _FRONT)}
+    names = {RUN: lambda _: read_run(folder) is not None, ADAPTER: is_adapter, CARD: lambda p: holds(p, *_SIGNS)}
     check_free(folder, names | {"checkpoints": Path.is_dir})
 
 
@@ -127,41 +132,52 @@ def run_of(*, base: str, options: dict, data: dict, made: FitResult, before, aft
 
 
 def card_of(adapter: Adapter, run: dict) -> str:
-    """README.md."""
+    """README.md: what the Hub reads, as YAML, then a page for people."""
     options, data = run["options"], run["data"]
+    after = run["after"] or {}
+    front = ModelCardData(
+        base_model=_hub_name(run["base"], "models"),
+        datasets=_hub_name(data["train"], "datasets"),
+        library_name="addenda",
+        metrics=["accuracy"] if after.get("accuracy") is not None else None,
+        pipeline_tag=TAGS.get(data["form"], "text-generation"),
+        tags=["adapter", "addenda"],
+    )
+    return f"---\n{front.to_yaml()}\n---\n{_page(adapter, run, options, data)}"
+
+
+def _page(adapter: Adapter, run: dict, options: dict, data: dict) -> str:
     kinds = ", ".join(dict.fromkeys(str(m) for p, m in adapter.methods.items() if m.name))
-    judgement = [f"| {when} | {judged(run[when])} |" for when in ("before", "after") if run[when]]
     memory = run["peak_memory_above_model"]
     first, last = run["losses"][0], run["losses"][-1]
     outputs = f", num_labels={len(data['labels'])}" if data["labels"] else ""
     trust = ", trust_remote_code=True" if options.get("trust_remote_code") else ""
     skipped = f", {data['skipped']} corrupt images left out" if data.get("skipped") else ""
-    speed = f"| speed | {run['step_seconds']:.3f} s a step, {run['tokens_per_second']:,.0f} {run['unit']}/s |"
-    speed = [speed] if run["tokens"] else []  # a call that found the run finished has measured none
     packs = ["from addenda.quantizing.quantize import quantize"] if options.get("quantize") else []
     packed = [f"quantize(model, {options['quantize']!r})"] if options.get("quantize") else []
     command = f"--model {shlex.quote(run['base'])} --adapter adapter.safetensors --dtype {options['dtype']}"
     command += " --trust-remote-code" if trust else ""
     does = "eval --data FILE" if data["form"] in AUTO else "generate 'A prompt'"
+    table = {
+        "method": _code(kinds),
+        "targets": f"{_code(options['targets'])}, {len(adapter.methods)} sites, {run['trainable']:,} trained numbers",
+        "data": f"{_code(data['train'])}, {data['examples']:,} examples{skipped}, SHA-256 `{data['digest'][:16]}…`",
+        "training": f"{run['steps']} steps of {options['batch']}, rate {options['rate']:g}, seed {options['seed']}",
+        "loss": f"{first[1]:.4f} at step {first[0]}, {last[1]:.4f} at step {last[0]}",
+        **{when: judged(run[when]) for when in ("before", "after") if run[when]},
+    }
+    if run["tokens"]:  # a call that found the run finished has measured none
+        table["speed"] = f"{run['step_seconds']:.3f} s a step, {run['tokens_per_second']:,.0f} {run['unit']}/s"
+    table["memory above the model"] = "unknown" if memory is None else f"{memory / 2**20:,.0f} MiB"
+    bar = r"\|"
     lines = [
-        "---",
-        "library_name: addenda",
-        "tags: [adapter, addenda]",
-        "---",
-        f"# An adapter of {Path(run['base']).name}",
+        f"# An adapter of {_code(Path(run['base']).name)}",
         "",
-        f"A small change to the frozen model `{run['base']}`, trained with addenda.",
+        f"A small change to the frozen model {_code(run['base'])}, trained with addenda.",
         "",
         "| | |",
         "| --- | --- |",
-        f"| method | `{kinds}` |",
-        f"| targets | `{options['targets']}`, {len(adapter.methods)} sites, {run['trainable']:,} trained numbers |",
-        f"| data | `{data['train']}`, {data['examples']:,} examples{skipped}, SHA-256 `{data['digest'][:16]}…` |",
-        f"| training | {run['steps']} steps of {options['batch']}, rate {options['rate']:g}, seed {options['seed']} |",
-        f"| loss | {first[1]:.4f} at step {first[0]}, {last[1]:.4f} at step {last[0]} |",
-        *judgement,
-        *speed,
-        f"| memory above the model | {'unknown' if memory is None else f'{memory / 2**20:,.0f} MiB'} |",
+        *(f"| {what} | {said.replace('|', bar)} |" for what, said in table.items()),
         "",
         "## Use",
         "",
@@ -175,11 +191,35 @@ def card_of(adapter: Adapter, run: dict) -> str:
         'addenda.load(model, "adapter.safetensors")',
         "```",
         "",
-        f"On the command line: `addenda {does} {command}`.",
+        f"On the command line: {_code(f'addenda {does} {command}')}.",
         "",
         "`run.json` holds all options, versions and the data's hash; the same command repeats the run.",
     ]
     return "\n".join(lines) + "\n"
 
 
-AUTO = {"label": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}  # by form of data
+def _code(text: object) -> str:
+    """A name as Markdown shows it and no more: on one line, between more backticks than it has in a row."""
+    line = printable(str(text)).replace("\n", " ").replace("\t", " ")
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    space = " " if len(fence) > 1 else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def _hub_name(given: str, kind: str) -> str | None:
+    """What a model or data set is called on the Hub; None for a folder, a file or a thing in memory of the user's own.
+
+    A folder in the Hub's cache (models--org--name) is what it was fetched as.
+    """
+    cached = next((part for part in Path(given).parts if part.startswith(f"{kind}--")), None)
+    name = given if cached is None else cached.removeprefix(f"{kind}--").replace("--", "/")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name if cached or ("/" in name and not Path(name).exists()) else None
+
+
+# by form of data
+AUTO = {"label": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
+TAGS = {"label": "text-classification", "image": "image-classification"}
