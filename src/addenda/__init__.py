@@ -10,6 +10,8 @@ from addenda.compressing.announce import announce
 
 if TYPE_CHECKING:
     from addenda import methods as methods
+    from addenda import optim as optim
+    from addenda.comparing.run import compare as compare
     from addenda.compose.composition import Average as Average
     from addenda.compose.composition import BatchSplit as BatchSplit
     from addenda.compose.composition import Composition as Composition
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from addenda.compressing.factorise import factorise as factorise
     from addenda.compressing.macs import macs as macs
     from addenda.compressing.recalibrate import recalibrate as recalibrate
+    from addenda.compressing.run import compress as compress
     from addenda.compressing.trp import TrainedRankPruning as TrainedRankPruning
     from addenda.core.adapter.attach import attach as attach
     from addenda.core.adapter.attach import detach as detach
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from addenda.core.method.catalogue import register as register
     from addenda.core.method.contract import WeightMethod as WeightMethod
     from addenda.core.method.hidden import HiddenMethod as HiddenMethod
+    from addenda.quantizing.bridges import adopt as adopt
+    from addenda.quantizing.quantize import quantize as quantize
     from addenda.train.callback import TrainerCallback as TrainerCallback
     from addenda.train.evaluate import evaluate as evaluate
     from addenda.train.evaluate import generate as generate
@@ -56,10 +61,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
+    "comparing.run": "compare",
     "compose.composition": "Average BatchSplit Composition Fuse Parallel Split Stack composed",
     "compressing.factorise": "Factorised factorise",
     "compressing.macs": "macs",
     "compressing.recalibrate": "recalibrate",
+    "compressing.run": "compress",
     "compressing.trp": "TrainedRankPruning",
     "core.adapter.attach": "attach detach",
     "core.adapter.blocks": "disabled per_example",
@@ -76,11 +83,14 @@ _NAMES = {
     "core.method.catalogue": "Info catalogue register",
     "core.method.contract": "WeightMethod",
     "core.method.hidden": "HiddenMethod",
+    "quantizing.bridges": "adopt",
+    "quantizing.quantize": "quantize",
     "train.callback": "TrainerCallback",
     "train.evaluate": "evaluate generate",
     "train.tune": "tune",
 }
 announce()
+_PACKAGES = ("methods", "optim")
 _WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
@@ -88,17 +98,19 @@ def __getattr__(name: str):
     """The public names, and the methods by class name (addenda.SVFT)."""
     if name.startswith("__"):
         raise AttributeError(f"addenda has no {name!r}")
-    if name in _WHERE:
+    if name in _PACKAGES:
+        value = import_module(f"addenda.{name}")
+    elif name in _WHERE:
         value = getattr(import_module(f"addenda.{_WHERE[name]}"), name)
     else:
-        found = import_module("addenda.methods")
-        if name != "methods" and not hasattr(found, name):
+        methods = import_module("addenda.methods")
+        if not hasattr(methods, name):
             raise AttributeError(f"addenda has no {name!r}")
-        value = found if name == "methods" else getattr(found, name)
+        value = getattr(methods, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    found = import_module("addenda.methods")
-    return sorted({*_WHERE, "methods", "__version__", *getattr(found, "__all__", ())})
+    methods = import_module("addenda.methods")
+    return sorted({*_WHERE, *_PACKAGES, "__version__", *getattr(methods, "__all__", ())})

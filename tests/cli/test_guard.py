@@ -40,7 +40,8 @@ def needed(name):
 @pytest.fixture
 def nothing_loads(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    places = [import_module(f"addenda.{m}") for m in ("train.load", "train.tune", "compare.subject", "compress.run")]
+    loading = ("models.load", "train.tune", "comparing.subject", "compressing.run")
+    places = [import_module(f"addenda.{m}") for m in loading]
     for place in [*places, import_module("addenda.models.embedded")]:  # imported before anything is put in their way
         for name in {"load_model", "config_of", "model_folder"} & set(vars(place)):
             monkeypatch.setattr(place, name, lambda *_, **__: pytest.fail("a model was looked at"))

@@ -94,20 +94,34 @@ def _import_all() -> None:
         entry.load()
 
 
-def catalogue(match: str = "*") -> list[Info]:
+class Catalogue(list[Info]):
+    """Entries in their order, and each by its name: `catalogue()["svft"]`."""
+
+    def __getitem__(self, key):  # type: ignore[override]
+        """An entry by its name or place. Raises AddendaError with the nearest names for an unknown one."""
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        for entry in self:
+            if entry.name == key:
+                return entry
+        names = [entry.name for entry in self]
+        raise AddendaError(f"There is no method {key!r}.{nearest(key, names)} Known methods: {', '.join(names)}.")
+
+    def __contains__(self, key: object) -> bool:
+        return any(entry.name == key for entry in self) if isinstance(key, str) else super().__contains__(key)
+
+
+def catalogue(match: str = "*") -> Catalogue:
     """All methods whose name matches a glob, sorted by family and name."""
     _import_all()
-    found = [i for i in _catalogue.values() if fnmatch.fnmatch(i.name, match)]
-    return sorted(found, key=lambda i: (i.family, i.name))
+    matching = (entry for entry in _catalogue.values() if fnmatch.fnmatch(entry.name, match))
+    return Catalogue(sorted(matching, key=lambda entry: (entry.family, entry.name)))
 
 
 def info(name: str) -> Info:
     """One entry; raises AddendaError with the nearest names for an unknown one."""
     _import_all()
-    if name not in _catalogue:
-        known = ", ".join(i.name for i in catalogue())
-        raise AddendaError(f"There is no method {name!r}.{nearest(name, _catalogue)} Known methods: {known}.")
-    return _catalogue[name]
+    return _catalogue[name] if name in _catalogue else catalogue()[name]
 
 
 def build(spec: str) -> Method:
