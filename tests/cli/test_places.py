@@ -89,7 +89,8 @@ def test_no_name_is_no_folder(name, given):
 @pytest.mark.parametrize(
     ("name", "taken"),
     [("tune", "README.md"), ("tune", "run.json"), ("tune", "adapter.safetensors"), ("tune", "checkpoints"),
-     ("compare", "report.html"), ("compare", "config.json"), ("compare", "trials/mine.json"), ("compare", "partial/x"),
+     ("tune", "run.yaml"), ("compare", "run.yaml"), ("compare", "report.html"), ("compare", "config.json"),
+     ("compare", "trials/mine.json"), ("compare", "partial/x"),
      ("compress", "thesis.txt")],
 )  # fmt: skip
 def test_what_others_wrote_is_an_error_where_its_name_is_wanted(given, capsys, name, taken):

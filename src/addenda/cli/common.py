@@ -3,9 +3,10 @@
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
+from typer.models import ParameterInfo
 
 from addenda.core.base.visible import visible
 
@@ -128,6 +129,18 @@ def columns_of(**named: str | None) -> dict[str, str]:
 def left_out(names: tuple[str, ...]) -> str:
     """How many corrupt images were skipped, and the first of them."""
     return f"{len(names)} corrupt images left out: {', '.join(names[:8])}" + (", …" if len(names) > 8 else "")
+
+
+def flags_of(command: Callable) -> dict[str, str]:
+    """{name of a parameter: how it is written on the command line}; arguments in capitals."""
+    found = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        infos = [a for a in get_args(parameter.annotation) if isinstance(a, ParameterInfo)]
+        said = [d for a in infos for d in (a.default, *(a.param_decls or ()))]  # typer keeps the first as a default
+        decls = [d for d in said if isinstance(d, str) and d.startswith("--")]
+        argument = any(isinstance(a, typer.models.ArgumentInfo) for a in infos)
+        found[name] = name.upper() if argument else (decls or [f"--{name.replace('_', '-')}"])[0].partition("/")[0]
+    return found
 
 
 def listed(text: str) -> list[str]:

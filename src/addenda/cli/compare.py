@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from addenda.cli import run_file
 from addenda.cli.common import (
     Answer,
     DataFile,
@@ -87,13 +88,15 @@ def compare(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the long part.")] = False,
 ) -> None:
     """Which method is worth it here? Same model, data and budget, several seeds, intervals, a report."""
+    given = dict(locals())
     if rates == 1:
-        refuse_unread(compare, locals(), ("search_steps",), "with --rates 1: no rate is searched for.")
+        refuse_unread(compare, given, ("search_steps",), "with --rates 1: no rate is searched for.")
     from addenda.comparing.arm import parse_arm
 
     chosen = [spec.strip().replace(";", ",") for spec in methods.split(",") if spec.strip()]
     for spec in chosen:
         parse_arm(spec)  # a mistake here should not cost the seconds that transformers takes
+    run_file.check_place(out)
     from addenda.comparing.live import Board, terminal
     from addenda.comparing.report import summary
     from addenda.comparing.run import compare as run
@@ -115,6 +118,7 @@ def compare(
             | columns_of(label_kind=label_kind), subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
             trust_remote_code=trust_remote_code, command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(ask),
         )  # fmt: skip
+    run_file.write(out, compare, given)
     _print(summary(record))
 
 

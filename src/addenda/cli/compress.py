@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from addenda.cli import run_file
 from addenda.cli.common import (
     Device,
     Dtype,
@@ -122,6 +123,7 @@ def compress(
         from addenda.compressing.dense import to_dense
 
         made = to_dense(model_or_default(model), out, dtype=dtype, trust_remote_code=trust_remote_code)
+        run_file.write(out, compress, given)
         tell(f"written: {made}")
         return
     from addenda.compressing.run import compress as run
@@ -137,8 +139,9 @@ def compress(
         targets=listed(targets) if targets else "linear", exclude=listed(exclude), dtype=dtype, device=device,
         latency=latency, by_type=by_type, humaneval=humaneval, trust_remote_code=trust_remote_code, say=say,
     )  # fmt: skip
+    run_file.write(out, compress, given, {"dtype": report.dtype.partition(" ")[0]})
     tell(report)
-    tell(f"written: {out}, with README.md and compress.json")
+    tell(f"written: {out}, with README.md, compress.json and {run_file.NAME}")
 
 
 _ALWAYS = ("out", "model", "how", "dtype", "trust_remote_code")

@@ -11,21 +11,21 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import typer
-from typer.models import ParameterInfo
 
-from addenda.cli.common import say
+from addenda.cli import run_file
+from addenda.cli.common import flags_of, say
 from addenda.core.base import ranges
 
 
 def guarded(command: Callable) -> Callable:
-    """The command under the checks that all of them have."""
-    flags = flags_of(command)
+    """The command under the checks that all of them have, with `--config`, which has acted before it is called."""
+    flags, signature = flags_of(command), inspect.signature(command)
 
     @functools.wraps(command)
-    def call(**given: Any) -> None:
+    def call(*, config: Any = None, **given: Any) -> None:
         from addenda.core.base.errors import AddendaError
 
         try:
@@ -43,19 +43,10 @@ def guarded(command: Callable) -> Callable:
             say(f"\naddenda: interrupted. {told.replace('The same call', 'The same command')}")
             raise typer.Exit(130) from None
 
+    vars(call)["__signature__"] = signature.replace(
+        parameters=[*signature.parameters.values(), run_file.parameter(command)]
+    )
     return call
-
-
-def flags_of(command: Callable) -> dict[str, str]:
-    """{name of a parameter: how it is written on the command line}; arguments in capitals."""
-    found = {}
-    for name, parameter in inspect.signature(command).parameters.items():
-        infos = [a for a in get_args(parameter.annotation) if isinstance(a, ParameterInfo)]
-        said = [d for a in infos for d in (a.default, *(a.param_decls or ()))]  # typer keeps the first as a default
-        decls = [d for d in said if isinstance(d, str) and d.startswith("--")]
-        argument = any(isinstance(a, typer.models.ArgumentInfo) for a in infos)
-        found[name] = name.upper() if argument else (decls or [f"--{name.replace('_', '-')}"])[0].partition("/")[0]
-    return found
 
 
 def in_flags(text: str, flags: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from addenda.cli import run_file
 from addenda.cli.common import (
     SPEED,
     Answer,
@@ -120,9 +121,11 @@ def tune(
     ] = "raise",
 ) -> None:
     """Train an adapter; killed at any moment, the same command goes on."""
+    given = dict(locals())
     from addenda.core.method.catalogue import build
 
     chosen = build(method)  # a mistake here should not cost the seconds that transformers takes
+    run_file.check_place(out)
     from addenda.train.progress import judged, told
     from addenda.train.tune import tune as run
 
@@ -139,6 +142,7 @@ def tune(
         subset=subset, image_size=image_size, skip_corrupt=skip_corrupt, label_kind=cast(Any, label_kind),
         trust_remote_code=trust_remote_code, dead=dead,
     )  # fmt: skip
+    run_file.write(out, tune, given, _chosen(out))
     if made.skipped:
         tell(left_out(made.skipped))
     if made.resumed_from:
@@ -154,7 +158,19 @@ def tune(
     tell(f"{made.step_seconds:.3f} s a step, {made.tokens_per_second:,.0f} {made.unit}/s{memory}")
     for line in told(made.choices):
         tell(line)
-    tell(f"written: {made.path}, with README.md and run.json")
+    tell(f"written: {made.path}, with README.md, run.json and {run_file.NAME}")
+
+
+def _chosen(out: Path) -> dict[str, Any]:
+    """What stood for the default of some options, as run.json has it."""
+    from addenda.core.disk.access import path_of
+    from addenda.models.machine import DTYPES
+    from addenda.train.card import read_run
+
+    run = read_run(path_of(out, "out")) or {"options": {}}
+    names = {k: choice.get("name") for k, choice in run.get("choices", {}).items() if k in ("attention", "loss")}
+    found = names | {k: run["options"].get(k) for k in ("rate", "dtype")}
+    return {k: v for k, v in found.items() if v is not None and (k != "dtype" or v in DTYPES)}
 
 
 def _share(text: str | None) -> float | str | None:
