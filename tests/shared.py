@@ -1,14 +1,18 @@
 """Every method of the catalogue with options that fit the tiny models, and what the contract tests do to it."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
+from addenda.core.file.header import read
 from addenda.core.forward.adapted import effective_weight
 from addenda.core.forward.slots import slots_of
 from addenda.core.method.contract import Method, WeightMethod
@@ -124,6 +128,18 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+
+
+def read_raw(file: Path) -> tuple[dict, dict[str, Tensor]]:
+    """The header of an adapter file as JSON, to be changed into what no `Header` can be, and its tensors."""
+    header, tensors = read(file)
+    return header.to_json(), tensors
+
+
+def write_raw(path: Path, header: dict | str, tensors: dict[str, Tensor]) -> Path:
+    """A file as anybody can write one, whatever is in its header."""
+    save_file(tensors, str(path), {"addenda": header if isinstance(header, str) else json.dumps(header)})
+    return path
 
 
 def with_weight(site: Site, x: Tensor, weight: Tensor) -> Tensor:

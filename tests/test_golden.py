@@ -1,5 +1,6 @@
 """Files that earlier versions wrote load for ever, as what they were: see tests/golden/write.py."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
-from addenda.core.file.header import read, write
+from addenda.core.file.header import MethodEntry, read, write
 
 GOLDEN = Path(__file__).parent / "golden"
 from bases import Kinds, Layers  # noqa: E402
@@ -74,11 +75,12 @@ def test_files_hold_every_option_and_a_missing_one_has_the_default_of_its_time(t
     adapter = ad.attach(model, ad.LoRA(rank=2), targets="*.q_proj", also_train=["score"])
     file = adapter.save(tmp_path / "new.safetensors")
     header, tensors = read(file)
-    assert header["methods"] == [{"name": "lora", "options": ad.LoRA(rank=2).options(defaults=True)}]
-    assert header["head"] == {"bits": None, "ste": "paper"}
+    assert header.methods == (MethodEntry("lora", ad.LoRA(rank=2).options(defaults=True)),)
+    assert header.head == {"bits": None, "ste": "paper"}
     assert "lora (rank=2):" in ad.inspect(file)
-    del header["methods"][0]["options"]["alpha"]
-    write(tmp_path / "old.safetensors", header, tensors)
+    fewer = {k: v for k, v in header.methods[0].options.items() if k != "alpha"}
+    older = dataclasses.replace(header, methods=(MethodEntry("lora", fewer),))
+    write(tmp_path / "old.safetensors", older, tensors)
     monkeypatch.setattr(ad.LoRA, "formerly", {"alpha": 7.0})
     ad.detach(model)
     assert ad.load(model, tmp_path / "new.safetensors", name="new").methods["layers.0.self_attn.q_proj"].alpha is None

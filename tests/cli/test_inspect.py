@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import addenda as ad
 from addenda.cli.main import run
-from addenda.core.file.header import read, write
+from shared import read_raw, write_raw
 
 LONG = "x" * 100_000
 NAMES = ["a\x1b]0;owned\x07", "[/red][bold]", "\u202egnp.exe", "a\nlora (defaults): 1 site\x1b[2J", LONG, "\ud800"]
@@ -42,7 +42,7 @@ def harmless(capsys) -> str:
 
 
 def hostile(file, name: str, where: str) -> None:
-    header, tensors = read(file)
+    header, tensors = read_raw(file)
     first = header["sites"][0]
     if where == "path":
         tensors = {k.replace(f"{first['path']}/", f"{name}/"): t for k, t in tensors.items()}
@@ -59,7 +59,7 @@ def hostile(file, name: str, where: str) -> None:
         header["sites"] = [first | {"path": f"{name[:50]}{i}.w"} for i in range(2000)]
         one = {k.partition("/")[2]: t for k, t in tensors.items() if k.startswith(f"{first['path']}/")}
         tensors = {f"{s['path']}/{k}": t.clone() for s in header["sites"] for k, t in one.items()}
-    write(file, header, tensors)
+    write_raw(file, header, tensors)
 
 
 @pytest.mark.parametrize("where", ["path", "method", "option", "labels", "many"])

@@ -33,7 +33,7 @@ def test_every_matrix_is_rounded_once(bits, tmp_path):
     assert report.quality == {"before": "a.safetensors", "after": report.path.name}
     header, after = read(report.path)
     assert set(report.errors) == {"one/A", "one/B"}
-    assert header["methods"] == described([ad.LoRA(rank=4, bits=bits)])
+    assert header.methods == described([ad.LoRA(rank=4, bits=bits)])
     assert torch.equal(after["two.weight/value"], before["two.weight/value"]), "a head stays as it is"
     assert report.after == sum(t.numel() * t.element_size() for t in after.values())
     ad.detach(model)

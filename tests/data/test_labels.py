@@ -9,13 +9,13 @@ import torch
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.header import read as read_file
-from addenda.core.file.header import write as write_file
 from addenda.data.labels import scale_of
 from addenda.data.read import read
 from addenda.data.subsets import Subset
 from addenda.models.load import load_model, wanted_by
 from addenda.train.evaluate import evaluate
 from addenda.train.tune import tune
+from shared import read_raw, write_raw
 from tiny_models import make_bert, make_tokenizer
 
 TEXTS = ["a", "bb", "ccc", "dddd"]
@@ -99,7 +99,7 @@ def test_training_keeps_the_order_and_the_file_carries_it(tmp_path, of):
     made = tune(model, POLAR, out=tmp_path / "run", eval_data=POLAR[:2], rate=1e-9, **given, **QUICK)
     assert made.before["accuracy"] == made.after["accuracy"] == 1.0
     assert made.adapter.labels == ("pos", "neg")
-    assert read_file(made.path)[0]["labels"] == ["pos", "neg"]
+    assert read_file(made.path)[0].labels == ("pos", "neg")
     assert "2 labels in order: 'pos', 'neg'" in ad.inspect(made.path)
     with pytest.raises(AddendaError, match="holds 'great', expected one of 'pos', 'neg'"):
         tune(folder, [*POLAR, *rows(["great"])], **QUICK)
@@ -147,8 +147,8 @@ def test_the_command_line_judges_by_the_file(tmp_path, capsys):
 def test_labels_of_a_hostile_file(tmp_path, labels):
     model = polar()
     made = tune(model, POLAR, tokenizer=make_tokenizer(), out=tmp_path / "run", **QUICK)
-    header, tensors = read_file(made.path)
-    write_file(tmp_path / "bad.safetensors", header | {"labels": labels}, tensors)
+    header, tensors = read_raw(made.path)
+    write_raw(tmp_path / "bad.safetensors", header | {"labels": labels}, tensors)
     with pytest.raises(AddendaError, match="labels"):
         ad.load(polar(), tmp_path / "bad.safetensors")
 
@@ -157,7 +157,7 @@ def test_files_of_adapters_without_labels_are_what_they_were(tmp_path):
     model = make_bert()
     adapter = ad.attach(model, "lora:rank=2")
     header, _ = read_file(adapter.save(tmp_path / "a.safetensors"))
-    assert header["labels"] == []
+    assert header.labels == ()
     assert b"labels" not in (tmp_path / "a.safetensors").read_bytes()
     with pytest.raises(AddendaError, match="3 labels"):
         adapter.labels = ["a", "b", "c"]

@@ -6,7 +6,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 import addenda as ad
 import toys
-from addenda.core.file.header import read, write
+from shared import read_raw, write_raw
 
 IDS = torch.arange(12).reshape(2, 6) * 5 % toys.VOCAB
 
@@ -106,10 +106,10 @@ def test_around_the_whole_stem_of_bert_and_before_its_output_embedding(tmp_path)
     ad.load(model, file)
     torch.testing.assert_close(model(IDS).logits, got)
     ad.detach(model)
-    header, tensors = read(file)
+    header, tensors = read_raw(file)
     (site,) = header["sites"]
     new, site["path"] = site["path"], "bert.embeddings@output~cls"  # as earlier versions wrote it
-    write(file, header, {k.replace(new, site["path"]): t for k, t in tensors.items()})
+    write_raw(file, header, {k.replace(new, site["path"]): t for k, t in tensors.items()})
     ad.load(model, file)
     torch.testing.assert_close(model(IDS).logits, whole)
 

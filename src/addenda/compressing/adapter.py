@@ -17,7 +17,7 @@ from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of
 from addenda.core.disk.place import file_for
-from addenda.core.file.header import bits_of, packed_as, read, write
+from addenda.core.file.header import Header, SiteEntry, packed_as, read, write
 from addenda.core.file.methods import described, methods_of
 from addenda.core.method.contract import WeightMethod
 from addenda.core.method.options import said
@@ -76,29 +76,32 @@ def compress_adapter(
             raise AddendaError(f"{file} was trained in {said(m.bits)}; {said(bits)} would round what never acted.")
     methods = [dataclasses.replace(m, bits=bits) for m in trained]  # raises where bits make no sense
     copy = copy if head_bits is None else dataclasses.replace(copy, bits=head_bits)
-    if any(s["packed"] for s in header["sites"]):
+    if header.has_codes:
         raise AddendaError(f"{file} holds codes of {_all_bits(header)} already; rounding twice would lose more.")
     before, errors = _size(tensors), {}
-    for s in header["sites"]:
-        method = copy if s["method"] == -1 else methods[s["method"]]
+    sites: list[SiteEntry] = []
+    for s in header.sites:
+        method = copy if s.is_head else methods[s.method]
         if method.bits is None:
+            sites.append(s)
             continue
-        stacked = isinstance(method, WeightMethod) and not method.any_shape and len(s["shape"]) == 3
-        stacked = stacked and s["kind"] == "parameter"
-        for name in s["trainable"]:
-            W = tensors[key := f"{s['path']}/{name}"]
+        shapes: dict[str, tuple[int, ...]] = {}
+        stacked = isinstance(method, WeightMethod) and not method.any_shape and len(s.shape) == 3
+        stacked = stacked and s.kind == "parameter"
+        for name in s.trainable:
+            W = tensors[key := f"{s.path}/{name}"]
             if W.dim() - stacked < 2:
                 continue
             made = encoded(W, method.bits, stacked)
-            s["packed"][name] = list(W.shape)
+            shapes[name] = tuple(W.shape)
             tensors |= packed_as(key, made)
             errors[key] = float((made.dense().double() - W.double()).norm() / W.double().norm().clamp_min(1e-300))
+        sites.append(dataclasses.replace(s, packed=shapes))
     if not errors:
-        names = ", ".join(m["name"] for m in header["methods"])
+        names = ", ".join(m.name for m in header.methods)
         raise AddendaError(f"{file} holds no trained matrix ({names}), so there is nothing to put into {said(bits)}.")
-    header["methods"] = described(methods)
-    if any(s["method"] == -1 for s in header["sites"]):
-        header["head"] = copy.options(defaults=True)
+    head = copy.options(defaults=True) if header.heads else header.head
+    header = dataclasses.replace(header, methods=described(methods), sites=tuple(sites), head=head)
     if path.resolve() == file.resolve():
         raise AddendaError(f"{path} is the file itself, whose values the codes do not hold. Give another --out.")
     file_for(path, lambda there: _same(there, header, tensors), what="out")
@@ -109,18 +112,18 @@ def compress_adapter(
     return AdapterReport(path, bits, before, _size(tensors), errors, quality)
 
 
-def _same(there: Path, header: dict, tensors: dict[str, Tensor]) -> bool:
+def _same(there: Path, header: Header, tensors: dict[str, Tensor]) -> bool:
     """Whether a file is what this very call wrote before."""
     try:
         known, held = read(there)
     except AddendaError:
         return False
     same = held.keys() == tensors.keys() and all(torch.equal(held[k], t) for k, t in tensors.items())
-    return same and [s["path"] for s in known["sites"]] == [s["path"] for s in header["sites"]]
+    return same and [s.path for s in known.sites] == [s.path for s in header.sites]
 
 
-def _all_bits(header: dict) -> str:
-    return " and ".join(sorted({said(bits_of(header, s) or 0) for s in header["sites"] if s["packed"]}))
+def _all_bits(header: Header) -> str:
+    return " and ".join(sorted({said(header.bits(s) or 0) for s in header.sites if s.packed}))
 
 
 def _size(tensors: dict[str, Tensor]) -> int:

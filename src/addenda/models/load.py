@@ -253,14 +253,14 @@ def wanted_by(adapter: str | Path | None) -> dict:
     if adapter is None:
         return {}
     header, _ = read(adapter)
-    heads = [s for s in header["sites"] if s["method"] == -1 and s["path"].split(".")[0] in HEADS]
-    shapes = [s["shape"] for s in heads if len(s["shape"]) == 2]
-    wanted = {"labels": shapes[-1][0]} if shapes else {}
-    if header["labels"] and wanted.get("labels", len(header["labels"])) != len(header["labels"]):
+    heads = [s for s in header.heads if s.path.split(".")[0] in HEADS]
+    shapes = [s.shape for s in heads if len(s.shape) == 2]
+    wanted: dict[str, Any] = {"labels": shapes[-1][0]} if shapes else {}
+    if header.labels and wanted.get("labels", len(header.labels)) != len(header.labels):
         raise AddendaError(
-            f"{adapter} names {len(header['labels'])} labels, and the head in it has {wanted['labels']} outputs."
+            f"{adapter} names {len(header.labels)} labels, and the head in it has {wanted['labels']} outputs."
         )
-    forms = {s["form"] for s in header["sites"] if isinstance(s.get("form"), str)}
+    forms = {s.form for s in header.sites if s.form is not None}
     if len(forms) == 1 and (form := forms.pop()) in FORMS:
         wanted["quantize"] = form
     run = _run_beside(adapter).get("options", {})
@@ -274,7 +274,7 @@ def labels_beside(adapter: str | Path | None) -> list[str] | None:
     """The names of the classes in an adapter file, in the order of its outputs; else in the run.json beside it."""
     if adapter is None:
         return None
-    names = read(adapter)[0]["labels"] or _run_beside(adapter).get("data", {}).get("labels")
+    names = list(read(adapter)[0].labels) or _run_beside(adapter).get("data", {}).get("labels")
     fine = isinstance(names, list) and 0 < len(names) < 100_000 and all(isinstance(n, str) for n in names)
     return names if fine else None
 

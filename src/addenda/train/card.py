@@ -65,12 +65,11 @@ def is_adapter(file: Path) -> bool:
 def _alike(a: Path, b: Path) -> bool:
     """Whether two adapter files are of one run: methods, seed, sites and the base's bytes at them."""
     try:
-        headers = [read(p)[0] for p in (a, b)]
+        (one, _), (other, _) = read(a), read(b)
     except AddendaError:
         return False
-    seeds, methods = ([h[k] for h in headers] for k in ("seed", "methods"))
-    sites = [[(s["path"], s.get("hash")) for s in h["sites"]] for h in headers]
-    return seeds[0] == seeds[1] and methods[0] == methods[1] and sites[0] == sites[1]
+    sites = [[(s.path, s.hash) for s in header.sites] for header in (one, other)]
+    return one.seed == other.seed and one.methods == other.methods and sites[0] == sites[1]
 
 
 def is_finished(folder: Path, made: FitResult) -> bool:

@@ -26,7 +26,7 @@ from addenda.core.base.sharded import writes
 from addenda.core.disk.access import read_json
 from addenda.core.disk.atomic import write_atomically
 from addenda.core.file.fingerprint import fingerprint
-from addenda.core.file.header import read
+from addenda.core.file.header import Header, read
 from addenda.core.file.methods import methods_of
 from addenda.core.file.save import save
 from addenda.core.method.contract import Method
@@ -85,15 +85,15 @@ def fitting(adapter: Adapter, folder: str | Path, base: bool = True) -> dict[str
     there, copy = methods_of(header, Path(folder) / FILE)
     if there != own:
         problems.append(f"the method is {_all(there)} there and {_all(own)} here")
-    if header["seed"] != record.seed:
-        problems.append(f"the seed is {header['seed']} there and {record.seed} here")
-    heads = {s["path"] for s in header["sites"] if s["method"] == -1}
+    if header.seed != record.seed:
+        problems.append(f"the seed is {header.seed} there and {record.seed} here")
+    heads = {s.path for s in header.heads}
     if heads != set(record.also_train):
         problems.append(f"also_train is {sorted(heads)} there and {sorted(record.also_train)} here")
     copies = [record.methods[p] for p in record.also_train][:1]
     if copies and copies[0] != copy:
         problems.append(f"heads are trained with {copy.options()} there and {copies[0].options()} here")
-    if any(s["packed"] for s in header["sites"]):
+    if header.has_codes:
         problems.append("its matrices are codes there")
     if base and not problems:
         problems = _other_base(adapter, header)
@@ -109,16 +109,16 @@ def _all(methods: list[Method]) -> str:
     return ", ".join(map(str, methods)) or "none"
 
 
-def _other_base(adapter: Adapter, header: dict) -> list[str]:
+def _other_base(adapter: Adapter, header: Header) -> list[str]:
     """Where the base's own bytes at the sites are not those that the checkpoint was trained on."""
     root, state, _ = record_of(adapter.model, adapter.name)
-    known, other = {s["path"]: s for s in header["sites"] if s["method"] != -1}, []
+    known, other = {s.path: s for s in header.sites if not s.is_head}, []
     for path in [p for p, _ in adapter.sites() if p in known]:
-        site, said = site_at(root, path), known[path]
+        site, entry = site_at(root, path), known[path]
         dtype = str(site.weight.dtype).removeprefix("torch.")
-        if said["dtype"] != dtype:
-            other.append(f"{path} ({said['dtype']} there, {dtype} here)")
-        elif said["hash"] != fingerprint(state, site):
+        if entry.dtype != dtype:
+            other.append(f"{path} ({entry.dtype} there, {dtype} here)")
+        elif entry.hash != fingerprint(state, site):
             other.append(path)
     return [f"the base has other weights at {len(other)} of {len(known)} sites, e.g. {other[0]}"] if other else []
 

@@ -16,11 +16,10 @@ from tests.core.adapter.test_build import choices, layer, put_on
 import addenda as ad
 import toys
 from addenda.core.base.errors import AddendaError
-from addenda.core.file.header import read
 from addenda.core.file.inspect import inspect
 from addenda.core.forward.slots import slots_of
 from addenda.models.load import wanted_by
-from shared import EVERY, METHODS, NAMES, attach, bits, same_bits, stir
+from shared import EVERY, METHODS, NAMES, attach, bits, read_raw, same_bits, stir, write_raw
 
 
 @pytest.fixture
@@ -45,11 +44,6 @@ def refused(model, file, pattern=None):
     assert not any(slots_of(m) for m in model.modules())
     assert "_addenda" not in model.__dict__
     assert all(p.requires_grad for p in model.parameters())
-
-
-def write(path, header, tensors):
-    save_file(tensors, str(path), {"addenda": header if isinstance(header, str) else json.dumps(header)})
-    return path
 
 
 BYTES = {
@@ -99,14 +93,14 @@ NONSENSE = [
 
 @pytest.mark.parametrize("text", NONSENSE, ids=range(len(NONSENSE)))
 def test_nonsense_for_a_header(text, tiny, tmp_path):
-    refused(tiny, write(tmp_path / "x.safetensors", text, {"a": torch.ones(1)}), "damaged")
+    refused(tiny, write_raw(tmp_path / "x.safetensors", text, {"a": torch.ones(1)}), "damaged")
 
 
 VALUES = [None, True, -7, 10**30, 1.5, float("nan"), "x", "", [], [[]], {}, {"a": [1]}, ["x"], [None], "__class__"]
 
 
 def test_every_field_with_every_wrong_type(good, tiny, tmp_path):
-    header, tensors = read(good)
+    header, tensors = read_raw(good)
     base = bits(tiny)
     file = tmp_path / "x.safetensors"
 
@@ -127,7 +121,7 @@ def test_every_field_with_every_wrong_type(good, tiny, tmp_path):
             if node[trail[-1]] == value and type(node[trail[-1]]) is type(value):
                 continue
             node[trail[-1]] = value
-            write(file, broken, tensors)
+            write_raw(file, broken, tensors)
             for base_mode in ("exact", "compatible"):
                 try:
                     ad.load(tiny, file, base=base_mode)
@@ -139,7 +133,7 @@ def test_every_field_with_every_wrong_type(good, tiny, tmp_path):
 
 
 def test_every_tensor_of_another_kind(good, tiny, tmp_path):
-    header, tensors = read(good)
+    header, tensors = read_raw(good)
     key = next(k for k in tensors if k.endswith("/A"))
     A = tensors[key]
     others = {
@@ -148,9 +142,11 @@ def test_every_tensor_of_another_kind(good, tiny, tmp_path):
         "float8": A.to(torch.float8_e4m3fn),
     }  # fmt: skip
     for value in others.values():
-        refused(tiny, write(tmp_path / "x.safetensors", header, tensors | {key: value}))
-    refused(tiny, write(tmp_path / "x.safetensors", header, {k: v for k, v in tensors.items() if k != key}), "missing")
-    refused(tiny, write(tmp_path / "x.safetensors", header, tensors | {"more": A.clone()}), "unexpected")
+        refused(tiny, write_raw(tmp_path / "x.safetensors", header, tensors | {key: value}))
+    refused(
+        tiny, write_raw(tmp_path / "x.safetensors", header, {k: v for k, v in tensors.items() if k != key}), "missing"
+    )
+    refused(tiny, write_raw(tmp_path / "x.safetensors", header, tensors | {"more": A.clone()}), "unexpected")
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -158,7 +154,7 @@ def test_giant_options_with_tiny_tensors(name, tiny, ids, tmp_path):
     adapter = attach(tiny, name, ids, targets="up_proj" if name in NAMES else None)
     file = adapter.save(tmp_path / "a.safetensors")
     ad.detach(tiny)
-    header, tensors = read(file)
+    header, tensors = read_raw(file)
     hints = {f.name: type(getattr(METHODS[name], f.name)) for f in dataclasses.fields(METHODS[name])}
     for option, kind in hints.items():
         if kind not in (int, float) and option not in ("rank", "alpha", "mini"):
@@ -166,7 +162,7 @@ def test_giant_options_with_tiny_tensors(name, tiny, ids, tmp_path):
         for value in (10**9, -(10**9), 0):
             broken = json.loads(json.dumps(header))
             broken["methods"][0]["options"][option] = value
-            write(tmp_path / "x.safetensors", broken, tensors)
+            write_raw(tmp_path / "x.safetensors", broken, tensors)
             memory, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
             try:
                 ad.load(tiny, tmp_path / "x.safetensors")
@@ -194,12 +190,12 @@ def test_giant_numbers_in_every_choice_of_a_method(name, tmp_path):
         except AddendaError:  # bits, where only vectors are trained
             continue
         ad.detach(model)
-        header, tensors = read(file)
+        header, tensors = read_raw(file)
         numbers = [k for k, v in method.options(defaults=True).items() if type(v) in (int, float) or k == "alpha"]
         for option, value in itertools.product(numbers, (10**9, 10**5, 1e300, 10**400)):
             broken = json.loads(json.dumps(header))
             broken["methods"][0]["options"][option] = value
-            write(tmp_path / "x.safetensors", broken, tensors)
+            write_raw(tmp_path / "x.safetensors", broken, tensors)
             memory, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
             try:
                 ad.load(model, tmp_path / "x.safetensors")
@@ -218,9 +214,9 @@ CLAIMS = [[10**8, 32], [10**8, 4], [4, 8, 10**6], [2**39, 2**39], [4], [], [4.0,
 @pytest.mark.parametrize("shape", CLAIMS, ids=str)
 def test_a_head_that_claims_more_than_the_file_holds(shape, good, tiny, tmp_path):
     """Nobody who reads a file may be told of a size that its bytes do not bear out."""
-    header, tensors = read(good)
+    header, tensors = read_raw(good)
     next(s for s in header["sites"] if s["path"] == "score.weight")["shape"] = shape
-    file = write(tmp_path / "x.safetensors", header, tensors)
+    file = write_raw(tmp_path / "x.safetensors", header, tensors)
     refused(tiny, file, "damaged")
     with pytest.raises(AddendaError, match="damaged"):
         wanted_by(file)
@@ -237,38 +233,38 @@ PATHS = [
 
 @pytest.mark.parametrize("path", PATHS, ids=range(len(PATHS)))
 def test_paths(path, good, tiny, tmp_path):
-    header, tensors = read(good)
+    header, tensors = read_raw(good)
     old = header["sites"][0]["path"]
     header["sites"][0]["path"] = path
     renamed = {(f"{path}/{k.rpartition('/')[2]}" if k.startswith(f"{old}/") else k): v for k, v in tensors.items()}
-    refused(tiny, write(tmp_path / "x.safetensors", header, renamed), "does not fit")
+    refused(tiny, write_raw(tmp_path / "x.safetensors", header, renamed), "does not fit")
 
 
 def test_a_vector_dressed_as_a_matrix(good, tiny, tmp_path):
-    header, tensors = read(good)
+    header, tensors = read_raw(good)
     site = header["sites"][0]
     old, site["path"], site["kind"], site["shape"] = site["path"], "layers.0.norm.weight", "parameter", [8]
     header["methods"][0]["options"]["rank"] = 1
     tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{old}/")}
     tensors |= {"layers.0.norm.weight/A": torch.ones(1, 1), "layers.0.norm.weight/B": torch.ones(8, 1)}
-    refused(tiny, write(tmp_path / "x.safetensors", header, tensors), "a vector of 8 is no matrix")
+    refused(tiny, write_raw(tmp_path / "x.safetensors", header, tensors), "a vector of 8 is no matrix")
 
 
 def test_a_site_twice(good, tiny, tmp_path):
-    header, tensors = read(good)
+    header, tensors = read_raw(good)
     header["sites"].append(header["sites"][0])
-    refused(tiny, write(tmp_path / "x.safetensors", header, tensors), "each once")
+    refused(tiny, write_raw(tmp_path / "x.safetensors", header, tensors), "each once")
 
 
 def test_onto_another_adapters_tensors(good, tiny, tmp_path):
-    header, tensors = read(good)
+    header, tensors = read_raw(good)
     ad.load(tiny, good, name="first")
     old = header["sites"][0]["path"]
     path = f"{old}.addenda.first.weight.A"
     header["sites"][0] |= {"path": path, "kind": "parameter", "shape": [2, 8]}
     renamed = {(f"{path}/{k.rpartition('/')[2]}" if k.startswith(f"{old}/") else k): v for k, v in tensors.items()}
     with pytest.raises(AddendaError, match="does not fit"):
-        ad.load(tiny, write(tmp_path / "x.safetensors", header, renamed), name="second")
+        ad.load(tiny, write_raw(tmp_path / "x.safetensors", header, renamed), name="second")
     assert list(ad.adapters(tiny)) == ["first"]
 
 
@@ -278,7 +274,7 @@ def test_positions_outside_the_weight(basis, tiny, ids, tmp_path):
     adapter = attach(tiny, method, ids, targets="up_proj")
     file = adapter.save(tmp_path / "a.safetensors", basis=basis)
     ad.detach(tiny)
-    header, tensors = read(file)
+    header, tensors = read_raw(file)
     key = next(k for k in tensors if k.endswith("/index"))
     for value in (10**6, -1):
         bad = tensors | {key: torch.full_like(tensors[key], value)}
@@ -286,4 +282,4 @@ def test_positions_outside_the_weight(basis, tiny, ids, tmp_path):
             from addenda.core.file.fingerprint import checksum
 
             header["sites"][0]["checks"]["index"] = checksum("index", bad[key])
-        refused(tiny, write(tmp_path / "x.safetensors", header, bad), "positions outside the weight")
+        refused(tiny, write_raw(tmp_path / "x.safetensors", header, bad), "positions outside the weight")

@@ -11,10 +11,10 @@ from torch import nn
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.core.file import fingerprint as files
-from addenda.core.file.header import read
 from addenda.core.file.inspect import inspect
 from addenda.core.forward.slots import slots_of
-from shared import attach, bits, relative, same_bits, stir, train
+from addenda.core.site.site import site_at
+from shared import attach, bits, read_raw, relative, same_bits, stir, train, write_raw
 
 LORA = ad.LoRA(rank=2)
 
@@ -110,9 +110,7 @@ def test_a_taken_name_and_bad_arguments(saved, tiny):
 
 
 def test_unknown_methods_and_options_must_be_understood(saved, tiny, tmp_path):
-    from safetensors.torch import save_file
-
-    header, tensors = read(saved[0])
+    header, tensors = read_raw(saved[0])
     for change, pattern in (
         ({"name": "lorra"}, "no method 'lorra'"),
         ({"options": {"rank": 2, "shiny": 1}}, "options of lora that this version does not know: shiny.*upgrade"),
@@ -120,7 +118,7 @@ def test_unknown_methods_and_options_must_be_understood(saved, tiny, tmp_path):
     ):
         other = json.loads(json.dumps(header))
         other["methods"][0] |= change
-        save_file(tensors, str(tmp_path / "x.safetensors"), {"addenda": json.dumps(other)})
+        write_raw(tmp_path / "x.safetensors", other, tensors)
         with pytest.raises(AddendaError, match=pattern):
             ad.load(tiny, tmp_path / "x.safetensors")
 
@@ -195,7 +193,7 @@ def test_inspect_needs_no_model(saved):
 def test_the_fingerprint_is_remembered_until_the_tensor_changes(tiny, monkeypatch):
     adapter = ad.attach(tiny, LORA, targets="q_proj")
     state = tiny.__dict__["_addenda"]
-    site = files.site_at(tiny, "layers.0.self_attn.q_proj")
+    site = site_at(tiny, "layers.0.self_attn.q_proj")
     one = files.fingerprint(state, site)
     calls = []
     real = files.hashlib.sha256

@@ -19,7 +19,7 @@ from addenda.core.method.bottleneck import ACTIVATIONS, Bottleneck
 from addenda.core.method.contract import Method, to_float
 from addenda.core.modules.classes import set_original_class
 from addenda.core.site.site import site_at
-from shared import HIDDEN, METHODS, attach, loss_of, relative, stir
+from shared import HIDDEN, METHODS, attach, loss_of, read_raw, relative, stir, write_raw
 
 every_hidden = pytest.mark.parametrize("name", HIDDEN)
 
@@ -387,16 +387,12 @@ def test_a_tuple_keeps_what_comes_after():
 
 
 def test_a_weight_method_at_an_output_and_the_other_way_round(tiny, tmp_path):
-    from test_hostile import write
-
-    from addenda.core.file.header import read
-
     for method, target, other in (("houlsby:rank=2", None, "lora"), ("lora:rank=2", "up_proj", "houlsby")):
         file = ad.attach(tiny, method, targets=target).save(tmp_path / "a.safetensors")
         ad.detach(tiny)
-        header, tensors = read(file)
+        header, tensors = read_raw(file)
         header["methods"][0] |= {"name": other, "options": {"rank": 2}}
-        write(tmp_path / "b.safetensors", header, tensors)
+        write_raw(tmp_path / "b.safetensors", header, tensors)
         with pytest.raises(AddendaError, match=r"changes (weights|what a module returns), and this is"):
             ad.load(tiny, tmp_path / "b.safetensors")
         assert "_addenda" not in tiny.__dict__

@@ -2,12 +2,10 @@
 
 import copy
 import io
-import json
 import pickle
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import addenda as ad
@@ -19,7 +17,7 @@ from addenda.core.forward.slots import slots_of
 from addenda.core.site.kinds import LINEAR
 from addenda.core.site.site import Site
 from addenda.train import checkpoint
-from shared import METHODS, NAMES, attach, bits, loss_of, same_bits, stir
+from shared import METHODS, NAMES, attach, bits, loss_of, read_raw, same_bits, stir, write_raw
 
 POOLED = [n for n in NAMES if METHODS[n].has("pool")]
 SPEC = "vb-lora:rank=2,vectors=5,length=4"
@@ -120,7 +118,7 @@ def test_saved_once_and_loaded_as_one(name, tiny, ids, tmp_path):
     ((_, pool),) = adapter.pools()
     own = {f".0/{k}" for k in pool._parameters}
     assert {k for k in tensors if k.startswith(".")} == own
-    assert header["pools"] == [list(pool._parameters)]
+    assert header.pools == (tuple(pool._parameters),)
     pooled = sum(p.numel() for p in pool.parameters())
     assert f"trained by all sites together: {pooled:,} numbers" in inspect(file)
     assert f"  {adapter.trainable:,} trained numbers" in inspect(file)
@@ -236,7 +234,7 @@ def good(tiny, tmp_path):
 
 
 def refused(model, header, tensors, path, pattern):
-    save_file(tensors, str(path), {"addenda": json.dumps(header)})
+    write_raw(path, header, tensors)
     before = bits(model)
     with pytest.raises(AddendaError, match=pattern):
         ad.load(model, path)
@@ -255,7 +253,7 @@ BANKS = {
 
 @pytest.mark.parametrize("kind", BANKS)
 def test_banks_that_do_not_fit(kind, good, tiny, tmp_path):
-    header, tensors = read(good)
+    header, tensors = read_raw(good)
     value, pattern = BANKS[kind]
     refused(tiny, header, tensors | {".0/bank": value}, tmp_path / "x.safetensors", pattern)
 
@@ -274,7 +272,7 @@ HEADERS = [
 
 @pytest.mark.parametrize("case", HEADERS, ids=range(len(HEADERS)))
 def test_headers_that_do_not_fit(case, good, tiny, tmp_path):
-    header, tensors = read(good)
+    header, tensors = read_raw(good)
     header["pools"], more, pattern = case
     refused(tiny, header, tensors | more, tmp_path / "x.safetensors", pattern)
 
@@ -282,12 +280,12 @@ def test_headers_that_do_not_fit(case, good, tiny, tmp_path):
 def test_a_pool_of_none_is_not_taken(tiny, tmp_path):
     file = ad.attach(tiny, "lora:rank=2", targets="up_proj").save(tmp_path / "lora.safetensors")
     ad.detach(tiny)
-    header, tensors = read(file)
+    header, tensors = read_raw(file)
     assert header["pools"] == []
     header["pools"] = [["bank"]]
     refused(tiny, header, tensors | {".0/bank": torch.zeros(5, 4)}, tmp_path / "x.safetensors", "expected 0 sets")
     del header["pools"]  # files of before there were pools
-    save_file(tensors, str(tmp_path / "old.safetensors"), {"addenda": json.dumps(header)})
+    write_raw(tmp_path / "old.safetensors", header, tensors)
     ad.load(tiny, tmp_path / "old.safetensors")
 
 

@@ -17,10 +17,24 @@ from torch import nn
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.header import read
-from addenda.core.file.header import write as write_file
 from addenda.core.file.inspect import inspect
 from addenda.core.packed.few_bits import EPS, code_bytes, codebook, encoded, pack, quantised, unpack
-from shared import METHODS, NAMES, attach, bits, effective, loss_of, relative, same_bits, sites, stir, train, where
+from shared import (
+    METHODS,
+    NAMES,
+    attach,
+    bits,
+    effective,
+    loss_of,
+    read_raw,
+    relative,
+    same_bits,
+    sites,
+    stir,
+    train,
+    where,
+    write_raw,
+)
 
 EACH = range(1, 9)
 
@@ -348,7 +362,7 @@ def test_options_that_cannot_be(tiny, ids):
 
 def test_files_made_to_harm(tiny, tmp_path):
     adapter = attach(tiny, ad.LoRA(rank=2, bits=3), targets="q_proj", also_train=["score"], head_bits=1)
-    header, tensors = read(adapter.save(tmp_path / "good.safetensors"))
+    header, tensors = read_raw(adapter.save(tmp_path / "good.safetensors"))
     ad.detach(tiny)
     key = next(k for k in tensors if k.endswith("/A"))
     site = next(i for i, s in enumerate(header["sites"]) if f"{s['path']}/A" == key)
@@ -379,7 +393,7 @@ def test_files_made_to_harm(tiny, tmp_path):
         yield lambda h: h["methods"][0]["options"].pop("bits")
         yield lambda h: h.pop("head")
 
-    vector = next(s for s in header["sites"] if not s["packed"])  # a bias, as codes
+    vector = next(s for s in header["sites"] if not s.get("packed"))  # a bias, as codes
     dressed = json.loads(json.dumps(header))
     next(s for s in dressed["sites"] if s["path"] == vector["path"])["packed"] = {"value": vector["shape"]}
     name = f"{vector['path']}/value"
@@ -396,7 +410,7 @@ def test_files_made_to_harm(tiny, tmp_path):
 
 
 def bad_file(model, folder, header, tensors) -> None:
-    file = write_file(folder / "bad.safetensors", header, tensors)
+    file = write_raw(folder / "bad.safetensors", header, tensors)
     with pytest.raises(AddendaError):
         ad.load(model, file)
     assert "_addenda" not in model.__dict__

@@ -1,6 +1,7 @@
 """Loading an adapter file: it takes whole, or it raises and the model is as it was."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from addenda.core.adapter.handle import Adapter, fitting
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.file.fingerprint import checksum, fingerprint, sample
-from addenda.core.file.header import FLOATING, bits_of, read
+from addenda.core.file.header import FLOATING, Checksum, Header, SiteEntry, read
 from addenda.core.file.methods import methods_of
 from addenda.core.file.save import derived_of
 from addenda.core.forward.tensors import SiteTensors
@@ -52,47 +53,47 @@ def load(
         raise AddendaError(f"base must be 'exact' or 'compatible', got {base!r}.")
     root, state = ready(model, name)
     header, tensors = read(path)
-    if trainable and any(s["packed"] for s in header["sites"]):
+    if trainable and header.has_codes:
         raise AddendaError(
             f"{path} holds codes: what training moved is not in it, and codes cannot be moved a little. Go on from a "
             "checkpoint of its run, or from a file that was saved with latent=True."
         )
-    labels = fitting(root, header["labels"])
+    labels = fitting(root, header.labels)
     plan = _match(root, header, *methods_of(header, path), path)
     _same_base(state, header, plan, base, path)
-    stored = {s["path"]: _stored(s, bits_of(header, s), tensors) for s in header["sites"]}
+    stored = {s.path: _stored(s, header.bits(s), tensors) for s in header.sites}
     pools = _pools(plan, header, tensors, path)
     _same_tensors(plan, stored, path)
-    built = build_tensors(plan, header["seed"], stored=stored, pools=pools)
+    built = build_tensors(plan, header.seed, stored=stored, pools=pools)
     _same_factors(header, {site.path: site.weight.numel() for site, _ in plan}, built, tensors, path)
-    heads = tuple(s["path"] for s in header["sites"] if s["method"] == -1)
+    heads = tuple(s.path for s in header.heads)
     with undone(root):
-        adapter = install(root, state, name, plan, built, heads, header["seed"], not state.records, started, activate)
+        adapter = install(root, state, name, plan, built, heads, header.seed, not state.records, started, activate)
         record_of(root, name)[2].labels = labels
-        adapter.draw(header["step"])
+        adapter.draw(header.step)
         return adapter.requires_grad_(trainable)
 
 
-def _match(root: nn.Module, header: dict, methods: list[Method], copy: Replace, path: str | Path) -> Assigned:
+def _match(root: nn.Module, header: Header, methods: list[Method], copy: Replace, path: str | Path) -> Assigned:
     plan, problems = [], []
     missing, owners, taken = [], owners_of(root), set()
-    for s in header["sites"]:
+    for s in header.sites:
         try:
-            site = site_at(root, s["path"], owners)
+            site = site_at(root, s.path, owners)
         except AddendaError:
-            missing.append(s["path"])
+            missing.append(s.path)
             continue
-        if site.changed in taken or (site.path != s["path"] and site.kind.name == s["kind"]):
-            problems.append(f"{s['path']}: in this model it is {site.path} (tied or repeated)")
+        if site.changed in taken or (site.path != s.path and site.kind.name == s.kind):
+            problems.append(f"{s.path}: in this model it is {site.path} (tied or repeated)")
             continue
         taken.add(site.changed)
-        method = copy if s["method"] == -1 else methods[s["method"]]
+        method = copy if s.is_head else methods[s.method]
         site = with_neighbours(root, site, method.beside(site.path), owners)
-        if site.kind.name != s["kind"] or site.stored != s["shape"]:
+        if site.kind.name != s.kind or tuple(site.stored) != s.shape:
             found = f"{site.kind.name} {site.stored}"
-            problems.append(f"{s['path']}: the file has {s['kind']} {s['shape']}, the model {found}")
+            problems.append(f"{s.path}: the file has {s.kind} {list(s.shape)}, the model {found}")
         elif why := refusal(root, site, owners) or unfit(site, method):
-            problems.append(f"{s['path']}: {why}")
+            problems.append(f"{s.path}: {why}")
         plan.append((site, method))
     known = [n for n, _ in root.named_modules()]
     for pattern, paths in grouped(missing).items():
@@ -105,19 +106,17 @@ def _match(root: nn.Module, header: dict, methods: list[Method], copy: Replace, 
     return plan
 
 
-def _same_base(state: State, header: dict, plan: Assigned, base: str, path: str | Path) -> None:
-    entries = {s["path"]: s for s in header["sites"]}
+def _same_base(state: State, header: Header, plan: Assigned, base: str, path: str | Path) -> None:
+    entries = {s.path: s for s in header.sites}
     other = []
     for site, _ in plan:
         entry = entries[site.path]
-        if "hash" not in entry:
+        if entry.hash is None or entry.sample is None:
             continue
         dtype = str(site.weight.dtype).removeprefix("torch.")
-        if base == "exact" and (entry["dtype"] != dtype or entry["hash"] != fingerprint(state, site)):
-            other.append(
-                f"{site.path} (file {entry['dtype']}, model {dtype})" if entry["dtype"] != dtype else site.path
-            )
-        if base == "compatible" and not _within_rounding(entry["sample"], sample(state, site)):
+        if base == "exact" and (entry.dtype != dtype or entry.hash != fingerprint(state, site)):
+            other.append(f"{site.path} (file {entry.dtype}, model {dtype})" if entry.dtype != dtype else site.path)
+        if base == "compatible" and not _within_rounding(entry.sample, sample(state, site)):
             other.append(site.path)
     if other:
         way = (
@@ -131,29 +130,29 @@ def _same_base(state: State, header: dict, plan: Assigned, base: str, path: str 
         )
 
 
-def _within_rounding(stored: list[float], found: list[float]) -> bool:
+def _within_rounding(stored: Sequence[float], found: Sequence[float]) -> bool:
     a, b = np.asarray(stored), np.asarray(found)
     return a.shape == b.shape and bool((np.abs(a - b) <= 2.0**-7 * np.maximum(np.abs(a), np.abs(b)) + 1e-7).all())
 
 
-def _stored(entry: dict, bits: int | None, tensors: dict[str, Tensor]) -> Params:
+def _stored(entry: SiteEntry, bits: int | None, tensors: dict[str, Tensor]) -> Params:
     held: Params = {}
-    for k in entry["trainable"]:
-        own = tensors[key := f"{entry['path']}/{k}"]
-        if k in entry["packed"]:
+    for k in entry.trainable:
+        own = tensors[key := f"{entry.path}/{k}"]
+        if k in entry.packed:
             assert bits is not None
-            own = FewBits.of(own, tensors[f"{key}.moments"], bits, entry["packed"][k], torch.float32)
+            own = FewBits.of(own, tensors[f"{key}.moments"], bits, entry.packed[k], torch.float32)
         held[k] = nn.Parameter(own)
-    return held | {k: tensors[f"{entry['path']}/{k}"] for k in entry["frozen"]}
+    return held | {k: tensors[f"{entry.path}/{k}"] for k in entry.frozen}
 
 
-def _pools(plan: Assigned, header: dict, tensors: dict[str, Tensor], path: str | Path) -> dict[Method, Params]:
+def _pools(plan: Assigned, header: Header, tensors: dict[str, Tensor], path: str | Path) -> dict[Method, Params]:
     """The stored pools by method: as many, with the names, kinds and shapes, as fresh ones would be; sane values."""
     methods = [m for m in dict.fromkeys(m for _, m in plan) if m.has("pool")]
     found, problems = {}, []
-    if len(methods) != (there := len(header["pools"])):
+    if len(methods) != (there := len(header.pools)):
         problems.append(f"expected {len(methods)} sets of tensors that all sites train, the file has {there}")
-    for i, (m, names) in enumerate(zip(methods, header["pools"], strict=False)):
+    for i, (m, names) in enumerate(zip(methods, header.pools, strict=False)):
         have: Params = {k: nn.Parameter(tensors[f".{i}/{k}"]) for k in names}
         shapes: list[Shape] = [site.shape for site, own in plan if own == m]
         want, count = m.pooled(shapes), sum(t.numel() for t in have.values())
@@ -215,26 +214,26 @@ def _form(form: dict) -> str:
 
 
 def _same_factors(
-    header: dict, sizes: dict[str, int], built: dict[str, SiteTensors], tensors: dict[str, Tensor], path: str | Path
+    header: Header, sizes: dict[str, int], built: dict[str, SiteTensors], tensors: dict[str, Tensor], path: str | Path
 ) -> None:
     """Recomputed tensors must be the ones that were trained with; with a stored basis they are taken from the file."""
     wrong = []
-    for s in header["sites"]:
-        held = built[s["path"]]
+    for s in header.sites:
+        held = built[s.path]
         derived = derived_of(held)
-        for key, want in s["checks"].items():
+        for key, want in s.checks.items():
             if key not in derived:
-                raise AddendaError(f"{path}: {s['path']} has no derived tensor {key!r} in this version of addenda.")
-            if header["basis"]:
-                given = tensors[f"{s['path']}/{key}"]
+                raise AddendaError(f"{path}: {s.path} has no derived tensor {key!r} in this version of addenda.")
+            if header.basis:
+                given = tensors[f"{s.path}/{key}"]
                 if _of(given, False) != _of(derived[key], False) or not _same_checksum(want, checksum(key, given)):
-                    wrong.append(f"{s['path']}/{key}")
-                elif why := _not_sane(given, sizes[s["path"]]):
-                    raise AddendaError(f"{path}: {s['path']}/{key} {why}; nothing was loaded.")
+                    wrong.append(f"{s.path}/{key}")
+                elif why := _not_sane(given, sizes[s.path]):
+                    raise AddendaError(f"{path}: {s.path}/{key} {why}; nothing was loaded.")
                 else:
                     held._buffers[key] = given.to(derived[key])
             elif not _same_checksum(want, checksum(key, derived[key])):
-                wrong.append(f"{s['path']}/{key}")
+                wrong.append(f"{s.path}/{key}")
     if wrong:
         raise AddendaError(
             f"{path}: {len(wrong)} tensors that are computed from the base come out differently on this machine or for "
@@ -242,7 +241,7 @@ def _same_factors(
         )
 
 
-def _same_checksum(want, found) -> bool:
+def _same_checksum(want: Checksum, found: Checksum) -> bool:
     if isinstance(want, str) or isinstance(found, str):
         return want == found
     limit = 4e-3 * max(found[1], 1e-30)  # above what rounding to bfloat16 does to ±1 sums

@@ -46,7 +46,7 @@ def sample(state: State, site: Site) -> list[float]:
     return own[positions.to(own.device)].double().tolist()
 
 
-def checksum(name: str, tensor: Tensor) -> list[float] | str:
+def checksum(name: str, tensor: Tensor) -> tuple[float, float] | str:
     """What tells a recomputed tensor from another: ±1 projections in float64, or a hash for integers."""
     if not tensor.is_floating_point():
         return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
@@ -54,4 +54,4 @@ def checksum(name: str, tensor: Tensor) -> list[float] | str:
     words = Stream(0, "checksum", name).raw((values.size + 63) // 64)
     signs = np.unpackbits(words.view(np.uint8))[: values.size] * 2.0 - 1.0
     with np.errstate(invalid="ignore", over="ignore"):  # a NaN agrees with nothing, and the load says so
-        return [float(values @ signs), float(np.sqrt(values @ values))]
+        return float(values @ signs), float(np.sqrt(values @ values))

@@ -2,7 +2,10 @@
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +19,7 @@ from addenda.core.disk.atomic import write_atomically
 from addenda.core.packed.few_bits import FewBits, code_bytes
 
 SCHEMA = 1
-_MAX_HEADER = 64 << 20
+_MAXHEADER = 64 << 20
 PEFT = "adapter_config.json"  # the file by which PEFT knows its folders
 FROM_PEFT = (
     "which addenda does not import yet. Merge it there (`PeftModel.from_pretrained(base, folder).merge_and_unload()`, "
@@ -25,16 +28,124 @@ FROM_PEFT = (
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def write(path: Path, header: dict, tensors: dict[str, Tensor]) -> Path:
+Checksum = tuple[float, float] | str
+HEAD = -1  # what stands for a method where a head is trained as a whole copy
+
+
+@dataclass(frozen=True, slots=True)
+class MethodEntry:
+    """A method as a file stores it."""
+
+    name: str
+    options: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """What a file holds of it."""
+        return {"name": self.name, "options": dict(self.options)}
+
+
+@dataclass(frozen=True, slots=True)
+class SiteEntry:
+    """A site as a file stores it: what the base has there, and the names of the adapter's tensors."""
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]  # as the base stores it
+    dtype: str
+    method: int  # its place among the methods of the file; below 0 for a head
+    trainable: tuple[str, ...]
+    frozen: tuple[str, ...]
+    form: str | None  # what a plain base must be put into, to be this one
+    hash: str | None  # of the base's bytes; None for a head, which replaces them
+    sample: tuple[float, ...] | None
+    checks: Mapping[str, Checksum]  # of tensors that are computed again
+    packed: Mapping[str, tuple[int, ...]]  # the shapes of those that are in codes
+
+    @property
+    def is_head(self) -> bool:
+        """Whether a head is trained here as a whole copy, by no method of the file."""
+        return self.method == HEAD
+
+    def count(self, key: str, tensors: Mapping[str, Tensor]) -> int:
+        """How many numbers a trained tensor is, in codes or not."""
+        shape = self.packed.get(key)
+        return tensors[f"{self.path}/{key}"].numel() if shape is None else math.prod(shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a file holds of it, its keys in the order in which they are written."""
+        entry: dict[str, Any] = {
+            "path": self.path,
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "method": self.method,
+            "trainable": list(self.trainable),
+            "frozen": list(self.frozen),
+        }
+        if self.form is not None:
+            entry["form"] = self.form
+        if self.hash is not None and self.sample is not None:
+            entry |= {"hash": self.hash, "sample": list(self.sample)}
+        entry["checks"] = {k: c if isinstance(c, str) else list(c) for k, c in self.checks.items()}
+        if self.packed:
+            entry["packed"] = {k: list(shape) for k, shape in self.packed.items()}
+        return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Everything in an adapter file that is no tensor."""
+
+    schema: int
+    seed: int
+    step: int
+    methods: tuple[MethodEntry, ...]
+    basis: bool  # whether tensors that could be computed again are stored too
+    sites: tuple[SiteEntry, ...]
+    pools: tuple[tuple[str, ...], ...]  # the names of the tensors that all sites of a method train together
+    head: Mapping[str, Any]  # the options of heads; empty in older files
+    labels: tuple[str, ...]  # of a classifier's outputs, in their order, where they are known
+
+    @property
+    def heads(self) -> tuple[SiteEntry, ...]:
+        """The heads that are trained as whole copies."""
+        return tuple(s for s in self.sites if s.is_head)
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether a matrix is held in codes."""
+        return any(s.packed for s in self.sites)
+
+    def bits(self, site: SiteEntry) -> int | None:
+        """The bits of a site's matrices."""
+        return (self.head if site.is_head else self.methods[site.method].options).get("bits")
+
+    def to_json(self) -> dict[str, Any]:
+        """What a file holds, its keys in the order in which they are written. What older files lack is left out."""
+        header: dict[str, Any] = {
+            "schema": self.schema,
+            "seed": self.seed,
+            "step": self.step,
+            "methods": [m.to_json() for m in self.methods],
+            "basis": self.basis,
+            "sites": [s.to_json() for s in self.sites],
+            "pools": [list(names) for names in self.pools],
+        }
+        if self.head:
+            header["head"] = dict(self.head)
+        if self.labels:
+            header["labels"] = list(self.labels)
+        return header
+
+
+def write(path: Path, header: Header, tensors: dict[str, Tensor]) -> Path:
     """A file of what `read` gives."""
-    sites = [{k: v for k, v in s.items() if v or k != "packed"} for s in header["sites"]]
-    header = {k: v for k, v in header.items() if v or k not in ("head", "labels")} | {"sites": sites}
     # one entry only: safetensors writes several in random order, and equal adapters should be equal files
-    write_atomically(path, to_bytes(tensors, {"addenda": json.dumps(header)}))
+    write_atomically(path, to_bytes(tensors, {"addenda": json.dumps(header.to_json())}))
     return path
 
 
-def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
+def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
     """The header and the tensors of a file, checked for form but not against any model.
 
     Raises AddendaError for a file that is missing, damaged, of another make or of a newer schema.
@@ -52,7 +163,7 @@ def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     try:
         with open(path, "rb") as f:
             size = int.from_bytes(f.read(8), "little")
-        if size > min(_MAX_HEADER, path.stat().st_size):
+        if size > min(_MAXHEADER, path.stat().st_size):
             raise AddendaError(f"{path} claims a header of {size:,} bytes, which is more than there can be.")
         with safe_open(path, framework="pt") as f:
             text = (f.metadata() or {}).get("addenda")
@@ -64,8 +175,8 @@ def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
                 )
             # copies begin where torch's own tensors do, so that sums are taken in the same order
             tensors = {key: f.get_tensor(key).clone() for key in f.keys()}  # noqa: SIM118
-        header = json.loads(text)
-        _check_form(header, tensors)
+        header = _header(json.loads(text))
+        _check_tensors(header, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = label(error, 600)  # the names in it are the file's own
         raise AddendaError(f"{path} is damaged or no adapter file: {type(error).__name__}: {why}.") from None
@@ -87,91 +198,137 @@ def _hint(path: Path) -> str:
     return nearest(path.name, around) or (f" In that folder: {', '.join(around[:8])}." if around else "")
 
 
-def _check_form(header: dict, tensors: dict[str, Tensor]) -> None:
-    """Everything `load` will rely on; ValueError says what is wrong."""
-    schema = header["schema"]
+def _header(raw: Any) -> Header:
+    """The header that a file's JSON is; ValueError, KeyError or TypeError say what is wrong with it."""
+    schema = raw["schema"]
     if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
         raise ValueError(f"schema {schema!r}, this version of addenda reads up to {SCHEMA}; upgrade it")
-    if not (isinstance(header["seed"], int) and isinstance(header["step"], int) and header["step"] >= 0):
+    if not (isinstance(raw["seed"], int) and isinstance(raw["step"], int) and raw["step"] >= 0):
         raise ValueError("seed and step must be whole numbers")
-    if not (isinstance(header["methods"], list) and isinstance(header["sites"], list)):
+    if not (isinstance(raw["methods"], list) and isinstance(raw["sites"], list)):
         raise ValueError("methods and sites must be lists")
-    for m in header["methods"]:
-        if not isinstance(m["name"], str) or not isinstance(m["options"], dict):
-            raise ValueError("a method needs a name and options")
-    named: set[str] = set()
-    for s in header["sites"]:
-        if not (isinstance(s["path"], str) and isinstance(s["kind"], str) and isinstance(s["checks"], dict)):
-            raise ValueError("a site needs a path and a kind")
-        names = [*s["trainable"], *s["frozen"]]
-        if not (all(isinstance(k, str) for k in names) and len(set(names)) == len(names)):
-            raise ValueError(f"{s['path']}: names of tensors must be text, each once")
-        if not all(isinstance(c, str) or _numbers(c, 2) for c in s["checks"].values()):
-            raise ValueError(f"{s['path']}: a checksum must be a hash or two numbers")
-        if s["method"] != -1 and not (isinstance(s["hash"], str) and _numbers(s["sample"])):
-            raise ValueError(f"{s['path']}: the base's hash and sample must be there")
-        if not (isinstance(s["dtype"], str) and _sizes(s["shape"])):
-            raise ValueError(f"{s['path']}: dtype and shape must be there")
-        if not (isinstance(s["method"], int) and -1 <= s["method"] < len(header["methods"])):
-            raise ValueError(f"{s['path']}: method {s['method']!r} is not listed")
-        keys = [*s["trainable"], *s["frozen"], *(s["checks"] if header["basis"] else ())]
-        keys += [f"{k}.moments" for k in s.setdefault("packed", {})]
-        named.update(f"{s['path']}/{k}" for k in keys)
-    if not isinstance(header.setdefault("head", {}), dict):
+    head, labels, pools = raw.get("head", {}), raw.get("labels", []), raw.get("pools", [])
+    if not isinstance(head, dict):
         raise ValueError("the options of heads must be by name")
-    labels = header.setdefault("labels", [])
-    if not (isinstance(labels, list) and all(isinstance(n, str) and n for n in labels)):
+    if not (_names(labels) and all(labels)):
         raise ValueError("labels must be a list of names")
-    if len(set(labels)) < len(labels):
+    if not _once(labels):
         raise ValueError("labels must be different names, one for each output")
-    pools = header.setdefault("pools", [])
-    for i, names in enumerate(pools):
+    if not (isinstance(pools, list) and all(map(_names, pools))):
+        raise ValueError("the tensors of a pool must have names of their own")
+    methods = tuple(_method(m) for m in raw["methods"])
+    sites = tuple(_site(s, len(methods)) for s in raw["sites"])
+    if not (sites and _once([s.path for s in sites])):
+        raise ValueError("sites must be there, each once")
+    return Header(
+        schema=schema,
+        seed=raw["seed"],
+        step=raw["step"],
+        methods=methods,
+        basis=bool(raw["basis"]),
+        sites=sites,
+        pools=tuple(map(tuple, pools)),
+        head=head,
+        labels=tuple(labels),
+    )
+
+
+def _method(raw: Any) -> MethodEntry:
+    if not isinstance(raw["name"], str) or not isinstance(raw["options"], dict):
+        raise ValueError("a method needs a name and options")
+    return MethodEntry(raw["name"], raw["options"])
+
+
+def _site(raw: Any, methods: int) -> SiteEntry:
+    """The entry of a site, in a file of so many methods."""
+    path, method, checks, packed = raw["path"], raw["method"], raw["checks"], raw.get("packed", {})
+    if not (isinstance(path, str) and isinstance(raw["kind"], str) and isinstance(checks, dict)):
+        raise ValueError("a site needs a path and a kind")
+    if not (isinstance(method, int) and HEAD <= method < methods):
+        raise ValueError(f"{path}: method {method!r} is not listed")
+    trainable, frozen = raw["trainable"], raw["frozen"]
+    if not (_names(trainable) and _names(frozen) and _once([*trainable, *frozen])):
+        raise ValueError(f"{path}: names of tensors must be text, each once")
+    if not all(isinstance(c, str) or _numbers(c, 2) for c in checks.values()):
+        raise ValueError(f"{path}: a checksum must be a hash or two numbers")
+    form, hashed, sample = raw.get("form"), raw.get("hash"), raw.get("sample")
+    bare = method == HEAD and hashed is None
+    if not bare and not (isinstance(hashed, str) and _numbers(sample)):
+        raise ValueError(f"{path}: the base's hash and sample must be there")
+    if not (isinstance(raw["dtype"], str) and _sizes(raw["shape"])):
+        raise ValueError(f"{path}: dtype and shape must be there")
+    if not isinstance(packed, dict):
+        raise ValueError(f"{path}: the shapes of codes must be by name")
+    trained = set(trainable)
+    for key, shape in packed.items():
+        if key not in trained:
+            raise ValueError(f"{path}: packed {key!r} is not among the trained tensors")
+        if not (shape and _sizes(shape)):
+            raise ValueError(f"{path}/{key} is packed, and its shape must be whole numbers above 0")
+    return SiteEntry(
+        path=path,
+        kind=raw["kind"],
+        shape=tuple(raw["shape"]),
+        dtype=raw["dtype"],
+        method=method,
+        trainable=tuple(trainable),
+        frozen=tuple(frozen),
+        form=form if isinstance(form, str) else None,
+        hash=None if bare else hashed,
+        sample=None if bare else tuple(sample),
+        checks={k: c if isinstance(c, str) else tuple(c) for k, c in checks.items()},
+        packed={k: tuple(shape) for k, shape in packed.items()},
+    )
+
+
+def _check_tensors(header: Header, tensors: dict[str, Tensor]) -> None:
+    """Whether the tensors are those that the header tells of; ValueError says what is wrong."""
+    named: set[str] = set()
+    for s in header.sites:
+        keys = [*s.trainable, *s.frozen, *(s.checks if header.basis else ()), *(f"{k}.moments" for k in s.packed)]
+        named.update(f"{s.path}/{k}" for k in keys)
+    for i, names in enumerate(header.pools):
         keys = [f".{i}/{k}" for k in names]
-        once = len({*named, *keys}) == len(named) + len(keys)
-        if not (isinstance(names, list) and all(isinstance(k, str) for k in names) and once):
+        if not (_once(keys) and named.isdisjoint(keys)):
             raise ValueError("the tensors of a pool must have names of their own")
         named.update(keys)
-    if len({s["path"] for s in header["sites"]}) < len(header["sites"]) or not header["sites"]:
-        raise ValueError("sites must be there, each once")
     if named != set(tensors):
         missing, more = sorted(named - set(tensors)), sorted(set(tensors) - named)
         raise ValueError(f"tensors and header disagree (missing {missing[:4]}, unexpected {more[:4]})")
-    for s in header["sites"]:
-        for key, shape in s["packed"].items():
-            if key not in s["trainable"]:
-                raise ValueError(f"{s['path']}: packed {key!r} is not among the trained tensors")
-            _check_codes(f"{s['path']}/{key}", shape, bits_of(header, s), tensors)
-    for s in header["sites"]:  # whoever makes a head of this size must find as many numbers
-        claimed, held = math.prod(s["shape"]), sum(count_of(s, k, tensors) for k in s["trainable"])
-        if s["method"] == -1 and claimed != held:
-            raise ValueError(f"{s['path']} is said to be {s['shape']}, {claimed:,} numbers, and {held:,} are there")
-    trained = [tensors[f"{s['path']}/{k}"] for s in header["sites"] for k in s["trainable"] if k not in s["packed"]]
-    trained += [tensors[f".{i}/{k}"] for i, names in enumerate(pools) for k in names]
+    for s in header.sites:
+        for key, shape in s.packed.items():
+            _check_codes(f"{s.path}/{key}", shape, header.bits(s), tensors)
+    for s in header.heads:  # whoever makes a head of this size must find as many numbers
+        claimed, held = math.prod(s.shape), sum(s.count(k, tensors) for k in s.trainable)
+        if claimed != held:
+            raise ValueError(f"{s.path} is said to be {list(s.shape)}, {claimed:,} numbers, and {held:,} are there")
+    trained = [tensors[f"{s.path}/{k}"] for s in header.sites for k in s.trainable if k not in s.packed]
+    trained += [tensors[f".{i}/{k}"] for i, names in enumerate(header.pools) for k in names]
     if not all(t.dtype in FLOATING for t in trained):
         raise ValueError("trained tensors must be float64, float32, bfloat16 or float16")
 
 
-def bits_of(header: dict, site: dict) -> int | None:
-    """The bits of a site's matrices."""
-    options = header["head"] if site["method"] == -1 else header["methods"][site["method"]]["options"]
-    return options.get("bits")
-
-
-def _check_codes(key: str, shape: object, bits: object, tensors: dict[str, Tensor]) -> None:
+def _check_codes(key: str, shape: tuple[int, ...], bits: object, tensors: dict[str, Tensor]) -> None:
     """Whether codes and moments are those of a matrix of this shape, or of a stack of them."""
     if type(bits) is not int or not 1 <= bits <= 8:
         raise ValueError(f"{key} is packed, and its bits must be from 1 to 8, got {bits!r}")
-    if not (isinstance(shape, list) and shape and _sizes(shape)):
-        raise ValueError(f"{key} is packed, and its shape must be whole numbers above 0")
     codes, moments, stack = tensors[key], tensors[f"{key}.moments"], tensors[key].dim() == 2
-    lead = shape[:1] if stack else []
+    lead = shape[:1] if stack else ()
     want = [*lead, code_bytes(math.prod(shape[len(lead) :]), bits)]
     if codes.dtype != torch.uint8 or list(codes.shape) != want:
-        raise ValueError(f"{key} must be {want} bytes of codes for {shape} in {bits} bits, got {list(codes.shape)}")
+        raise ValueError(f"{key} must be {want} bytes of codes for {[*shape]} in {bits} bits, got {[*codes.shape]}")
     if moments.dtype != torch.float32 or list(moments.shape) != [*lead, 2]:
         raise ValueError(f"{key}.moments must be {[*lead, 2]} float32 numbers")
     if not bool(torch.isfinite(moments).all()) or bool((moments[..., 1] < 0).any()):
         raise ValueError(f"{key}.moments must be finite, and the deviation at least 0")
+
+
+def _names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _once(names: list[str]) -> bool:
+    return len(set(names)) == len(names)
 
 
 def _sizes(value: object) -> bool:
@@ -187,9 +344,3 @@ def _numbers(value: object, count: int | None = None) -> bool:
 def packed_as(key: str, packed: FewBits) -> dict[str, Tensor]:
     """The two tensors that a file holds of a matrix in few bits."""
     return {key: packed.codes.cpu().contiguous(), f"{key}.moments": packed.moments.cpu().contiguous()}
-
-
-def count_of(entry: dict, key: str, tensors: dict[str, Tensor]) -> int:
-    """How many numbers a trained tensor of a site is, in codes or not."""
-    packed = entry["packed"].get(key)
-    return tensors[f"{entry['path']}/{key}"].numel() if packed is None else math.prod(packed)

@@ -1,22 +1,24 @@
 """`inspect`: what an adapter file holds, in a few lines; no model needed."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.visible import label
-from addenda.core.file.header import bits_of, count_of, read
-from addenda.core.file.methods import _known
+from addenda.core.file.header import MethodEntry, read
+from addenda.core.file.methods import known_options
 from addenda.core.method.catalogue import info
 from addenda.core.method.options import said
 from addenda.core.site.targets import grouped
 
 
-def _unusual(entry: dict) -> dict:
+def _unusual(entry: MethodEntry) -> Mapping[str, Any]:
     """The options of a stored method that differ from its defaults; all that are stored, where it is not known here."""
     try:
-        return info(entry["name"]).cls(**_known(entry)).options()
+        return info(entry.name).cls(**known_options(entry)).options()
     except AddendaError:
-        return entry["options"]
+        return entry.options
 
 
 def _some(names: list[str], most: int = 40) -> str:
@@ -27,26 +29,26 @@ def _some(names: list[str], most: int = 40) -> str:
 def inspect(path: str | Path) -> str:
     """What a file holds, in a few lines; no model needed."""
     header, tensors = read(path)
-    lines = [f"{path}: adapter file, schema {header['schema']}, seed {header['seed']}, {header['step']} steps"]
-    for i, m in enumerate(header["methods"]):
+    lines = [f"{path}: adapter file, schema {header.schema}, seed {header.seed}, {header.step} steps"]
+    for i, m in enumerate(header.methods):
         options = _some([f"{k}={v}" for k, v in _unusual(m).items()]) or "defaults"
-        groups = grouped(s["path"] for s in header["sites"] if s["method"] == i)
-        lines.append(f"  {label(m['name'])} ({options}): " + _some([f"{g} × {len(p)}" for g, p in groups.items()]))
-    heads = [s["path"] for s in header["sites"] if s["method"] == -1]
+        groups = grouped(s.path for s in header.sites if s.method == i)
+        lines.append(f"  {label(m.name)} ({options}): " + _some([f"{g} × {len(p)}" for g, p in groups.items()]))
+    heads = [s.path for s in header.heads]
     if heads:
         lines.append(f"  also trained as whole copies: {_some(heads)}")
-    if header["labels"]:
-        some = [label(repr(n[:40])) for n in header["labels"][:12]] + ["…"] * (len(header["labels"]) > 12)
-        lines.append(f"  {len(header['labels'])} labels in order: {', '.join(some)}")
-    trained = sum(count_of(s, k, tensors) for s in header["sites"] for k in s["trainable"])
-    packed = [(s, k) for s in header["sites"] for k in s["packed"]]
-    shared = sum(tensors[f".{i}/{k}"].numel() for i, names in enumerate(header["pools"]) for k in names)
+    if header.labels:
+        some = [label(repr(n[:40])) for n in header.labels[:12]] + ["…"] * (len(header.labels) > 12)
+        lines.append(f"  {len(header.labels)} labels in order: {', '.join(some)}")
+    trained = sum(s.count(k, tensors) for s in header.sites for k in s.trainable)
+    packed = [(s, k) for s in header.sites for k in s.packed]
+    shared = sum(tensors[f".{i}/{k}"].numel() for i, names in enumerate(header.pools) for k in names)
     if shared:
         lines.append(f"  trained by all sites together: {shared:,} numbers")
     if packed:
-        of = " and ".join(map(said, sorted({bits_of(header, s) or 0 for s, _ in packed})))
+        of = " and ".join(map(said, sorted({header.bits(s) or 0 for s, _ in packed})))
         lines.append(
-            f"  codes: {sum(count_of(s, k, tensors) for s, k in packed):,} numbers of {len(packed)} matrices in {of}"
+            f"  codes: {sum(s.count(k, tensors) for s, k in packed):,} numbers of {len(packed)} matrices in {of}"
         )
     held = sum(t.numel() * t.element_size() for t in tensors.values())
     lines.append(

@@ -3,38 +3,40 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.file.header import Header, MethodEntry
 from addenda.core.method.catalogue import info
 from addenda.core.method.contract import Method, Replace
 
 
-def _known(entry: dict) -> dict:
+def known_options(entry: MethodEntry) -> dict[str, Any]:
     """The options of a stored method; an option that this version does not know may not be dropped.
 
     One that the file does not store has the default of the version that wrote it.
     """
-    cls = info(entry["name"]).cls
+    cls = info(entry.name).cls
     fields = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(entry["options"]) - fields)
+    unknown = sorted(set(entry.options) - fields)
     if unknown:
         raise AddendaError(
-            f"The file uses options of {entry['name']} that this version does not know: {', '.join(unknown)}. "
+            f"The file uses options of {entry.name} that this version does not know: {', '.join(unknown)}. "
             "It was written by another version of addenda; upgrade."
         )
-    return {**cls.formerly, **entry["options"]}
+    return {**cls.formerly, **entry.options}
 
 
-def described(methods: Iterable[Method]) -> list[dict]:
+def described(methods: Iterable[Method]) -> tuple[MethodEntry, ...]:
     """The methods as a header stores them: all options, so that no later default changes what a file means."""
-    return [{"name": m.name, "options": m.options(defaults=True)} for m in methods]
+    return tuple(MethodEntry(m.name, m.options(defaults=True)) for m in methods)
 
 
-def methods_of(header: dict, path: str | Path) -> tuple[list[Method], Replace]:
+def methods_of(header: Header, path: str | Path) -> tuple[list[Method], Replace]:
     """The methods of a file in the order of its header, and how its heads are trained."""
     try:
-        return [info(m["name"]).cls(**_known(m)) for m in header["methods"]], Replace(**header["head"])
+        return [info(m.name).cls(**known_options(m)) for m in header.methods], Replace(**header.head)
     except TypeError:
         raise AddendaError(
-            f"{path}: this version of addenda does not know these options of heads: {str(header['head'])[:200]}."
+            f"{path}: this version of addenda does not know these options of heads: {str(header.head)[:200]}."
         ) from None

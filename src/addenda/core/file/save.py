@@ -23,7 +23,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import wait, whole, writes
 from addenda.core.disk.access import file_of
 from addenda.core.file.fingerprint import checksum, fingerprint, sample
-from addenda.core.file.header import SCHEMA, packed_as, write
+from addenda.core.file.header import HEAD, SCHEMA, Header, SiteEntry, packed_as, write
 from addenda.core.file.methods import described
 from addenda.core.forward.tensors import Pool, SiteTensors
 from addenda.core.method.contract import Params, Replace
@@ -60,38 +60,42 @@ def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool =
     root, state, record = record_of(adapter.model, adapter.name)
     methods = list(dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train))
     tensors: dict[str, Tensor] = {}
-    sites, problems, owners, copy = [], [], owners_of(root), Replace()
+    sites: list[SiteEntry] = []
+    problems, owners, copy = [], owners_of(root), Replace()
     gathered = adapter.sharded
     for site_path, held in adapter.sites():
         site = site_at(root, site_path, owners)
         head = site_path in record.also_train
         copy = held.method if head else copy
-        entry = {
-            "path": site_path,
-            "kind": site.kind.name,
-            "shape": site.stored,
-            "dtype": str(site.weight.dtype).removeprefix("torch."),
-            "method": -1 if head else methods.index(held.method),
-            "trainable": list(held._parameters),
-            "frozen": list(held.frozen),
-        }
-        if isinstance(base := state.base(site), Packed):
-            entry["form"] = base.form  # what a plain base must be put into, to be this one
-        if not head:
-            entry |= {"hash": fingerprint(state, site), "sample": sample(state, site)}
         derived = derived_of(held)
-        entry["checks"] = {k: checksum(k, t) for k, t in derived.items()}
+        shapes: dict[str, tuple[int, ...]] = {}  # of what becomes codes
         for key, tensor in (held.stored() | (derived if basis else {})).items():
             tensor = whole(tensor)
             problems += _unsaved(f"{site_path}/{key}", tensor)
             packed = None if key in derived else _packed(held, key, tensor, latent)
             if packed is not None:
-                entry.setdefault("packed", {})[key] = list(packed.shape)
+                shapes[key] = tuple(packed.shape)
                 tensors |= packed_as(f"{site_path}/{key}", packed)
                 continue
             own = tensor.detach().cpu().contiguous()
             tensors[f"{site_path}/{key}"] = own.clone() if key in derived else own  # shared ones once for every site
-        sites.append(entry)
+        base = state.base(site)
+        sites.append(
+            SiteEntry(
+                path=site_path,
+                kind=site.kind.name,
+                shape=tuple(site.stored),
+                dtype=str(site.weight.dtype).removeprefix("torch."),
+                method=HEAD if head else methods.index(held.method),
+                trainable=tuple(held._parameters),
+                frozen=tuple(held.frozen),
+                form=base.form if isinstance(base, Packed) else None,
+                hash=None if head else fingerprint(state, site),
+                sample=None if head else tuple(sample(state, site)),
+                checks={k: checksum(k, t) for k, t in derived.items()},
+                packed=shapes,
+            )
+        )
     pools = dict(adapter.pools())
     for pool_name, pool in pools.items():
         for key, tensor in pool.stored().items():
@@ -103,18 +107,17 @@ def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool =
             f"{adapter.name!r} was not saved to {path}: {'; '.join(problems[:8])}"
             f"{f' … and {len(problems) - 8} more' if len(problems) > 8 else ''}."
         )
-    header = {
-        "schema": SCHEMA,
-        "seed": record.seed,
-        "step": record.step,
-        "methods": described(methods),
-        "basis": basis,
-        "sites": sites,
-        "pools": [list(pool._parameters) for pool in pools.values()],
-    }
-    if record.also_train:
-        header["head"] = copy.options(defaults=True)
-    header["labels"] = list(record.labels)
+    header = Header(
+        schema=SCHEMA,
+        seed=record.seed,
+        step=record.step,
+        methods=described(methods),
+        basis=basis,
+        sites=tuple(sites),
+        pools=tuple(tuple(pool._parameters) for pool in pools.values()),
+        head=copy.options(defaults=True) if record.also_train else {},
+        labels=record.labels,
+    )
     if writes(gathered):
         write(path, header, tensors)
     wait(gathered)

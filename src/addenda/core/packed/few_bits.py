@@ -19,6 +19,7 @@ and std: a `FewBits`. Quantised values have another mean and std than W, so quan
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -158,7 +159,7 @@ class FewBits(Packed):
     book: Tensor
 
     @classmethod
-    def of(cls, codes: Tensor, moments: Tensor, bits: int, shape: torch.Size, dtype: torch.dtype) -> "FewBits":
+    def of(cls, codes: Tensor, moments: Tensor, bits: int, shape: Sequence[int], dtype: torch.dtype) -> "FewBits":
         """From what a file holds. codes: uint8, (⌈n b / 8⌉) or (k, ⌈n b / 8⌉); moments: float32, (2) or (k, 2)."""
         book = table(bits, torch.float32, codes.device)[0].clone()
         return cls({"codes": codes, "moments": moments, "book": book}, torch.Size(shape), dtype)
