@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import textwrap
+from importlib import metadata
+from importlib.resources import files
 
 import pytest
 
@@ -80,3 +82,11 @@ def test_no_method_imports_another_and_the_core_names_none():
         used = {n.id.lower() for n in ast.walk(tree) if isinstance(n, ast.Name)}
         used |= {n.value.lower() for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
         assert not (names - {"full"}) & used, file
+
+
+def test_one_version():
+    assert metadata.version("addenda") == addenda.__version__
+
+
+def test_types_are_for_users_too():
+    assert files("addenda").joinpath("py.typed").is_file()
