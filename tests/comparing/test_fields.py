@@ -66,8 +66,8 @@ def shown(path):
 
 @pytest.mark.parametrize("file", ["config.json", "a final run", "a search", "a control"])
 def test_a_wrong_value_in_any_field(whole, file, monkeypatch):
-    monkeypatch.setattr("addenda.comparing.report.curves", lambda *_: [])
-    monkeypatch.setattr("addenda.comparing.report.scatters", lambda *_: [])
+    monkeypatch.setattr("addenda.comparing.figures.curves", lambda *_: [])
+    monkeypatch.setattr("addenda.comparing.figures.scatters", lambda *_: [])
     monkeypatch.setattr("addenda.comparing.report.analyse", lambda record: analyse(record, 20))
     prefix = {"a final run": "final", "a search": "search", "a control": "control"}.get(file, "")
     at = whole / file if not prefix else sorted((whole / "trials").glob(f"{prefix}*.json"))[0]

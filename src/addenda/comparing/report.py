@@ -11,11 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import jinja2
 from rich.table import Table
 from rich.text import Text
 
-from addenda.comparing.figures import axis, curves, scatters
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.stats import Comparison, analyse
 from addenda.comparing.words import count, duration, listed, lower, percent, points, rate, size, whole
@@ -50,6 +48,10 @@ def is_report(file: Path) -> bool:
 
 def page(record: Record) -> str:
     """The report as HTML."""
+    import jinja2
+
+    from addenda.comparing.figures import axis, curves, scatters
+
     record = _printable(record)
     found = analyse(record)
     rows = _rows(record, found)
