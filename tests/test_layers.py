@@ -1,5 +1,6 @@
 """The floors of the package: nothing imports upward, no files import each other, no room is overfull."""
 
+import re
 from pathlib import Path
 
 import layers
@@ -45,3 +46,47 @@ def test_the_reading_of_imports_sees_what_it_should(tmp_path: Path):
 def test_the_table_names_every_floor():
     table = layers.table()
     assert [line.split()[0] for line in table.splitlines()[1:]] == list(layers.FLOORS)
+
+
+PACKAGES = sorted({floor.split(".")[0] for floor in layers.FLOORS})
+DOTTED = re.compile(rf"`(?:addenda\.)?((?:{'|'.join(PACKAGES)})\.[\w.]+)`")
+PATHED = re.compile(rf"\b((?:{'|'.join(PACKAGES)})/[a-z_/]+\.py)\b")
+REPO = layers.ROOT.parents[1]
+
+
+def known(name: str) -> bool:
+    """Whether a dotted name is a file of the package, a name that one defines, or a member of such a class."""
+    files = layers.files()
+    module, rest = name, []
+    while module not in files:
+        module, _, last = module.rpartition(".")
+        rest.insert(0, last)
+        if not module:
+            return False
+    text = files[module].read_text()
+    return all(re.search(rf"\b{re.escape(part)}\b", text) for part in rest) and len(rest) < 3
+
+
+def test_what_texts_name_is_there():
+    """Files and definitions named in docstrings and pages: they move, and what speaks of them has to follow."""
+    pages = [*REPO.glob("docs/*.md"), REPO / "README.md", REPO / "CONTRIBUTING.md"]
+    texts = [*layers.files().values(), *pages, *REPO.glob("recipes/*.py"), *REPO.glob("bench/*.py")]
+    texts += [path for path in REPO.glob("tests/**/*.py") if path.name != "test_layers.py"]
+    assert len(texts) > 300
+    gone = []
+    for path in texts:
+        text = path.read_text(encoding="utf-8")
+        gone += [(path.name, n) for n in DOTTED.findall(text) if not known(n) and not n.endswith((".jsonl", ".csv"))]
+        gone += [
+            (path.name, name)
+            for name in PATHED.findall(text)
+            if not any((REPO / place / name).is_file() for place in ("src/addenda", "", "tests"))
+        ]
+    assert gone == []
+
+
+def test_the_page_draws_the_floors_that_are_held():
+    page = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    named = [name.replace("/", ".") for row in rows for name in re.findall(r"`([\w/]+)`", row)]
+    assert named == list(layers.FLOORS)
