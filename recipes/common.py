@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from addenda import AddendaError
+from addenda.comparing.entries import DataRecord
 from addenda.comparing.record import Record
 from addenda.comparing.run import Watch, compare
 from addenda.comparing.stats import Comparison, analyse
@@ -158,7 +159,7 @@ def subject(model: str, task: str = "library") -> Subject:
     if sum(p.numel() for p in encoder.model.parameters()) < 10_000_000:
         torch.set_num_threads(1)  # several only wait for each other at this size
     encoded = {k: encode(d, encoder.tokenizer, max_length=64, overflow="truncate") for k, d in data.items()}
-    on = of_splits(encoder, data, encoded, f"docstrings-{task}", {"description": said})
+    on = of_splits(encoder, data, encoded, DataRecord(name=f"docstrings-{task}", description=said))
     fit_head(on)
     return replace(on, heads=(), fresh=False)
 
@@ -229,7 +230,7 @@ def compared(given: argparse.Namespace, methods: list[str], title: str, **more) 
     """The record of `compare` on the subject, its cost said first, and its statistics. An old one is only read."""
     if given.old:
         record = recorded(given.out, methods)
-        given.seeds = len(record.config["seeds"])
+        given.seeds = len(record.config.seeds)
         return record, analyse(record)
     record = compare(
         methods=methods, out=given.out, budget=f"steps={given.steps}", seeds=given.seeds, rates=given.rates, batch=16,
@@ -243,8 +244,8 @@ def compared(given: argparse.Namespace, methods: list[str], title: str, **more) 
 def recorded(out: Path, methods: Iterable[str]) -> Record:
     """A record that is only read. Raises AddendaError where it lacks an arm or one of its final runs."""
     record = Record.read(out)
-    done = {(t["method"], t["seed"]) for t in record.trials_of(stage="final")}
-    missing = [f"{m}, seed {s}" for m in methods for s in record.config["seeds"] if (m, s) not in done]
+    done = {(t.method, t.seed) for t in record.trials_of(stage="final")}
+    missing = [f"{m}, seed {s}" for m in methods for s in record.config.seeds if (m, s) not in done]
     if missing:
         raise AddendaError(f"{out} is not finished: it lacks {'; '.join(missing)}. Give another --out to run them all.")
     return record

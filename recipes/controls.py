@@ -54,12 +54,12 @@ class Atoms(WeightMethod):
 def means(record: Record, found: Comparison) -> list[dict]:
     """For each arm: numbers trained, the rate that was chosen, accuracy with its 95 % interval, seconds a step."""
     table = []
-    for arm, about in record.config["methods"].items():
+    for arm, about in record.config.methods.items():
         runs = record.trials_of(arm, "final")
         told = found.test[arm]
         table.append({
-            "arm": arm, "trainable": about["trainable"], "rate": runs[0]["rate"], "accuracy": round(told.mean, 4),
+            "arm": arm, "trainable": about.trainable, "rate": runs[0].rate, "accuracy": round(told.mean, 4),
             "low": round(told.low, 4), "high": round(told.high, 4), "seeds": [round(r, 4) for r in told.runs],
-            "step_seconds": round(sum(r.get("step_seconds", 0) for r in runs) / len(runs), 4),
+            "step_seconds": round(sum(r.step_seconds or 0 for r in runs) / len(runs), 4),
         })  # fmt: skip
     return table

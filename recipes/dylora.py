@@ -16,6 +16,7 @@ from argparse import Namespace
 import torch
 
 from addenda.comparing.arm import Arm, center, parse_arm
+from addenda.comparing.entries import BudgetRecord, Config, MethodRecord, SplitResult, TrialRecord, as_json
 from addenda.comparing.record import Record
 from addenda.comparing.search import grid, search
 from addenda.comparing.stats import analyse
@@ -100,8 +101,10 @@ def told(given: Namespace, on: Subject | None, runs: Runs) -> None:
 def best_rate(runs: Runs, on: Subject | None, spec: str, given: Namespace) -> float:
     rates, steps = grid(center(spec), given.rates), search_steps(given.steps)
 
-    def look(rate: float, n: int) -> dict:
-        return runs.once(f"search-{_file(spec)}-{rate:g}-{n}", lambda: trained(on, spec, 1000, rate, n, search=True))
+    def look(rate: float, n: int) -> TrialRecord:
+        name = f"search-{_file(spec)}-{rate:g}-{n}"
+        run = runs.once(name, lambda: trained(on, spec, 1000, rate, n, search=True))
+        return TrialRecord.of({"method": spec, "stage": "search", **run})
 
     return search(rates, steps, look)
 
@@ -120,17 +123,17 @@ def trained(on: Subject | None, spec: str, seed: int, rate: float, steps: int, s
         if search:
             return told
         test = on.splits["test"]
-        told["test"] = judged(evaluate(on.model, examples=test))
+        told["test"] = as_json(judged(evaluate(on.model, examples=test)))
         if spec.startswith("dylora"):
             for b in RANKS:
                 set_rank(adapter, b)
-                told[f"at {b}"] = judged(evaluate(on.model, examples=test))
+                told[f"at {b}"] = as_json(judged(evaluate(on.model, examples=test)))
         elif arm.method.options(defaults=True)["rank"] == TOP:
             whole = adapter.state_dict()
             for b in RANKS[:-1]:
                 for how, function in (("first", first), ("best", best)):
                     adapter.load_state_dict(function(adapter, whole, b))
-                    told[f"{how} {b}"] = judged(evaluate(on.model, examples=test))
+                    told[f"{how} {b}"] = as_json(judged(evaluate(on.model, examples=test)))
     return told
 
 
@@ -169,15 +172,15 @@ def as_record(given: Namespace, on: Subject | None, runs: Runs, made: dict, rate
     answers |= {f"DyLoRA frozen at {b}": (FROZEN, f"at {b}") for b in RANKS}
     answers |= {f"LoRA 8 cut to {b}": (f"lora:rank={TOP}", f"first {b}") for b in RANKS[:-1]}
     answers |= {f"LoRA 8, best {b}": (f"lora:rank={TOP}", f"best {b}") for b in RANKS[:-1]}
-    about = {arm: {"title": arm, "options": {}, "rates": [rates[spec]]} for arm, (spec, _) in answers.items()}
+    methods = {arm: MethodRecord(title=arm, options={}, rates=(rates[spec],)) for arm, (spec, _) in answers.items()}
     if on is None:
         return recorded(given.out, answers)
-    config = {
-        "title": "DyLoRA: one run for every rank", "model": on.about_model, "data": on.about_data, "methods": about,
-        "budget": {"kind": "steps", "value": given.steps, "steps": given.steps, "batch": 16},
-        "seeds": list(range(given.seeds)), "versions": versions(), "hardware": hardware(),
-        "command": "python -m recipes.dylora", "identity": runs.identity, "looks": [],
-    }  # fmt: skip
+    config = Config(
+        title="DyLoRA: one run for every rank", model=on.about_model, data=on.about_data, methods=methods,
+        budget=BudgetRecord(kind="steps", value=given.steps, steps=given.steps, batch=16),
+        seeds=tuple(range(given.seeds)), versions=versions(), hardware=hardware(),
+        command="python -m recipes.dylora", identity=runs.identity, looks=(),
+    )  # fmt: skip
     there = (given.out / "config.json").exists()
     record = Record.read(given.out).changed(config) if there else Record.write_config(given.out, config)
     for arm, (spec, key) in answers.items():
@@ -185,7 +188,8 @@ def as_record(given: Namespace, on: Subject | None, runs: Runs, made: dict, rate
             run = made[spec, seed]
             if record.find(arm, "final", seed) is None:
                 kept = {k: run[k] for k in ("status", "rate", "steps", "seed")}
-                record = record.write_trial({"method": arm, "stage": "final", **kept, "test": run[key]})
+                test = SplitResult.of(run[key])
+                record = record.write_trial(TrialRecord(method=arm, stage="final", **kept, test=test))
     return Record.read(given.out)
 
 

@@ -30,7 +30,7 @@ def main() -> None:
         around={a: 1e-2 for a in ldu.values()} | {SVD: 3e-2, RANDOM: 3e-2},
     )
     most, few = ldu[RANKS[-1]], ldu[16]
-    count = {k: m["trainable"] for k, m in record.config["methods"].items()}
+    count = {k: m.trainable for k, m in record.config.methods.items()}
     table = means(record, found)
     rising = [gap(found, ldu[b], ldu[a]) for a, b in pairwise(RANKS)]
     findings = [

@@ -40,7 +40,7 @@ def main() -> None:
     around = {FULL_MODE: 5e-4, HELD: 5e-4, "full": 3e-4}
     record, found = compared(given, arms, "LoRA-Pro: nearer to full fine-tuning?", full=True, around=around)
     angles, on = [], functools.cache(lambda: subject(given.model))
-    with Runs(given, record.config.get("identity", {})) as runs:
+    with Runs(given, dict(record.config.identity or {})) as runs:
         for seed in range(given.seeds):
             angles.append(runs.once(f"angles-{seed}", lambda s=seed: cosines(on(), s, min(STEPS, given.steps))))
     lower = [sum(p < o - 1e-6 for o, p in zip(a["lora"], a["pro"], strict=True)) for a in angles]
@@ -49,7 +49,7 @@ def main() -> None:
     loss = {arm: tail(record, arm) for arm in (*arms, "full")}
     down = {arm: over_seeds(x - y for x, y in zip(loss[LORA], loss[arm], strict=True)) for arm in loss}
     under = over_seeds(p - f for p, f in zip(loss[FULL_MODE], loss["full"], strict=True))
-    cost = {arm: statistics.median(t["step_seconds"] for t in record.trials_of(arm, "final")) for arm in loss}
+    cost = {arm: statistics.median(t.step_seconds or 0 for t in record.trials_of(arm, "final")) for arm in loss}
     findings = [
         Finding(
             "closer to the full gradient than LoRA's own direction, at every step",
@@ -126,7 +126,7 @@ def _cosine(direction: Tensor, G: Tensor) -> float:
 def tail(record: Record, arm: str) -> list[float]:
     """Mean training loss of the last steps, by seed."""
     runs = record.trials_of(arm, "final")
-    return [statistics.mean(loss for _, loss in t["losses"][-TAIL:]) if t["losses"] else math.inf for t in runs]
+    return [statistics.mean(loss for _, loss in t.losses[-TAIL:]) if t.losses else math.inf for t in runs]
 
 
 def both(down: Interval, under: Interval) -> str:

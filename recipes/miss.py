@@ -23,8 +23,9 @@ def main() -> None:
     record, found = compared(given, [LORA, MISS, BAT], "MiSS: convergence at equal counts")
     level, steps = arrivals(record)
     share = over_seeds(m / lo for m, lo in zip(steps[MISS], steps[LORA], strict=True))
-    cost = {k: [_middle(record, arm, k) for arm in (MISS, LORA, BAT)] for k in ("step_seconds", "peak_bytes")}
-    time, memory = cost["step_seconds"], cost["peak_bytes"]
+    runs = [record.trials_of(arm, "final") for arm in (MISS, LORA, BAT)]
+    time = [statistics.median(t.step_seconds or 0 for t in of_arm) for of_arm in runs]
+    memory = [statistics.median(t.peak_bytes or 0 for t in of_arm) for of_arm in runs]
     findings = [
         Finding(
             "reaches a training loss in fewer steps than LoRA",
@@ -50,7 +51,7 @@ def main() -> None:
 
 def arrivals(record: Record) -> tuple[float, dict[str, list[int]]]:
     """The loss that every run of LoRA and MiSS reaches, and after how many steps each does, by arm and seed."""
-    curves = {arm: [_smooth([loss for _, loss in t["losses"]]) for t in record.trials_of(arm, "final")]
+    curves = {arm: [_smooth([loss for _, loss in t.losses or ()]) for t in record.trials_of(arm, "final")]
               for arm in (LORA, MISS)}  # fmt: skip
     level = max(min(curve) for found in curves.values() for curve in found)
     first = {arm: [next(i for i, loss in enumerate(c) if loss <= level) + SMOOTH for c in found]
@@ -61,10 +62,6 @@ def arrivals(record: Record) -> tuple[float, dict[str, list[int]]]:
 def _smooth(losses: list[float]) -> list[float]:
     width = min(SMOOTH, len(losses))
     return [statistics.mean(losses[i : i + width]) for i in range(len(losses) - width + 1)]
-
-
-def _middle(record: Record, arm: str, key: str) -> float:
-    return statistics.median(t.get(key) or 0 for t in record.trials_of(arm, "final"))
 
 
 if __name__ == "__main__":

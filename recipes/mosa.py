@@ -20,6 +20,7 @@ from dataclasses import replace
 
 import torch
 
+from addenda.comparing.entries import DataRecord, TrialRecord
 from addenda.comparing.record import FULL, Record
 from addenda.comparing.run import Watch, compare
 from addenda.comparing.subject import Subject, of_splits
@@ -101,7 +102,7 @@ def draws(given: Namespace, name: str) -> list[Record]:
             title=f"MoSA: {name}, draw {draw}", command="python -m recipes.mosa",
         ))  # fmt: skip
         if draw == 0:
-            rates = {arm: made[0].trials_of(arm, "final")[0]["rate"] for arm in (*arms, FULL)}
+            rates = {arm: final(made[0], arm).rate for arm in (*arms, FULL)}
     return made
 
 
@@ -116,7 +117,8 @@ def few(model: str, per: int, draw: int, two: bool) -> Subject:
         torch.set_num_threads(1)  # several only wait for each other at this size
     encoded = {k: encode(d, encoder.tokenizer, max_length=64, overflow="truncate") for k, d in data.items()}
     told = f"{per} docstrings of each of {', '.join(labels)}, draw {draw}."
-    on = of_splits(encoder, data, encoded, f"docstrings-{'-'.join(tasks)}-{per}", {"description": told})
+    about = DataRecord(name=f"docstrings-{'-'.join(tasks)}-{per}", description=told)
+    on = of_splits(encoder, data, encoded, about)
     fit_head(on)
     return replace(on, heads=(), fresh=False)
 
@@ -133,13 +135,19 @@ def joined(tasks: list[Data]) -> Data:
     return Data(tuple(made), "label", (*LIBRARIES, *KINDS), "docstrings")
 
 
-def accuracy(record: Record, arm: str) -> float:
-    return record.trials_of(arm, "final")[0]["test"]["accuracy"]
+def final(record: Record, arm: str) -> TrialRecord:
+    """An arm's one final run."""
+    return record.trials_of(arm, "final")[0]
+
+
+def accuracy(run: TrialRecord | None) -> float:
+    """On the test split; 0 where a run diverged before it could be judged."""
+    return run.test.accuracy if run and run.test else 0.0
 
 
 def gap(records: list[Record], a: str, b: str) -> Interval:
     """Accuracy of arm a minus that of arm b, paired by draw."""
-    return over_seeds(accuracy(r, a) - accuracy(r, b) for r in records)
+    return over_seeds(accuracy(final(r, a)) - accuracy(final(r, b)) for r in records)
 
 
 def said(gaps: dict[str, Interval]) -> str:
@@ -158,22 +166,22 @@ def slower(found: dict[str, list[Record]]) -> float:
 
 
 def step(record: Record, arm: str) -> float:
-    return record.trials_of(arm, "final")[0]["step_seconds"]
+    return final(record, arm).step_seconds or 0.0
 
 
 def table(found: dict[str, list[Record]]) -> list[dict]:
     """For each setting and arm: numbers trained, the rate, accuracy with its interval over draws; the base too."""
     rows = []
     for name, made in found.items():
-        base = over_seeds(r.find("base", "control")["test"]["accuracy"] for r in made)  # type: ignore[index]
+        base = over_seeds(accuracy(r.find("base", "control")) for r in made)
         rows.append({"setting": name, "arm": "base", "accuracy": round(base.mean, 4)})
-        for arm, about in made[0].config["methods"].items():
-            told = over_seeds(accuracy(r, arm) for r in made)
+        for arm, about in made[0].config.methods.items():
+            told = over_seeds(accuracy(final(r, arm)) for r in made)
             rows.append({
-                "setting": name, "arm": arm, "trainable": about["trainable"],
-                "rate": made[0].trials_of(arm, "final")[0]["rate"], "accuracy": round(told.mean, 4),
+                "setting": name, "arm": arm, "trainable": about.trainable,
+                "rate": final(made[0], arm).rate, "accuracy": round(told.mean, 4),
                 "low": round(told.low, 4), "high": round(told.high, 4),
-                "draws": [round(accuracy(r, arm), 4) for r in made],
+                "draws": [round(accuracy(final(r, arm)), 4) for r in made],
                 "step_seconds": round(statistics.mean(step(r, arm) for r in made), 4),
             })  # fmt: skip
     return rows

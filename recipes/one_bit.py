@@ -34,7 +34,7 @@ def main() -> None:
     arms = [a for f in FAMILIES for a in (arm(f, WIDE, 1), arm(f, NARROW), arm(f, WIDE))] + between + [plain]
     record, found = compared(given, arms, "1-bit adapters: accuracy at equal bytes and at equal width")
     findings = []
-    size = {a: record.trials_of(a, "final")[0]["adapter_bytes"] for a in arms}
+    size = {a: record.trials_of(a, "final")[0].adapter_bytes for a in arms}
     for family in FAMILIES:
         one, narrow, wide = arm(family, WIDE, 1), arm(family, NARROW), arm(family, WIDE)
         same_bytes, same_width = gap(found, one, narrow), gap(found, one, wide)

@@ -17,6 +17,7 @@ import torch
 
 import addenda as ad
 from addenda.comparing.arm import center, parse_arm
+from addenda.comparing.entries import TrialRecord
 from addenda.comparing.search import grid, search
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import looks
@@ -125,7 +126,7 @@ def _attach(model: TwoHeads, on: Subject, task: str, spec: str, seed: int, name:
 
 
 def best_rate(runs: Runs, model: TwoHeads | None, on: Subject | None, task: str, spec: str, given: Namespace) -> float:
-    def look(rate: float, steps: int) -> dict:
+    def look(rate: float, steps: int) -> TrialRecord:
         def run() -> dict:
             assert model is not None and on is not None
             adapter = _attach(model, on, task, spec, 1000, "trial")
@@ -136,7 +137,8 @@ def best_rate(runs: Runs, model: TwoHeads | None, on: Subject | None, task: str,
             seen = [[e["step"], {"loss": e["loss"], "accuracy": e["accuracy"]}] for e in made.evaluations]
             return {"status": "ok", "rate": rate, "steps": steps, "validation": seen}
 
-        return runs.once(f"search-{task}-{_file(spec)}-{rate:g}-{steps}", run)
+        kept = runs.once(f"search-{task}-{_file(spec)}-{rate:g}-{steps}", run)
+        return TrialRecord.of({"method": spec, "stage": "search", **kept})
 
     return search(grid(center(spec), given.rates), search_steps(given.steps), look)
 

@@ -57,7 +57,7 @@ def main() -> None:
     arms = [PLAIN, BAND_1, RANDOM_1, BAND_12, LORA_1, LORA_8, VERA, ELSEWHERE]
     record, found = compared(given, arms, "SVFT: accuracy against the number of trained numbers")
     pareto = [gap(found, BAND_1, LORA_1), gap(found, RANDOM_1, LORA_1), gap(found, BAND_12, LORA_8)]
-    count = {k: m["trainable"] for k, m in record.config["methods"].items()}
+    count = {k: m.trainable for k, m in record.config.methods.items()}
     numbers = f"{count[BAND_1]:,} and {count[LORA_1]:,} numbers"
     findings = [
         Finding(

@@ -1,6 +1,7 @@
 """The plots: names stand where they can be read, and ticks say different things."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from matplotlib.text import Text
 from tests.comparing.test_report import build
 
 from addenda.comparing import figures
-from addenda.comparing.stats import Estimate
+from addenda.comparing.entries import Validation
+from addenda.comparing.rows import rows_of
+from addenda.comparing.stats import Estimate, analyse
 
 
 def scatter(marks, base=(), size=(345, 290)):
@@ -90,12 +93,11 @@ def test_ticks_of_an_accuracy_read_differently_and_are_no_less_than_zero(values)
 
 
 def test_curves_of_a_run_that_learns_nothing_have_a_readable_axis(tmp_path):
-    record = build(tmp_path)
-    for trial in record.trials:
-        if trial.get("validation"):
-            trial["validation"] = [[s, {"loss": 1.0, "accuracy": 0.0}] for s, _ in trial["validation"]]
-    rows = [{"arm": "lora", "title": "LoRA", "leads": True}]
+    record, flat = build(tmp_path), Validation(loss=1.0, accuracy=0.0)
+    trials = [replace(t, validation=tuple((step, flat) for step, _ in t.validation or ())) for t in record.trials]
+    record = replace(record, trials=tuple(trials))
+    rows = [row for row in rows_of(record, analyse(record, 20)) if row.arm == "lora"]
     (curve,) = figures.curves(record, rows)
-    percents = re.findall(r">(\S+) %<", curve["svg"])
+    percents = re.findall(r">(\S+) %<", curve.svg)
     assert len(set(percents)) == len(percents) >= 2
     assert "-0" not in percents

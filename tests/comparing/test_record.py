@@ -3,15 +3,17 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import pytest
 
-from addenda.comparing.record import Record, trial_name
+from addenda.comparing.entries import Config, SplitResult, TrialRecord, as_json, trial_name
+from addenda.comparing.record import Record
 from addenda.core.base.errors import AddendaError
 
 
 def config(**changes):
-    return {
+    return Config.of({
         "title": "A test",
         "created": "2025-06-01T00:00:00Z",
         "command": "addenda compare",
@@ -22,31 +24,25 @@ def config(**changes):
         "seeds": [0, 1],
         "hardware": {"cpu": "x"},
         **changes,
-    }
+    })  # fmt: skip
+
+
+HALF = SplitResult(accuracy=0.5, loss=1.0, items="0101")
 
 
 def trial(**changes):
-    split = {"accuracy": 0.5, "loss": 1.0, "items": "0101"}
-    return {
-        "method": "lora",
-        "seed": 0,
-        "stage": "final",
-        "rate": 1e-3,
-        "steps": 40,
-        "test": split,
-        "ood": split,
-        "losses": [[1, 2.0]],
-        "status": "ok",
-        "note": "",
-        **changes,
-    }
+    known = {
+        "method": "lora", "seed": 0, "stage": "final", "rate": 1e-3, "steps": 40, "test": HALF, "ood": HALF,
+        "losses": ((1, 2.0),), "status": "ok", "note": "",
+    }  # fmt: skip
+    return TrialRecord(**known | changes)
 
 
 def test_what_is_written_is_read(tmp_path):
     record = Record.write_config(tmp_path / "run", config()).write_trial(trial()).write_trial(trial(seed=1))
     again = Record.read(tmp_path / "run")
     assert again == record
-    assert [t["seed"] for t in again.trials_of("lora", "final")] == [0, 1]
+    assert [t.seed for t in again.trials_of("lora", "final")] == [0, 1]
     assert not again.trials_of("lora+")
 
 
@@ -56,9 +52,9 @@ def test_find_knows_what_is_done(tmp_path):
         record = record.write_trial(trial(stage="search", steps=steps, test=None, ood=None))
     record = record.write_trial(trial(method="base 8-shot", seed=None, stage="control", rate=None, steps=None))
     record = Record.read(tmp_path)
-    assert record.find("lora", "final", seed=0)["rate"] == 1e-3
+    assert record.find("lora", "final", seed=0).rate == 1e-3
     assert record.find("lora", "final", seed=1) is None
-    assert record.find("lora", "search", seed=0, rate=0.1 * 0.01, steps=20)["steps"] == 20
+    assert record.find("lora", "search", seed=0, rate=0.1 * 0.01, steps=20).steps == 20
     assert record.find("lora", "search", seed=0, rate=1e-3, steps=40) is None
     assert record.find("lora", "search", seed=0, rate=2e-3) is None
     assert record.find("base 8-shot", "control") is not None
@@ -75,7 +71,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_half_written_file_is_ignored_and_done_again(tmp_path):
     record = Record.write_config(tmp_path, config()).write_trial(trial())
-    file = tmp_path / "trials" / f"{trial_name(trial())}.json"
+    file = tmp_path / "trials" / f"{trial().name}.json"
     file.write_text(file.read_text()[:50])
     record = Record.read(tmp_path)
     assert record.trials == ()
@@ -106,19 +102,20 @@ def test_the_same_comparison_goes_on(tmp_path):
     assert again.config == first.config
     assert len(again.trials) == 1
     moved = Record.write_config(tmp_path, config(hardware={"cpu": "y"}))
-    assert "other hardware" in Record.read(tmp_path).config["notes"][0] == moved.config["notes"][0]
+    assert "other hardware" in Record.read(tmp_path).config.notes[0] == moved.config.notes[0]
 
 
 def test_files_are_strict_json(tmp_path):
-    losses = [[1, math.nan], [2, math.inf], [3, 1.5]]
+    losses = ((1, math.nan), (2, math.inf), (3, 1.5))
     record = Record.write_config(tmp_path, config()).write_trial(trial(status="diverged", test=None, losses=losses))
-    text = (tmp_path / "trials" / f"{trial_name(record.trials[0])}.json").read_text()
+    text = (tmp_path / "trials" / f"{record.trials[0].name}.json").read_text()
     strict = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert strict["losses"] == [[1, None], [2, None], [3, 1.5]]
+    assert record.trials[0].losses == ((1, None), (2, None), (3, 1.5))
 
 
 def test_names_are_safe_and_distinct():
-    names = {trial_name(trial(method=m)) for m in ("lora", "lora+", "../x", "base 8-shot", "a/b", "é")}
+    names = {trial_name(m, "final", 0, 1e-3, 40) for m in ("lora", "lora+", "../x", "base 8-shot", "a/b", "é")}
     assert len(names) == 6
     assert all(set(n) <= set("abcdefghijklmnopqrstuvwxyz0123456789ACEF-_.%B") for n in names)
     assert not any("/" in n for n in names)
@@ -131,9 +128,9 @@ def test_names_are_safe_and_distinct():
         ({"method": "dora"}, "method: 'dora' is not among lora, lora\\+"),
         ({"seed": None}, "seed: expected an integer"),
         ({"test": None}, "test: missing"),
-        ({"test": {"accuracy": 0.5, "items": "01x1"}}, "test.items: expected a string of 0 and 1"),
-        ({"test": {"accuracy": 0.9, "items": "0101"}}, "test.accuracy: 0.9 is not the share"),
-        ({"ood": {"items": "0101"}}, "ood.accuracy: expected a number, came None"),
+        ({"test": SplitResult(accuracy=0.5, items="01x1")}, "test.items: expected a string of 0 and 1"),
+        ({"test": SplitResult(accuracy=0.9, items="0101")}, "test.accuracy: 0.9 is not the share"),
+        ({"ood": SplitResult(accuracy=math.nan, items="0101")}, "ood.accuracy: expected a number, came None"),
     ],
 )
 def test_errors_name_file_and_field(tmp_path, change, message):
@@ -141,7 +138,7 @@ def test_errors_name_file_and_field(tmp_path, change, message):
     with pytest.raises(AddendaError, match=message):
         record.write_trial(trial(**change))
     assert list((tmp_path / "trials").iterdir()) == []
-    (tmp_path / "trials" / "x.json").write_text(json.dumps(trial(**change)))
+    (tmp_path / "trials" / "x.json").write_text(json.dumps(as_json(trial(**change))))
     with pytest.raises(AddendaError, match="trials/x.json: " + message):
         Record.read(tmp_path)
 
@@ -149,7 +146,7 @@ def test_errors_name_file_and_field(tmp_path, change, message):
 def test_all_runs_answer_the_same_items_once(tmp_path):
     record = Record.write_config(tmp_path, config()).write_trial(trial())
     with pytest.raises(AddendaError, match="same items"):
-        record.write_trial(trial(seed=1, test={"accuracy": 0.5, "loss": 1.0, "items": "01"}))
+        record.write_trial(trial(seed=1, test=replace(HALF, items="01")))
     with pytest.raises(AddendaError, match="two final runs"):
         record.write_trial(trial(rate=3e-3))
 
@@ -160,10 +157,10 @@ def test_what_is_no_record_says_so(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(AddendaError, match="not JSON"):
         Record.read(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config(seeds=3) | {"schema": 1}))
+    (tmp_path / "config.json").write_text(json.dumps(as_json(config()) | {"seeds": 3}))
     with pytest.raises(AddendaError, match="seeds: expected list, came 3"):
         Record.read(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config() | {"schema": 9}))
+    (tmp_path / "config.json").write_text(json.dumps(as_json(config()) | {"schema": 9}))
     with pytest.raises(AddendaError, match="schema: expected 1, came 9"):
         Record.read(tmp_path)
 

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from addenda.comparing import figures, report, words
+from addenda.comparing.entries import Config, TrialRecord
 from addenda.comparing.record import Record
 
 METHODS = {"lora": ("LoRA", 0.55), "svft": ("SVFT", 0.53), "loldu": ("LoLDU <½ $x_1$>", 0.30), "full": ("Full", 0.57)}
@@ -23,8 +24,7 @@ def build(path, seeds=(0, 1), items=120, search=True, ood=True, controls=True, l
         right = rng.random(items) < accuracy + difficulty
         return {"accuracy": right.mean(), "loss": 1.0, "items": "".join("01"[int(r)] for r in right)}
 
-    record = Record.write_config(
-        path,
+    config = Config.of(
         {
             "title": "Sums & differences",
             "created": "2025-06-01",
@@ -49,17 +49,19 @@ def build(path, seeds=(0, 1), items=120, search=True, ood=True, controls=True, l
             "hardware": {"cpu": "a cpu", "cores": 2},
             "predicted_seconds": 100,
             "notes": ["a note to keep"],
-        },
+        }
     )
+    record = Record.write_config(path, config)
     for name, accuracy in (("base", 0.1), ("base 8-shot", 0.25)) if controls else ():
         t = {"method": name, "seed": None, "stage": "control", "test": split(accuracy), "status": "ok"}
-        record = record.write_trial(t | ({"ood": split(accuracy)} if ood else {}))
+        record = record.write_trial(TrialRecord.of(t | ({"ood": split(accuracy)} if ood else {})))
     for arm, (_, accuracy) in METHODS.items():
         if arm in skip:
             continue
         for factor in (0.5, 1.0, 2.0) if search else ():
             tried = {"method": arm, "seed": 0, "stage": "search", "rate": 1e-3 * factor, "steps": 10, "status": "ok"}
-            record = record.write_trial(tried | {"validation": [[10, {"loss": 1 / factor, "accuracy": 0.2}]]})
+            tried |= {"validation": [[10, {"loss": 1 / factor, "accuracy": 0.2}]]}
+            record = record.write_trial(TrialRecord.of(tried))
         for seed in seeds:
             failed = (arm, seed) in lost
             trial = {
@@ -80,7 +82,7 @@ def build(path, seeds=(0, 1), items=120, search=True, ood=True, controls=True, l
             }
             if not failed:
                 trial |= {"test": split(accuracy)} | ({"ood": split(accuracy / 2)} if ood else {})
-            record = record.write_trial(trial)
+            record = record.write_trial(TrialRecord.of(trial))
     return record
 
 

@@ -8,6 +8,7 @@ import pytest
 import addenda
 from addenda.comparing.arm import parse_arm
 from addenda.comparing.budget import Budget, fitted
+from addenda.comparing.entries import MethodRecord, TrialRecord, Validation
 from addenda.comparing.record import Record
 from addenda.comparing.run import Watch, _titled, compare
 from addenda.comparing.search import cost, grid, rungs, search
@@ -40,14 +41,14 @@ def run(files, **options):
 
 def test_a_comparison_leaves_a_record_and_a_report(files):
     record = run(files, rates=2, full=True)
-    assert set(record.config["methods"]) == {"lora:rank=2", "shira", "full"}
+    assert set(record.config.methods) == {"lora:rank=2", "shira", "full"}
     assert len(record.trials_of("lora:rank=2", "search")) in (2, 3)  # one more beyond an edge
-    assert [t["seed"] for t in record.trials_of("shira", "final")] == [0, 1]
+    assert [t.seed for t in record.trials_of("shira", "final")] == [0, 1]
     assert record.find("base", "control")
     for t in record.trials_of(stage="final"):
-        assert len(t["test"]["items"]) == record.config["data"]["sizes"]["test"]
-        assert len(t["losses"]) == 4 and t["trainable"] > 0 and t["adapter_bytes"] > 0
-    assert record.config["methods"]["full"]["trainable"] == record.config["model"]["parameters"]
+        assert len(t.test.items) == record.config.data.sizes["test"]
+        assert len(t.losses) == 4 and t.trainable > 0 and t.adapter_bytes > 0
+    assert record.config.methods["full"].trainable == record.config.model.parameters
     assert "lora" in (files[2] / "report.html").read_text().lower()
 
 
@@ -69,8 +70,8 @@ def test_the_same_command_gives_the_same_items(files):
         dtype="float32", watch=QUIET,
     )  # fmt: skip
     for t in one.trials_of(stage="final"):
-        again = two.find(t["method"], "final", t["seed"])
-        assert again["losses"] == t["losses"] and again["test"]["items"] == t["test"]["items"]
+        again = two.find(t.method, "final", t.seed)
+        assert again.losses == t.losses and again.test.items == t.test.items
 
 
 def test_another_comparison_in_the_same_place_is_refused(files):
@@ -135,14 +136,14 @@ def once(tmp_path_factory):
 def test_a_comparison_grows_by_seeds_methods_and_steps_and_says_so(files, once):
     shutil.copytree(once, files[2])
     more = run(files, rates=1, seeds=3)
-    assert [t["seed"] for t in more.trials_of("shira", "final")] == [0, 1, 2]
+    assert [t.seed for t in more.trials_of("shira", "final")] == [0, 1, 2]
     more = run(files, rates=1, seeds=3, methods=["lora:rank=2", "shira", "oft"])
-    assert len(more.trials_of("oft", "final")) == 3 and list(more.config["methods"])[-1] == "oft"
+    assert len(more.trials_of("oft", "final")) == 3 and list(more.config.methods)[-1] == "oft"
     more = run(files, rates=1, seeds=3, methods=["lora:rank=2", "shira", "oft"], budget="steps=6")
     final = more.trials_of(stage="final")
-    assert {t["steps"] for t in final} == {6} and len(final) == 9 and len(more.shorter) == 9
-    assert [list(look["changed"]) for look in more.config["looks"]] == [["seeds"], ["methods"], ["budget"]]
-    assert more.config["looks"][0]["seen"] == "5 runs" and more.config["looks"][2]["changed"] == {"budget": [4, 6]}
+    assert {t.steps for t in final} == {6} and len(final) == 9 and len(more.shorter) == 9
+    assert [list(look.changed) for look in more.config.looks] == [["seeds"], ["methods"], ["budget"]]
+    assert more.config.looks[0].seen == "5 runs" and more.config.looks[2].changed == {"budget": [4, 6]}
     page = (files[2] / "report.html").read_text()
     assert "seeds 2 to 3" in page and "also oft" in page and "budget 4 to 6" in page
     before = noted(files[2])
@@ -157,7 +158,7 @@ def test_a_grown_comparison_is_that_of_one_command(files, once):
     grown = run(files, rates=1, seeds=3)
     whole = run(files, rates=1, seeds=3, out=files[2].parent / "whole")
     for t in whole.trials_of(stage="final"):
-        assert grown.find(t["method"], "final", t["seed"])["losses"] == t["losses"]
+        assert grown.find(t.method, "final", t.seed).losses == t.losses
 
 
 def test_a_no_to_more_leaves_the_record(files, once):
@@ -196,9 +197,9 @@ def test_one_comparison_at_a_time(files, once):
 
 def test_what_does_not_fit_the_time_is_dropped_and_said(files):
     record = run(files, rates=3, full=True, within=0.05)
-    assert len(record.config["methods"]) == 1 and record.config["search"] is None
-    assert any("left out" in note for note in record.config["notes"])
-    assert "1 learning rate" in " ".join(record.config["notes"])
+    assert len(record.config.methods) == 1 and record.config.search is None
+    assert any("left out" in note for note in record.config.notes)
+    assert "1 learning rate" in " ".join(record.config.notes)
 
 
 def test_a_no_leaves_nothing(files):
@@ -209,8 +210,8 @@ def test_a_no_leaves_nothing(files):
 
 def test_seconds_become_steps_once(files):
     record = run(files, rates=1, budget="seconds=0.2", seeds=1)
-    steps = {k: m["steps"] for k, m in record.config["methods"].items()}
-    assert all(record.find(k, "final", 0)["steps"] == n for k, n in steps.items())
+    steps = {k: m.steps for k, m in record.config.methods.items()}
+    assert all(record.find(k, "final", 0).steps == n for k, n in steps.items())
 
 
 def test_a_budget_of_parameters_sets_the_size(files):
@@ -241,6 +242,11 @@ def test_bad_input_is_refused_before_anything_runs(files):
     assert not files[2].exists()
 
 
+def searched(rate, steps, loss, status="ok"):
+    look = steps, Validation(loss=loss)
+    return TrialRecord(method="lora", stage="search", status=status, rate=rate, steps=steps, validation=(look,))
+
+
 def test_the_search_halves():
     assert grid(1e-3, 3) == (3.2e-4, 1e-3, 3.2e-3)
     assert grid(1e-3, 1) == (1e-3,)
@@ -250,7 +256,7 @@ def test_the_search_halves():
     def one(rate, steps):
         ran.append((rate, steps))
         status = "diverged" if rate > 3 else "ok"
-        return {"status": status, "validation": [[steps, {"loss": abs(rate - 2)}]]}
+        return searched(rate, steps, abs(rate - 2), status)
 
     assert search((1.0, 2.0, 3.0, 4.0), 10, one) == 2.0
     assert ran == [(1.0, 10), (2.0, 10), (3.0, 10), (4.0, 10), (2.0, 20), (1.0, 20)]
@@ -261,7 +267,7 @@ def test_the_search_goes_beyond_an_edge_while_it_gains():
 
     def one(rate, steps):
         ran.append(rate)
-        return {"status": "ok", "validation": [[steps, {"loss": abs(rate - 50)}]]}
+        return searched(rate, steps, abs(rate - 50))
 
     assert search((1.0, 2.0, 4.0), 10, one, further=2) == 16.0 and ran[3:] == [8.0, 16.0]
     ran.clear()
@@ -272,19 +278,20 @@ def test_the_search_goes_beyond_an_edge_while_it_gains():
 def test_an_arm_names_its_optimizer_and_its_rates(files):
     arms = ["lora:rank=2", "lora:rank=2@lora-pro:mode=efficient"]
     record = run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"])
-    told = record.config["methods"]
-    assert told[arms[1]]["options"] == {"rank": 2, "optimizer": "lora-pro:mode=efficient"}
-    assert max(told[arms[1]]["rates"]) < min(told[arms[0]]["rates"])
-    assert told[arms[0]]["sites"] == told[arms[1]]["sites"] == 4
-    losses = [record.find(a, "final", 0)["losses"] for a in arms]
+    told = record.config.methods
+    assert told[arms[1]].options == {"rank": 2, "optimizer": "lora-pro:mode=efficient"}
+    assert max(told[arms[1]].rates) < min(told[arms[0]].rates)
+    assert told[arms[0]].sites == told[arms[1]].sites == 4
+    losses = [record.find(a, "final", 0).losses for a in arms]
     assert losses[0] != losses[1]
     assert len(run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"]).trials) == len(
         record.trials
     )
     with pytest.raises(AddendaError, match="lora-pro"):
         run(files, methods=["lora@lora-por"], out=files[2].parent / "other")
-    record.config["methods"][arms[1]]["options"]["optimizer"] = "lora-pro:mode=sgd"
-    (files[2] / "config.json").write_text(json.dumps(record.config))
+    config = json.loads((files[2] / "config.json").read_text())
+    config["methods"][arms[1]]["options"]["optimizer"] = "lora-pro:mode=sgd"
+    (files[2] / "config.json").write_text(json.dumps(config))
     with pytest.raises(AddendaError, match="other options"):
         run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"])
 
@@ -304,8 +311,8 @@ def test_an_arm_has_settings_of_training_of_its_own(files):
             parse_arm(text)
     arms = ["mosl:rank=4", "mosl:rank=4@consistency=1"]
     record = run(files, methods=arms, rates=1, seeds=1)
-    assert record.config["methods"][arms[1]]["options"] == {"rank": 4, "consistency": 1.0}
-    one, two = (record.find(a, "final", 0)["losses"] for a in arms)
+    assert record.config.methods[arms[1]].options == {"rank": 4, "consistency": 1.0}
+    one, two = (record.find(a, "final", 0).losses for a in arms)
     assert one != two and one[0][1] == pytest.approx(two[0][1]), "at the start both draws are the base"
     assert len(run(files, methods=arms, rates=1, seeds=1).trials) == len(record.trials)
     with pytest.raises(AddendaError, match="Nothing is drawn"):
@@ -315,10 +322,10 @@ def test_an_arm_has_settings_of_training_of_its_own(files):
 
 def test_titles_say_what_tells_the_forms_of_a_method_apart():
     forms = {
-        "a": {"title": "AdaptFormer", "options": {"scale": 1.0, "bias": False, "rank": 32, "bits": 1}},
-        "b": {"title": "AdaptFormer", "options": {"scale": 1.0, "bias": False, "rank": 1}},
-        "c": {"title": "AdaptFormer", "options": {"scale": 1.0, "bias": False}},
-        "d": {"title": "LoRA", "options": {"rank": 4}},
+        "a": MethodRecord(title="AdaptFormer", options={"scale": 1.0, "bias": False, "rank": 32, "bits": 1}),
+        "b": MethodRecord(title="AdaptFormer", options={"scale": 1.0, "bias": False, "rank": 1}),
+        "c": MethodRecord(title="AdaptFormer", options={"scale": 1.0, "bias": False}),
+        "d": MethodRecord(title="LoRA", options={"rank": 4}),
     }
-    titles = [m["title"] for m in _titled(forms).values()]
+    titles = [m.title for m in _titled(forms).values()]
     assert titles == ["AdaptFormer (rank 32, bits 1)", "AdaptFormer (rank 1)", "AdaptFormer (defaults)", "LoRA"]

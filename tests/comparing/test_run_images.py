@@ -37,18 +37,18 @@ def run(files, **options):
 
 def test_a_comparison_of_images(files):
     record = run(files, rates=2, full=True, items=20)
-    assert list(record.config["methods"]) == ["lora:rank=2", "shira", "head", "full"]
-    assert record.config["data"]["sizes"] == {"train": 8, "test": 20, "validation": 8}
-    assert record.config["data"]["subset"] == "4/class"
-    assert "8 training images of 2 classes (blue, red)" in record.config["data"]["description"]
-    assert record.config["data"]["metric"] == "accuracy" and "example" not in record.config["data"]
+    assert list(record.config.methods) == ["lora:rank=2", "shira", "head", "full"]
+    assert record.config.data.sizes == {"train": 8, "test": 20, "validation": 8}
+    assert record.config.data.subset == "4/class"
+    assert "8 training images of 2 classes (blue, red)" in record.config.data.description
+    assert record.config.data.metric == "accuracy" and record.config.data.example is None
     assert record.find("base", "control") is None  # an untrained head has no answers
-    head = record.config["methods"]["head"]
-    assert head["trainable"] == 32 * 2 + 2 and head["title"] == "Head alone"
+    head = record.config.methods["head"]
+    assert head.trainable == 32 * 2 + 2 and head.title == "Head alone"
     for label in ("lora:rank=2", "shira"):
-        assert record.config["methods"][label]["trainable"] > head["trainable"]
+        assert record.config.methods[label].trainable > head.trainable
     for t in record.trials_of(stage="final"):
-        assert len(t["test"]["items"]) == 20 and t["images_per_second"] > 0
+        assert len(t.test.items) == 20 and t.images_per_second > 0
     found = analyse(record)
     assert found.control == "head" and "head" not in found.leaders and "full" not in found.leaders
     assert max(e.mean for e in found.test.values()) > 0.8
@@ -69,8 +69,8 @@ def test_it_goes_on_where_it_stopped(files):
     again = run(files)
     assert len(again.trials) == len(first.trials)
     for t in first.trials_of(stage="final"):
-        same = again.find(t["method"], "final", t["seed"])
-        assert same["losses"] == t["losses"] and same["test"]["items"] == t["test"]["items"]
+        same = again.find(t.method, "final", t.seed)
+        assert same.losses == t.losses and same.test.items == t.test.items
 
 
 def test_the_test_set_chooses_nothing(files):
@@ -83,10 +83,10 @@ def test_the_test_set_chooses_nothing(files):
     files[2].rename(files[2].with_name("first"))
     two = run(files, rates=3)
     for t in one.trials:
-        other = two.find(t["method"], t["stage"], t["seed"], t["rate"], t["steps"])
-        assert (other["losses"], other["validation"]) == (t["losses"], t["validation"])
-        if t["stage"] == "final":
-            assert other["test"]["accuracy"] == pytest.approx(1 - t["test"]["accuracy"])
+        other = two.find(t.method, t.stage, t.seed, t.rate, t.steps)
+        assert (other.losses, other.validation) == (t.losses, t.validation)
+        if t.stage == "final":
+            assert other.test.accuracy == pytest.approx(1 - t.test.accuracy)
 
 
 def test_without_splits_of_its_own(tmp_path):
@@ -106,8 +106,8 @@ def test_corrupt_images_are_told_and_left_out(files):
     with pytest.raises(AddendaError, match=r"test/blue/050.png"):
         run(files, items=None)
     record = run(files, items=None, skip_corrupt=True)
-    assert record.config["data"]["skipped"] == {"test": 1} and record.config["data"]["sizes"]["test"] == 29
-    assert "1 corrupt images of test were left out" in record.config["notes"][0]
+    assert record.config.data.skipped == {"test": 1} and record.config.data.sizes["test"] == 29
+    assert "1 corrupt images of test were left out" in record.config.notes[0]
     assert "1 corrupt images of test" in page(record)
 
 

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from addenda.comparing import stats
+from addenda.comparing.entries import BudgetRecord, Config, DataRecord, MethodRecord, ModelRecord, TrialRecord
 from addenda.comparing.record import Record
 from addenda.core.base.errors import AddendaError
 
@@ -27,8 +28,11 @@ def record(arms, controls=None, ood=None, seeds=None, diverged=()):
             trials.append(trial if lost else trial | {"test": split(row)})
     for arm, row in (controls or {}).items():
         trials.append({"method": arm, "stage": "control", "seed": None, "status": "ok", "test": split(row)})
-    methods = {arm: {"title": arm.upper()} for arm in arms}
-    return Record(Path("memory"), {"methods": methods, "seeds": [0, 1]}, tuple(trials))
+    config = Config(
+        title="simulated", model=ModelRecord(), data=DataRecord(), budget=BudgetRecord(), seeds=(0, 1),
+        methods={arm: MethodRecord(title=arm.upper()) for arm in arms},
+    )  # fmt: skip
+    return Record(Path("memory"), config, tuple(map(TrialRecord.of, trials)))
 
 
 def simulate(rng, arms, seeds, items, seed_spread, gain=0.0):
@@ -214,7 +218,7 @@ def test_identical_answers_and_seeds_that_do_not_meet():
     assert -0.05 < pair.low < 0 < pair.high < 0.05
     assert 0 < pair.detectable < 0.1
     apart = record({"a": x[:1], "b": x})
-    apart = Record(apart.path, apart.config, tuple(t for t in apart.trials if t["method"] == "a" or t["seed"] == 1))
+    apart = Record(apart.path, apart.config, tuple(t for t in apart.trials if t.method == "a" or t.seed == 1))
     lonely = stats.analyse(apart).pairs[0]
     assert lonely.better is None
     assert math.isinf(lonely.detectable)

@@ -7,6 +7,8 @@ is allowed wherever a number may be missing. Fields that are not named here are 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from addenda.comparing.entries import Config
+
 Check = Callable[[Any, str], list[str]]  # (value, where) → problems
 
 DEEP, NAME, LONG, MOST = 40, 2000, 200_000, 1e18
@@ -44,34 +46,34 @@ def share(value: Any, where: str) -> list[str]:
 def each(check: Check, most: int = 1_000_000) -> Check:
     """A list of such values."""
 
-    def found(value: Any, where: str) -> list[str]:
+    def check_all(value: Any, where: str) -> list[str]:
         if not isinstance(value, list) or len(value) > most:
             return [_wrong(where, "a list", value)]
         return _first(p for i, v in enumerate(value) for p in check(v, f"{where}[{i}]"))
 
-    return found
+    return check_all
 
 
 def by_name(check: Check, most: int = 10_000) -> Check:
     """An object with such values under any names."""
 
-    def found(value: Any, where: str) -> list[str]:
+    def check_all(value: Any, where: str) -> list[str]:
         if not isinstance(value, dict) or len(value) > most:
             return [_wrong(where, "an object", value)]
         return _first(p for k, v in value.items() for p in [*text(NAME)(k, where), *check(v, f"{where}.{k[:80]}")])
 
-    return found
+    return check_all
 
 
 def fields(known: Mapping[str, Check]) -> Check:
     """An object; of its fields those that are named must pass where they are there."""
 
-    def found(value: Any, where: str) -> list[str]:
+    def check_all(value: Any, where: str) -> list[str]:
         if not isinstance(value, dict):
             return [_wrong(where, "an object", value)]
         return [p for k, check in known.items() if k in value for p in check(value[k], f"{where}.{k}".lstrip("."))]
 
-    return found
+    return check_all
 
 
 def maybe(check: Check) -> Check:
@@ -82,12 +84,12 @@ def maybe(check: Check) -> Check:
 def point(check: Check) -> Check:
     """A pair [step, value]."""
 
-    def found(value: Any, where: str) -> list[str]:
+    def check_all(value: Any, where: str) -> list[str]:
         if not isinstance(value, list) or len(value) != 2 or value[0] is None:
             return [_wrong(where, "a pair [step, value]", value)]
         return [*whole(value[0], f"{where}[0]"), *check(value[1], f"{where}[1]")]
 
-    return found
+    return check_all
 
 
 def _either(one: Check, other: Check) -> Check:
@@ -107,13 +109,14 @@ def bounded(value: Any) -> list[str]:
     return [f"it is nested more than {DEEP} deep"] if level else []
 
 
-_LOOK = fields({"loss": number, "accuracy": share})
+_VALIDATION = fields({"loss": number, "accuracy": share})
+_LOOK = fields({"when": text(NAME), "seen": text(NAME), "changed": by_name(each(anything))})
 _JUDGED = fields({"loss": number})
 TRIAL = fields({
     "method": text(NAME), "note": maybe(text()), "seed": whole, "rate": positive, "steps": whole, "trainable": whole,
     "attach_seconds": number, "seconds": number, "step_seconds": number, "peak_bytes": number, "adapter_bytes": number,
     "tokens_per_second": number, "images_per_second": number, "losses": maybe(each(point(number))),
-    "validation": maybe(each(point(_LOOK))), "test": maybe(_JUDGED), "ood": maybe(_JUDGED),
+    "validation": maybe(each(point(_VALIDATION))), "test": maybe(_JUDGED), "ood": maybe(_JUDGED),
 })  # fmt: skip
 METHOD = fields({
     "title": text(NAME), "hypothesis": text(), "options": maybe(by_name(anything)), "trainable": whole,
@@ -121,7 +124,8 @@ METHOD = fields({
 })  # fmt: skip
 CONFIG = fields({
     "title": text(NAME), "created": text(NAME), "command": text(), "notes": each(text()), "seeds": each(whole, 100_000),
-    "model": fields({"name": text(), "parameters": number, "dtype": maybe(text(NAME)), "quantize": maybe(text(NAME))}),
+    "model": fields({"name": text(), "parameters": number, "dtype": maybe(text(NAME)), "quantize": maybe(text(NAME)),
+                     "attention": maybe(text(NAME))}),
     "data": fields({
         "name": text(NAME), "description": text(), "metric": text(NAME), "sizes": maybe(by_name(whole)),
         "hashes": maybe(by_name(maybe(text(NAME)))), "example": maybe(by_name(anything)),
@@ -132,28 +136,29 @@ CONFIG = fields({
         "kind": text(NAME), "rates": by_name(each(positive, 1000)), "further": whole,
         "steps": _either(whole, by_name(whole)),
     })),
-    "looks": each(by_name(anything)), "identity": by_name(anything), "predicted_seconds": number,
+    "looks": each(_LOOK), "identity": by_name(anything), "predicted_seconds": number,
     "measured_step_seconds": by_name(number),
 })  # fmt: skip
 
 
-def extended(config: Mapping[str, Any]) -> list[str]:
-    """What a comparison needs to go on, and this configuration lacks or has otherwise. It has passed CONFIG."""
-    problems, search, identity = [], config.get("search"), config["identity"]
-    for name, method in config["methods"].items():
-        wanted = {"options": dict, "rates": list, "steps": int}
-        problems += [f"methods.{name}.{k}" for k, kind in wanted.items() if not isinstance(method.get(k), kind)]
-        problems += [f"methods.{name}.rates"] * (method.get("rates") == [] or None in (method.get("rates") or []))
-    if search is not None and not (isinstance(search.get("steps"), dict) and type(search.get("further")) is int
-                                   and isinstance(search.get("rates"), dict)):  # fmt: skip
+def extended(config: Config) -> list[str]:
+    """What a comparison needs to go on, and this configuration lacks or has otherwise."""
+    problems, search = [], config.search
+    for name, method in config.methods.items():
+        wanted = {"options": method.options, "rates": method.rates, "steps": method.steps}
+        problems += [f"methods.{name}.{k}" for k, value in wanted.items() if value is None]
+        problems += [f"methods.{name}.rates"] * (
+            method.rates is not None and (None in method.rates or not method.rates)
+        )
+    if search and not (isinstance(search.steps, Mapping) and search.further is not None and search.rates is not None):
         problems.append("search")
-    if type((config["data"].get("sizes") or {}).get("test")) is not int:
+    if (config.data.sizes or {}).get("test") is None:
         problems.append("data.sizes.test")
-    if any(type(seed) is not int for seed in config["seeds"]):
+    if None in config.seeds:
         problems.append("seeds")
-    if None in (config.get("measured_step_seconds") or {}).values():
+    if None in (config.measured_step_seconds or {}).values():
         problems.append("measured_step_seconds")
-    if not isinstance(identity.get("methods"), dict):
+    if not isinstance((config.identity or {}).get("methods"), dict):
         problems.append("identity.methods")
     return problems
 

@@ -4,7 +4,7 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
@@ -15,7 +15,9 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from addenda.comparing.entries import TrialRecord
 from addenda.comparing.record import Record
+from addenda.comparing.rows import Row
 from addenda.comparing.stats import Comparison, Estimate
 from addenda.comparing.words import count, duration, size, tick
 
@@ -24,16 +26,27 @@ FONT = FontProperties(family="DejaVu Sans")
 PIXEL = 1 / 96  # inches: a figure of w × h pixels shows its text at the size it was set in
 
 
-def axis(found: Comparison) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Plot:
+    """One figure of the page. row: the arm it is about, if it is about one."""
+
+    title: str
+    svg: Markup
+    row: Row | None = None
+
+
+def axis(comparison: Comparison) -> tuple[float, float]:
     """Common limits for the test accuracies drawn on the page; the interval of a diverged arm may leave them."""
-    sound = [e for arm, e in found.test.items() if arm not in found.diverged] or list(found.test.values())
+    sound = [e for arm, e in comparison.test.items() if arm not in comparison.diverged] or list(
+        comparison.test.values()
+    )
     low, high = min(e.low for e in sound), max(e.high for e in sound)
-    low = min([low, *(e.mean for e in found.test.values())])
+    low = min([low, *(e.mean for e in comparison.test.values())])
     margin = max(0.04 * (high - low), 0.005)
     return max(low - margin, -0.01), min(high + margin, 1.01)
 
 
-def scatters(rows: list[dict], found: Comparison, titles: dict[str, str]) -> list[dict[str, Any]]:
+def scatters(rows: list[Row], comparison: Comparison, titles: dict[str, str]) -> list[Plot]:
     """Accuracy against what it costs: one small plot per cost that was measured."""
     costs = (
         ("trainable", "Trainable parameters (log)", count, True),
@@ -41,31 +54,33 @@ def scatters(rows: list[dict], found: Comparison, titles: dict[str, str]) -> lis
         ("peak_bytes", "Peak memory above the loaded model", size, False),
     )
     plots = []
-    fitted = [r for r in rows if r["test"] and r["arm"] in found.letters and not r["arm"].startswith("base")]
-    base = [(titles[r["arm"]], r["test"].mean) for r in rows if r["test"] and r not in fitted]
+    tested = [(r, r.test) for r in rows if r.test]
+    fitted = [(r, test) for r, test in tested if r.arm in comparison.letters and not r.arm.startswith("base")]
+    base = [(titles[r.arm], test.mean) for r, test in tested if (r, test) not in fitted]
     for name, label, unit, log in costs:
-        shown = [r for r in fitted if r[name] is not None and (r[name] > 0 or not log)]
+        measured = [(r, test, getattr(r, name)) for r, test in fitted]
+        shown = [(r, test, value) for r, test, value in measured if value is not None and (value > 0 or not log)]
         if not shown:
             continue
         figure = Figure(figsize=(345 * PIXEL, 290 * PIXEL))
         ax = figure.add_axes((0.115, 0.085, 0.83, 0.905))
-        x = np.array([r[name] for r in shown], dtype=float)
+        x = np.array([value for _, _, value in shown], dtype=float)
         if log:
             ax.set_xscale("log")
             ax.set_xlim(x.min() / 2.2, x.max() * 2.2)
         else:
             ax.set_xlim(max(0, x.min() - 0.35 * (np.ptp(x) or x.min())), x.max() + 0.35 * (np.ptp(x) or x.max() or 1))
-        ax.set_ylim(*axis(found))
+        ax.set_ylim(*axis(comparison))
         _bare(ax, unit)
         ax.yaxis.set_major_formatter(_percent)
         lines = _base_lines(ax, base)
-        for r in shown:
-            color = WARM if r["diverged"] else BLUE if r["leads"] else INK
-            ax.vlines(r[name], r["test"].low, r["test"].high, color=color, lw=1, alpha=0.3 if r["diverged"] else 0.6)
-            face = "white" if r["control"] or r["diverged"] else color
-            ax.plot(r[name], r["test"].mean, marker="X" if r["diverged"] else "o", ms=6, mfc=face, mec=color)
-        _labels(ax, [(r["title"], r[name], r["test"], BLUE if r["leads"] else INK) for r in shown], lines)
-        plots.append({"label": label, "svg": _svg(figure, name, f"Accuracy against {label.lower()}")})
+        for r, test, value in shown:
+            color = WARM if r.diverged else BLUE if r.leads else INK
+            ax.vlines(value, test.low, test.high, color=color, lw=1, alpha=0.3 if r.diverged else 0.6)
+            face = "white" if r.control or r.diverged else color
+            ax.plot(value, test.mean, marker="X" if r.diverged else "o", ms=6, mfc=face, mec=color)
+        _labels(ax, [(r.title, value, test, BLUE if r.leads else INK) for r, test, value in shown], lines)
+        plots.append(Plot(label, _svg(figure, name, f"Accuracy against {label.lower()}")))
     return plots
 
 
@@ -152,19 +167,19 @@ def _labels(ax: Axes, marks: list[tuple[str, float, Estimate, str]], taken: Sequ
         )
 
 
-def curves(record: Record, rows: list[dict]) -> list[dict[str, Any]]:
+def curves(record: Record, rows: list[Row]) -> list[Plot]:
     """Per method: training loss and validation, one line per seed, before the pale lines of all other runs."""
-    runs = {r["arm"]: record.trials_of(r["arm"], "final") for r in rows}
-    series = {arm: [(t, thin(t.get("losses")), _validation(t)) for t in ts] for arm, ts in runs.items() if ts}
+    runs = {r.arm: record.trials_of(r.arm, "final") for r in rows}
+    series = {arm: [(t, thin(t.losses), _validation(t)) for t in ts] for arm, ts in runs.items() if ts}
     every = [s for ss in series.values() for s in ss]
-    sound = [s for s in every if s[0]["status"] == "ok"] or every
+    sound = [s for s in every if s[0].status == "ok"] or every
     limits, measured = [], _validation_name(record)
     for k in (1, 2):
         y = np.concatenate([np.asarray(s[k])[:, 1] for s in sound]) if sound else np.zeros(0)
         limits.append(_limits(y[np.isfinite(y)], accuracy=k == 2 and measured.endswith("accuracy")))
     plots = []
     for r in rows:
-        if r["arm"] not in series or limits == [None, None]:
+        if r.arm not in series or limits == [None, None]:
             continue
         shown = [k for k in (0, 1) if limits[k]]
         figure = Figure(figsize=(250 * PIXEL, (110 * len(shown) + 20) * PIXEL))
@@ -172,18 +187,18 @@ def curves(record: Record, rows: list[dict]) -> list[dict[str, Any]]:
         figure.subplots_adjust(0.15, 0.14, 0.97, 0.93, hspace=0.3)
         for ax, k in zip(axes, shown, strict=True):
             for arm, runs_ in series.items():
-                own = arm == r["arm"]
+                of_row = arm == r.arm
                 for t, *lines in runs_:
-                    failed = t["status"] != "ok"
-                    if failed and not own:
+                    failed = t.status != "ok"
+                    if failed and not of_row:
                         continue
-                    color = (WARM if failed else BLUE if r["leads"] else INK) if own else PALE
+                    color = (WARM if failed else BLUE if r.leads else INK) if of_row else PALE
                     ax.plot(
                         *lines[k].T,
                         color=color,
-                        lw=1.1 if own else 0.6,
-                        zorder=2 + own,
-                        marker="." if own and k and len(lines[k]) < 12 else None,
+                        lw=1.1 if of_row else 0.6,
+                        zorder=2 + of_row,
+                        marker="." if of_row and k and len(lines[k]) < 12 else None,
                         ms=4,
                     )
             ax.set_ylim(*limits[k])
@@ -192,8 +207,8 @@ def curves(record: Record, rows: list[dict]) -> list[dict[str, Any]]:
             if k and measured.endswith("accuracy"):
                 ax.yaxis.set_major_formatter(_percent)
         axes[-1].set_xlabel("step", size=7.5, color=GREY, labelpad=1)
-        alt = f"Learning curves of {r['title']}"
-        plots.append({"title": r["title"], "row": r, "svg": _svg(figure, f"curve{len(plots)}", alt)})
+        alt = f"Learning curves of {r.title}"
+        plots.append(Plot(r.title, _svg(figure, f"curve{len(plots)}", alt), r))
     return plots
 
 
@@ -219,14 +234,14 @@ def _percent(value: float, _: int | None = None) -> str:
 
 
 def _validation_name(record: Record) -> str:
-    points_ = [v for t in record.trials_of(stage="final") for _, v in t.get("validation") or []]
-    return "validation accuracy" if any(v.get("accuracy") is not None for v in points_) else "validation loss"
+    looks = [look for t in record.trials_of(stage="final") for _, look in t.validation or ()]
+    return "validation accuracy" if any(look.accuracy is not None for look in looks) else "validation loss"
 
 
-def _validation(trial: dict) -> np.ndarray:
-    values = trial.get("validation") or []
-    key = "accuracy" if any(v.get("accuracy") is not None for _, v in values) else "loss"
-    return thin([[step, v.get(key)] for step, v in values])
+def _validation(trial: TrialRecord) -> np.ndarray:
+    looks = trial.validation or ()
+    counted = any(look.accuracy is not None for _, look in looks)
+    return thin([(step, look.accuracy if counted else look.loss) for step, look in looks])
 
 
 def thin(series: Sequence[Sequence[float | None]] | None, most: int = 200) -> np.ndarray:

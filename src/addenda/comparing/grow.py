@@ -14,6 +14,7 @@ from typing import Any
 from addenda.comparing.arm import Arm
 from addenda.comparing.budget import Budget
 from addenda.comparing.costs import Costs
+from addenda.comparing.entries import Growth, MethodRecord
 from addenda.comparing.fields import extended
 from addenda.comparing.record import HEAD, Record
 from addenda.comparing.subject import Subject
@@ -38,12 +39,12 @@ def identity_of(
         }
         for a in arms
     }
-    said = subject.about_data.get("subset"), subject.about_data.get("prepared")
+    about = subject.about_data
     examples = {k: e.digest for k, e in subject.splits.items()}
     examples |= {f"{name} {k}": e.digest for name, c in subject.controls.items() for k, e in c.items()}
     return plain({
         "base": base_of(subject.model), "device": device_of(subject.model).type,
-        "data": {"subset": said[0], "prepared": said[1], "examples": examples},
+        "data": {"subset": about.subset, "prepared": about.prepared, "examples": examples},
         "settings": vars(settings), "of": budget.kind, "budget": budget.value,
         "steps": budget.steps if budget.kind == "parameters" else None,
         "methods": methods, "seeds": seeds, "asked": dict(asked), "versions": versions(),
@@ -55,7 +56,7 @@ def open_record(out: Path) -> Record | None:
     if not (out / "config.json").exists():
         return None
     record = Record.read(out)
-    if not isinstance(record.config.get("identity"), dict):
+    if record.config.identity is None:
         raise AddendaError(
             f"{out} was written by a version that did not keep which base, data and options its runs have, so it is "
             f"read and reported (addenda report {out}), and never extended. Choose another --out."
@@ -68,21 +69,19 @@ def open_record(out: Path) -> Record | None:
     return record
 
 
-def grown(record: Record, now: dict) -> dict | None:
+def grown(record: Record, now: dict) -> Growth | None:
     """The look of a command that asks for more than the record holds; None for the same. Raises AddendaError else."""
-    there = record.config["identity"]
+    there = dict(record.config.identity or {})
     grows = {"seeds": larger, "methods": longer}
     if there.get("of") in ("steps", "seconds"):
         grows["budget"] = larger
-    found = goes_on(f"The record {record.path}", there, now, grows=grows, way=WAY)
-    return look(found, f"{len(record.trials)} runs") if found else None
+    larger_now = goes_on(f"The record {record.path}", there, now, grows=grows, way=WAY)
+    return Growth.of(look(larger_now, f"{len(record.trials)} runs")) if larger_now else None
 
 
-def told(made: Mapping[str, Any]) -> str:
+def told(growth: Growth) -> str:
     """A look in a sentence."""
-    return (
-        f"Asked for on {made['when'][:10]}, after {made['seen']}: {'; '.join(map(_change, made['changed'].items()))}."
-    )
+    return f"Asked for on {growth.when[:10]}, after {growth.seen}: {'; '.join(map(_change, growth.changed.items()))}."
 
 
 def _change(entry: tuple[str, list]) -> str:
@@ -92,14 +91,14 @@ def _change(entry: tuple[str, list]) -> str:
     return f"{name} {there:g} to {now:g}"
 
 
-def cut_like(arm: Arm, known: Mapping[str, Mapping]) -> Arm:
+def cut_like(arm: Arm, known: Mapping[str, MethodRecord]) -> Arm:
     """An added arm with as many rates as the others have, the middle ones, where time had cut them."""
-    n = max((len(m.get("rates") or ()) for k, m in known.items() if k != HEAD), default=len(arm.rates))
+    n = max((len(m.rates or ()) for k, m in known.items() if k != HEAD), default=len(arm.rates))
     first = (len(arm.rates) - n) // 2
     return replace(arm, rates=arm.rates[first : first + n]) if 0 < n < len(arm.rates) else arm
 
 
 def costs_of(record: Record, budget: Budget, search_steps: int | None, step: dict[str, float], seeds: int) -> Costs:
     """What the grown comparison takes, from what was measured."""
-    further = (record.config["search"] or {}).get("further", 0)
+    further = (record.config.search.further if record.config.search else None) or 0
     return Costs(step, 0.0, 0.0, 0, seeds, budget, search_steps, further)

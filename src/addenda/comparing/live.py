@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.live import Live
@@ -15,13 +16,25 @@ from addenda.core.base.visible import visible
 from addenda.train.fit import Event
 
 
+@dataclass
+class _Row:
+    """What the table shows of one arm; tests: accuracies of its final runs so far."""
+
+    doing: str = ""
+    step: str = ""
+    loss: str = ""
+    speed: str = ""
+    tests: list[float] = field(default_factory=list)
+
+
 class Board:
     """Use as a context manager; `watch(ask)` is what `compare` takes."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True)
         self.live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
-        self.started, self.rows, self.now = time.monotonic(), {}, None
+        self.started, self.now = time.monotonic(), None
+        self.rows: dict[str, _Row] = {}
 
     def __enter__(self) -> "Board":
         return self
@@ -39,16 +52,15 @@ class Board:
     def trial(self, label: str, stage: str, seed: int | None, rate: float | None) -> Callable[[Event], None]:
         """A run begins; the function is told of every step."""
         self.now = (label, stage, seed, rate)
-        self.rows.setdefault(label, {})
-        self.rows[label] |= {"doing": _doing(stage, seed, rate), "step": "", "loss": ""}
+        row = self.rows.setdefault(label, _Row())
+        row.doing, row.step, row.loss = _doing(stage, seed, rate), "", ""
         if self.live is not None and not self.live.is_started:
             self.live.start()
 
         def tell(event: Event) -> None:
-            row = self.rows[label]
-            row["step"] = f"{event.step}/{event.steps}"
-            row["loss"] = f"{event.loss:.3f}"
-            row["speed"] = f"{event.tokens_per_second:,.0f} {event.unit}/s"
+            row.step = f"{event.step}/{event.steps}"
+            row.loss = f"{event.loss:.3f}"
+            row.speed = f"{event.tokens_per_second:,.0f} {event.unit}/s"
             if self.live is not None:
                 self.live.update(self.table())
 
@@ -60,34 +72,25 @@ class Board:
             return
         last, (label, stage, seed, rate) = record.trials[-1], self.now
         row = self.rows[label]
-        test = (last.get("test") or {}).get("accuracy")
-        looks = last.get("validation") or []
-        if stage != "search" and test is not None:
-            row.setdefault("tests", []).append(test)
-        row["doing"] = "" if last["status"] == "ok" else last["status"]
+        if stage != "search" and last.test is not None:
+            row.tests.append(last.test.accuracy)
+        row.doing = "" if last.status == "ok" else last.status
         if self.live is not None and self.live.is_started:
             self.live.update(self.table())
             return
-        said = f"test {test:.1%}" if test is not None else ""
-        if looks and stage == "search":
-            said = f"validation loss {looks[-1][1]['loss']:.3f}"
-        pace = f", {last['step_seconds']:.2f} s a step" if last.get("step_seconds") else ""
-        self.say(f"{self._clock()} {label} {_doing(stage, seed, rate)}: {last['status']}, {said}{pace}")
+        result = f"test {last.test.accuracy:.1%}" if last.test is not None else ""
+        if last.last_look and stage == "search":
+            result = f"validation loss {last.last_look.loss:.3f}"
+        pace = f", {last.step_seconds:.2f} s a step" if last.step_seconds else ""
+        self.say(f"{self._clock()} {label} {_doing(stage, seed, rate)}: {last.status}, {result}{pace}")
 
     def table(self) -> Table:
         table = Table(title=f"comparing, {self._clock()}", title_justify="left")
         for name in ("arm", "now", "step", "loss", "speed", "test so far"):
             table.add_column(name, justify="left" if name in ("arm", "now") else "right")
         for label, row in self.rows.items():
-            tests = " ".join(f"{t:.1%}" for t in row.get("tests", ()))
-            table.add_row(
-                Text(visible(label)),
-                row["doing"],
-                row.get("step", ""),
-                row.get("loss", ""),
-                row.get("speed", ""),
-                tests,
-            )
+            tests = " ".join(f"{t:.1%}" for t in row.tests)
+            table.add_row(Text(visible(label)), row.doing, row.step, row.loss, row.speed, tests)
         return table
 
     def _clock(self) -> str:

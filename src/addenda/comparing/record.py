@@ -5,29 +5,28 @@
 
 Every file is written whole or not at all (temporary name, fsync, rename). A file that does not parse was cut off
 by something stronger than this process; it is ignored, listed in `Record.ignored`, and its run is done again.
-Files are strict JSON: a loss that is not finite is stored as null.
+Files are strict JSON: a loss that is not finite is stored as null. What is read and checked here is handed on as the
+types of `entries`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from addenda.comparing import fields
+from addenda.comparing.entries import SCHEMA, Config, TrialRecord, as_json
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import read_json, reading
 from addenda.core.disk.atomic import readable, write_atomically
 
-SCHEMA = 1
 STAGES = ("search", "final", "control")
 FULL, HEAD = "full", "head"  # arms that are fitted, but are controls: every parameter, and nothing but a new head
 # What makes two comparisons the same one. Title, command, times and hardware do not; prose about a method neither.
 MATTERS = ("schema", "model", "data", "budget", "methods", "seeds", "search", "versions")
 PROSE = {"title", "hypothesis", "description", "example"}
 CONFIG = {"title": str, "model": dict, "data": dict, "budget": dict, "methods": dict, "seeds": list}
-DEFAULTS = {"created": "", "command": "", "search": None, "versions": {}, "hardware": {}, "notes": []}
 TRIAL = {"method": str, "stage": str, "status": str}
 
 
@@ -36,10 +35,10 @@ class Record:
     """One record directory as read: `path`, `config`, finished `trials`, and the names of `ignored` files."""
 
     path: Path
-    config: dict[str, Any]
-    trials: tuple[dict[str, Any], ...] = ()
+    config: Config
+    trials: tuple[TrialRecord, ...] = ()
     ignored: tuple[str, ...] = ()
-    shorter: tuple[dict[str, Any], ...] = ()  # final runs of a budget that was lengthened since; they do not count
+    shorter: tuple[TrialRecord, ...] = ()  # final runs of a budget that was lengthened since; they do not count
 
     @classmethod
     def read(cls, path: str | Path) -> "Record":
@@ -49,13 +48,14 @@ class Record:
         trials, ignored, problems, shorter = [], [], [], []
         for file in sorted((path / "trials").glob("*.json")):
             try:
-                trial = read_json(file)
+                value = read_json(file)
             except AddendaError:
                 ignored.append(file.name)
                 continue
-            found = _trial_problems(trial, config)
-            problems += [f"trials/{file.name}: {p}" for p in found]
-            if not found:
+            wrong = _trial_problems(value, config)
+            problems += [f"trials/{file.name}: {p}" for p in wrong]
+            if not wrong:
+                trial = TrialRecord.of(value)
                 (shorter if _of_other_budget(trial, config) else trials).append(trial)
         if not problems:
             problems = _together(trials)
@@ -67,93 +67,85 @@ class Record:
         return cls(path, config, tuple(trials), tuple(ignored), tuple(shorter))
 
     @classmethod
-    def write_config(cls, path: str | Path, config: Mapping[str, Any]) -> "Record":
+    def write_config(cls, path: str | Path, config: Config) -> "Record":
         """Start a record, or go on with the one at `path` if it is the same comparison (its config stays).
 
         Raises AddendaError listing the fields that differ if `path` holds another comparison.
         """
-        path, config = Path(path), _plain({"schema": SCHEMA, **DEFAULTS, **config})
+        path, asked = Path(path), as_json(config)
         file = path / "config.json"
         if not file.exists():
-            _check_config(file, config)
-            _write(file, config)  # first: a full disk leaves no folder without it
+            _check_config(file, asked)
+            _write(file, asked)  # first: a full disk leaves no folder without it
             (path / "trials").mkdir(parents=True, exist_ok=True)
             return cls.read(path)
         record = cls.read(path)
-        differ = [d for field in MATTERS for d in _differences(record.config.get(field), config.get(field), field)]
+        there = as_json(record.config)
+        differ = [d for field in MATTERS for d in _differences(there.get(field), asked.get(field), field)]
         if differ:
             raise AddendaError(
                 f"The directory {path} already holds another comparison. It differs in {'; '.join(differ)}. "
                 "Choose another --out, or repeat the command with the settings above to go on with this one."
             )
-        if record.config.get("hardware") != config.get("hardware"):
-            note = f"continued on other hardware ({config.get('hardware')}): times and memory come from both machines"
-            if note not in record.config["notes"]:
-                record.config["notes"].append(note)
-                _write(file, record.config)
+        if there["hardware"] != asked["hardware"]:
+            note = other_hardware(asked["hardware"])
+            if note not in record.config.notes:
+                return record.changed(replace(record.config, notes=(*record.config.notes, note)))
         return record
 
-    def changed(self, config: Mapping[str, Any]) -> "Record":
+    def changed(self, config: Config) -> "Record":
         """The record with another configuration, written: what a comparison that grew now asks for."""
-        config = _plain(config)
-        _check_config(self.path / "config.json", config)
-        _write(self.path / "config.json", config)
+        value = as_json(config)
+        _check_config(self.path / "config.json", value)
+        _write(self.path / "config.json", value)
         return Record.read(self.path)
 
-    def write_trial(self, trial: Mapping[str, Any]) -> "Record":
+    def write_trial(self, trial: TrialRecord) -> "Record":
         """Write one finished run, atomically; returns the record with it. A finished run is never replaced."""
-        trial = _plain(trial)
-        problems = _trial_problems(trial, self.config)
+        value = as_json(trial)
+        problems = _trial_problems(value, self.config)
         if problems:
             raise AddendaError(
-                f"A run of {trial.get('method')!r} cannot be recorded in {self.path}: {'; '.join(problems)}. "
+                f"A run of {trial.method!r} cannot be recorded in {self.path}: {'; '.join(problems)}. "
                 "Nothing was written; this is a fault of the caller, who should give these fields."
             )
-        file = self.path / "trials" / f"{trial_name(trial)}.json"
+        trial = TrialRecord.of(value)
+        file = self.path / "trials" / f"{trial.name}.json"
         if file.exists() and file.name not in self.ignored:
             raise AddendaError(
                 f"{file} already holds a finished run, and a run is never replaced. Ask find() before running; "
                 "delete the file by hand to have it redone."
             )
-        together = _together([*self.trials, dict(trial)])
+        together = _together([*self.trials, trial])
         if together:
             raise AddendaError(f"This run does not fit the others in {self.path}: {'; '.join(together)}.")
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, trial)
-        return replace(
-            self,
-            trials=(*self.trials, dict(trial)),
-            ignored=tuple(name for name in self.ignored if name != file.name),
-        )
+        _write(file, value)
+        ignored = tuple(name for name in self.ignored if name != file.name)
+        return replace(self, trials=(*self.trials, trial), ignored=ignored)
 
-    def trials_of(self, method: str | None = None, stage: str | None = None) -> list[dict[str, Any]]:
+    def trials_of(self, method: str | None = None, stage: str | None = None) -> list[TrialRecord]:
         """Finished runs of one method, one stage, or both, ordered by seed, rate and steps."""
-        found = [t for t in self.trials if method in (None, t["method"]) and stage in (None, t["stage"])]
-        return sorted(found, key=lambda t: (t.get("seed") or 0, t.get("rate") or 0.0, t.get("steps") or 0))
+        trials = [t for t in self.trials if method in (None, t.method) and stage in (None, t.stage)]
+        return sorted(trials, key=lambda t: (t.seed or 0, t.rate or 0.0, t.steps or 0))
 
     def find(
         self, method: str, stage: str, seed: int | None = None, rate: float | None = None, steps: int | None = None
-    ) -> dict[str, Any] | None:
+    ) -> TrialRecord | None:
         """The finished run with this identity, or None if it is still to do. Rate and steps: any if not given."""
         for t in self.trials_of(method, stage):
-            same_rate = rate is None or (t.get("rate") is not None and math.isclose(t["rate"], rate, rel_tol=1e-9))
-            if t.get("seed") == seed and same_rate and steps in (None, t.get("steps")):
+            same_rate = rate is None or (t.rate is not None and math.isclose(t.rate, rate, rel_tol=1e-9))
+            if t.seed == seed and same_rate and steps in (None, t.steps):
                 return t
         return None
 
 
-def trial_name(trial: Mapping[str, Any]) -> str:
-    """File name of a run, without suffix: `final-lora-seed0-rate0.001-steps40`. Safe on every file system."""
-    label = quote(str(trial["method"]).replace(" ", "_"), safe="")
-    parts = [trial["stage"], label]
-    for field in ("seed", "rate", "steps"):
-        if trial.get(field) is not None:
-            value = trial[field]
-            parts.append(f"{field}{value:.10g}" if isinstance(value, float) else f"{field}{value}")
-    return "-".join(parts)
+def other_hardware(now: Mapping[str, Any]) -> str:
+    """The note of a record that was gone on with on another machine."""
+    return f"continued on other hardware ({now}): times and memory come from both machines"
 
 
-def _config(file: Path) -> dict[str, Any]:
+def _config(file: Path) -> Config:
     with reading(file):
         there = file.exists()
     if not there:
@@ -168,7 +160,7 @@ def _config(file: Path) -> dict[str, Any]:
             f"{error} It says what was compared and cannot be guessed: start again in another --out."
         ) from error
     _check_config(file, config)
-    return {**DEFAULTS, "notes": [], **config}
+    return Config.of(config)
 
 
 def _check_config(file: Path, config: Any) -> None:
@@ -186,25 +178,26 @@ def _check_config(file: Path, config: Any) -> None:
         )
 
 
-def _of_other_budget(trial: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+def _of_other_budget(trial: TrialRecord, config: Config) -> bool:
     """Whether a final run has fewer steps than the budget that was asked for since."""
-    steps = config["methods"].get(trial["method"], {}).get("steps")
-    return trial["stage"] == "final" and None not in (steps, trial.get("steps")) and trial["steps"] != steps
+    steps = config.methods[trial.method].steps if trial.method in config.methods else None
+    return trial.stage == "final" and None not in (steps, trial.steps) and trial.steps != steps
 
 
-def _trial_problems(trial: Any, config: Mapping[str, Any]) -> list[str]:
+def _trial_problems(trial: Any, config: Config) -> list[str]:
     problems = _missing(trial, TRIAL) or fields.bounded(trial) or fields.TRIAL(trial, "")
     if problems:
         return problems
-    if trial["stage"] not in STAGES:
-        problems.append(f"stage: expected one of {', '.join(STAGES)}, came {trial['stage'][:80]!r}")
-    if trial["method"] not in config["methods"] and not trial["method"].startswith("base"):
-        problems.append(f"method: {trial['method'][:200]!r} is not among {', '.join(config['methods'])[:500]}")
-    if trial["stage"] == "final" and trial.get("seed") is None:
+    method, stage = trial["method"], trial["stage"]
+    if stage not in STAGES:
+        problems.append(f"stage: expected one of {', '.join(STAGES)}, came {stage[:80]!r}")
+    if method not in config.methods and not method.startswith("base"):
+        problems.append(f"method: {method[:200]!r} is not among {', '.join(config.methods)[:500]}")
+    if stage == "final" and trial.get("seed") is None:
         problems.append("seed: expected an integer, came nothing")
-    if trial["stage"] in ("final", "search") and trial["method"] in config["methods"] and trial.get("rate") is None:
+    if stage in ("final", "search") and method in config.methods and trial.get("rate") is None:
         problems.append("rate: expected a positive number, came nothing")
-    needed = trial["stage"] != "search" and trial["status"] == "ok"
+    needed = stage != "search" and trial["status"] == "ok"
     for split in ("test", "ood"):
         value = trial.get(split)
         if value is None:
@@ -225,14 +218,14 @@ def _trial_problems(trial: Any, config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _together(trials: list[dict[str, Any]]) -> list[str]:
+def _together(trials: Sequence[TrialRecord]) -> list[str]:
     """What is wrong with the runs as a set: different numbers of items, or one final run twice."""
     problems = []
     for split in ("test", "ood"):
-        lengths = {trial_name(t): len(t[split]["items"]) for t in trials if t.get(split)}
+        lengths = {t.name: len(result.items) for t in trials if (result := t.on(split))}
         if len(set(lengths.values())) > 1:
             problems.append(f"{split}.items: every run must answer the same items, but the lengths are {lengths}")
-    final = [(t["method"], t["seed"]) for t in trials if t["stage"] == "final"]
+    final = [(t.method, t.seed) for t in trials if t.stage == "final"]
     for key in sorted({k for k in final if final.count(k) > 1}):
         problems.append(f"method {key[0]!r}, seed {key[1]}: two final runs, one is expected")
     return problems
@@ -253,19 +246,6 @@ def _differences(there: Any, now: Any, where: str) -> list[str]:
         keys = [k for k in dict.fromkeys([*there, *now]) if k not in PROSE]
         return [d for k in keys for d in _differences(there.get(k), now.get(k), f"{where}.{k}")]
     return [] if there == now else [f"{where} ({there!r} there, {now!r} now)"]
-
-
-def _plain(value: Any) -> Any:
-    """As JSON will give it back: lists for tuples, strings for keys, null for what is not finite."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if hasattr(value, "item"):  # a number of numpy's or torch's
-        value = value.item()
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value
 
 
 def _write(file: Path, value: Any) -> None:

@@ -8,7 +8,7 @@ A run that is in the record is never repeated, so an interrupted comparison goes
 
 import datetime
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +16,9 @@ from pathlib import Path
 from addenda.comparing.arm import Arm, center, parse_arm
 from addenda.comparing.budget import Budget, fitted
 from addenda.comparing.costs import Costs, fit_within, measure, minutes, step_seconds
+from addenda.comparing.entries import BudgetRecord, Config, MethodRecord, SearchRecord, TrialRecord, trial_name
 from addenda.comparing.grow import costs_of, cut_like, grown, identity_of, open_record, told
-from addenda.comparing.record import FULL, HEAD, Record, trial_name
+from addenda.comparing.record import FULL, HEAD, Record, other_hardware
 from addenda.comparing.report import is_report, write_report
 from addenda.comparing.search import grid, search
 from addenda.comparing.subject import Subject, embedded, from_files
@@ -148,15 +149,15 @@ def compare(
         identity = identity_of(subject, arms, settings, budget, seeds, asked)
         record = _grown(record, identity, subject, arms, settings, budget, seeds, search_steps, watch)
         arms = _as_recorded(arms, record)
-        attention.put(subject.model, record.config["model"].get("attention"))
-        subject = subject.limited(record.config["data"]["sizes"]["test"])
+        attention.put(subject.model, record.config.model.attention)
+        subject = subject.limited((record.config.data.sizes or {}).get("test"))
     else:
         identity = identity_of(subject, arms, settings, budget, seeds, asked)
         record, arms, subject = _fresh(
             out, subject, arms, settings, budget, list(range(seeds)), search_steps, within, command, title, watch,
             identity,
         )  # fmt: skip
-    _run(record, subject, arms, settings, record.config["seeds"], watch)
+    _run(record, subject, arms, settings, record.config.seeds, watch)
     record = Record.read(out)
     report = write_report(out)
     watch.say(f"Report: {report}")
@@ -211,24 +212,24 @@ def _fresh(
         notes += dropped
     steps = {arm.label: costs.steps(arm) for arm in arms}
     total = costs.total(arms)
-    config = {
-        "title": title or f"{', '.join(a.label for a in arms if a.label != HEAD)} on {subject.about_data['name']}",
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "model": subject.about_model | {"attention": chosen.name, "attention_seconds": chosen.seconds},
-        "data": subject.about_data,
-        "budget": {"kind": budget.kind, "value": budget.value, "steps": max(steps.values()), "batch": settings.batch},
-        "methods": _titled({arm.label: _about(arm, subject, steps[arm.label]) for arm in arms}),
-        "seeds": seeds,
-        "search": _search_of(arms, costs),
-        "versions": versions(),
-        "hardware": hardware(),
-        "identity": identity,
-        "looks": [],
-        "predicted_seconds": total,
-        "measured_step_seconds": measured,
-        "notes": notes,
-    }
+    config = Config(
+        title=title or f"{', '.join(a.label for a in arms if a.label != HEAD)} on {subject.about_data.name}",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        model=replace(subject.about_model, attention=chosen.name, attention_seconds=chosen.seconds),
+        data=subject.about_data,
+        budget=BudgetRecord(kind=budget.kind, value=budget.value, steps=max(steps.values()), batch=settings.batch),
+        methods=_titled({arm.label: _about(arm, subject, steps[arm.label]) for arm in arms}),
+        seeds=tuple(seeds),
+        search=_search_of(arms, costs),
+        versions=versions(),
+        hardware=hardware(),
+        identity=identity,
+        looks=(),
+        predicted_seconds=total,
+        measured_step_seconds=measured,
+        notes=tuple(notes),
+    )
     watch.say(
         f"{len(arms)} arms, {len(seeds)} seeds, {max(steps.values())} steps: about {minutes(total)}"
         + "".join(f"; {label} {s:.2f} s a step" for label, s in measured.items())
@@ -245,28 +246,29 @@ def _left_out(subject: Subject) -> list[str]:
     return [f"{len(names)} corrupt images of {split} were left out, {names[0]} first." for split, names in lost.items()]
 
 
-def _search_of(arms: list[Arm], costs: Costs) -> dict | None:
+def _search_of(arms: list[Arm], costs: Costs) -> SearchRecord | None:
     """What is recorded of the search, or None where every arm has one rate."""
-    searched = {arm.label: list(arm.rates) for arm in arms if len(arm.rates) > 1}
+    searched = {arm.label: arm.rates for arm in arms if len(arm.rates) > 1}
+    if not searched:
+        return None
     steps = {arm.label: costs.first(arm) for arm in arms}
-    kind = "successive halving"
-    return {"kind": kind, "rates": searched, "steps": steps, "further": costs.further} if searched else None
+    return SearchRecord(kind="successive halving", rates=searched, steps=steps, further=costs.further)
 
 
-def _about(arm: Arm, subject: Subject, steps: int) -> dict:
+def _about(arm: Arm, subject: Subject, steps: int) -> MethodRecord:
     head = arm.label == HEAD
-    told = info(FULL if head else arm.name)
+    entry = info(FULL if head else arm.name)
     planned = plan(subject.model, arm.method, targets=arm.targets, also_train=arm.also_train)
-    return {
-        "title": "Head alone" if head else told.title + (" (all parameters)" if arm.label == FULL else ""),
-        "options": _options(arm),
-        "hypothesis": "The frozen features suffice." if head else told.hypothesis,
-        "trainable": planned.trainable,
-        "sites": len(planned.rows),
-        "targets": arm.targets if isinstance(arm.targets, str) else list(arm.targets),
-        "rates": list(arm.rates),
-        "steps": steps,
-    }
+    return MethodRecord(
+        title="Head alone" if head else entry.title + (" (all parameters)" if arm.label == FULL else ""),
+        options=_options(arm),
+        hypothesis="The frozen features suffice." if head else entry.hypothesis,
+        trainable=planned.trainable,
+        sites=len(planned.rows),
+        targets=arm.targets if isinstance(arm.targets, str) else list(arm.targets),
+        rates=arm.rates,
+        steps=steps,
+    )
 
 
 def _options(arm: Arm) -> dict:
@@ -275,17 +277,15 @@ def _options(arm: Arm) -> dict:
     return arm.method.options() | trained_by | arm.training
 
 
-def _titled(methods: dict[str, dict]) -> dict[str, dict]:
+def _titled(methods: dict[str, MethodRecord]) -> dict[str, MethodRecord]:
     """Forms of one method get the options in their titles that they do not all have alike."""
-    forms: dict[str, list[dict]] = {}
-    for m in methods.values():
-        forms.setdefault(m["title"], []).append(m)
-    for title, alike in forms.items():
-        if len(alike) > 1:
-            for m in alike:
-                own = {k: v for k, v in m["options"].items() if any(o["options"].get(k) != v for o in alike)}
-                m["title"] = f"{title} ({', '.join(f'{k} {v}' for k, v in own.items()) or 'defaults'})"
-    return methods
+    titled = {}
+    for label, method in methods.items():
+        alike = [m.options or {} for m in methods.values() if m.title == method.title]
+        differing = {k: v for k, v in (method.options or {}).items() if any(o.get(k) != v for o in alike)}
+        form = ", ".join(f"{k} {v}" for k, v in differing.items()) or "defaults"
+        titled[label] = replace(method, title=f"{method.title} ({form})") if len(alike) > 1 else method
+    return titled
 
 
 def _grown(
@@ -300,72 +300,69 @@ def _grown(
     watch: Watch,
 ) -> Record:
     """The record as this command has it: the same, or with more seeds, arms or steps, which is measured and noted."""
-    known, made = record.config, grown(record, identity)
+    known, growth = record.config, grown(record, identity)
     here = hardware()
-    config = known | {"notes": list(known["notes"])}
-    if made is None and known.get("hardware") == here:
+    if growth is None and known.hardware == here:
         return record
-    if known.get("hardware") != here:
-        config["notes"].append(f"continued on other hardware ({here}): times and memory come from both machines")
-    if made is not None:
-        have = known["identity"]["methods"]
-        new = [cut_like(a, known["methods"]) for a in arms if a.label not in have]
-        attention.put(subject.model, known["model"].get("attention"))
-        step = known.get("measured_step_seconds", {}) | {
-            a.label: step_seconds(subject, a, settings, watch.say) for a in new
-        }
-        kept = [a for a in arms if a.label in known["methods"]]
-        costs = costs_of(record, budget, search_steps, step, seeds)
-        count = {a.label: costs.steps(a) for a in [*kept, *new]}
-        about = {a.label: _about(a, subject, count[a.label]) for a in [*kept, *new]}
-        about = {k: about[k] | {"rates": known["methods"].get(k, about[k])["rates"]} for k in about}
-        first = {a.label: costs.first(a) for a in [*kept, *new]}
-        found = {a.label: list(a.rates) for a in new if len(a.rates) > 1}
-        was = known["search"]
-        config |= {
-            "methods": _titled(about), "seeds": list(range(seeds)), "identity": identity,
-            "measured_step_seconds": step, "looks": [*known.get("looks", []), made],
-            "budget": known["budget"] | {"value": budget.value, "steps": max(count.values())},
-            "search": was and was | {"rates": was["rates"] | found, "steps": first},
-        }  # fmt: skip
-        config["notes"].append(told(made))
-        watch.say(told(made))
-        done = {(t["method"], t["seed"]) for t in record.trials_of(stage="final") if t["steps"] == count[t["method"]]}
-        left = sum(step[a] * n * (seeds - sum(k == a for k, _ in done)) for a, n in count.items() if a in step)
-        if not watch.ask(f"Run what is new for about {minutes(left)}?"):
-            raise AddendaError(f"Nothing was run. {record.path} is as it was.")
+    notes = [*known.notes, *([] if known.hardware == here else [other_hardware(here)])]
+    if growth is None:
+        return record.changed(replace(known, notes=tuple(notes)))
+    new = [cut_like(a, known.methods) for a in arms if a.label not in known.identified]
+    attention.put(subject.model, known.model.attention)
+    step = dict(known.measured_step_seconds or {})
+    step |= {a.label: step_seconds(subject, a, settings, watch.say) for a in new}
+    wanted = [*(a for a in arms if a.label in known.methods), *new]
+    costs = costs_of(record, budget, search_steps, step, seeds)
+    count = {a.label: costs.steps(a) for a in wanted}
+    methods = {a.label: _about(a, subject, count[a.label]) for a in wanted}
+    methods |= {k: replace(methods[k], rates=m.rates) for k, m in known.methods.items() if k in methods}
+    search = known.search and replace(
+        known.search,
+        rates={**(known.search.rates or {}), **{a.label: a.rates for a in new if len(a.rates) > 1}},
+        steps={a.label: costs.first(a) for a in wanted},
+    )
+    config = replace(
+        known, methods=_titled(methods), seeds=tuple(range(seeds)), identity=identity, measured_step_seconds=step,
+        looks=(*(known.looks or ()), growth), search=search, notes=(*notes, told(growth)),
+        budget=replace(known.budget, value=budget.value, steps=max(count.values())),
+    )  # fmt: skip
+    watch.say(told(growth))
+    done = {(t.method, t.seed) for t in record.trials_of(stage="final") if t.steps == count[t.method]}
+    left = sum(step[a] * n * (seeds - sum(k == a for k, _ in done)) for a, n in count.items() if a in step)
+    if not watch.ask(f"Run what is new for about {minutes(left)}?"):
+        raise AddendaError(f"Nothing was run. {record.path} is as it was.")
     return record.changed(config)
 
 
 def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
     """The arms of an earlier call with what it decided (dropped rates and arms, sizes); raises for others."""
-    kept = {arm.label: arm for arm in arms if arm.label in record.config["methods"]}
-    known = record.config["methods"]
+    known = record.config.methods
+    kept = {arm.label: arm for arm in arms if arm.label in known}
     if set(known) - set(kept):
         raise AddendaError(
             f"{record.path} compares {', '.join(known)}, and this command names {', '.join(a.label for a in arms)}. "
             "Choose another --out, or repeat the first command to go on."
         )
-    differing = [k for k, arm in kept.items() if _options(arm) != known[k]["options"]]
+    differing = [k for k, arm in kept.items() if _options(arm) != known[k].options]
     if differing:
         raise AddendaError(f"{record.path} has other options for {', '.join(differing)}. Choose another --out.")
-    return [replace(kept[label], rates=tuple(m["rates"])) for label, m in known.items()]
+    return [replace(kept[label], rates=method.rates or ()) for label, method in known.items()]
 
 
 def _as_judged(subject: Subject, record: Record) -> Subject:
     """The subject, of the recorded data and form; raises for others."""
-    known, now = record.config["data"], subject.about_data
-    other = [k for k in ("hashes", "subset", "prepared") if k in known and known[k] != now.get(k)]
-    if other:
+    there, now = record.config.data, subject.about_data
+    held = {k: (getattr(there, k), getattr(now, k)) for k in ("hashes", "subset", "prepared")}
+    if other := [k for k, (before, here) in held.items() if before is not None and before != here]:
         raise AddendaError(f"{record.path} is about other data ({', '.join(other)} differ). Choose another --out.")
-    forms = [about.get("quantize") for about in (record.config["model"], subject.about_model)]
-    if forms[0] != forms[1]:
-        raise AddendaError(f"{record.path} has the base in the form {forms[0]}, not {forms[1]}. Choose another --out.")
+    form, asked = record.config.model.quantize, subject.about_model.quantize
+    if form != asked:
+        raise AddendaError(f"{record.path} has the base in the form {form}, not {asked}. Choose another --out.")
     return subject
 
 
 def _run(
-    record: Record, subject: Subject, arms: list[Arm], settings: TrialSettings, seeds: list[int], watch: Watch
+    record: Record, subject: Subject, arms: list[Arm], settings: TrialSettings, seeds: Sequence[int], watch: Watch
 ) -> None:
     """Every run that the record lacks, searches first, then seed by seed so that early seeds are complete."""
     known, partial = record.config, record.path / "partial"
@@ -376,31 +373,34 @@ def _run(
             record = record.write_trial(control(subject, label, splits))
             watch.done(record)
 
-    def once(arm: Arm, stage: str, seed: int, rate: float, steps: int) -> dict:
+    def once(arm: Arm, stage: str, seed: int, rate: float, steps: int) -> TrialRecord:
         nonlocal record
-        found = record.find(arm.label, stage, seed, rate, steps)
-        if found is None:
-            name = trial_name({"method": arm.label, "stage": stage, "seed": seed, "rate": rate, "steps": steps})
-            pace, folder = known.get("measured_step_seconds", {}).get(arm.label, 1.0), partial / name
+        run = record.find(arm.label, stage, seed, rate, steps)
+        if run is None:
+            folder = partial / trial_name(arm.label, stage, seed, rate, steps)
+            pace = (known.measured_step_seconds or {}).get(arm.label, 1.0)
             long = pace * steps > CHECKPOINT_SECONDS  # a shorter run is quicker repeated than saved ten times
-            found = trial(
+            run = trial(
                 subject, arm, settings, stage=stage, seed=seed, rate=rate, steps=steps,
                 progress=watch.trial(arm.label, stage, seed, rate), checkpoints=folder if long else None,
                 save_every=max(1, round(CHECKPOINT_SECONDS / pace)),
             )  # fmt: skip
-            record = record.write_trial(found)
+            record = record.write_trial(run)
             checkpoint.drop(folder)
             watch.done(record)
-        return found
+        return run
 
-    best, how = {}, known["search"] or {"steps": {}, "further": 0}
+    best, how = {}, known.search or SearchRecord()
     for arm in arms:
-        steps = how["steps"].get(arm.label, 10)
         best[arm.label] = search(
-            arm.rates, steps, lambda rate, n, arm=arm: once(arm, "search", 1000, rate, n), how["further"]
+            arm.rates,
+            how.first_steps(arm.label),
+            lambda rate, n, arm=arm: once(arm, "search", 1000, rate, n),
+            how.further or 0,
         )
+    final = {label: method.steps for label, method in known.methods.items() if method.steps is not None}
     for seed in seeds:
         for arm in arms:
-            once(arm, "final", seed, best[arm.label], known["methods"][arm.label]["steps"])
+            once(arm, "final", seed, best[arm.label], final[arm.label])
     with suppress(OSError):  # another's file in it keeps it
         partial.rmdir()

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 
+from addenda.comparing.entries import TrialRecord
+
 
 def grid(center: float, n: int) -> tuple[float, ...]:
     """n rates around a centre, a factor of √10 apart, rounded to two digits: 3 around 1e-3 are 3.2e-4, 1e-3, 3.2e-3."""
@@ -12,15 +14,15 @@ def grid(center: float, n: int) -> tuple[float, ...]:
 
 def rungs(rates: int, steps: int) -> list[tuple[int, int]]:
     """(how many rates, for how many steps) of every rung: half of them go on, for twice as long, until one is left."""
-    found = []
+    ladder = []
     while rates > 1:
-        found.append((rates, steps))
+        ladder.append((rates, steps))
         rates, steps = rates // 2, steps * 2
-    return found
+    return ladder
 
 
-def search(rates: tuple[float, ...], steps: int, run: Callable[[float, int], dict], further: int = 1) -> float:
-    """The best rate. run(rate, steps) returns a trial of the record; a diverged one counts as infinitely bad.
+def search(rates: tuple[float, ...], steps: int, run: Callable[[float, int], TrialRecord], further: int = 1) -> float:
+    """The best rate. run(rate, steps): what such a run gives; a diverged one counts as infinitely bad.
 
     Where the best lies at an edge of the grid, up to `further` rates beyond that edge are tried, each as long as the
     first rung, while they are better.
@@ -44,9 +46,8 @@ def search(rates: tuple[float, ...], steps: int, run: Callable[[float, int], dic
     return best
 
 
-def _score(trial: dict) -> float:
-    looks = trial.get("validation") or []
-    loss = looks[-1][1]["loss"] if trial["status"] == "ok" and looks else None
+def _score(trial: TrialRecord) -> float:
+    loss = trial.last_look.loss if trial.status == "ok" and trial.last_look else None
     return loss if loss is not None and math.isfinite(loss) else math.inf
 
 

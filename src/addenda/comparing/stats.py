@@ -32,6 +32,7 @@ from itertools import combinations
 import numpy as np
 from scipy import special, stats
 
+from addenda.comparing.entries import TrialRecord
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.core.base.errors import AddendaError
 
@@ -110,7 +111,7 @@ class Comparison:
     letters: dict[str, str]
     leaders: tuple[str, ...]
     control: str | None
-    diverged: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    diverged: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
     caveats: tuple[str, ...] = ()
 
     def pair(self, a: str, b: str) -> PairedDifference | None:
@@ -128,13 +129,13 @@ def analyse(record: Record, draws: int = DRAWS) -> Comparison:
     runs = {
         arm: record.trials_of(arm, stage)
         for stage in ("final", "control")
-        for arm in dict.fromkeys([*record.config["methods"], *(t["method"] for t in record.trials)])
+        for arm in dict.fromkeys([*record.config.methods, *(t.method for t in record.trials)])
         if record.trials_of(arm, stage)
     }
     diverged = {
-        arm: tuple(t["seed"] for t in ts if t["status"] != "ok")
+        arm: tuple(t.seed for t in ts if t.status != "ok")
         for arm, ts in runs.items()
-        if any(t["status"] != "ok" for t in ts)
+        if any(t.status != "ok" for t in ts)
     }
     test = _arms(runs, "test")
     if test:  # so that a very large split is drawn from less often
@@ -144,7 +145,7 @@ def analyse(record: Record, draws: int = DRAWS) -> Comparison:
             f"The record {record.path} has no finished run with test items yet, so there is nothing to compare. "
             "Repeat the `addenda compare` command with this --out: it goes on where it stopped."
         )
-    fitted = [a for a in test if runs[a][0]["stage"] == "final"]
+    fitted = [a for a in test if runs[a][0].stage == "final"]
     controls = [a for a in test if a not in fitted or a == HEAD]
     control = max(controls, key=lambda a: np.mean([x.mean() for x in test[a].values()])) if controls else None
     pooled, freedom = _pooled([test[a] for a in fitted if a not in diverged])
@@ -201,19 +202,19 @@ def letters(ranked: Sequence[str], different: Iterable[tuple[str, str]]) -> dict
     return {a: "".join(n for n, c in zip(names, ordered, strict=True) if a in c) for a in ranked}
 
 
-def _arms(runs: Mapping[str, list[dict]], split: str) -> dict[str, dict[int | None, np.ndarray]]:
+def _arms(runs: Mapping[str, list[TrialRecord]], split: str) -> dict[str, dict[int | None, np.ndarray]]:
     """{arm: {seed: 0/1 per item}}. A diverged run without answers is all wrong; an arm without any is left out."""
-    lengths = [len(t[split]["items"]) for ts in runs.values() for t in ts if t.get(split)]
+    lengths = [len(result.items) for ts in runs.values() for t in ts if (result := t.on(split))]
     arms: dict[str, dict[int | None, np.ndarray]] = {}
     for arm, trials in runs.items():
         for t in trials:
-            if t.get(split):
-                row = np.frombuffer(t[split]["items"].encode(), dtype=np.uint8) - np.uint8(48)
-            elif t["status"] != "ok" and lengths:
+            if result := t.on(split):
+                row = np.frombuffer(result.items.encode(), dtype=np.uint8) - np.uint8(48)
+            elif t.status != "ok" and lengths:
                 row = np.zeros(lengths[0], dtype=np.uint8)
             else:
                 continue
-            arms.setdefault(arm, {})[t.get("seed")] = row.astype(np.float64)
+            arms.setdefault(arm, {})[t.seed] = row.astype(np.float64)
     return arms
 
 
@@ -228,12 +229,12 @@ def _spread(x: np.ndarray, pooled: float, freedom: int) -> tuple[float, float]:
     """Standard error of the mean of x (seeds × items) and its degrees of freedom (module docstring)."""
     seeds, items = x.shape
     a = float(x.mean(0).var(ddof=1)) / items if items > 1 else 0.0
-    own, overlap = 0.0, 0.0
+    of_arm, overlap = 0.0, 0.0
     if seeds > 1:
-        own = float(x.mean(1).var(ddof=1))
+        of_arm = float(x.mean(1).var(ddof=1))
         rest = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
         overlap = float((rest**2).sum()) / max((items - 1) * (seeds - 1), 1) / (items * seeds)
-    b, freedom = max(own, pooled) / seeds, freedom or seeds - 1
+    b, freedom = max(of_arm, pooled) / seeds, freedom or seeds - 1
     variance = a + max(b - overlap, 0.0)
     parts = (a * a / (items - 1) if items > 1 else 0.0) + (b * b / freedom if freedom else 0.0)
     return math.sqrt(variance), (variance**2 / parts if parts else math.inf)
@@ -264,7 +265,7 @@ def _interval(x: np.ndarray, pooled: float, freedom: int, draws: int) -> tuple[f
 
 
 def _estimates(arms: Mapping, pooled: float, freedom: int, draws: int) -> dict[str, Estimate]:
-    found = {}
+    estimates = {}
     for arm, runs in arms.items():
         x, control = np.stack(list(runs.values())), None in runs  # a control has no seed, hence no seed variance
         low, high = _interval(x, 0.0 if control else pooled, 0 if control else freedom, draws)
@@ -273,8 +274,8 @@ def _estimates(arms: Mapping, pooled: float, freedom: int, draws: int) -> dict[s
             exact = stats.binomtest(right, items).proportion_ci(1 - LEVEL, "exact")
             low, high = min(low, exact.low), max(high, exact.high)
         runs_ = tuple(float(m) for m in x.mean(1))
-        found[arm] = Estimate(float(x.mean()), max(low, 0.0), min(high, 1.0), runs_, items)
-    return found
+        estimates[arm] = Estimate(float(x.mean()), max(low, 0.0), min(high, 1.0), runs_, items)
+    return estimates
 
 
 def _pair(
@@ -298,12 +299,12 @@ def _pair(
     return PairedDifference(a, b, mean, low, high, p, p, math.inf, items, len(seeds)), error, df
 
 
-def _holm(found: list[tuple[PairedDifference, float, float]]) -> tuple[PairedDifference, ...]:
+def _holm(compared: list[tuple[PairedDifference, float, float]]) -> tuple[PairedDifference, ...]:
     """Pairs with Holm's p, and with the difference that each could have shown at the strictest level Holm asks."""
-    highest, pairs, level = 0.0, [pair for pair, _, _ in found], LEVEL / max(len(found), 1)
-    for rank, i in enumerate(sorted(range(len(found)), key=lambda i: found[i][0].p)):
-        pair, error, df = found[i]
-        highest = max(highest, min(1.0, pair.p * (len(found) - rank)))
+    highest, pairs, level = 0.0, [pair for pair, _, _ in compared], LEVEL / max(len(compared), 1)
+    for rank, i in enumerate(sorted(range(len(compared)), key=lambda i: compared[i][0].p)):
+        pair, error, df = compared[i]
+        highest = max(highest, min(1.0, pair.p * (len(compared) - rank)))
         seen = math.inf
         if pair.items:
             least = math.ceil(math.log2(2 / level)) / pair.items  # fewer items that differ cannot make p small enough

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from addenda.comparing.entries import DataRecord, ModelRecord
 from addenda.core.base.errors import AddendaError
 from addenda.data.columns import as_train, check_classes
 from addenda.data.encode import Tokens, encode, tokenise
@@ -33,8 +34,8 @@ class Subject:
     model: nn.Module
     tokenizer: Any
     splits: dict[str, Encoded]
-    about_model: dict
-    about_data: dict
+    about_model: ModelRecord
+    about_data: DataRecord
     controls: dict[str, dict[str, Encoded]] = field(default_factory=dict)
     heads: tuple[str, ...] = ()
     fresh: bool = False
@@ -48,7 +49,7 @@ class Subject:
             return {k: e.first(most(k, items) or len(e)) for k, e in splits.items()}
 
         splits = cut(self.splits)
-        about = self.about_data | {"sizes": {k: len(v) for k, v in splits.items()}}
+        about = replace(self.about_data, sizes={k: len(v) for k, v in splits.items()})
         controls = {k: cut(c) for k, c in self.controls.items()}
         return replace(self, splits=splits, controls=controls, about_data=about)
 
@@ -67,8 +68,8 @@ def embedded(tell: Callable[[str], None], dtype: str = "auto", quantize: str | N
     task = embedded_task()
 
     def encoded(split: str, shots=()) -> Encoded:
-        made = tokenise(of_task(task, split, shots), loaded.tokenizer)
-        return _last_turn(made) if shots else made
+        tokens = tokenise(of_task(task, split, shots), loaded.tokenizer)
+        return _last_turn(tokens) if shots else tokens
 
     splits = {split: encoded(split) for split in SPLITS}
     shots = task.splits["train"][:SHOTS]
@@ -77,27 +78,27 @@ def embedded(tell: Callable[[str], None], dtype: str = "auto", quantize: str | N
         loaded.model,
         loaded.tokenizer,
         splits,
-        _told(NAME, loaded),
-        {
-            "name": task.name,
-            "description": task.description,
-            "sizes": {k: len(v) for k, v in splits.items()},
-            "hashes": dict(task.hashes),
-            "metric": task.metric,
-            "example": {"question": example.question, "answer": example.answer},
-        },
+        _model_record(NAME, loaded),
+        DataRecord(
+            name=task.name,
+            description=task.description,
+            sizes={k: len(v) for k, v in splits.items()},
+            hashes=dict(task.hashes),
+            metric=task.metric,
+            example={"question": example.question, "answer": example.answer},
+        ),
         {f"base {SHOTS}-shot": {split: encoded(split, shots) for split in ("test", "ood")}},
     )
 
 
-def _last_turn(made: Tokens) -> Tokens:
+def _last_turn(tokens: Tokens) -> Tokens:
     """Judge the last answer only: the shots before it are given, not asked."""
     labels = []
-    for row in made.labels:
+    for row in tokens.labels:
         end = max(i for i, t in enumerate(row) if t != -100)
         first = next(i for i in range(end, -1, -1) if row[i] == -100) + 1
         labels.append([-100] * first + row[first:])
-    return replace(made, labels=labels)
+    return replace(tokens, labels=labels)
 
 
 def from_files(
@@ -145,32 +146,31 @@ def from_files(
     loaded = load_model(folder, task=task, labels=outputs, trust_remote_code=trust_remote_code, **loading)
     if train.labels and not names:
         name_outputs(loaded.model, train.labels)
-    said: dict[str, Data] = {"train": train, **parts}
-    asked = {k: _first(d, most(k, items)) if task == "image" else d for k, d in said.items()}
+    whole: dict[str, Data] = {"train": train, **parts}
+    asked = {k: _first(d, most(k, items)) if task == "image" else d for k, d in whole.items()}
     limit = max_length if task == "image" else within(max_length, loaded.model)
     reading: dict[str, Any] = {"max_length": limit, "skip_corrupt": skip_corrupt}
     splits = {k: padded(encode(d, loaded.tokenizer, **reading), loaded.model, 2) for k, d in asked.items()}
-    return of_splits(loaded, said, splits, Path(data).name, _about(said, splits, loaded, subset))
+    about = replace(_in_words(whole, splits, loaded), name=Path(data).name, subset=subset or None)
+    return of_splits(loaded, whole, splits, about)
 
 
-def of_splits(loaded: Loaded, said: dict[str, Data], splits: dict[str, Encoded], name: str, about: dict) -> Subject:
+def of_splits(loaded: Loaded, data: dict[str, Data], splits: dict[str, Encoded], about: DataRecord) -> Subject:
     """A loaded model, its data and the same encoded by split (train, validation, test, perhaps ood).
 
-    about: what the record says of the data besides, a "description" at least.
+    about: what the record says of the data besides what is counted here: a name and a description at least.
     """
-    folder = Path(loaded.source).name
     return Subject(
         loaded.model,
         loaded.tokenizer,
         splits,
-        _told(folder, loaded),
-        {
-            "name": name,
-            "sizes": {k: len(v) for k, v in splits.items()},
-            "hashes": {k: d.digest for k, d in said.items()},
-            "metric": "accuracy" if said["train"].labels else "exact match",
-            **about,
-        },
+        _model_record(Path(loaded.source).name, loaded),
+        replace(
+            about,
+            sizes={k: len(v) for k, v in splits.items()},
+            hashes={k: d.digest for k, d in data.items()},
+            metric="accuracy" if data["train"].labels else "exact match",
+        ),
         heads=loaded.heads,
         fresh=bool(loaded.fresh),
     )
@@ -186,26 +186,27 @@ def most(split: str, items: int | None) -> int | None:
     return None if items is None else {"test": items, "ood": max(1, items // 2)}.get(split)
 
 
-def _about(said: dict[str, Data], splits: dict[str, Encoded], loaded: Loaded, subset: str | None) -> dict:
+def _in_words(data: dict[str, Data], splits: dict[str, Encoded], loaded: Loaded) -> DataRecord:
     """What the record says of the data in words: a description, an example of texts, what was left out."""
-    train, labels = said["train"], said["train"].labels or ()
-    drawn = {"subset": subset} if subset else {}
+    train, labels = data["train"], data["train"].labels or ()
     if train.form != "image":
-        first = said["test"].examples[0]
+        first = data["test"].examples[0]
         answer = str(getattr(first, "answer", getattr(first, "label", "")))
         text = f"{len(train)} training examples of form {train.form!r}"
-        return drawn | {"description": text, "example": {"question": first.key[:500], "answer": answer}}
+        return DataRecord(description=text, example={"question": first.key[:500], "answer": answer})
     few = ", ".join(labels[:12]) + (f", … and {len(labels) - 12} more" if len(labels) > 12 else "")
     text = f"{len(splits['train'])} training images of {len(labels)} classes ({few}), {loaded.tokenizer}."
     skipped = {k: len(e.skipped) for k, e in splits.items() if e.skipped}
-    told = {"description": text, "prepared": str(loaded.tokenizer)}
-    return drawn | told | ({"skipped": skipped} if skipped else {})
+    return DataRecord(description=text, prepared=str(loaded.tokenizer), skipped=skipped or None)
 
 
-def _told(name: str, loaded: Loaded) -> dict:
+def _model_record(name: str, loaded: Loaded) -> ModelRecord:
     """What the record says of the model."""
-    count = sum(p.numel() for p in loaded.model.parameters())
-    dtype = str(next(p for p in loaded.model.parameters() if p.dim() > 1).dtype).removeprefix("torch.")
-    about = {"name": name, "parameters": count, "dtype": dtype, "note": loaded.note}
-    about |= {"trust_remote_code": True} if loaded.trust_remote_code else {}
-    return about | ({"quantize": loaded.quantize} if loaded.quantize else {})
+    return ModelRecord(
+        name=name,
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
+        dtype=str(next(p for p in loaded.model.parameters() if p.dim() > 1).dtype).removeprefix("torch."),
+        note=loaded.note,
+        trust_remote_code=loaded.trust_remote_code or None,
+        quantize=loaded.quantize or None,
+    )

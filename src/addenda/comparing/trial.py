@@ -5,13 +5,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import torch
+from torch import nn
 
 from addenda.comparing.arm import Arm
+from addenda.comparing.entries import SplitResult, TrialRecord, Validation
 from addenda.comparing.shots import evaluate_with_cache
 from addenda.comparing.subject import Subject
 from addenda.core.adapter.attach import attach, detach
@@ -49,8 +51,8 @@ def trial(
     progress: Progress | None = None,
     checkpoints: Path | None = None,
     save_every: int | None = None,
-) -> dict:
-    """Run once and return what the record keeps (see `comparing.record`). stage: "search" judges on validation only.
+) -> TrialRecord:
+    """Run once and return what the record keeps. stage: "search" judges on validation only.
 
     A loss that diverges is a result, not an error: status "diverged". checkpoints: a folder for going on after a kill.
     """
@@ -58,10 +60,12 @@ def trial(
     floor, started = resident(device_of(model)), time.perf_counter()
     torch.manual_seed(seed)  # of dropout
     with attached(subject, arm, settings, seed) as adapter:
-        told = {"method": arm.label, "seed": seed, "stage": stage, "rate": rate, "steps": steps}
-        told |= {"trainable": adapter.trainable, "attach_seconds": adapter.seconds, "status": "ok", "note": ""}
+        run = TrialRecord(
+            method=arm.label, seed=seed, stage=stage, rate=rate, steps=steps, trainable=adapter.trainable,
+            attach_seconds=adapter.seconds, status="ok", note="",
+        )  # fmt: skip
         try:
-            made = fit(
+            result = fit(
                 model, adapter, train, steps=steps, batch=settings.batch, rate=rate, schedule=settings.schedule,
                 warmup=settings.warmup, weight_decay=settings.weight_decay, seed=seed,
                 eval=subject.splits["validation"].first(settings.validation), eval_every=looks(steps, stage),
@@ -71,20 +75,25 @@ def trial(
                 **arm.training,
             )  # fmt: skip
         except DivergedError as error:
-            return told | _diverged(str(error), time.perf_counter() - started)
-        told |= {
-            "losses": [[s, float(f"{loss:.6g}")] for s, loss in made.losses],
-            "validation": [[e["step"], {"loss": e["loss"], "accuracy": e["accuracy"]}] for e in made.evaluations],
-            "step_seconds": made.step_seconds,
-            f"{made.unit}_per_second": made.tokens_per_second,
-            "peak_bytes": made.peak_memory,
-        }
+            return _diverged(run, str(error), time.perf_counter() - started)
+        pace = result.tokens_per_second
+        run = replace(
+            run,
+            losses=tuple((step, float(f"{loss:.6g}")) for step, loss in result.losses),
+            validation=tuple(
+                (look["step"], Validation(loss=look["loss"], accuracy=look["accuracy"])) for look in result.evaluations
+            ),
+            step_seconds=result.step_seconds,
+            tokens_per_second=pace if result.unit == "tokens" else None,
+            images_per_second=pace if result.unit == "images" else None,
+            peak_bytes=result.peak_memory,
+        )
         if stage != "search":
-            told |= {s: judged(evaluate_with_cache(model, e)) for s, e in subject.tested.items()}
-            told["adapter_bytes"] = _file_size(adapter)
-        if not made.losses or not math.isfinite(made.losses[-1][1]):
-            told |= _diverged("the loss is not finite", 0.0)
-        return told | {"seconds": time.perf_counter() - started}
+            results = _results(model, subject.tested)
+            run = replace(run, test=results.get("test"), ood=results.get("ood"), adapter_bytes=_file_size(adapter))
+        if not result.losses or not math.isfinite(result.losses[-1][1]):
+            run = _diverged(run, "the loss is not finite", 0.0)
+        return replace(run, seconds=time.perf_counter() - started)
 
 
 @contextmanager
@@ -102,16 +111,25 @@ def attached(subject: Subject, arm: Arm, settings: TrialSettings, seed: int, bat
         detach(model, "trial")
 
 
-def control(subject: Subject, label: str, splits: dict[str, Encoded]) -> dict:
+def control(subject: Subject, label: str, splits: dict[str, Encoded]) -> TrialRecord:
     """The bare base on the given encodings."""
     started = time.perf_counter()
-    found = {s: judged(evaluate_with_cache(subject.model, e)) for s, e in splits.items()}
+    results = _results(subject.model, splits)
     seconds = time.perf_counter() - started
-    return {"method": label, "seed": None, "stage": "control", "status": "ok", "seconds": seconds, **found}
+    return TrialRecord(
+        method=label, stage="control", status="ok", seconds=seconds, test=results.get("test"), ood=results.get("ood")
+    )
 
 
-def judged(made: Evaluation) -> dict:
-    return {"accuracy": made.accuracy, "loss": made.loss, "items": "".join(map(str, made.items))}
+def _results(model: nn.Module, splits: dict[str, Encoded]) -> dict[str, SplitResult]:
+    """By "test" and "ood", where they are among the splits."""
+    return {split: judged(evaluate_with_cache(model, encoded)) for split, encoded in splits.items()}
+
+
+def judged(evaluation: Evaluation) -> SplitResult:
+    """What the record keeps of a whole split."""
+    accuracy = math.nan if evaluation.accuracy is None else evaluation.accuracy
+    return SplitResult(accuracy=accuracy, loss=evaluation.loss, items="".join(map(str, evaluation.items)))
 
 
 def looks(steps: int, stage: str) -> list[int]:
@@ -120,8 +138,8 @@ def looks(steps: int, stage: str) -> list[int]:
     return sorted({max(1, round(steps * k / times)) for k in range(1, times + 1)})
 
 
-def _diverged(why: str, seconds: float) -> dict:
-    return {"status": "diverged", "note": why, "seconds": seconds, "losses": [], "validation": []}
+def _diverged(run: TrialRecord, why: str, seconds: float) -> TrialRecord:
+    return replace(run, status="diverged", note=why, seconds=seconds, losses=(), validation=())
 
 
 def _file_size(adapter: Adapter) -> int:

@@ -58,6 +58,11 @@ def tick(text: str) -> str:
     return re.sub(r"\.?0+(?= |$)", "", text) if "." in text else text
 
 
+def known(value: object) -> object:
+    """Or a dash where nothing is known."""
+    return "–" if value is None else value
+
+
 def listed(names: Iterable[str]) -> str:
     *first, last = list(names) or [""]
     return f"{', '.join(first)} and {last}" if first else last
