@@ -1,5 +1,7 @@
 """Fixtures of tiny models, and one thread: the machine is shared, and golden values want one order of sums."""
 
+import gc
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -69,3 +71,8 @@ def vit() -> nn.Module:
 @pytest.fixture
 def dinov2() -> nn.Module:
     return toys.make_dinov2()
+
+
+def pytest_collection_finish(session):
+    """What was imported stays: trainers and measurements of memory collect garbage, and need not walk all of it."""
+    gc.freeze()
