@@ -169,6 +169,6 @@ def with_adapter(
         if names := labels_beside(adapter):  # older files have them in their run.json alone
             attached.labels = names
             name_outputs(loaded.model, names)
-        heads = record_of(loaded.model, "default")[2].also_train
+        heads = record_of(loaded.model, "default").record.also_train
     loaded.check_heads(heads)
     return loaded

@@ -392,12 +392,12 @@ def _check_fusions(root: nn.Module, composition: Composition) -> None:
             _check_fusions(root, part)
     if not isinstance(composition, Fuse):
         return
-    by, methods = composition.by, record_of(root, composition.by)[2].methods
+    by, methods = composition.by, record_of(root, composition.by).record.methods
     if not any(isinstance(m, HiddenMethod) and m.has("fuse") for m in methods.values()):
         raise AddendaError(f"Fuse(by={by!r}) wants an adapter of a method that weighs others, such as fusion.")
     for part in composition.parts:
         names = part.names() if isinstance(part, Composition) else [] if part is None else [part]
-        changed = {path: None for n in names for path in record_of(root, n)[2].methods if "@" in path}
+        changed = {path: None for n in names for path in record_of(root, n).record.methods if "@" in path}
         if changed and not set(map(_place, changed)) & set(map(_place, methods)):
             raise AddendaError(
                 f"Fuse(by={by!r}) weighs changes at {len(methods)} places, e.g. {next(iter(methods))}, and {part!r} "

@@ -267,8 +267,8 @@ def head_of(model: nn.Module) -> tuple[tuple[str, ...] | None, int | None]:
     The names are those of the adapter that acts, else of the configuration. Raises AddendaError where adapters that act
     together name the outputs differently.
     """
-    config, found = getattr(model, "config", None), find_state(model)
-    own = [] if found is None else [found[1].records[n].labels for n in found[1].active]
+    config, host = getattr(model, "config", None), find_state(model)
+    own = [] if host is None else [host.state.records[n].labels for n in host.state.active]
     told = list(dict.fromkeys(labels for labels in own if labels))
     if len(told) > 1:
         raise AddendaError(

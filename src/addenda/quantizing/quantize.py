@@ -171,8 +171,8 @@ def dequantize(model: nn.Module, like: nn.Module | None = None) -> dict[str, flo
     were lost. Where an adapter's change is to be written into the weights besides, `merge` does both.
     Raises AddendaError, with nothing replaced, when nothing is packed, a change is merged, or `like` has other weights.
     """
-    found = find_state(model)
-    if found and found[1].merged is not None:
+    host = find_state(model)
+    if host and host.state.merged is not None:
         raise AddendaError("A change is merged into the base. Call unmerge(model) first.")
     made, errors = {}, {}
     for path, module in model.named_modules():

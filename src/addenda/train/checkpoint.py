@@ -79,7 +79,7 @@ def fitting(adapter: Adapter, folder: str | Path, base: bool = True) -> dict[str
     Raises AddendaError when it is of other methods, seed, heads or base weights.
     """
     header, tensors = read(Path(folder) / FILE)
-    _, _, record = record_of(adapter.model, adapter.name)
+    record = record_of(adapter.model, adapter.name).record
     own = list(dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train))
     problems = []
     there, copy = methods_of(header, Path(folder) / FILE)

@@ -274,7 +274,7 @@ def _said(arguments: dict[str, Any]) -> Iterator[None]:
 
 def identity_of(model: nn.Module, adapter: Adapter, **more) -> dict[str, Any]:
     """What decides a run's numbers besides its settings: base, adapter, what is judged by, machine kind, versions."""
-    _, _, record = record_of(adapter.model, adapter.name)
+    record = record_of(adapter.model, adapter.name).record
     paths = [path for path, _ in adapter.sites()]
     methods = dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train)
     about = {

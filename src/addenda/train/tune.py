@@ -85,8 +85,8 @@ def _left_alone(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         given = args[0] if args else kwargs.get("model")
         model = given if isinstance(given, nn.Module) else None
-        found = find_state(model) if model is not None else None
-        names, acted = (set(found[1].records), (found[1].active, blocks())) if found else (set(), None)
+        host = find_state(model) if model is not None else None
+        names, acted = (set(host.state.records), (host.state.active, blocks())) if host else (set(), None)
         with undone(model):
             try:
                 return function(*args, **kwargs)
@@ -94,10 +94,11 @@ def _left_alone(function: Callable[P, R]) -> Callable[P, R]:
                 if isinstance(error, KeyboardInterrupt):
                     error.add_note(_kept(kwargs.get("out"), kwargs.get("resume", True), model))
                 now = None if model is None else find_state(model)
-                for new in [n for n in now[1].records if n not in names] if now else []:
-                    detach(now[0], new)  # type: ignore[index]
-                if found and acted:
-                    apply_again(*found, *acted)
+                if now is not None:
+                    for new in [n for n in now.state.records if n not in names]:
+                        detach(now.root, new)
+                if host and acted:
+                    apply_again(*host, *acted)
                 raise
 
     return call

@@ -49,7 +49,7 @@ def arranged(
     """
     root, state = state_of(model)
     for n in names:
-        intact(root, n, record_of(root, n)[2])
+        intact(root, n, record_of(root, n).record)
     if state.merged is not None:
         raise AddendaError(f"{', '.join(state.active)} is merged into the base. Call unmerge(model) first.")
     owners = owners_of(root)

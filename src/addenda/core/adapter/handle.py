@@ -27,12 +27,12 @@ class Adapter:
     @property
     def methods(self) -> dict[str, Method]:
         """The method at each site, by path."""
-        return record_of(self.model, self.name)[2].methods
+        return record_of(self.model, self.name).record.methods
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of a classifier's outputs, in their order; its file carries them. Empty where nobody said."""
-        return record_of(self.model, self.name)[2].labels
+        return record_of(self.model, self.name).record.labels
 
     @labels.setter
     def labels(self, names: Iterable[str]) -> None:
@@ -47,7 +47,7 @@ class Adapter:
     @property
     def seconds(self) -> float:
         """How long attaching took."""
-        return record_of(self.model, self.name)[2].seconds
+        return record_of(self.model, self.name).record.seconds
 
     def sites(self) -> Iterator[tuple[str, SiteTensors]]:
         """(path, tensors) of every site."""
@@ -136,7 +136,7 @@ class Adapter:
 
     @property
     def step_count(self) -> int:
-        return record_of(self.model, self.name)[2].step
+        return record_of(self.model, self.name).record.step
 
     def step(self, dead: Literal["raise", "warn"] = "raise") -> None:
         """Tell the adapter that an optimizer step is done; call it before `zero_grad`.
@@ -180,7 +180,7 @@ class Adapter:
 
         again: other values for the same step, of its second, third, … forward; 0: its own.
         """
-        _, _, record = record_of(self.model, self.name)
+        record = record_of(self.model, self.name).record
         if step is not None:
             record.step = step
         scheduled = [m for m in dict.fromkeys(record.methods.values()) if m.has("on_step")]
@@ -198,7 +198,7 @@ class Adapter:
 
     def _look_for_the_unmoved(self, step: int) -> None:
         """Whether the first steps moved anything: versions, and bits, as some optimizers write past the versions."""
-        record = record_of(self.model, self.name)[2]
+        record = record_of(self.model, self.name).record
         live = [p for p in self.parameters() if p.requires_grad]
         grads = [p.grad for p in live if p.grad is not None]
         tells = not self.sharded and all(bool(g.isfinite().all()) for g in grads) and any(bool(g.any()) for g in grads)

@@ -69,7 +69,7 @@ def load(
     heads = tuple(s.path for s in header.heads)
     with undone(root):
         adapter = install(root, state, name, plan, built, heads, header.seed, not state.records, started, activate)
-        record_of(root, name)[2].labels = labels
+        record_of(root, name).record.labels = labels
         adapter.draw(header.step)
         return adapter.requires_grad_(trainable)
 

@@ -24,7 +24,7 @@ def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
     root, state = state_of(model)
     names = () if name is None else (name,) if isinstance(name, str) else tuple(name)
     for n in names:
-        intact(root, n, record_of(root, n)[2])
+        intact(root, n, record_of(root, n).record)
     if len(set(names)) < len(names):
         raise AddendaError(f"An adapter acts once; got {names}.")
     if state.merged is not None:

@@ -149,8 +149,8 @@ def plan(
         raise AddendaError(f"Expected a torch.nn.Module as the model, got {type(model).__name__}.")
     if (batch is None) != (length is None):
         raise AddendaError(f"A step has a batch and a length: give both or neither, got {batch} and {length}.")
-    found = find_state(model)
-    root = found[0] if found else unwrap(model)
+    host = find_state(model)
+    root = host.root if host else unwrap(model)
     assigned, heads = assign(root, method, targets, exclude, also_train, head_bits)
     fresh: dict[tuple, SiteTensors] = {}
     rows = tuple(

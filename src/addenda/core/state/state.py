@@ -4,6 +4,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
@@ -124,13 +125,28 @@ class State:
         return kept.values if kept.index is None else kept.put_back(site.weight.detach().clone())
 
 
-def find_state(model: nn.Module) -> tuple[nn.Module, State] | None:
+class Host(NamedTuple):
+    """The (sub)module that carries adapters, and what it remembers of them."""
+
+    root: nn.Module
+    state: State
+
+
+class HostRecord(NamedTuple):
+    """The (sub)module that carries an adapter, what it remembers of all of them, and of this one."""
+
+    root: nn.Module
+    state: State
+    record: Record
+
+
+def find_state(model: nn.Module) -> Host | None:
     """The (sub)module that carries the state and the state itself, or None when nothing is attached.
 
     Raises AddendaError when several parts of the model carry adapters of their own.
     """
     found = [
-        (module, module.__dict__["_addenda"]) for module in unwrap(model).modules() if "_addenda" in module.__dict__
+        Host(module, module.__dict__["_addenda"]) for module in unwrap(model).modules() if "_addenda" in module.__dict__
     ]
     if len(found) > 1:
         raise AddendaError(
@@ -140,21 +156,23 @@ def find_state(model: nn.Module) -> tuple[nn.Module, State] | None:
     return found[0] if found else None
 
 
-def state_of(model: nn.Module) -> tuple[nn.Module, State]:
+def state_of(model: nn.Module) -> Host:
+    """The (sub)module that carries the state and the state itself. Raises AddendaError when nothing is attached."""
     found = find_state(model)
     if found is None:
         raise AddendaError(f"No adapter is attached to this {type(unwrap(model)).__name__}. Call attach or load first.")
     return found
 
 
-def record_of(model: nn.Module, name: str) -> tuple[nn.Module, State, Record]:
+def record_of(model: nn.Module, name: str) -> HostRecord:
+    """What is remembered of one adapter, and where. Raises AddendaError when none is called so."""
     root, state = state_of(model)
     if name not in state.records:
         raise AddendaError(
             f"No adapter is called {name!r} on this {type(root).__name__}.{nearest(name, state.records)} "
             f"Attached: {', '.join(map(repr, state.records))}."
         )
-    return root, state, state.records[name]
+    return HostRecord(root, state, state.records[name])
 
 
 def check_name(state: State | None, name: str) -> None:

@@ -11,8 +11,8 @@ from addenda.core.state.state import find_state
 
 def aside(root: nn.Module) -> dict[int, Any]:
     """A memo for `deepcopy`: what a merge keeps beside the model is shared with a copy that nothing is merged into."""
-    found = find_state(root)
-    kept = [*(found[1].merged or {}).values(), *found[1].cast.values()] if found else []
+    host = find_state(root)
+    kept = [*(host.state.merged or {}).values(), *host.state.cast.values()] if host else []
     return {id(k): k for k in kept}
 
 
