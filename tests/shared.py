@@ -17,6 +17,7 @@ from addenda.core.forward.adapted import effective_weight
 from addenda.core.forward.slots import slots_of
 from addenda.core.method.contract import Method, WeightMethod
 from addenda.core.modules.classes import original_class
+from addenda.core.modules.ours import is_ours
 from addenda.core.site.site import Site, site_at
 from addenda.core.site.targets import resolve
 
@@ -120,7 +121,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def bits(model: nn.Module) -> dict[str, Tensor]:
     """The base's entries, copied."""
-    return {k: v.detach().clone() for k, v in model.state_dict().items() if ".addenda." not in f".{k}"}
+    return {k: v.detach().clone() for k, v in model.state_dict().items() if not is_ours(k)}
 
 
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -158,7 +159,7 @@ def with_weight(site: Site, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def flags(model: nn.Module) -> dict[str, bool]:
-    return {n: p.requires_grad for n, p in model.named_parameters() if ".addenda." not in f".{n}"}
+    return {n: p.requires_grad for n, p in model.named_parameters() if not is_ours(n)}
 
 
 def train(model: nn.Module, adapter: ad.Adapter, batch: Tensor, optimizer: torch.optim.Optimizer, steps: int) -> None:

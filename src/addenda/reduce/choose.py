@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.modules.ours import is_ours
 from addenda.core.site.kinds import CONV1D, LINEAR, PARAMETER, kind_of
 from addenda.core.site.site import owners_of, refusal, site_at
 from addenda.core.site.targets import Target, called, matching
@@ -70,7 +71,7 @@ def raw(model: nn.Module) -> dict[str, nn.Parameter]:
     seen = {id(m._parameters.get("weight")) for _, m in called(model)}
     found: dict[str, nn.Parameter] = {}
     for path, p in model.named_parameters():
-        if "addenda" not in path.split(".") and not is_lazy(p) and p.dim() > 1 and id(p) not in seen:
+        if not is_ours(path) and not is_lazy(p) and p.dim() > 1 and id(p) not in seen:
             found[path] = p
     return found
 

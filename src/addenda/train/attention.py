@@ -25,6 +25,7 @@ from addenda.core.disk.access import read_json
 from addenda.core.disk.cache import cache_folder
 from addenda.core.file.identity import digest, versions
 from addenda.core.modules.borrow import entrance, frozen, gradient_from, training_mode
+from addenda.core.modules.ours import is_ours
 from addenda.data.encoded import Encoded
 from addenda.models.machine import device_of, hardware, processes
 from addenda.train.loss import score
@@ -117,7 +118,7 @@ def _case(model: nn.Module, train: Encoded, batch: int) -> str:
     """What the fastest implementation depends on, as a name."""
     shapes = {k: [list(t.shape), str(t.dtype)] for k, t in train.batch(_long(train.lengths, batch)).items()}
     tensors = [[n, list(p.shape), str(p.dtype), type(p).__name__] for n, p in model.named_parameters()]
-    own = [t for t in tensors if "addenda" not in t[0].split(".")]
+    own = [t for t in tensors if not is_ours(t[0])]
     machine = {k: v for k, v in hardware().items() if k in ("cpu", "threads", "gpu")} | {"on": device_of(model).type}
     return digest([type(model).__name__, own, current(model), shapes, train.kind, machine, versions()])[:32]
 

@@ -141,7 +141,7 @@ def note_of(folder: str | Path) -> dict[str, Any]:
     return note
 
 
-def is_ours(folder: Path) -> bool:
+def is_own(folder: Path) -> bool:
     """Whether `fit` wrote this checkpoint, or began to: its note says so; another program's has none, or no settings.
 
     One that was killed before the note was written holds nothing, or nothing but the adapter.
@@ -168,7 +168,7 @@ def has_adapter(file: Path) -> bool:
 
 def latest(out: str | Path) -> Path | None:
     """The newest checkpoint of `fit`'s in a folder, or None."""
-    found = [p for p in all_of(out) if is_ours(p)]
+    found = [p for p in all_of(out) if is_own(p)]
     return found[-1] if found else None
 
 
@@ -190,7 +190,7 @@ def check_whole(folder: Path, also: Iterable[str] = ()) -> None:
     missing = [name for name in dict.fromkeys((FILE, *RESUMES, *also, *known)) if not (folder / name).is_file()]
     wrong = [name for name, said in known.items() if name not in missing and said != _hash(folder / name)]
     if missing or wrong:
-        before = [p.name for p in all_of(folder.parent) if is_ours(p) and p != folder]
+        before = [p.name for p in all_of(folder.parent) if is_own(p) and p != folder]
         way = f"remove that folder to go on from {before[-1]}" if before else "remove that folder to start again"
         what = [f"lacks {' and '.join(missing)}"] if missing else []
         what += [f"has {' and '.join(wrong)} damaged or changed"] if wrong else []
@@ -238,7 +238,7 @@ def begun(out: str | Path) -> dict[str, Any]:
 def check_free(out: Path, saves: Iterable[int], best: bool) -> None:
     """Raises AddendaError where a name that a run will write is taken by something that `fit` did not write."""
     steps = set(saves)
-    taken = [p.name for p in all_of(out) if step_of(p) in steps and not is_ours(p)]
+    taken = [p.name for p in all_of(out) if step_of(p) in steps and not is_own(p)]
     if (out / NOTE).exists() and not begun(out):
         taken.append(NOTE)
     if best and _exists(out / BEST) and not _is_best(out):
@@ -270,11 +270,11 @@ def finish(staging: Path, final: Path, keep: int) -> None:
         finally:
             os.close(handle)
     if final.exists():
-        if not is_ours(final):
+        if not is_own(final):
             raise AddendaError(f"{final} is not of this run, so it is not replaced. Move it, or choose another folder.")
         shutil.rmtree(final)
     staging.rename(final)
-    for old in [p for p in all_of(final.parent) if is_ours(p)][:-keep]:
+    for old in [p for p in all_of(final.parent) if is_own(p)][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -284,7 +284,7 @@ def clear(out: str | Path) -> None:
     if (out / BEST).is_file() and _is_best(out):
         (out / BEST).unlink(missing_ok=True)
     for path in [*all_of(out), *out.glob(".checkpoint-*")]:
-        if is_ours(path):
+        if is_own(path):
             shutil.rmtree(path, ignore_errors=True)
     if begun(out):
         (out / NOTE).unlink(missing_ok=True)

@@ -231,7 +231,7 @@ class AdapterTrainer(transformers.Trainer):
             with writing(final):
                 self._write_all(staging, final)
         except DiskError:
-            if checkpoint.is_ours(staging):  # a part of a checkpoint is worth nothing, and the disk may be full
+            if checkpoint.is_own(staging):  # a part of a checkpoint is worth nothing, and the disk may be full
                 shutil.rmtree(staging, ignore_errors=True)
             raise
 

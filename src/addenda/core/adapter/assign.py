@@ -11,6 +11,7 @@ from addenda.core.forward.slots import slots_of
 from addenda.core.method.catalogue import Info, build
 from addenda.core.method.contract import Method, Replace, WeightMethod
 from addenda.core.method.hidden import HiddenMethod
+from addenda.core.modules.ours import is_ours
 from addenda.core.site.kinds import EMBEDDING, PARAMETER
 from addenda.core.site.site import Point, Site, refusal, site_at, with_neighbours
 from addenda.core.site.structure import points
@@ -87,7 +88,7 @@ def _parameters_of(model: nn.Module, target: Target) -> list[Site]:
     found = []
     for path in paths:
         inside = [f"{path}.{n}" for n, _ in named[path].named_parameters()] if path in named else [path]
-        found += [site_at(model, p) for p in inside if ".addenda." not in f".{p}."]
+        found += [site_at(model, p) for p in inside if not is_ours(p)]
     return found
 
 

@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.borrow import training_mode
+from addenda.core.modules.ours import is_ours
 from addenda.core.site.parts import DryForward
 from addenda.core.site.site import is_norm
 from addenda.core.state.twin import without_data
@@ -42,7 +43,7 @@ def _followed(model: nn.Module, mode: FakeTensorMode | None, problems: list[str]
     """The first of the likely inputs that the model takes; what it said of the others goes to problems."""
     done, hooks = DryForward(), []
     for path, module in model.named_modules():
-        if path and "addenda" not in path.split("."):
+        if path and not is_ours(path):
             hooks.append(module.register_forward_hook(_watch(done, path), with_kwargs=True))
             if is_norm(module):
                 done.norms.add(path)

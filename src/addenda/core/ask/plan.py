@@ -13,6 +13,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Method
 from addenda.core.method.options import said
+from addenda.core.modules.ours import is_ours
 from addenda.core.modules.wrappers import unwrap
 from addenda.core.packed.few_bits import code_bytes
 from addenda.core.site.kinds import OUTPUT, kind_of
@@ -172,12 +173,12 @@ def plan(
         f"{path}.{name}"
         for path, module in root.named_modules()
         for name, p in module._parameters.items()
-        if p is not None and p.dim() == 3 and kind_of(module) is None and "addenda" not in path.split(".")
+        if p is not None and p.dim() == 3 and kind_of(module) is None and not is_ours(path)
     ]
     weights = any(site.kind != OUTPUT and site.path not in heads for site, _ in assigned)
     layers = [*(path for path, _ in called(root)), *stacks] if weights else []
     left = grouped(path for path in layers if path not in taken)
-    base = sum(p.numel() for n, p in root.named_parameters() if ".addenda." not in f".{n}")
+    base = sum(p.numel() for n, p in root.named_parameters() if not is_ours(n))
     step = None
     if batch is not None and length is not None:
         step = predict(root, assigned, heads, batch, length, labelled, optimizer)

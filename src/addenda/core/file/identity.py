@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import whole
+from addenda.core.modules.ours import is_ours
 from addenda.core.modules.wrappers import unwrap
 from addenda.core.packed.tensor import Packed, parts_of
 
@@ -130,7 +131,7 @@ def base_of(model: nn.Module) -> dict[str, Any]:
     model = unwrap(model)
     made, dtypes, forms, known = hashlib.sha256(), {}, set(), {}
     for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor) or any(part.startswith("addenda") for part in name.split(".")):
+        if not isinstance(tensor, Tensor) or is_ours(name):
             continue
         dtypes[str(tensor.dtype).removeprefix("torch.")] = dtypes.get(str(tensor.dtype).removeprefix("torch."), 0) + 1
         if isinstance(tensor, Packed):

@@ -25,6 +25,7 @@ from addenda.core.forward.acting import Acting
 from addenda.core.forward.slots import slots_of
 from addenda.core.modules.borrow import training_mode
 from addenda.core.modules.classes import Adapted, original_class, set_original_class
+from addenda.core.modules.ours import CHILD
 from addenda.core.modules.recompute import cheap
 from addenda.core.modules.wrappers import unwrap
 
@@ -147,7 +148,7 @@ def _bare(module: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def _is_gated(module: nn.Module) -> bool:
     """Whether the module is a gated MLP by its children and, in training mode, by what it computes."""
-    names = set(module._modules) - {"addenda"}
+    names = set(module._modules) - {CHILD}
     if names not in (
         {*projections, "down_proj", act}
         for projections in (("gate_proj", "up_proj"), ("gate_up_proj",))

@@ -19,6 +19,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from addenda.core.modules.classes import original_class, set_original_class
+from addenda.core.modules.ours import is_ours
 
 _GATHERED = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -103,7 +104,7 @@ def gathered(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{path}.{name}" if path else name: buffer
         for path, module in model.named_modules()
-        if "addenda" not in path.split(".")
+        if not is_ours(path)
         for name, buffer in module._buffers.items()
         if buffer is not None and name not in module._non_persistent_buffers_set
     }

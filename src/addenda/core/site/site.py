@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import is_sharded
+from addenda.core.modules.ours import is_ours
 from addenda.core.packed.tensor import values_of
 from addenda.core.site.kinds import CONV, CONV1D, EMBEDDING, LINEAR, OUTPUT, PARAMETER, Kind, kind_of
 
@@ -140,7 +141,7 @@ def site_at(model: nn.Module, path: str, owners: Owners | None = None) -> Site:
     """
     if "@" in path:
         return point_at(model, path)
-    if "addenda" in path.split("."):
+    if is_ours(path):
         raise AddendaError(f"{path} belongs to an adapter, not to the base.")
     owner_path, _, leaf = path.rpartition(".")
     try:
@@ -197,7 +198,7 @@ def point_at(model: nn.Module, path: str) -> Point:
     reads, undone, back = rest.partition("~")
     found = {}
     for name in [where, *([] if reads in ("output", "input", "again") else [reads]), *([back] if undone else [])]:
-        if not name or "addenda" in name.split("."):
+        if not name or is_ours(name):
             raise AddendaError(f"{path}: {name!r} is no module of the base; name one inside the model.")
         try:
             found[name] = model.get_submodule(name)
@@ -243,7 +244,7 @@ def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
     found = [
         (path, m)
         for path, m in module.named_modules()
-        if kind_of(m) is not None and "addenda" not in path.split(".") and m._parameters.get("weight") is not None
+        if kind_of(m) is not None and not is_ours(path) and m._parameters.get("weight") is not None
     ]
     return sorted(found, key=lambda item: kind_of(item[1]) != EMBEDDING)
 
@@ -281,7 +282,7 @@ def is_norm(module: nn.Module) -> bool:
     if "norm" not in type(module).__name__.lower() or kind_of(module) is not None:
         return False
     own = [p for p in module._parameters.values() if p is not None]
-    inside = [p for name, m in module.named_children() if name != "addenda" for p in m.parameters()]
+    inside = [p for name, m in module.named_children() if not is_ours(name) for p in m.parameters()]
     return not inside and (isinstance(module, nn.LayerNorm) or all(p.numel() == max(p.shape, default=1) for p in own))
 
 

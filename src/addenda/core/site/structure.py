@@ -33,6 +33,7 @@ from torch import nn
 
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.method.hidden import HiddenMethod
+from addenda.core.modules.ours import is_ours
 from addenda.core.site.kinds import CONV1D, kind_of
 from addenda.core.site.parts import DryForward, OnDemand, Part
 from addenda.core.site.site import Point, is_norm, point_at, refusal
@@ -95,7 +96,7 @@ def points(
 def blocks(model: nn.Module) -> dict[str, dict[str, Part]]:
     """The transformer blocks by path, each with its parts by role. Empty where none is recognised."""
     attention, others = matching(model, "attention"), matching(model, "mlp")
-    elements = [f"{path}.{name}" for path, m in stacks(model).items() for name in m._modules if name != "addenda"]
+    elements = [f"{path}.{name}" for path, m in stacks(model).items() for name in m._modules if not is_ours(name)]
     whole = [e for e in elements if _under(e, attention) and (_under(e, others) or _beside(model, e, attention))]
     found = {}
     for path in whole:
@@ -126,13 +127,13 @@ def _beside(model: nn.Module, block: str, attention: list[str]) -> list[str]:
     return [
         f"{block}.{name}"
         for name, child in model.get_submodule(block).named_children()
-        if name != "addenda" and f"{block}.{name}" not in taken and not is_norm(child) and _matrices(child)
+        if not is_ours(name) and f"{block}.{name}" not in taken and not is_norm(child) and _matrices(child)
     ]
 
 
 def _matrices(module: nn.Module, dims: int = 2) -> bool:
     """Whether the base has parameters of so many dimensions, or more, in here."""
-    return any(p.dim() >= dims for n, p in module.named_parameters() if ".addenda." not in f".{n}")
+    return any(p.dim() >= dims for n, p in module.named_parameters() if not is_ours(n))
 
 
 def _attention_of(model: nn.Module, block: str, paths: list[str]) -> Part | None:
@@ -314,7 +315,7 @@ def _head(model: nn.Module) -> str | None:
 
 
 def _modules(model: nn.Module, target: Target) -> list[str]:
-    every = [(path, m) for path, m in model.named_modules() if path and "addenda" not in path.split(".")]
+    every = [(path, m) for path, m in model.named_modules() if path and not is_ours(path)]
     if callable(target):
         return [path for path, module in every if target(path, module)]
     if target == "linear":
@@ -340,7 +341,7 @@ def _unrecognised(model: nn.Module) -> str:
 
 
 def _naming(model: nn.Module, target: Target | None = None) -> str:
-    groups = grouped(path for path, m in model.named_modules() if path and "addenda" not in path.split("."))
+    groups = grouped(path for path, m in model.named_modules() if path and not is_ours(path))
     hint = nearest(target, {path.rpartition(".")[2] for path in groups} | set(PARTS)) if isinstance(target, str) else ""
     return (
         f"Name the modules whose output is changed, e.g. targets='*.mlp', or one of {', '.join(PARTS)}.{hint} "

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.modules.ours import CHILD, is_ours
 from addenda.core.site.kinds import CONV, CONV1D, EMBEDDING, LINEAR, kind_of
 from addenda.core.site.site import Site, is_norm, owners_of, refusal, site_at
 
@@ -121,7 +122,7 @@ def all_paths(model: nn.Module) -> list[str]:
     """Every path that can be a site: called modules and raw parameters, adapter tensors left out."""
     paths = []
     for path, module in model.named_modules(remove_duplicate=True):
-        if "addenda" in path.split("."):
+        if is_ours(path):
             continue
         if path and kind_of(module) is not None:
             paths.append(path)
@@ -184,14 +185,14 @@ def stacks(model: nn.Module) -> dict[str, nn.Module]:
 
 def is_stack(module: nn.Module) -> bool:
     """Whether a module is a list of repeated parts."""
-    elements = [m for name, m in module._modules.items() if name != "addenda" and m is not None]
+    elements = [m for name, m in module._modules.items() if not is_ours(name) and m is not None]
     if isinstance(module, nn.ModuleList):
         return bool(elements)
     return isinstance(module, nn.Sequential) and bool(elements) and all(map(_holds, elements))
 
 
 def _holds(module: nn.Module) -> bool:
-    return kind_of(module) is None and not is_norm(module) and bool(set(module._modules) - {"addenda"})
+    return kind_of(module) is None and not is_norm(module) and bool(set(module._modules) - {CHILD})
 
 
 @dataclass(frozen=True)
