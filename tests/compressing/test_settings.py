@@ -21,8 +21,9 @@ def test_out_of_range(option, values):
 
 
 def test_the_bounds_themselves_are_options():
-    CompressionSettings(floor=0, share=1, rise=0)
-    CompressionSettings(floor=1)
+    lowest = CompressionSettings(floor=0, share=1, rise=0)
+    assert (lowest.floor, lowest.share, lowest.rise) == (0, 1, 0)
+    assert CompressionSettings(floor=1).floor == 1
 
 
 def test_ranks_are_no_matter_of_the_pieces():
