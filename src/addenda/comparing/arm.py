@@ -47,16 +47,16 @@ def parse_arm(label: str, targets: str | tuple[str, ...] | None = None) -> Arm:
     training: dict[str, float] = {}
     for part in behind:
         if part not in optimizers:
-            said = _training(part, label)
-            if twice := sorted(set(said) & set(training)):
+            options = _training(part, label)
+            if twice := sorted(set(options) & set(training)):
                 raise AddendaError(f"{label!r} says {twice[0]}= twice.")
-            training |= said
+            training |= options
     method = build(spec)
     return Arm(label, method, targets or method.targets, (), next(iter(optimizers), "auto"), (), training)
 
 
 def _training(text: str, label: str) -> dict[str, float]:
-    found = {}
+    training = {}
     for key, value in parse_spec(f"training:{text}")[1].items():
         if key not in TRAINING:
             raise AddendaError(
@@ -66,8 +66,8 @@ def _training(text: str, label: str) -> dict[str, float]:
         number = parse_value(value, float)
         if problem := misfit(key, number, float) or "; ".join(ranges.problems({key: number})):
             raise AddendaError(f"{label!r}: {problem}.")
-        found[key] = number
-    return found
+        training[key] = number
+    return training
 
 
 def name_of(label: str) -> str:

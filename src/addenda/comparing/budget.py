@@ -62,11 +62,11 @@ def fitted(model: nn.Module, method: Method, targets, most: int) -> Method:
             value = min(1.0, value * most / n * (0.999 if n > most else 1.0))
         sizes = [value, value * 0.99, value * 0.9]
     else:
-        found, value = {2**k for k in range(13)}, 1  # the sides of blocks are mostly powers of two
+        sides, value = {2**k for k in range(13)}, 1  # the sides of blocks are mostly powers of two
         while value <= 4096:
-            found.add(value)
+            sides.add(value)
             value = value + 1 if value < 16 else value + value // 16
-        sizes = sorted(found)
+        sizes = sorted(sides)
     best = None
     for value in sizes:
         n = count(value)

@@ -118,8 +118,8 @@ def step_seconds(subject: Subject, arm: Arm, settings: TrialSettings, tell: Call
 def forward_seconds(subject: Subject, split: str) -> float:
     """Seconds that judging a whole split takes, from a part of it."""
     part = subject.splits[split].first(128)
-    made = evaluate_with_cache(subject.model, part)
-    return made.seconds / len(part) * len(subject.splits[split])
+    evaluation = evaluate_with_cache(subject.model, part)
+    return evaluation.seconds / len(part) * len(subject.splits[split])
 
 
 def minutes(seconds: float) -> str:

@@ -164,11 +164,11 @@ def extended(config: Config) -> list[str]:
 
 
 def _wrong(where: str, wanted: str, value: Any) -> str:
-    said = (
+    given = (
         "nothing" if value is None else repr(value) if isinstance(value, (bool, int, float)) else type(value).__name__
     )
-    said = repr(value[:40]) if isinstance(value, str) else said
-    return f"{where}: expected {wanted}, came {said if len(said) < 80 else 'a very long one'}"
+    given = repr(value[:40]) if isinstance(value, str) else given
+    return f"{where}: expected {wanted}, came {given if len(given) < 80 else 'a very long one'}"
 
 
 def _first(problems: Any) -> list[str]:

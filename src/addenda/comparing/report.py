@@ -100,19 +100,19 @@ def answer(record: Record, comparison: Comparison | None = None) -> str:
     name = record.config.data.name
     where = f"On {'this task' if name is None else name}, {budget(record)},"
     if not methods:
-        said = [f"{where} no method has finished yet"]
+        clauses = [f"{where} no method has finished yet"]
     elif not lead:
-        said = [f"{where} every method that is not beaten by another diverged in some run"]
+        clauses = [f"{where} every method that is not beaten by another diverged in some run"]
     elif len(methods) == 1:
         one = test[lead[0]]
-        said = [f"{where} {names} reaches {whole(one.mean)} ({one.low * 100:.0f} to {whole(one.high)})"]
+        clauses = [f"{where} {names} reaches {whole(one.mean)} ({one.low * 100:.0f} to {whole(one.high)})"]
     elif len(lead) == 1:
-        said = [f"{where} {names} leads with {scores}"]
+        clauses = [f"{where} {names} leads with {scores}"]
     elif len(lead) == len(methods):
         both = "the two methods" if len(lead) == 2 else f"all {len(lead)} methods"
-        said = [f"{where} {both} cannot be told apart ({names}: {scores})"]
+        clauses = [f"{where} {both} cannot be told apart ({names}: {scores})"]
     else:
-        said = [f"{where} {names} lead and cannot be told apart ({scores})"]
+        clauses = [f"{where} {names} lead and cannot be told apart ({scores})"]
     if comparison.control and methods:
         beat = [m for m in methods if comparison.beats(m, comparison.control)]
         worse = [m for m in methods if comparison.beats(comparison.control, m)]
@@ -121,17 +121,17 @@ def answer(record: Record, comparison: Comparison | None = None) -> str:
         of = "it" if len(methods) == 1 else f"{len(beat)} of {len(methods)} methods"
         verb = "beats" if len(beat) == 1 or len(methods) == 1 else "beat"
         none = "it does not beat" if len(methods) == 1 else "none of them beats"
-        said.append(f"{of} {verb} {rival}" if beat else f"{none} {rival}")
+        clauses.append(f"{of} {verb} {rival}" if beat else f"{none} {rival}")
         if worse:
-            said.append(f"{listed(title[m] for m in worse)} {'is' if len(worse) == 1 else 'are'} worse than it")
+            clauses.append(f"{listed(title[m] for m in worse)} {'is' if len(worse) == 1 else 'are'} worse than it")
     if FULL in test and lead:
         best = comparison.pair(FULL, lead[0])
         how = {"full": "better than", None: "not told apart from"}.get(best.better if best else None, "worse than")
-        said.append(f"full fine-tuning, the other control, gets {whole(test[FULL].mean)}, {how} {title[lead[0]]}")
+        clauses.append(f"full fine-tuning, the other control, gets {whole(test[FULL].mean)}, {how} {title[lead[0]]}")
     failed = [title[m] for m in methods if m in comparison.diverged]
     if failed:
-        said.append(f"{listed(failed)} diverged in some run")
-    return "; ".join(said) + "."
+        clauses.append(f"{listed(failed)} diverged in some run")
+    return "; ".join(clauses) + "."
 
 
 def summary(record: Record) -> Table:
@@ -228,24 +228,24 @@ def _search(record: Record) -> _Search:
 
 def _warnings(record: Record, comparison: Comparison) -> list[str]:
     """What a reader must know before believing the table."""
-    search, titles, said = _search(record), titles_of(record), []
+    search, titles, warnings = _search(record), titles_of(record), []
     if not search.methods:
-        said.append(
+        warnings.append(
             "No learning-rate search was done: one that did not tune per method says so. A method that does badly "
             "here may only have had the wrong rate."
         )
     edge = [method.title for method in search.methods if method.edge]
     if edge:
-        said.append(
+        warnings.append(
             f"The best rate found lies at the edge of what was tried for {listed(edge)}: one beyond it may be better."
         )
     for row in rows_of(record, comparison):
         if row.finished < row.wanted:
-            said.append(f"{row.title}: {row.finished} of {row.wanted} runs have finished.")
+            warnings.append(f"{row.title}: {row.finished} of {row.wanted} runs have finished.")
     if record.ignored:
-        said.append(f"Ignored, because half-written: {', '.join(record.ignored)}.")
+        warnings.append(f"Ignored, because half-written: {', '.join(record.ignored)}.")
     named = sorted(titles, key=len, reverse=True)
     for caveat in comparison.caveats:
         arm = next((a for a in named if caveat.startswith(f"{a}: ")), None)
-        said.append(titles[arm] + caveat[len(arm) :] if arm else caveat)
-    return said
+        warnings.append(titles[arm] + caveat[len(arm) :] if arm else caveat)
+    return warnings

@@ -165,24 +165,24 @@ class _Job:
         self.seconds = {"statistics": 0.0, "solving": 0.0}
 
     def judged(self) -> dict[str, Any]:
-        found = measure.judged(self.model, self.judge.batches(self.s.batch))
+        verdict = measure.judged(self.model, self.judge.batches(self.s.batch))
         if self.problems:
             self.say(f"HumanEval: {len(self.problems)} functions; what the model writes is executed, with limits")
-            found["passed"] = pass_at_1(self.model, self.loaded.tokenizer, self.problems, say=self.say)
-        return found
+            verdict["passed"] = pass_at_1(self.model, self.loaded.tokenizer, self.problems, say=self.say)
+        return verdict
 
     def alone(self, low: dict[str, nn.Module]) -> dict[str, float]:
         """{type of layer: `measure.harm` of that type's low-rank layers, all others dense}, on half of the windows."""
         self.say("judging each type of layer alone")
         some = self.judge.rows[: max(len(self.judge.rows) // 2, 1)]
         batches = dataclasses.replace(self.judge, rows=some).batches(self.s.batch)
-        before, found = measure.judged(self.model, batches), {}
+        before, harms = measure.judged(self.model, batches), {}
         for pattern, paths in grouped(low).items():
             held = {p: self.model.get_submodule(p) for p in paths}
             _put_all(self.model, {p: low[p] for p in paths})
-            found[pattern] = measure.harm(before, measure.judged(self.model, batches))
+            harms[pattern] = measure.harm(before, measure.judged(self.model, batches))
             _put_all(self.model, held)
-        return found
+        return harms
 
     def judged_before(self) -> dict[str, Any]:
         """What the dense model says, remembered for a run that goes on."""
@@ -231,15 +231,15 @@ class _Job:
 
     def _moments(self, walk: Walk, piece: Piece, go_on: bool = True) -> tuple[dict[str, Moments], dict[str, float]]:
         at = time.perf_counter()
-        found = walk.moments(piece, go_on=go_on)
+        moments, uses = walk.moments(piece, go_on=go_on)
         self.seconds["statistics"] += time.perf_counter() - at
-        missed = [p for p in piece.paths if p not in found[0] or not found[0][p].count]
+        missed = [p for p in piece.paths if p not in moments or not moments[p].count]
         if missed:
             raise AddendaError(
                 f"{len(missed)} layers were never called with this text: {', '.join(missed[:8])}. Leave them out with "
                 "--exclude, or give more text."
             )
-        return found
+        return moments, uses
 
     def _solve_all(
         self, paths: Sequence[str], moments: dict[str, Moments], weighs: dict[str, Any], given: Ranks | None = None
@@ -253,8 +253,8 @@ class _Job:
             return [(p, self._solve(p, moments[p], weighs.get(p), None if given is None else given[p])) for p in group]
 
         with side_by_side(len(groups) if self.device.type == "cpu" else 1) as each:
-            found = dict(itertools.chain.from_iterable(each(of, list(groups.values()))))
-        return {p: found[p] for p in paths}
+            solved = dict(itertools.chain.from_iterable(each(of, list(groups.values()))))
+        return {p: solved[p] for p in paths}
 
     def _solve(self, path: str, moments: Moments, weighs: Any = None, rank: int | None = None) -> LowRank:
         m, n = self.chosen[path]
@@ -300,16 +300,16 @@ class _Job:
     def layers(self) -> list[Layer]:
         """Every candidate with its error curve."""
         weighed = self.s.allocate == "waterfill" and self.s.weigh == "loss"
-        found, weights = {}, self.weights() if weighed else {}
+        layers, weights = {}, self.weights() if weighed else {}
         for name in dict.fromkeys(self.where.values()):
             for path, about in self.work.about(name).items():
                 self.uses[path] = about["uses"]
                 uses = about["uses"] if self.s.of == "flops" else 1.0
                 m, n = self.chosen[path]
-                found[path] = Layer(path, m, n, about["errors"], uses, weights.get(path, 1.0), self.s.storage)
+                layers[path] = Layer(path, m, n, about["errors"], uses, weights.get(path, 1.0), self.s.storage)
                 if about["note"]:
                     self.notes.append(f"{path}: {about['note']}")
-        return [found[p] for p in self.chosen]
+        return [layers[p] for p in self.chosen]
 
     def weights(self) -> dict[str, float]:
         """What an error of each layer does to the loss, remembered for a run that goes on."""
