@@ -34,6 +34,7 @@ from addenda.cli.common import (
     say,
     tell,
 )
+from addenda.train.settings import DOCS
 
 METHODS = "lora,miss:rank=16,shira"
 
@@ -63,7 +64,7 @@ def compare(
         int | None, typer.Option("--search-steps", help="Steps of a first look at a rate. Default: a quarter.")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Full fine-tuning of all parameters as a control.")] = False,
-    batch: Annotated[int, typer.Option("--batch", help="Examples a step.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", help=DOCS["batch"])] = 8,
     targets: Targets = None,
     within: Annotated[
         float | None, typer.Option("--within", help="Seconds it may take: rates, then arms, are dropped to fit.")

@@ -36,14 +36,17 @@ from addenda.cli.common import (
     say,
     tell,
 )
+from addenda.train.settings import DOCS, Settings
 
 
-def _training(name: str, what: str):
-    return typer.Option(name, help=what, rich_help_panel="Training")
+def _training(flag: str, what: str = "", more: str = "", panel: str = "Training"):
+    """An option of training. Where it is a field of `Settings`, its help is the field's sentence, and `more`."""
+    name = flag.partition("/")[0].removeprefix("--").replace("-", "_")
+    return typer.Option(flag, help=what or DOCS[name] + more, rich_help_panel=panel)
 
 
-def _speed(name: str, what: str):
-    return typer.Option(name, help=what, rich_help_panel=SPEED)
+def _speed(flag: str):
+    return _training(flag, panel=SPEED)
 
 
 def register(app: typer.Typer) -> None:
@@ -60,35 +63,20 @@ def tune(
     head_bits: Annotated[
         int | None, typer.Option("--head-bits", help="A trained head in 1 to 8 bits; a method's own: bits=1 in it.")
     ] = None,
-    steps: Annotated[int | None, _training("--steps", "Optimizer steps.")] = None,
-    epochs: Annotated[
-        float | None,
-        _training("--epochs", "Passes over the data (1 without --steps)."),
-    ] = None,
-    batch: Annotated[int, _training("--batch", "Examples a step.")] = 16,
-    accumulate: Annotated[int, _speed("--accumulate", "Parts of a batch, to save memory.")] = 1,
-    rate: Annotated[
-        float | None,
-        _training("--rate", "Highest learning rate. Default: the catalogue's for the method."),
-    ] = None,
-    schedule: Annotated[str, _training("--schedule", "linear, cosine or constant.")] = "linear",
-    warmup: Annotated[float, _training("--warmup", "Warm-up: steps, or a share below 1.")] = 0.05,
-    weight_decay: Annotated[
-        float, _training("--weight-decay", "Of the adapter, copies of norms and biases left out.")
-    ] = 0.0,
-    consistency: Annotated[
-        float, _training("--consistency", "Weight of a term that makes two draws of mosa, dylora, … or dropout agree.")
-    ] = 0.0,
-    consistency_add: Annotated[
-        float, _training("--consistency-add", "Weight of the second draw's own loss beside it.")
-    ] = 0.0,
-    seed: Annotated[int, _training("--seed", "Of start, order and dropout.")] = 0,
-    eval_data: Annotated[
-        str | None,
-        _training("--eval", "Data to judge by, or a share of --data such as 0.1."),
-    ] = None,
+    steps: Annotated[int | None, _training("--steps")] = None,
+    epochs: Annotated[float | None, _training("--epochs", "Passes over the data (1 without --steps).")] = None,
+    batch: Annotated[int, _training("--batch")] = Settings.batch,
+    accumulate: Annotated[int, _speed("--accumulate")] = Settings.accumulate,
+    rate: Annotated[float | None, _training("--rate", more=" Default: the catalogue's for the method.")] = None,
+    schedule: Annotated[str, _training("--schedule")] = Settings.schedule,
+    warmup: Annotated[float, _training("--warmup")] = Settings.warmup,
+    weight_decay: Annotated[float, _training("--weight-decay")] = Settings.weight_decay,
+    consistency: Annotated[float, _training("--consistency")] = Settings.consistency,
+    consistency_add: Annotated[float, _training("--consistency-add")] = Settings.consistency_add,
+    seed: Annotated[int, _training("--seed")] = Settings.seed,
+    eval_data: Annotated[str | None, _training("--eval", "Data to judge by, or a share of --data such as 0.1.")] = None,
     eval_every: Annotated[int | None, _training("--eval-every", "Steps between evaluations.")] = None,
-    early_stop: Annotated[int | None, _training("--early-stop", "Evaluations without gain.")] = None,
+    early_stop: Annotated[int | None, _training("--early-stop")] = Settings.early_stop,
     question: Question = None,
     answer: Answer = None,
     text: Text = None,
@@ -105,17 +93,13 @@ def tune(
     quantize: Quantize = None,
     trust_remote_code: Trust = False,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run in --out.")] = True,
-    attention: Annotated[
-        str, _speed("--attention", "auto measures sdpa and eager here; a name takes that one.")
-    ] = "auto",
-    loss: Annotated[str, _speed("--loss", "auto, logits (of all labels at once) or chunked (saves memory).")] = "auto",
-    group: Annotated[bool, _speed("--group/--no-group", "Rows of like length together.")] = True,
-    compile: Annotated[bool, _speed("--compile", "torch.compile; says after how many steps it pays.")] = False,
-    checkpointing: Annotated[bool, _speed("--checkpointing", "Compute activations again, to save memory.")] = False,
-    lean: Annotated[bool, _speed("--lean", "Only what gated MLPs and norms make, which costs little.")] = False,
-    optimizer: Annotated[
-        str, _speed("--optimizer", "Default: the method's own; else adamw, lora-pro, … (see methods).")
-    ] = "auto",
+    attention: Annotated[str, _speed("--attention")] = "auto",
+    loss: Annotated[str, _speed("--loss")] = Settings.loss,
+    group: Annotated[bool, _speed("--group/--no-group")] = Settings.group,
+    compile: Annotated[bool, _speed("--compile")] = Settings.compile,
+    checkpointing: Annotated[bool, _speed("--checkpointing")] = Settings.checkpointing,
+    lean: Annotated[bool, _speed("--lean")] = Settings.lean,
+    optimizer: Annotated[str, _speed("--optimizer")] = Settings.optimizer,
     dead: Annotated[
         str, _training("--dead", "raise, or warn: of tensors that the first step does not reach (dropped layers).")
     ] = "raise",
@@ -132,15 +116,11 @@ def tune(
     made = run(
         model_or_default(model), data_or_default(data), chosen,
         targets=listed(targets) if targets else None, exclude=listed(exclude), head_bits=head_bits,
-        out=out, steps=steps, epochs=epochs, batch=batch, accumulate=accumulate, rate=rate, schedule=schedule,
-        warmup=warmup, weight_decay=weight_decay, consistency=consistency, consistency_add=consistency_add, seed=seed,
-        eval_data=_share(eval_data), eval_every=eval_every,
-        early_stop=early_stop, max_length=max_length,
-        overflow=cast(Any, overflow), dtype=dtype, device=device, quantize=quantize, resume=resume, attention=attention,
-        loss=cast(Any, loss), group=group, compile=compile, checkpointing=checkpointing, lean=lean, optimizer=optimizer,
+        out=out, epochs=epochs, eval_data=_share(eval_data), eval_every=eval_every, resume=resume, dead=dead,
+        max_length=max_length, overflow=cast(Any, overflow), dtype=dtype, device=device, quantize=quantize,
         columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),
         subset=subset, image_size=image_size, skip_corrupt=skip_corrupt, label_kind=cast(Any, label_kind),
-        trust_remote_code=trust_remote_code, dead=dead,
+        trust_remote_code=trust_remote_code, **{name: given[name] for name in DOCS if name in given},
     )  # fmt: skip
     run_file.write(out, tune, given, _chosen(out))
     if made.skipped:

@@ -74,7 +74,7 @@ class FitResult:
     )  # how a run was lengthened after it was seen, see `core.file.identity`
 
 
-@checked(also=PASSED, translate=translated)
+@checked(settings=Settings, also=PASSED, translate=translated)
 @one_at_a_time
 def fit(
     model: nn.Module,
@@ -82,60 +82,44 @@ def fit(
     train: Encoded,
     *,
     steps: int | Sequence[Sequence[int]],
-    batch: int = 16,
-    rate: float = 1e-3,
-    schedule: Any = "linear",
-    warmup: float = 0.05,
-    weight_decay: float = 0.0,
-    clip: float = 1.0,
-    accumulate: int = 1,
-    consistency: float = 0.0,
-    consistency_add: float = 0.0,
-    seed: int = 0,
-    group: bool = True,
-    attention: str | None = "auto",
-    loss: Literal["auto", "logits", "chunked"] = "auto",
-    compile: bool = False,
     optimizer: str | Optimizers = "auto",
-    checkpointing: bool = False,
-    lean: bool = False,
     dead: Literal["raise", "warn"] = "raise",
     eval: Encoded | None = None,
     eval_every: int | Sequence[int] | None = None,
-    early_stop: int | None = None,
     out: str | Path | None = None,
     save_every: int | None = None,
     keep: int = 2,
     resume: bool = False,
     progress: Progress | None = None,
     memory_floor: int | None = None,
-    **arguments,
+    **options,
 ) -> FitResult:
     """Train the adapter and nothing else; the model keeps its flags, its configuration and its base's bits.
 
-    steps: how many optimizer steps, or the rows of each of them (positions in `train`). weight_decay: not of trained
-    copies of norms' gains and of biases (`optim.pairs`). batch … group: see `Settings`
-    and `batches.batches`; images, all of one length, are never grouped. eval_every: after every so many steps, or at a
-    list of them; with `eval`, the default is ten times in the run, at most every 20th step. early_stop: after so many
-    evaluations without a better loss; the adapter then gets its best values. out: a folder for checkpoints (None:
-    none), written every save_every steps (default: ten times, at most every 5th) and at the end. resume: go on with the
-    newest one there, if there is one. consistency: the weight of the consistency term, for which every batch runs
-    twice; consistency_add: of the second run's own loss (see `train.consistency`). memory_floor: bytes in use by the
-    loaded model (`machine.resident()` before attach); taken at the call if not given. arguments: what a launcher of
-    several processes reads of transformers.TrainingArguments (`train.theirs.PASSED`); the names there that have an
-    equal here are translated (learning_rate is rate), and all others are refused.
+    steps: how many optimizer steps, or the rows of each of them (positions in `train`). eval_every: after every so many
+    steps, or at a list of them; with `eval`, the default is ten times in the run, at most every 20th step. out: a
+    folder for checkpoints (None: none), written every save_every steps (default: ten times, at most every 5th) and at
+    the end. resume: go on with the newest one there, if there is one. memory_floor: bytes in use by the loaded model
+    (`machine.resident()` before attach); taken at the call if not given. dead: "warn" where layers are dropped at
+    random or a first batch reaches not all tensors, see `Adapter.step`.
+
+    options: the fields of `Settings`, and what a launcher of several processes reads of transformers.TrainingArguments
+    (`train.theirs.PASSED`); the names there that have an equal here are translated (learning_rate is rate), and all
+    others are refused. weight_decay: not of trained copies of norms' gains and of biases (`optim.pairs`). batch,
+    group: see `batches.batches`; images, all of one length, are never grouped. early_stop: after so many evaluations
+    without a better loss; the adapter then gets its best values. consistency: the weight of the consistency term, for
+    which every batch runs twice; consistency_add: of the second run's own loss (see `train.consistency`).
 
     How it is computed, off switches included. attention: "auto" measures "sdpa" and "eager" on these examples (runs of
     fewer than 40 steps keep the model's own), a name takes that one unmeasured, None the model's own. loss: "chunked"
     never holds the logits of all labels at once, "logits" does; "auto": see `chunked.choose`. compile: torch.compile of
     the repeated blocks, with its pay-back measured. optimizer: a name with options as `addenda.optim.known()`
     lists them, "auto" for what the method is trained by, or a function (adapter, rate, weight_decay) -> torch
-    optimizer. checkpointing: keep the activations between blocks only, and
-    compute the others again in backward. lean: the same for gated MLPs and norms only, at little cost
-    (`core.forward.lean`). dead: "warn" where layers are dropped at random or a first batch reaches not all tensors, see
-    `Adapter.step`. What "auto" chose is in `choices` and in every checkpoint: a resumed run goes on with it. A resumed
-    run must be the same in everything that decides its numbers (base, data, options, versions: see
-    `core.file.identity`); only `steps` may grow, which the result's `looks` tell.
+    optimizer. checkpointing: keep the activations between blocks only, and compute the others again in backward. lean:
+    the same for gated MLPs and norms only, at little cost (`core.forward.lean`). What "auto" chose is in `choices` and
+    in every checkpoint: a resumed run goes on with it. A resumed run must be the same in everything that decides its
+    numbers (base, data, options, versions: see `core.file.identity`); only `steps` may grow, which the result's
+    `looks` tell.
 
     Raises AddendaError for impossible settings, an adapter that cannot train, a diverged loss, a tensor that gets no
     gradient, a checkpoint of another run or one that lacks a file, another run in the same folder, and a name in it
@@ -144,46 +128,28 @@ def fit(
     _trainable(model, adapter)
     if not len(train):
         raise AddendaError("There is no example to train on.")
-    if loss not in ("auto", "logits", "chunked"):
-        raise AddendaError(f"loss must be 'auto', 'logits' or 'chunked', got {loss!r}.")
-    train = padded(train, model, batch if isinstance(steps, int) else max(map(len, steps), default=1))
-    eval = None if eval is None else padded(eval, model, batch)
-    data = train.digest
-    group = group and train.ragged
-    if isinstance(steps, int):
-        total, largest, ordered = steps, batch, group
-    else:
-        rows = [list(r) for r in steps]
-        _check_rows(rows, len(train), accumulate)
-        total, largest, ordered = len(rows), max(map(len, rows)), False
-        data += f" in given order {hashlib.sha256(repr(rows).encode()).hexdigest()}"
-    label, make_optimizer = named(optimizer, adapter, total)
-    settings = Settings(
-        total, largest, rate, schedule, warmup, weight_decay, clip, accumulate, seed, ordered, data, early_stop,
-        consistency, consistency_add, compile=compile, optimizer=label, checkpointing=checkpointing, lean=lean,
-    )  # fmt: skip
-    if consistency:
-        check(adapter, train.kind, loss, checkpointing)
-        loss = "logits"
-    if isinstance(steps, int):
-        rows = batches(train.lengths, batch, steps, seed, group, accumulate)
-    if eval is None and (early_stop is not None or eval_every is not None):
-        raise AddendaError("eval_every and early_stop look at the loss on eval data; give eval=.")
-    evaluations = _when(eval_every, total, 20) if eval is not None else frozenset()
-    saves = _when(save_every, total, 5) | {total} if out is not None else frozenset()
     if resume and out is None:
         raise AddendaError("resume=True wants the folder of the checkpoints: give out=.")
+    arguments = {k: v for k, v in options.items() if k in PASSED}
+    own = {k: v for k, v in options.items() if k not in PASSED}
+    plan = _planned(model, adapter, train, eval, steps, optimizer, own)
+    settings, train, eval = plan.settings, plan.train, plan.eval
+    if eval is None and (settings.early_stop is not None or eval_every is not None):
+        raise AddendaError("eval_every and early_stop look at the loss on eval data; give eval=.")
+    evaluations = _when(eval_every, settings.steps, 20) if eval is not None else frozenset()
+    saves = _when(save_every, settings.steps, 5) | {settings.steps} if out is not None else frozenset()
     kept = None if out is None else path_of(out, "out")
     start = checkpoint.latest(kept) if resume and kept is not None else None
     identity: dict[str, Any] = {}
     known, looks = {}, []
     if kept is not None:
-        stop = {"every": eval_every if isinstance(eval_every, int | None) else list(eval_every)} if early_stop else None
+        every = eval_every if isinstance(eval_every, int | None) else list(eval_every)
         identity = identity_of(
-            model, adapter, eval=None if eval is None else eval.digest, evaluations=stop, arguments=arguments
-        )
-        known, looks = _known(kept, start, adapter, settings, identity, attention, loss, resume)
-        checkpoint.check_free(kept, saves, early_stop is not None)
+            model, adapter, eval=None if eval is None else eval.digest,
+            evaluations={"every": every} if settings.early_stop else None, arguments=arguments,
+        )  # fmt: skip
+        known, looks = _known(kept, start, adapter, settings, identity, resume)
+        checkpoint.check_free(kept, saves, settings.early_stop is not None)
         if start is None:
             checkpoint.clear(kept)
 
@@ -194,34 +160,36 @@ def fit(
     folder = kept if kept is not None else Path(tempfile.mkdtemp(prefix="addenda-"))
     cache = getattr(getattr(model, "config", None), "use_cache", None)
     resumed_from = checkpoint.step_of(start) if start else 0
-    micro = [part for step in rows for part in parts(step, accumulate)]
+    micro = [part for step in plan.rows for part in parts(step, settings.accumulate)]
     new = [p for p in (folder, *folder.parents) if not p.exists()]
     first = kept is not None and not (kept / checkpoint.NOTE).exists()
     try:
         if cache is not None:
             model.config.use_cache = False  # type: ignore[attr-defined]
-        chosen = attention_of(attention, known.get("attention"), model, train, len(micro[0]), total)
+        chosen = attention_of(settings.attention, known.get("attention"), model, train, len(micro[0]), settings.steps)
         computed = attentions.using(model, chosen.name)
-        with computed, recomputing(model, checkpointing), leaner(model, lean), training_mode(model, True):
+        again = recomputing(model, settings.checkpointing)
+        with computed, again, leaner(model, settings.lean), training_mode(model, True):
+            loss = settings.loss
             how = (loss == "auto" and known.get("loss")) or chunked.choose(loss, model, train, micro)
             choices: dict[str, Any] = {"attention": asdict(chosen), "loss": how}
             settings = replace(settings, attention=chosen.name, loss=how["name"])
             if kept is not None and int(os.environ.get("RANK", "0")) == 0:
                 checkpoint.begin(kept, plain(identity | asdict(settings)), choices, looks)
-            with compiled.compiled(model) if compile else nullcontext():
-                if compile:
+            with compiled.compiled(model) if settings.compile else nullcontext():
+                if settings.compile:
                     choices["compile"] = compilation(model, adapter, train, micro[0], whole=how["name"] == "logits")
                 resident(device)  # gives free pages back, those of a long attach too
                 with Peak(device) as peak:
                     with _said(arguments):
                         trainer = AdapterTrainer(
-                            adapter, train, rows, settings, out=folder, eval_data=eval, evaluations=evaluations,
-                            saves=saves, keep=keep, optimizer=make_optimizer, choices=choices,
+                            adapter, train, plan.rows, settings, out=folder, eval_data=eval, evaluations=evaluations,
+                            saves=saves, keep=keep, optimizer=plan.optimizer, choices=choices,
                             identity=plain(identity | asdict(settings)), looks=looks,
-                            watch=_watch(progress, total, train.unit), dead=dead, **arguments,
+                            watch=_watch(progress, settings.steps, train.unit), dead=dead, **arguments,
                         )  # fmt: skip
                     trainer.train(resume_from_checkpoint=str(start) if start else None)
-                    if early_stop is not None:
+                    if settings.early_stop is not None:
                         trainer.take_best()
     except BaseException:
         if first and not checkpoint.all_of(folder):  # nothing to go on with: nothing stays
@@ -241,23 +209,66 @@ def fit(
     log = trainer.state.log_history
     evaluated = _evaluations(log)
     seconds = sum(trainer.seconds)
+    best = min(evaluated, key=lambda e: e["loss"])["step"] if settings.early_stop is not None and evaluated else None
     return FitResult(
         adapter,
         trainer.state.global_step,
         [(int(e["step"]), e["loss"]) for e in log if "loss" in e],
-        evaluated,
-        trainer.tokens,
-        trainer.tokens / seconds if seconds else 0.0,
-        statistics.median(trainer.seconds) if trainer.seconds else 0.0,
-        seconds,
-        None if peak.bytes is None or floor is None else max(peak.bytes - floor, 0),
-        floor,
-        resumed_from,
-        min(evaluated, key=lambda e: e["loss"])["step"] if early_stop is not None and evaluated else None,
-        choices,
-        train.unit,
-        looks,
+        evaluations=evaluated,
+        tokens=trainer.tokens,
+        tokens_per_second=trainer.tokens / seconds if seconds else 0.0,
+        step_seconds=statistics.median(trainer.seconds) if trainer.seconds else 0.0,
+        seconds=seconds,
+        peak_memory=None if peak.bytes is None or floor is None else max(peak.bytes - floor, 0),
+        memory_floor=floor,
+        resumed_from=resumed_from,
+        best_step=best,
+        choices=choices,
+        unit=train.unit,
+        looks=looks,
     )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a run does: its settings, the rows of every step, the data padded as its batches are, what makes steps."""
+
+    settings: Settings
+    rows: list[list[int]]
+    train: Encoded
+    eval: Encoded | None
+    optimizer: Optimizers
+
+
+def _planned(
+    model: nn.Module,
+    adapter: Adapter,
+    train: Encoded,
+    eval: Encoded | None,
+    steps: int | Sequence[Sequence[int]],
+    optimizer: str | Optimizers,
+    own: dict[str, Any],
+) -> _Plan:
+    """The plan of a call. own: fields of `Settings` as they were given. Raises AddendaError for impossible ones."""
+    batch, rows = own.get("batch", Settings.batch), None
+    if isinstance(steps, int):
+        train = padded(train, model, batch)
+        own |= {"steps": steps, "group": own.get("group", Settings.group) and train.ragged, "data": train.digest}
+    else:
+        rows = [list(r) for r in steps]
+        train = padded(train, model, max(map(len, rows), default=1))
+        _check_rows(rows, len(train), own.get("accumulate", Settings.accumulate))
+        order = hashlib.sha256(repr(rows).encode()).hexdigest()
+        own |= {"steps": len(rows), "batch": max(map(len, rows)), "group": False}
+        own |= {"data": f"{train.digest} in given order {order}"}
+    eval = None if eval is None else padded(eval, model, batch)
+    label, made = named(optimizer, adapter, own["steps"])
+    settings = s = Settings(**own, optimizer=label)
+    if s.consistency:
+        check(adapter, train.kind, s.loss, s.checkpointing)
+        settings = replace(s, loss="logits")
+    rows = rows or batches(train.lengths, s.batch, s.steps, s.seed, s.group, s.accumulate)
+    return _Plan(settings, rows, train, eval, made)
 
 
 @contextmanager
@@ -288,14 +299,7 @@ def identity_of(model: nn.Module, adapter: Adapter, **more) -> dict[str, Any]:
 
 
 def _known(
-    out: Path,
-    start: Path | None,
-    adapter: Adapter,
-    settings: Settings,
-    identity: dict,
-    attention: str | None,
-    loss: str,
-    resume: bool,
+    out: Path, start: Path | None, adapter: Adapter, settings: Settings, identity: dict, resume: bool
 ) -> tuple[dict, list[dict]]:
     """The choices of the run that a call goes on with, and its looks, this one included where it lengthens the run.
 
@@ -308,7 +312,7 @@ def _known(
         return (before["choices"], []) if before and same.items() <= before["identity"].items() else ({}, [])
     note = checkpoint.note_of(start)
     choices, looks = note.get("choices", {}), list(note.get("looks", []))
-    chosen = {"attention": attention or attentions.current(adapter.model), "loss": loss}
+    chosen = {"attention": settings.attention or attentions.current(adapter.model), "loss": settings.loss}
     chosen = {k: choices.get(k, {}).get("name") if v == "auto" and k in choices else v for k, v in chosen.items()}
     settings = replace(settings, **{k: note["settings"].get(k) if v == "auto" else v for k, v in chosen.items()})
     there, now = note.get("identity"), identity | asdict(settings)

@@ -1,45 +1,48 @@
-"""What a run is: the numbers that decide its result, and the schedule of its learning rate."""
+"""What a run is: the numbers that decide its result, each with its sentence, and the schedule of its learning rate."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from addenda.core.base import ranges
 from addenda.core.base.errors import AddendaError
-from addenda.optim.registry import parsed
+
+
+def _option(default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"doc": doc})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of a run; a checkpoint holds them, and a resumed run must have the same.
+    """The numbers of a run. Its fields are keywords of `fit` and `tune` and options of `addenda tune`.
 
-    steps: optimizer steps; batch: examples a step; rate: the highest learning rate; warmup: steps, or a share of them
-    below 1; clip: the largest norm of the gradient (0: no limit); accumulate: parts that a batch is cut into, for
-    memory; the result is the same up to rounding. consistency, consistency_add: see `train.consistency`. attention …
-    lean: how it is computed, which decides the bits.
+    The sentence of a field is its help on the command line; `fit` says more. A checkpoint holds all of them, with what
+    "auto" has chosen (attention, loss, optimizer) in its place, and a resumed run must have the same.
     """
 
-    steps: int
-    batch: int = 16
-    rate: float = 1e-3
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    accumulate: int = 1
-    seed: int = 0
-    group: bool = True
-    data: str = ""  # digest of the training data and its order
-    early_stop: int | None = None
-    consistency: float = 0.0
-    consistency_add: float = 0.0
-    attention: str | None = None
-    loss: str = "logits"
-    compile: bool = False
-    optimizer: str = "adamw"
-    checkpointing: bool = False
-    lean: bool = False
+    steps: int = field(metadata={"doc": "Optimizer steps."})
+    batch: int = _option(16, "Examples a step.")
+    rate: float = _option(1e-3, "Highest learning rate.")
+    schedule: Literal["linear", "cosine", "constant"] = _option("linear", "linear, cosine or constant.")
+    warmup: float = _option(0.05, "Warm-up: steps, or a share below 1.")
+    weight_decay: float = _option(0.0, "Of the adapter, copies of norms and biases left out.")
+    clip: float = _option(1.0, "Largest norm of the gradient; 0: no limit.")
+    accumulate: int = _option(1, "Parts of a batch, to save memory.")
+    seed: int = _option(0, "Of start, order and dropout.")
+    group: bool = _option(True, "Rows of like length together.")
+    data: str = ""  # digest of the training data and its order; no option
+    early_stop: int | None = _option(None, "Evaluations without gain.")
+    consistency: float = _option(0.0, "Weight of a term that makes two draws of mosa, dylora, … or dropout agree.")
+    consistency_add: float = _option(0.0, "Weight of the second draw's own loss beside it.")
+    attention: str | None = _option("auto", "auto measures sdpa and eager here; a name takes that one.")
+    loss: Literal["auto", "logits", "chunked"] = _option(
+        "auto", "auto, logits (of all labels at once) or chunked (saves memory)."
+    )
+    compile: bool = _option(False, "torch.compile; says after how many steps it pays.")
+    optimizer: str = _option("auto", "Default: the method's own; else adamw, lora-pro, … (see methods).")
+    checkpointing: bool = _option(False, "Compute activations again, to save memory.")
+    lean: bool = _option(False, "Only what gated MLPs and norms make, which costs little.")
 
     def __post_init__(self):
         given = asdict(self)
@@ -48,6 +51,10 @@ class Settings:
                      and k != "early_stop"]  # fmt: skip
         if self.schedule not in ("linear", "cosine", "constant"):
             problems.append(f"schedule must be 'linear', 'cosine' or 'constant', got {self.schedule!r}")
+        if self.loss not in ("auto", "logits", "chunked"):
+            problems.append(f"loss must be 'auto', 'logits' or 'chunked', got {self.loss!r}")
+        if not isinstance(self.attention, str | None):
+            problems.append(f"attention is a name, 'auto' or None, got {self.attention!r}")
         if not problems and self.accumulate > self.batch:
             problems.append(f"accumulate must be from 1 to batch={self.batch}, got {self.accumulate}")
         if not problems and self.consistency_add and not self.consistency:
@@ -70,39 +77,26 @@ class Settings:
 
         return share
 
-    def differences(self, other: dict) -> list[str]:
-        """What a checkpoint's settings have that these have not."""
-        return [f"{k} was {other.get(k)!r}, now {v!r}" for k, v in asdict(self).items() if other.get(k) != v]
+
+DOCS: dict[str, str] = {f.name: f.metadata["doc"] for f in fields(Settings) if f.metadata}  # of the options
 
 
 def check_options(
-    *,
-    loss: str = "auto",
-    optimizer: Any = "auto",
-    attention: str | None = "auto",
-    dead: str = "raise",
-    eval_every: Any = None,
-    save_every: Any = None,
-    **given: Any,
+    *, optimizer: Any = "auto", dead: str = "raise", eval_every: Any = None, save_every: Any = None, **given: Any
 ) -> None:
     """What can be said of a run's options before there is a model. given: among them those of `Settings`.
 
     Raises AddendaError.
     """
-    Settings(**{k: v for k, v in given.items() if k in _SETTINGS})
-    if loss not in ("auto", "logits", "chunked"):
-        raise AddendaError(f"loss must be 'auto', 'logits' or 'chunked', got {loss!r}.")
+    from addenda.optim.registry import parsed  # with it comes torch, for which `--help` does not wait
+
+    Settings(**{k: v for k, v in given.items() if k in DOCS})
     if isinstance(optimizer, str) and optimizer != "auto":
         parsed(optimizer)
     elif not (isinstance(optimizer, str) or callable(optimizer)):
         raise AddendaError(f"optimizer= is a name or a function (adapter, rate, weight_decay), got {optimizer!r}.")
     if dead not in ("raise", "warn"):
         raise AddendaError(f"dead must be 'raise' or 'warn', got {dead!r}.")
-    if not isinstance(attention, str | None):
-        raise AddendaError(f"attention= is a name, 'auto' or None, got {attention!r}.")
     for name, every in (("eval_every", eval_every), ("save_every", save_every)):
         if not isinstance(every, int | Sequence | None) or isinstance(every, str):
             raise AddendaError(f"{name} counts steps, or is a list of them; got {every!r}.")
-
-
-_SETTINGS = frozenset(f.name for f in fields(Settings))

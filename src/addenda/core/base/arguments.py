@@ -4,10 +4,11 @@
     def tune(model, *, batch=16, **options): ...
 
 Without it a function that passes `**options` on swallows what nobody reads, and a number is found to be impossible
-after the model was loaded or changed. The names are those of the signature and `also`; numbers are held against
-`core.base.ranges`, by name, all of them before the function begins.
+after the model was loaded or changed. The names are those of the signature, `also` and the fields of a class of
+settings; numbers are held against `core.base.ranges`, by name, all of them before the function begins.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -23,16 +24,21 @@ _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYW
 
 
 def checked(
-    *, also: Iterable[str] = (), translate: Translation | None = None, special: Mapping[str, ranges.Range] | None = None
+    *,
+    also: Iterable[str] = (),
+    settings: type | None = None,
+    translate: Translation | None = None,
+    special: Mapping[str, ranges.Range] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator: refuse unknown names with the nearest known ones, and numbers out of their range, before the call.
 
-    also: further names, which the function takes as **options. translate: turns other names into these first. special:
-    ranges of this function's own. The function then raises AddendaError where it raised TypeError for a name.
+    also: further names, which the function takes as **options. settings: a dataclass; its documented fields are such
+    names too, and stand in the signature. translate: turns other names into these first. special: ranges of this
+    function's own. The function then raises AddendaError where it raised TypeError for a name.
     """
 
     def wrap(function: Callable[P, R]) -> Callable[P, R]:
-        signature, whose = inspect.signature(function), getattr(function, "__qualname__", "the call")
+        signature, whose = _with_fields(function, settings), getattr(function, "__qualname__", "the call")
         whose = whose.removesuffix(".__init__").rpartition(".")[2]  # a class is called by its name
         named = [n for n, p in signature.parameters.items() if p.kind in _KEYWORD]
         own = tuple(dict.fromkeys([*named, *also]))
@@ -49,9 +55,24 @@ def checked(
                 raise AddendaError(f"{whose} cannot be called so: {'; '.join(problems)}.")
             return function(*args, **options)  # type: ignore[arg-type]
 
+        vars(call)["__signature__"] = signature
         return call
 
     return wrap
+
+
+def _with_fields(function: Callable, settings: type | None) -> inspect.Signature:
+    """The signature of a function, with the documented fields of a dataclass as keywords that it takes as **options."""
+    signature = inspect.signature(function)
+    if settings is None:
+        return signature
+    *named, options = signature.parameters.values()
+    more = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in dataclasses.fields(settings)
+        if f.metadata and f.name not in signature.parameters
+    ]
+    return signature.replace(parameters=[*named, *more, options])
 
 
 def unknown_names(unknown: Iterable[str], own: Iterable[str], whose: str, known: Iterable[str] = ()) -> str:
