@@ -117,7 +117,12 @@ def test_the_commands_belong_together(folder, capsys):
     assert "lora, 1 bit" in capsys.readouterr().out
 
 
-def test_the_page_of_the_catalogue_is_up_to_date(tmp_path):
+def test_the_page_of_the_catalogue_is_up_to_date(tmp_path, monkeypatch):
+    from addenda.core.method import catalogue
+
+    catalogue.catalogue()  # recipes that other tests have run enter controls of their own
+    ours = {name: entry for name, entry in catalogue._catalogue.items() if entry.cls.__module__.startswith("addenda.")}
+    monkeypatch.setattr(catalogue, "_catalogue", ours)
     call("methods", "--page", str(tmp_path / "catalogue.md"))
     page = Path(__file__).parents[2] / "docs" / "catalogue.md"
     assert page.read_text() == (tmp_path / "catalogue.md").read_text(), (
