@@ -14,14 +14,14 @@ from addenda.data.encoded import IGNORE, Kind
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows to a batch of tensors, padded on the right to the longest row (or to a multiple of `multiple`)."""
+    """Puts rows together to a batch of tensors, padded on the right to the longest (or to a multiple of `multiple`)."""
 
     pad: int
     kind: Kind
     multiple: int = 1
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        """input_ids, attention_mask (batch × length); labels (batch × length for "causal", else batch)."""
+        """Return input_ids, attention_mask (batch × length), and labels (batch × length for "causal", else batch)."""
         length = max(len(r["input_ids"]) for r in rows)
         length += -length % self.multiple
         fill = {"input_ids": self.pad, "labels": IGNORE, "token_type_ids": 0}
@@ -40,7 +40,7 @@ class Collator:
 def batches(
     lengths: Sequence[int], batch: int, steps: int, seed: int = 0, group: bool = True, least: int = 1
 ) -> list[list[int]]:
-    """The rows of every step: shuffled passes over the data, the same on every machine for one seed.
+    """Return the rows of every step: shuffled passes over the data, the same on every machine for one seed.
 
     group: put rows of like length together (sorted within stretches of 32 batches, which are then shuffled), so that
     little is padded. A pass ends with a smaller batch where the data does not divide evenly, or without it if it has

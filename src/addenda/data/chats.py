@@ -60,7 +60,7 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 
 def ending_of(tokenizer: Any) -> Ending:
-    """How the tokenizer's template ends an answer, seen on one."""
+    """Return how the tokenizer's template ends an answer, seen on one."""
     user = {"role": "user", "content": "a"}
     try:
         begun = _render(tokenizer, [user], {}, True)
@@ -81,7 +81,7 @@ def ending_of(tokenizer: Any) -> Ending:
 
 
 def segments(example: Pair | Chat, tokenizer: Any, ending: Ending | None) -> tuple[list[Segment], str]:
-    """The pieces of an example in order, and a note where not all of its answers are learned.
+    """Return the pieces of an example in order, and a note where not all of its answers are learned.
 
     ending: of the template; None for plain text. Raises ValueError for a chat that the template cannot take, or of
     which parts would be lost.
@@ -111,7 +111,7 @@ def segments(example: Pair | Chat, tokenizer: Any, ending: Ending | None) -> tup
 
 
 def prompt(example: Pair | Chat, tokenizer: Any, ending: Ending | None) -> list[Segment]:
-    """What `generate` starts from: the pieces before the last answer, as `segments` cuts them. Raises ValueError."""
+    """Return what `generate` starts from: the pieces before the last answer, as by `segments`. Raises ValueError."""
     turns, more, learned = _turns(example)
     if ending is None:
         return _plain(example, turns, more, learned)[:-1]
@@ -155,12 +155,12 @@ class _Turn:
         return cls(i, begun, start, text, short, ends, opened, own)
 
     def begins(self, whole: str) -> bool:
-        """Whether the whole chat goes on as this answer's own rendering does."""
+        """Return whether the whole chat goes on as this answer's own rendering does."""
         return self.own is None and self.start >= 0 and whole.startswith(self.short)
 
 
 def _cut(whole: str, pieces: list[_Turn], learned: list[bool], *, rest: bool = False) -> list[Segment]:
-    """The pieces of a rendering at the bounds of its answers. rest: with what stands behind the last of them."""
+    """Return the pieces of a rendering, cut at the bounds of its answers. rest: with what stands behind the last."""
     found, at = [], 0
     for p in pieces:
         full = whole.startswith(p.text)
@@ -174,7 +174,7 @@ def _cut(whole: str, pieces: list[_Turn], learned: list[bool], *, rest: bool = F
 
 
 def _marked(tokenizer: Any, turns: list[dict], more: dict, learned: list[bool], ending: Ending) -> list[Segment]:
-    """By the template's own {% generation %} marks; nothing where it has none, or not one for every answer."""
+    """Return pieces by the template's own {% generation %} marks; none unless every answer has one."""
     source = _source(tokenizer, more)
     if not re.search(r"\{%-?\s*generation\s*-?%\}", source) or ending.token is None:
         return []
@@ -207,7 +207,7 @@ def _answers(turns: list[dict]) -> list[int]:
 
 
 def _turns(example: Pair | Chat) -> tuple[list[dict], dict, list[bool]]:
-    """(turns as a template takes them, what belongs to all of them, which are learned)."""
+    """Return (turns as a template takes them, what belongs to all of them, which are learned)."""
     if isinstance(example, Pair):
         turns = [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.answer}]
         return turns, {}, [False, True]
@@ -219,7 +219,7 @@ def _turns(example: Pair | Chat) -> tuple[list[dict], dict, list[bool]]:
 
 
 def _plain(example: Pair | Chat, turns: list[dict], more: dict, learned: list[bool]) -> list[Segment]:
-    """Without a template: the texts, one after the other."""
+    """Return the pieces without a template: the texts, one after the other."""
     odd = [k for turn in turns for k in turn if k not in {"role", "content"} | HARMLESS] + list(more)
     if odd or any(turn["content"] is None for turn in turns):
         raise ValueError(f"{(odd or ['a turn without content'])[0]!r} wants a chat template, and plain text is made")
@@ -232,7 +232,7 @@ def _plain(example: Pair | Chat, turns: list[dict], more: dict, learned: list[bo
 
 
 def _check_read(tokenizer: Any, turns: list[dict], more: dict) -> None:
-    """Raises ValueError for what the template would leave out without a word."""
+    """Raise ValueError for what the template would leave out without a word."""
     source = _source(tokenizer, more)
     named = [(k, f" of turn {i}") for i, t in enumerate(turns) for k in t if k not in {"role", "content"} | HARMLESS]
     named += [(k, "") for k in more if k != "chat_template_kwargs"]
@@ -242,7 +242,7 @@ def _check_read(tokenizer: Any, turns: list[dict], more: dict) -> None:
 
 
 def _source(tokenizer: Any, more: dict) -> str:
-    """The template's own text."""
+    """Return the template's own text."""
     try:
         return str(tokenizer.get_chat_template(tools=more.get("tools")))
     except (AttributeError, ValueError):
@@ -250,7 +250,7 @@ def _source(tokenizer: Any, more: dict) -> str:
 
 
 def _render(tokenizer: Any, turns: list[dict], more: dict, prompted: bool = False) -> str:
-    """The template's text. Raises ValueError with what the template says."""
+    """Return the template's text. Raises ValueError with what the template says."""
     given = {k: more[k] for k in ("tools", "documents") if k in more} | more.get("chat_template_kwargs", {})
     try:
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompted, **given)

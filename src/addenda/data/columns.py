@@ -30,7 +30,7 @@ LABELS = ("label", "labels", "target", "class")
 
 
 def table(source: Any, split: str) -> tuple[Rows, list[str]]:
-    """The rows of a source, at least one, and their columns. Raises AddendaError."""
+    """Return the rows of a source, at least one, and their columns. Raises AddendaError."""
     rows = rows_of(source, split)
     if not rows:
         raise AddendaError(f"{rows.name} holds no row in split {split!r}; at least one example is needed.")
@@ -39,7 +39,7 @@ def table(source: Any, split: str) -> tuple[Rows, list[str]]:
 
 
 def ordered(data: Data, labels: Sequence[str] | None, outputs: int | None = None) -> Data:
-    """The same data with its classes numbered as a model's outputs are, by name.
+    """Return the same data with its classes numbered as a model's outputs are, by name.
 
     Raises AddendaError for a class that the model does not have.
     """
@@ -53,14 +53,14 @@ def ordered(data: Data, labels: Sequence[str] | None, outputs: int | None = None
 
 
 def as_train(train: Data) -> dict[str, Any]:
-    """How further data is read that belongs to this training data: labels of the same kind, in the same order."""
+    """Return the options to read further data as this training data: labels of the same kind, in the same order."""
     if train.form not in ("label", "image"):
         return {}
     return {"labels": train.labels} if train.labels else {"labels": None, "label_kind": "number"}
 
 
 def check_classes(train: Data) -> None:
-    """Raises AddendaError for training data of a single class."""
+    """Raise AddendaError for training data of a single class."""
     if train.labels is not None and len(train.labels) < 2:
         raise AddendaError(
             f"All {len(train)} examples of {train.source} have the label {next(iter(train.labels), '')!r}; a "
@@ -69,7 +69,7 @@ def check_classes(train: Data) -> None:
 
 
 def label_column(columns: list[str], name: str) -> str | None:
-    """The column of labels by its usual name. Raises AddendaError where there are several."""
+    """Return the column of labels by its usual name. Raises AddendaError where there are several."""
     found = [c for c in LABELS if c in columns]
     if len(found) > 1:
         raise AddendaError(
@@ -81,7 +81,7 @@ def label_column(columns: list[str], name: str) -> str | None:
 def scale_in(
     rows: Rows, column: str, labels: Sequence[str] | None, outputs: int | None, kind: LabelKind | None
 ) -> Scale:
-    """What the labels in a column mean; see `labels`."""
+    """Return what the labels in a column mean; see `labels`."""
     values = [row.get(column) for row in rows]
     own = rows.known.get(column)
     return scale_of(
@@ -105,7 +105,7 @@ def _fits(names: tuple[str, str], question: str | None, answer: str | None, colu
 
 
 def present(columns: list[str], name: str, **wanted: str | None) -> dict[str, str]:
-    """The wanted columns, all there; `pair` may be None. Raises AddendaError naming all that are not."""
+    """Return the wanted columns, all there; `pair` may be None. Raises AddendaError naming all that are not."""
     wanted = {k: v for k, v in wanted.items() if not (k == "pair" and v is None)}
     missing = [f"{k}={v!r}" + nearest(v, columns) if v else f"{k}=" for k, v in wanted.items() if v not in columns]
     if missing:
@@ -119,7 +119,7 @@ def present(columns: list[str], name: str, **wanted: str | None) -> dict[str, st
 
 
 def collect(rows: Rows, make: Callable[[dict], Any]) -> tuple:
-    """make(row) of every row; what cannot be used raises ValueError, and all such rows are told together."""
+    """Return make(row) of every row; rows for which it raises ValueError are told together in one AddendaError."""
     found, problems = [], []
     for i, row in enumerate(rows):
         try:
@@ -147,7 +147,7 @@ def _at(row: dict, column: str) -> Any:
 
 
 def text_of(value: Any, where: str, empty: bool = False) -> str:
-    """A text, or a finite number as one. Raises ValueError for all else, an empty one too where that is no text."""
+    """Return a text, or a finite number as one. Raises ValueError for all else; for "" too, unless `empty`."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**64:
         value = str(value)
     if not isinstance(value, str):
@@ -194,7 +194,7 @@ def _chat(row: dict, column: str) -> Chat:
 
 
 def _beside(row: dict, turns: dict) -> str:
-    """What a chat holds besides its texts, as JSON. Raises ValueError for what cannot be kept."""
+    """Return what a chat holds besides its texts, as JSON. Raises ValueError for what cannot be kept."""
     more = {k: row[k] for k in ("tools", "documents", "chat_template_kwargs") if not _nothing(row.get(k))}
     if not _nothing(row.get("functions")):
         raise ValueError("column 'functions' would be lost; templates read 'tools'")
@@ -212,7 +212,7 @@ def _beside(row: dict, turns: dict) -> str:
 
 
 def _weight(value: Any, role: str, i: int) -> int:
-    """1 where an answer is learned, else 0."""
+    """Return 1 where an answer is learned, else 0."""
     if value is None:
         return 1
     if value not in (0, 1) or isinstance(value, str):

@@ -65,7 +65,7 @@ class Tokens(Encoded):
         return replace(self, ids=[self.ids[i] for i in rows], labels=[self.labels[i] for i in rows], types=types)
 
     def batch(self, rows: Sequence[int], skip: int = 0) -> dict[str, Tensor]:
-        """See `Collator`; skip is for a causal LM."""
+        """Return these rows as one batch of a `Collator`. skip: first tokens to leave out, for a causal LM."""
         made = [self[i] for i in rows]
         return Collator(self.pad, self.kind)([{k: v[skip:] for k, v in r.items()} for r in made] if skip else made)
 
@@ -79,7 +79,7 @@ def encode(
     chat: bool | None = None,
     skip_corrupt: bool = False,
 ) -> Encoded:
-    """The examples as the model takes them: texts by a tokenizer, images by a `Preparation`.
+    """Return the examples as the model takes them: texts by a tokenizer, images by a `Preparation`.
 
     chat: use the tokenizer's chat template (None: if it has one). max_length: the model's context in tokens, None for
     no limit. overflow: what to do with a longer example: an error, drop it, or cut the prompt from the left (a
@@ -117,7 +117,7 @@ def tokenise(
     overflow: Overflow = "error",
     chat: bool | None = None,
 ) -> Tokens:
-    """`encode` for texts."""
+    """Return the texts of the data as token ids; see `encode`."""
     if data.form == "label" and chat is not None:
         raise AddendaError(f"chat={chat} is for a causal LM, and {data.source} holds texts with labels. Leave it out.")
     if overflow not in get_args(Overflow):
@@ -145,7 +145,7 @@ def use_chat(tokenizer, chat: bool | None) -> bool:
 
 
 def prompt_ids(tokenizer, question: str | Chat, chat: bool | None = None) -> list[int]:
-    """The token ids that `generate` starts from: those of a training example, up to the answer.
+    """Return the token ids that `generate` starts from: those of a training example, up to the answer.
 
     Raises AddendaError for what the chat template does not take.
     """
@@ -165,8 +165,9 @@ def prompt_ids(tokenizer, question: str | Chat, chat: bool | None = None) -> lis
 
 
 def end_ids(model, tokenizer, chat: bool | None = None) -> list[int]:
-    """Tokens that end an answer: with a chat template the one that it ends a turn with, and those that the model's
-    `generation_config` declares beside it; else the tokenizer's and the model's ends of text."""
+    """Return the tokens that end an answer: the tokenizer's and the model's ends of text.
+
+    With a chat template: the one that it ends a turn with, and those that the model's `generation_config` declares."""
     declared = []
     for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
         own = getattr(config, "eos_token_id", None)
@@ -177,13 +178,13 @@ def end_ids(model, tokenizer, chat: bool | None = None) -> list[int]:
 
 
 def _start(tokenizer) -> list[int]:
-    """What the tokenizer itself puts before a text (a beginning-of-text token, or nothing)."""
+    """Return what the tokenizer itself puts before a text (a beginning-of-text token, or nothing)."""
     first = tokenizer("a")["input_ids"][:1]
     return first if first and first[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
 
 
 def _turns(data: Data, tokenizer, chat: bool) -> tuple[list[list[int]], list[list[int]], tuple[str, ...]]:
-    """(ids, labels, what there is to say) of chats and pairs."""
+    """Return (ids, labels, what there is to say) of chats and pairs."""
     if tokenizer.eos_token_id is None and not chat:
         raise AddendaError(
             "The tokenizer has neither an end-of-text token nor a chat template, so an answer has no end. "
@@ -230,7 +231,7 @@ def _turns(data: Data, tokenizer, chat: bool) -> tuple[list[list[int]], list[lis
 def _end(
     part: list[int], segment: Segment, ending: Ending | None, special: set[int], tokenizer
 ) -> tuple[list[int], list[int]]:
-    """(what is learned, what the template puts behind it): up to the template's end, or with an end added.
+    """Return (what is learned, what the template puts behind it): up to the template's end, or with an end added.
 
     Special tokens of the answer's own text end nothing: the template's are counted from the end of the piece.
     """
@@ -260,7 +261,7 @@ def _texts(data: Data, tokenizer) -> tuple[list[list[int]], list, list[list[int]
 
 
 def _shorter(made: Tokens, data: Data, tokenizer: Any, limit: int) -> Tokens:
-    """Texts with those that exceed the limit cut by the tokenizer itself: a classifier may read what stands last."""
+    """Return the texts, the too long ones cut by the tokenizer itself: a classifier may read what stands last."""
     long = [i for i, n in enumerate(made.lengths) if n > limit]
     ids, types = list(made.ids), None if made.types is None else list(made.types)
     for i in long:
@@ -278,7 +279,7 @@ def _shorter(made: Tokens, data: Data, tokenizer: Any, limit: int) -> Tokens:
 
 
 def _places(data: Data, rows: Sequence[int], n: int = 8) -> str:
-    """Where examples are, the first n of them: lines of a file, or rows."""
+    """Return where examples are, the first n of them: lines of a file, or rows."""
     return ", ".join(data.place(i) for i in rows[:n]) + (", …" if len(rows) > n else "")
 
 

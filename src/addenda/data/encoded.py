@@ -35,11 +35,11 @@ class Encoded(Dataset, ABC):
     @property
     @abstractmethod
     def lengths(self) -> list[int]:
-        """How much there is to read in each example."""
+        """How many tokens, or images, there are to read in each example."""
 
     @property
     def tokens(self) -> int:
-        """How much there is to read in all."""
+        """How many tokens, or images, there are to read in all."""
         return sum(self.lengths)
 
     @property
@@ -49,15 +49,15 @@ class Encoded(Dataset, ABC):
 
     @abstractmethod
     def take(self, rows: Sequence[int]) -> Self:
-        """The examples at these positions, in this order."""
+        """Return the examples at these positions, in this order."""
 
     def first(self, n: int) -> Self:
-        """The first n examples, or all if there are fewer."""
+        """Return the first n examples, or all if there are fewer."""
         return self if len(self) <= n else self.take(range(n))
 
     @abstractmethod
     def batch(self, rows: Sequence[int], skip: int = 0) -> dict[str, Tensor]:
-        """The inputs and labels of these examples, without their first `skip` tokens."""
+        """Return the inputs and labels of these examples, without their first `skip` tokens."""
 
     def ahead(self, rows: Sequence[int]) -> None:
-        """These rows come next: what takes time may begin. Nothing does where all is in memory."""
+        """Begin to prepare these rows, which come next; does nothing where all is in memory."""

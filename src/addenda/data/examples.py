@@ -94,7 +94,7 @@ class Data:
         return len(self.examples)
 
     def place(self, i: int) -> str:
-        """Where example i is in the source, for messages."""
+        """Return where example i is in the source, for messages."""
         return getattr(self.examples[i], "place", "") or f"row {i}"
 
     @property
@@ -106,7 +106,7 @@ class Data:
         return made.hexdigest()
 
     def split(self, fraction: float, seed: int = 0) -> tuple["Data", "Data"]:
-        """(rest, held out), by a hash of the prompt or image: the same one is never in both, on any machine.
+        """Return (rest, held out), by a hash of the prompt or image: the same one is never in both, on any machine.
 
         fraction: expected share held out, in (0, 1). Raises AddendaError when either part would be empty.
         """
@@ -123,7 +123,7 @@ class Data:
 
 
 def share(key: str, seed: int) -> float:
-    """Where in [0, 1) an example falls, by a hash of what it asks."""
+    """Return where in [0, 1) an example falls, by a hash of what it asks."""
     return int.from_bytes(hashlib.sha256(f"{seed}\x1f{key}".encode()).digest()[:7], "big") / 2**56
 
 
@@ -143,7 +143,7 @@ class Picture:
     stored: Stored = field(repr=False, compare=False)
 
     def open(self) -> "Image":
-        """The image, decoded. Raises whatever the decoder does for a file that is none."""
+        """Return the image, decoded. Raises whatever the decoder does for a file that is none."""
         from PIL import Image
 
         if isinstance(self.stored, np.ndarray):

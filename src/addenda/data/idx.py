@@ -24,7 +24,7 @@ LARGEST = 1 << 32  # bytes of one file
 
 
 def located(path: str | Path) -> Path:
-    """The folder itself; for the name fashion-mnist, where no such folder is, the one of Debian's package.
+    """Return the folder itself; for the name fashion-mnist, where no such folder is, the one of Debian's package.
 
     Raises AddendaError, with the command that installs it, when the package is not there.
     """
@@ -40,7 +40,7 @@ def located(path: str | Path) -> Path:
 
 
 def parts(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """(images, labels) of each split that the folder holds in this format."""
+    """Return (images, labels) of each split that the folder holds in this format."""
     found = {}
     for split, prefixes in PREFIXES.items():
         for prefix in prefixes:
@@ -55,7 +55,10 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def load(images: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(n × height × width, n) uint8. Raises AddendaError for files that are cut, too long, or not of one set."""
+    """Return images and labels as uint8. Raises AddendaError for files that are cut, too long, or not of one set.
+
+    Shapes: (n × height × width, n).
+    """
     pictures, classes = _read(images, 3), _read(labels, 1)
     if len(pictures) != len(classes):
         raise AddendaError(
@@ -87,5 +90,5 @@ def _read(path: Path, dimensions: int) -> np.ndarray:
 
 
 def names(folder: Path) -> tuple[str, ...] | None:
-    """The classes of a folder called after Fashion-MNIST; None for another, whose labels are numbers."""
+    """Return the classes of a folder called after Fashion-MNIST; None for another, whose labels are numbers."""
     return CLOTHES if folder.name == FASHION else None

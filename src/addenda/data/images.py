@@ -39,7 +39,7 @@ LITTER = ("thumbs.db", "desktop.ini")
 
 @cache
 def pool() -> ThreadPoolExecutor:
-    """The threads that read and decode: both leave Python's lock for most of their time."""
+    """Return the threads that read and decode: both leave Python's lock for most of their time."""
     return ThreadPoolExecutor(min(4, cpu_count() or 1), thread_name_prefix="addenda-images")
 
 
@@ -53,7 +53,7 @@ def read_images(
     outputs: int | None = None,
     label_kind: LabelKind | None = None,
 ) -> Data:
-    """The pictures of one split. image, label: names of columns. labels: the classes, in the order of the outputs.
+    """Return the pictures of one split. image, label: columns. labels: the classes, in the order of the outputs.
 
     outputs: how many there are, where a head does not name them. label_kind: "class" is all that images have.
 
@@ -74,7 +74,7 @@ def read_images(
 
 
 def parts(source: Any) -> list[str]:
-    """The splits of a folder of idx files or class folders; nothing for any other source."""
+    """Return the splits of a folder of idx files or class folders; nothing for any other source."""
     if not isinstance(source, str | Path):
         return []
     path = idx.located(source)
@@ -105,7 +105,7 @@ def _idx(path: Path, found: dict, split: str, labels: Sequence[str] | None, outp
 
 
 def _tree(path: Path) -> dict[str, list[Path]]:
-    """Class folders by split; {} where the folder is not made of class folders. An unnamed split is "train".
+    """Return class folders by split; {} where the folder is not made of them. An unnamed split is "train".
 
     Raises AddendaError for images without a class folder: here, or in folders of splits that stand alone.
     """
@@ -223,7 +223,7 @@ def _columns(
 
 
 def _stored(value: Any, column: str, beside: Path) -> tuple[Stored, str]:
-    """(what `Picture` keeps, a name if it has one). Raises ValueError."""
+    """Return (what `Picture` keeps, a name if it has one). Raises ValueError."""
     called = ""
     if isinstance(value, dict) and {"bytes", "path"} & set(value):
         called, value = value.get("path") or "", value.get("bytes") or value.get("path")
@@ -242,7 +242,7 @@ def _stored(value: Any, column: str, beside: Path) -> tuple[Stored, str]:
 
 
 def _held(picture: Any, column: str) -> np.ndarray:
-    """The pixels of an image of Pillow's, as the same image in a file would have them. Raises ValueError."""
+    """Return the pixels of an image of Pillow's, as the same image in a file would have them. Raises ValueError."""
     try:
         return np.asarray(plain(picture))
     except (ValueError, OSError) as error:

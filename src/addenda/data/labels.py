@@ -51,7 +51,7 @@ class Scale:
     places: dict[int, int]
 
     def of(self, value: Any) -> int | float:
-        """The class (an index into `names`) or the number. Raises ValueError for a label that is neither."""
+        """Return the class (an index into `names`) or the number. Raises ValueError for a label that is neither."""
         value = plain(value)
         if (text := written(value)) is None:
             raise ValueError(f"column {self.column!r} holds {short(value)}, a label was expected")
@@ -71,7 +71,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class _Column:
-    """What a column holds. seen: its different labels; forms: of each form that occurs, the first row with it."""
+    """The values of a column. seen: its different labels; forms: of each form that occurs, the first row with it."""
 
     name: str
     source: str
@@ -108,7 +108,7 @@ def scale_of(
     source: str = "The data",
     place: Callable[[int], str] = "row {}".format,
 ) -> Scale:
-    """What the values of a column are.
+    """Return what the values of a column are.
 
     names: of a head's outputs; outputs: how many there are, where a head is kept; own: names that the data gives to its
     numbers. kind: decides where the column could be either. source, place: of row i, for messages.
@@ -158,7 +158,7 @@ def scale_of(
 
 
 def _of_data(held: _Column, outputs: int | None, kind: LabelKind | None) -> Scale:
-    """By what the data holds, since nobody else says how."""
+    """Return the scale that the data itself suggests, since nobody else says."""
     forms = held.forms
     if kind is None:
         if ("bool" in forms and len(forms) > 1) or ("text" in forms and NUMERIC & set(forms)):
@@ -187,7 +187,7 @@ def _of_data(held: _Column, outputs: int | None, kind: LabelKind | None) -> Scal
 
 
 def _counted(held: _Column, outputs: int | None, kind: LabelKind | None) -> Scale:
-    """Whole numbers: the places of a head's outputs, or of as many as the largest says where most of them occur."""
+    """Return the scale of whole numbers: the places of a head's outputs, or of as many as the largest number says."""
     found = sorted(map(int, held.seen))
     size = outputs or found[-1] + 1
     if outputs is not None and found[-1] >= outputs:
@@ -207,7 +207,7 @@ def _counted(held: _Column, outputs: int | None, kind: LabelKind | None) -> Scal
 
 
 def _alike(names: Iterable[str]) -> tuple[str, str] | None:
-    """Two names that differ in capitals, spaces or how Unicode writes a letter only; None if there are none."""
+    """Return two names that differ in capitals, spaces or how Unicode writes a letter only; None if there are none."""
     found: dict[str, str] = {}
     for name in sorted(names):
         folded = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
@@ -217,7 +217,7 @@ def _alike(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def _as_many(held: _Column, names: tuple[str, ...], outputs: int | None) -> tuple[str, ...]:
-    """The names, where a head that does not name its outputs has as many."""
+    """Return the names. Raises AddendaError where a head that does not name its outputs has not as many."""
     if outputs not in (None, len(names)):
         if held.unusable:
             row, value = held.unusable
@@ -237,7 +237,7 @@ def _other(held: _Column, form: str) -> str:
 
 
 def checked(names: Sequence[str] | None, source: str = "labels") -> tuple[str, ...] | None:
-    """Names of classes as texts, each once. Raises AddendaError."""
+    """Return names of classes as texts, each once. Raises AddendaError for anything else."""
     if names is None:
         return None
     if isinstance(names, str) or not names:
@@ -250,7 +250,7 @@ def checked(names: Sequence[str] | None, source: str = "labels") -> tuple[str, .
 
 
 def named(config: Any) -> tuple[str, ...] | None:
-    """The names of a classifier's outputs in its configuration, where they say more than LABEL_0.
+    """Return the names of a classifier's outputs in its configuration, where they say more than LABEL_0.
 
     Raises AddendaError for a name that two outputs have.
     """
@@ -262,7 +262,7 @@ def named(config: Any) -> tuple[str, ...] | None:
 
 
 def head_of(model: nn.Module) -> tuple[tuple[str, ...] | None, int | None]:
-    """(the names of a classifier's outputs, how many it has), None for what nobody says.
+    """Return (the names of a classifier's outputs, how many it has), None for what nobody says.
 
     The names are those of the adapter that acts, else of the configuration. Raises AddendaError where adapters that act
     together name the outputs differently.
@@ -280,7 +280,7 @@ def head_of(model: nn.Module) -> tuple[tuple[str, ...] | None, int | None]:
 
 
 def of_head(given: Sequence[str] | None, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """The names that a caller gave, else the head's. Raises AddendaError where the order of the same names differs."""
+    """Return the names that a caller gave, else the head's. Raises AddendaError where the order differs."""
     told = checked(given)
     if told and names and told != names and set(told) == set(names):
         raise AddendaError(
@@ -291,7 +291,7 @@ def of_head(given: Sequence[str] | None, names: tuple[str, ...] | None) -> tuple
 
 
 def written(value: Any) -> str | None:
-    """A label as it would be written; None for what is none: nothing, NaN, a list, a text of 5,000 digits."""
+    """Return a label as it would be written; None for what is none: nothing, NaN, a list, a text of 5,000 digits."""
     if isinstance(value, float):
         if not math.isfinite(value):
             return None
@@ -303,14 +303,14 @@ def written(value: Any) -> str | None:
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy, torch or decimal as Python's own."""
+    """Return a number of numpy, torch or decimal as Python's own."""
     if isinstance(value, Decimal):
         return float(value)
     return value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
 
 
 def writable(text: str) -> bool:
-    """Whether a text can be encoded: half of a surrogate pair, which JSON can hold, cannot."""
+    """Return whether a text can be encoded: half of a surrogate pair, which JSON can hold, cannot."""
     return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
@@ -327,7 +327,7 @@ def _form(value: Any, text: str) -> str:
 
 
 def short(value: Any) -> str:
-    """A value for a message."""
+    """Return a value cut to a length that a message can hold."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of 5,000 digits; a list in a list in a list

@@ -13,7 +13,7 @@ from addenda.data.encoded import Encoded
 
 
 def positions(model: nn.Module) -> int | None:
-    """How many tokens have a learned position; None where positions are computed, so that more can be read.
+    """Return how many tokens have a learned position; None where positions are computed, so that more can be read.
 
     RoBERTa's table of 514 holds 512: its positions begin behind the padding's; OPT's and BART's have two rows more.
     """
@@ -32,13 +32,13 @@ def positions(model: nn.Module) -> int | None:
 
 
 def within(limit: int | None, model: nn.Module) -> int | None:
-    """The smaller of a limit and what the model has positions for."""
+    """Return the smaller of a limit and what the model has positions for."""
     known = [n for n in (limit, positions(model)) if n is not None]
     return min(known) if known else None
 
 
 def padded(examples: Any, model: nn.Module, batch: int) -> Any:
-    """Labelled texts with short rows filled as the model expects: a decoder finds the last token of a row by it.
+    """Return labelled texts with short rows filled as the model expects: a decoder finds a row's last token by it.
 
     Raises AddendaError where it has to be found and the model's configuration does not say what fills.
     """

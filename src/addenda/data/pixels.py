@@ -64,7 +64,7 @@ class Images(Encoded):
         return replace(self, pictures=pictures, labels=[p.label for p in pictures], coming={})
 
     def batch(self, rows: Sequence[int], skip: int = 0) -> dict[str, Tensor]:
-        """pixel_values (B × channels × height × width) float32, labels (B)."""
+        """Return pixel_values (B × channels × height × width) float32, and labels (B)."""
         pixels = torch.from_numpy(np.stack(list(self._pixels(rows))))
         return {"pixel_values": self.how.tensor(pixels), "labels": torch.tensor([self.labels[i] for i in rows])}
 
@@ -124,7 +124,7 @@ def decode(data: Data, how: Preparation, *, skip_corrupt: bool = False, keep: in
 
 
 def _looked_at(pictures: Sequence[Picture], how: Preparation, keep: int) -> Iterator[np.ndarray | str | None]:
-    """Pixels, or why there are none, in order. None: pixels in memory that are not corrupt and would not be kept."""
+    """Yield each picture's pixels, or why there are none. None: pixels in memory, sound, that would not be kept."""
     size = how.size
     room = len(pictures) if size is None else keep // (size[0] * size[1] * how.channels)
     waiting: list[Future | None] = []

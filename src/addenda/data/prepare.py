@@ -27,7 +27,7 @@ BILINEAR, BICUBIC = 2, 3  # the first where transformers is told nothing
 
 @dataclass(frozen=True)
 class Preparation:
-    """resize: (height, width), or the shorter side, or None; crop: (height, width) around the centre, or None.
+    """How images are prepared. resize: (height, width), the shorter side, or None; crop: (height, width) or None.
 
     Lengths are in pixels. resample: Pillow's number of a filter; factor: what pixels of 0-255 are multiplied by; mean,
     deviation: of each channel after that, or None. channels: 3 (RGB) or 1 (grey). source: where this was said.
@@ -44,7 +44,7 @@ class Preparation:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(height, width) of every prepared image; None where it depends on the image."""
+        """The (height, width) of every prepared image; None where it depends on the image."""
         return self.crop or (self.resize if isinstance(self.resize, tuple) else None)
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Preparation:
         return ", ".join(steps) or "taken as they are"
 
     def sized(self, side: int) -> "Preparation":
-        """The same for prepared images of side × side pixels: every length in proportion."""
+        """Return the same for prepared images of side × side pixels: every length in proportion."""
         if side < 1:
             raise AddendaError(f"image_size is the side of a square in pixels, at least 1, got {side}.")
         if self.crop is None or self.resize is None:
@@ -64,7 +64,7 @@ class Preparation:
         return replace(self, resize=scaled, crop=(side, side))
 
     def pixels(self, image: "Image") -> np.ndarray:
-        """(height, width, channels) uint8: the image in the model's colours, turned upright, resized and cropped.
+        """Return (height, width, channels) uint8: the image in the model's colours, upright, resized and cropped.
 
         Raises ValueError for an image whose range of values is unknown (32 bits, floating point).
         """
@@ -84,7 +84,7 @@ class Preparation:
         return (far, self.resize) if height >= width else (self.resize, far)
 
     def tensor(self, pixels: Tensor) -> Tensor:
-        """pixels (B, height, width, channels) uint8 to (B, channels, height, width) float32, normalised."""
+        """Return pixels (B, height, width, channels) uint8 as (B, channels, height, width) float32, normalised."""
         x = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).mul_(self.factor)
         if self.mean is not None and self.deviation is not None:
             x.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.deviation)[:, None, None])
@@ -100,7 +100,7 @@ def _times(lengths: tuple[int, int] | None) -> str:
 
 
 def plain(image: "Image") -> "Image":
-    """The image upright, in 8 bits: grey (L) where it is grey, else RGB. What is transparent shows its stored colour.
+    """Return the image upright, in 8 bits: grey (L) where it is grey, else RGB. Transparency is dropped.
 
     Raises ValueError for an image whose range of values is unknown.
     """
@@ -123,7 +123,7 @@ def _in(mode: str, image: "Image") -> "Image":
 
 
 def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Around the centre; where the image is smaller, black around it."""
+    """Return the pixels around the centre; where the image is smaller, with black around it."""
     missing = [max(0, height - pixels.shape[0]), max(0, width - pixels.shape[1])]
     if any(missing):
         before = [math.ceil(m / 2) for m in missing]

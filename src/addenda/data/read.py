@@ -28,7 +28,7 @@ PARTS = ("train", "validation", "test")  # a file may be any of them
 
 
 def of_task(task: Any, split: str, shots: Sequence = ()) -> Data:
-    """One split of a task with `splits`, as chats under the task's system prompt, each after the shots."""
+    """Return one split of a task with `splits`, as chats under the task's system prompt, each after the shots."""
     from addenda.data.task import chat
 
     if split not in task.splits:
@@ -53,8 +53,9 @@ def read(
     outputs: int | None = None,
     label_kind: LabelKind | None = None,
 ) -> Data:
-    """Examples from a path, a `datasets.Dataset`, a frame, a dict of columns or of splits, a list of dicts or objects
-    with question and answer, or a Task.
+    """Return examples: from a path, a `datasets.Dataset`, a frame, a Task, or rows in memory.
+
+    Rows: a dict of columns or of splits, a list of dicts or objects with question and answer.
 
     task: what will learn from it. question … image: names of columns, where they are not the usual ones. split: the
     part of a source that has several. labels: the names of the classes, in the order of the model's outputs; outputs:
@@ -102,18 +103,18 @@ def read(
 
 
 def _check_read(asked: dict[str, Any], known: Sequence[str], what: str) -> None:
-    """Raises AddendaError for options that nothing reads for such data."""
+    """Raise AddendaError for options that nothing reads for such data."""
     if unread := [f"{k}={v!r}" for k, v in asked.items() if v is not None and k not in known]:
         raise AddendaError(f"{', '.join(unread)} cannot be used for {what}. Leave it out.")
 
 
 def without_columns(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `read` for what was read already: the order of the classes, no columns."""
+    """Return the options of `read` for what was read already: the order of the classes, no columns."""
     return {k: v for k, v in options.items() if k in ("labels", "outputs")}
 
 
 def splits_of(source: Any, task: TaskKind = "causal") -> list[str]:
-    """The parts of a folder, by name; nothing for any other source."""
+    """Return the parts of a folder, by name; nothing for any other source."""
     if task == "image":
         from addenda.data import images
 

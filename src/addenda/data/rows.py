@@ -30,12 +30,12 @@ class Rows(list):
         self.name, self.known, self.lines = name, known or {}, tuple(lines)
 
     def place(self, i: int) -> str:
-        """Where row i is, for messages."""
+        """Return where row i is, for messages."""
         return f"line {self.lines[i]}" if self.lines else f"row {i}"
 
 
 def rows_of(source: Any, split: str = "train") -> Rows:
-    """The rows of any source; of one with splits those of `split`.
+    """Return the rows of any source; of one with splits those of `split`.
 
     Raises AddendaError for a source that is missing, damaged or of no known form.
     """
@@ -71,7 +71,7 @@ def _at(path: Path, split: str) -> Rows:
 
 
 def _mapping(source: Mapping, split: str) -> Rows:
-    """A dict of splits, or of columns."""
+    """Return the rows of a dict of splits, or of columns."""
     parts = {k: v for k, v in source.items() if hasattr(v, "column_names") or _holds_rows(v)}
     if source and len(parts) == len(source):
         if split not in source:
@@ -104,7 +104,7 @@ def _missing(value: Any) -> bool:
 
 
 def _once(names: Sequence[str], where: str, what: str) -> None:
-    """Raises AddendaError for a name that is there twice: one of the two would be lost."""
+    """Raise AddendaError for a name that is there twice: one of the two would be lost."""
     twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise AddendaError(f"{where} has the {what} {twice[0]!r} twice, and only one can be read. Rename one.")
@@ -138,7 +138,7 @@ def _file(path: Path) -> Rows:
 
 
 def _csv(path: Path) -> Rows:
-    """Rows with as many fields as the header has; blank lines are left out."""
+    """Return rows with as many fields as the header has; blank lines are left out."""
     with _FIELDS, path.open(newline="", encoding="utf-8-sig") as f:
         limit = csv.field_size_limit(max(path.stat().st_size, 1 << 17))
         try:
@@ -210,7 +210,7 @@ def _folder(path: Path, split: str) -> Rows:
 
 
 def _saved(path: Path, split: str) -> Rows:
-    """What datasets.save_to_disk wrote."""
+    """Read what datasets.save_to_disk wrote."""
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -234,7 +234,7 @@ def _saved(path: Path, split: str) -> Rows:
 
 
 def splits_of(source: Any) -> list[str]:
-    """The parts of a folder or of a dict of splits, by name; nothing for any other source."""
+    """Return the parts of a folder or of a dict of splits, by name; nothing for any other source."""
     if isinstance(source, Mapping):
         parts = [str(k) for k, v in source.items() if hasattr(v, "column_names") or _holds_rows(v)]
         return parts if len(parts) == len(source) else []
@@ -253,7 +253,7 @@ def splits_of(source: Any) -> list[str]:
 
 
 def named_rows(rows: Rows) -> Rows:
-    """The rows as dicts. Raises AddendaError for one without names for its values."""
+    """Return the rows as dicts. Raises AddendaError for one without names for its values."""
     return Rows(
         (as_dict(row, rows.place(i), rows.name) for i, row in enumerate(rows)), rows.name, rows.known, rows.lines
     )

@@ -19,21 +19,21 @@ VTAB = (800, 200)
 
 @dataclass(frozen=True)
 class Subset:
-    """per_class: examples of every class, or None for VTAB's thousand; draw: which of all such sets."""
+    """A small training set. per_class: examples of each class, None: VTAB's thousand; draw: which of all such sets."""
 
     per_class: int | None
     draw: int = 0
 
     @classmethod
     def parse(cls, text: str) -> "Subset":
-        """Raises AddendaError for anything but "N/class" and "vtab", with or without "@DRAW"."""
+        """Parse "N/class" and "vtab", with or without "@DRAW". Raises AddendaError for anything else."""
         found = re.fullmatch(r"(?:([1-9]\d*)/class|vtab)(?:@(\d+))?", text.strip())
         if not found:
             raise AddendaError(f"Expected a subset such as 8/class, vtab or 8/class@1 (another draw), got {text!r}.")
         return cls(int(found[1]) if found[1] else None, int(found[2] or 0))
 
     def of(self, data: Data) -> tuple[Data, Data]:
-        """(to learn from, to choose by), in an order that is the hash's; no example is in both, nor twice in one.
+        """Return (to learn from, to choose by), ordered by hash; no example is in both, nor twice in one.
 
         Raises AddendaError where there are too few different examples, or no classes.
         """

@@ -41,7 +41,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """splits: train, validation, test, ood, in an order that is the hash's, so any prefix is a fair sample.
+    """The questions by split: train, validation, test, ood, ordered by hash, so that any prefix is a fair sample.
 
     hashes: SHA-256 of each split, over the JSON of its (question, answer) pairs, one a line. Equal hash, equal data.
     """
@@ -55,7 +55,7 @@ class Task:
 
 @lru_cache(maxsize=1)
 def embedded_task() -> Task:
-    """The task, generated in about a second. Raises AddendaError when reasoning-gym is missing or draws differently."""
+    """Generate the task, in about a second. Raises AddendaError when reasoning-gym is missing or draws differently."""
     pool = deduplicated(_draw(SEED, POOL, LARGEST))
     splits = split(pool, SHARES)
     splits["ood"] = sorted(_longer(deduplicated(_draw(OOD_SEED, OOD_POOL, OOD_LARGEST))), key=_order)
@@ -71,7 +71,7 @@ def embedded_task() -> Task:
 
 
 def chat(example: Example, shots: Sequence[Example] = (), answer: bool = True) -> list[dict[str, str]]:
-    """Messages for a chat template: system, each of the `shots` as a finished exchange, the question and its answer.
+    """Return messages for a chat template: system, each of the `shots` as a finished exchange, question and answer.
 
     answer: False leaves the last assistant turn out, for generation.
     """
@@ -83,7 +83,7 @@ def chat(example: Example, shots: Sequence[Example] = (), answer: bool = True) -
 
 
 def few_shot(task: Task, example: Example, n: int = 8) -> list[dict[str, str]]:
-    """`chat` without the answer, after the first n examples of the training split: the control without training."""
+    """Return `chat` without the answer, after the first n training examples: the control without training."""
     if not 1 <= n <= len(task.splits["train"]):
         raise AddendaError(f"Expected from 1 to {len(task.splits['train'])} shots, got {n}.")
     return chat(example, task.splits["train"][:n], answer=False)
@@ -93,12 +93,12 @@ def few_shot(task: Task, example: Example, n: int = 8) -> list[dict[str, str]]:
 
 
 def normalised(question: str) -> str:
-    """Case and spacing folded: two questions with one normalised form are one question."""
+    """Return a question with case and spacing folded: two with one normalised form are one question."""
     return " ".join(question.casefold().split())
 
 
 def deduplicated(examples: Iterable[Example]) -> list[Example]:
-    """The first example of each normalised question, in the order given."""
+    """Return the first example of each normalised question, in the order given."""
     first: dict[str, Example] = {}
     for example in examples:
         first.setdefault(normalised(example.question), example)
@@ -106,7 +106,7 @@ def deduplicated(examples: Iterable[Example]) -> list[Example]:
 
 
 def split(pool: Iterable[Example], shares: dict[str, int]) -> dict[str, list[Example]]:
-    """Each example goes where the hash of its question says; `shares` are relative sizes. Ordered by the same hash."""
+    """Split a pool by the hash of each question, and order by it. shares: relative sizes."""
     lots = [name for name, share in shares.items() for _ in range(share)]
     splits: dict[str, list[Example]] = {name: [] for name in shares}
     for example in sorted(pool, key=_order):
@@ -115,7 +115,7 @@ def split(pool: Iterable[Example], shares: dict[str, int]) -> dict[str, list[Exa
 
 
 def digest(examples: Iterable[Example]) -> str:
-    """SHA-256 over the JSON of the (question, answer) pairs, one a line."""
+    """Return SHA-256 over the JSON of the (question, answer) pairs, one a line."""
     made = hashlib.sha256()
     for example in examples:
         made.update(json.dumps([example.question, example.answer]).encode() + b"\n")
@@ -152,7 +152,7 @@ def _draw(seed: int, size: int, largest: int) -> list[Example]:
 
 
 def _longer(examples: list[Example]) -> list[Example]:
-    """Those with at least one number that the other splits cannot hold."""
+    """Return the examples with at least one number that the other splits cannot hold."""
     return [e for e in examples if any(abs(int(n)) > LARGEST for n in e.answer.split())]
 
 

@@ -22,7 +22,7 @@ NAME = "SmolLM2-135M-Instruct"
 
 
 def model_folder(progress: SetupProgress | None = None) -> Path:
-    """The transformers folder (float32, 538 MB), converted if it is not there yet; see `Wheel.model_folder`."""
+    """Return the transformers folder (float32, 538 MB), converted if it is not there yet; see `Wheel.model_folder`."""
     return SMOLLM2.model_folder(progress)
 
 
@@ -56,7 +56,7 @@ def _write(gguf: Path, folder: Path, progress: SetupProgress) -> None:
 
 @contextmanager
 def _without_bar() -> Iterator[None]:
-    """The reader of GGUF draws its own bar, whatever the setting says."""
+    """Turn off the bar that the reader of GGUF draws, whatever the setting says, inside a `with` block."""
     from functools import partial
 
     from transformers import modeling_gguf_pytorch_utils as reader

@@ -40,7 +40,7 @@ _OTHER = {
 
 
 def task_in(config: Any) -> TaskKind:
-    """What an architecture is for; a bare encoder, of texts or images, gets a classifier.
+    """Return what an architecture is for; a bare encoder, of texts or images, gets a classifier.
 
     Raises AddendaError for an encoder-decoder that writes text, which is none of these.
     """
@@ -57,7 +57,7 @@ def task_in(config: Any) -> TaskKind:
 
 
 def check_folder(config: Any, task: TaskKind) -> None:
-    """Raises AddendaError where the model of a configuration cannot be loaded for a task, by name."""
+    """Raise AddendaError where the model of a configuration cannot be loaded for a task, by name."""
     import transformers
 
     names = " ".join(config.architectures or ())
@@ -70,7 +70,7 @@ def check_folder(config: Any, task: TaskKind) -> None:
 
 
 def check_module(model: nn.Module) -> None:
-    """Raises AddendaError for a model of transformers that is trained by another loss than those known here.
+    """Raise AddendaError for a model of transformers that is trained by another loss than those known here.
 
     Modules of other makes are taken for what they are used as.
     """
@@ -84,7 +84,7 @@ def check_module(model: nn.Module) -> None:
 
 
 def _not_causal(names: str, config: Any) -> str | None:
-    """Why what is called so does not predict each token from those before it, or None."""
+    """Return why a model of these names does not predict each token from those before it, or None."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
     from transformers import MODEL_FOR_MASKED_LM_MAPPING as MASKED
 
@@ -122,6 +122,6 @@ def _said(names: str, why: str) -> str:
 
 
 def task_of(model: nn.Module) -> TaskKind:
-    """ "label" for a sequence classifier, "image" for an image classifier, else "causal"."""
+    """Return "label" for a sequence classifier, "image" for an image classifier, else "causal"."""
     name = type(model).__name__
     return "label" if "ForSequenceClassification" in name else "image" if "ForImageClassification" in name else "causal"

@@ -55,7 +55,7 @@ class Loaded:
         return tuple(p for p in found if not any(p.startswith(f"{q}.") for q in found))
 
     def check_heads(self, also_train: tuple[str, ...]) -> None:
-        """Raises AddendaError for fresh weights that nothing named in also_train would train."""
+        """Raise AddendaError for fresh weights that nothing named in also_train would train."""
         frozen = [p for p in self.fresh if not any(f".{p}.".find(f".{t}.") >= 0 for t in also_train)]
         if frozen:
             raise AddendaError(
@@ -76,7 +76,7 @@ def load_model(
     quantize: str | None = None,
     trust_remote_code: bool = False,
 ) -> Loaded:
-    """The model of a folder, in evaluation mode, and its tokenizer or, for images, its `Preparation`.
+    """Load the model of a folder, in evaluation mode, and its tokenizer or, for images, its `Preparation`.
 
     task: what to load it for; by default what its architecture says, and a classifier for a bare encoder or where
     labels are given. labels: the number of outputs of a new head. image_size: the side of the images in pixels, where
@@ -159,7 +159,7 @@ def _own_head(config) -> bool:
 
 
 def _check_size(model: nn.Module, how: Preparation, folder: Path) -> None:
-    """Models that must be asked to stretch their position embeddings take one size only."""
+    """Raise AddendaError where a model that must be asked to stretch its position embeddings gets another size."""
     size = getattr(model.config, "image_size", None)
     own = (size, size) if isinstance(size, int) else tuple(size or ())
     fixed = "interpolate_pos_encoding" in inspect.signature(type(model).forward).parameters
@@ -177,13 +177,13 @@ def name_outputs(model: Any, names: Sequence[str]) -> None:
 
 
 def head_in(folder: str | Path, trust_remote_code: bool = False) -> tuple[tuple[str, ...] | None, int | None]:
-    """(the names of a kept head's outputs, how many it has); None for what is not known, and where a head is new."""
+    """Return (names of a kept head's outputs, how many it has); None for what is not known, or a new head."""
     config: Any = config_of(Path(folder).expanduser(), trust_remote_code)
     return (named(config), config.num_labels) if _own_head(config) else (None, None)
 
 
 def config_of(folder: Path, trust_remote_code: bool = False):
-    """A folder's configuration. Raises AddendaError where there is none."""
+    """Read a folder's configuration. Raises AddendaError where there is none."""
     with reading(folder):
         there = (folder / "config.json").is_file()
     if not there and of_peft(folder):
@@ -208,7 +208,7 @@ def config_of(folder: Path, trust_remote_code: bool = False):
 
 
 def _check_shapes(info: dict, folder: Path) -> None:
-    """Weights of other shapes than config.json says would be drawn at random."""
+    """Raise AddendaError for weights of other shapes than config.json says: they would be drawn at random."""
     wrong = [
         f"{key}: {list(held)} in the file, {list(said)} wanted" for key, held, said in info.get("mismatched_keys", ())
     ]
@@ -220,7 +220,7 @@ def _check_shapes(info: dict, folder: Path) -> None:
 
 
 def _check_finite(model: nn.Module, folder: Path) -> None:
-    """A base that is not finite has no loss, whatever rate it is trained at."""
+    """Raise AddendaError for a base that is not finite: it has no loss, whatever rate it is trained at."""
     for name, p in model.named_parameters():
         if (
             not p.is_floating_point()
@@ -248,8 +248,7 @@ def _some(names, n: int = 8) -> str:
 
 
 def wanted_by(adapter: str | Path | None) -> dict:
-    """How the base of an adapter file is to be loaded: outputs of a head in it, the size of its run's images, and the
-    form of its weights."""
+    """Return the options to load the base of an adapter file with: outputs, image size, form of the weights."""
     if adapter is None:
         return {}
     header, _ = read(adapter)
@@ -271,7 +270,7 @@ def wanted_by(adapter: str | Path | None) -> dict:
 
 
 def labels_beside(adapter: str | Path | None) -> list[str] | None:
-    """The names of the classes in an adapter file, in the order of its outputs; else in the run.json beside it."""
+    """Return the names of the classes in an adapter file, by output; else those in the run.json beside it."""
     if adapter is None:
         return None
     names = list(read(adapter)[0].labels) or _run_beside(adapter).get("data", {}).get("labels")
@@ -280,7 +279,7 @@ def labels_beside(adapter: str | Path | None) -> list[str] | None:
 
 
 def _run_beside(adapter: str | Path | None) -> dict:
-    """What the run.json beside an adapter file says, objects only; empty where there is none, or it is another's."""
+    """Read the run.json beside an adapter file, objects only; empty where there is none, or it is another's."""
     if adapter is None or not (file := path_of(adapter).with_name("run.json")).is_file():
         return {}
     try:

@@ -23,7 +23,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, else CUDA where there is one, else the CPU. Raises AddendaError for any other."""
+    """Return the device asked for, else CUDA where there is one, else the CPU. Raises AddendaError for any other."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -44,7 +44,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def pick_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None = None) -> tuple[torch.dtype, str]:
-    """(dtype, why). "auto": bfloat16 where processor or GPU multiplies it fast, else float32.
+    """Return (dtype, why). "auto": bfloat16 where processor or GPU multiplies it fast, else float32.
 
     Raises AddendaError for an unknown name.
     """
@@ -75,12 +75,12 @@ def _cpu_flags() -> set[str]:
 
 
 def processes() -> int:
-    """How many processes a launcher (torchrun, accelerate) started for this run."""
+    """Return how many processes a launcher (torchrun, accelerate) started for this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def hardware() -> dict:
-    """Processor, cores, memory in bytes, GPU, operating system."""
+    """Return processor, cores, memory in bytes, GPU and operating system."""
     cpu = platform.processor()
     if (info := Path("/proc/cpuinfo")).exists():
         names = [s.partition(":")[2].strip() for s in info.read_text().splitlines() if s.startswith("model name")]
@@ -98,7 +98,7 @@ def hardware() -> dict:
 
 
 def versions() -> dict:
-    """Versions of what a run depends on."""
+    """Return the versions of what a run depends on."""
     found = {"python": platform.python_version()}
     for name in ("addenda", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy"):
         try:
@@ -109,7 +109,7 @@ def versions() -> dict:
 
 
 def resident(device: torch.device | None = None) -> int | None:
-    """Bytes in use now: of the GPU's allocator, or resident in this process after giving free pages back."""
+    """Return bytes in use now: of the GPU's allocator, or resident in this process after giving free pages back."""
     if device is not None and device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     gc.collect()
@@ -125,7 +125,7 @@ def _status(field: str) -> int | None:
 
 
 class Peak:
-    """`with Peak(device) as peak: …; peak.bytes`: the highest memory in use inside the block, or None where unknown.
+    """The highest memory in use inside a `with` block, as `peak.bytes`; None where unknown.
 
     On Linux the kernel's high-water mark of this process is reset at the start; where that is not permitted the
     resident size is sampled every 10 ms. On CUDA it is the allocator's own mark.
@@ -162,5 +162,5 @@ class Peak:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lies."""
+    """Return where the model's first parameter lies."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -26,7 +26,7 @@ class Node:
 
 
 def read(path: Path) -> tuple[list[Node], dict[str, np.ndarray]]:
-    """(nodes in order, float32 initializers by name). Raises ValueError for what is no ONNX file."""
+    """Read an ONNX file as (nodes in order, float32 initializers by name). Raises ValueError for any other file."""
     graphs = [part for number, part in _fields(memoryview(path.read_bytes())) if number == 7]
     if len(graphs) != 1:
         raise ValueError(f"{len(graphs)} graphs, one was expected")
@@ -52,7 +52,7 @@ def _node(message: memoryview) -> Node:
 
 
 def _tensor(message: memoryview) -> tuple[str, np.ndarray] | None:
-    """(name, values) of a float32 tensor; None for another type."""
+    """Return (name, values) of a float32 tensor; None for another type."""
     dims, kind, name, values = [], 0, "", memoryview(b"")
     for number, part in _fields(message):
         if number == 1:
@@ -69,7 +69,7 @@ def _tensor(message: memoryview) -> tuple[str, np.ndarray] | None:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
-    """(number, value): an int for a varint, the bytes for all else."""
+    """Yield (number, value) of each field: an int for a varint, the bytes for all else."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)

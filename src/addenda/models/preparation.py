@@ -24,7 +24,7 @@ WARPED = 384  # with crop_pct: an image of this side or more is not cropped
 def preparation_of(
     folder: str | Path, config: Any = None, image_size: int | None = None, trust_remote_code: bool = False
 ) -> Preparation:
-    """What the folder of a vision model says; without a file for it, the configuration's image size, squeezed into.
+    """Return how the folder of a vision model prepares images; else a resize to the configuration's image size.
 
     config: the model's configuration. image_size: another side, in pixels. trust_remote_code: run code that the folder
     brings. Raises AddendaError for a file that cannot be read, and for steps that are not done here.
@@ -48,7 +48,7 @@ def preparation_of(
 
 
 def _said(folder: Path, trust_remote_code: bool) -> tuple[dict | None, Path]:
-    """The settings as transformers completes them with its defaults, and the file that holds them."""
+    """Return the settings as transformers completes them with its defaults, and the file that holds them."""
     for name in FILES:
         file = folder / name
         if not file.is_file():

