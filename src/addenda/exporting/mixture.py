@@ -24,7 +24,7 @@ FORMS: dict[type[Method], type[Method]] = {
 
 @torch.no_grad()
 def export(adapter: Adapter, name: str = "plain") -> Adapter:
-    """The plain adapter that acts outside training, attached beside the adapter as `name`: idle, to be saved.
+    """Attach the plain adapter that acts outside training beside the adapter as `name`: idle, to be saved.
 
     It computes the same, bit for bit; heads trained with the mixture come along. Raises AddendaError when the adapter
     is no mixture, when other methods have sites in it, when the name is taken, and when a change is merged.

@@ -29,7 +29,7 @@ def set_rank(adapter: Adapter, rank: int) -> None:
 def search_rank(
     adapter: Adapter, judge: Callable[[nn.Module], float], tolerance: float = 0.0
 ) -> tuple[dict[int, float], int]:
-    """What `judge(model)` says of every rank that was trained for, and the smallest within `tolerance` of the best.
+    """Judge every rank that was trained for; return the results, and the smallest within `tolerance` of the best.
 
     judge: a score of the model in evaluation mode, higher is better. Nothing is trained, and the rank is left as it
     was. Raises AddendaError when the adapter is not acting, or has no DyLoRA site, or a score is not a number.
@@ -57,7 +57,7 @@ def search_rank(
 
 
 def export(adapter: Adapter, rank: int, name: str = "lora") -> Adapter:
-    """A plain LoRA of the first `rank` ranks, attached beside the adapter as `name`: idle, to be saved or switched to.
+    """Attach a plain LoRA of the first `rank` ranks beside the adapter, idle, to be saved or switched to.
 
     It computes what the adapter computes at that rank, up to rounding (the sums have fewer terms); heads trained with
     it come along. Raises AddendaError as `attach` does, when the rank is out of range, and when other methods have
@@ -77,7 +77,7 @@ def export(adapter: Adapter, rank: int, name: str = "lora") -> Adapter:
 
 
 def _sites(adapter: Adapter, rank: int | None = None) -> list[tuple[str, SiteTensors, DyLoRA]]:
-    """The DyLoRA sites, all of which can take this rank."""
+    """Return the DyLoRA sites, all of which can take this rank."""
     sites = [(path, t, t.method) for path, t in adapter.sites() if isinstance(t.method, DyLoRA)]
     if not sites:
         raise AddendaError(f"{adapter.name!r} has no DyLoRA site whose rank could be set.")

@@ -17,7 +17,7 @@ from addenda.core.state.state import record_of
 
 @torch.no_grad()
 def beside(adapter: Adapter, forms: Mapping[str, tuple[Method, Params]], name: str, was: str) -> Adapter:
-    """A new adapter `name` at the same sites, idle and not training: of each path, a method and its trained tensors.
+    """Attach a new adapter at the same sites, idle and not training: of each path, a method and its tensors.
 
     Heads that were trained with the adapter come along. was: what the sites of the forms are, for errors. Raises
     AddendaError when other methods have sites in the adapter, when the name is taken, and when a change is merged.

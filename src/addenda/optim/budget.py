@@ -86,7 +86,7 @@ class BudgetedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step, of the factors and of the budget."""
+        """Take one step, of the factors and of the budget."""
         loss = loss_of(closure)
         group, *others = self.param_groups
         group["taken"] += 1
@@ -100,7 +100,7 @@ class BudgetedAdamW(torch.optim.Optimizer):
         return loss
 
     def budget(self, step: int) -> int:
-        """How many triplets may live after a step (1, 2, …)."""
+        """Return how many triplets may live after a step (1, 2, …)."""
         if step <= self.warmup:
             return self.full
         if step >= self.fixed:
@@ -126,7 +126,7 @@ class BudgetedAdamW(torch.optim.Optimizer):
                 p.grad.add_(g.mT if turned else g)
 
     def _look(self) -> None:
-        """Running means of importance and of its change, for every number of every triplet."""
+        """Update the running means of importance and of its change, for every number of every triplet."""
         for t in self.sites:
             for p in map(t.get_parameter, NAMES):
                 if p.grad is None:
@@ -150,7 +150,7 @@ class BudgetedAdamW(torch.optim.Optimizer):
             E.masked_fill_(out.view(E.shape).to(E.device), 0)
 
     def _score(self, t: SiteTensors) -> Tensor:
-        """(…, r)."""
+        """Return the importance of every triplet of a site (…, r)."""
         A, B, E = (self._sensitivity(t.get_parameter(k)) for k in NAMES)
         return E.view(A.shape[:-1]) + A.mean(-1) + B.mean(-2)
 
@@ -165,7 +165,7 @@ def _has_triplets(t: SiteTensors) -> bool:
 
 
 def _ranks(t: SiteTensors) -> tuple[int, int]:
-    """Triplets at the start and at the end, all matrices of a stack together."""
+    """Return the numbers of triplets at the start and at the end, all matrices of a stack together."""
     method: Any = t.method
     count = t.get_parameter("E").numel()
     return count, count // method.rank * method.target_rank

@@ -52,7 +52,7 @@ CHUNK = 1 << 21  # numbers of one m × n temporary: small enough for a cache, la
 
 @optimizer("lora-pro", paper="Wang et al. 2024, arXiv:2407.18242")
 class LoRAPro(torch.optim.Optimizer):
-    """Moves two thin factors as full fine-tuning would move the weight, as nearly as their rank allows.
+    """An optimizer that moves two thin factors as full fine-tuning would move the weight, as nearly as it can.
 
     mode, damping, trust: see the module. beta1, beta2, eps: Adam's.
     """
@@ -92,7 +92,7 @@ class LoRAPro(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step from the gradients that are there; a site without them is left alone."""
+        """Take one step from the gradients that are there; a site without them is left alone."""
         loss = loss_of(closure)
         pairs, *others = self.param_groups
         for sites in self.alike:
@@ -104,7 +104,7 @@ class LoRAPro(torch.optim.Optimizer):
         return loss
 
     def _portions(self, sites: list[Paired]) -> Iterator[list[Paired]]:
-        """Sites that are computed together: all that are alike, in mode "full" as many as a temporary holds."""
+        """Yield sites to compute together: all that are alike, in mode "full" as many as a temporary holds."""
         most = len(sites)
         if sites and self.mode == "full":
             most = max(1, CHUNK // (sites[0].left.numel() * sites[0].right.shape[-1] // sites[0].left.shape[-1]))
@@ -150,17 +150,17 @@ class Tangent:
         self.q, self.V, self.inverse_a = _inverse(A @ A.mT, damping)
 
     def gradient(self, gB: Tensor, gA: Tensor, out: Tensor | None = None) -> Tensor:
-        """g~ (k, m, n), the nearest to G, from gB = s G Aᵀ and gA = s Bᵀ G."""
+        """Return g~ (k, m, n), the nearest to G, from gB = s G Aᵀ and gA = s Bᵀ G."""
         left = torch.cat([self.B, self._off(gB)], 2)
         right = torch.cat([self.inverse_b @ gA, self.inverse_a @ self.A], 1) / self.s
         return torch.bmm(left, right, out=out)
 
     def seen(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """What the factors' gradients are where the weight's is u."""
+        """Return what the factors' gradients are where the weight's is u."""
         return u @ (self.s * self.A).mT, (self.s * self.B).mT @ u
 
     def factors(self, gB: Tensor, gA: Tensor, limit: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:
-        """gB' and gA'. limit: (trust, rate)."""
+        """Return the factors' directions gB' and gA'. limit: (trust, rate)."""
         a = self.inverse_b @ gA / self.s**2
         gaps = (self.p[:, :, None] + self.q[:, None, :]).clamp_min(torch.finfo(a.dtype).tiny)
         X = -self.U @ ((self.U.mT @ (a @ self.A.mT) @ self.V) / gaps) @ self.V.mT
@@ -173,12 +173,12 @@ class Tangent:
         return self._off(gB) @ (self.inverse_a / self.s**2) - self.B @ X, a
 
     def _off(self, gB: Tensor) -> Tensor:
-        """(I − P_B) gB."""
+        """Return the part of gB outside of B's columns: (I − P_B) gB."""
         return gB - self.B @ (self.inverse_b @ (self.B.mT @ gB))
 
 
 def _inverse(gram: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Damped eigenvalues, eigenvectors and inverse of Gram matrices; of a matrix of zeros, the inverse is zero."""
+    """Return damped eigenvalues, eigenvectors and inverse of Gram matrices; the inverse of zeros is zero."""
     values, vectors = torch.linalg.eigh(gram)
     values = values.clamp_min(0)
     values = values + damping * values.mean(1, keepdim=True)
@@ -191,11 +191,11 @@ def _length(t: Tensor) -> Tensor:
 
 
 def _stack(tensors: list, like: list) -> Tensor:
-    """(k, rows, columns) in the parameters' dtype: the matrices of all sites, stacks of experts taken apart."""
+    """Return the matrices of all sites, of stacks too, as one (k, rows, columns) in the parameters' dtype."""
     return torch.cat([t.reshape(-1, *p.shape[-2:]).to(p.dtype) for t, p in zip(tensors, like, strict=True)])
 
 
 def _apart(stacked: Tensor, leads: list[torch.Size]) -> list[Tensor]:
-    """The sites' own tensors again: views."""
+    """Return the sites' own tensors again: views of the stacked one."""
     parts = stacked.split([math.prod(lead) for lead in leads])
     return [t.view(*lead, *t.shape[1:]) for t, lead in zip(parts, leads, strict=True)]

@@ -36,7 +36,7 @@ class Paired:
 
 
 def paired(adapter: Adapter, optimizer: str) -> list[Paired]:
-    """The sites with a pair, in the adapter's order. Raises AddendaError where there is none."""
+    """Return the sites with a pair, in the adapter's order. Raises AddendaError where there is none."""
     found = []
     for _, tensors in adapter.sites():
         pair = tensors.method.pair(tensors.tensors())
@@ -53,26 +53,26 @@ def paired(adapter: Adapter, optimizer: str) -> list[Paired]:
 
 
 def trained(adapter: Adapter, without: Sequence[Tensor] = ()) -> list[nn.Parameter]:
-    """The parameters of the adapter that train, but for some."""
+    """Return the parameters of the adapter that train, but for some."""
     left_out = {id(p) for p in without}
     return [p for p in adapter.parameters() if p.requires_grad and id(p) not in left_out]
 
 
 def can_fuse(parameters: Sequence[Tensor]) -> bool:
-    """Whether torch has one kernel for the whole of Adam's update of these."""
+    """Return whether torch has one kernel for the whole of Adam's update of these."""
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 
 def groups_of(
     adapter: Adapter, own: list, rest: list, rate: float, weight_decay: float, **more
 ) -> tuple[list[dict], dict]:
-    """Parameter groups and defaults for a torch optimizer that treats `own` its own way and `rest` as AdamW does."""
+    """Return parameter groups and defaults for an optimizer that treats `own` its own way, `rest` as AdamW does."""
     groups: list[dict[str, Any]] = [{"params": own}, *by_decay(adapter, rest, weight_decay)]
     return groups, {"lr": rate, "weight_decay": weight_decay, "fused": can_fuse(own + rest), **more}
 
 
 def by_decay(adapter: Adapter, parameters: Sequence[nn.Parameter], weight_decay: float, **more) -> list[dict[str, Any]]:
-    """Parameters as groups of an optimizer: those that decay, and trained copies of vectors, which do not.
+    """Return parameters as groups of an optimizer: those that decay, and trained copies of vectors, which do not.
 
     Gains of norms and biases are copied whole (`core.method.contract.Replace`: also_train, full, ln-tuning, bitfit), so
     decay would pull them to 0, and not to what the base has; transformers' Trainer leaves them out too. Every other
@@ -86,7 +86,7 @@ def by_decay(adapter: Adapter, parameters: Sequence[nn.Parameter], weight_decay:
 
 
 def loss_of(closure: Callable[[], Any] | None) -> Any:
-    """What a step's closure gives, with gradients on; None without one."""
+    """Return what a step's closure gives, with gradients on; None without one."""
     if closure is None:
         return None
     with torch.enable_grad():
@@ -96,7 +96,7 @@ def loss_of(closure: Callable[[], Any] | None) -> Any:
 def adam(
     values: Sequence[Tensor], grads: Sequence[Tensor], states: list[dict], group: dict, rate: float, decay: float = 0.0
 ) -> None:
-    """One update of AdamW, in place, by torch's own kernels. states: step and moments, made where missing."""
+    """Make one update of AdamW, in place, by torch's own kernels. states: step and moments, made where missing."""
     for g, state in zip(grads, states, strict=True):
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=g.device if group["fused"] else "cpu")
@@ -110,6 +110,6 @@ def adam(
 
 
 def plain_step(optimizer: torch.optim.Optimizer, group: dict) -> None:
-    """AdamW for all parameters of a group that have a gradient."""
+    """Take a step of AdamW for all parameters of a group that have a gradient."""
     live = [p for p in group["params"] if p.grad is not None]
     adam(live, [p.grad for p in live], [optimizer.state[p] for p in live], group, group["lr"], group["weight_decay"])

@@ -36,7 +36,7 @@ class PartwiseAdamW(Reached):
         return [p for p, *_ in self.parts]
 
     def moves(self) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """One update for each part that is reached: of many parts these are few."""
+        """Yield one update for each part that is reached: of many parts these are few."""
         for p, part, last in self.parts:
             if p.grad is None:
                 continue
@@ -50,5 +50,5 @@ class PartwiseAdamW(Reached):
 
 
 def _last(part: Tensor) -> int:
-    """The number of the last part; 0 where there is no data, as when `plan` asks what an optimizer keeps."""
+    """Return the number of the last part; 0 where there is no data, as when `plan` asks what an optimizer keeps."""
     return 0 if isinstance(part, FakeTensor) else int(part.max())

@@ -19,7 +19,7 @@ from addenda.optim.pairs import groups_of, loss_of, plain_step, trained
 
 
 class Reached(torch.optim.Optimizer):
-    """A subclass says what the units are."""
+    """An AdamW that moves only the units of a tensor that have a gradient; a subclass says what the units are."""
 
     def __init__(
         self,
@@ -37,15 +37,15 @@ class Reached(torch.optim.Optimizer):
         )
 
     def take(self, adapter: Adapter) -> list[Tensor]:
-        """The tensors that have units. Raises AddendaError where there is none."""
+        """Return the tensors that have units. Raises AddendaError where there is none."""
         raise NotImplementedError
 
     def moves(self) -> Iterator[tuple[Tensor, Tensor, Any]]:
-        """(a tensor; 1 where it moves, else 0, in its dtype; its steps there, from 1 on) of every update to be made."""
+        """Yield (a tensor; 1 where it moves, else 0, in its dtype; its steps there, from 1 on) of every update."""
         raise NotImplementedError
 
     def steps(self, p: Tensor, units: int) -> Tensor:
-        """(units) float32: how often each unit of p moved; made with its moments where missing."""
+        """Return how often each unit of p moved, (units) float32; made with its moments where missing."""
         state = self.state[p]
         if not state:
             state["steps"] = torch.zeros(units, dtype=torch.float32, device=p.device)
@@ -54,7 +54,7 @@ class Reached(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step of the units that have a gradient, and of everything without units."""
+        """Take one step of the units that have a gradient, and of everything without units."""
         loss = loss_of(closure)
         own, *others = self.param_groups
         (beta1, beta2), rate = own["betas"], own["lr"]

@@ -24,7 +24,7 @@ _COMMON = ("adapter", "rate", "weight_decay", "steps")
 
 @dataclass(frozen=True)
 class Info:
-    """One optimizer: what makes it, and its options with their defaults."""
+    """An optimizer of the registry: what makes it, and its options with their defaults."""
 
     name: str
     paper: str
@@ -61,12 +61,12 @@ def optimizer(name: str, *, paper: str) -> Callable:
 
 
 def known() -> dict[str, Info]:
-    """Every optimizer by name."""
+    """Return every optimizer by name."""
     return dict(_known)
 
 
 def named(given: str | Optimizers, adapter: Adapter, steps: int | None = None) -> tuple[str, Optimizers]:
-    """(label, function) of a name with options, of "auto", or of a function (adapter, rate, weight_decay).
+    """Return (label, function) of a name with options, of "auto", or of a function (adapter, rate, weight_decay).
 
     "auto" is what the adapter's methods are trained by. steps: the length of the run, for those with a schedule.
     Raises AddendaError for an unknown name or option, and when the methods of "auto" disagree.
@@ -83,7 +83,7 @@ def named(given: str | Optimizers, adapter: Adapter, steps: int | None = None) -
 
 
 def parsed(spec: str) -> tuple[Info, dict[str, object]]:
-    """The optimizer of "name:option=value", and its options. Raises AddendaError for an unknown name or option."""
+    """Return the optimizer of "name:option=value", and its options. Raises AddendaError for an unknown one."""
     name, texts = parse_spec(spec)
     if name not in known():
         raise AddendaError(
@@ -97,7 +97,7 @@ def parsed(spec: str) -> tuple[Info, dict[str, object]]:
 def build(
     adapter: Adapter, spec: str = "auto", rate: float = 1e-3, weight_decay: float = 0.0, *, steps: int | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer of an adapter, for a training loop of your own.
+    """Return the optimizer of an adapter, for a training loop of your own.
 
     spec: a name with options, such as "lora-pro:mode=efficient"; "auto" is what the adapter's method is trained by.
     Raises AddendaError as `named` does, and when the optimizer cannot train this adapter.

@@ -26,7 +26,7 @@ class RowwiseAdamW(Reached):
         return [p for s in self.sites for p in s.parameters]
 
     def moves(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """One update for each factor, of all its units that are reached: none waits for another, or for the host."""
+        """Yield one update for each factor, of all its reached units: none waits for another, or for the host."""
         for site in self.sites:
             there = [(p, p.grad, -2 if p is site.left else -1) for p in site.parameters if p.grad is not None]
             live = [(g != 0).any(within) for _, g, within in there]

@@ -42,7 +42,7 @@ class Form:
 
     @classmethod
     def parse(cls, text: str) -> "Form":
-        """ "nf4", "spqr:bits=4,outliers=0.02". Raises AddendaError for an unknown form or option."""
+        """Parse "nf4" or "spqr:bits=4,outliers=0.02". Raises AddendaError for an unknown form or option."""
         name, given = parse_spec(text)
         if name not in FORMS:
             raise AddendaError(f"There is no form {name!r}.{nearest(name, FORMS)} Forms: {', '.join(FORMS)}.")
@@ -59,7 +59,7 @@ class Form:
         return FORMS[self.name] is SpQRTensor
 
     def of(self, W: Tensor, C: Tensor | None = None) -> Packed:
-        """W in this form. C: the second moment of the layer's inputs, for forms that look at it."""
+        """Return W in this form. C: the second moment of the layer's inputs, for forms that look at it."""
         make: Any = FORMS[self.name].of
         return make(W, **({"C": C} if self.calibrated else {}), **self.options)
 
@@ -75,7 +75,7 @@ def quantize(
     calibration: list[Batch] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, float]:
-    """Packed weights in the place of the linear layers' own, frozen. {path: relative error ‖W − Ŵ‖ / ‖W‖}.
+    """Put packed weights, frozen, in the place of linear layers' own; return {path: relative error ‖W − Ŵ‖ / ‖W‖}.
 
     how: a form of `FORMS` and its options. Heads, embeddings and tied weights stay as they are, and what is packed
     already is packed again from its values. Experts that are stacked in one parameter stay plain; where such parameters
@@ -124,7 +124,7 @@ def quantize(
 
 
 def _plain(model: nn.Module, targets: list, exclude: list, chosen: dict[str, Any], dense: dict[str, str]) -> str | None:
-    """What to say of parameters that were wanted and stay plain, where they weigh; None where they do not."""
+    """Return a message on parameters that were wanted and stay plain, where they weigh; None where they do not."""
     by_role = ("linear" in targets or "mlp" in targets) and not ("linear" in exclude or "mlp" in exclude)
     named = {path for target in targets if target not in ROLES for path in matching(model, target)}
     left = {p: w for p, w in raw(model).items() if dense[p] != "excluded" and (by_role or p in named)}
@@ -138,7 +138,7 @@ def _plain(model: nn.Module, targets: list, exclude: list, chosen: dict[str, Any
 
 
 def _in_order(model: nn.Module, batches: list[Batch], paths: list[str], made: dict[str, Packed], pack) -> None:
-    """Block by block, with the second moments of what each layer is given; the old weights again if that fails."""
+    """Pack block by block, with the second moments of each layer's inputs; the old weights again if that fails."""
     before = {path: model.get_submodule(path)._parameters["weight"] for path in paths}
     try:
         walk = Walk(model, batches, paths)
@@ -165,7 +165,7 @@ def _distance(W: Tensor, packed: Packed) -> float:
 
 @torch.no_grad()
 def dequantize(model: nn.Module, like: nn.Module | None = None) -> dict[str, float]:
-    """Plain weights in the place of packed ones; {path: relative distance of the two, ‖W − Ŵ‖ / ‖W‖}.
+    """Put plain weights in the place of packed ones; return {path: relative distance ‖W − Ŵ‖ / ‖W‖}.
 
     They get the values that an adapter was trained on, or with `like`, the model before it was quantised, those that
     were lost. Where an adapter's change is to be written into the weights besides, `merge` does both.
@@ -192,7 +192,7 @@ def dequantize(model: nn.Module, like: nn.Module | None = None) -> dict[str, flo
 
 
 def bits_of(model: nn.Module) -> float:
-    """Bits a weight over all packed ones, everything counted. Raises AddendaError when nothing is packed."""
+    """Return bits a weight over all packed ones, everything counted. Raises AddendaError when nothing is packed."""
     packed = [w for m in model.modules() if isinstance(w := m._parameters.get("weight"), Packed)]
     if not packed:
         raise AddendaError(f"No weight of this {type(model).__name__} is packed.")

@@ -17,7 +17,7 @@ def choose(
     model: nn.Module, targets: Target | Iterable[Target] = "linear", exclude: Iterable[Target] = (),
     storage: Storage = "factors",
 ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:  # fmt: skip
-    """({path: (m, n)} of the layers to compress, {path: reason} of all other weights of two dimensions or more).
+    """Return ({path: (m, n)} of the layers to compress, {path: reason} of all other weights of two dimensions or more).
 
     Raises AddendaError when no layer is left, with the reasons.
     """
@@ -67,7 +67,7 @@ def choose(
 
 
 def raw(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters of two dimensions or more that are no layer's weight, each once: stacked experts, say."""
+    """Return parameters of two dimensions or more that are no layer's weight, each once: stacked experts, say."""
     seen = {id(m._parameters.get("weight")) for _, m in called(model)}
     found: dict[str, nn.Parameter] = {}
     for path, p in model.named_parameters():

@@ -24,7 +24,7 @@ class Moments:
 
     @torch.no_grad()
     def add(self, rows: Tensor) -> None:
-        """Rows (tokens × n) of any floating dtype."""
+        """Add rows (tokens × n) of any floating dtype."""
         for part in rows.split(_BLOCK):
             x = part.double()
             _add_square(self._upper, x)
@@ -35,7 +35,7 @@ class Moments:
 
     @property
     def second(self) -> Tensor:
-        """C = E[x xᵀ], n × n, uncentred."""
+        """The second moment C = E[x xᵀ], n × n, uncentred."""
         return (self._upper.triu() + self._upper.triu(1).T) / max(self.count, 1)
 
     @property
@@ -44,17 +44,17 @@ class Moments:
 
     @property
     def size(self) -> Tensor:
-        """E|x|, n."""
+        """The mean size E|x|, n."""
         return self.sum_size / max(self.count, 1)
 
     @cached_property
     def root(self) -> Tensor:
-        """R, n × n, with R Rᵀ = C: the eigenvectors scaled. Exists for a singular C too."""
+        """A root R, n × n, with R Rᵀ = C: the eigenvectors scaled. Exists for a singular C too."""
         return square_root(self.second)
 
 
 def _add_square(total: Tensor, x: Tensor) -> None:
-    """total += xᵀ x on and above the diagonal; most of what is below is left out, and up to half of the work."""
+    """Add xᵀ x to total on and above the diagonal; most of what is below is left out: up to half of the work."""
     n = x.shape[1]
     if n <= 2 * _SMALL:
         total.addmm_(x.T, x)
@@ -66,7 +66,7 @@ def _add_square(total: Tensor, x: Tensor) -> None:
 
 
 def square_root(C: Tensor) -> Tensor:
-    """R with R Rᵀ = C, for a symmetric C without negative eigenvalues beyond rounding, or a vector: its diagonal."""
+    """Return R with R Rᵀ = C, for a symmetric C, eigenvalues ≥ 0 up to rounding, or a vector: its diagonal."""
     if C.dim() == 1:
         return C.clamp_min(0).sqrt()
     values, vectors = torch.linalg.eigh(C)

@@ -25,17 +25,17 @@ SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # parameters kept that a search tries
 
 
 def cost(m: int, n: int, rank: int, storage: Storage = "factors") -> int:
-    """Stored numbers of an m × n layer at a rank, its bias left out."""
+    """Return stored numbers of an m × n layer at a rank, its bias left out."""
     return rank * (m + n) - (rank * rank if storage == "pivot" else 0)
 
 
 def break_even(m: int, n: int, storage: Storage = "factors") -> int:
-    """The highest rank that still saves parameters; 0 where none does."""
+    """Return the highest rank that still saves parameters; 0 where none does."""
     return min(m, n) - 1 if storage == "pivot" else (m * n - 1) // (m + n)
 
 
 def rank_for(m: int, n: int, kept: float, storage: Storage = "factors") -> int:
-    """The highest rank whose cost is at most `kept` of m n (for factors, floor(kept · m n / (m + n)))."""
+    """Return the highest rank whose cost is at most `kept` of m n (for factors, floor(kept · m n / (m + n)))."""
     if storage == "factors":
         return math.floor(kept * m * n / (m + n) + 1e-9)
     half = (m + n) / 2
@@ -69,36 +69,36 @@ class Layer:
         return min(self.break_even, len(self.errors) - 1) if len(self.errors) else self.break_even
 
     def highest(self, keep: float) -> int:
-        """The highest rank at which it keeps at most this share of its cost."""
+        """Return the highest rank at which it keeps at most this share of its cost."""
         return rank_for(self.m, self.n, keep, self.storage)
 
     def cost(self, rank: int | None) -> float:
         return self.dense if rank is None else self.uses * cost(self.m, self.n, rank, self.storage)
 
     def error(self, rank: int | None) -> float:
-        """Its weighed error at a rank."""
+        """Return the layer's weighed error at a rank."""
         return 0.0 if rank is None else float(self.errors[rank]) * self.weight
 
     def fitting(self, rank: int, multiple: int = 1) -> int | None:
-        """A rank as it is used: a multiple, at least 1; None where it would save nothing."""
+        """Return a rank as it is used: a multiple, at least 1; None where it would save nothing."""
         rank = rank // multiple * multiple if rank >= multiple else max(rank, 1)
         return rank if 1 <= rank <= self.break_even else None
 
 
 def kept(layers: Iterable[Layer], ranks: Ranks) -> float:
-    """The share of the layers' cost that stays."""
+    """Return the share of the layers' cost that stays."""
     layers = list(layers)
     return sum(layer.cost(ranks[layer.path]) for layer in layers) / sum(layer.dense for layer in layers)
 
 
 def uniform(layers: Sequence[Layer], keep: float, multiple: int = 1) -> Ranks:
-    """Every layer keeps the same share of its parameters."""
+    """Return ranks at which every layer keeps the same share of its parameters."""
     _check(layers, keep)
     return {x.path: x.fitting(min(x.highest(keep), max(x.limit, 1)), multiple) for x in layers}
 
 
 def energy(layers: Sequence[Layer], share: float, multiple: int = 1) -> Ranks:
-    """Each layer's lowest rank that keeps `share` of its outputs' energy (relative error ≤ 1 − share); no budget."""
+    """Return each layer's lowest rank that keeps `share` of its outputs' energy (error ≤ 1 − share); no budget."""
     if not 0 < share <= 1:
         raise AddendaError(f"The share of the energy to keep must be in (0, 1], got {share}.")
     ranks: Ranks = {}
@@ -110,7 +110,7 @@ def energy(layers: Sequence[Layer], share: float, multiple: int = 1) -> Ranks:
 
 
 def waterfill(layers: Sequence[Layer], keep: float, multiple: int = 1, floor: float = 0.5) -> Ranks:
-    """Ranks that minimise Σ weight · error under the budget; no layer below `floor` of its uniform rank.
+    """Return ranks that minimise Σ weight · error under the budget; no layer below `floor` of its uniform rank.
 
     A layer's error falls with its cost along ranks, and jumps to 0 where it is dense. The lower convex hull of these
     points is walked in order of gain for cost over all layers: on it, a layer goes from some rank below break-even to
@@ -139,7 +139,7 @@ def waterfill(layers: Sequence[Layer], keep: float, multiple: int = 1, floor: fl
 
 
 def _walked(layers: Sequence[Layer], start: Ranks, left: float, multiple: int, jumps: bool) -> Ranks:
-    """From these ranks up, the best gain for cost first. jumps: layers may become dense."""
+    """Return higher ranks, the best gain for cost first while they fit. jumps: layers may become dense."""
     ranks, order = dict(start), itertools.count()
     steps: list[tuple[float, int, float, Layer, int | None, int | None]] = []  # −gain for cost, _, cost, x, from, to
 
@@ -164,7 +164,7 @@ def _walked(layers: Sequence[Layer], start: Ranks, left: float, multiple: int, j
 def _hull(
     x: Layer, start: int, multiple: int, jumps: bool, room: float
 ) -> list[tuple[float, float, int | None, int | None]]:
-    """Steps (gain for cost, cost, from, to) along the lower convex hull of (cost, error) from `start`, steepest first.
+    """Return steps on the lower convex hull of (cost, error) from `start`: (gain for cost, cost, from, to), falling.
 
     jumps: to dense too. room: what they may cost together.
     """
@@ -184,7 +184,7 @@ def _slope(a: tuple, b: tuple) -> float:
 
 
 def _fill(layers: Sequence[Layer], ranks: Ranks, left: float, multiple: int) -> Ranks:
-    """Single steps of rank, the best gain for cost first, while they fit."""
+    """Return the ranks raised by single steps, the best gain for cost first, while they fit."""
     while True:
         best = None
         for x in layers:
@@ -224,7 +224,7 @@ def trials(
     groups: Iterable[Sequence[str]] | None = None,
     multiple: int = 1,
 ) -> list[Trial]:
-    """The loss with each group of layers (by default each layer) at each share of its parameters."""
+    """Return the loss with each group of layers (by default each layer) at each share of its parameters."""
     known = {x.path: x for x in layers}
     found = []
     for paths in groups or [[x.path] for x in layers]:
@@ -235,7 +235,7 @@ def trials(
 
 
 def sensitivity(layers: Sequence[Layer], table: Sequence[Trial], dense_loss: float, rise: float = 0.01) -> Ranks:
-    """The deepest cut of each group whose perplexity alone is at most (1 + rise) times the dense model's."""
+    """Return the deepest cut of each group whose perplexity alone is at most (1 + rise) times the dense model's."""
     if not rise >= 0:
         raise AddendaError(f"The rise of the perplexity that a cut alone may bring is 0 or more; got {rise}.")
     ranks: Ranks = {x.path: None for x in layers}
@@ -248,7 +248,7 @@ def sensitivity(layers: Sequence[Layer], table: Sequence[Trial], dense_loss: flo
 
 
 def asvd_search(layers: Sequence[Layer], table: Sequence[Trial], keep: float) -> Ranks:
-    """ASVD's search (arXiv:2312.05821): cut first where a cut alone does least harm, until the budget is met.
+    """Return ranks by ASVD's search (arXiv:2312.05821): cut first where a cut alone does least harm, to the budget.
 
     The trials are sorted by loss, falling; behind a cut in that list every group takes its smallest share. The cut is
     found by bisection, as the highest one that keeps at most `keep`; groups before it stay dense.

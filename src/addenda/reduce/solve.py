@@ -68,18 +68,18 @@ class LowRank:
         return self.A.shape[0]
 
     def first(self, rank: int) -> "LowRank":
-        """The solution of a lower rank."""
+        """Return the solution of a lower rank."""
         return replace(self, B=self.B[:, :rank], A=self.A[:rank], errors=self.errors[: rank + 1])
 
     def bias(self, W: Tensor, bias: Tensor | None) -> Tensor | None:
-        """b' (m): what the layer's bias becomes beside these factors."""
+        """Return b' (m): what the layer's bias becomes beside these factors."""
         if self.mean is None:
             return bias
         lost = W.double() @ self.mean - self.B @ (self.A @ self.mean)
         return lost if bias is None else bias.double() + lost
 
     def split(self, how: Split) -> "LowRank":
-        """The same product. "left": as solved (columns of B orthonormal); "sqrt": b_i and a_i of equal length."""
+        """Return the same product. "left": as solved (columns of B orthonormal); "sqrt": b_i and a_i equally long."""
         if how == "left":
             return self
         scale = (self.A.norm(dim=1) / self.B.norm(dim=0).clamp_min(1e-300)).sqrt()
@@ -88,7 +88,7 @@ class LowRank:
 
 
 def check(how: str, center: bool, split: str = "left") -> None:
-    """Raises AddendaError for an unknown route, and for options that it does not have."""
+    """Raise AddendaError for an unknown route, and for options that it does not have."""
     if how not in ROUTES:
         raise AddendaError(f"There is no route {how!r}.{nearest(how, ROUTES)} Known: {', '.join(ROUTES)}.")
     if center and how != "lord":
@@ -108,7 +108,7 @@ def solve(
     fisher: Tensor | None = None,
     alpha: float = 0.5,
 ) -> LowRank:
-    """The nested low-rank solutions of W (m × n) up to `rank` (default: min(m, n)), for inputs with these moments.
+    """Return the nested low-rank solutions of W (m × n) for inputs with these moments. rank: by default min(m, n).
 
     fisher (m): for `fwsvd`, Σ over inputs and batches of (∂loss/∂W)². alpha: the power of `asvd`.
     Raises AddendaError for an unknown route, a rank out of range and moments of another width.
@@ -144,7 +144,9 @@ def solve(
 
 
 def output_errors(W: Tensor, B: Tensor, A: Tensor, C: Tensor, scale: Tensor | None = None) -> Tensor:
-    """(k + 1): tr(E_r C E_rᵀ) / tr(W C' Wᵀ), E_r = W − Σ_{i ≤ r} b_i a_iᵀ, at every rank r at once. C' = scale or C."""
+    """Return the relative output error at every rank r at once: (k + 1) tr(E_r C E_rᵀ) / tr(W C' Wᵀ).
+
+    E_r = W − Σ_{i ≤ r} b_i a_iᵀ. C' = scale or C."""
     WC = W @ C
     total = (WC * W).sum()
     cross = ((WC @ A.T) * B).sum(0)
@@ -155,7 +157,7 @@ def output_errors(W: Tensor, B: Tensor, A: Tensor, C: Tensor, scale: Tensor | No
 
 
 def _leading(G: Tensor, C: Tensor, k: int, root: Tensor | None = None) -> Tensor:
-    """(m × k) the leading eigenvectors of G C Gᵀ in falling order; C: n × n, or a vector for a diagonal.
+    """Return (m × k) the leading eigenvectors of G C Gᵀ in falling order; C: n × n, or a vector for a diagonal.
 
     Where n < m they come out of the n × n matrix Rᵀ Gᵀ G R with R Rᵀ = C. Directions without energy are replaced by
     leading singular vectors of what is left of G.
@@ -181,7 +183,7 @@ def _leading(G: Tensor, C: Tensor, k: int, root: Tensor | None = None) -> Tensor
 
 
 def _cholesky(C: Tensor) -> tuple[Tensor, str]:
-    """(L with L Lᵀ = C, a note): of C itself, or with as much on the diagonal as it takes."""
+    """Return (L with L Lᵀ = C, a note): of C itself, or with as much on the diagonal as it takes."""
     L, failed = torch.linalg.cholesky_ex(C)
     if not failed:
         return L, ""
@@ -192,7 +194,7 @@ def _cholesky(C: Tensor) -> tuple[Tensor, str]:
 
 
 def _whitened(W: Tensor, L: Tensor, k: int, triangular: bool) -> tuple[Tensor, Tensor]:
-    """[W L]_k L⁻¹ as (U, Σ Vᵀ L⁻¹). L: lower triangular, or with orthogonal columns, some of them zero."""
+    """Return [W L]_k L⁻¹ as (U, Σ Vᵀ L⁻¹). L: lower triangular, or with orthogonal columns, some of them zero."""
     U, S, Vt = torch.linalg.svd(W @ L, full_matrices=False)
     right = S[:k, None] * Vt[:k]
     if triangular:

@@ -24,7 +24,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Piece:
-    """What is looked at together: the sites of one block, or all that lie outside of blocks (block: None)."""
+    """The sites that are looked at together: those of one block, or all that lie outside of blocks (block: None)."""
 
     name: str
     paths: tuple[str, ...]
@@ -32,14 +32,14 @@ class Piece:
 
 
 class _End(Exception):  # noqa: N818  a way out, no error
-    """The block that was wanted is through."""
+    """Raised when the block that was wanted is through, to end the forward."""
 
     def __init__(self, output: Any):
         self.output = output
 
 
 class Walk:
-    """`for piece in walk.pieces: walk.moments(piece); …; walk.pass_by(piece)`, in this order."""
+    """Runs a model piece by piece: `for piece in walk.pieces: walk.moments(piece); …; walk.pass_by(piece)`."""
 
     def __init__(self, model: nn.Module, batches: list[Batch], paths: list[str]):
         self.model, self.batches = model, batches
@@ -64,7 +64,7 @@ class Walk:
         return pieces[: 1 + max(i for i, p in enumerate(pieces) if p.paths)]
 
     def _once_each(self, blocks: nn.ModuleList) -> bool:
-        """Whether one forward calls every block once, in order."""
+        """Return whether one forward calls every block once, in order."""
         called: list[int] = []
         with ExitStack() as hooks:
             for i, block in enumerate(blocks):
@@ -82,7 +82,7 @@ class Walk:
 
     @contextmanager
     def _resumed(self, i: int) -> Iterator[None]:
-        """Inside, the blocks that are done return what is known for batch i."""
+        """Let the blocks that are done return what is known for batch i, inside a `with` block."""
         before = [b.__dict__.get("forward") for b in self.done]
         for b in self.done:
             b.__dict__["forward"] = lambda *args, **kwargs: self.outputs[i]
@@ -95,7 +95,7 @@ class Walk:
                     b.__dict__["forward"] = forward
 
     def _up_to(self, block: nn.Module | None, i: int) -> Any:
-        """Batch i through the model, to the end of the block; its output."""
+        """Run batch i through the model to the end of the block; return its output."""
 
         def end(module: nn.Module, args: tuple, output: Any) -> None:
             raise _End(output)
@@ -112,7 +112,7 @@ class Walk:
         return None
 
     def moments(self, piece: Piece, *, go_on: bool = True) -> tuple[dict[str, Moments], dict[str, float]]:
-        """(moments of each site's input, the same object for sites with the same input; rows seen for each token).
+        """Return (moments of each site's input, one object for sites with one input; rows seen for each token).
 
         go_on: what the block puts out is kept, as `pass_by` would.
         """
@@ -165,7 +165,7 @@ class Watch:
         self._seen = []
 
     def begin(self, mask: Tensor, batch: int) -> None:
-        """A new batch, with 1 in its mask where a token is (rows × length)."""
+        """Begin a new batch, with 1 in its mask where a token is (rows × length)."""
         self._seen, self._mask, self._batch = [], mask, batch
 
     def _take(self, path: str) -> Callable:
@@ -198,7 +198,7 @@ class Watch:
 
 
 def unpadded(x: Tensor, mask: Tensor) -> Tensor:
-    """The rows (tokens × n) of an input that belong to tokens, where its leading dimensions are the mask's."""
+    """Return the rows (tokens × n) of an input that belong to tokens, where its leading dimensions are the mask's."""
     rows = x.detach().reshape(-1, x.shape[-1])
     if x.shape[:-1] == mask.shape or (x.dim() == 2 and len(x) == mask.numel()):
         return rows if bool(mask.all()) else rows[mask.flatten().bool().to(rows.device)]

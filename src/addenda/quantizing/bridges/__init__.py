@@ -27,7 +27,7 @@ _KEPT = "_addenda_adopted"  # on the layer that stands in: the library's module
 
 
 def adopt(model: nn.Module) -> list[str]:
-    """Put a Linear in the place of every layer that a library has quantised; the paths. Nothing is copied.
+    """Put a Linear in the place of every layer that a library has quantised; return the paths. Nothing is copied.
 
     Raises AddendaError, with nothing replaced, where such a layer has a forward of its own on the instance, or is kept
     in a way that cannot be read.
@@ -52,7 +52,7 @@ def adopt(model: nn.Module) -> list[str]:
 
 
 def release(model: nn.Module) -> list[str]:
-    """The library's own modules in their places again; the paths. Those whose weight was made plain stay plain.
+    """Put the library's own modules in their places again; return the paths. A weight that was made plain stays plain.
 
     Raises AddendaError while an adapter is attached.
     """
@@ -66,7 +66,7 @@ def release(model: nn.Module) -> list[str]:
 
 
 def read(module: nn.Module, dtype: torch.dtype = torch.float32) -> Packed | None:
-    """The packed weight of a library's quantised layer, over its own tensors; None for any other module.
+    """Return the packed weight of a library's quantised layer, over its own tensors; None for any other module.
 
     dtype: of its values, where the layer itself does not say.
     """
@@ -75,7 +75,7 @@ def read(module: nn.Module, dtype: torch.dtype = torch.float32) -> Packed | None
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    """What a model computes in: the dtype of its embedding, else of its first plain parameter, else its config's."""
+    """Return the dtype that a model computes in: of its embedding, else its first plain parameter, else its config."""
     embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     plain = (p.dtype for p in [*embeddings, *model.parameters()] if p.is_floating_point() and not isinstance(p, Packed))
     told = getattr(getattr(model, "config", None), "dtype", None)
@@ -84,7 +84,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 @cache
 def _bridge(cls: type) -> Any:
-    """The file for the library that a class, or one that it is derived from, belongs to."""
+    """Return the file for the library that a class, or one that it is derived from, belongs to."""
     for base in cls.__mro__:
         name = base.__module__.partition(".")[0]
         if name not in ("torch", "builtins", "transformers", "addenda") and find_spec(f"{__name__}.{name}"):
@@ -93,7 +93,7 @@ def _bridge(cls: type) -> Any:
 
 
 def _linear(module: Any, packed: Packed) -> nn.Linear:
-    """A Linear with this weight and the module's own bias."""
+    """Return a Linear with this weight and the module's own bias."""
     m, n = packed.shape
     made = nn.Linear(n, m, bias=False, device="meta")
     made._parameters["weight"] = nn.Parameter(packed, requires_grad=False)
@@ -109,5 +109,5 @@ def _put(model: nn.Module, path: str, layer: nn.Module) -> None:
 
 
 def table(t: torch.Tensor | None) -> torch.Tensor:
-    """A tensor, or an empty one where a form has none."""
+    """Return a tensor, or an empty one where a form has none."""
     return torch.empty(0) if t is None else t

@@ -18,9 +18,10 @@ from addenda.quantizing.bridges import table
 
 
 class Bits4(Packed):
-    """codes: two in a byte; scales: one for each block, float32 or codes of 8 bits; then tops: float32 for each group
-    of these, offset: their mean. levels, steps: the values of the codes; bitsandbytes has them once for every layer.
-    extra: (type, block, group)."""
+    """A Linear4bit's weight. codes: two in a byte; scales: one for each block, float32 or codes of 8 bits.
+
+    For scales in codes: tops, float32 for each group of these; offset, their mean. levels, steps: the values of the
+    codes; bitsandbytes has them once for every layer. extra: (type, block, group)."""
 
     parts = ("codes", "scales", "tops", "offset", "levels", "steps")
     codes: Tensor
@@ -49,7 +50,7 @@ class Bits4(Packed):
 
 
 class Bits8(Packed):
-    """codes: int8 (m × n); scales: float32 (m), the size that 127 stands for."""
+    """A Linear8bitLt's weight. codes: int8 (m × n); scales: float32 (m), the size that 127 stands for."""
 
     parts = ("codes", "scales")
     codes: Tensor
@@ -60,7 +61,7 @@ class Bits8(Packed):
 
 
 def read(module: nn.Module, dtype: torch.dtype) -> Packed | None:
-    """The weight of a layer that is quantised by now; None before. dtype: of int8's values, where no bias says it.
+    """Return the weight of a layer that is quantised by now; None before. dtype: of int8's values, without a bias.
 
     Raises AddendaError for one that bitsandbytes has repacked for the processor.
     """

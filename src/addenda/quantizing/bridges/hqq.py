@@ -11,7 +11,7 @@ from addenda.core.packed.tensor import Packed
 
 
 class Grouped(Packed):
-    """codes: packed as hqq does; scales, zeros: of each group. extra: what hqq notes of a weight besides, in pairs."""
+    """An HQQLinear's weight. codes: packed as hqq does; scales, zeros: of each group. extra: hqq's notes, in pairs."""
 
     parts = ("codes", "scales", "zeros")
     codes: Tensor
@@ -24,7 +24,7 @@ class Grouped(Packed):
 
 
 def read(module: nn.Module, dtype: torch.dtype) -> Packed | None:
-    """The weight of a layer that is quantised by now; None before. Its own dtype is the one that it computes in.
+    """Return the weight of a layer that is quantised by now; None before. Its own dtype is the one that it computes in.
 
     Raises AddendaError where its scales or zeros are quantised too, a form that hqq has deprecated.
     """
