@@ -113,7 +113,7 @@ def compress_adapter(
 
 
 def _same(there: Path, header: Header, tensors: dict[str, Tensor]) -> bool:
-    """Whether a file is what this very call wrote before."""
+    """Return whether a file is what this very call wrote before."""
     try:
         known, held = read(there)
     except AddendaError:

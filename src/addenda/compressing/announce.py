@@ -12,7 +12,7 @@ _LIST = "transformers.quantizers.auto"
 
 
 def announce() -> None:
-    """Make the entry now if transformers has its list already, else when it gets it. Once is enough."""
+    """Register our folders with transformers now, if it is imported, else when it is. Once is enough."""
     if _LIST in sys.modules:
         _register()
     elif not any(isinstance(f, _Waiting) for f in sys.meta_path):
@@ -24,7 +24,7 @@ def _register() -> None:
 
 
 class _Waiting(MetaPathFinder):
-    """Finds nothing itself: it sees one import pass, adds our entry behind it, and is gone."""
+    """A finder that finds nothing itself: it sees one import pass, adds our entry behind it, and is gone."""
 
     def find_spec(self, name, path=None, target=None):
         if name != _LIST:

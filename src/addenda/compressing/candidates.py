@@ -20,7 +20,7 @@ def candidates(
     model: nn.Module, targets: Target | Iterable[Target] = "conv", exclude: Iterable[Target] = (),
     scheme: str = "channel",
 ) -> tuple[dict[str, Place], dict[str, str]]:  # fmt: skip
-    """({path: place} to factorise, {path: reason} of convolutions and linear layers that are not).
+    """Return ({path: place} to factorise, {path: reason} of convolutions and linear layers that are not).
 
     Raises AddendaError for an unknown scheme, a target that matches nothing, and when no layer is left, with the
     reasons.
@@ -76,7 +76,7 @@ def candidates(
 
 
 def _wanted(model: nn.Module, targets: Target | Iterable[Target], what: str = "") -> tuple[set[str], set[str]]:
-    """Paths that are named outright, and those that a role gives. Raises AddendaError for a target without any."""
+    """Return paths named outright, and those that a role gives. Raises AddendaError for a target without any."""
     named: set[str] = set()
     by_role: set[str] = set()
     for target in [targets] if isinstance(targets, str) or callable(targets) else list(targets):

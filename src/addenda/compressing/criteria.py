@@ -39,7 +39,7 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """One of the rules above."""
+    """A rule for the rank of a layer: one of those above."""
 
     energy: float | None = None
     value: float | None = None
@@ -63,7 +63,7 @@ class Rule:
         return self.keep is None and self.ranks is None
 
     def rank(self, S: Tensor) -> int:
-        """The rank of one layer with this spectrum (k, falling), 1 … k."""
+        """Return the rank of one layer with this spectrum (k, falling), 1 … k."""
         if self.energy is not None:
             left = tails(S)  # energy lost at rank 0 … k
             if self.energy == 1:
@@ -74,7 +74,7 @@ class Rule:
         return max(int((least <= S).sum()), 1)
 
     def over(self, layers: Sequence["Spectrum"]) -> Ranks:
-        """The ranks of all layers; None: dense. Raises AddendaError for a budget that cannot be met."""
+        """Return the ranks of all layers; None: dense. Raises AddendaError for a budget that cannot be met."""
         if self.keep is not None:
             return waterfill(layers, self.keep)
         if self.ranks is None:
@@ -128,11 +128,11 @@ class Spectrum(Layer):
 
 
 def tails(S: Tensor) -> Tensor:
-    """(k + 1): Σ_{j > r} s_j² at r = 0 … k, the smallest added first."""
+    """Return the energy left out at every rank r = 0 … k: (k + 1) Σ_{j > r} s_j², the smallest added first."""
     squares = S.double().square()
     return torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
 
 
 def highest_saving(whole: float, each: float, full: int) -> int:
-    """The highest rank that costs less than the layer as it is; 0 where none does."""
+    """Return the highest rank that costs less than the layer as it is; 0 where none does."""
     return min(full, -int(-whole // each) - 1) if whole > 0 else 0

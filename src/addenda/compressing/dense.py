@@ -61,7 +61,7 @@ def to_dense(folder: str | Path, out: str | Path, *, dtype: str = "auto", trust_
 
 
 def _ordinary(model: Any) -> nn.Module:
-    """The architecture's own layers, without data."""
+    """Return a model of the architecture's own layers, without data."""
     config = type(model.config).from_dict(
         {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
     )
@@ -70,7 +70,7 @@ def _ordinary(model: Any) -> nn.Module:
 
 
 def _plain(layer: Any, like: nn.Module) -> nn.Module:
-    """A layer of the class and names of `like` with the product as its weight."""
+    """Return a layer of the class and names of `like` with the product as its weight."""
     weight = layer.weight.detach()
     made: Any = like.to_empty(device="cpu") if weight.device.type == "cpu" else like.to_empty(device=weight.device)
     stored = weight if isinstance(like, nn.Linear) else weight.T

@@ -26,7 +26,7 @@ from addenda.core.site.targets import Target
 
 @dataclass(frozen=True)
 class Row:
-    """One layer. shape: (matrices, rows, columns). wanted: the rule's rank; rank: None where it stays dense, and why.
+    """What became of one layer. shape: (matrices, rows, columns). wanted: the rule's rank; rank: None where dense.
 
     macs: multiplications of one example as (before, after), None without an example. energy: the share that is kept.
     """
@@ -60,7 +60,7 @@ class Factorised:
 
     @property
     def ranks(self) -> dict[str, int | None]:
-        """What rebuilds this form in a fresh model: `factorise(fresh, ranks=…)`, then `load_state_dict`."""
+        """The ranks that rebuild this form in a fresh model: `factorise(fresh, ranks=…)`, then `load_state_dict`."""
         return {x.path: x.rank for x in self.layers}
 
     @property
@@ -69,7 +69,7 @@ class Factorised:
         return None if self.macs is None else self.macs[0] / self.macs[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the model, for JSON."""
+        """Return all but the model, for JSON."""
         rows = [{k: getattr(x, k) for k in x.__dataclass_fields__} for x in self.layers]
         return {
             "rule": self.rule, "layers": rows, "dense": self.dense, "parameters": self.parameters, "macs": self.macs,
@@ -114,7 +114,7 @@ def factorise(
     batches: Iterable[Any] | None = None,
     copy: bool = True,
 ) -> Factorised:
-    """The model with convolutions as two each (`compressing.schemes`) and linear layers as a `LowRankLinear`.
+    """Replace a model's convolutions by two each (`compressing.schemes`), linear layers by a `LowRankLinear`.
 
     energy, value, relative, keep, ranks: exactly one, see `compressing.criteria`. example: one batch as the model is
     called with, a tensor, a tuple or a mapping; it gives the multiplications. of: what `keep` counts and what a layer
@@ -164,7 +164,7 @@ def factorise(
 def _factors(
     places: dict[str, Place], rule: Rule, counted: dict[str, list[Call]] | None, run: dict[str, list[Call]] | None
 ) -> tuple[list[Row], dict[str, nn.Module]]:
-    """The rows of a report, and the layers that replace others. One decomposition is held at a time."""
+    """Return the rows of a report, and the layers that replace others. One decomposition is held at a time."""
     given = None
     if not rule.alone:
         given = rule.over([spectrum_of(x, None if counted is None else counted[p]) for p, x in places.items()])
@@ -192,7 +192,7 @@ def _factors(
 
 
 def spectrum_of(place: Place, calls: Sequence[Call] | None = None) -> Spectrum:
-    """A layer as a rule over several sees it, its cost counted in these calls or in parameters."""
+    """Return a layer as a rule over several sees it, its cost counted in these calls or in parameters."""
     return Spectrum.of(place.path, spectrum(place.decomposed()[1]), *_prices(place, calls))
 
 
@@ -206,7 +206,7 @@ def _change(place: Place, calls: Sequence[Call] | None, rank: int | None) -> tup
 
 
 def calls_of(model: nn.Module, example: Any) -> dict[str, list[Call]]:
-    """`macs.calls` of a tensor, a tuple or a mapping."""
+    """Return `macs.calls` of an example that is a tensor, a tuple or a mapping."""
     if isinstance(example, Mapping):
         return calls(model, **example)
     return calls(model, *(example if isinstance(example, (tuple, list)) else (example,)))

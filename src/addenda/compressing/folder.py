@@ -22,7 +22,9 @@ METHOD = "addenda-low-rank"
 
 @register_quantization_config(METHOD)
 class LowRankConfig(QuantizationConfigMixin):
-    """layers: {path: {"rank": r, "bias": whether it has one, "form": "factors" or "pivot"}}; made: how, in words."""
+    """The entry of config.json for low-rank layers. layers: {path: its fields}; made: how, in words.
+
+    Fields: "rank": r, "bias": whether it has one, "form": "factors" or "pivot"."""
 
     def __init__(self, layers: dict[str, dict] | None = None, made: str = "", **_):
         self.quant_method: Any = METHOD
@@ -32,7 +34,7 @@ class LowRankConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class LowRankQuantizer(HfQuantizer):
-    """Puts empty low-rank layers where the configuration says, before transformers fills them."""
+    """A transformers quantizer that puts empty low-rank layers where the configuration says, before they are filled."""
 
     quantization_config: Any
 
@@ -96,7 +98,7 @@ def put_layers(model: nn.Module, layers: dict[str, dict]) -> None:
 
 
 def _own_paths(model: nn.Module, layers: dict[str, dict]) -> dict[str, dict]:
-    """The layers under the paths that they have in this model, whatever class of its family wrote them."""
+    """Return the layers under the paths that they have in this model, whatever class of its family wrote them."""
     known, bare = {p for p, _ in model.named_modules()}, f"{getattr(model, 'base_model_prefix', '')}."
     with_head = bare != "." and bare[:-1] not in known and any(p.startswith(bare) for p in layers)
     found = {}
@@ -112,13 +114,13 @@ def _own_paths(model: nn.Module, layers: dict[str, dict]) -> dict[str, dict]:
 
 
 def put(model: nn.Module, path: str, layer: nn.Module) -> None:
-    """Another module at a path."""
+    """Put another module in the place of the one at a path."""
     parent, _, leaf = path.rpartition(".")
     model.get_submodule(parent)._modules[leaf] = layer
 
 
 def shape_of(module: nn.Module) -> tuple[int, int] | None:
-    """(m, n) = (out, in) of a linear layer, or None."""
+    """Return (m, n) = (out, in) of a linear layer, or None."""
     kind, weight = kind_of(module), module._parameters.get("weight")
     if kind not in (LINEAR, CONV1D) or weight is None:
         return None

@@ -16,7 +16,7 @@ from addenda.reduce.walk import Batch
 
 
 def fisher(model: nn.Module, batches: list[Batch], weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Σ over sequences and inputs of (∂loss/∂W)², one number for every output (m) of each layer, float64.
+    """Return how much each output row matters: Σ over sequences and inputs of (∂loss/∂W)², (m) float64 by layer.
 
     loss: the mean cross-entropy of the next token of one sequence. One dense gradient lives at a time.
     Raises AddendaError where the model gives no such loss.
@@ -43,7 +43,7 @@ def fisher(model: nn.Module, batches: list[Batch], weights: dict[str, nn.Paramet
 
 
 def weights_of(model: nn.Module, batches: list[Batch], paths: Iterable[str]) -> dict[str, float]:
-    """How much the loss rises for a relative error of each layer's output: ½ E[‖y‖² ‖∂ℓ/∂y‖²] / m, for every token.
+    """Return how much the loss rises for a relative error of each layer's output, ½ E[‖y‖² ‖∂ℓ/∂y‖²] / m a token.
 
     To second order, with the Fisher information for the Hessian, an error δy of a token costs ½ E[(gᵀ δy)²], g = ∂ℓ/∂y,
     ℓ the sum of its sequence. Of an error that knows nothing of g's direction and is as large as a share e of ‖y‖²
@@ -76,7 +76,7 @@ def weights_of(model: nn.Module, batches: list[Batch], paths: Iterable[str]) -> 
 
 
 def _rows(model: nn.Module, batches: list[Batch]) -> Iterable[Tensor]:
-    """The sequences (1 × tokens), without padding."""
+    """Yield the sequences (1 × tokens), without padding."""
     device = next(p.device for p in model.parameters())
     for batch in batches:
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
@@ -84,7 +84,7 @@ def _rows(model: nn.Module, batches: list[Batch]) -> Iterable[Tensor]:
 
 
 def _loss(model: nn.Module, row: Tensor) -> Tensor:
-    """The summed cross-entropy of a sequence's next tokens."""
+    """Return the summed cross-entropy of a sequence's next tokens."""
     logits = getattr(model(input_ids=row), "logits", None)
     if logits is None or logits.dim() != 3:
         raise AddendaError("This wants the gradient of a loss, and only a causal LM has one from text.")

@@ -20,7 +20,7 @@ STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\nassert ", "
 
 
 def problems(count: int = COUNT) -> list[dict[str, str]]:
-    """Problems evenly spread over the set, each with task_id, prompt, test and entry_point.
+    """Return problems evenly spread over the set, each with task_id, prompt, test and entry_point.
 
     Raises AddendaError where the package is missing, and for a count that it does not have.
     """
@@ -38,7 +38,7 @@ def problems(count: int = COUNT) -> list[dict[str, str]]:
 
 
 def complete(model: Any, tokenizer: Any, prompt: str, new_tokens: int = 256) -> str:
-    """The model's greedy continuation of a prompt, up to the end of the function."""
+    """Return the model's greedy continuation of a prompt, up to the end of the function."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
     with torch.no_grad():
@@ -50,12 +50,12 @@ def complete(model: Any, tokenizer: Any, prompt: str, new_tokens: int = 256) -> 
 
 
 def cut(text: str) -> str:
-    """A continuation up to what no longer belongs to the function."""
+    """Return a continuation up to what no longer belongs to the function."""
     return text[: min((at for stop in STOPS if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def program(problem: dict[str, str], completion: str) -> str:
-    """What is executed: the prompt with its completion, the problem's own tests, and their call."""
+    """Return the code to execute: the prompt with its completion, the problem's own tests, and their call."""
     return f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})\n"
 
 
@@ -68,7 +68,7 @@ def pass_at_1(
     limits: Limits | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, str]:
-    """{task: "passed", or why not}. Each problem is a fresh process; one that cannot be run has not passed."""
+    """Return {task: "passed", or why not}. Each problem is a fresh process; one that cannot be run has not passed."""
     found = {}
     with training_mode(model, False):
         for i, problem in enumerate(chosen):

@@ -17,7 +17,9 @@ from addenda.core.base.errors import AddendaError
 
 
 class LowRankLinear(nn.Module):
-    """y = B (A x) + b: x (…, n), y (…, m), A = first.weight (r × n), B = second.weight (m × r), b = second.bias."""
+    """A linear layer of two thin ones: y = B (A x) + b, A = first.weight (r × n), B = second.weight (m × r).
+
+    x (…, n), y (…, m), b = second.bias."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True, device=None, dtype=None):
         super().__init__()
@@ -34,12 +36,12 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """B A (m × n), multiplied out at every look: for models that ask a layer for its weight's dtype or values."""
+        """The product B A (m × n), multiplied out at every look: for models that ask a layer for its weight."""
         return self.second.weight @ self.first.weight
 
     @classmethod
     def of(cls, B: Tensor, A: Tensor, bias: Tensor | None, dtype: torch.dtype, device=None) -> "LowRankLinear":
-        """The layer with these factors (m × r and r × n), rounded once; copies, which share nothing with them."""
+        """Return the layer with copies of these factors (m × r and r × n), rounded once."""
         made = cls(A.shape[1], B.shape[0], A.shape[0], bias is not None, device="meta", dtype=dtype)
         for layer, weight in ((made.first, A), (made.second, B)):
             layer.weight = _copy(weight, device, dtype)
@@ -52,7 +54,7 @@ class LowRankLinear(nn.Module):
 
 
 class PivotLinear(nn.Module):
-    """The same product with r² fewer numbers: r of the outputs are computed, the others combined from them.
+    """A low-rank layer with r² fewer numbers: r of the outputs are computed, the others combined from them.
 
     y[order] = [h ; T h] + b[order], h = first.weight x (r), T = rest.weight (m − r × r). Every r < min(m, n) saves.
     """
@@ -82,7 +84,7 @@ class PivotLinear(nn.Module):
 
     @classmethod
     def of(cls, B: Tensor, A: Tensor, bias: Tensor | None, dtype: torch.dtype, device=None) -> "PivotLinear":
-        """The layer whose product is B A, with the pivots of a QR factorisation of Bᵀ as the outputs that are kept."""
+        """Return the layer whose product is B A; the outputs kept are the pivots of a QR factorisation of Bᵀ."""
         from scipy.linalg import qr
 
         m, r = B.shape

@@ -41,7 +41,7 @@ class Call:
 
 
 def macs(model: nn.Module, *inputs: Any, **named: Any) -> dict[str, int]:
-    """{path: multiplications for one example} of every convolution and linear layer; their sum is the model's.
+    """Return {path: multiplications for one example} of every convolution and linear layer; their sum is the model's.
 
     inputs, named: what the model is called with, one batch, whose size is the first dimension of its first tensor. It
     runs once, in evaluation mode; the model is as before. Raises AddendaError where no tensor is given.
@@ -52,7 +52,7 @@ def macs(model: nn.Module, *inputs: Any, **named: Any) -> dict[str, int]:
 
 
 def calls(model: nn.Module, *inputs: Any, **named: Any) -> dict[str, list[Call]]:
-    """{path: its calls} of every convolution and linear layer, those that are never called included."""
+    """Return {path: its calls} of every convolution and linear layer, those that are never called included."""
     batch = next((x.shape[0] for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.dim()), None)
     if not batch:
         raise AddendaError(
@@ -91,5 +91,5 @@ def _call(module: nn.Module, x: Tensor, y: Tensor, batch: int) -> Call:
 
 
 def of_call(module: Any, call: Call) -> float:
-    """Multiplications of one call for one example."""
+    """Return the multiplications of one call for one example."""
     return module.weight.numel() * (call.read if isinstance(module, _TRANSPOSED) else call.written)

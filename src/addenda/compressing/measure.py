@@ -18,12 +18,12 @@ from addenda.reduce.walk import Batch
 
 
 def takes_cache(model: nn.Module) -> bool:
-    """Whether a model can be told to keep none."""
+    """Return whether a model can be told to keep no cache of keys and values."""
     return "use_cache" in inspect.signature(type(model).forward).parameters
 
 
 def positions(model: Any) -> int | None:
-    """How many tokens a model is made to read at once; None where its configuration sets no such limit."""
+    """Return how many tokens a model is made to read at once; None where its configuration sets no such limit."""
     config = model.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None)
     if not isinstance(most, int) or most < 1:
@@ -35,7 +35,7 @@ def positions(model: Any) -> int | None:
 
 @torch.no_grad()
 def loss_of(model: nn.Module, batches: list[Batch]) -> float:
-    """Mean cross-entropy of the next token in nats over all windows of a causal LM; its exponential is perplexity."""
+    """Return the mean cross-entropy of the next token in nats over all windows; its exponential is perplexity."""
     total, count = 0.0, 0
     device = next(model.parameters()).device
     with training_mode(model, False):
@@ -55,21 +55,21 @@ def loss_of(model: nn.Module, batches: list[Batch]) -> float:
 
 @torch.no_grad()
 def outputs_of(model: nn.Module, batches: list[Batch]) -> Tensor:
-    """(windows × labels): what an encoder with a head says of every window, in float64."""
+    """Return (windows × labels): what an encoder with a head says of every window, in float64."""
     device = next(model.parameters()).device
     with training_mode(model, False):
         return torch.cat([model(**{k: v.to(device) for k, v in b.items()}).logits.double().cpu() for b in batches])
 
 
 def judged(model: nn.Module, batches: list[Batch]) -> dict[str, Any]:
-    """{"perplexity"} of a causal LM, {"outputs"} of a classifier."""
+    """Return {"perplexity"} of a causal LM, {"outputs"} of a classifier."""
     if task_of(model) == "causal":
         return {"perplexity": float(torch.tensor(loss_of(model, batches)).exp())}
     return {"outputs": outputs_of(model, batches).tolist()}
 
 
 def harm(before: dict[str, Any], after: dict[str, Any]) -> float:
-    """The rise of perplexity as a share, or how far a classifier's outputs have moved, ‖a − b‖ / ‖a‖."""
+    """Return the rise of perplexity as a share, or how far a classifier's outputs have moved, ‖a − b‖ / ‖a‖."""
     if "perplexity" in before:
         return after["perplexity"] / before["perplexity"] - 1
     a, b = torch.tensor(before["outputs"]), torch.tensor(after["outputs"])
@@ -77,7 +77,7 @@ def harm(before: dict[str, Any], after: dict[str, Any]) -> float:
 
 
 def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Before and after, in a line."""
+    """Return perplexities or outputs before and after, in a line."""
     worse = harm(before, after)
     if "perplexity" in before:
         return f"perplexity {before['perplexity']:.3f} dense, {after['perplexity']:.3f} compressed ({worse:+.1%})"
@@ -89,7 +89,7 @@ def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
 def seconds(
     model: nn.Module, ids: Tensor, forms: dict[str, Callable[[], None]], *, rounds: int = 5, decode: int = 24
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every round, for each form of the model: `prefill` of one row of ids (1 × length), and `decode`.
+    """Return seconds of every round, by form of the model: `prefill` of one row of ids (1 × length), `decode`.
 
     A form is a function that puts it in place. The forms take turns, so that a busy machine is busy for all of them:
     compare them round by round. A first round is not counted. decode: tokens one by one behind that row, for causal LMs
@@ -110,7 +110,7 @@ def seconds(
 def speeds(
     model: nn.Module, ids: Tensor, forms: dict[str, Callable[[], None]], *, rounds: int = 5, decode: int = 24
 ) -> dict[str, dict[str, float]]:
-    """Tokens a second by the median of `seconds`. The row is cut where there are no positions for decode behind it."""
+    """Return tokens a second by the median of `seconds`. The row is cut to leave positions for decode."""
     if (most := positions(model)) is not None and most < ids.shape[1] + decode:
         decode = min(decode, most // 2)
         ids = ids[:, : most - decode]

@@ -12,7 +12,7 @@ from addenda.core.modules.statistics import gathering
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
-    """Replace the running statistics of all batch norms by the mean over these batches'; returns how many norms.
+    """Replace the running statistics of all batch norms by the mean over these batches'; return how many norms.
 
     batches: what the model is called with: tensors, mappings (keywords), or tuples whose first entry is a tensor
     (labels behind it are left aside). The whole model is otherwise in evaluation mode, and no weight is touched. Raises

@@ -17,7 +17,7 @@ from addenda.reduce.ranks import Layer, Ranks
 
 @dataclass(frozen=True)
 class Report:
-    """layers: one entry for every layer that could be compressed (rank None: it stays dense); dense: why others do.
+    """What a compression did. layers: one entry for each candidate (rank None: stays dense); dense: why others do.
 
     alone: by type of layer, the harm (`measure.harm`) where only that type is compressed. speeds: tokens a second.
     memory: bytes at the peak above the loaded model, or None where it cannot be seen.
@@ -92,7 +92,7 @@ class Report:
 def rows_of(
     layers: Sequence[Layer], given: Ranks, errors: dict[str, float], uses: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """One entry for each candidate, as a report holds it. multiplications: for each token, and as many additions.
+    """Return one entry for each candidate, as a report holds it. multiplications, and as many additions: a token.
 
     uses: rows that each layer sees for a token, whatever the budget has counted.
     """
@@ -109,7 +109,7 @@ def rows_of(
 
 
 def _table(layers: list[dict[str, Any]], alone: dict[str, float], causal: bool, bar: str = "  ") -> list[str]:
-    """By type of layer. rank: lowest, median and highest of those that are low rank."""
+    """Return lines by type of layer. rank: lowest, median and highest of those that are low rank."""
     last = "perplexity, alone" if causal else "outputs moved, alone"
     head = ("layers", "of", "full rank", "rank", "parameters kept", "multiplications kept", "output error", last)
     rows: list[tuple[str, ...]] = [head]
@@ -133,7 +133,7 @@ def _table(layers: list[dict[str, Any]], alone: dict[str, float], causal: bool, 
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """compress.json and README.md."""
+    """Write compress.json and README.md into a folder."""
     text = json.dumps(asdict(report), indent=1, ensure_ascii=False, default=str)
     write_atomically(folder / "compress.json", text.encode())
     name = Path(report.source).name
@@ -160,7 +160,7 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def read_report(folder: str | Path) -> Report:
-    """The report in a folder that `compress` has written. Raises AddendaError where it is none, or is damaged."""
+    """Read the report in a folder that `compress` has written. Raises AddendaError where it is none, or damaged."""
     file = path_of(folder) / "compress.json"
     said = read_json(file)
     try:

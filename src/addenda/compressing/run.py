@@ -172,7 +172,7 @@ class _Job:
         return verdict
 
     def alone(self, low: dict[str, nn.Module]) -> dict[str, float]:
-        """{type of layer: `measure.harm` of that type's low-rank layers, all others dense}, on half of the windows."""
+        """Return {type of layer: `measure.harm` of its low-rank layers, all others dense}, on half of the windows."""
         self.say("judging each type of layer alone")
         some = self.judge.rows[: max(len(self.judge.rows) // 2, 1)]
         batches = dataclasses.replace(self.judge, rows=some).batches(self.s.batch)
@@ -185,7 +185,7 @@ class _Job:
         return harms
 
     def judged_before(self) -> dict[str, Any]:
-        """What the dense model says, remembered for a run that goes on."""
+        """Return what the dense model says, remembered for a run that goes on."""
         notes, text = self.work.notes() or {}, _digest(self.judge.rows)
         known = notes.get("before") if notes.get("judged") == text else None
         if known is None or len(known.get("passed", ())) != len(self.problems):
@@ -195,7 +195,7 @@ class _Job:
         return known
 
     def speeds(self, low: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
-        """Tokens a second of both forms; the dense one stands at the end."""
+        """Return tokens a second of both forms; the dense one stands at the end."""
         self.say("measuring tokens a second, dense and compressed in turns")
         held = {p: self.model.get_submodule(p) for p in low}
         forms = {"compressed": lambda: _put_all(self.model, low), "dense": lambda: _put_all(self.model, held)}
@@ -207,7 +207,7 @@ class _Job:
     # -- solve, block by block -----------------------------------------------------------------------------------------
 
     def calibrate(self) -> None:
-        """Nested solutions of every layer, on the dense model's own inputs."""
+        """Solve every layer at all ranks at once, on the dense model's own inputs."""
         walk = self.walk()
         names = [f"piece-{i:03}" for i in range(len(walk.pieces))]
         for name, piece in zip(names, walk.pieces, strict=True):
@@ -244,7 +244,7 @@ class _Job:
     def _solve_all(
         self, paths: Sequence[str], moments: dict[str, Moments], weighs: dict[str, Any], given: Ranks | None = None
     ) -> dict[str, LowRank]:
-        """Layers of one input one after the other, so that its root is found once; others beside them."""
+        """Solve layers of one input one after the other, so that its root is found once; others beside them."""
         groups: dict[int, list[str]] = {}
         for p in paths:
             groups.setdefault(id(moments[p]), []).append(p)
@@ -274,7 +274,7 @@ class _Job:
         return fisher(self.model, self.text.batches(self.s.batch), weights)
 
     def solve_again(self, given: Ranks) -> None:
-        """The given ranks, each block solved on what the compressed ones before it put out.
+        """Solve the given ranks again, each block on what the compressed ones before it put out.
 
         Its files are named by the ranks (and the split, which rounds otherwise), so that others do not take them over.
         """
@@ -298,7 +298,7 @@ class _Job:
     # -- ranks ---------------------------------------------------------------------------------------------------------
 
     def layers(self) -> list[Layer]:
-        """Every candidate with its error curve."""
+        """Return every candidate with its error curve."""
         weighed = self.s.allocate == "waterfill" and self.s.weigh == "loss"
         layers, weights = {}, self.weights() if weighed else {}
         for name in dict.fromkeys(self.where.values()):
@@ -312,7 +312,7 @@ class _Job:
         return [layers[p] for p in self.chosen]
 
     def weights(self) -> dict[str, float]:
-        """What an error of each layer does to the loss, remembered for a run that goes on."""
+        """Return what an error of each layer does to the loss, remembered for a run that goes on."""
         known = (self.work.notes() or {}).get("weights")
         if known is None:
             some = dataclasses.replace(self.text, rows=self.text.rows[:_WEIGHED])
@@ -350,7 +350,7 @@ class _Job:
     # -- layers --------------------------------------------------------------------------------------------------------
 
     def layer(self, path: str, rank: int) -> nn.Module:
-        """The low-rank layer of this rank, in the model's dtype and on its device."""
+        """Return the low-rank layer of this rank, in the model's dtype and on its device."""
         site, low = site_at(self.model, path), self.work.read(self.where[path], path, rank)
         bias = getattr(site.module, "bias", None)
         bias = low.bias(site.matrix.cpu(), None if bias is None else bias.detach().cpu())
@@ -387,7 +387,7 @@ def _digest(what: Any) -> str:
 
 
 def _fits(model: nn.Module, *texts: Windows) -> None:
-    """Raises AddendaError for windows that are longer than what the model can read."""
+    """Raise AddendaError for windows that are longer than what the model can read."""
     most, longest = measure.positions(model), max(len(row) for text in texts for row in text.rows)
     if most is not None and longest > most:
         raise AddendaError(
@@ -405,7 +405,7 @@ def _problems(model: nn.Module, count: int) -> list[dict[str, str]]:
 
 
 def _enough(text: Windows, chosen: dict[str, tuple[int, int]], s: CompressionSettings) -> list[str]:
-    """Notes on a text that is short for the width of the layers. Raises AddendaError where it cannot do."""
+    """Return notes on a text that is short for the width of the layers. Raises AddendaError where it cannot do."""
     widest = max(chosen, key=lambda p: chosen[p][1])
     n = chosen[widest][1]
     if s.how in UNSEEN:

@@ -35,7 +35,10 @@ _PATHS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """seconds: of processor time; clock: seconds by the clock; memory: bytes of address space; file: bytes written."""
+    """What a program may use.
+
+    seconds: of processor time; clock: seconds by the clock; memory: bytes of address space; file: bytes written.
+    """
 
     seconds: int = 10
     clock: float = 60.0  # much more, so that a busy machine fails nobody
@@ -45,7 +48,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """passed: the program ran to its end. why: "passed", "timed out", or the last line it left."""
+    """How a program ended. passed: it ran to its end. why: "passed", "timed out", or the last line it left."""
 
     passed: bool
     why: str
@@ -87,7 +90,7 @@ def run(program: str, limits: Limits | None = None) -> Outcome:
 
 
 def _end(file: Path) -> str:
-    """The last line."""
+    """Return the last line of a file."""
     with file.open("rb") as f:
         f.seek(max(file.stat().st_size - 1000, 0))
         lines = f.read().decode(errors="replace").strip().splitlines()
@@ -133,7 +136,7 @@ def _confine(limits: dict[str, Any]) -> None:
 
 
 def _without_network() -> None:
-    """A network namespace of its own, which has no device, where that is permitted."""
+    """Enter a network namespace of its own, which has no device, where that is permitted."""
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError):

@@ -42,7 +42,7 @@ from addenda.core.site.site import Site
 
 
 class LowRankConv2d(nn.Module):
-    """Two convolutions for one: first (without bias), then second."""
+    """Two convolutions in the place of one: first (without bias), then second."""
 
     def __init__(self, first: nn.Conv2d, second: nn.Conv2d, scheme: str):
         super().__init__()
@@ -81,19 +81,19 @@ class Scheme(ABC):
 
     @abstractmethod
     def unfold(self, matrices: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:
-        """The inverse of `fold`."""
+        """Return the inverse of `fold`."""
 
     @abstractmethod
     def factored(self, conv: nn.Conv2d, B: Tensor, A: Tensor) -> LowRankConv2d:
-        """The two convolutions of B (b × m × r) and A (b × r × n)."""
+        """Return the two convolutions of B (b × m × r) and A (b × r × n)."""
 
     @abstractmethod
     def product(self, made: LowRankConv2d) -> Tensor:
-        """B A, out of the two convolutions."""
+        """Return B A, out of the two convolutions."""
 
     @abstractmethod
     def per_rank(self, conv: nn.Conv2d, call: Call | None) -> float:
-        """What one rank costs: multiplications of one call, for one example, or parameters where none is given."""
+        """Return what one rank costs: multiplications of one call for an example, or parameters without a call."""
 
 
 class Channel(Scheme):
@@ -181,7 +181,7 @@ MATRIX = "matrix"
 
 
 def scheme_called(name: str) -> Scheme:
-    """The scheme of this name. Raises AddendaError for another."""
+    """Return the scheme of this name. Raises AddendaError for another."""
     if name not in SCHEMES:
         raise AddendaError(f"There is no scheme {name!r}.{nearest(name, SCHEMES)} Known: {', '.join(SCHEMES)}.")
     return SCHEMES[name]
@@ -208,24 +208,24 @@ class Place:
 
     @property
     def stack(self) -> tuple[int, int, int]:
-        """(matrices, rows, columns)."""
+        """The shape of the stack: (matrices, rows, columns)."""
         b, m, n = self.matrices().shape
         return b, m, n
 
     def matrices(self) -> Tensor:
-        """The weight as it stands, (b × m × n)."""
+        """Return the weight as it stands, (b × m × n)."""
         weight = self.site.weight.detach()
         return self.site.matrix[None] if self.scheme is None else self.scheme.fold(weight, self.module.groups)
 
     def stored(self, matrices: Tensor) -> Tensor:
-        """Matrices like `matrices()` in the shape and dtype of the weight."""
+        """Return matrices like `matrices()` in the shape and dtype of the weight."""
         weight = self.site.weight
         if self.scheme is None:
             return self.site.kind.from_matrix(matrices[0], weight).to(weight.dtype)
         return self.scheme.unfold(matrices, tuple(weight.shape), self.module.groups).to(weight.dtype)
 
     def per_rank(self, calls: Sequence[Call] | None = None) -> int:
-        """What a rank costs: multiplications of one example in these calls, or parameters where none are given."""
+        """Return what a rank costs: multiplications of one example in these calls, or parameters without calls."""
 
         def of(call: Call | None) -> float:
             if self.scheme is None:
@@ -235,11 +235,11 @@ class Place:
         return round(of(None) if calls is None else sum(of(call) for call in calls))
 
     def dense(self, calls: Sequence[Call] | None = None) -> int:
-        """What the layer costs as it is, counted alike."""
+        """Return what the layer costs as it is, counted alike."""
         return round(self.site.weight.numel() * (1 if calls is None else sum(c.written for c in calls)))
 
     def decomposed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """U (b × m × k), S (b × k), Vᵀ (b × k × n) in float64. Raises AddendaError with the path where it fails."""
+        """Return U (b × m × k), S (b × k), Vᵀ (b × k × n) in float64. Raises AddendaError where it fails."""
         M = self.matrices().double()
         if not bool(torch.isfinite(M).all()):
             wrong = int((~torch.isfinite(M)).sum())
@@ -254,7 +254,7 @@ class Place:
             raise AddendaError(f"The singular value decomposition of {self.path} failed: {error}") from error
 
     def factored(self, U: Tensor, S: Tensor, Vt: Tensor, rank: int) -> nn.Module:
-        """The two thin layers of the leading triplets, each with √S, in the dtype, device and flags of this one."""
+        """Return the two thin layers of the leading triplets, each with √S, in this layer's dtype, device and flags."""
         root = S[:, :rank].sqrt()
         B, A = U[:, :, :rank] * root[:, None], root[..., None] * Vt[:, :rank]
         weight, bias = self.site.weight, self.module.bias
@@ -270,7 +270,7 @@ class Place:
 
 
 def _from_gram(M: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The triplets from the smaller Gram matrix, several times faster; None for small ones and where it is inaccurate.
+    """Return the triplets from the smaller Gram matrix, several times faster; None where small or inaccurate.
 
     The product of all of them is M whatever the accuracy of each, as U Uᵀ M.
     """
@@ -286,12 +286,12 @@ def _from_gram(M: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
 
 
 def spectrum(S: Tensor) -> Tensor:
-    """(k): one spectrum of a stack's singular values (b × k), s_j = √Σ s_j²."""
+    """Return one spectrum (k) of a stack's singular values (b × k): s_j = √Σ s_j²."""
     return S.square().sum(0).sqrt()
 
 
 def _conv(like: nn.Conv2d, weight: Tensor, groups: int, axes: tuple[bool, bool], last: bool = False) -> nn.Conv2d:
-    """A convolution with this weight and, along the axes marked, the stride, padding and dilation of another.
+    """Return a convolution with this weight and, along the axes marked, the stride, padding and dilation of another.
 
     last: it takes the bias over.
     """
@@ -313,5 +313,5 @@ def _conv(like: nn.Conv2d, weight: Tensor, groups: int, axes: tuple[bool, bool],
 
 
 def _on(values: tuple[int, ...], axes: tuple[bool, bool]) -> tuple[int, int]:
-    """Values of an axis that is marked, 1 on the other."""
+    """Return the values of each axis that is marked, 1 on the other."""
     return tuple(v if on else 1 for v, on in zip(values, axes, strict=True))  # type: ignore[return-value]

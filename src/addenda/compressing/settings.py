@@ -46,12 +46,12 @@ class CompressionSettings:
     seed: int = 0
 
     def settled(self, causal: bool) -> "CompressionSettings":
-        """With `auto` decided, for a causal LM or another model."""
+        """Return the settings with `auto` decided, for a causal LM or another model."""
         weighs = causal and self.allocate == "waterfill"
         return replace(self, weigh="loss" if weighs else "error") if self.weigh == "auto" else self
 
     def wants_loss(self) -> str | None:
-        """The option that only a causal LM can meet, or None."""
+        """Return the option that only a causal LM can meet, or None."""
         asked = {
             "--how fwsvd": self.how == "fwsvd",
             f"--allocate {self.allocate}": self.allocate in ("sensitivity", "asvd"),
@@ -60,7 +60,7 @@ class CompressionSettings:
         return next((option for option, wanted in asked.items() if wanted), None)
 
     def of_pieces(self) -> dict[str, Any]:
-        """The settings that each layer's nested solutions depend on; the others choose among these, or judge."""
+        """Return the settings that each layer's nested solutions depend on; the others choose among these, or judge."""
         return {name: value for name, value in asdict(self).items() if name in _OF_PIECES}
 
     def __post_init__(self):

@@ -23,7 +23,7 @@ _SHORTEST = 32  # tokens: less says little, and most of it without context
 
 @dataclass(frozen=True)
 class Windows:
-    """Token ids, each a row of at most `length`; source: where they are from."""
+    """Windows of text. ids: token ids, each row of at most `length`; source: where they are from."""
 
     rows: tuple[tuple[int, ...], ...]
     source: str
@@ -34,7 +34,7 @@ class Windows:
         return sum(map(len, self.rows))
 
     def batches(self, size: int) -> list[dict[str, Tensor]]:
-        """Batches of `size` rows, padded on the right, with the mask that says where."""
+        """Return batches of `size` rows, padded on the right, with the mask that says where."""
         made = []
         for at in range(0, len(self.rows), size):
             rows = self.rows[at : at + size]
@@ -46,7 +46,7 @@ class Windows:
 
 
 def texts_of(source: str | Path | None) -> tuple[list[str], str]:
-    """(documents, what they are): of a text file, a folder of them, rows of a data file, or the standard library.
+    """Return (documents, what they are): of a text file, a folder of them, rows of data, or the standard library.
 
     None, or "python" where nothing is called so, is the standard library.
 
@@ -92,7 +92,7 @@ def _readable(paths: Sequence[Path], name: str) -> list[str]:
 def windows(
     tokenizer, source: str | Path | None, samples: int, length: int, *, judge: int = 16, seed: int = 0
 ) -> tuple[Windows, Windows]:
-    """(for calibration, for judging): windows of `length` tokens out of many documents, one after the other from each.
+    """Return (for calibration, for judging): windows of `length` tokens out of many documents, in turn.
 
     Judged is by documents that calibration does not see, where there are at least eight, else by the end of each.
     Raises AddendaError for text that is too short to give both.
@@ -117,7 +117,7 @@ def windows(
 
 
 def cut(tokenizer, texts: list[str], n: int, length: int) -> tuple[tuple[int, ...], ...]:
-    """Up to n windows, the first of every text before the second of any."""
+    """Return up to n windows, the first of every text before the second of any."""
     rows: list[tuple[int, ...]] = []
     left = [_windows_of(tokenizer, text, length) for text in texts]
     while left and len(rows) < n:
@@ -131,7 +131,7 @@ def cut(tokenizer, texts: list[str], n: int, length: int) -> tuple[tuple[int, ..
 
 
 def _windows_of(tokenizer, text: str, length: int) -> Iterator[tuple[int, ...]]:
-    """A text's windows one after the other, and its last tokens where they are enough to say something."""
+    """Yield a text's windows one after the other, and its last tokens where they are enough to say something."""
     reach, ids = 12 * length, []  # characters at a time, so that no long text is tokenised whole
     for at in range(0, len(text), reach):
         ids += tokenizer(text[at : at + reach], add_special_tokens=False, verbose=False)["input_ids"]

@@ -99,7 +99,7 @@ class TrainedRankPruning:
         self.places = {p: x for p, x in self.places.items() if p not in self._out}
 
     def start_epoch(self) -> None:
-        """The period counts from here: the next step cuts. As the release at every epoch; never called, it runs on.
+        """Begin the period anew: the next step cuts. As the release at every epoch; never called, it runs on.
 
         Raises AddendaError between `before_forward` and `before_step`.
         """
@@ -108,7 +108,9 @@ class TrainedRankPruning:
         self.begun = self.step
 
     def before_forward(self) -> bool:
-        """Call it before each forward of training; True where it cut. Several forwards of one step cut once.
+        """Cut the layers when it is time. Call it before each forward of training; True where it cut.
+
+        Several forwards of one step cut once.
 
         Raises AddendaError, with no layer changed, for weights that are not finite, and where the optimizer was stepped
         without `before_step`.
@@ -131,7 +133,7 @@ class TrainedRankPruning:
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Call it between backward and the optimizer's step: the nuclear norm's part of the gradient, and the count.
+        """Add the nuclear norm's gradient, and count. Call it between backward and the optimizer's step.
 
         Raises AddendaError without a `before_forward` in this step, or where no layer has a gradient.
         """
@@ -178,7 +180,7 @@ class TrainedRankPruning:
     # -- what a resumed run needs --------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The step and what must be the same when it goes on; plain numbers and text. Take it after a step.
+        """Return the step and what must be the same when it goes on; plain numbers and text. Take it after a step.
 
         Raises AddendaError between `before_forward` and `before_step`: that gradient is in no checkpoint.
         """
@@ -206,7 +208,7 @@ class TrainedRankPruning:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def factorise(self, **options: Any) -> Factorised:
-        """`factorise` with the same layers, scheme and rule; options add to these or replace the rule."""
+        """Call `factorise` with the same layers, scheme and rule; options add to these or replace the rule."""
         rule = {k: getattr(self.rule, k) for k in ("energy", "value", "relative", "keep")}
         if any(options.get(k) is not None for k in (*rule, "ranks")):
             rule = {}
@@ -218,7 +220,10 @@ class TrainedRankPruning:
         return replace(made, dense=made.dense | {p: why for p, why in self._out.items() if p in made.dense})
 
     def callback(self, each_epoch: bool = False):
-        """For a Hugging Face Trainer: `Trainer(…, callbacks=[trp.callback()])`. each_epoch: with `start_epoch`."""
+        """Return a callback for a Hugging Face Trainer: `Trainer(…, callbacks=[trp.callback()])`.
+
+        each_epoch: call `start_epoch` too.
+        """
         from addenda.compressing.trp_callback import TrainedRankPruningCallback
 
         return TrainedRankPruningCallback(self, each_epoch=each_epoch)

@@ -25,7 +25,7 @@ class Pruning(Protocol):
 
 
 class TrainedRankPruningCallback(transformers.TrainerCallback):
-    """`Trainer(model, …, callbacks=[trp.callback()])`. Checkpoints hold the step, and a resumed run goes on from it.
+    """Trained Rank Pruning in a Trainer: `callbacks=[trp.callback()]`. Checkpoints hold its step; a resume goes on.
 
     Cuts before a step's first forward, and adds the nuclear norm's sub-gradient behind the Trainer's gradient clipping.
     resume_from: the folder that `resume_from_checkpoint` names, if it does not lie in the Trainer's output_dir.
@@ -36,7 +36,7 @@ class TrainedRankPruningCallback(transformers.TrainerCallback):
         self.trp, self.resume_from, self.each_epoch = trp, resume_from, each_epoch
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Raises AddendaError for float16 without clipping, and a checkpoint without the step or of other settings."""
+        """Resume the step. Raises AddendaError for float16 without clipping, or a checkpoint that does not fit."""
         if args.fp16 and self.trp.nuclear and not args.max_grad_norm:
             raise AddendaError(
                 "With float16 the Trainer's gradients are scaled until it clips them, and the nuclear norm's part "

@@ -28,7 +28,7 @@ _LOCK = ".lock"
 
 
 class Work:
-    """Files of one run, for that run alone from `open` to `close`. Everything is written whole or not at all.
+    """The files of one run, for that run alone from `open` to `close`. Each is written whole or not at all.
 
     identity: what the pieces depend on. A run in which nothing of it differs takes them over.
     """
@@ -40,7 +40,7 @@ class Work:
         self._lock = Lock(self.folder / _LOCK)
 
     def open(self) -> "Work":
-        """Begin, or go on.
+        """Lock the folder for this run, and begin it or go on.
 
         Raises AddendaError where the target is taken, another run is at it, or the folder is not of such a run.
         """
@@ -59,7 +59,7 @@ class Work:
         return self
 
     def close(self) -> None:
-        """Let other runs at the folder. It goes where nothing is in it."""
+        """Unlock the folder for other runs, and delete it where it is empty."""
         if self.folder.is_dir() and {p.name for p in self.folder.iterdir()} <= {_LOCK}:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
@@ -96,7 +96,7 @@ class Work:
         self.note(identity=self.identity)
 
     def notes(self) -> dict | None:
-        """What plan.json says, or None where there is none."""
+        """Read plan.json; None where there is none."""
         if not (self.folder / "plan.json").is_file():
             return None
         try:
@@ -113,7 +113,7 @@ class Work:
             write_atomically(self.folder / "plan.json", text.encode())
 
     def write(self, name: str, solved: dict[str, LowRank], uses: dict[str, float]) -> None:
-        """The factors of one piece, in float32; errors and means in float64."""
+        """Write the factors of one piece, in float32; errors and means in float64."""
         tensors: dict[str, Tensor] = {}
         for path, low in solved.items():
             tensors |= {f"{path}/B": low.B.float(), f"{path}/A": low.A.float(), f"{path}/errors": low.errors}
@@ -126,7 +126,7 @@ class Work:
             write_atomically(self.folder / f"{name}.safetensors", data)
 
     def has(self, name: str) -> bool:
-        """Whether a piece is there and whole. One that a failing disk has cut short counts as absent."""
+        """Return whether a piece is there and whole. One that a failing disk has cut short counts as absent."""
         try:
             with safe_open(self.folder / f"{name}.safetensors", framework="pt") as f:
                 return "about" in (f.metadata() or {})
@@ -134,13 +134,13 @@ class Work:
             return False
 
     def about(self, name: str) -> dict[str, dict]:
-        """{path: uses, note and errors} of one piece."""
+        """Read {path: uses, note and errors} of one piece."""
         with safe_open(self.folder / f"{name}.safetensors", framework="pt") as f:
             about = json.loads(f.metadata()["about"])
             return {p: a | {"errors": f.get_tensor(f"{p}/errors").numpy()} for p, a in about.items()}
 
     def read(self, name: str, path: str, rank: int) -> LowRank:
-        """One layer's factors of a rank; only these are read."""
+        """Read one layer's factors of a rank, and no others."""
         with safe_open(self.folder / f"{name}.safetensors", framework="pt") as f:
             B, A = f.get_slice(f"{path}/B")[:, :rank], f.get_slice(f"{path}/A")[:rank]
             mean = f.get_tensor(f"{path}/mean") if f"{path}/mean" in f.keys() else None  # noqa: SIM118
@@ -162,19 +162,19 @@ class Work:
 
 
 def beside(out: Path) -> Path:
-    """The work folder of a target."""
+    """Return the work folder of a target."""
     return out.parent / f"{out.name}.unfinished"
 
 
 def rename(folder: Path, out: Path) -> None:
-    """A finished folder in its place, which is free or an empty folder."""
+    """Rename a finished folder to its place, which is free or an empty folder."""
     if out.is_dir():
         out.rmdir()
     folder.rename(out)
 
 
 def check_free(out: Path) -> None:
-    """Raises AddendaError where something is at a target already."""
+    """Raise AddendaError where something is at a target already."""
     with reading(out):
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if taken:
@@ -182,7 +182,7 @@ def check_free(out: Path) -> None:
 
 
 def check_apart(source: Path, out: Path) -> None:
-    """Raises AddendaError where a target or its work folder is the source, lies in it or holds it."""
+    """Raise AddendaError where a target or its work folder is the source, lies in it or holds it."""
     source, out = source.resolve(), out.resolve()
     for what, folder in ((f"--out {out}", out), (f"{beside(out)}, the work folder of --out {out},", beside(out))):
         if folder == source or source in folder.parents or folder in source.parents:
@@ -191,7 +191,7 @@ def check_apart(source: Path, out: Path) -> None:
 
 
 def identity_of(folder: Path) -> str:
-    """A model folder's names, sizes, times of writing and configuration, hashed: whether it is still the same."""
+    """Return a hash of a model folder's names, sizes, times of writing and configuration, to know it again."""
     made = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         stat = path.stat()
