@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from addenda.compressing.macs import macs as macs
     from addenda.compressing.recalibrate import recalibrate as recalibrate
     from addenda.compressing.run import compress as compress
+    from addenda.compressing.settings import CompressionSettings as CompressionSettings
     from addenda.compressing.trp import TrainedRankPruning as TrainedRankPruning
     from addenda.core.adapter.attach import attach as attach
     from addenda.core.adapter.attach import detach as detach
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from addenda.core.method.contract import WeightMethod as WeightMethod
     from addenda.core.method.hidden import HiddenMethod as HiddenMethod
     from addenda.quantizing.bridges import adopt as adopt
+    from addenda.quantizing.bridges import release as release
+    from addenda.quantizing.quantize import dequantize as dequantize
     from addenda.quantizing.quantize import quantize as quantize
     from addenda.train.callback import TrainerCallback as TrainerCallback
     from addenda.train.evaluate import evaluate as evaluate
@@ -67,6 +70,7 @@ _NAMES = {
     "compressing.macs": "macs",
     "compressing.recalibrate": "recalibrate",
     "compressing.run": "compress",
+    "compressing.settings": "CompressionSettings",
     "compressing.trp": "TrainedRankPruning",
     "core.adapter.attach": "attach detach",
     "core.adapter.blocks": "disabled per_example",
@@ -83,8 +87,8 @@ _NAMES = {
     "core.method.catalogue": "Info catalogue register",
     "core.method.contract": "WeightMethod",
     "core.method.hidden": "HiddenMethod",
-    "quantizing.bridges": "adopt",
-    "quantizing.quantize": "quantize",
+    "quantizing.bridges": "adopt release",
+    "quantizing.quantize": "dequantize quantize",
     "train.callback": "TrainerCallback",
     "train.evaluate": "evaluate generate",
     "train.tune": "tune",
