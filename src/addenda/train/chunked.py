@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from addenda.core.modules.autocast import autocast_dtype
 from addenda.core.modules.borrow import training_mode
 from addenda.core.modules.wrappers import unwrap
 from addenda.data.encoded import IGNORE, Encoded
@@ -31,7 +32,7 @@ def rows(h: Tensor) -> int | None:
 def total(head: nn.Linear, h: Tensor, wanted: Tensor) -> Tensor:
     """() float32: the summed cross-entropy of N labels. h (N × d), carries the gradient; wanted (N)."""
     n, wide, kind = rows(h), h.dtype.itemsize >= 4, h.device.type
-    alike = h.dtype == head.weight.dtype and not torch.is_autocast_enabled(kind)
+    alike = h.dtype == head.weight.dtype and autocast_dtype(kind) is None
     if hasattr(F, "linear_cross_entropy") and alike and (wide or kind != "cpu"):
         how = "sum" if wide else "none"  # a sum in half precision would be rounded at every piece
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=n)

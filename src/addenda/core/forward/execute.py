@@ -11,7 +11,6 @@ No path keeps a dense copy of a weight between forward and backward.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.forward.fused import block_linear, factored_linear, sparse_linear
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Base, Factors, WeightMethod, to_float
+from addenda.core.modules.autocast import autocast_dtype, switched_off, without_autocast
 from addenda.core.modules.recompute import as_recipe
 from addenda.core.modules.returned import returned
 from addenda.core.site.kinds import CONV1D, LINEAR, PARAMETER, Kind
@@ -38,15 +38,17 @@ def execute(
             "pruning made after attach computes it, or this is a replica of DataParallel, which copies no adapters. "
             "Make them before attach; of several devices use DistributedDataParallel."
         )
-    x, weight, bias = _autocast(x, weight, getattr(module, "bias", None))  # the attribute: a trained bias
+    device, bias = x.device.type, getattr(module, "bias", None)  # the attribute: a trained bias
+    autocast = autocast_dtype(device)
+    if autocast is not None and x.is_floating_point() and x.dtype != torch.float64:  # what it would do to arguments
+        x, weight = x.to(autocast), weight.to(autocast)
+        bias = None if bias is None else bias.to(autocast)
     plain = original.forward is nn.Linear.forward or kind != LINEAR
 
     def product(x: Tensor) -> Tensor:
         return kind.product(module, x, weight, bias) if plain else original.forward(module, x, *rest, **options)
 
-    device = x.device.type
-    off = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-    with as_recipe(x), off:
+    with as_recipe(x), switched_off(device, autocast):
         return _run(module, kind, live, x, weight, bias, product, plain)
 
 
@@ -95,7 +97,7 @@ def _factored(kind: Kind, x: Tensor, weight: Tensor, bias: Tensor | None, t: Sit
 
 def effective(kind: Kind, weight: Tensor, live: Sequence[SiteTensors]) -> Tensor:
     """The weight that acts: W + Σ ΔW, computed in float32 at least and rounded once to W's dtype, as stored."""
-    with torch.autocast(weight.device.type, enabled=False):
+    with without_autocast(weight.device.type):
         return _effective(kind, weight, [(t.method, t.tensors(), t.shared) for t in live])
 
 
@@ -114,14 +116,6 @@ def _effective(kind: Kind, weight: Tensor, parts: "list[tuple]") -> Tensor:
     else:
         new = [each[0][2] + sum(m.delta(w, p) for m, p, w in each) for each in zip(*stacked, strict=True)]
     return kind.from_matrix(new[0] if W.dim() < 3 else torch.stack(new), weight).to(weight.dtype)
-
-
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What autocast would do to a product's arguments: the paths below run with it switched off."""
-    if not (torch.is_autocast_enabled(x.device.type) and x.is_floating_point()) or x.dtype == torch.float64:
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _factors(t: SiteTensors, kind: Kind, weight: Tensor) -> Factors:
@@ -165,7 +159,7 @@ class _Recompute(torch.autograd.Function):
         _, _, _, need_x, need_w, need_bias, *need = ctx.needs_input_grad
         leaves = [t.detach().requires_grad_(n) for t, n in zip(tensors, need, strict=True)]
         w = weight.detach().requires_grad_(need_w)
-        with torch.enable_grad(), torch.autocast(gy.device.type, enabled=False):
+        with torch.enable_grad(), without_autocast(gy.device.type):
             built = ctx.build(w, leaves)
             wanted = [t for t in (w, *leaves) if t.requires_grad]
             if ctx.kind == LINEAR or ctx.kind == CONV1D:

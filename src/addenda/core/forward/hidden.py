@@ -1,7 +1,6 @@
 """How the core runs hidden methods: what a module returns, changed."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.mixed import Mixed
 from addenda.core.forward.tensors import SiteTensors
+from addenda.core.modules.autocast import autocast_dtype, switched_off, without_autocast
 from addenda.core.modules.recompute import as_recipe
 from addenda.core.modules.returned import version_of
 
@@ -81,7 +81,7 @@ def undone(live: Sequence[SiteTensors], mixed: "Mixed | None", args: tuple, kwar
     def one(t: SiteTensors, v: Tensor, cut: Cut, *more) -> Tensor:
         if not t.method.has("undo"):
             return v
-        with torch.autocast(v.device.type, enabled=False):
+        with without_autocast(v.device.type):
             return t.method.undo(v, t.tensors())
 
     v = mixed.act(one, v, back=True) if mixed is not None else in_turn(live[::-1])(one, v)
@@ -155,10 +155,9 @@ def _change(
             f"(…, {t.width}). Name another module with targets=."
         )
     device, p = y.device.type, t.tensors()
-    autocast = torch.is_autocast_enabled(device)
-    if autocast and x.is_floating_point() and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
-    off = torch.autocast(device, enabled=False) if autocast else nullcontext()
+    autocast = autocast_dtype(device)
+    if autocast is not None and x.is_floating_point() and x.dtype != torch.float64:
+        x = x.to(autocast)
     more = {} if t.past is None else _follow(t, told, cut)
-    with as_recipe(x), off:
+    with as_recipe(x), switched_off(device, autocast):
         return t.method.change(x, y, p, t.training, **more) if changes is None else t.method.fuse(x, y, changes, p)

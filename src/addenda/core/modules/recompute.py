@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.modules.autocast import autocast_dtype, without_autocast
 from addenda.core.modules.returned import returned
 
 Make = Callable[..., Tensor]
@@ -53,10 +54,10 @@ def cheap(make: Make, *inputs: Tensor) -> Tensor:
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in inputs) or _others_decide():
         return make(*inputs)
     kind = inputs[0].device.type
-    state = {"enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
+    dtype = autocast_dtype(kind)
 
     def same(*inputs: Tensor) -> Tensor:
-        with torch.autocast(kind, **state):
+        with without_autocast(kind) if dtype is None else torch.autocast(kind, dtype):
             return make(*inputs)
 
     again = _Again()

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.modules.autocast import autocast_dtype
 from addenda.core.modules.returned import like
 
 _aten = torch.ops.aten
@@ -164,9 +165,9 @@ def _rebuild(
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not isinstance(weight, Packed):
         return F.linear(values_of(input), weight, bias)
-    kind = input.device.type
-    if torch.is_autocast_enabled(kind) and input.is_floating_point():
-        input = input.to(torch.get_autocast_dtype(kind))
+    dtype = autocast_dtype(input.device.type)
+    if dtype is not None and input.is_floating_point():
+        input = input.to(dtype)
         bias = None if bias is None else bias.to(input.dtype)
     return like(input, _Product.apply(input, weight, bias))
 
