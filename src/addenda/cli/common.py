@@ -76,17 +76,17 @@ Device = Annotated[
 
 
 def say(text: str) -> None:
-    """One line of progress on stderr."""
+    """Print one line of progress on stderr."""
     typer.echo(visible(text), err=True)
 
 
 def tell(text: object) -> None:
-    """A result, on stdout."""
+    """Print a result on stdout."""
     typer.echo(visible(text))
 
 
 def model_or_default(model: Path | None) -> Path:
-    """The folder named, or the embedded model's; dinov2-small is the embedded vision model's."""
+    """Return the folder named, or the embedded model's; dinov2-small is the embedded vision model's."""
     if model is not None and str(model) == VISION and not model.exists():
         from addenda.models.vision import DINOV2
 
@@ -99,7 +99,7 @@ def model_or_default(model: Path | None) -> Path:
 
 
 def data_or_default(data: Path | None) -> Any:
-    """The path named, or the embedded task with its splits."""
+    """Return the path named, or the embedded task with its splits."""
     if data is not None:
         return data
     from addenda.data.task import embedded_task
@@ -108,13 +108,13 @@ def data_or_default(data: Path | None) -> Any:
 
 
 def asked_of(command: Callable, given: Mapping[str, Any]) -> list[str]:
-    """The options of a command that have another value than their default, by name."""
+    """Return the options of a command that have another value than their default, by name."""
     found = inspect.signature(command).parameters
     return [n for n, p in found.items() if n in given and given[n] != p.default]
 
 
 def refuse_unread(command: Callable, given: Mapping[str, Any], unread: Collection[str], why: str) -> None:
-    """Raises AddendaError where an option was given that nothing reads here: it would be swallowed."""
+    """Raise AddendaError where an option was given that nothing reads here: it would be swallowed."""
     from addenda.core.base.errors import AddendaError
 
     if found := [f"{name}=" for name in asked_of(command, given) if name in unread]:
@@ -122,17 +122,17 @@ def refuse_unread(command: Callable, given: Mapping[str, Any], unread: Collectio
 
 
 def columns_of(**named: str | None) -> dict[str, str]:
-    """The columns that were named."""
+    """Return the columns that were named."""
     return {k: v for k, v in named.items() if v is not None}
 
 
 def left_out(names: tuple[str, ...]) -> str:
-    """How many corrupt images were skipped, and the first of them."""
+    """Return how many corrupt images were skipped, and the first of them."""
     return f"{len(names)} corrupt images left out: {', '.join(names[:8])}" + (", …" if len(names) > 8 else "")
 
 
 def flags_of(command: Callable) -> dict[str, str]:
-    """{name of a parameter: how it is written on the command line}; arguments in capitals."""
+    """Return {name of a parameter: how it is written on the command line}; arguments in capitals."""
     found = {}
     for name, parameter in inspect.signature(command).parameters.items():
         infos = [a for a in get_args(parameter.annotation) if isinstance(a, ParameterInfo)]
@@ -144,7 +144,7 @@ def flags_of(command: Callable) -> dict[str, str]:
 
 
 def listed(text: str) -> list[str]:
-    """ "a, b" as ["a", "b"]; what begins with re: is one expression, commas and all."""
+    """Split "a, b" into ["a", "b"]; what begins with re: is one expression, commas and all."""
     if text.startswith("re:"):
         return [text]
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -125,7 +125,7 @@ def compare(
 
 @contextmanager
 def _kept(out: Path) -> Iterator[None]:
-    """Says, where the block is interrupted, what is in the record."""
+    """Say what is in the record, where the `with` block is interrupted."""
     try:
         yield
     except KeyboardInterrupt as error:

@@ -151,7 +151,7 @@ _BY_THEMSELVES = {"energy": "share", "sensitivity": "rise"}  # allocations that 
 
 
 def _check_read(given: dict[str, Any], of_adapter: bool) -> None:
-    """Raises AddendaError for options that nothing reads in this mode: an adapter's file, dense, or a smaller model."""
+    """Raise AddendaError for options that nothing reads in this mode: an adapter's file, dense, or a smaller model."""
     how, allocate = given["how"], given["allocate"]
     if of_adapter:
         refuse_unread(compress, given, given.keys() - {*_ALWAYS, *_JUDGING}, "for an adapter file in few bits.")
@@ -172,7 +172,7 @@ def _check_read(given: dict[str, Any], of_adapter: bool) -> None:
 
 
 def _kept(out: Path, run: Callable) -> Callable:
-    """`run`, saying, where it is interrupted, what is kept."""
+    """Return `run`, made to say what is kept where it is interrupted."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         from addenda.compressing.work import beside
@@ -213,7 +213,7 @@ def _judge(
     device: str | None,
     trust_remote_code: bool,
 ) -> Callable[[Path], Any] | None:
-    """What `addenda eval` says of an adapter file; None where neither a model nor data is named."""
+    """Return what `addenda eval` says of an adapter file; None where neither a model nor data is named."""
     if model is None and data is None:
         return None
     from addenda.cli.evaluate import with_adapter

@@ -92,7 +92,7 @@ def evaluate(
 
 
 def _is_items(file: Path) -> bool:
-    """Whether a file is what --items has written: one object with these two names a line, and nothing else."""
+    """Return whether a file is what --items has written: one object with these two names a line, and nothing else."""
     try:
         with file.open(encoding="utf-8") as f:
             return all(set(json.loads(line)) == {"right", "loss"} for line in f)
@@ -144,7 +144,7 @@ def with_adapter(
     base: str = "exact",
     writes: bool = False,
 ):
-    """A model as the command line names it, with an adapter file on it. writes: it must be one that writes text."""
+    """Load a model as the command line names it, with an adapter file on it. writes: it must be able to write text."""
     if base not in ("exact", "compatible"):  # before the model is read, which takes longer
         from addenda.core.base.errors import AddendaError, nearest
 

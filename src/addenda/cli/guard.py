@@ -21,7 +21,7 @@ from addenda.core.base import ranges
 
 
 def guarded(command: Callable) -> Callable:
-    """The command under the checks that all of them have, with `--config`, which has acted before it is called."""
+    """Return the command under the checks that all of them have, with `--config`, which acts before the call."""
     flags, signature = flags_of(command), inspect.signature(command)
 
     @functools.wraps(command)
@@ -50,7 +50,7 @@ def guarded(command: Callable) -> Callable:
 
 
 def in_flags(text: str, flags: Mapping[str, str]) -> str:
-    """A message of the library in the spelling of a command: `name=`, `name='value'`, `name=True` and bare `two_words`.
+    """Return a message in the spelling of a command: `name=`, `name='value'`, `name=True`, bare `two_words`.
 
     The options of methods and the calls of Python in it (lora:rank=8, f(x=1)) stay as they are.
     """

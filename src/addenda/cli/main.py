@@ -53,7 +53,7 @@ for registered in app.registered_commands:
 
 
 def _empty(arguments: list[str]) -> str | None:
-    """The option that was given an empty text, as an unset variable of a shell leaves it; None where there is none."""
+    """Return the option that was given an empty text, as an unset variable of a shell leaves it, or None."""
     pairs = [(name, value) for name, value in pairwise(arguments) if name.startswith("-")]
     pairs += [(a.partition("=")[0], a.partition("=")[2]) for a in arguments if a.startswith("--") and "=" in a]
     return next((name for name, value in pairs if not value.strip() and name not in ("--exclude", "--system")), None)

@@ -80,7 +80,7 @@ def _full(entry) -> str:
 
 
 def catalogue_page() -> str:
-    """The catalogue as Markdown: docs/catalogue.md, which a test compares with this."""
+    """Return the catalogue as Markdown: docs/catalogue.md, which a test compares with this."""
     from addenda.core.ask.capabilities import probe
     from addenda.core.method.catalogue import catalogue
     from addenda.optim import known

@@ -32,7 +32,7 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def parameter(command: Callable) -> inspect.Parameter:
-    """`--config`, for the signature of a command."""
+    """Return `--config`, for the signature of a command."""
 
     def fill(context: typer.Context, path: Path | None) -> None:
         if path is not None:
@@ -54,7 +54,7 @@ def _others(context: typer.Context) -> tuple[str, ...]:
 
 
 def read(path: Path, command: Callable, name: str, commands: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The options in a run file of a command, by the names of its parameters, in their types.
+    """Read the options in a run file of a command, by the names of its parameters, in their types.
 
     name: of the command; commands: of all. Raises AddendaError with every problem of the file and its line.
     """
@@ -99,14 +99,14 @@ def read(path: Path, command: Callable, name: str, commands: tuple[str, ...] = (
 
 
 def _keys(command: Callable) -> dict[str, tuple[str, Any, Any]]:
-    """{name in a run file: (parameter, its type, its default)}."""
+    """Return {name in a run file: (parameter, its type, its default)}."""
     found = inspect.signature(command).parameters
     names = {n: flag.removeprefix("--").lower().replace("_", "-") for n, flag in flags_of(command).items()}
     return {names[n]: (n, get_args(p.annotation)[0], p.default) for n, p in found.items() if n != "config"}
 
 
 def _check_command(path: Path, line: int, value: Any, name: str, commands: tuple[str, ...]) -> None:
-    """Raises AddendaError for the run file of another command, and of none."""
+    """Raise AddendaError for the run file of another command, and of none."""
     from addenda.core.disk.access import shown
 
     said = str(getattr(value, "value", ""))
@@ -122,7 +122,7 @@ def _check_command(path: Path, line: int, value: Any, name: str, commands: tuple
 
 
 def _other_version(path: Path, value: Any) -> None:
-    """Says where a run file is of another version."""
+    """Say where a run file is of another version."""
     import addenda
 
     said = str(getattr(value, "value", ""))
@@ -131,7 +131,7 @@ def _other_version(path: Path, value: Any) -> None:
 
 
 def _converted(option: str, key: str, annotation: Any, node: Any) -> Any:
-    """The value of one entry in the type of its option; None where it has none. Raises ValueError."""
+    """Return the value of one entry in the type of its option; None where it has none. Raises ValueError."""
     import yaml
 
     kinds = get_args(annotation) or (annotation,)
@@ -172,7 +172,7 @@ def _text(key: str, node: Any) -> str:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Any, int]]:
-    """(key, node of the value, line) of a run file that is one flat mapping. Raises AddendaError."""
+    """Yield (key, node of the value, line) of a run file that is one flat mapping. Raises AddendaError."""
     import yaml
 
     from addenda.core.disk.access import reading, shown
@@ -205,7 +205,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Any, int]]:
 
 
 def _odd(text: str) -> Iterator[tuple[str, int]]:
-    """What a plain list of options does not have, and its line: aliases, tags, nesting. Nothing is built of it."""
+    """Yield what a plain list of options does not have, and its line: aliases, tags, nesting. Nothing is built."""
     import yaml
 
     depth = 0
@@ -227,7 +227,7 @@ def _odd(text: str) -> Iterator[tuple[str, int]]:
 
 
 def check_place(out: Path) -> None:
-    """Raises AddendaError where the name of the run file that a run will leave is taken by something else."""
+    """Raise AddendaError where the name of the run file that a run will leave is taken by something else."""
     from addenda.core.disk.access import path_of
     from addenda.core.disk.place import check_free, holds
 
@@ -252,7 +252,7 @@ def write(out: Path, command: Callable, given: Mapping[str, Any], chosen: Mappin
 
 
 def text_of(command: Callable, given: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
-    """The run file of these options."""
+    """Return the run file of these options."""
     import addenda
 
     known, name = _keys(command), command.__name__

@@ -40,7 +40,7 @@ from addenda.train.settings import DOCS, Settings
 
 
 def _training(flag: str, what: str = "", more: str = "", panel: str = "Training"):
-    """An option of training. Where it is a field of `Settings`, its help is the field's sentence, and `more`."""
+    """Return an option of training. Where it is a field of `Settings`, its help is the field's sentence, and `more`."""
     name = flag.partition("/")[0].removeprefix("--").replace("-", "_")
     return typer.Option(flag, help=what or DOCS[name] + more, rich_help_panel=panel)
 
@@ -142,7 +142,7 @@ def tune(
 
 
 def _chosen(out: Path) -> dict[str, Any]:
-    """What stood for the default of some options, as run.json has it."""
+    """Return what stood for the default of some options, as run.json has it."""
     from addenda.core.disk.access import path_of
     from addenda.models.machine import DTYPES
     from addenda.train.card import read_run

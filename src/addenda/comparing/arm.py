@@ -32,12 +32,12 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Of the method in the catalogue."""
+        """The name of the arm's method in the catalogue."""
         return name_of(self.label)
 
 
 def parse_arm(label: str, targets: str | tuple[str, ...] | None = None) -> Arm:
-    """From the text form above. Raises AddendaError for an unknown name or option in it, and what is said twice."""
+    """Parse the text form above. Raises AddendaError for an unknown name or option in it, and what is said twice."""
     spec, *behind = label.split("@")
     optimizers = [part for part in behind if "=" not in part.partition(":")[0]]
     if len(optimizers) > 1:
@@ -75,5 +75,5 @@ def name_of(label: str) -> str:
 
 
 def center(label: str) -> float:
-    """Where a search for the rate of an arm starts: the catalogue's."""
+    """Return where a search for the rate of an arm starts: the catalogue's."""
     return info(name_of(label)).rate

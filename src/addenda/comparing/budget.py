@@ -23,7 +23,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str, steps: int = 40) -> "Budget":
-        """From "steps=40", "seconds=120" or "parameters=500000". Raises AddendaError for anything else."""
+        """Parse "steps=40", "seconds=120" or "parameters=500000". Raises AddendaError for anything else."""
         kind, equals, number = text.partition("=")
         try:
             value = float(number.replace("_", "").replace(",", ""))
@@ -36,7 +36,7 @@ class Budget:
 
 
 def fitted(model: nn.Module, method: Method, targets, most: int) -> Method:
-    """The largest form of a method that trains at most `most` numbers, by its size option (rank, density, band, …).
+    """Return the largest form of a method that trains at most `most` numbers, by its size option (rank, density …).
 
     Raises AddendaError when the method has no such option or already its smallest form is too large.
     """

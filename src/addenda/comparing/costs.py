@@ -18,8 +18,9 @@ LEAST_ITEMS = 200  # of the test split, where time is short
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of what a comparison is made of. step: one training step of each arm; judge: test and ood once; look:
-    validation once; further: rates tried beyond an edge of the grid."""
+    """Seconds of what a comparison is made of. step: one training step of each arm; judge: test and ood once.
+
+    look: validation once; further: rates tried beyond an edge of the grid."""
 
     step: dict[str, float]
     judge: float
@@ -31,16 +32,16 @@ class Costs:
     further: int
 
     def steps(self, arm: Arm) -> int:
-        """Steps of a final run: the budget's, or as many as its seconds allow."""
+        """Return steps of a final run: the budget's, or as many as its seconds allow."""
         seconds = self.budget.kind == "seconds"
         return max(1, round(self.budget.value / self.step[arm.label])) if seconds else self.budget.steps
 
     def first(self, arm: Arm) -> int:
-        """Steps of a first look at a rate: a quarter, at least 10, unless said."""
+        """Return the steps of a first look at a rate: a quarter, at least 10, unless said."""
         return self.search_steps or max(min(10, self.steps(arm)), self.steps(arm) // 4)
 
     def total(self, arms: list[Arm]) -> float:
-        """The predicted wall time of everything, controls included."""
+        """Return the predicted wall time of everything, controls included."""
         total = self.judge * (1 + 1.5 * self.controls)  # shots are read once, but attended to by every question
         for arm in arms:
             n, step = len(arm.rates), self.step[arm.label]
@@ -60,7 +61,7 @@ def measure(
     further: int,
     tell: Callable[[str], None],
 ) -> Costs:
-    """Run a few steps of every arm and judge a part of every split."""
+    """Run a few steps of every arm and judge a part of every split; return what they took."""
     look = forward_seconds(subject, "validation") * min(1, settings.validation / len(subject.splits["validation"]))
     return Costs(
         step={arm.label: step_seconds(subject, arm, settings, tell) for arm in arms},
@@ -104,7 +105,7 @@ def fit_within(
 
 
 def step_seconds(subject: Subject, arm: Arm, settings: TrialSettings, tell: Callable[[str], None]) -> float:
-    """Seconds of one training step of an arm: the faster of two after a first one."""
+    """Return seconds of one training step of an arm: the faster of two after a first one."""
     train, model = subject.splits["train"], subject.model
     rows = [[i % len(train) for i in range(k * settings.batch, (k + 1) * settings.batch)] for k in range(3)]
     tell(f"measuring {arm.label}")
@@ -116,7 +117,7 @@ def step_seconds(subject: Subject, arm: Arm, settings: TrialSettings, tell: Call
 
 
 def forward_seconds(subject: Subject, split: str) -> float:
-    """Seconds that judging a whole split takes, from a part of it."""
+    """Return seconds that judging a whole split takes, from a part of it."""
     part = subject.splits[split].first(128)
     evaluation = evaluate_with_cache(subject.model, part)
     return evaluation.seconds / len(part) * len(subject.splits[split])

@@ -17,7 +17,7 @@ FIRST_STEPS = 10  # of a search whose record does not say how long its runs are
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What all types here share. READ: how a field's value is made from JSON, where it is another there."""
+    """The base of all types here. READ: how a field's value is made from JSON, where it is another there."""
 
     READ: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
     NULLS: ClassVar[tuple[str, ...]] = ()
@@ -26,14 +26,14 @@ class Entry:
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Self:
-        """From a JSON object that has been checked."""
+        """Make an entry from a JSON object that has been checked."""
         names = {f.name for f in fields(cls)} - {"more"}
         known = {k: cls.READ[k](v) if k in cls.READ and v is not None else v for k, v in value.items() if k in names}
         return cls(**known, more={k: v for k, v in value.items() if k not in names})
 
 
 def as_json(value: Any) -> Any:
-    """As JSON gives it back: objects for entries, lists for tuples, text for names, null for what is not finite."""
+    """Return a value as JSON gives it back: objects for entries, lists for tuples, null for what is not finite."""
     if isinstance(value, Entry):
         named = {f.name: getattr(value, f.name) for f in fields(value) if f.name != "more"}
         value = {k: v for k, v in named.items() if v is not None or k in value.NULLS} | dict(value.more)
@@ -108,7 +108,7 @@ class TrialRecord(Entry):
 
     @property
     def name(self) -> str:
-        """Of its file, without suffix."""
+        """The name of the run's file, without suffix."""
         return trial_name(self.method, self.stage, self.seed, self.rate, self.steps)
 
     @property
@@ -117,14 +117,14 @@ class TrialRecord(Entry):
         return self.validation[-1][1] if self.validation else None
 
     def on(self, split: str) -> SplitResult | None:
-        """The result on "test" or "ood"."""
+        """Return the result on "test" or "ood"."""
         return {"test": self.test, "ood": self.ood}[split]
 
 
 def trial_name(
     method: str, stage: str, seed: int | None = None, rate: float | None = None, steps: int | None = None
 ) -> str:
-    """File name of a run, without suffix: `final-lora-seed0-rate0.001-steps40`. Safe on every file system."""
+    """Return the file name of a run, without suffix: `final-lora-seed0-rate0.001-steps40`. Safe on any file system."""
     parts = [stage, quote(method.replace(" ", "_"), safe="")]
     for name, value in (("seed", seed), ("rate", rate), ("steps", steps)):
         if value is not None:
@@ -209,14 +209,14 @@ class SearchRecord(Entry):
     further: int | None = None
 
     def first_steps(self, label: str) -> int:
-        """Of an arm's first runs."""
+        """Return the steps of an arm's first runs."""
         steps = self.steps.get(label) if isinstance(self.steps, Mapping) else self.steps
         return steps or FIRST_STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Growth(Entry):
-    """A comparison was made larger: when, after what had been seen, and each entry as (there, now)."""
+    """How a comparison was made larger: when, after what had been seen, and each entry as (there, now)."""
 
     when: str = ""
     seen: str = ""
@@ -233,7 +233,7 @@ def _growths(value: list) -> tuple[Growth, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Entry):
-    """What is compared. identity, looks: see `grow`; None in records that were written before these were kept."""
+    """The configuration of a comparison. identity, looks: see `grow`; None in records from before they were kept."""
 
     READ: ClassVar = {
         "search": SearchRecord.of, "notes": tuple, "model": ModelRecord.of, "data": DataRecord.of,

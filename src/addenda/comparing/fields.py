@@ -44,7 +44,7 @@ def share(value: Any, where: str) -> list[str]:
 
 
 def each(check: Check, most: int = 1_000_000) -> Check:
-    """A list of such values."""
+    """Return a check for a list of such values."""
 
     def check_all(value: Any, where: str) -> list[str]:
         if not isinstance(value, list) or len(value) > most:
@@ -55,7 +55,7 @@ def each(check: Check, most: int = 1_000_000) -> Check:
 
 
 def by_name(check: Check, most: int = 10_000) -> Check:
-    """An object with such values under any names."""
+    """Return a check for an object with such values under any names."""
 
     def check_all(value: Any, where: str) -> list[str]:
         if not isinstance(value, dict) or len(value) > most:
@@ -66,7 +66,7 @@ def by_name(check: Check, most: int = 10_000) -> Check:
 
 
 def fields(known: Mapping[str, Check]) -> Check:
-    """An object; of its fields those that are named must pass where they are there."""
+    """Return a check for an object; of its fields those that are named must pass where they are there."""
 
     def check_all(value: Any, where: str) -> list[str]:
         if not isinstance(value, dict):
@@ -77,12 +77,12 @@ def fields(known: Mapping[str, Check]) -> Check:
 
 
 def maybe(check: Check) -> Check:
-    """Or null."""
+    """Return a check that null passes too."""
     return lambda value, where: [] if value is None else check(value, where)
 
 
 def point(check: Check) -> Check:
-    """A pair [step, value]."""
+    """Return a check for a pair [step, value]."""
 
     def check_all(value: Any, where: str) -> list[str]:
         if not isinstance(value, list) or len(value) != 2 or value[0] is None:
@@ -101,7 +101,7 @@ def anything(value: Any, where: str) -> list[str]:
 
 
 def bounded(value: Any) -> list[str]:
-    """Whether nothing in a value is deeper than what a record holds; walked without recursion."""
+    """Return a problem where a value is deeper than what a record holds; walked without recursion."""
     level = [value]
     for _ in range(DEEP):
         level = [v for held in level for v in (held.values() if isinstance(held, dict) else held)
@@ -142,7 +142,7 @@ CONFIG = fields({
 
 
 def extended(config: Config) -> list[str]:
-    """What a comparison needs to go on, and this configuration lacks or has otherwise."""
+    """Return what a comparison needs to go on, and this configuration lacks or has otherwise."""
     problems, search = [], config.search
     for name, method in config.methods.items():
         wanted = {"options": method.options, "rates": method.rates, "steps": method.steps}
@@ -172,5 +172,5 @@ def _wrong(where: str, wanted: str, value: Any) -> str:
 
 
 def _first(problems: Any) -> list[str]:
-    """One problem stands for all of a list or an object."""
+    """Return one problem of a list or an object, which stands for all."""
     return [p for p, _ in zip(problems, range(1), strict=False)]

@@ -36,7 +36,7 @@ class Plot:
 
 
 def axis(comparison: Comparison) -> tuple[float, float]:
-    """Common limits for the test accuracies drawn on the page; the interval of a diverged arm may leave them."""
+    """Return common limits for the test accuracies on the page; a diverged arm's interval may leave them."""
     sound = [e for arm, e in comparison.test.items() if arm not in comparison.diverged] or list(
         comparison.test.values()
     )
@@ -47,7 +47,7 @@ def axis(comparison: Comparison) -> tuple[float, float]:
 
 
 def scatters(rows: list[Row], comparison: Comparison, titles: dict[str, str]) -> list[Plot]:
-    """Accuracy against what it costs: one small plot per cost that was measured."""
+    """Draw accuracy against what it costs: one small plot per cost that was measured."""
     costs = (
         ("trainable", "Trainable parameters (log)", count, True),
         ("step_seconds", "Time of a step", duration, False),
@@ -88,7 +88,7 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top, in points
 
 
 def _base_lines(ax: Axes, base: list[tuple[str, float]]) -> list[Box]:
-    """A dashed line for each control without training, named at its right end; where the names stand.
+    """Draw a dashed line for each control without training, named at its right end; return where the names stand.
 
     A name stands on its line; where the line above is too near for that, under it.
     """
@@ -116,12 +116,12 @@ def _base_lines(ax: Axes, base: list[tuple[str, float]]) -> list[Box]:
 
 
 def _width(text: str, points: float) -> float:
-    """Of a text, in points, in a wide font: the reader's may be narrower."""
+    """Return the width of a text, in points, in a wide font: the reader's may be narrower."""
     return TextPath((0, 0), text.replace("$", r"\$"), size=points, prop=FONT).get_extents().width if text else 0.0
 
 
 def _overlap(box: Box, others: list[Box]) -> float:
-    """The area of a box that others cover."""
+    """Return the area of a box that others cover."""
     sides = ((min(box[2], o[2]) - max(box[0], o[0]), min(box[3], o[3]) - max(box[1], o[1])) for o in others)
     return sum(max(0.0, w) * max(0.0, h) for w, h in sides)
 
@@ -168,7 +168,7 @@ def _labels(ax: Axes, marks: list[tuple[str, float, Estimate, str]], taken: Sequ
 
 
 def curves(record: Record, rows: list[Row]) -> list[Plot]:
-    """Per method: training loss and validation, one line per seed, before the pale lines of all other runs."""
+    """Draw per method: training loss and validation, a line per seed, before the pale lines of all other runs."""
     runs = {r.arm: record.trials_of(r.arm, "final") for r in rows}
     series = {arm: [(t, thin(t.losses), _validation(t)) for t in ts] for arm, ts in runs.items() if ts}
     every = [s for ss in series.values() for s in ss]
@@ -213,7 +213,7 @@ def curves(record: Record, rows: list[Row]) -> list[Plot]:
 
 
 def _limits(y: np.ndarray, accuracy: bool) -> tuple[float, float] | None:
-    """The range of an axis that shows these values: never so small that ticks at whole numbers would read alike."""
+    """Return the range of an axis that shows these values: never so small that whole ticks would read alike."""
     if not len(y):
         return None
     low, high = float(y.min()), float(y.max())
@@ -229,7 +229,7 @@ def _limits(y: np.ndarray, accuracy: bool) -> tuple[float, float] | None:
 
 @FuncFormatter
 def _percent(value: float, _: int | None = None) -> str:
-    """A share in percent, with decimals where it has some, and no sign at zero."""
+    """Return a share in percent, with decimals where it has some, and no sign at zero."""
     return f"{round(100 * value, 1) + 0.0:g} %"
 
 
@@ -245,7 +245,7 @@ def _validation(trial: TrialRecord) -> np.ndarray:
 
 
 def thin(series: Sequence[Sequence[float | None]] | None, most: int = 200) -> np.ndarray:
-    """[[step, value], …] as an array of at most `most` rows, neighbours averaged; null becomes nan (a gap)."""
+    """Return [[step, value], …] as an array of at most `most` rows, neighbours averaged; null becomes nan (a gap)."""
     points_ = np.array([[s, np.nan if v is None else v] for s, v in series or []], dtype=float).reshape(-1, 2)
     if len(points_) <= most:
         return points_
@@ -253,7 +253,7 @@ def thin(series: Sequence[Sequence[float | None]] | None, most: int = 200) -> np
 
 
 def _bare(ax: Axes, unit=None, steps: bool = False) -> None:
-    """No box, few ticks, small grey figures. steps: the horizontal axis counts, in whole numbers."""
+    """Draw no box, few ticks, small grey figures. steps: the horizontal axis counts, in whole numbers."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(PALE)
     ax.tick_params(labelsize=7.5, labelcolor=GREY, color=PALE, length=2.5, pad=2)
@@ -267,7 +267,7 @@ def _bare(ax: Axes, unit=None, steps: bool = False) -> None:
 
 
 def _svg(figure: Figure, name: str, alt: str) -> Markup:
-    """The figure as inline SVG: text stays text, ids are its own, nothing in it points outside the page."""
+    """Return the figure as inline SVG: text stays text, ids are its own, nothing in it points outside the page."""
     out = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the reader's fonts draw the text, not matplotlib's

@@ -29,7 +29,7 @@ WAY = "Choose another --out, or repeat the first command to go on."
 def identity_of(
     subject: Subject, arms: list[Arm], settings: TrialSettings, budget: Budget, seeds: int, asked: Mapping[str, Any]
 ) -> dict:
-    """What decides the numbers of a comparison, as JSON. asked: further options as they were given."""
+    """Return what decides the numbers of a comparison, as JSON. asked: further options as they were given."""
     methods = {
         a.label: {
             "options": a.method.options(defaults=True) | a.training,
@@ -52,7 +52,7 @@ def identity_of(
 
 
 def open_record(out: Path) -> Record | None:
-    """The record to go on with, or None where there is none. Raises AddendaError for one that has no identity."""
+    """Return the record to go on with, or None if there is none. Raises AddendaError for one without an identity."""
     if not (out / "config.json").exists():
         return None
     record = Record.read(out)
@@ -70,7 +70,7 @@ def open_record(out: Path) -> Record | None:
 
 
 def grown(record: Record, now: dict) -> Growth | None:
-    """The look of a command that asks for more than the record holds; None for the same. Raises AddendaError else."""
+    """Return the look of a command that asks for more than a record; None for the same. Raises AddendaError else."""
     there = dict(record.config.identity or {})
     grows = {"seeds": larger, "methods": longer}
     if there.get("of") in ("steps", "seconds"):
@@ -80,7 +80,7 @@ def grown(record: Record, now: dict) -> Growth | None:
 
 
 def told(growth: Growth) -> str:
-    """A look in a sentence."""
+    """Return a look in a sentence."""
     return f"Asked for on {growth.when[:10]}, after {growth.seen}: {'; '.join(map(_change, growth.changed.items()))}."
 
 
@@ -92,13 +92,13 @@ def _change(entry: tuple[str, list]) -> str:
 
 
 def cut_like(arm: Arm, known: Mapping[str, MethodRecord]) -> Arm:
-    """An added arm with as many rates as the others have, the middle ones, where time had cut them."""
+    """Return an added arm with as many rates as the others have, the middle ones, where time had cut them."""
     n = max((len(m.rates or ()) for k, m in known.items() if k != HEAD), default=len(arm.rates))
     first = (len(arm.rates) - n) // 2
     return replace(arm, rates=arm.rates[first : first + n]) if 0 < n < len(arm.rates) else arm
 
 
 def costs_of(record: Record, budget: Budget, search_steps: int | None, step: dict[str, float], seeds: int) -> Costs:
-    """What the grown comparison takes, from what was measured."""
+    """Return what the grown comparison takes, from what was measured."""
     further = (record.config.search.further if record.config.search else None) or 0
     return Costs(step, 0.0, 0.0, 0, seeds, budget, search_steps, further)

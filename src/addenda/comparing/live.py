@@ -28,7 +28,7 @@ class _Row:
 
 
 class Board:
-    """Use as a context manager; `watch(ask)` is what `compare` takes."""
+    """The table of a running comparison: a context manager; `watch(ask)` is what `compare` takes."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True)
@@ -50,7 +50,7 @@ class Board:
         self.console.print(visible(text), highlight=False, markup=False)
 
     def trial(self, label: str, stage: str, seed: int | None, rate: float | None) -> Callable[[Event], None]:
-        """A run begins; the function is told of every step."""
+        """Show that a run begins; return a function to tell of every step."""
         self.now = (label, stage, seed, rate)
         row = self.rows.setdefault(label, _Row())
         row.doing, row.step, row.loss = _doing(stage, seed, rate), "", ""
@@ -67,7 +67,7 @@ class Board:
         return tell
 
     def done(self, record: Record) -> None:
-        """A run ended: show its result."""
+        """Show the result of a run that ended."""
         if not record.trials or self.now is None:
             return
         last, (label, stage, seed, rate) = record.trials[-1], self.now
@@ -105,5 +105,5 @@ def _doing(stage: str, seed: int | None, rate: float | None) -> str:
 
 
 def terminal() -> bool:
-    """Whether someone is there to answer a question."""
+    """Return whether someone is there to answer a question."""
     return sys.stdin.isatty() and sys.stderr.isatty()

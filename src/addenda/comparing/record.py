@@ -32,7 +32,7 @@ TRIAL = {"method": str, "stage": str, "status": str}
 
 @dataclass(frozen=True)
 class Record:
-    """One record directory as read: `path`, `config`, finished `trials`, and the names of `ignored` files."""
+    """A record directory as read: `path`, `config`, finished `trials`, and the names of `ignored` files."""
 
     path: Path
     config: Config
@@ -42,7 +42,7 @@ class Record:
 
     @classmethod
     def read(cls, path: str | Path) -> "Record":
-        """The record at `path`. Raises AddendaError with every missing or impossible field, by file."""
+        """Read the record at `path`. Raises AddendaError with every missing or impossible field, by file."""
         path = Path(path)
         config = _config(path / "config.json")
         trials, ignored, problems, shorter = [], [], [], []
@@ -94,14 +94,14 @@ class Record:
         return record
 
     def changed(self, config: Config) -> "Record":
-        """The record with another configuration, written: what a comparison that grew now asks for."""
+        """Write another configuration, that of a comparison that grew; return the record with it."""
         value = as_json(config)
         _check_config(self.path / "config.json", value)
         _write(self.path / "config.json", value)
         return Record.read(self.path)
 
     def write_trial(self, trial: TrialRecord) -> "Record":
-        """Write one finished run, atomically; returns the record with it. A finished run is never replaced."""
+        """Write one finished run, atomically; return the record with it. A finished run is never replaced."""
         value = as_json(trial)
         problems = _trial_problems(value, self.config)
         if problems:
@@ -125,14 +125,14 @@ class Record:
         return replace(self, trials=(*self.trials, trial), ignored=ignored)
 
     def trials_of(self, method: str | None = None, stage: str | None = None) -> list[TrialRecord]:
-        """Finished runs of one method, one stage, or both, ordered by seed, rate and steps."""
+        """Return finished runs of one method, one stage, or both, ordered by seed, rate and steps."""
         trials = [t for t in self.trials if method in (None, t.method) and stage in (None, t.stage)]
         return sorted(trials, key=lambda t: (t.seed or 0, t.rate or 0.0, t.steps or 0))
 
     def find(
         self, method: str, stage: str, seed: int | None = None, rate: float | None = None, steps: int | None = None
     ) -> TrialRecord | None:
-        """The finished run with this identity, or None if it is still to do. Rate and steps: any if not given."""
+        """Return the finished run with this identity, or None if it is to do. Rate, steps: any if not given."""
         for t in self.trials_of(method, stage):
             same_rate = rate is None or (t.rate is not None and math.isclose(t.rate, rate, rel_tol=1e-9))
             if t.seed == seed and same_rate and steps in (None, t.steps):
@@ -141,7 +141,7 @@ class Record:
 
 
 def other_hardware(now: Mapping[str, Any]) -> str:
-    """The note of a record that was gone on with on another machine."""
+    """Return the note of a record that was gone on with on another machine."""
     return f"continued on other hardware ({now}): times and memory come from both machines"
 
 
@@ -179,7 +179,7 @@ def _check_config(file: Path, config: Any) -> None:
 
 
 def _of_other_budget(trial: TrialRecord, config: Config) -> bool:
-    """Whether a final run has fewer steps than the budget that was asked for since."""
+    """Return whether a final run has fewer steps than the budget that was asked for since."""
     steps = config.methods[trial.method].steps if trial.method in config.methods else None
     return trial.stage == "final" and None not in (steps, trial.steps) and trial.steps != steps
 
@@ -219,7 +219,7 @@ def _trial_problems(trial: Any, config: Config) -> list[str]:
 
 
 def _together(trials: Sequence[TrialRecord]) -> list[str]:
-    """What is wrong with the runs as a set: different numbers of items, or one final run twice."""
+    """Return what is wrong with the runs as a set: different numbers of items, or one final run twice."""
     problems = []
     for split in ("test", "ood"):
         lengths = {t.name: len(result.items) for t in trials if (result := t.on(split))}

@@ -28,7 +28,7 @@ _OLD = '<meta charset="utf-8">', "Written by addenda compare."  # of versions wi
 
 
 def write_report(record_dir: str | Path) -> Path:
-    """Write `report.html` into the record directory, whole or not at all; returns its path.
+    """Write `report.html` into the record directory, whole or not at all; return its path.
 
     Raises AddendaError where such a file is there that this library has not written.
     """
@@ -40,7 +40,7 @@ def write_report(record_dir: str | Path) -> Path:
 
 
 def is_report(file: Path) -> bool:
-    """Whether a file is a report of ours."""
+    """Return whether a file is a report of ours."""
     if not file.is_file():
         return False
     text = file.read_bytes()[: 64 << 20].decode("utf-8", errors="replace")
@@ -48,7 +48,7 @@ def is_report(file: Path) -> bool:
 
 
 def page(record: Record) -> str:
-    """The report as HTML."""
+    """Return the report as HTML."""
     import jinja2
 
     from addenda.comparing.figures import axis, curves, scatters
@@ -77,7 +77,7 @@ def page(record: Record) -> str:
 
 
 def _printable(record: Record) -> Record:
-    """The record with every text in it, names too, as it may be shown: what nobody can see or encode is spelt out."""
+    """Return the record with every text in it as it may be shown: what nobody can see or encode is spelt out."""
 
     def fit(value: Any) -> Any:
         if isinstance(value, dict):
@@ -91,7 +91,7 @@ def _printable(record: Record) -> Record:
 
 
 def answer(record: Record, comparison: Comparison | None = None) -> str:
-    """What the comparison found, in one sentence of plain words."""
+    """Return what the comparison found, in one sentence of plain words."""
     comparison = comparison or analyse(record)
     title, test = titles_of(record), comparison.test
     methods = [a for a in test if a in record.config.methods and a not in (FULL, HEAD)]
@@ -135,7 +135,7 @@ def answer(record: Record, comparison: Comparison | None = None) -> str:
 
 
 def summary(record: Record) -> Table:
-    """The main table for the terminal; print `answer(record)` under it."""
+    """Return the main table for the terminal; print `answer(record)` under it."""
     record = _printable(record)
     comparison = analyse(record)
     table = Table(
@@ -161,7 +161,7 @@ def summary(record: Record) -> Table:
 
 
 def budget(record: Record) -> str:
-    """ "at 40 steps": the budget as a phrase."""
+    """Return the budget as a phrase: "at 40 steps"."""
     spent = record.config.budget
     value = (spent.steps or 0) if spent.value is None else spent.value
     if spent.kind == "seconds":
@@ -173,7 +173,7 @@ def budget(record: Record) -> str:
 
 @dataclass(frozen=True)
 class _Cell:
-    """The longest run at one rate. won: final runs have that rate."""
+    """The longest run of an arm at one rate. won: final runs have that rate."""
 
     rate: str
     won: bool
@@ -185,7 +185,7 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Searched:
-    """One method's search. edge: the rate that won lies at an edge of those tried."""
+    """The search of one method. edge: the rate that won lies at an edge of those tried."""
 
     title: str
     cells: list[_Cell]
@@ -194,7 +194,7 @@ class _Searched:
 
 @dataclass(frozen=True)
 class _Search:
-    """All searches. steps: of every cell, where they are alike; most: cells of the longest row."""
+    """The searches of all methods. steps: of every cell, where they are alike; most: cells of the longest row."""
 
     methods: list[_Searched]
     kind: str
@@ -203,7 +203,7 @@ class _Search:
 
 
 def _search(record: Record) -> _Search:
-    """Per method what was tried: at each rate the longest run, which rate won, whether it lies at an edge."""
+    """Return what was tried per method: the longest run at each rate, which won, whether it lies at an edge."""
     methods, titles = [], titles_of(record)
     for arm in record.config.methods:
         tried = {t.rate: t for t in record.trials_of(arm, "search") if t.rate is not None}  # the longest comes last
@@ -227,7 +227,7 @@ def _search(record: Record) -> _Search:
 
 
 def _warnings(record: Record, comparison: Comparison) -> list[str]:
-    """What a reader must know before believing the table."""
+    """Return what a reader must know before believing the table."""
     search, titles, warnings = _search(record), titles_of(record), []
     if not search.methods:
         warnings.append(

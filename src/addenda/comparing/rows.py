@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Row:
-    """One arm. leads: no other method beats it; diverged: its failed seeds; finished, wanted: numbers of runs."""
+    """The row of one arm. leads: no other beats it; diverged: its failed seeds; finished, wanted: numbers of runs."""
 
     arm: str
     title: str
@@ -38,7 +38,7 @@ class Row:
 
 
 def titles_of(record: Record) -> dict[str, str]:
-    """What each arm is called, by label."""
+    """Return what each arm is called, by label."""
     names = {t.method: t.method for t in record.trials} | {m: m for m in record.config.methods}
     shots = {m: m.removeprefix("base").strip() for m in names if m.startswith("base")}
     base = {m: f"Base, {s or 'zero-shot'}" for m, s in shots.items()}
@@ -46,7 +46,7 @@ def titles_of(record: Record) -> dict[str, str]:
 
 
 def rows_of(record: Record, comparison: Comparison) -> list[Row]:
-    """One row per arm, fitted methods by accuracy first, then the controls; unfinished ones are there too."""
+    """Return one row per arm, fitted methods by accuracy first, then the controls; unfinished ones are there too."""
     titles, methods = titles_of(record), record.config.methods
     controls = [arm for arm in dict.fromkeys(t.method for t in record.trials) if arm not in methods]
     rows = []
@@ -82,5 +82,5 @@ def rows_of(record: Record, comparison: Comparison) -> list[Row]:
 
 
 def _known(runs: list[TrialRecord], of: Callable[[TrialRecord], T | None]) -> list[T]:
-    """A number of every run that has it."""
+    """Return a number of every run that has it."""
     return [value for t in runs if (value := of(t)) is not None]

@@ -165,7 +165,7 @@ def compare(
 
 
 def _check(named: list[str], around: Mapping, columns: dict, read_here: dict, named_here: bool) -> None:
-    """Raises AddendaError for options that nothing would read, before anything is loaded."""
+    """Raise AddendaError for options that nothing would read, before anything is loaded."""
     if unknown := [k for k in around if k not in named]:
         raise AddendaError(unknown_names(unknown, named, "around="))
     if problems := [p for k, rate in around.items() for p in ranges.problems({"rate": rate})]:
@@ -241,13 +241,13 @@ def _fresh(
 
 
 def _left_out(subject: Subject) -> list[str]:
-    """A sentence for each split that lost images which cannot be decoded."""
+    """Return a sentence for each split that lost images which cannot be decoded."""
     lost = {split: e.skipped for split, e in subject.splits.items() if e.skipped}
     return [f"{len(names)} corrupt images of {split} were left out, {names[0]} first." for split, names in lost.items()]
 
 
 def _search_of(arms: list[Arm], costs: Costs) -> SearchRecord | None:
-    """What is recorded of the search, or None where every arm has one rate."""
+    """Return what is recorded of the search, or None where every arm has one rate."""
     searched = {arm.label: arm.rates for arm in arms if len(arm.rates) > 1}
     if not searched:
         return None
@@ -272,13 +272,13 @@ def _about(arm: Arm, subject: Subject, steps: int) -> MethodRecord:
 
 
 def _options(arm: Arm) -> dict:
-    """Of the method, the optimizer that was named, and settings of training that are the arm's own."""
+    """Return the options of the method and the optimizer, and settings of training that are the arm's own."""
     trained_by = {"optimizer": arm.optimizer} if arm.optimizer != "auto" else {}
     return arm.method.options() | trained_by | arm.training
 
 
 def _titled(methods: dict[str, MethodRecord]) -> dict[str, MethodRecord]:
-    """Forms of one method get the options in their titles that they do not all have alike."""
+    """Return titles in which forms of one method have the options that they do not all have alike."""
     titled = {}
     for label, method in methods.items():
         alike = [m.options or {} for m in methods.values() if m.title == method.title]
@@ -299,7 +299,7 @@ def _grown(
     search_steps: int | None,
     watch: Watch,
 ) -> Record:
-    """The record as this command has it: the same, or with more seeds, arms or steps, which is measured and noted."""
+    """Return the record as this command has it: the same, or larger, which is measured and noted."""
     known, growth = record.config, grown(record, identity)
     here = hardware()
     if growth is None and known.hardware == here:
@@ -335,7 +335,7 @@ def _grown(
 
 
 def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
-    """The arms of an earlier call with what it decided (dropped rates and arms, sizes); raises for others."""
+    """Return the arms of an earlier call with what it decided (dropped rates and arms, sizes); raise for others."""
     known = record.config.methods
     kept = {arm.label: arm for arm in arms if arm.label in known}
     if set(known) - set(kept):
@@ -350,7 +350,7 @@ def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
 
 
 def _as_judged(subject: Subject, record: Record) -> Subject:
-    """The subject, of the recorded data and form; raises for others."""
+    """Return the subject, of the recorded data and form; raise for others."""
     there, now = record.config.data, subject.about_data
     held = {k: (getattr(there, k), getattr(now, k)) for k in ("hashes", "subset", "prepared")}
     if other := [k for k, (before, here) in held.items() if before is not None and before != here]:
@@ -364,7 +364,7 @@ def _as_judged(subject: Subject, record: Record) -> Subject:
 def _run(
     record: Record, subject: Subject, arms: list[Arm], settings: TrialSettings, seeds: Sequence[int], watch: Watch
 ) -> None:
-    """Every run that the record lacks, searches first, then seed by seed so that early seeds are complete."""
+    """Execute every run that the record lacks, searches first, then seed by seed so that early seeds are complete."""
     known, partial = record.config, record.path / "partial"
     controls = {} if subject.fresh else {"base": subject.tested, **subject.controls}
     for label, splits in controls.items():

@@ -7,13 +7,13 @@ from addenda.comparing.entries import TrialRecord
 
 
 def grid(center: float, n: int) -> tuple[float, ...]:
-    """n rates around a centre, a factor of √10 apart, rounded to two digits: 3 around 1e-3 are 3.2e-4, 1e-3, 3.2e-3."""
+    """Return n rates around a centre, a factor of √10 apart, to two digits: 3 around 1e-3 are 3.2e-4, 1e-3, 3.2e-3."""
     shift = (n - 1) / 2
     return tuple(float(f"{center * 10 ** ((i - shift) / 2):.1e}") for i in range(n))
 
 
 def rungs(rates: int, steps: int) -> list[tuple[int, int]]:
-    """(how many rates, for how many steps) of every rung: half of them go on, for twice as long, until one is left."""
+    """Return (rates, steps) of every rung: half of them go on, for twice as long, until one is left."""
     ladder = []
     while rates > 1:
         ladder.append((rates, steps))
@@ -22,7 +22,7 @@ def rungs(rates: int, steps: int) -> list[tuple[int, int]]:
 
 
 def search(rates: tuple[float, ...], steps: int, run: Callable[[float, int], TrialRecord], further: int = 1) -> float:
-    """The best rate. run(rate, steps): what such a run gives; a diverged one counts as infinitely bad.
+    """Return the best rate. run(rate, steps): what such a run gives; a diverged one counts as infinitely bad.
 
     Where the best lies at an edge of the grid, up to `further` rates beyond that edge are tried, each as long as the
     first rung, while they are better.
@@ -52,5 +52,5 @@ def _score(trial: TrialRecord) -> float:
 
 
 def cost(rates: int, steps: int, further: int = 1) -> int:
-    """Steps that the search of one arm may take, `further` rates beyond the grid included."""
+    """Return steps that the search of one arm may take, `further` rates beyond the grid included."""
     return sum(n * s for n, s in rungs(rates, steps)) + (further * steps if rates > 1 else 0)

@@ -10,7 +10,7 @@ WORTHWHILE = 8  # shared tokens below which a cache saves nothing
 
 
 def common_prefix(examples: Tokens) -> int:
-    """How many first tokens all examples share, one short of where the first of them is judged."""
+    """Return how many first tokens all examples share, one short of where the first of them is judged."""
     if examples.kind != "causal":
         return 0
     first, last = min(examples.ids), max(examples.ids)
@@ -20,7 +20,7 @@ def common_prefix(examples: Tokens) -> int:
 
 
 def evaluate_with_cache(model: nn.Module, examples: Encoded, batch: int = 32) -> Evaluation:
-    """As `evaluate`, for a causal LM; the same verdicts up to rounding, with the shared tokens computed once."""
+    """Judge a causal LM as `evaluate` does, up to rounding, with the shared tokens computed once."""
     n = common_prefix(examples) if isinstance(examples, Tokens) else 0
     caches = hasattr(getattr(model, "config", None), "use_cache")
     return evaluate(model, examples=examples, batch=batch, prefix=n if n >= WORTHWHILE and caches else 0)

@@ -79,7 +79,7 @@ class PairedDifference:
         return None
 
     def words(self, titles: Mapping[str, str] | None = None) -> str:
-        """The verdict as a sentence, in percentage points."""
+        """Return the verdict as a sentence, in percentage points."""
         a, b = ((titles or {}).get(k, k) for k in (self.a, self.b))
         gap = f"{abs(self.difference) * 100:.1f} points"
         if self.better == self.a:
@@ -115,17 +115,17 @@ class Comparison:
     caveats: tuple[str, ...] = ()
 
     def pair(self, a: str, b: str) -> PairedDifference | None:
-        """The pair in whichever order it was compared, or None if it was not."""
+        """Return the pair in whichever order it was compared, or None if it was not."""
         return next((p for p in self.pairs if {p.a, p.b} == {a, b}), None)
 
     def beats(self, a: str, b: str) -> bool:
-        """Whether `a` is better than `b` beyond doubt. Methods left unordered cannot be told apart."""
+        """Return whether `a` is better than `b` beyond doubt. Methods left unordered cannot be told apart."""
         pair = self.pair(a, b)
         return pair is not None and pair.better == a
 
 
 def analyse(record: Record, draws: int = DRAWS) -> Comparison:
-    """All statistics of a record. Raises AddendaError if no run of it has test items."""
+    """Compute all statistics of a record. Raises AddendaError if no run of it has test items."""
     runs = {
         arm: record.trials_of(arm, stage)
         for stage in ("final", "control")
@@ -178,7 +178,7 @@ def analyse(record: Record, draws: int = DRAWS) -> Comparison:
 
 
 def sign_flip(differences: Iterable[int]) -> float:
-    """Exact two-sided p of Σd under independent fair signs of the integers d. With d in −1, 0, 1: McNemar's."""
+    """Return the exact two-sided p of Σd under independent fair signs of integers d. With d in −1, 0, 1: McNemar's."""
     d = np.asarray(list(differences), dtype=np.int64)
     sizes, counts = np.unique(np.abs(d[d != 0]), return_counts=True)
     law = np.ones(1)  # of (Σ ±|d| + Σ|d|) / 2, the total of the positive ones
@@ -192,7 +192,7 @@ def sign_flip(differences: Iterable[int]) -> float:
 
 
 def letters(ranked: Sequence[str], different: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Compact letter display (Piepho 2004, insert and absorb): arms share a letter iff they are not told apart."""
+    """Return a compact letter display (Piepho 2004, insert and absorb): arms share a letter iff not told apart."""
     columns = {frozenset(ranked)}
     for pair in map(frozenset, different):
         columns = {c - {x} for c in columns for x in pair if pair <= c} | {c for c in columns if not pair <= c}
@@ -203,7 +203,7 @@ def letters(ranked: Sequence[str], different: Iterable[tuple[str, str]]) -> dict
 
 
 def _arms(runs: Mapping[str, list[TrialRecord]], split: str) -> dict[str, dict[int | None, np.ndarray]]:
-    """{arm: {seed: 0/1 per item}}. A diverged run without answers is all wrong; an arm without any is left out."""
+    """Return {arm: {seed: 0/1 per item}}. A diverged run without answers is all wrong; an arm without any is absent."""
     lengths = [len(result.items) for ts in runs.values() for t in ts if (result := t.on(split))]
     arms: dict[str, dict[int | None, np.ndarray]] = {}
     for arm, trials in runs.items():
@@ -219,14 +219,14 @@ def _arms(runs: Mapping[str, list[TrialRecord]], split: str) -> dict[str, dict[i
 
 
 def _pooled(arms: Sequence[Mapping[int | None, np.ndarray]]) -> tuple[float, int]:
-    """Variance of the seeds' means, pooled over the arms, and its degrees of freedom (0: no arm has two seeds)."""
+    """Return the variance of seeds' means, pooled over arms, and its degrees of freedom (0: no arm has two seeds)."""
     means = [np.array([x.mean() for x in arm.values()]) for arm in arms if len(arm) > 1]
     freedom = sum(len(m) - 1 for m in means)
     return (sum(float(m.var() * len(m)) for m in means) / freedom if freedom else 0.0), freedom
 
 
 def _spread(x: np.ndarray, pooled: float, freedom: int) -> tuple[float, float]:
-    """Standard error of the mean of x (seeds × items) and its degrees of freedom (module docstring)."""
+    """Return the standard error of the mean of x (seeds × items) and its degrees of freedom (module docstring)."""
     seeds, items = x.shape
     a = float(x.mean(0).var(ddof=1)) / items if items > 1 else 0.0
     of_arm, overlap = 0.0, 0.0
@@ -242,19 +242,19 @@ def _spread(x: np.ndarray, pooled: float, freedom: int) -> tuple[float, float]:
 
 @lru_cache(maxsize=4)
 def _draws(size: int, draws: int, salt: int) -> np.ndarray:
-    """Bootstrap weights, draws × size, each row summing to 1. Cached: every arm and seed shares one draw of items."""
+    """Return bootstrap weights, draws × size, each row summing to 1. Cached: all share one draw of items."""
     drawn = np.random.default_rng([SEED, salt]).integers(size, size=(draws, size))
     rows = np.arange(draws)[:, None] * size
     return np.bincount((drawn + rows).ravel(), minlength=draws * size).reshape(draws, size).astype(np.float32) / size
 
 
 def _quantile(p: float, df: float) -> float:
-    """Student's t; the special function itself, since a comparison asks for hundreds."""
+    """Return a quantile of Student's t; by the special function itself, since a comparison asks for hundreds."""
     return float(special.stdtrit(min(df, 1e9), p))
 
 
 def _interval(x: np.ndarray, pooled: float, freedom: int, draws: int) -> tuple[float, float]:
-    """95 % interval of the mean of x (seeds × items): the wider, on each side, of t and two-level bootstrap."""
+    """Return the 95 % interval of the mean of x (seeds × items): the wider, by side, of t and two-level bootstrap."""
     seeds, items = x.shape
     means = x @ _draws(items, draws, 1).T  # seeds × draws
     boot = (means * _draws(seeds, draws, 2).T).sum(0)
@@ -281,7 +281,7 @@ def _estimates(arms: Mapping, pooled: float, freedom: int, draws: int) -> dict[s
 def _pair(
     a: str, b: str, left: Mapping, right: Mapping, pooled: float, freedom: int, draws: int
 ) -> tuple[PairedDifference, float, float]:
-    """A difference without Holm's part, its standard error and degrees of freedom. A control meets every seed."""
+    """Return a difference without Holm's part, its standard error and degrees of freedom. A control has all seeds."""
     seeds = [s for s in left if s in right] if None not in {*left, *right} else [*{*left, *right} - {None}] or [None]
     if not seeds:  # an interrupted comparison: no seed that both have finished
         return PairedDifference(a, b, 0.0, -1.0, 1.0, 1.0, 1.0, math.inf, 0, 0), math.inf, 1.0
@@ -300,7 +300,7 @@ def _pair(
 
 
 def _holm(compared: list[tuple[PairedDifference, float, float]]) -> tuple[PairedDifference, ...]:
-    """Pairs with Holm's p, and with the difference that each could have shown at the strictest level Holm asks."""
+    """Return pairs with Holm's p, and the difference that each could have shown at the strictest level of Holm."""
     highest, pairs, level = 0.0, [pair for pair, _, _ in compared], LEVEL / max(len(compared), 1)
     for rank, i in enumerate(sorted(range(len(compared)), key=lambda i: compared[i][0].p)):
         pair, error, df = compared[i]

@@ -26,7 +26,7 @@ SHOTS = 8  # finished examples before the question, in the control without train
 
 @dataclass(frozen=True)
 class Subject:
-    """controls: further encodings of test and ood for the bare base, by name ("base 8-shot").
+    """What a comparison is about. controls: further encodings of test and ood for the base ("base 8-shot").
 
     heads: what every arm trains besides. fresh: they were drawn at random, so the bare base has no answers to judge.
     """
@@ -41,7 +41,7 @@ class Subject:
     fresh: bool = False
 
     def limited(self, items: int | None) -> "Subject":
-        """The first `items` of the test split, half as many of ood: their order is that of a hash or of the file."""
+        """Return the first `items` of the test split, half as many of ood: in an order by hash or the file's."""
         if items is None:
             return self
 
@@ -60,7 +60,7 @@ class Subject:
 
 
 def embedded(tell: Callable[[str], None], dtype: str = "auto", quantize: str | None = None) -> Subject:
-    """The embedded model and task: see `models.embedded` and `data.task`."""
+    """Return the embedded model and task: see `models.embedded` and `data.task`."""
     from addenda.data.task import embedded_task
     from addenda.models.embedded import NAME, model_folder
 
@@ -92,7 +92,7 @@ def embedded(tell: Callable[[str], None], dtype: str = "auto", quantize: str | N
 
 
 def _last_turn(tokens: Tokens) -> Tokens:
-    """Judge the last answer only: the shots before it are given, not asked."""
+    """Return tokens of which only the last answer is judged: the shots before it are given, not asked."""
     labels = []
     for row in tokens.labels:
         end = max(i for i, t in enumerate(row) if t != -100)
@@ -115,7 +115,7 @@ def from_files(
     max_length: int | None = None,
     trust_remote_code: bool = False,
 ) -> Subject:
-    """A transformers folder and a data file or folder, of texts or images.
+    """Return a subject from a transformers folder and a data file or folder, of texts or images.
 
     Validation and test come from the folder's own splits, else 10 % and 20 % of the questions or images are held out by
     their hash; with a subset (see `data.subsets`) both it and its validation come out of the training split. items:
@@ -156,7 +156,7 @@ def from_files(
 
 
 def of_splits(loaded: Loaded, data: dict[str, Data], splits: dict[str, Encoded], about: DataRecord) -> Subject:
-    """A loaded model, its data and the same encoded by split (train, validation, test, perhaps ood).
+    """Return a subject from a loaded model, its data and the same encoded by split (train, validation, test, ood).
 
     about: what the record says of the data besides what is counted here: a name and a description at least.
     """
@@ -177,17 +177,17 @@ def of_splits(loaded: Loaded, data: dict[str, Data], splits: dict[str, Encoded],
 
 
 def _first(data: Data, n: int | None) -> Data:
-    """The first n by hash, a fair sample of a source that is ordered by class."""
+    """Return the first n by hash, a fair sample of a source that is ordered by class."""
     return replace(data, examples=tuple(sorted(data.examples, key=lambda e: (share(e.key, 0), e.key))[:n]))
 
 
 def most(split: str, items: int | None) -> int | None:
-    """How many examples of a split are judged at most: `items` of test, half as many of ood, all of the others."""
+    """Return how many examples of a split are judged at most: `items` of test, half of that of ood, all others."""
     return None if items is None else {"test": items, "ood": max(1, items // 2)}.get(split)
 
 
 def _in_words(data: dict[str, Data], splits: dict[str, Encoded], loaded: Loaded) -> DataRecord:
-    """What the record says of the data in words: a description, an example of texts, what was left out."""
+    """Return what the record says of the data in words: a description, an example of texts, what was left out."""
     train, labels = data["train"], data["train"].labels or ()
     if train.form != "image":
         first = data["test"].examples[0]
@@ -201,7 +201,7 @@ def _in_words(data: dict[str, Data], splits: dict[str, Encoded], loaded: Loaded)
 
 
 def _model_record(name: str, loaded: Loaded) -> ModelRecord:
-    """What the record says of the model."""
+    """Return what the record says of the model."""
     return ModelRecord(
         name=name,
         parameters=sum(p.numel() for p in loaded.model.parameters()),

@@ -30,7 +30,7 @@ from addenda.train.tune import calibration
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """What all arms share."""
+    """The settings that all arms share."""
 
     batch: int = 8
     schedule: str = "linear"
@@ -52,7 +52,7 @@ def trial(
     checkpoints: Path | None = None,
     save_every: int | None = None,
 ) -> TrialRecord:
-    """Run once and return what the record keeps. stage: "search" judges on validation only.
+    """Train and judge once; return what the record keeps. stage: "search" judges on validation only.
 
     A loss that diverges is a result, not an error: status "diverged". checkpoints: a folder for going on after a kill.
     """
@@ -98,7 +98,7 @@ def trial(
 
 @contextmanager
 def attached(subject: Subject, arm: Arm, settings: TrialSettings, seed: int, batches: int = 8) -> Iterator[Adapter]:
-    """The arm's adapter on the model, for the length of a `with` block. batches: what a calibrated method may see."""
+    """Attach the arm's adapter for the length of a `with` block. batches: what a calibrated method may see."""
     model, train = subject.model, subject.splits["train"]
     adapter = attach(
         model, arm.method, targets=arm.targets, also_train=arm.also_train, name="trial", seed=seed,
@@ -112,7 +112,7 @@ def attached(subject: Subject, arm: Arm, settings: TrialSettings, seed: int, bat
 
 
 def control(subject: Subject, label: str, splits: dict[str, Encoded]) -> TrialRecord:
-    """The bare base on the given encodings."""
+    """Judge the bare base on the given encodings."""
     started = time.perf_counter()
     results = _results(subject.model, splits)
     seconds = time.perf_counter() - started
@@ -122,18 +122,18 @@ def control(subject: Subject, label: str, splits: dict[str, Encoded]) -> TrialRe
 
 
 def _results(model: nn.Module, splits: dict[str, Encoded]) -> dict[str, SplitResult]:
-    """By "test" and "ood", where they are among the splits."""
+    """Judge the splits "test" and "ood", where they are among these."""
     return {split: judged(evaluate_with_cache(model, encoded)) for split, encoded in splits.items()}
 
 
 def judged(evaluation: Evaluation) -> SplitResult:
-    """What the record keeps of a whole split."""
+    """Return what the record keeps of a whole split."""
     accuracy = math.nan if evaluation.accuracy is None else evaluation.accuracy
     return SplitResult(accuracy=accuracy, loss=evaluation.loss, items="".join(map(str, evaluation.items)))
 
 
 def looks(steps: int, stage: str) -> list[int]:
-    """When validation is looked at: once in a search, twice in a short run, else four times."""
+    """Return the steps at which validation is judged: once in a search, twice in a short run, else four times."""
     times = 1 if stage == "search" else 2 if steps <= 50 else 4
     return sorted({max(1, round(steps * k / times)) for k in range(1, times + 1)})
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 
 def percent(x: float | None) -> str:
-    """0.5414 → "54.1"."""
+    """Return a share in percent: 0.5414 → "54.1"."""
     return "–" if x is None else f"{x * 100:.1f}"
 
 
@@ -14,29 +14,29 @@ def whole(x: float) -> str:
 
 
 def points(x: float) -> str:
-    """−0.031 → "−3.1", with a true minus and no negative zero."""
+    """Return percentage points: −0.031 → "−3.1", with a true minus and no negative zero."""
     text = f"{abs(x) * 100:.1f}"
     return text if float(text) == 0 else ("+" if x > 0 else "−") + text
 
 
 def count(n: float | None) -> str:
-    """1234567 → "1.23 M": three figures."""
+    """Return a number in three figures: 1234567 → "1.23 M"."""
     return "–" if n is None else _scaled(n, 1000, ("", "k", "M", "G"))
 
 
 def size(n: float | None) -> str:
-    """Bytes in decimal units, three figures: 8_400_000 → "8.40 MB"."""
+    """Return bytes in decimal units, three figures: 8_400_000 → "8.40 MB"."""
     return "–" if n is None else _scaled(n, 1000, ("B", "kB", "MB", "GB"))
 
 
 def rate(r: float) -> str:
-    """0.00033 → "3.3e-4": learning rates side by side compare best by their exponents."""
+    """Return a learning rate: 0.00033 → "3.3e-4"; side by side these compare best by their exponents."""
     digits, exponent = f"{r:.1e}".split("e")
     return f"{digits.removesuffix('.0')}e{int(exponent)}"
 
 
 def duration(seconds: float | None) -> str:
-    """0.412 → "412 ms", 75 → "1 min 15 s", 7400 → "2 h 3 min"."""
+    """Return a duration in words: 0.412 → "412 ms", 75 → "1 min 15 s", 7400 → "2 h 3 min"."""
     if seconds is None:
         return "–"
     if seconds < 60:
@@ -54,12 +54,12 @@ def _scaled(n: float, base: int, units: Sequence[str]) -> str:
 
 
 def tick(text: str) -> str:
-    """ "1.20 GB" → "1.2 GB", "1.00 M" → "1 M"."""
+    """Return a size or count without trailing zeros: "1.20 GB" → "1.2 GB", "1.00 M" → "1 M"."""
     return re.sub(r"\.?0+(?= |$)", "", text) if "." in text else text
 
 
 def known(value: object) -> object:
-    """Or a dash where nothing is known."""
+    """Return a value, or a dash where nothing is known."""
     return "–" if value is None else value
 
 

@@ -37,20 +37,20 @@ FEW = 40  # steps; measuring takes the time of four, and a shorter run may not e
 
 @dataclass(frozen=True)
 class Attention:
-    """name: the implementation, None for a model without a choice; seconds: of one step with each, if measured."""
+    """An attention implementation. name: None for a model without a choice; seconds: a step of each, if measured."""
 
     name: str | None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 def current(model: Any) -> str | None:
-    """The implementation that a transformers model has now; None where it has no choice."""
+    """Return the implementation that a transformers model has now; None where it has no choice."""
     has = hasattr(model, "set_attn_implementation")
     return getattr(model.config, "_attn_implementation", None) if has else None
 
 
 def put(model: Any, name: str | None) -> None:
-    """Set it, for good. None: nothing to do. Raises AddendaError where the model has no such implementation."""
+    """Set the implementation, for good; None: nothing to do. Raises AddendaError where the model has no such one."""
     if name is None or name == current(model):
         return
     why = f"{type(model).__name__} has no choice of attention"
@@ -65,7 +65,7 @@ def put(model: Any, name: str | None) -> None:
 
 @contextmanager
 def using(model: nn.Module, name: str | None) -> Iterator[None]:
-    """The implementation for the length of a `with` block; the model's own comes back afterwards."""
+    """Use an implementation for the length of a `with` block; the model's own comes back afterwards."""
     before = current(model)
     put(model, name)
     try:
@@ -75,7 +75,7 @@ def using(model: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def choose(model: nn.Module, train: Encoded, batch: int, steps: int) -> Attention:
-    """The implementation for a run, as `settled`; the model keeps its own.
+    """Return the implementation for a run, as `settled`; the model keeps its own.
 
     A run of fewer than 40 steps and one over several processes (which must agree) keep what the model has, unmeasured.
     """
@@ -85,7 +85,7 @@ def choose(model: nn.Module, train: Encoded, batch: int, steps: int) -> Attentio
 
 
 def settled(model: nn.Module, train: Encoded, batch: int) -> Attention:
-    """What this machine has measured for such a model and such a batch: once, and kept for every run after it.
+    """Return the implementation measured on this machine for such a model and batch: once, kept for later runs.
 
     Of runs that measure at the same time the first to write decides. Where nothing can be kept, nothing is measured:
     the model keeps its own, which is the same the next time.
@@ -115,7 +115,7 @@ def settled(model: nn.Module, train: Encoded, batch: int) -> Attention:
 
 
 def _case(model: nn.Module, train: Encoded, batch: int) -> str:
-    """What the fastest implementation depends on, as a name."""
+    """Return what the fastest implementation depends on, as a name."""
     shapes = {k: [list(t.shape), str(t.dtype)] for k, t in train.batch(_long(train.lengths, batch)).items()}
     tensors = [[n, list(p.shape), str(p.dtype), type(p).__name__] for n, p in model.named_parameters()]
     own = [t for t in tensors if not is_ours(t[0])]
@@ -124,7 +124,7 @@ def _case(model: nn.Module, train: Encoded, batch: int) -> str:
 
 
 def _kept(file: Path) -> Attention | None:
-    """What was measured before; None where it was not, or the file says nothing that can be."""
+    """Read what was measured before; None where it was not, or the file cannot be used."""
     try:
         said = read_json(file)
         seconds = {k: float(v) for k, v in said["seconds"].items() if k in NAMES}

@@ -12,7 +12,7 @@ from addenda.train import checkpoint
 
 
 class TrainerCallback(transformers.TrainerCallback):
-    """Give it to a plain Trainer: `Trainer(model, …, callbacks=[addenda.TrainerCallback(adapter)])`.
+    """A callback for a plain Trainer: `Trainer(model, …, callbacks=[addenda.TrainerCallback(adapter)])`.
 
     Calls `adapter.step()` after every optimizer step (schedules, dead tensors); writes `adapter.safetensors` into every
     checkpoint; on resume loads it back strictly, over what the Trainer loaded non-strictly. Weights in few bits, which
@@ -29,8 +29,10 @@ class TrainerCallback(transformers.TrainerCallback):
         self.dead: Literal["raise", "warn"] = dead
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Load the checkpoint that the Trainer resumes from. Raises AddendaError where it holds no adapter, or not
-        the optimizer and the schedule, which the Trainer would begin anew.
+        """Load the checkpoint that the Trainer resumes from.
+
+        Raises AddendaError where it holds no adapter, or not the optimizer and the schedule, which the
+        Trainer would begin anew.
         """
         if state.global_step > 0:
             own = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
@@ -60,7 +62,7 @@ class TrainerCallback(transformers.TrainerCallback):
 
 
 def _holders(model: nn.Module) -> list[nn.Module]:
-    """The modules that keep a packed weight of their own."""
+    """Return the modules that keep a packed weight of their own."""
     return [m for m in model.modules() if any(isinstance(p, Packed) for p in m._parameters.values())]
 
 

@@ -34,7 +34,7 @@ _SIGNS = ("---\n", "\nlibrary_name: addenda\n")  # of a card of ours
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """What run.json says; None where there is none, or it is not of such a run."""
+    """Read run.json; None where there is none, or it is not of such a run."""
     try:
         run = read_json(folder / RUN)
     except AddendaError:
@@ -44,13 +44,13 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def check_ours(folder: Path) -> None:
-    """Raises AddendaError where a name that a run writes is taken by something else."""
+    """Raise AddendaError where a name that a run writes is taken by something else."""
     names = {RUN: lambda _: read_run(folder) is not None, ADAPTER: is_adapter, CARD: lambda p: holds(p, *_SIGNS)}
     check_free(folder, names | {"checkpoints": Path.is_dir})
 
 
 def is_adapter(file: Path) -> bool:
-    """Whether an adapter file is of the run in its folder: by its hash in run.json, or as its checkpoints have it."""
+    """Return whether an adapter file is of the run in its folder: by the hash in run.json, or by its checkpoints."""
     run = read_run(file.parent)
     said = (run or {}).get("files")
     if run is not None and not isinstance(said, dict):  # of a version that noted no hashes
@@ -63,7 +63,7 @@ def is_adapter(file: Path) -> bool:
 
 
 def _alike(a: Path, b: Path) -> bool:
-    """Whether two adapter files are of one run: methods, seed, sites and the base's bytes at them."""
+    """Return whether two adapter files are of one run: methods, seed, sites and the base's bytes at them."""
     try:
         (one, _), (other, _) = read(a), read(b)
     except AddendaError:
@@ -73,7 +73,7 @@ def _alike(a: Path, b: Path) -> bool:
 
 
 def is_finished(folder: Path, made: FitResult) -> bool:
-    """Whether a call has found its run finished, and all that it leaves is there: then nothing is to be written."""
+    """Return whether a call has found its run finished, with all that it leaves: nothing is to be written then."""
     run = read_run(folder)
     there = (folder / ADAPTER).is_file() and (folder / CARD).is_file()
     return (
@@ -87,7 +87,7 @@ def _hash(file: Path) -> str:
 
 
 def write_all(folder: Path, adapter: Adapter, *, base: str, options: dict, data: dict, made: FitResult, before, after):
-    """run.json, then the card, which an edited one is left in the place of."""
+    """Write run.json, then the card, unless a card that was edited stands there."""
     known = (read_run(folder) or {}).get("files")
     known = known if isinstance(known, dict) else {}
     run = run_of(base=base, options=options, data=data, made=made, before=before, after=after)
@@ -102,7 +102,7 @@ def write_all(folder: Path, adapter: Adapter, *, base: str, options: dict, data:
 
 
 def run_of(*, base: str, options: dict, data: dict, made: FitResult, before, after) -> dict:
-    """run.json: everything that is needed to run it again, and what came out."""
+    """Return the content of run.json: everything that is needed to run it again, and what came out."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
@@ -131,7 +131,7 @@ def run_of(*, base: str, options: dict, data: dict, made: FitResult, before, aft
 
 
 def card_of(adapter: Adapter, run: dict) -> str:
-    """README.md: what the Hub reads, as YAML, then a page for people."""
+    """Return the content of README.md: what the Hub reads, as YAML, then a page for people."""
     options, data = run["options"], run["data"]
     after = run["after"] or {}
     front = ModelCardData(
@@ -198,7 +198,7 @@ def _page(adapter: Adapter, run: dict, options: dict, data: dict) -> str:
 
 
 def _code(text: object) -> str:
-    """A name as Markdown shows it and no more: on one line, between more backticks than it has in a row."""
+    """Return a name as Markdown shows it and no more: on one line, between more backticks than it has in a row."""
     line = printable(str(text)).replace("\n", " ").replace("\t", " ")
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     space = " " if len(fence) > 1 else ""
@@ -206,7 +206,7 @@ def _code(text: object) -> str:
 
 
 def _hub_name(given: str, kind: str) -> str | None:
-    """What a model or data set is called on the Hub; None for a folder, a file or a thing in memory of the user's own.
+    """Return what a model or data set is called on the Hub; None for a folder, a file or a thing in memory.
 
     A folder in the Hub's cache (models--org--name) is what it was fetched as.
     """

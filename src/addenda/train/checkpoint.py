@@ -47,7 +47,7 @@ def write(
     looks: list | None = None,
     here: bool = True,
 ) -> None:
-    """The adapter and its step into an existing or new folder. Every process calls it; here: whether this one writes.
+    """Write the adapter and its step into a folder. Every process calls it; here: whether this one writes.
 
     Of a sharded model all of them take part, since tensors are gathered, and the first writes.
     """
@@ -62,7 +62,7 @@ def write(
 
 
 def restore(adapter: Adapter, folder: str | Path) -> int:
-    """Put a checkpoint's values into the attached adapter, strictly, and set its schedules; returns the step.
+    """Put a checkpoint's values into the attached adapter, strictly, and set its schedules; return the step.
 
     Raises AddendaError when the folder is no checkpoint of addenda, or of other methods, seed, sites or shapes.
     """
@@ -74,7 +74,7 @@ def restore(adapter: Adapter, folder: str | Path) -> int:
 
 
 def fitting(adapter: Adapter, folder: str | Path, base: bool = True) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of this adapter. base: compare the base's bytes at its sites too.
+    """Return the tensors of a checkpoint of this adapter. base: compare the base's bytes at its sites too.
 
     Raises AddendaError when it is of other methods, seed, heads or base weights.
     """
@@ -110,7 +110,7 @@ def _all(methods: list[Method]) -> str:
 
 
 def _other_base(adapter: Adapter, header: Header) -> list[str]:
-    """Where the base's own bytes at the sites are not those that the checkpoint was trained on."""
+    """Return the sites where the base's own bytes are not those that the checkpoint was trained on."""
     root, state, _ = record_of(adapter.model, adapter.name)
     known, other = {s.path: s for s in header.sites if not s.is_head}, []
     for path in [p for p, _ in adapter.sites() if p in known]:
@@ -124,7 +124,7 @@ def _other_base(adapter: Adapter, header: Header) -> list[str]:
 
 
 def note_of(folder: str | Path) -> dict[str, Any]:
-    """What `write` noted. Raises AddendaError where there is no such note."""
+    """Read what `write` noted. Raises AddendaError where there is no such note."""
     try:
         note = read_json(Path(folder) / NOTE)
         if not isinstance(note, dict):
@@ -142,7 +142,7 @@ def note_of(folder: str | Path) -> dict[str, Any]:
 
 
 def is_own(folder: Path) -> bool:
-    """Whether `fit` wrote this checkpoint, or began to: its note says so; another program's has none, or no settings.
+    """Return whether `fit` wrote this checkpoint, or began to: its note says so.
 
     One that was killed before the note was written holds nothing, or nothing but the adapter.
     """
@@ -158,7 +158,7 @@ def is_own(folder: Path) -> bool:
 
 
 def has_adapter(file: Path) -> bool:
-    """Whether a file is an adapter file of addenda."""
+    """Return whether a file is an adapter file of addenda."""
     try:
         read(file)
     except AddendaError:
@@ -167,13 +167,13 @@ def has_adapter(file: Path) -> bool:
 
 
 def latest(out: str | Path) -> Path | None:
-    """The newest checkpoint of `fit`'s in a folder, or None."""
+    """Return the newest checkpoint of `fit`'s in a folder, or None."""
     found = [p for p in all_of(out) if is_own(p)]
     return found[-1] if found else None
 
 
 def check_resumable(folder: Path) -> None:
-    """Raises AddendaError where a plain Trainer would go on from this folder with a new optimizer or schedule."""
+    """Raise AddendaError where a plain Trainer would go on from this folder with a new optimizer or schedule."""
     held = [(name, [name, name.replace(".pt", ".bin")]) for name in RESUMES]  # the other name is of older versions
     missing = [name for name, names in held if not any((folder / n).is_file() for n in names)]
     if missing:
@@ -185,7 +185,7 @@ def check_resumable(folder: Path) -> None:
 
 
 def check_whole(folder: Path, also: Iterable[str] = ()) -> None:
-    """Raises AddendaError for a checkpoint from which a run would end with other numbers: a file is gone or changed."""
+    """Raise AddendaError for a checkpoint with a file gone or changed: its run would end with other numbers."""
     known = note_of(folder).get("files", {})
     missing = [name for name in dict.fromkeys((FILE, *RESUMES, *also, *known)) if not (folder / name).is_file()]
     wrong = [name for name, said in known.items() if name not in missing and said != _hash(folder / name)]
@@ -206,7 +206,7 @@ def _hash(file: Path) -> str:
 
 
 def all_of(out: str | Path) -> list[Path]:
-    """Folders named as checkpoints are, by step, oldest first; whoever wrote them."""
+    """Return folders named as checkpoints are, by step, oldest first; whoever wrote them."""
     out = Path(out)
     found = (
         [p for p in out.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{1,18}", p.name)] if out.is_dir() else []
@@ -225,7 +225,7 @@ def begin(out: Path, identity: dict, choices: dict, looks: list) -> None:
 
 
 def begun(out: str | Path) -> dict[str, Any]:
-    """What `begin` wrote; empty where no run has begun in that folder, or the note is of something else."""
+    """Read what `begin` wrote; empty where no run has begun in that folder, or the note is of something else."""
     try:
         note = read_json(Path(out) / NOTE)
     except AddendaError:
@@ -236,7 +236,7 @@ def begun(out: str | Path) -> dict[str, Any]:
 
 
 def check_free(out: Path, saves: Iterable[int], best: bool) -> None:
-    """Raises AddendaError where a name that a run will write is taken by something that `fit` did not write."""
+    """Raise AddendaError where a name that a run will write is taken by something that `fit` did not write."""
     steps = set(saves)
     taken = [p.name for p in all_of(out) if step_of(p) in steps and not is_own(p)]
     if (out / NOTE).exists() and not begun(out):
@@ -255,7 +255,7 @@ def _exists(path: Path) -> bool:
 
 
 def _is_best(out: Path) -> bool:
-    """Whether the file of the best values is of a run in this folder."""
+    """Return whether the file of the best values is of a run in this folder."""
     return bool(begun(out) or latest(out)) and has_adapter(out / BEST)
 
 
@@ -291,7 +291,7 @@ def clear(out: str | Path) -> None:
 
 
 def drop(out: Path) -> None:
-    """`clear`, and the folder itself where nothing else is in it."""
+    """Delete what `clear` does, and the folder itself where nothing else is in it."""
     if out.is_dir() and not out.is_symlink():
         clear(out)
         if not any(out.iterdir()):

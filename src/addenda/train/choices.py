@@ -19,7 +19,7 @@ from addenda.train.loss import score
 def attention_of(
     asked: str | None, known: dict | None, model: nn.Module, train: Encoded, batch: int, steps: int
 ) -> attentions.Attention:
-    """The attention that was asked for, that a resumed run had, or that measuring chooses."""
+    """Return the attention that was asked for, that a resumed run had, or that measuring chooses."""
     if asked != "auto":
         return attentions.Attention(asked or attentions.current(model))
     return attentions.Attention(**known) if known else attentions.choose(model, train, batch, steps)
@@ -40,7 +40,7 @@ _MARKS = ("gradient_checkpointing", "_gradient_checkpointing_func", "_require_gr
 
 @contextmanager
 def recomputing(model: Any, on: bool = True) -> Iterator[None]:
-    """Gradient checkpointing (non-reentrant) for the length of a `with` block.
+    """Turn on gradient checkpointing (non-reentrant) for the length of a `with` block.
 
     Raises AddendaError where the model has none.
     """

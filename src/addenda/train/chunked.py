@@ -25,12 +25,12 @@ MANY = 128 << 20  # bytes of float32 logits from which on memory counts; pieces 
 
 
 def rows(h: Tensor) -> int | None:
-    """Labels in a piece. torch's own choice (None) is for GPUs; on a CPU it is a few, and slow."""
+    """Return the labels in a piece. torch's own choice (None) is for GPUs; on a CPU it is a few, and slow."""
     return None if h.device.type != "cpu" else 256 if h.dtype.itemsize >= 4 else 64
 
 
 def total(head: nn.Linear, h: Tensor, wanted: Tensor) -> Tensor:
-    """() float32: the summed cross-entropy of N labels. h (N × d), carries the gradient; wanted (N)."""
+    """Return the summed cross-entropy of N labels, () float32. h (N × d), carries the gradient; wanted (N)."""
     n, wide, kind = rows(h), h.dtype.itemsize >= 4, h.device.type
     alike = h.dtype == head.weight.dtype and autocast_dtype(kind) is None
     if hasattr(F, "linear_cross_entropy") and alike and (wide or kind != "cpu"):
@@ -49,14 +49,14 @@ def _plain(head: nn.Linear, h: Tensor, wanted: Tensor) -> Tensor:
 
 
 def head_of(model: nn.Module) -> Any:
-    """The output embedding of a transformers model, or None."""
+    """Return the output embedding of a transformers model, or None."""
     found = getattr(unwrap(model), "get_output_embeddings", lambda: None)()
     return found if isinstance(found, nn.Module) else None
 
 
 @contextmanager
 def without(head: nn.Module) -> Iterator[list[Tensor]]:
-    """The head hands its input through; collected are the inputs that came."""
+    """Let the head hand its input through, in a `with` block; yields the list of the inputs that came."""
     seen = []
     head.forward = lambda x: seen.append(x) or x
     try:
@@ -67,7 +67,7 @@ def without(head: nn.Module) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def why_not(model: nn.Module, batch: dict[str, Tensor]) -> str:
-    """Why the logits of this model are not its head's plain product; "" if they are.
+    """Return why the logits of this model are not its head's plain product; "" if they are.
 
     The head must be an unadapted nn.Linear, and the model, run on a batch with a head that hands its input through,
     must return just that: softcaps, scales and added biases show at once, whatever they are called.
@@ -89,7 +89,7 @@ def why_not(model: nn.Module, batch: dict[str, Tensor]) -> str:
 
 
 def choose(asked: str, model: nn.Module, train: Encoded, parts: Sequence[Sequence[int]]) -> dict[str, str]:
-    """{"name": "logits" or "chunked", "why"} for a run over these micro-batches.
+    """Return {"name": "logits" or "chunked", "why"} for a run over these micro-batches.
 
     "auto" is chunked where it can be, in one process, and the float32 logits of a batch would take more than 128 MiB.
     """

@@ -21,7 +21,7 @@ BACKEND = "inductor"
 
 @dataclass(frozen=True)
 class Compilation:
-    """Measured on the first batch of the run: forward and backward in seconds."""
+    """What compiling costs and brings, on the first batch of the run: forward and backward in seconds."""
 
     seconds: float  # that the first compiled steps took longer than later ones
     eager: float
@@ -34,7 +34,7 @@ class Compilation:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The outermost repeated modules: of each ModuleList those of its commonest class; the model itself if none."""
+    """Return the outermost repeated modules: of each ModuleList those of its commonest class; else the model."""
     found: list[nn.Module] = []
     for child in model.children():
         kind, n = Counter(map(type, child.children())).most_common(1)[0] if len(child._modules) else (None, 0)
@@ -47,7 +47,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
-    """The blocks compiled for the length of a `with` block; nothing of it is left afterwards.
+    """Compile the blocks for the length of a `with` block; nothing of it is left afterwards.
 
     The embedding's output requires a gradient meanwhile, so that the first block is compiled together with the others.
     """
@@ -92,5 +92,5 @@ def measure(loss: Callable[[], Tensor]) -> Compilation:
 
 
 def eager():
-    """Nothing is compiled, nor what is compiled used, in this `with` block."""
+    """Turn off compiling, and the use of compiled code, in a `with` block."""
     return torch.compiler.set_stance("force_eager")

@@ -27,13 +27,13 @@ from addenda.train.loss import score
 
 @dataclass(frozen=True)
 class Consistency:
-    """weight: of the term. add: of the second forward's own loss."""
+    """The weights of a consistency term: `weight` of the term, `add` of the second forward's own loss."""
 
     weight: float
     add: float = 0.0
 
     def total(self, model: nn.Module, adapter: Adapter, batch: dict[str, Tensor], kind: Kind) -> tuple[Tensor, int]:
-        """() float32: the loss summed over the labels, and their number. The adapter has its own draw afterwards."""
+        """Return the loss summed over labels, () float32, and their number. The adapter has its own draw afterwards."""
         adapter.draw()
         one = score(model, batch, kind, keep=True)
         adapter.draw(again=1)
@@ -45,7 +45,7 @@ class Consistency:
 
 
 def divergence(a: Tensor, b: Tensor) -> Tensor:
-    """() float32: ½ [KL(sg q ‖ p) + KL(sg p ‖ q)] summed over rows; p, q: the distributions of the logits a and b."""
+    """Return ½ [KL(sg q ‖ p) + KL(sg p ‖ q)] summed over rows, () float32; p, q: distributions of the logits a, b."""
     p, q = F.log_softmax(a.float(), -1), F.log_softmax(b.float(), -1)
     there = F.kl_div(p, q.detach(), reduction="sum", log_target=True)
     back = F.kl_div(q, p.detach(), reduction="sum", log_target=True)
@@ -53,7 +53,7 @@ def divergence(a: Tensor, b: Tensor) -> Tensor:
 
 
 def check(adapter: Adapter, kind: Kind, loss: str, checkpointing: bool) -> None:
-    """Raises AddendaError where the term makes no sense: for values, without anything drawn, without logits."""
+    """Raise AddendaError where the term makes no sense: for values, without anything drawn, without logits."""
     if kind == "value":
         raise AddendaError(
             "The consistency term compares distributions over classes or tokens, and this task predicts values. Leave "
@@ -84,7 +84,7 @@ def check(adapter: Adapter, kind: Kind, loss: str, checkpointing: bool) -> None:
 
 
 def _drops(module: nn.Module) -> bool:
-    """Whether it leaves something out in training: a dropout or drop path, or code that reads a chance of one.
+    """Return whether a module leaves something out in training: a dropout or drop path, or code that reads a chance.
 
     Attention calls dropout as a function, with a number of its own or of the model's configuration. A number that no
     code of the module reads, such as that of a head which is not there, says nothing.
@@ -97,7 +97,7 @@ def _drops(module: nn.Module) -> bool:
 
 @cache
 def _read(cls: type) -> tuple[str, ...]:
-    """The names with "drop" in them that the code of a class reads, after it was made."""
+    """Return the names with "drop" in them that the code of a class reads, after it was made."""
     functions = [f for c in cls.__mro__ for k, f in vars(c).items() if k != "__init__"]
     found = [getattr(inspect.unwrap(f), "__code__", None) for f in functions if callable(f)]
     return tuple({name for code in found if code for name in code.co_names if "drop" in name})

@@ -30,7 +30,7 @@ from addenda.train.loss import score
 
 @dataclass(frozen=True)
 class Evaluation:
-    """items: 1 right, 0 wrong, in the order of the examples (empty for values); loss: mean over labels, in nats."""
+    """What judging found. items: 1 right, 0 wrong, by example (empty for values); loss: mean over labels, in nats."""
 
     items: list[int]
     accuracy: float | None
@@ -62,7 +62,7 @@ def evaluate(
     skip_corrupt: bool = False,
     **columns,
 ) -> Evaluation:
-    """Loss and greedy correctness of every example, in evaluation mode; draws no random number.
+    """Return loss and greedy correctness of every example, in evaluation mode; draw no random number.
 
     A causal LM is right when the most likely token is the right one at every token of the answer and at its end token:
     exactly when greedy `generate` from the same prompt would write that answer. tokenizer: for an image model its
@@ -130,7 +130,7 @@ def evaluate(
 
 
 def known_of(model: nn.Module, columns: dict) -> dict:
-    """How data is read for a model: the options given, and for a classifier its labels in the order of its outputs."""
+    """Return how data is read for a model: the options given, and a classifier's labels by output."""
     if task_of(model) == "causal":
         return columns
     names, outputs = head_of(model)
@@ -138,7 +138,7 @@ def known_of(model: nn.Module, columns: dict) -> dict:
 
 
 def read_before(model: nn.Module, batch: dict[str, Tensor], cache: Any, n: int) -> dict[str, Any]:
-    """The model's inputs for a batch whose first n tokens are in a cache of one row; without a cache the batch."""
+    """Return a batch's inputs behind n first tokens in a cache of one row; without a cache the batch."""
     if cache is None:
         return batch
     cache, rows = copy.deepcopy(cache), len(batch["input_ids"])
@@ -159,7 +159,7 @@ def generate(
     batch: int = 16,
     chat: bool | None = None,
 ) -> list[str]:
-    """Greedy answers, in the order of the prompts, special tokens left out. Prompts go through the chat template.
+    """Write greedy answers, in the order of the prompts, without special tokens, through the chat template.
 
     Where the model has positions for fewer than max_new_tokens behind a prompt, as many are written as fit, with a
     warning. Raises AddendaError for a model that cannot generate, no prompt, an empty one, and one without room behind.

@@ -53,7 +53,7 @@ Progress = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class FitResult:
-    """losses: (step, mean over label tokens) of all steps, those before a resume too; times are of this call alone."""
+    """What a run gives. losses: (step, mean over label tokens), those before a resume too; times: of this call."""
 
     adapter: Adapter
     steps: int
@@ -249,7 +249,7 @@ def _planned(
     optimizer: str | Optimizers,
     own: dict[str, Any],
 ) -> _Plan:
-    """The plan of a call. own: fields of `Settings` as they were given. Raises AddendaError for impossible ones."""
+    """Return the plan of a call. own: fields of `Settings` as given. Raises AddendaError for impossible ones."""
     batch, rows = own.get("batch", Settings.batch), None
     if isinstance(steps, int):
         train = padded(train, model, batch)
@@ -273,7 +273,7 @@ def _planned(
 
 @contextmanager
 def _said(arguments: dict[str, Any]) -> Iterator[None]:
-    """What the Trainer raises for arguments that were passed on to it, as what a user can mend."""
+    """Turn what the Trainer raises for arguments passed on to it, in a `with` block, into an AddendaError."""
     try:
         yield
     except (ValueError, TypeError, AttributeError, ImportError) as error:
@@ -284,7 +284,7 @@ def _said(arguments: dict[str, Any]) -> Iterator[None]:
 
 
 def identity_of(model: nn.Module, adapter: Adapter, **more) -> dict[str, Any]:
-    """What decides a run's numbers besides its settings: base, adapter, what is judged by, machine kind, versions."""
+    """Return what decides a run's numbers besides its settings: base, adapter, judging, machine kind, versions."""
     record = record_of(adapter.model, adapter.name).record
     paths = [path for path, _ in adapter.sites()]
     methods = dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train)
@@ -301,7 +301,7 @@ def identity_of(model: nn.Module, adapter: Adapter, **more) -> dict[str, Any]:
 def _known(
     out: Path, start: Path | None, adapter: Adapter, settings: Settings, identity: dict, resume: bool
 ) -> tuple[dict, list[dict]]:
-    """The choices of the run that a call goes on with, and its looks, this one included where it lengthens the run.
+    """Return the choices and looks of the run that a call goes on with; the looks include this call's.
 
     Raises AddendaError where the newest checkpoint is of another run, or not whole.
     """

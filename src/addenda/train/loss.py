@@ -22,7 +22,7 @@ from addenda.train import chunked
 
 @dataclass(frozen=True)
 class Score:
-    """What one batch of B examples says. total carries the gradient."""
+    """The score of one batch of B examples. total carries the gradient."""
 
     total: Tensor  # () float32: summed loss over all labels
     count: int  # labels: tokens to predict, or examples
@@ -33,12 +33,12 @@ class Score:
 
     @property
     def mean(self) -> Tensor:
-        """() the mean over labels: over tokens for a causal LM, over examples for a classifier."""
+        """The mean loss over labels, (): over tokens for a causal LM, over examples for a classifier."""
         return self.total / max(self.count, 1)
 
     @property
     def means(self) -> Tensor:
-        """(B) the mean loss of each example."""
+        """The mean loss of each example, (B)."""
         assert self.sums is not None
         return self.sums / self.counts.clamp(min=1)
 
@@ -87,14 +87,14 @@ def score(
 
 
 def inputs_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the model is called with: all but the labels, pixels in the model's own dtype."""
+    """Return what the model is called with: all but the labels, pixels in the model's own dtype."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     given = {k: t for k, t in batch.items() if k != "labels"}
     return {k: t.to(dtype) if k == "pixel_values" else t for k, t in given.items()}
 
 
 def _at(model: nn.Module, inputs: dict[str, Tensor], seen: Tensor) -> Tensor:
-    """(N, vocabulary): the logits at the true positions of `seen` (B × T-1), row by row."""
+    """Return the logits (N, vocabulary) at the true positions of `seen` (B × T-1), row by row."""
     how = keeps(model)
     if how == "mask":
         mask = F.pad(seen, (0, 1))  # nothing is predicted at the last position
@@ -111,7 +111,7 @@ def _at(model: nn.Module, inputs: dict[str, Tensor], seen: Tensor) -> Tensor:
 
 
 def keeps(model: nn.Module) -> str:
-    """How a model can be asked for some logits only: by "mask", by "positions", or not at all ("")."""
+    """Return how a model can be asked for some logits only: by "mask", by "positions", or not at all ("")."""
     forward: Callable = inspect.unwrap(type(unwrap(model)).forward)
     if "logits_to_keep" not in inspect.signature(forward).parameters:
         return ""

@@ -11,7 +11,7 @@ from addenda.train.fit import Event, Progress
 
 @contextmanager
 def shown(title: str = "tune", stream=None) -> Iterator[Progress]:
-    """A progress function for `fit`, on stderr."""
+    """Show progress on stderr: yields a progress function for `fit`."""
     stream, title = stream or sys.stderr, visible(title)
     if not stream.isatty():
         yield lambda event: _line(event, title, stream)
@@ -39,22 +39,22 @@ def shown(title: str = "tune", stream=None) -> Iterator[Progress]:
 
 
 def understood(said: Iterable[str], stream=None) -> None:
-    """What was understood of the data, a line each on stderr."""
+    """Print what was understood of the data, a line each, on stderr."""
     for text in said:
         print(f"data: {visible(text)}", file=stream or sys.stderr, flush=True)
 
 
 def announce(text: str, stream=None) -> None:
-    """A line about what a run does now, before it has steps to tell of."""
+    """Print a line about what a run does now, before it has steps to tell of."""
     print(f"tune: {visible(text)}", file=stream or sys.stderr, flush=True)
 
 
 def silent(text: str) -> None:
-    """Nothing is said."""
+    """Print nothing."""
 
 
 def attaching(stream=None, every: float = 5.0) -> Callable[[int, int, str], None]:
-    """A progress function for `attach`: a line every few seconds, so none for methods that start at once."""
+    """Return a progress function for `attach`: a line every few seconds, so none for methods that start at once."""
     stream, last = stream or sys.stderr, time.monotonic()
 
     def tell(done: int, total: int, path: str) -> None:
@@ -79,14 +79,14 @@ def _line(event: Event, title: str, stream) -> None:
 
 
 def judged(evaluation: dict) -> str:
-    """An evaluation in a few words."""
+    """Return an evaluation in a few words."""
     accuracy = evaluation.get("accuracy")
     share = "" if accuracy is None else f", {accuracy:.1%} of {len(evaluation['items'])} right"
     return f"evaluation loss {evaluation['loss']:.4f}{share}"
 
 
 def told(choices: dict) -> list[str]:
-    """What `fit` chose, a line each, with the numbers behind it."""
+    """Return what `fit` chose, a line each, with the numbers behind it."""
     attention, loss, made = choices["attention"], choices["loss"], choices.get("compile")
     seconds = ", ".join(f"{name} {s:.3f} s a step" for name, s in attention["seconds"].items())
     lines = [f"attention: {attention['name']} ({seconds or 'not measured'})"] if attention["name"] else []
@@ -100,7 +100,7 @@ def told(choices: dict) -> list[str]:
 
 
 def clock(seconds: float) -> str:
-    """75.2 -> "1:15"."""
+    """Return seconds as minutes: 75.2 -> "1:15"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -18,7 +18,7 @@ _NAME, _LOCK = "validate_quantization_for_training", threading.RLock()
 
 @contextmanager
 def own_check(adapter: Adapter) -> Iterator[None]:
-    """For the length of a `with` block, a Trainer that is made asks `check` of its model."""
+    """Let a Trainer that is made in a `with` block ask `check` of its model."""
     import transformers.trainer as theirs
 
     with _LOCK:
@@ -31,7 +31,7 @@ def own_check(adapter: Adapter) -> Iterator[None]:
 
 
 def check(model: Any, adapter: Adapter) -> None:
-    """Raises AddendaError where a quantised base has no backward, or no tensor of the adapter learns."""
+    """Raise AddendaError where a quantised base has no backward, or no tensor of the adapter learns."""
     if not getattr(model, "is_quantized", False):
         return
     quantizer = getattr(model, "hf_quantizer", None)

@@ -63,7 +63,7 @@ class Settings:
             raise AddendaError(f"These settings cannot be: {'; '.join(problems)}.")
 
     def multiplier(self) -> Callable[[int], float]:
-        """The learning rate of step 0, 1, …, as a share of `rate`: never 0, so that no step is wasted."""
+        """Return the learning rate of step 0, 1, … as a share of `rate`: never 0, so that no step is wasted."""
         total, kind = self.steps, self.schedule
         warm = min(round(self.warmup * total) if self.warmup < 1 else int(self.warmup), total - 1)
 
@@ -84,7 +84,7 @@ DOCS: dict[str, str] = {f.name: f.metadata["doc"] for f in fields(Settings) if f
 def check_options(
     *, optimizer: Any = "auto", dead: str = "raise", eval_every: Any = None, save_every: Any = None, **given: Any
 ) -> None:
-    """What can be said of a run's options before there is a model. given: among them those of `Settings`.
+    """Raise AddendaError for a run's options, as far as they can be judged without a model.
 
     Raises AddendaError.
     """

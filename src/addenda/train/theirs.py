@@ -108,7 +108,7 @@ REFUSED: dict[str, str] = {name: why for why, names in _INSTEAD.items() for name
 
 
 def translated(options: dict[str, Any], own: Iterable[str], whose: str) -> dict[str, Any]:
-    """The options of a run in our names. own: the names that `whose` takes.
+    """Return the options of a run in our names. own: the names that `whose` takes.
 
     Raises AddendaError for what is said twice, for what nothing here would read, and for values without an equal.
     """
@@ -138,7 +138,7 @@ def translated(options: dict[str, Any], own: Iterable[str], whose: str) -> dict[
 
 
 def _known(name: str) -> list[str]:
-    """What can be written for the value that this name has no equal of."""
+    """Return what can be written for the value that this name has no equal of."""
     values = {"lr_scheduler_type": dict.fromkeys(SCHEDULES.values()), "optim": known()}[name]
     return [repr(v) for v in values]
 

@@ -38,7 +38,7 @@ from addenda.train.settings import Settings
 
 
 class DivergedError(AddendaError):
-    """The loss is no longer finite."""
+    """Raised when the loss is no longer finite."""
 
 
 class Rows(Sampler):
@@ -58,7 +58,7 @@ class Rows(Sampler):
 
 
 class AdapterTrainer(transformers.Trainer):
-    """One run over given rows. The whole run is one "epoch" of transformers', so that a resume skips by counting.
+    """A Trainer of one run over given rows: one "epoch" of transformers', so that a resume skips by counting.
 
     rows: for every step the positions of its examples in `train`. evaluations, saves: steps after which to do so.
     out: where checkpoints go. choices, identity, looks: noted in them. watch: called after every step.
@@ -145,7 +145,7 @@ class AdapterTrainer(transformers.Trainer):
         return self.lr_scheduler
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
-        """Labels of one optimizer step, over its parts and over all processes."""
+        """Return the number of labels of one optimizer step, over its parts and all processes."""
         causal = self.data.kind == "causal"
         labels: list[Tensor] = [b["labels"][:, 1:] if causal else b["labels"] for b in batch_samples]
         count: Any = torch.stack([(t != IGNORE).sum() if causal else torch.tensor(t.numel()) for t in labels]).sum()
@@ -153,7 +153,7 @@ class AdapterTrainer(transformers.Trainer):
         return together.sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Summed loss over the labels of the whole step (all parts, all processes)."""
+        """Return the summed loss over the labels of the whole step (all parts, all processes)."""
         if self.settings.consistency:
             twice = Consistency(self.settings.consistency, self.settings.consistency_add)
             total, count = twice.total(model, self.adapter, inputs, self.data.kind)
@@ -188,7 +188,7 @@ class AdapterTrainer(transformers.Trainer):
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict:
-        """Our own evaluation, which draws no random number; early stopping looks at its loss."""
+        """Judge as `evaluate` does, without a random number; early stopping looks at the loss."""
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         with eager() if self.settings.compile else nullcontext():  # no gradient, other shapes: it would compile anew
             made = evaluate(self.adapter.model, examples=data, batch=max(self.settings.batch, 32))
@@ -219,7 +219,7 @@ class AdapterTrainer(transformers.Trainer):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The adapter only."""
+        """Save the adapter only."""
         here = self.args.should_save
         folder = output_dir or self.out
         checkpoint.write(self.adapter, folder, asdict(self.settings), self.choices, **self.noted, here=here)
@@ -255,7 +255,7 @@ class AdapterTrainer(transformers.Trainer):
 
 
 class _Steps(TrainerCallback):
-    """Inside AdapterTrainer, which saves and restores by itself."""
+    """The callback of an adapter inside AdapterTrainer, which saves and restores by itself."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         pass
@@ -265,7 +265,7 @@ class _Steps(TrainerCallback):
 
 
 class _Conductor(transformers.TrainerCallback):
-    """Says when to evaluate and to save, takes the time of every step, and tells who watches."""
+    """A callback that says when to evaluate and save, takes the time of every step, and tells who watches."""
 
     def __init__(self, trainer: AdapterTrainer, watch: Callable[[AdapterTrainer], None] | None):
         self.trainer, self.watch, self.started = trainer, watch, 0.0
@@ -286,6 +286,6 @@ class _Conductor(transformers.TrainerCallback):
 
 
 def parts(rows: list[int], accumulate: int) -> list[list[int]]:
-    """The micro-batches of one step."""
+    """Return the micro-batches of one step."""
     size = len(rows) / accumulate
     return [rows[round(i * size) : round((i + 1) * size)] for i in range(accumulate)]

@@ -245,7 +245,7 @@ def tune(
 
 
 def _about(loaded: Loaded, encoded: Encoded, tested: Encoded | None, steps: int) -> str:
-    """What a run is going to do, for whoever waits for its first step."""
+    """Return what a run is going to do, for whoever waits for its first step."""
     count = sum(p.numel() for p in loaded.model.parameters())
     note = f", {loaded.note.partition(' (')[0]}" if loaded.note else ""
     size = f" of {encoded.tokens:,} tokens" if encoded.unit == "tokens" else ""
@@ -257,7 +257,7 @@ def _about(loaded: Loaded, encoded: Encoded, tested: Encoded | None, steps: int)
 
 
 def _kept(out: Any, resume: Any, model: nn.Module | None) -> str:
-    """What an interrupted call has left, and how to go on."""
+    """Return what an interrupted call has left, and how to go on."""
     folder = None if out is None else Path(out) / "checkpoints"
     last = None if folder is None else checkpoint.latest(folder)
     if out is None:
@@ -272,7 +272,7 @@ def _kept(out: Any, resume: Any, model: nn.Module | None) -> str:
 
 
 def _check(model, tokenizer, eval_data, columns: dict, subset: str | None, overflow: str, out, loading: dict) -> None:
-    """What can be said of the options of `tune` before anything is read. Raises AddendaError."""
+    """Raise AddendaError for options of `tune`, as far as they can be judged before anything is read."""
     if isinstance(model, nn.Module):
         check_module(model)
         _check_loaded(model, tokenizer, loading)
@@ -296,7 +296,7 @@ def _check(model, tokenizer, eval_data, columns: dict, subset: str | None, overf
 
 
 def _check_pairs(options: dict, judged: bool, kept: bool) -> None:
-    """Options that act together with another one only: without it they would be swallowed."""
+    """Raise AddendaError for an option that acts with another only, and lacks it: it would be swallowed."""
     for names, there, wants in (
         (("eval_every", "early_stop"), judged, "looks at data to judge by: give eval_data="),
         (("save_every", "keep"), kept, "is for checkpoints, and there is no folder for them: give out="),
@@ -307,7 +307,7 @@ def _check_pairs(options: dict, judged: bool, kept: bool) -> None:
 
 
 def _check_loaded(model: nn.Module, tokenizer, loading: dict) -> None:
-    """What a loaded model wants, and what it cannot be given any more."""
+    """Raise AddendaError for what a loaded model wants, and what it cannot be given any more."""
     if tokenizer is None:
         raise AddendaError(
             "A loaded model wants its tokenizer= (for images a Preparation, see addenda.data.prepare); a folder "
@@ -328,7 +328,7 @@ def _check_loaded(model: nn.Module, tokenizer, loading: dict) -> None:
 def _prepare(
     model, data, eval_data, tokenizer, columns: dict, subset: str | None, loading: dict
 ) -> tuple[Loaded, Data, Data | None]:
-    """The model, the training data and the data to judge by, read in the order in which they depend on each other."""
+    """Return the model, the training data and the data to judge by, read in the order of their dependence."""
     if isinstance(model, nn.Module):
         adopt(model)
         task = task_of(model)
@@ -370,27 +370,27 @@ def _prepare(
 
 
 def _built(method: Any) -> Any:
-    """The method of a text form or an entry of the catalogue; another one, or {target: method}, as it is."""
+    """Return the method of a text form or an entry of the catalogue; another one, or {target: method}, as it is."""
     if isinstance(method, Mapping):
         return {target: _built(m) for target, m in method.items()}
     return build(method) if isinstance(method, str) else method.build() if isinstance(method, Info) else method
 
 
 def starting_rate(method: Any) -> float:
-    """Where the catalogue starts a search for this method's learning rate; 1e-3 for several methods together."""
+    """Return where the catalogue starts a search for this method's learning rate; 1e-3 for several methods together."""
     known = [i.rate for i in catalogue() if isinstance(method, Method) and i.name == method.name]
     return known[0] if known else 1e-3
 
 
 def data_task(data: Any) -> TaskKind | None:
-    """What the data alone says about the task: texts with labels, and images, are for classifiers; None: unknown."""
+    """Return what the data alone says about the task: texts with labels, images: classifiers; None: unknown."""
     if not isinstance(data, Data):
         return None
     return "causal" if data.form in ("pair", "chat") else data.form
 
 
 def context(model: nn.Module, tokenizer) -> int | None:
-    """How many tokens fit: the smaller of what tokenizer and configuration say; None if neither does, or for images."""
+    """Return how many tokens fit: the tokenizer's or configuration's smaller number; None if none, or for images."""
     if isinstance(tokenizer, Preparation):
         return None
     config = getattr(model, "config", None)
@@ -400,7 +400,7 @@ def context(model: nn.Module, tokenizer) -> int | None:
 
 
 def calibration(model: nn.Module, train: Encoded, batch: int, seed: int, count: int = 8):
-    """The batches that methods with a calibrated start see: the first of the run, made only when asked for."""
+    """Yield the batches that methods with a calibrated start see: the run's first, made only when asked for."""
     device = device_of(model)
     for rows in batches(train.lengths, batch, count, seed, train.ragged):
         yield {k: t.to(device) for k, t in train.batch(rows).items()}
