@@ -10,11 +10,11 @@ from addenda.core.packed.bits import pack, unpack
 from addenda.core.packed.spqr import SpQRTensor
 
 
-@pytest.mark.parametrize("bits", range(1, 8))
+@pytest.mark.parametrize("bits", range(1, 9))
 def test_codes_lie_side_by_side(bits):
     codes = torch.randint(0, 2**bits, (37,), dtype=torch.uint8)
     held = pack(codes, bits)
-    assert held.dtype == torch.uint8 and len(held) == 5 * bits
+    assert held.dtype == torch.uint8 and len(held) == -(-37 * bits // 8)
     stream = "".join(f"{b:08b}"[::-1] for b in held.tolist())  # lowest bit first
     assert [int(stream[i * bits : (i + 1) * bits][::-1], 2) for i in range(37)] == codes.tolist()
     assert torch.equal(unpack(held, bits, 37), codes)

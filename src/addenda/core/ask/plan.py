@@ -15,7 +15,7 @@ from addenda.core.method.contract import Method
 from addenda.core.method.options import said
 from addenda.core.modules.ours import is_ours
 from addenda.core.modules.wrappers import unwrap
-from addenda.core.packed.few_bits import code_bytes
+from addenda.core.packed.bits import code_bytes
 from addenda.core.site.kinds import OUTPUT, kind_of
 from addenda.core.site.site import Site
 from addenda.core.site.targets import Target, called, grouped

@@ -16,7 +16,8 @@ from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.base.visible import label
 from addenda.core.disk.access import path_of, reading, shown
 from addenda.core.disk.atomic import write_atomically
-from addenda.core.packed.few_bits import FewBits, code_bytes
+from addenda.core.packed.bits import code_bytes
+from addenda.core.packed.few_bits import FewBits
 
 SCHEMA = 1
 _MAXHEADER = 64 << 20

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from addenda.core.packed.bits import pack, unpack
 from addenda.core.packed.tensor import Packed
 
 MOST = 8
@@ -127,29 +128,6 @@ class _Quantised(torch.autograd.Function):
 # -- packed ------------------------------------------------------------------------------------------------------------
 
 
-def code_bytes(numbers: int, bits: int) -> int:
-    """⌈numbers · bits / 8⌉: the bytes of one matrix' codes."""
-    return (numbers * bits + 7) // 8
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """k × ⌈n · bits / 8⌉ bytes of k × n codes, little end first. Eight codes fill `bits` bytes exactly."""
-    count, n = codes.shape
-    eights = torch.nn.functional.pad(codes.long(), (0, -n % 8)).view(count, -1, 8)
-    words = (eights << bits * torch.arange(8, device=codes.device)).sum(2)
-    made = words[:, :, None] >> 8 * torch.arange(bits, device=codes.device) & 255
-    return made.to(torch.uint8).flatten(1)[:, : code_bytes(n, bits)].contiguous()
-
-
-def unpack(held: Tensor, bits: int, n: int) -> Tensor:
-    """k × n codes (int64) out of k × ⌈n · bits / 8⌉ bytes."""
-    count, width = held.shape
-    words = torch.nn.functional.pad(held.long(), (0, -width % bits)).view(count, -1, bits)
-    words = (words << 8 * torch.arange(bits, device=held.device)).sum(2)
-    codes = words[:, :, None] >> bits * torch.arange(8, device=held.device) & 2**bits - 1
-    return codes.flatten(1)[:, :n]
-
-
 class FewBits(Packed):
     """codes: bytes, moments: mean and std, each for one matrix or for every matrix of a stack; book: the 2^b codes."""
 
@@ -172,4 +150,4 @@ class FewBits(Packed):
     def unpack(self) -> Tensor:
         codes, moments = self.codes.view(-1, self.codes.shape[-1]), self.moments.view(-1, 2)
         n = self.numel() // len(codes)
-        return (self.book[unpack(codes, self.depth, n)] * moments[:, 1:] + moments[:, :1]).view(self.shape)
+        return (self.book[unpack(codes, self.depth, n).long()] * moments[:, 1:] + moments[:, :1]).view(self.shape)

@@ -73,9 +73,9 @@ class SpQRTensor(Packed):
         at = out.nonzero()
         columns = at[:, 1].to(torch.int32)
         held = {
-            "codes": pack(codes, bits),
-            "scales": pack(levels.scales, BITS),
-            "zeros": pack(levels.zeros, BITS),
+            "codes": pack(codes.flatten(), bits),
+            "scales": pack(levels.scales.flatten(), BITS),
+            "zeros": pack(levels.zeros.flatten(), BITS),
             "levels": levels.table,
             "values": kept[out].half(),
             "columns": torch.where(columns < 1 << 15, columns, columns - (1 << 16)).to(torch.int16),
