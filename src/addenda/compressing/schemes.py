@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from addenda.compressing.layers import LowRankLinear
 from addenda.compressing.macs import Call
 from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.base.linalg import by_gram
 from addenda.core.site.site import Site
 
 
@@ -270,17 +271,12 @@ class Place:
 
 
 def _from_gram(M: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Return the triplets from the smaller Gram matrix, several times faster; None where small or inaccurate.
-
-    The product of all of them is M whatever the accuracy of each, as U Uᵀ M.
-    """
-    if min(M.shape[1:]) <= 64:
-        return None
+    """Return the triplets from the smaller Gram matrix; None where small or inaccurate."""
     wide = M if M.shape[1] <= M.shape[2] else M.mT
-    squares, U = torch.linalg.eigh(wide @ wide.mT)
-    S, U = squares.clamp_min(0).sqrt().flip(-1), U.flip(-1)
-    if not bool((S[:, -1] > 1e-5 * S[:, 0]).all()):  # they lose half their digits when they are squared
+    halves = by_gram(wide.mT) if wide.shape[1] > 64 else None
+    if halves is None:
         return None
+    S, U = halves
     Vt = (U.mT @ wide) / S[..., None]
     return (U, S, Vt) if wide is M else (Vt.mT, S, U.mT)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from addenda.core.base.linalg import singular_triplets
+from addenda.core.base.linalg import by_gram, singular_triplets
 
 SHAPES = [(40, 40), (60, 40), (40, 60), (100, 90)]
 
@@ -50,3 +50,24 @@ def test_full_matrices():
 def test_a_zero_matrix_has_triplets_too():
     U, S, Vt = singular_triplets(torch.zeros(6, 4), 2)
     assert (U.shape, S.tolist(), Vt.shape) == ((6, 2), [0.0, 0.0], (2, 4))
+
+
+@pytest.mark.parametrize("shape", [(30, 30), (40, 12), (3, 20, 7)])
+def test_the_gram_route_gives_what_a_decomposition_does(shape):
+    g = torch.Generator().manual_seed(sum(shape))
+    M = torch.randn(shape, generator=g, dtype=torch.float64)
+    S, V = by_gram(M)
+    torch.testing.assert_close(S, torch.linalg.svdvals(M), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(M @ V @ V.mT, M)
+    U = M @ V / S[..., None, :]
+    square = U.mT @ U
+    torch.testing.assert_close(square, torch.eye(shape[-1]).to(square).expand_as(square), atol=1e-6, rtol=0)
+
+
+def test_the_gram_route_refuses_what_squaring_loses():
+    g = torch.Generator().manual_seed(0)
+    good = torch.randn(20, 5, generator=g, dtype=torch.float64)
+    bad = good * torch.tensor([1, 1, 1, 1, 1e-7], dtype=torch.float64)
+    assert by_gram(good) is not None
+    assert by_gram(bad) is None
+    assert by_gram(torch.stack([good, bad])) is None, "one of a stack is enough"

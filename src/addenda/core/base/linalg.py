@@ -44,24 +44,32 @@ def _exact(tall: Tensor, full_matrices: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _from_gram(tall: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor] | None:
-    """From the eigenvectors of the smaller Gram matrix, several times faster; None where that is not accurate.
+    """U, Σ and V by the Gram matrix; None where that is not accurate.
 
     A few leading ones are found in float32 and refined in float64: two power steps on more directions than asked for,
     then the decomposition inside them.
     """
-    few = rank is not None and 2 * (rank + _MORE) < tall.shape[1]
-    part = tall.float() if few else tall.double()
-    squares, V = torch.linalg.eigh(part.T @ part)
-    if few:
+    if rank is None or 2 * (rank + _MORE) >= tall.shape[1]:
         tall = tall.double()
-        V = V[:, -rank - _MORE :].double()  # type: ignore[operator]
-        for _ in range(2):
-            V = torch.linalg.qr(tall.T @ (tall @ V)).Q
-        U, S, turn = torch.linalg.svd(tall @ V, full_matrices=False)
-        return (U, S, V @ turn.T) if S[rank - 1] > _LEAST * S[0] else None  # type: ignore[operator]
-    S = squares.clamp_min(0).sqrt().flip(0)
-    V = V.flip(1)
-    return (part @ V / S, S, V) if S[-1] > _LEAST * S[0] else None
+        spectrum = by_gram(tall)
+        return None if spectrum is None else (tall @ spectrum[1] / spectrum[0], *spectrum)
+    part, tall = tall.float(), tall.double()
+    V = torch.linalg.eigh(part.T @ part).eigenvectors[:, -rank - _MORE :].double()
+    for _ in range(2):
+        V = torch.linalg.qr(tall.T @ (tall @ V)).Q
+    U, S, turn = torch.linalg.svd(tall @ V, full_matrices=False)
+    return (U, S, V @ turn.T) if S[rank - 1] > _LEAST * S[0] else None
+
+
+def by_gram(tall: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Σ (… × n), falling, and V (… × n × n) of float64 matrices M (… × m × n, m ≥ n), from the eigenvectors of MᵀM.
+
+    Several times faster than a decomposition of M, whose U is M V / Σ; None where a singular value is lost when it is
+    squared. M V Vᵀ is M whatever the accuracy of each vector.
+    """
+    squares, V = torch.linalg.eigh(tall.mT @ tall)
+    S, V = squares.clamp_min(0).sqrt().flip(-1), V.flip(-1)
+    return (S, V) if bool((S[..., -1] > _LEAST * S[..., 0]).all()) else None
 
 
 def skew_symmetric(entries: Tensor, side: int) -> Tensor:
