@@ -13,7 +13,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.packed.tensor import Packed
 from addenda.core.site.kinds import CONV, CONV1D, LINEAR, PARAMETER, kind_of
 from addenda.core.site.site import owners_of, refusal, site_at
-from addenda.core.site.targets import ROLES, Target, called, grouped, matching
+from addenda.core.site.targets import ROLES, Target, called, grouped, listed, matching
 
 
 def candidates(
@@ -79,7 +79,7 @@ def _wanted(model: nn.Module, targets: Target | Iterable[Target], what: str = ""
     """Return paths named outright, and those that a role gives. Raises AddendaError for a target without any."""
     named: set[str] = set()
     by_role: set[str] = set()
-    for target in [targets] if isinstance(targets, str) or callable(targets) else list(targets):
+    for target in listed(targets):
         paths = matching(model, target)
         if not paths and target != "conv":  # a model without any says so with its reasons
             groups = grouped(p for p, m in called(model) if kind_of(m) in (CONV, LINEAR, CONV1D))

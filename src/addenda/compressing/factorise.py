@@ -14,13 +14,13 @@ from torch import nn
 
 from addenda.compressing.candidates import candidates
 from addenda.compressing.criteria import Rule, Spectrum, highest_saving, tails
-from addenda.compressing.folder import put
 from addenda.compressing.macs import Call, calls, of_call
 from addenda.compressing.recalibrate import recalibrate
 from addenda.compressing.schemes import Place, spectrum
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.ranges import Range
+from addenda.core.modules.put import put
 from addenda.core.site.targets import Target
 
 

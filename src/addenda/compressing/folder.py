@@ -15,6 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from addenda.compressing.layers import FORMS
 from addenda.core.base.errors import AddendaError
+from addenda.core.modules.put import put
 from addenda.core.site.kinds import CONV1D, LINEAR, kind_of
 
 METHOD = "addenda-low-rank"
@@ -111,12 +112,6 @@ def _own_paths(model: nn.Module, layers: dict[str, dict]) -> dict[str, dict]:
             path = bare + path
         found[path] = entry
     return found
-
-
-def put(model: nn.Module, path: str, layer: nn.Module) -> None:
-    """Put another module in the place of the one at a path."""
-    parent, _, leaf = path.rpartition(".")
-    model.get_submodule(parent)._modules[leaf] = layer
 
 
 def shape_of(module: nn.Module) -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from addenda.compressing import measure
-from addenda.compressing.folder import METHOD, LowRankConfig, put
+from addenda.compressing.folder import METHOD, LowRankConfig
 from addenda.compressing.gradients import fisher, weights_of
 from addenda.compressing.humaneval import pass_at_1, problems
 from addenda.compressing.layers import FORMS
@@ -34,6 +34,7 @@ from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.threads import side_by_side
 from addenda.core.disk.access import path_of
+from addenda.core.modules.put import put
 from addenda.core.site.site import site_at
 from addenda.core.site.targets import Target, grouped
 from addenda.models.kinds import task_in, task_of

@@ -38,7 +38,7 @@ from addenda.compressing.schemes import Place, spectrum
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.ranges import MANY, Range
-from addenda.core.site.targets import Target
+from addenda.core.site.targets import Target, listed
 
 
 class TrainedRankPruning:
@@ -70,7 +70,7 @@ class TrainedRankPruning:
     ):
         self.rule = Rule(energy, value, relative, keep)
         self.model, self.scheme, self.period, self.nuclear = model, scheme, period, nuclear
-        self.targets, self.exclude = _listed(targets), _listed(exclude)
+        self.targets, self.exclude = listed(targets), listed(exclude)
         self.places, self.dense = candidates(model, self.targets, self.exclude, scheme)
         self._out: dict[str, str] = {}  # candidates that are left out, and why
         still = [p for p, x in self.places.items() if not x.site.weight.requires_grad]
@@ -227,7 +227,3 @@ class TrainedRankPruning:
         from addenda.compressing.trp_callback import TrainedRankPruningCallback
 
         return TrainedRankPruningCallback(self, each_epoch=each_epoch)
-
-
-def _listed(targets: Target | Iterable[Target]) -> list[Target]:
-    return [targets] if isinstance(targets, str) or callable(targets) else list(targets)

@@ -24,7 +24,7 @@ from addenda.core.packed.int8 import Int8Tensor
 from addenda.core.packed.nf4 import NF4Tensor
 from addenda.core.packed.spqr import SpQRTensor
 from addenda.core.packed.tensor import Packed, values_of
-from addenda.core.site.targets import ROLES, Target, grouped, matching
+from addenda.core.site.targets import ROLES, Target, grouped, listed, matching
 from addenda.core.state.state import find_state
 from addenda.reduce.choose import choose, raw
 from addenda.reduce.walk import Batch, Walk
@@ -91,7 +91,7 @@ def quantize(
         raise AddendaError(f"{form.name} looks at weights only; leave calibration= out.")
     if find_state(model) is not None:
         raise AddendaError("An adapter is attached, and its start knows the weights as they are. Quantise first.")
-    targets, exclude = ([t] if isinstance(t, str) or callable(t) else list(t) for t in (targets, exclude))
+    targets, exclude = listed(targets), listed(exclude)
     chosen, dense = choose(model, targets, exclude, "pivot")
     for path in chosen:
         module = model.get_submodule(path)

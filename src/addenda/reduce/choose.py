@@ -9,7 +9,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.modules.ours import is_ours
 from addenda.core.site.kinds import CONV1D, LINEAR, PARAMETER, kind_of
 from addenda.core.site.site import owners_of, refusal, site_at
-from addenda.core.site.targets import Target, called, matching
+from addenda.core.site.targets import Target, called, listed, matching
 from addenda.reduce.ranks import Storage, break_even
 
 
@@ -78,7 +78,7 @@ def raw(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _wanted(model: nn.Module, targets: Target | Iterable[Target]) -> set[str]:
     found: set[str] = set()
-    for target in [targets] if isinstance(targets, str) or callable(targets) else list(targets):
+    for target in listed(targets):
         paths = matching(model, target)
         if not paths and target != "linear":  # a model without any says so with its reasons
             kinds = sorted({p.rpartition(".")[2] for p, m in called(model) if kind_of(m) in (LINEAR, CONV1D)})

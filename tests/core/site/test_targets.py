@@ -6,7 +6,7 @@ from torch import nn
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.core.site import targets
-from addenda.core.site.targets import grouped, matching, resolve
+from addenda.core.site.targets import grouped, listed, matching, resolve
 
 ROLES = {
     "llama": ({"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}, 14),
@@ -165,3 +165,13 @@ def test_a_name_of_a_module_is_not_suggested_again(llama):
         with pytest.raises(AddendaError, match="matches nothing") as refused:
             resolve(llama, name)
         assert f"Did you mean '{name}'" not in str(refused.value)
+
+
+def test_one_target_is_a_list_of_one():
+    def chosen(path, module):
+        return path == "score"
+
+    assert listed("linear") == ["linear"]
+    assert listed(chosen) == [chosen]
+    assert listed(("mlp", chosen)) == ["mlp", chosen]
+    assert listed(()) == []

@@ -44,7 +44,7 @@ def _exact(tall: Tensor, full_matrices: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _from_gram(tall: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor] | None:
-    """U, Σ and V by the Gram matrix; None where that is not accurate.
+    """Return U, Σ and V by the Gram matrix; None where that is not accurate.
 
     A few leading ones are found in float32 and refined in float64: two power steps on more directions than asked for,
     then the decomposition inside them.
@@ -62,7 +62,7 @@ def _from_gram(tall: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor] 
 
 
 def by_gram(tall: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Σ (… × n), falling, and V (… × n × n) of float64 matrices M (… × m × n, m ≥ n), from the eigenvectors of MᵀM.
+    """Return Σ (… × n), falling, and V (… × n × n) of float64 M (… × m × n, m ≥ n), from the eigenvectors of MᵀM.
 
     Several times faster than a decomposition of M, whose U is M V / Σ; None where a singular value is lost when it is
     squared. M V Vᵀ is M whatever the accuracy of each vector.

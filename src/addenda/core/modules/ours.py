@@ -4,5 +4,5 @@ CHILD = "addenda"
 
 
 def is_ours(path: str) -> bool:
-    """Whether a module or a tensor at this path (or a child of this name) is an adapter's and not the base's."""
+    """Return whether a module or a tensor at this path (or a child of this name) is an adapter's and not the base's."""
     return CHILD in path.split(".")

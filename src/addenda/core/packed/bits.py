@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def code_bytes(numbers: int, bits: int) -> int:
-    """⌈numbers · bits / 8⌉: the bytes of so many codes."""
+    """Return the bytes that so many codes take: ⌈numbers · bits / 8⌉."""
     return (numbers * bits + 7) // 8
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """The bytes (… × ⌈n · bits / 8⌉) of codes (… × n) below 2^bits, bits ≤ 8."""
+    """Return the bytes (… × ⌈n · bits / 8⌉) of codes (… × n) below 2^bits, bits ≤ 8."""
     n = codes.shape[-1]
     eights = F.pad(codes, (0, -n % 8)).long().unflatten(-1, (-(-n // 8), 8))
     words = (eights << bits * torch.arange(8, device=codes.device)).sum(-1)
@@ -20,7 +20,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(held: Tensor, bits: int, count: int) -> Tensor:
-    """The codes (… × count) in bytes (… × ⌈count · bits / 8⌉), as uint8."""
+    """Return the codes (… × count) in bytes (… × ⌈count · bits / 8⌉), as uint8."""
     wide = torch.int32 if bits < 4 else torch.int64  # eight codes in one word
     short = -held.shape[-1] % bits
     parts = (F.pad(held, (0, short)) if short else held).unflatten(-1, (-(-count // 8), bits)).to(wide)

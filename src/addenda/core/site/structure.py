@@ -37,7 +37,7 @@ from addenda.core.modules.ours import is_ours
 from addenda.core.site.kinds import CONV1D, kind_of
 from addenda.core.site.parts import DryForward, OnDemand, Part
 from addenda.core.site.site import Point, is_norm, point_at, refusal
-from addenda.core.site.targets import Target, grouped, is_stack, matching, stacks
+from addenda.core.site.targets import Target, grouped, is_stack, listed, matching, stacks
 
 _MADE = re.compile(
     r"((to|in|add|added)_)?(q|k|v|qk|kv|qkv|query|keys?|values?|query_key_value|c_attn|receptance)(_?(proj|lin|linear))?"
@@ -58,8 +58,7 @@ def points(
     Raises AddendaError when a target matches nothing, or no block is recognised (with what was looked for), or a place
     cannot be changed (with all reasons).
     """
-    wanted = [targets] if isinstance(targets, str) or callable(targets) else list(targets)
-    left_out = [exclude] if isinstance(exclude, str) or callable(exclude) else list(exclude)
+    wanted, left_out = listed(targets), listed(exclude)
     dry = OnDemand(lambda: dry_forward(model))
 
     sides = _sides(model) if method.one_side or method.has("undo") else _Sides()

@@ -44,14 +44,18 @@ _MODULATED = re.compile(r"Ada\w*Norm|Norm(Zero|Single|Continuous)")
 _ROUTERS = {"gate", "router", "shared_expert_gate"}
 
 
+def listed(targets: Target | Iterable[Target]) -> list[Target]:
+    """Return several targets, or the only one, as a list."""
+    return [targets] if isinstance(targets, str) or callable(targets) else list(targets)
+
+
 def resolve(model: nn.Module, targets: Target | Iterable[Target], exclude: Iterable[Target] = ()) -> list[Site]:
     """The sites that targets name, in the model's order, each once.
 
     Raises AddendaError when a target, or one of a list of them, matches nothing (with what there is, grouped), and when
     a named site cannot be adapted (with all reasons).
     """
-    wanted = [targets] if isinstance(targets, str) or callable(targets) else list(targets)
-    left_out = [exclude] if isinstance(exclude, str) or callable(exclude) else list(exclude)
+    wanted, left_out = listed(targets), listed(exclude)
     found: dict[str, bool] = {}
     for target in wanted:
         paths = matching(model, target)

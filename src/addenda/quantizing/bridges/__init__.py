@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.modules.put import put
 from addenda.core.packed.tensor import Packed
 from addenda.core.state.state import find_state
 from addenda.core.state.undo import undone
@@ -47,7 +48,7 @@ def adopt(model: nn.Module) -> list[str]:
         made[path] = _linear(module, packed)
     with undone(model):
         for path, layer in made.items():
-            _put(model, path, layer)
+            put(model, path, layer)
     return list(made)
 
 
@@ -61,7 +62,7 @@ def release(model: nn.Module) -> list[str]:
     kept = {p: m for p, m in model.named_modules() if _KEPT in m.__dict__ and isinstance(m.weight, Packed)}
     with undone(model):
         for path, layer in kept.items():
-            _put(model, path, layer.__dict__[_KEPT])
+            put(model, path, layer.__dict__[_KEPT])
     return list(kept)
 
 
@@ -101,11 +102,6 @@ def _linear(module: Any, packed: Packed) -> nn.Linear:
         made._parameters["bias"] = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)
     made.__dict__[_KEPT] = module
     return made.train(module.training)
-
-
-def _put(model: nn.Module, path: str, layer: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    model.get_submodule(parent)._modules[leaf] = layer
 
 
 def table(t: torch.Tensor | None) -> torch.Tensor:
