@@ -1,4 +1,4 @@
-"""What a call is given: every name is known, every number can be. A decorator of public functions.
+"""A decorator of public functions that checks their arguments: option names are known, numbers are in range.
 
     @checked(also=("rate", "schedule"))        # names that **options may hold
     def tune(model, *, batch=16, **options): ...
@@ -30,7 +30,7 @@ def checked(
     translate: Translation | None = None,
     special: Mapping[str, ranges.Range] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorator: refuse unknown names with the nearest known ones, and numbers out of their range, before the call.
+    """Decorate a function to refuse, before it runs, unknown option names and numbers out of their range.
 
     also: further names, which the function takes as **options. settings: a dataclass; its documented fields are such
     names too, and stand in the signature. translate: turns other names into these first. special: ranges of this
@@ -38,21 +38,21 @@ def checked(
     """
 
     def wrap(function: Callable[P, R]) -> Callable[P, R]:
-        signature, whose = _with_fields(function, settings), getattr(function, "__qualname__", "the call")
-        whose = whose.removesuffix(".__init__").rpartition(".")[2]  # a class is called by its name
+        signature, name = _with_fields(function, settings), getattr(function, "__qualname__", "the call")
+        name = name.removesuffix(".__init__").rpartition(".")[2]  # a class is called by its name
         named = [n for n, p in signature.parameters.items() if p.kind in _KEYWORD]
-        own = tuple(dict.fromkeys([*named, *also]))
+        names = tuple(dict.fromkeys([*named, *also]))
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            options: dict[str, Any] = translate(dict(kwargs), own, whose) if translate else dict(kwargs)
-            if unknown := [k for k in options if k not in own]:
-                raise AddendaError(unknown_names(unknown, own, whose))
-            given = signature.bind_partial(*args, **options).arguments
-            rest = {k: v for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD for k, v in
-                    given.get(p.name, {}).items()}  # fmt: skip
-            if problems := ranges.problems({**given, **rest}, special):
-                raise AddendaError(f"{whose} cannot be called so: {'; '.join(problems)}.")
+            options: dict[str, Any] = translate(dict(kwargs), names, name) if translate else dict(kwargs)
+            if unknown := [k for k in options if k not in names]:
+                raise AddendaError(unknown_names(unknown, names, name))
+            arguments = signature.bind_partial(*args, **options).arguments
+            extras = {k: v for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD for k, v in
+                    arguments.get(p.name, {}).items()}  # fmt: skip
+            if problems := ranges.problems({**arguments, **extras}, special):
+                raise AddendaError(f"{name} cannot be called so: {'; '.join(problems)}.")
             return function(*args, **options)  # type: ignore[arg-type]
 
         vars(call)["__signature__"] = signature
@@ -62,28 +62,28 @@ def checked(
 
 
 def _with_fields(function: Callable, settings: type | None) -> inspect.Signature:
-    """The signature of a function, with the documented fields of a dataclass as keywords that it takes as **options."""
+    """Return a function's signature, with a dataclass's documented fields as keywords that it takes as **options."""
     signature = inspect.signature(function)
     if settings is None:
         return signature
     *named, options = signature.parameters.values()
-    more = [
+    fields = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
         for f in dataclasses.fields(settings)
         if f.metadata and f.name not in signature.parameters
     ]
-    return signature.replace(parameters=[*named, *more, options])
+    return signature.replace(parameters=[*named, *fields, options])
 
 
 def unknown_names(unknown: Iterable[str], own: Iterable[str], whose: str, known: Iterable[str] = ()) -> str:
-    """The message for options that nobody reads. known: names to look for near ones among, where not `own`."""
+    """Return the message for options that nobody reads. known: names to suggest, where not `own`."""
     own = tuple(own)
-    told = "; ".join(f"{k!r}.{nearest(k, tuple(known) or own)}" for k in unknown)
-    return f"{whose} has no option {told} Its options: {', '.join(own)}."
+    listed = "; ".join(f"{k!r}.{nearest(k, tuple(known) or own)}" for k in unknown)
+    return f"{whose} has no option {listed} Its options: {', '.join(own)}."
 
 
 def names_of(function: Callable, without: Iterable[str] = ()) -> tuple[str, ...]:
-    """The keyword options of a function, but for some."""
-    left_out = set(without)
-    found = inspect.signature(function).parameters.values()
-    return tuple(p.name for p in found if p.kind is p.KEYWORD_ONLY and p.name not in left_out)
+    """Return the names of a function's keyword-only options, except those in `without`."""
+    omitted = set(without)
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in omitted)

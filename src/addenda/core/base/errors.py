@@ -13,6 +13,6 @@ class AddendaError(Exception):
 
 
 def nearest(word: str, known: Iterable[str], n: int = 3) -> str:
-    """`" Did you mean 'rank'?"` for an unknown word, or the empty string when nothing comes close."""
-    found = difflib.get_close_matches(word, list(known), n=n, cutoff=0.5)
-    return f" Did you mean {' or '.join(repr(f) for f in found)}?" if found else ""
+    """Return `" Did you mean 'rank'?"` for an unknown word, or the empty string when nothing comes close."""
+    matches = difflib.get_close_matches(word, list(known), n=n, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(f) for f in matches)}?" if matches else ""

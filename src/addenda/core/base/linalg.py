@@ -1,4 +1,4 @@
-"""Factorisations that come out alike on every machine: refined in float64, on the CPU, signs fixed. And rotations."""
+"""Singular vectors and rotations that come out alike on every machine: computed in float64, on the CPU, signs fixed."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,14 @@ _MORE = 16  # directions looked at beyond those asked for, so that a small gap b
 
 
 def on_cpu(W: Tensor) -> Tensor:
-    """W on the CPU; one on the meta device, which has no values to bring, as it is."""
+    """Return W on the CPU; a W on the meta device, which has no values to move, as it is."""
     return W if W.is_meta else W.cpu()
 
 
 def singular_triplets(
     W: Tensor, rank: int | None = None, *, full_matrices: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """U (m × k), Σ (k), Vᵀ (k × n) of W = U Σ Vᵀ in float64 on the CPU, singular values falling.
+    """Return U (m × k), Σ (k), Vᵀ (k × n) of W = U Σ Vᵀ in float64 on the CPU, singular values falling.
 
     k = min(m, n), or the given rank: only the largest. A pair (u_i, v_i) is unique up to its sign, which is fixed so
     that the largest entry of u_i is positive; pairs of equal singular values may still turn among themselves.
@@ -73,7 +73,7 @@ def by_gram(tall: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def skew_symmetric(entries: Tensor, side: int) -> Tensor:
-    """Q = −Qᵀ (…, b, b) from what stands above its diagonal, row by row (…, b (b − 1) / 2); float32 at least."""
+    """Return Q = −Qᵀ (…, b, b) from its entries above the diagonal, by row (…, b (b − 1) / 2); float32 at least."""
     entries = entries.to(torch.promote_types(entries.dtype, torch.float32))  # no solve in half precision
     row, column = torch.triu_indices(side, side, 1, device=entries.device)
     Q = entries.new_zeros(*entries.shape[:-1], side * side).index_add(-1, row * side + column, entries)
@@ -82,7 +82,7 @@ def skew_symmetric(entries: Tensor, side: int) -> Tensor:
 
 
 def cayley(Q: Tensor) -> Tensor:
-    """The rotation R = (I − Q)(I + Q)⁻¹ of a skew-symmetric Q (…, b, b); exactly I where Q is 0."""
+    """Return the rotation R = (I − Q)(I + Q)⁻¹ of a skew-symmetric Q (…, b, b); exactly I where Q is 0."""
     return _Cayley.apply(Q) if torch.is_grad_enabled() else _cayley(Q)
 
 
@@ -92,7 +92,7 @@ def _cayley(Q: Tensor) -> Tensor:
 
 
 class _Cayley(torch.autograd.Function):
-    """Since I + R = 2 (I + Q)⁻¹, dR = −½ (I + R) dQ (I + R): backward needs R and two products, no second solve."""
+    """The Cayley transform with a backward of two products and no second solve: dR = −½ (I + R) dQ (I + R)."""
 
     @staticmethod
     def forward(ctx, Q):

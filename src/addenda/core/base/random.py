@@ -38,15 +38,15 @@ class Stream:
         self._bits = np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64))
 
     def fork(self, key: str) -> "Stream":
-        """Another stream, which depends on how this one was keyed and not on what was drawn from it."""
+        """Return another stream, which depends on how this one was keyed and not on what was drawn from it."""
         return Stream(*self._from, key)
 
     def raw(self, n: int) -> np.ndarray:
-        """`n` unsigned 64-bit words."""
+        """Draw `n` unsigned 64-bit words."""
         return self._bits.random_raw(n)
 
     def _unit(self, n: int) -> np.ndarray:
-        """`n` float64 numbers in (0, 1): the middle of one of 2^52 equal cells."""
+        """Draw `n` float64 numbers in (0, 1): the middle of one of 2^52 equal cells."""
         return ((self.raw(n) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -54,7 +54,7 @@ class Stream:
         return torch.from_numpy(values.astype(np.float32)).reshape(shape)
 
     def kaiming_uniform(self, *shape: int) -> Tensor:
-        """U(±1/√n) with n the last dimension: torch's `kaiming_uniform_(a=√5)`, how thin factors start."""
+        """Draw from U(±1/√n), n the last dimension: torch's `kaiming_uniform_(a=√5)`, how thin factors start."""
         bound = float(np.sqrt(1.0 / shape[-1]))
         return self.uniform(*shape, low=-bound, high=bound)
 
@@ -63,38 +63,37 @@ class Stream:
         return torch.from_numpy(values.astype(np.float32)).reshape(shape)
 
     def trunc_normal(self, *shape: int, std: float = 1.0) -> Tensor:
-        """A normal distribution cut off at ± 2 std (std: before it is cut)."""
+        """Draw from a normal distribution cut off at ± 2 std (std: before it is cut)."""
         edge = 0.022750131948179207  # Φ(−2)
         values = _inverse_normal(edge + (1 - 2 * edge) * self._unit(prod(shape))) * std
         return torch.from_numpy(values.astype(np.float32)).reshape(shape)
 
     def integer(self, low: int, high: int) -> int:
-        """One integer from low to high, both included (bias below 2^-40 for ranges below 2^24)."""
+        """Draw one integer from low to high, both included (bias below 2^-40 for ranges below 2^24)."""
         return low + int(self.raw(1)[0] % np.uint64(high - low + 1))
 
     def deal(self, n: int, parts: int) -> Tensor:
-        """A part from 0 to `parts` − 1 for each of n positions: a random permutation cut into stretches (n, int8 or
-        int16), whose lengths differ by one at most."""
+        """Deal n positions at random into `parts` parts of equal size (± 1): each one's part, from 0 (int8, int16)."""
         order = np.argsort(self.raw(n), kind="stable")
         dealt = np.empty(n, dtype=np.int8 if parts <= 127 else np.int16)
         dealt[order] = np.arange(n) * parts // max(n, 1)
         return torch.from_numpy(dealt)
 
     def choice(self, n: int, k: int) -> Tensor:
-        """`k` distinct positions out of `range(n)`, sorted, int64. Needs memory for k numbers, not for n."""
+        """Draw `k` distinct positions out of `range(n)`, sorted, int64. Needs memory for k numbers, not for n."""
         if not 0 <= k <= n:
             raise ValueError(f"cannot draw {k} distinct positions out of {n}")
         if 2 * k > n:  # draw the ones left out
             keep = np.ones(n, dtype=bool)
             keep[self.choice(n, n - k).numpy()] = False
             return torch.from_numpy(np.flatnonzero(keep))
-        found = np.empty(0, dtype=np.int64)
-        while len(found) < k:
-            drawn = (self.raw(k - len(found) + 16) % np.uint64(n)).astype(np.int64)
-            both = np.concatenate([found, drawn])
-            _, first = np.unique(both, return_index=True)
-            found = both[np.sort(first)][:k]  # in order of drawing, so that the cut at k favours no position
-        return torch.from_numpy(np.sort(found))
+        positions = np.empty(0, dtype=np.int64)
+        while len(positions) < k:
+            drawn = (self.raw(k - len(positions) + 16) % np.uint64(n)).astype(np.int64)
+            candidates = np.concatenate([positions, drawn])
+            _, first = np.unique(candidates, return_index=True)
+            positions = candidates[np.sort(first)][:k]  # in order of drawing, so that the cut at k favours no position
+        return torch.from_numpy(np.sort(positions))
 
 
 def _polynomial(coefficients: tuple[float, ...], x: np.ndarray) -> np.ndarray:
@@ -105,7 +104,7 @@ def _polynomial(coefficients: tuple[float, ...], x: np.ndarray) -> np.ndarray:
 
 
 def _log(x: np.ndarray) -> np.ndarray:
-    """Natural logarithm by its atanh series: exact arithmetic only, so that no machine's libm matters."""
+    """Return the natural logarithm by its atanh series: exact arithmetic only, so that no machine's libm matters."""
     mantissa, exponent = np.frexp(x)
     z = (mantissa - 0.75) / (mantissa + 0.75)
     z2, term, total = z * z, z.copy(), np.zeros_like(z)

@@ -15,7 +15,7 @@ MANY = 10**9  # more steps, tokens, examples or evaluations than anybody runs
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `least` to `most`, both included unless `above` or `below` says otherwise. whole: no fractions."""
+    """An interval from `least` to `most`, both included unless `above` or `below` says so. whole: no fractions."""
 
     least: float
     most: float
@@ -24,7 +24,7 @@ class Range:
     below: bool = False
 
     def refusal(self, name: str, value: Any) -> str | None:
-        """Why an option of this name cannot have this value, or None."""
+        """Return why an option of this name cannot have this value, or None where it can."""
         kind = numbers.Integral if self.whole else numbers.Real
         if isinstance(value, bool) or not isinstance(value, kind):
             return f"{name} must be {'a whole number' if self.whole else 'a number'}, got {value!r}"
@@ -106,12 +106,12 @@ WORDS: dict[str, tuple[str, ...]] = {"overflow": ("error", "drop", "truncate"), 
 
 
 def problems(given: Mapping[str, Any], ranges: Mapping[str, Range] | None = None) -> list[str]:
-    """What is wrong with the numbers and words among these options; None is never wrong, nor what is neither.
+    """Return what is wrong with the numbers and words among these options; None and other types are never wrong.
 
     ranges: others for some of the names.
     """
-    known = RANGES | dict(ranges or {})
-    numbered = {k: v for k, v in given.items() if k in known and isinstance(v, numbers.Number | str)}
+    table = RANGES | dict(ranges or {})
+    numbered = {k: v for k, v in given.items() if k in table and isinstance(v, numbers.Number | str)}
     worded = {k: v for k, v in given.items() if k in WORDS and v is not None and v not in WORDS[k]}
-    found = [problem for name, value in numbered.items() if (problem := known[name].refusal(name, value))]
-    return found + [f"{k} must be {' or '.join(map(repr, WORDS[k]))}, got {v!r}" for k, v in worded.items()]
+    refusals = [problem for name, value in numbered.items() if (problem := table[name].refusal(name, value))]
+    return refusals + [f"{k} must be {' or '.join(map(repr, WORDS[k]))}, got {v!r}" for k, v in worded.items()]

@@ -1,4 +1,4 @@
-"""Models whose parameters are spread over processes (FSDP2's DTensors): what is, and the whole of it.
+"""Models whose parameters are spread over processes (FSDP2's DTensors): gathering, filling and refusing them.
 
 Attach comes first, then sharding. A sharded model trains, switches, saves and goes on from checkpoints; what would read
 or write whole weights (attach, load, merge, detach) says no.
@@ -16,19 +16,19 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself; of a sharded one all of it, gathered. Every process must ask for it at the same place."""
-    held: Any = tensor.detach()
-    return held.full_tensor() if is_sharded(tensor) else held
+    """Return the tensor; a sharded one gathered from all processes, each of which must call this at the same place."""
+    local: Any = tensor.detach()
+    return local.full_tensor() if is_sharded(tensor) else local
 
 
 def fill(tensor: Tensor, values: Tensor) -> None:
     """Copy values into a tensor; of a sharded one every process, given all of them, takes its own."""
-    held: Any = tensor.detach()
+    local: Any = tensor.detach()
     if is_sharded(tensor):
         from torch.distributed.tensor import distribute_tensor
 
-        values = distribute_tensor(values.to(held.device, held.dtype), held.device_mesh, held.placements)
-    held.copy_(values)
+        values = distribute_tensor(values.to(local.device, local.dtype), local.device_mesh, local.placements)
+    local.copy_(values)
 
 
 def refuse_sharded(model: nn.Module, what: str) -> None:
@@ -41,7 +41,7 @@ def refuse_sharded(model: nn.Module, what: str) -> None:
 
 
 def writes(gathered: bool) -> bool:
-    """Whether this process writes a file of gathered tensors: one of them does, everybody else's is its own."""
+    """Return whether this process writes the file: where tensors were gathered, only the first one does."""
     if not gathered:
         return True
     import torch.distributed as dist
@@ -50,7 +50,7 @@ def writes(gathered: bool) -> bool:
 
 
 def wait(gathered: bool) -> None:
-    """Wait until every process is here, where tensors were gathered."""
+    """Wait, where tensors were gathered, until every process has come here."""
     if gathered:
         import torch.distributed as dist
 

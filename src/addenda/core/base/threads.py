@@ -1,4 +1,4 @@
-"""Work on several sites at once: threads that share torch's own among them."""
+"""Work on several sites at once, in threads that share torch's own among them."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def side_by_side(most: int) -> Iterator[Callable[[Callable, list], Iterable]]:
-    """`map` over at most `most` threads; the plain one where torch has one thread or there is nothing to share.
+    """Yield a `map` that runs in at most `most` threads; the plain one where torch has one thread.
 
     A factorisation of a few hundred rows gains little from a second thread, and waits for it where the machine is
     busy; two of them beside each other take half the time.

@@ -1,4 +1,4 @@
-"""Text that others have written, made fit for a terminal: names, paths, data, the headers of files.
+"""Text that others have written (names, paths, data, headers of files), made safe to print on a terminal.
 
 A name may hold ESC and so move the cursor or set the title, a right-to-left mark that turns a path around, or a lone
 surrogate that cannot be printed at all. All that a command prints goes through `visible`.
@@ -11,7 +11,7 @@ _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def label(text: object, most: int = 160) -> str:
-    """A name out of a file as a piece of one line: line breaks are spelt out too, a long one is cut in its middle."""
+    """Return a name out of a file as part of one line: line breaks are spelt out, a long name is cut in its middle."""
     text = str(text)
     if len(text) > most:
         text = f"{text[: most * 2 // 3]}…{text[-most // 4 :]}"
