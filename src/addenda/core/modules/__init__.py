@@ -1,1 +1,1 @@
-"""What torch's modules and autograd want of whoever computes inside them; knows nothing of adapters."""
+"""Helpers for code that computes inside torch's modules and autograd; they know nothing of adapters."""

@@ -1,4 +1,4 @@
-"""The class that a module had before one was derived from it in place."""
+"""A module's own class, which stays known after another one was derived from it in place."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +7,14 @@ from torch import nn
 
 
 class Adapted:
-    """Mixed in before a module's own class by `core.forward.adapted`, which derives one in place."""
+    """The class mixed in before a module's own by `core.forward.adapted`, which derives one in place."""
 
     _addenda_properties: tuple[str, ...]  # the names of raw parameters that are read through a property
     _addenda_derive: Callable[[type, tuple[str, ...]], type]  # (original, properties): the derived class
 
 
 def original_class(module: nn.Module) -> type:
-    """The module's own class, whether it is adapted or not."""
+    """Return the module's own class, whether it is adapted or not."""
     return type(module).__mro__[2] if isinstance(module, Adapted) else type(module)  # Derived, Adapted, original, …
 
 

@@ -1,4 +1,4 @@
-"""What a forward used, for whoever computes a part of it again in backward.
+"""The values that a forward used, kept for when a part of it is computed again in backward.
 
 Gradient checkpointing runs layers a second time during backward, when the call that they were part of is over: another
 adapter may act by then, and nobody knows which tokens were padding. So what a forward used is kept with the checkpoint
@@ -29,7 +29,7 @@ _told = _Told()
 
 
 def _free(hook: Any, name: str) -> Any:
-    """A variable that a function closes over, or None."""
+    """Return a variable that a function closes over, or None."""
     function = inspect.unwrap(hook)
     code = getattr(function, "__code__", None)
     if code is None or name not in code.co_freevars:
@@ -38,29 +38,29 @@ def _free(hook: Any, name: str) -> Any:
 
 
 def in_backward() -> bool:
-    """Whether this runs inside of a backward, as what is computed again does."""
+    """Return whether this code runs inside of a backward, as a forward that is computed again does."""
     return torch._C._current_graph_task_id() != -1
 
 
 def first() -> bool:
-    """Whether what runs is surely not computed again, and will not be."""
+    """Return whether the running forward is surely not one that is, or will be, computed again."""
     return _top(False) is None and torch._C._current_graph_task_id() == -1
 
 
 def used(of: Any, now: Callable[[], Any]) -> Any:
-    """now(), the value that a forward uses of something; where a forward is computed again, the value that it used.
+    """Return now(), a forward's value of something; where that forward is computed again, the value it had then.
 
     of: what it is a value of, an object that lives as long as the model.
     """
     hooks = _top(False)
     if in_backward():
-        again = None if hooks is None else _free(hooks[0], "target_frame_ref")
-        frame = None if again is None else again()
-        found = {} if frame is None else _frames.get(frame, {})
-        if of in found:
-            return found[of]
-        again = told(of)
-        return now() if again is None else again
+        reference = None if hooks is None else _free(hooks[0], "target_frame_ref")
+        frame = None if reference is None else reference()
+        values = {} if frame is None else _frames.get(frame, {})
+        if of in values:
+            return values[of]
+        value = told(of)
+        return now() if value is None else value
     value = now()
     if hooks is not None and (frame := _free(hooks[0], "frame")) is not None:
         _frames.setdefault(frame, {}).setdefault(of, value)
@@ -68,13 +68,13 @@ def used(of: Any, now: Callable[[], Any]) -> Any:
 
 
 def told(of: Any) -> Any:
-    """The value of what the running backward was told of last, or None."""
+    """Return the value that `tell` last gave the running backward for this object, or None."""
     task, value = _told.of.get(of, (-1, None))
     return value if task != -1 and task == torch._C._current_graph_task_id() else None
 
 
 def tell(out: Any, of: Any, value: Any) -> None:
-    """When a backward reaches these outputs of a forward, what it computes again of that forward uses this value."""
+    """Give a value to the backward that reaches these outputs, for the parts of their forward it computes again."""
 
     def note(grad: Tensor) -> None:
         _told.of[of] = (torch._C._current_graph_task_id(), value)
@@ -85,12 +85,12 @@ def tell(out: Any, of: Any, value: Any) -> None:
 
 
 def checkpointed(root: nn.Module) -> list[nn.Module]:
-    """The modules that transformers' flag can switch checkpointing on for."""
+    """Return the modules that have transformers' flag for gradient checkpointing."""
     return [m for m in root.modules() if hasattr(m, "gradient_checkpointing")]
 
 
 def checkpoints(modules: list[nn.Module]) -> bool:
-    """Whether a forward that runs now checkpoints one of them."""
+    """Return whether a forward that runs now checkpoints one of these modules."""
     return torch.is_grad_enabled() and any(m.gradient_checkpointing is True and m.training for m in modules)
 
 

@@ -1,4 +1,4 @@
-"""What in a model is an adapter's: a module that is changed keeps its adapters in one child of this name."""
+"""The name of the child module that keeps an adapted module's adapters, and whether a path is below one."""
 
 CHILD = "addenda"
 

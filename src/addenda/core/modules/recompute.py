@@ -1,4 +1,4 @@
-"""A tensor that is cheap to make: kept for backward as what it was made of, and made again there.
+"""Tensors that are cheap to compute, kept for backward as their recipe and computed again there.
 
 `cheap(make, *inputs)` is `make(*inputs)` with the same bits in forward and backward. The result carries its recipe; a
 layer that runs inside `as_recipe(x)` and would keep x keeps the recipe. Whoever asks first makes x again, with the
@@ -26,7 +26,7 @@ _hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", None)  # since t
 
 @dataclass
 class _Again:
-    """Detached inputs and what was made of them, between the first who asks and the last."""
+    """The detached inputs and their output, shared by all who ask for a recipe's value in one backward."""
 
     graph: tuple[list[Tensor], Tensor] | None = None
 
@@ -50,7 +50,7 @@ class _Recipe:
 
 
 def cheap(make: Make, *inputs: Tensor) -> Tensor:
-    """make(*inputs), a pure and deterministic function, which autograd keeps as its inputs."""
+    """Return make(*inputs), a pure and deterministic function, of which autograd keeps only the inputs."""
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in inputs) or _others_decide():
         return make(*inputs)
     kind = inputs[0].device.type
@@ -60,14 +60,14 @@ def cheap(make: Make, *inputs: Tensor) -> Tensor:
         with without_autocast(kind) if dtype is None else torch.autocast(kind, dtype):
             return make(*inputs)
 
-    again = _Again()
-    made = _Cheap.apply(same, again, *inputs)
-    made._addenda_recipe = _Recipe(same, inputs, again, tuple(t._version for t in (*inputs, made)))
-    return made
+    rerun = _Again()
+    result = _Cheap.apply(same, rerun, *inputs)
+    result._addenda_recipe = _Recipe(same, inputs, rerun, tuple(t._version for t in (*inputs, result)))
+    return result
 
 
 def as_recipe(x: Tensor) -> AbstractContextManager:
-    """Inside, x is kept for backward as its recipe, if it has one."""
+    """Make autograd keep x, inside a `with` block, as its recipe where it has one."""
     recipe = None if torch.compiler.is_compiling() else getattr(x, "_addenda_recipe", None)
     if recipe is None or _hooks is None or _others_decide() or x._version != recipe.versions[-1]:
         return nullcontext()
@@ -85,7 +85,7 @@ def as_recipe(x: Tensor) -> AbstractContextManager:
 
 
 def _others_decide() -> bool:
-    """Whether torch.compile, or saved-tensor hooks such as gradient checkpointing's, decide what is kept."""
+    """Return whether torch.compile or saved-tensor hooks (gradient checkpointing) decide what is kept for backward."""
     return torch.compiler.is_compiling() or (_hooks is not None and _hooks(False) is not None)
 
 
@@ -106,7 +106,7 @@ class _Cheap(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gy):
         inputs, need = ctx.saved_tensors, ctx.needs_input_grad[2:]
-        leaves, made = ctx.again.graph or _run(ctx.make, inputs, need)
+        leaves, output = ctx.again.graph or _run(ctx.make, inputs, need)
         ctx.again.graph = None
-        found = iter(torch.autograd.grad(made, [t for t, n in zip(leaves, need, strict=True) if n], gy))
-        return None, None, *[next(found) if n else None for n in need]
+        grads = iter(torch.autograd.grad(output, [t for t, n in zip(leaves, need, strict=True) if n], gy))
+        return None, None, *[next(grads) if n else None for n in need]

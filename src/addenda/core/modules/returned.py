@@ -1,4 +1,4 @@
-"""What a custom autograd function returns: the caller may change it in place, as it may a torch layer's output.
+"""What a custom autograd function returns: an output that the caller may change in place, as a torch layer's.
 
 torch refuses to change a view in place that was made inside such a function, and products make views where the input
 has more than two dimensions. So a function returns rows, and `like` makes the view outside; where it cannot, `returned`
@@ -12,17 +12,17 @@ from torch import Tensor
 
 
 def returned(y: Tensor) -> Tensor:
-    """y, made in a custom function's forward and held by nobody else, as no view of anything. Nothing is copied."""
+    """Return y, made in a custom function's forward and held by nobody else, as no view of anything, without a copy."""
     return y.data
 
 
 def like(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows (tokens, width) with the leading dimensions of x."""
+    """Return rows (tokens, width) with the leading dimensions of x."""
     return rows if x.dim() == 2 else rows.view(*x.shape[:-1], rows.shape[-1])
 
 
 class Unchanged:
-    """Tells whether a tensor has been changed in place since: it shares its version, and none of its memory."""
+    """A check of whether a tensor was changed in place since: it shares the tensor's version, none of its memory."""
 
     def __init__(self, y: Tensor):
         self.alias: Any = y.detach()
@@ -34,7 +34,7 @@ class Unchanged:
 
 
 def version_of(x: Any) -> int | None:
-    """How often x was changed in place; None where nobody counts: no tensor, inference mode, a compiler."""
+    """Return how often x was changed in place; None where nobody counts: no tensor, inference mode, a compiler."""
     if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.is_inference():
         return None
     return x._version

@@ -1,4 +1,4 @@
-"""Frozen is frozen: what a base gathers about its inputs while it runs in training mode stays as it was.
+"""Frozen statistics: batch norms and their kind keep their running values while the base is frozen.
 
 Batch norms and their kind (instance norms that track statistics, synchronised ones, subclasses of other libraries) move
 their running mean and variance in every forward in training mode, and spectral norms the vectors of their power
@@ -25,7 +25,7 @@ _GATHERED = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Held:
-    """Mixed in before the module's own class."""
+    """The class mixed in before a module's own that holds it in evaluation mode, so that its statistics stay."""
 
     @property
     def training(self) -> bool:
@@ -37,7 +37,7 @@ class Held:
 
 
 class _HeldType(type):
-    """The type of held classes: they are made when needed, so a pickle says what they are made of."""
+    """The type of held classes: they are made when needed, so a pickle names the class that each is made from."""
 
 
 @cache
@@ -51,56 +51,56 @@ copyreg.pickle(_HeldType, lambda cls: (_held, (cls.__mro__[2],)))
 
 
 def gathers(module: nn.Module) -> bool:
-    """Whether the module changes tensors of its own in a forward in training mode."""
+    """Return whether the module changes tensors of its own in a forward in training mode."""
     if any(module._buffers.get(name) is not None for name in _GATHERED) or isinstance(module, _SpectralNorm):
         return True
     return any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
 
 
 def hold(model: nn.Module) -> list[nn.Module]:
-    """Keep what the model's modules would gather as it is, until `let_go`; returns those that were not held before."""
-    found = [module for module in model.modules() if gathers(module) and not isinstance(module, Held)]
-    for module in found:
+    """Stop the model's modules from gathering statistics, until `let_go`; returns those that were not held before."""
+    gatherers = [module for module in model.modules() if gathers(module) and not isinstance(module, Held)]
+    for module in gatherers:
         set_original_class(module, _held(original_class(module)))
-    return found
+    return gatherers
 
 
 def let_go(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Give those of the modules that are held their own class back; returns them."""
-    found: list[nn.Module] = [module for module in modules if isinstance(module, Held)]
-    for module in found:
+    """Give the held ones among these modules their own class back, and return them."""
+    holders: list[nn.Module] = [module for module in modules if isinstance(module, Held)]
+    for module in holders:
         set_original_class(module, original_class(module).__mro__[2])
-    return found
+    return holders
 
 
 @contextmanager
 def holding(model: nn.Module) -> Iterator[None]:
-    """Held for the length of a `with` block; what is held already stays so."""
-    found = hold(model)
+    """Hold the statistics for the length of a `with` block; what is held already stays so."""
+    modules = hold(model)
     try:
         yield
     finally:
-        let_go(found)
+        let_go(modules)
 
 
 @contextmanager
 def gathering(model: nn.Module) -> Iterator[None]:
-    """For the length of a `with` block nothing is held: for those who want other statistics."""
-    found = let_go(model.modules())
+    """Hold no statistics for the length of a `with` block, so that new ones can be gathered."""
+    modules = let_go(model.modules())
     try:
         yield
     finally:
-        for module in found:
+        for module in modules:
             set_original_class(module, _held(original_class(module)))
 
 
 def mode_of(module: nn.Module) -> bool:
-    """The flag that `train` and `eval` have set, whether it acts or not."""
+    """Return the flag that `train` and `eval` have set, whether it acts or not."""
     return module.__dict__["training"]
 
 
 def gathered(model: nn.Module) -> dict[str, Tensor]:
-    """The base's own buffers that are part of its state dict, by path."""
+    """Return the base's own buffers that are part of its state dict, by path."""
     return {
         f"{path}.{name}" if path else name: buffer
         for path, module in model.named_modules()
