@@ -1,4 +1,4 @@
-"""The disk: its failures as errors that say where and what to do, and JSON that anybody may have written.
+"""Reading and writing: failures of the disk as errors that say what to do, and JSON that anybody may have written.
 
 A path that a user gives is read with `~`; a failure of the system (a full disk, a folder that may not be written to, a
 file in the way, a name that is too long) is a `DiskError`, which is both an AddendaError and an OSError.
@@ -36,7 +36,7 @@ class DiskError(AddendaError, OSError):
 
 
 def path_of(given: str | Path, what: str = "path") -> Path:
-    """A path as a user gives it, with `~`. Raises AddendaError for an empty one, and for one that no system has."""
+    """Return a user's path with `~` expanded. Raises AddendaError for an empty one, or one that no system has."""
     if not isinstance(given, str | os.PathLike):
         raise AddendaError(f"{what} is a path, got {given!r}.")
     text = os.fspath(given)
@@ -49,21 +49,21 @@ def path_of(given: str | Path, what: str = "path") -> Path:
 
 
 def file_of(given: str | Path, what: str = "path") -> Path:
-    """A path that a file is to be written to. Raises AddendaError where a folder is, or the path names nothing."""
+    """Return a path to write a file to. Raises AddendaError where a folder is, or the path names nothing."""
     path = path_of(given, what)
     with reading(path):
         folder = path.is_dir()
-        odd = not folder and path.exists() and not path.is_file()
+        special = not folder and path.exists() and not path.is_file()
     if folder:
         raise AddendaError(f"{path} is a folder. Name a file, such as {path / 'adapter.safetensors'}.")
-    if odd:
+    if special:
         raise AddendaError(f"{path} is a device or a pipe, and a file is written whole or not at all. Name a file.")
     return path
 
 
 @contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Failures of the disk as errors that say what is free and how to go on. size: bytes that were to be written."""
+    """Turn failures to write, in a `with` block, into errors that say what is free and how to go on. size: in bytes."""
     try:
         yield
     except DiskError:
@@ -72,34 +72,34 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
         if not _of_disk(error):
             raise
         number = getattr(error, "errno", None)
-        why = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
         full = number in _FULL or "No space left" in str(error)
-        wanted = "" if size is None else f" for {size / 2**20:,.0f} MiB"
-        way = "Make room" if full else _WAYS.get(number or 0, "Make room, or name another place")
-        made = DiskError(
-            f"{'The disk is full' if full else 'Could not write'} at {shown(path)}{wanted} ({why}{_free(path)}). "
-            f"What is done is kept. {way}, and the same command goes on."
+        amount = "" if size is None else f" for {size / 2**20:,.0f} MiB"
+        advice = "Make room" if full else _WAYS.get(number or 0, "Make room, or name another place")
+        failure = DiskError(
+            f"{'The disk is full' if full else 'Could not write'} at {shown(path)}{amount} ({reason}{_free(path)}). "
+            f"What is done is kept. {advice}, and the same command goes on."
         )
-        made.errno = number
-        raise made from error
+        failure.errno = number
+        raise failure from error
 
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Failures to read a path as errors that name it."""
+    """Turn failures to read a path, in a `with` block, into errors that name it."""
     try:
         yield
     except DiskError:
         raise
     except OSError as error:
-        way = _WAYS.get(error.errno or 0, "Look at the path and its rights")
-        made = DiskError(f"{shown(path)} cannot be read ({error.strerror or error}). {way}.")
-        made.errno = error.errno
-        raise made from error
+        advice = _WAYS.get(error.errno or 0, "Look at the path and its rights")
+        failure = DiskError(f"{shown(path)} cannot be read ({error.strerror or error}). {advice}.")
+        failure.errno = error.errno
+        raise failure from error
 
 
 def _of_disk(error: Exception) -> bool:
-    """Whether an error is of the disk: the system's, safetensors' for a full disk, and that of torch's writer."""
+    """Return whether an error is the disk's: the system's, safetensors' for a full disk, or that of torch's writer."""
     if isinstance(error, OSError):
         return True
     name, text = type(error).__name__, str(error)
@@ -108,24 +108,24 @@ def _of_disk(error: Exception) -> bool:
 
 
 def _free(path: Path) -> str:
-    for there in (path, *path.parents):
+    for folder in (path, *path.parents):
         try:
-            return f"; {shutil.disk_usage(there).free / 2**20:,.0f} MiB free"
+            return f"; {shutil.disk_usage(folder).free / 2**20:,.0f} MiB free"
         except OSError:
             continue
     return ""
 
 
 def shown(path: str | Path) -> str:
-    """A path in a message, a very long one cut in its middle."""
+    """Return a path for a message, a very long one cut in its middle."""
     text = str(path)
     return text if len(text) <= 300 else f"{text[:120]}…{text[-60:]}"
 
 
 def printable(text: str) -> str:
     """A text without what moves a terminal: control characters (but lines and tabs) are shown as \\x1b."""
-    odd = (c for c in set(text) if c not in "\n\t" and (ord(c) < 32 or 127 <= ord(c) < 160 or c in _TURNS))
-    for c in odd:
+    controls = (c for c in set(text) if c not in "\n\t" and (ord(c) < 32 or 127 <= ord(c) < 160 or c in _TURNS))
+    for c in controls:
         text = text.replace(c, f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}")
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -134,7 +134,7 @@ _TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # of the dire
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises AddendaError for one that is missing, too long, too deep, or not strict JSON."""
+    """Read a JSON file. Raises AddendaError for one that is missing, too long, too deep, or not strict JSON."""
     try:
         with open(path, "rb") as f:
             data = f.read(MOST + 1)
@@ -144,9 +144,9 @@ def read_json(path: Path) -> Any:
     except RecursionError:
         raise AddendaError(f"{shown(path)} is not JSON that can be read: it is nested too deeply.") from None
     except OSError as error:
-        made = DiskError(f"{shown(path)} cannot be read ({error.strerror or error}).")
-        made.errno = error.errno
-        raise made from None
+        failure = DiskError(f"{shown(path)} cannot be read ({error.strerror or error}).")
+        failure.errno = error.errno
+        raise failure from None
     except ValueError as error:
         raise AddendaError(f"{shown(path)} is not JSON ({error}).") from None
 
@@ -158,7 +158,7 @@ def _float(text: str) -> float:
 
 
 def strict(value: Any) -> Any:
-    """A value as strict JSON has it: null for what is not finite, text for paths and what else JSON has no word for."""
+    """Return a value as strict JSON has it: null for numbers that are not finite, text for types JSON does not have."""
     if isinstance(value, dict):
         return {str(k): strict(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

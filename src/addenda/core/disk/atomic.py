@@ -10,7 +10,7 @@ from addenda.core.disk.access import writing
 
 
 def readable(value: object, at: str = "\n") -> str:
-    """JSON for people and for version control: an entry a line, but a list without names in it on one."""
+    """Format JSON for people and version control: an entry a line, but a list without objects in it on one line."""
     deeper = f"{at} "
     if isinstance(value, dict) and value:
         inner = [f"{_key(k)}: {readable(v, deeper)}" for k, v in value.items()]
@@ -21,17 +21,17 @@ def readable(value: object, at: str = "\n") -> str:
 
 
 def _key(key: object) -> str:
-    """A name as JSON has it: always text, numbers too."""
+    """Format a key as JSON has it: always text, numbers too."""
     return json.dumps(key if isinstance(key, str) else json.dumps(key), ensure_ascii=False)
 
 
 def _named(value: object) -> bool:
-    """Whether a list holds objects, however deep."""
+    """Return whether a list holds objects, however deep."""
     return isinstance(value, dict) or (isinstance(value, list) and any(_named(v) for v in value))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target, flush to disk, rename: a reader sees the old file or the new one, never a part.
+    """Write a file so that a reader sees the old one or the new one whole: beside it, flush to disk, rename.
 
     Raises DiskError, which is an AddendaError, where the disk or the path does not take it; nothing is left behind.
     """
@@ -40,13 +40,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    new_folders = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, data)
     except BaseException:
         with suppress(OSError):  # one that another process has put something into stays
-            for folder in made:
+            for folder in new_folders:
                 folder.rmdir()
         raise
 

@@ -1,4 +1,4 @@
-"""Where what can be made again is kept between runs."""
+"""The folder for files that can be made again and are kept between runs."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from platformdirs import user_cache_path
 
 
 def cache_folder() -> Path:
-    """$ADDENDA_CACHE, else `addenda` in the platform's folder for caches. Not created here."""
-    if own := os.environ.get("ADDENDA_CACHE"):
-        return Path(own).expanduser()
+    """Return $ADDENDA_CACHE, else `addenda` in the platform's folder for caches. Not created here."""
+    if folder := os.environ.get("ADDENDA_CACHE"):
+        return Path(folder).expanduser()
     return user_cache_path("addenda", appauthor=False, opinion=False)

@@ -1,4 +1,4 @@
-"""One process at a time: a lock on a file, which the system drops when its holder ends, however that ends."""
+"""Locks on files, for one process at a time; the system drops a lock when its holder ends, however that ends."""
 
 import contextlib
 import errno
@@ -21,14 +21,14 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 
 class Lock:
-    """`if not lock.take(): …` and later `lock.release()`. A disk that has no locks lets everybody in."""
+    """A lock on a file: `if not lock.take(): …`, later `lock.release()`. A disk without locks lets everybody in."""
 
     def __init__(self, path: Path):
         self.path = path
         self._lock = FileLock(path, timeout=WAIT, thread_local=False)
 
     def take(self) -> bool:
-        """False where another holds it. Its file and folder are made where they are missing."""
+        """Take the lock; False where another holds it. Its file and folder are made where they are missing."""
         while not self._lock.is_locked:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -51,7 +51,7 @@ class Lock:
 
 @contextlib.contextmanager
 def alone(folder: Path, *, here: bool = True) -> Iterator[None]:
-    """For the length of a `with` block no other run is in a folder, which is made where it is missing.
+    """Keep other runs out of a folder, which is made where it is missing, for the length of a `with` block.
 
     Afterwards the lock's file is gone, and so is a folder that was made for it and that nothing was written to. here:
     whether this process locks; of several that make one run together only the first does.
@@ -60,11 +60,11 @@ def alone(folder: Path, *, here: bool = True) -> Iterator[None]:
     if not here:
         yield
         return
-    new = [p for p in (folder, *folder.parents) if not _there(p)]
+    new_folders = [p for p in (folder, *folder.parents) if not _there(p)]
     lock = Lock(folder / NAME)
     with writing(folder):
-        free = lock.take()
-    if not free:
+        locked = lock.take()
+    if not locked:
         raise AddendaError(
             f"Another run is under way in {shown(folder)}. Wait for it to end, or choose another folder (--out)."
         )
@@ -76,8 +76,8 @@ def alone(folder: Path, *, here: bool = True) -> Iterator[None]:
                 lock.path.unlink()
         lock.release()
         with contextlib.suppress(OSError):
-            for made in new:  # an empty one only
-                made.rmdir()
+            for parent in new_folders:  # an empty one only
+                parent.rmdir()
 
 
 P = ParamSpec("P")
@@ -85,15 +85,15 @@ R = TypeVar("R")
 
 
 def one_at_a_time(run: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: a function that writes to the folder `out`, a keyword, is alone in it for as long as it runs.
+    """Decorate a function that writes to the folder `out`, a keyword, to be alone in it for as long as it runs.
 
     Before anything else the folder must be one that may be written to, see `place.folder_for`. None: none is.
     """
-    usual = inspect.signature(run).parameters["out"].default
+    default = inspect.signature(run).parameters["out"].default
 
     @functools.wraps(run)
     def held(*args: P.args, **options: P.kwargs) -> R:
-        out: Any = options.get("out", usual)
+        out: Any = options.get("out", default)
         if out is None:
             return run(*args, **options)
         first = int(os.environ.get("RANK", "0")) == 0  # of several processes that make one run

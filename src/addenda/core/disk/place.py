@@ -1,4 +1,4 @@
-"""Where a command writes: a folder or a file of the user's choice, in which nothing of anybody else's is touched.
+"""Where a command writes: a folder or file of the user's choice, in which nobody else's file is touched.
 
 Other files may stand in such a folder: a log, a tracker's. What is refused, before anything is loaded, is a name that
 would be written or deleted and that is taken by something which this library has not written there. Each command says
@@ -16,52 +16,52 @@ Known = Callable[[Path], bool]  # whether what is at a path was written by this 
 
 
 def folder_for(out: str | Path, *, apart: Iterable[Any] = (), what: str = "out") -> Path:
-    """A folder that may be written to, made or not. apart: what it must not be, such as the model and the data.
+    """Return a folder that may be written to, made or not. apart: what it must not be, such as the model and the data.
 
     Raises AddendaError for a path that names nothing, a file, a link, the home folder, the root of a disk, the folder
     of a model, and one of `apart`.
     """
     path = path_of(out, what)
     with reading(path):
-        whole, link, there, folder = path.resolve(), path.is_symlink(), path.exists(), path.is_dir()
+        resolved, link, exists, folder = path.resolve(), path.is_symlink(), path.exists(), path.is_dir()
     if link:
-        raise AddendaError(f"{shown(path)} is a symbolic link (to {shown(whole)}). Name the folder itself: --out.")
-    if there and not folder:
+        raise AddendaError(f"{shown(path)} is a symbolic link (to {shown(resolved)}). Name the folder itself: --out.")
+    if exists and not folder:
         raise AddendaError(f"{shown(path)} is a file, and a folder is wanted. Choose another --out.")
-    if whole == Path(whole.anchor) or whole == _home():
-        kind = "the root of a disk" if whole.parent == whole else "a home folder"
+    if resolved == Path(resolved.anchor) or resolved == _home():
+        kind = "the root of a disk" if resolved.parent == resolved else "a home folder"
         raise AddendaError(f"{shown(path)} is {kind}. Choose a folder in it for --out.")
-    for other in apart:
-        if isinstance(other, (str, Path)) and str(other) and _resolved(other) == whole:
+    for source in apart:
+        if isinstance(source, (str, Path)) and str(source) and _resolved(source) == resolved:
             raise AddendaError(f"{shown(path)} is what is read (a model or data), and it is never written to. "
                                "Choose another --out.")  # fmt: skip
-    if is_model(whole):
+    if is_model(resolved):
         raise AddendaError(f"{shown(path)} is the folder of a model, which is never written to. Choose another --out.")
     return path
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder holds the configuration of a transformers model."""
+    """Return whether a folder holds the configuration of a transformers model."""
     try:
-        said = read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
     except AddendaError:
         return False
-    return isinstance(said, dict) and ("model_type" in said or "architectures" in said)
+    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
 
 
 def check_free(folder: Path, names: Mapping[str, Known]) -> None:
-    """Raises AddendaError where one of the names that will be written is taken by something else."""
+    """Raise AddendaError where one of the names that will be written is taken by something else."""
     with reading(folder):
-        taken = [n for n, ours in names.items() if _exists(folder / n) and not _is(ours, folder / n)]
-    if taken:
+        conflicts = [n for n, ours in names.items() if _exists(folder / n) and not _is(ours, folder / n)]
+    if conflicts:
         raise AddendaError(
-            f"{shown(folder)} holds {', '.join(taken)}, which would be written, and which addenda has not written "
+            f"{shown(folder)} holds {', '.join(conflicts)}, which would be written, and which addenda has not written "
             "there. Move it, or choose another --out."
         )
 
 
 def file_for(out: str | Path, ours: Known, *, what: str = "path") -> Path:
-    """A file that may be written. ours: whether one that is there may be replaced; an empty one may always.
+    """Return a file that may be written. ours: whether an existing one may be replaced; an empty one may always.
 
     Raises AddendaError for a folder, a device, and a file of somebody else's.
     """
@@ -76,12 +76,12 @@ def file_for(out: str | Path, ours: Known, *, what: str = "path") -> Path:
 
 
 def no_file(path: Path) -> bool:
-    """Of a folder in which only names of our own are written: whether it is one, and empty or made by us alone."""
+    """Return whether a path is an empty folder: one in which only names of our own are written counts as ours then."""
     return path.is_dir() and not any(path.iterdir())
 
 
 def holds(path: Path, *signs: str) -> bool:
-    """Whether a text file begins (within 4 KiB) with all of these pieces of text, by which ours are known."""
+    """Return whether a text file begins (within 4 KiB) with all of these pieces of text, by which ours are known."""
     try:
         with path.open("rb") as f:
             head = f.read(4096).decode("utf-8", errors="replace")
