@@ -34,7 +34,9 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 
 @dataclass(frozen=True)
 class Bottleneck(HiddenMethod):
-    """rank: the width r of the bottleneck. scale: s. bias: whether b and c are there. norm: whether n is a LayerNorm
+    """A method of two thin matrices with a non-linearity between them, added to a module's output.
+
+    rank: the width r of the bottleneck. scale: s. bias: whether b and c are there. norm: whether n is a LayerNorm
     with its own weights. dropout: of what leaves the non-linearity, in training.
     """
 
@@ -59,28 +61,28 @@ class Bottleneck(HiddenMethod):
         return f"a bottleneck of {self.rank} is wider than the activations ({width})" if self.rank > width else None
 
     def init(self, width: int, rng: Stream, p: Params) -> Params:
-        own = {"down": rng.kaiming_uniform(self.rank, width), "up": torch.zeros(width, self.rank)}
+        tensors = {"down": rng.kaiming_uniform(self.rank, width), "up": torch.zeros(width, self.rank)}
         if self.bias:
-            own |= {"down_bias": torch.zeros(self.rank), "up_bias": torch.zeros(width)}
+            tensors |= {"down_bias": torch.zeros(self.rank), "up_bias": torch.zeros(width)}
         if self.norm:
-            own |= {"norm_weight": torch.ones(width), "norm_bias": torch.zeros(width)}
-        return {k: nn.Parameter(t) for k, t in own.items()}
+            tensors |= {"norm_weight": torch.ones(width), "norm_bias": torch.zeros(width)}
+        return {k: nn.Parameter(t) for k, t in tensors.items()}
 
     def matrices(self, p: Params) -> tuple[Tensor, Tensor]:
-        """(D: r × d, U: d × r) from the trained tensors."""
+        """Return (D: r × d, U: d × r) from the trained tensors."""
         return p["down"], p["up"]
 
     def change(self, x: Tensor, y: Tensor, p: Params, training: bool = False) -> Tensor:
         if self.reads == "stream":
             x = x + y.to(x.dtype)
         if self.norm:
-            seen = F.layer_norm(x, x.shape[-1:], p["norm_weight"].to(x.dtype), p["norm_bias"].to(x.dtype))
+            normed = F.layer_norm(x, x.shape[-1:], p["norm_weight"].to(x.dtype), p["norm_bias"].to(x.dtype))
         else:
-            seen = x
+            normed = x
         D, U = self.matrices(p)
         drop = self.dropout if training else 0.0
-        own = None if seen is y else y
-        rows = _Added.apply(seen, own, D, p.get("down_bias"), U, p.get("up_bias"), self.activation, self.scale, drop)
+        base = None if normed is y else y
+        rows = _Added.apply(normed, base, D, p.get("down_bias"), U, p.get("up_bias"), self.activation, self.scale, drop)
         return like(y, rows)
 
     def trainable(self, width: int) -> int:
@@ -98,14 +100,14 @@ class _Added(torch.autograd.Function):
         dtype = x.dtype
         down, up = D.to(dtype), U.to(dtype)
         a = F.linear(_rows(x), down, None if b is None else b.to(dtype))
-        h, kept = ACTIVATIONS[activation][0](a), None
+        h, mask = ACTIVATIONS[activation][0](a), None
         if drop:
-            kept = torch.empty_like(h, dtype=torch.bool).bernoulli_(1 - drop)
-            h = h * kept / (1 - drop)
+            mask = torch.empty_like(h, dtype=torch.bool).bernoulli_(1 - drop)
+            h = h * mask / (1 - drop)
         ctx.activation, ctx.scale, ctx.drop, ctx.serial, ctx.shape = activation, scale, drop, y is None, x.shape
         ctx.dtypes = [None if t is None else t.dtype for t in (D, b, U, c)]
         need_d = ctx.needs_input_grad[2]
-        ctx.save_for_backward(x if need_d else None, a, down, up, kept)
+        ctx.save_for_backward(x if need_d else None, a, down, up, mask)
         base = _rows(x if y is None else y)
         if base.dtype == dtype:
             out = torch.addmm(base, h, up.t(), alpha=scale)
@@ -118,19 +120,19 @@ class _Added(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gy):
-        x, a, down, up, kept = ctx.saved_tensors
+        x, a, down, up, mask = ctx.saved_tensors
         need_x, need_y, need_d, need_b, need_u, need_c, *_ = ctx.needs_input_grad
         g, act, of_act = gy, *ACTIVATIONS[ctx.activation]
         narrow = g.to(a.dtype)
         gd = gb = gu = gc = gx = None
         of_d, of_b, of_u, of_c = ctx.dtypes
         if need_u:
-            h = act(a) if kept is None else act(a) * kept / (1 - ctx.drop)
+            h = act(a) if mask is None else act(a) * mask / (1 - ctx.drop)
             gu = (h.t() @ narrow).t().mul(ctx.scale).to(of_u, memory_format=torch.contiguous_format)
         if need_c:
             gc = g.sum(0, dtype=of_c).mul_(ctx.scale)
         gh = narrow @ up
-        gh = gh.mul_(ctx.scale) if kept is None else gh * kept * (ctx.scale / (1 - ctx.drop))
+        gh = gh.mul_(ctx.scale) if mask is None else gh * mask * (ctx.scale / (1 - ctx.drop))
         ga = of_act(gh, a)
         if need_b:
             gb = ga.sum(0, dtype=of_b)
@@ -143,5 +145,5 @@ class _Added(torch.autograd.Function):
 
 
 def _rows(t: Tensor) -> Tensor:
-    """(tokens, width), whatever the leading dimensions."""
+    """Return t as rows (tokens, width), whatever its leading dimensions."""
     return t.reshape(-1, t.shape[-1])

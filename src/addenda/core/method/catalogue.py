@@ -21,7 +21,7 @@ from addenda.core.method.contract import Method, parse_options
 
 @dataclass(frozen=True)
 class Info:
-    """What the catalogue says of a method."""
+    """One entry of the catalogue: a method's name, paper, equation, claim and settings."""
 
     name: str
     title: str
@@ -36,7 +36,7 @@ class Info:
     published: str = ""  # figures that its authors or others printed, with the source and what is unfair about them
 
     def build(self, **options) -> Method:
-        """The method with its options; raises AddendaError on an unknown option or a bad value."""
+        """Build the method with these options; raises AddendaError on an unknown option or a bad value."""
         return parse_options(self.cls, {**self.preset, **options})
 
 
@@ -55,12 +55,12 @@ def register(
     published: str = "",
     paper_setting: str | None = None,
 ) -> Callable:
-    """Class decorator: enter a method in the catalogue under `name`."""
+    """Decorate a class to enter it in the catalogue as the method `name`."""
 
     def enter(cls: type[Method]) -> type[Method]:
         cls.name = name
-        said = {"published": published, "paper_setting": paper_setting}
-        _enter(Info(name, title, paper, equation, hypothesis, family, cls, rate, **said))
+        extras = {"published": published, "paper_setting": paper_setting}
+        _enter(Info(name, title, paper, equation, hypothesis, family, cls, rate, **extras))
         return cls
 
     return enter
@@ -73,13 +73,13 @@ def variant(name: str, of: type[Method], preset: dict, **changed) -> None:
 
 
 def _enter(info: Info) -> None:
-    if (known := _catalogue.get(info.name)) is not None and not same_place(known.cls, info.cls):
+    if (entry := _catalogue.get(info.name)) is not None and not same_place(entry.cls, info.cls):
         raise ValueError(f"two methods are called {info.name!r}")
     _catalogue[info.name] = info
 
 
 def same_place(one: Any, other: Any) -> bool:
-    """Whether two classes or functions are the same lines of the same module: run again, as in a notebook's cell."""
+    """Return whether two classes or functions are the same lines of one module, run again as in a notebook's cell."""
     return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
@@ -95,10 +95,10 @@ def _import_all() -> None:
 
 
 class Catalogue(list[Info]):
-    """Entries in their order, and each by its name: `catalogue()["svft"]`."""
+    """A list of entries in their order, each also found by its name: `catalogue()["svft"]`."""
 
     def __getitem__(self, key):  # type: ignore[override]
-        """An entry by its name or place. Raises AddendaError with the nearest names for an unknown one."""
+        """Return an entry by its name or place. Raises AddendaError with the nearest names for an unknown one."""
         if not isinstance(key, str):
             return super().__getitem__(key)
         for entry in self:
@@ -112,29 +112,29 @@ class Catalogue(list[Info]):
 
 
 def catalogue(match: str = "*") -> Catalogue:
-    """All methods whose name matches a glob, sorted by family and name."""
+    """Return all methods whose name matches a glob, sorted by family and name."""
     _import_all()
     matching = (entry for entry in _catalogue.values() if fnmatch.fnmatch(entry.name, match))
     return Catalogue(sorted(matching, key=lambda entry: (entry.family, entry.name)))
 
 
 def info(name: str) -> Info:
-    """One entry; raises AddendaError with the nearest names for an unknown one."""
+    """Return one entry by its name; raises AddendaError with the nearest names for an unknown one."""
     _import_all()
     return _catalogue[name] if name in _catalogue else catalogue()[name]
 
 
 def build(spec: str) -> Method:
-    """A method from text: `"name"` or `"name:option=value,other=8"`, as the command line writes it."""
+    """Build a method from text: `"name"` or `"name:option=value,other=8"`, as the command line writes it."""
     name, options = parse_spec(spec)
     return info(name).build(**options)
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
-    """ "name:option=value,other=8" as the name and its options, all text. Raises AddendaError where an = is missing."""
-    name, _, rest = spec.partition(":")
+    """Split "name:option=value,other=8" into the name and its options, as text. Raises AddendaError for a missing =."""
+    name, _, assignments = spec.partition(":")
     options = {}
-    for part in filter(None, rest.split(",")):
+    for part in filter(None, assignments.split(",")):
         key, equals, value = part.partition("=")
         if not equals:
             raise AddendaError(f"Expected option=value in {spec!r}, got {part!r}. Write e.g. '{name}:{part}=8'.")

@@ -58,7 +58,7 @@ class Base:
 
 
 class Factors(NamedTuple):
-    """ΔW = diag(rows) B M A, exactly: what the fused low-rank path works with.
+    """The thin matrices of ΔW = diag(rows) B M A, exactly: what the fused low-rank path works with.
 
     B: m × r; A: s × n; M: r × s, which is the identity where middle is None, diag(middle) where middle is a vector of
     r numbers, and zero except for the values `middle` (K) at the flat positions `index` (K). rows: m numbers, or None.
@@ -74,7 +74,7 @@ class Factors(NamedTuple):
     sums: bool = False
 
     def pair(self) -> tuple[Tensor, Tensor]:
-        """(m × s, s × n): two matrices whose product is ΔW."""
+        """Return (m × s, s × n): two matrices whose product is ΔW."""
         B = self.B if self.rows is None else self.rows[:, None] * self.B
         if self.middle is None:
             return B, self.A
@@ -84,7 +84,7 @@ class Factors(NamedTuple):
 
 
 class FactorPair(NamedTuple):
-    """W + ΔW = scale · B A + what does not train, where the trainable tensors of these names are added into B and A.
+    """The two factors of a method as an optimizer sees them: W + ΔW = scale · B A + a part that does not train.
 
     B: m × r; A: r × n, with the values that act now. left, right: the names of the tensors that B and A move with.
     """
@@ -97,13 +97,13 @@ class FactorPair(NamedTuple):
 
 
 def spread(values: Tensor, index: Tensor, rows: int, columns: int) -> Tensor:
-    """rows × columns: zero except for the values (K) at the flat positions (K)."""
+    """Return a matrix (rows × columns) that is zero except for the values (K) at the flat positions (K)."""
     return values.new_zeros(rows * columns).index_put((index,), values).view(rows, columns)
 
 
 @dataclass(frozen=True)
 class Method:
-    """What every method shares. Subclasses are frozen dataclasses of hyperparameters.
+    """Base class of every method. Subclasses are frozen dataclasses of hyperparameters.
 
     What a method may define is declared here and in the base class of its kind: the public functions and properties,
     which are the hooks, and the class variables, which are settings. Its annotated fields are its options. Any other
@@ -130,7 +130,7 @@ class Method:
     _hooks: ClassVar[frozenset[str]]
 
     def __init_subclass__(cls, kind: bool = False, **more: Any) -> None:
-        """kind: whether this is the base class of a kind of method, whose public names are hooks and settings."""
+        """Check the public names of a new method. kind: it is the base class of a kind, and its names are hooks."""
         super().__init_subclass__(**more)
         if kind:
             cls._kind, cls._hooks = cls, hooks_of(cls)
@@ -138,80 +138,80 @@ class Method:
             check_names(cls, cls._kind)
 
     def init(self, site: Any, rng: Stream, p: Params) -> Params:
-        """Trainable (`nn.Parameter`) and frozen (plain) tensors of one site; p: what `derive` and `shared` gave."""
+        """Return trainable (`nn.Parameter`) and frozen (plain) tensors of a site; p: those of `derive` and `shared`."""
         raise NotImplementedError
 
     def trainable(self, *shape: int) -> int:
-        """How many numbers are trained at one site of this shape: a formula, tested against the real tensors."""
+        """Return how many numbers are trained at one site of this shape: a formula, tested against the real tensors."""
         raise NotImplementedError
 
     def check(self, *shape: int) -> str | None:
-        """Why a site of this shape cannot be adapted with these options, or None."""
+        """Return why a site of this shape cannot be adapted with these options, or None."""
         return None
 
     # -- optional --------------------------------------------------------------------------------------------------
 
     def shared(self, shapes: list[Shape], rng: Stream) -> Params:
-        """Tensors that all sites share, drawn once for the shapes of all sites; never saved."""
+        """Return tensors that all sites share, drawn once for the shapes of all sites; never saved."""
         return {}
 
     def derive(self, site: Any, rng: Stream) -> Params:
-        """Tensors computed from the site (W: m × n float32) or the stream alone: recomputed at load, never saved."""
+        """Return tensors computed from the site (W: m × n float32) or the stream alone: made at load, never saved."""
         return {}
 
     def pool(self, shapes: list[Shape], rng: Stream) -> Params:
-        """Tensors (`nn.Parameter`) that all sites train together, drawn once for the shapes of all sites.
+        """Return tensors (`nn.Parameter`) that all sites train together, drawn once for the shapes of all sites.
 
         Each is one tensor, held by every site: its gradient is the sum of theirs, and it is saved and counted once.
         """
         return {}
 
     def pooled(self, shapes: list[Shape]) -> int:
-        """How many numbers `pool` holds for these sites: a formula, tested against the real tensors."""
+        """Return how many numbers `pool` holds for these sites: a formula, tested against the real tensors."""
         return 0
 
     def beside(self, path: str) -> tuple[str, ...]:
-        """Names of modules beside the one at `path`, any of which `derive` must see too; () where W is enough."""
+        """Return names of modules beside the one at `path` that `derive` must see too; () where W is enough."""
         return ()
 
     def derive_beside(self, W: Tensor, rng: Stream, others: Params) -> Params:
-        """`derive` where `beside` names something. others: the weights that are there, by name, seen like W."""
+        """Do what `derive` does where `beside` names modules. others: their weights, by name, seen like W."""
         raise NotImplementedError
 
     @property
     def calibration(self) -> Literal["gradient", "input"] | None:
-        """What `calibrate` wants to see before training; None where the method needs no data."""
+        """What `calibrate` is given before training, gradients or inputs; None where the method needs no data."""
         return None
 
     def calibrate(self, W: Tensor, what: Tensor, seen: Tensor | None) -> Tensor:
-        """Accumulate what one batch says: ∂loss/∂W (m × n), or the layer's inputs (tokens × n, padding left out).
+        """Accumulate one batch's ∂loss/∂W (m × n) or layer inputs (tokens × n, padding left out): the new `seen`.
 
         The last result reaches `init` as p["calibration"].
         """
         raise NotImplementedError
 
     def allot(self, shapes: list[Shape], seen: list[Tensor]) -> "list[Method | None]":
-        """The method of each site, given what `calibrate` saw of all of them; None leaves a site out."""
+        """Return the method of each site, given what `calibrate` saw of all of them; None leaves a site out."""
         return [self for _ in shapes]
 
     def on_step(self, step: int, rng: Stream) -> Params:
-        """Values that stand in for frozen or derived tensors of the same names while training, at step 0, 1, …
+        """Return values that replace frozen or derived tensors of the same names while training, at step 0, 1, …
 
         Asked once for all sites, or with `drawn_apart` for every site, rng then being the site's own.
         """
         return {}
 
     def dealt(self, p: Params) -> Params:
-        """For optimizers: {a trained tensor: the part, 1, 2, …, of each of its entries}; a part moves as a whole."""
+        """Return, for optimizers, the part (1, 2, …) of each entry of a trained tensor, by name; a part moves whole."""
         return {}
 
     @property
     def trained_by(self) -> str:
-        """The optimizer, by the name and options that `addenda.optim` knows, that trains it as its paper does."""
+        """The optimizer that trains the method as its paper does, as a name with options that `addenda.optim` knows."""
         return "adamw"
 
     def pair(self, p: Params) -> "FactorPair | None":
-        """The two thin factors that its trainable tensors move, for optimizers that know about factors."""
+        """Return the two thin factors that its trainable tensors move, for optimizers that know about factors."""
         return None
 
     # -- what the core asks ----------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Method:
         return Start(bound, f"in {said(self.bits)} a matrix cannot be zero; it starts from numbers up to 0.002")
 
     def has(self, hook: str) -> bool:
-        """Whether the method offers an optional form of its kind: "factors", "sparse", "shared", "on_step", …
+        """Return whether the method offers an optional hook of its kind: "factors", "sparse", "shared", "on_step", …
 
         Raises AddendaError for a name that is no hook of its kind.
         """
@@ -234,7 +234,7 @@ class Method:
         return getattr(type(self), hook) is not getattr(self._kind, hook)
 
     def options(self, defaults: bool = False) -> dict:
-        """Hyperparameters by name; only those that differ from the defaults unless asked for all."""
+        """Return hyperparameters by name; only those that differ from the defaults unless asked for all."""
         fields = sorted(dataclasses.fields(self), key=lambda f: bool(f.kw_only))  # its own first
         return {f.name: getattr(self, f.name) for f in fields if defaults or getattr(self, f.name) != f.default}
 
@@ -255,11 +255,11 @@ class Method:
             raise AddendaError(f"{type(self).__name__}: {'; '.join(problems)}.")
 
     def __str__(self) -> str:
-        few = "" if self.bits is None else f" in {said(self.bits)}" + ", plain" * (self.ste == "plain")
-        return repr(self) + few
+        precision = "" if self.bits is None else f" in {said(self.bits)}" + ", plain" * (self.ste == "plain")
+        return repr(self) + precision
 
     def validate(self) -> typing.Iterable[str]:
-        """Cross-checks of the options: one sentence for each problem, naming the option."""
+        """Yield what is wrong with the options together: one sentence for each problem, naming the option."""
         return ()
 
 
@@ -276,11 +276,11 @@ class WeightMethod(Method, kind=True):
     # -- the mathematics ---------------------------------------------------------------------------------------
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
-        """Trainable (`nn.Parameter`) and frozen (plain) tensors of one site. W: m × n float32; p: the other kinds."""
+        """Return trainable (`nn.Parameter`) and frozen (plain) tensors of a site. W: m × n float32; p: other kinds."""
         raise NotImplementedError
 
     def delta(self, W: Tensor, p: Params) -> Tensor:
-        """ΔW, m × n: a pure, differentiable function of W and the tensors p, all in one floating dtype.
+        """Return ΔW, m × n: a pure, differentiable function of W and the tensors p, all in one floating dtype.
 
         Without one of its own, a method's ΔW is the product of its factors.
         """
@@ -288,49 +288,49 @@ class WeightMethod(Method, kind=True):
         return B @ A
 
     def effective(self, W: Tensor, p: Params) -> Tensor:
-        """W + ΔW. Override only where ΔW is not what is stored."""
+        """Return W + ΔW. Override only where ΔW is not what is stored."""
         return W + self.delta(W, p)
 
     def trainable(self, m: int, n: int) -> int:
-        """How many numbers are trained at one site of shape m × n: a formula, tested against the real tensors."""
+        """Return how many numbers are trained at a site of m × n: a formula, tested against the real tensors."""
         raise NotImplementedError
 
     def check(self, m: int, n: int) -> str | None:
-        """Why this shape cannot be adapted with these options, or None."""
+        """Return why this shape cannot be adapted with these options, or None."""
         return None
 
     # -- optional: faster forms ------------------------------------------------------------------------------------
 
     def factors(self, p: Params, shape: Shape) -> Factors:
-        """ΔW as a product of thin matrices (see `Factors`), every scale included."""
+        """Return ΔW as a product of thin matrices (see `Factors`), every scale included."""
         raise NotImplementedError
 
     def magnitude(self, W: Tensor, p: Params) -> Tensor:
-        """c (m), where W + ΔW = diag(c) (W + product of the factors); W is in the base's dtype."""
+        """Return c (m), where W + ΔW = diag(c) (W + product of the factors); W is in the base's dtype."""
         raise NotImplementedError
 
     def sparse(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
-        """(index: K sorted flat positions in the m × n matrix, values: K) with ΔW zero elsewhere."""
+        """Return (index: K sorted flat positions in the m × n matrix, values: K) with ΔW zero elsewhere."""
         raise NotImplementedError
 
     def blocks(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows: K, columns: K, values: K × b × b): ΔW is zero but for K blocks, with corners at b · (row, column)."""
+        """Return ΔW as K blocks (rows: K, columns: K, values: K × b × b), each with its corner at b · (row, column)."""
         raise NotImplementedError
 
     def apply(self, x: Tensor, base: Base, p: Params) -> Tensor:
-        """The adapted layer's output (…, m) from x (…, n) without forming ΔW. Tensors in p keep their own dtype."""
+        """Return the layer's output (…, m) from x (…, n) without forming ΔW. Tensors in p keep their own dtype."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Replace(WeightMethod):
-    """W_eff = value, a trained copy of W: heads named in `also_train`, and full fine-tuning."""
+    """A trained copy of W in its place, W_eff = value: heads named in `also_train`, and full fine-tuning."""
 
     any_shape: ClassVar[bool] = True
 
     @property
     def start(self) -> Start:
-        """In few bits it is W itself that is rounded."""
+        """How far from the base it starts: 0, but in few bits it is W itself that is rounded."""
         if self.bits is None:
             return Start()
         return Start(1.25, f"a copy of W in {said(self.bits)}: ‖Ŵ − W‖ is at most 1.25 ‖W‖, near 0.6 ‖W‖ for 1 bit")
@@ -360,7 +360,7 @@ def parse_options(cls: type[Method], given: dict[str, object]) -> Method:
 
 
 def known_options(cls: type[Method], given: typing.Iterable[str]) -> None:
-    """Raises AddendaError for names that are no options of this method, with the nearest ones."""
+    """Raise AddendaError for names that are no options of this method, with the nearest ones."""
     fields = {f.name: f for f in sorted(dataclasses.fields(cls), key=lambda f: bool(f.kw_only))}
     unknown = [k for k in given if k not in fields]
     if unknown:
@@ -372,10 +372,10 @@ def known_options(cls: type[Method], given: typing.Iterable[str]) -> None:
 
 
 def too_high(rank: int, m: int, n: int) -> str | None:
-    """Why an m × n matrix cannot have this rank, or None: a `check` of low-rank methods."""
+    """Return why an m × n matrix cannot have this rank, or None: a `check` of low-rank methods."""
     return f"rank {rank} is above min({m}, {n})" if rank > min(m, n) else None
 
 
 def to_float(p: Params, dtype: torch.dtype = torch.float32) -> Params:
-    """The same dict with floating tensors in one dtype; integer tensors as they are."""
+    """Return the same dict with floating tensors in one dtype; integer tensors as they are."""
     return {k: t.to(dtype) if t.is_floating_point() else t for k, t in p.items()}

@@ -1,4 +1,4 @@
-"""What prompt and prefix tuning share: offsets of the first tokens of every sequence, which hold the place of a prompt.
+"""Prompt and prefix tuning's common part: offsets of the first tokens of every sequence, where a prompt stands.
 
     y'_j = y_j + P_j   for the first tokens j < P;   the rest as it is         P: places × d
 
@@ -32,7 +32,7 @@ from addenda.core.method.hidden import HiddenMethod
 
 @dataclass(frozen=True)
 class Leading(HiddenMethod):
-    """places: P, how many tokens the prompt takes."""
+    """A method that adds trained offsets to the first tokens of every sequence. places: P, how many tokens."""
 
     sized_by: ClassVar[str] = "places"
     follows: ClassVar[bool] = True
@@ -63,8 +63,8 @@ class Leading(HiddenMethod):
         offset, length = p["offset"].to(y.dtype), y.shape[-2]
         if mask is not None:
             place = (0 if past is None else past) + mask.cumsum(-1) - 1
-            here = mask & (place < self.places)
-            return y + offset[place.clamp(0, self.places - 1)] * here[..., None]
+            prompt_mask = mask & (place < self.places)
+            return y + offset[place.clamp(0, self.places - 1)] * prompt_mask[..., None]
         if isinstance(past, Tensor):  # not known on the host
             place = past + torch.arange(length, device=y.device)
             return y + offset[place.clamp(max=self.places - 1)] * (place < self.places)[:, None]

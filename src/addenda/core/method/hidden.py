@@ -51,11 +51,11 @@ class HiddenMethod(Method, kind=True):
     one_side: ClassVar[bool] = False  # of an encoder and a decoder the parts of one, see `core.site.structure`
 
     def init(self, width: int, rng: Stream, p: Params) -> Params:
-        """Trainable (`nn.Parameter`) and frozen (plain) tensors for activations of this width."""
+        """Return the trainable (`nn.Parameter`) and frozen (plain) tensors for activations of this width."""
         raise NotImplementedError
 
     def change(self, x: Tensor, y: Tensor, p: Params, training: bool = False) -> Tensor:
-        """y' (…, d) from y (…, d) and x (…, d): pure and differentiable. x is y in a serial place.
+        """Return y' (…, d) from y (…, d) and x (…, d), pure and differentiable. x is y in a serial place.
 
         x has the dtype of the products, y may have another; y' has y's. Tensors in p keep their own. Neither x nor y
         is written to. training: whether dropout acts. Methods that follow a cache take past= too: how many tokens of
@@ -66,17 +66,17 @@ class HiddenMethod(Method, kind=True):
         raise NotImplementedError
 
     def fuse(self, x: Tensor, y: Tensor, changes: list[Tensor], p: Params) -> Tensor:
-        """Optional, for methods that weigh others: y' from y and what each other adapter would add to it (…, d)."""
+        """Return y' from y and what each other adapter would add to it (…, d). Optional: to weigh others."""
         raise NotImplementedError
 
     def undo(self, y: Tensor, p: Params) -> Tensor:
-        """Optional: v from v' = change(v, v), for changes that are taken back before a model's head."""
+        """Return v from v' = change(v, v). Optional, for changes that are taken back before a model's head."""
         raise NotImplementedError
 
     def trainable(self, width: int) -> int:
-        """How many numbers are trained at one place of this width: a formula, tested against the real tensors."""
+        """Return how many numbers are trained at one place of this width: a formula, tested against real tensors."""
         raise NotImplementedError
 
     def check(self, width: int) -> str | None:
-        """Why activations of this width cannot be changed with these options, or None."""
+        """Return why activations of this width cannot be changed with these options, or None."""
         return None

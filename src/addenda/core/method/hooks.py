@@ -16,13 +16,13 @@ ASKED = ("has", "options")  # functions of the base class that say something of 
 
 
 def hooks_of(kind: type) -> frozenset[str]:
-    """The names of the functions and properties that methods of this kind may define."""
-    found = {n: v for base in reversed(kind.__mro__) for n, v in vars(base).items() if not n.startswith("_")}
-    return frozenset(n for n, v in found.items() if isinstance(v, (FunctionType, property)) and n not in ASKED)
+    """Return the names of the functions and properties that methods of this kind may define."""
+    members = {n: v for base in reversed(kind.__mro__) for n, v in vars(base).items() if not n.startswith("_")}
+    return frozenset(n for n, v in members.items() if isinstance(v, (FunctionType, property)) and n not in ASKED)
 
 
 def no_hook(kind: type, name: str) -> AddendaError:
-    """What to raise where no method of this kind can have a hook of this name: the nearest ones, and all of them."""
+    """Return the error for a name that is no hook of this kind of method, with the nearest hooks and all of them."""
     hooks = sorted(hooks_of(kind))
     return AddendaError(
         f"{name!r} is no hook of a {kind.__name__}.{nearest(name, hooks)} Its hooks: {', '.join(hooks)}."
@@ -30,7 +30,7 @@ def no_hook(kind: type, name: str) -> AddendaError:
 
 
 def check_names(cls: Any, kind: type) -> None:
-    """Raises AddendaError where a class defines a public name that would have no effect, with the nearest that would.
+    """Raise AddendaError where a class defines a public name that has no effect, with the nearest one that has.
 
     Of its own, a class may have options (annotated, as a dataclass has them) and what it lists in `helpers`.
     """
@@ -40,7 +40,7 @@ def check_names(cls: Any, kind: type) -> None:
     defined |= {n: None for n in annotations if n not in defined and not n.startswith("_")}
     helpers = vars(cls).get("helpers", ())
     of_bases = {n for base in cls.__mro__[1:] for n in (*vars(base), *inspect.get_annotations(base))}
-    known = {n for n in of_bases if not n.startswith("_")}
+    base_names = {n for n in of_bases if not n.startswith("_")}
     inherited = {f.name for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) for f in dataclasses.fields(base)}
     problems = []
     for name, value in defined.items():
@@ -52,8 +52,8 @@ def check_names(cls: Any, kind: type) -> None:
                 f"{name} = {value!r} stands without the annotation of an option, and a dataclass would go on with the "
                 f"default of its base class. Write {name}: {type(value).__name__} = {value!r}."
             )
-        elif name not in known and name not in helpers:
-            problems.append(f"{name} is no hook, no option and nothing of its base class.{nearest(name, known)}")
+        elif name not in base_names and name not in helpers:
+            problems.append(f"{name} is no hook, no option and nothing of its base class.{nearest(name, base_names)}")
     problems += [f"helpers names {n!r}, which the class does not define." for n in helpers if n not in defined]
     if problems:
         raise AddendaError(
@@ -65,6 +65,6 @@ def check_names(cls: Any, kind: type) -> None:
 
 
 def _of_the_class(hint: Any) -> bool:
-    """Whether an annotation, which may be text, says ClassVar: a setting, and no option."""
+    """Return whether an annotation, which may be text, says ClassVar: a setting, and no option."""
     text = hint if isinstance(hint, str) else repr(hint)
     return text.removeprefix("typing.").startswith("ClassVar")

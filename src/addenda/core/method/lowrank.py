@@ -32,7 +32,7 @@ class Ranked(WeightMethod):
 
 @dataclass(frozen=True)
 class LowRank(Ranked):
-    """ΔW = s B A with trained B (m × r) and A (r × n), s = α/r. Subclasses say where they start.
+    """A method ΔW = s B A with trained B (m × r) and A (r × n), s = α/r. Subclasses say where they start.
 
     Beside tensors B0 and A0, A and B are offsets from them: ΔW = s ((B0 + B)(A0 + A) − B0 A0), as one product of rank
     2r, s [B0 + B | B] [A ; A0], exactly zero where A and B are.

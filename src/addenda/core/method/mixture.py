@@ -22,7 +22,7 @@ from addenda.core.method.contract import Method, Params
 
 @dataclass(frozen=True)
 class Parted(Method):
-    """Mixed in before a method with two thin matrices, whose names are in `thin` and shapes in `shapes`.
+    """A class mixed in before a method of two thin matrices, whose entries it deals out into parts that train in turn.
 
     parts: N. share: the matrix that all modules train together, whole; the other one is dealt out, or both ("none").
     merge: what acts outside training: the mean over the modules, or all of them at once.
@@ -36,7 +36,7 @@ class Parted(Method):
     merge: Literal["mean", "concat"] = "mean"
 
     def shapes(self, site: Any) -> dict[str, tuple[int, int]]:
-        """The shape of each thin matrix at a site."""
+        """Return the shape of each thin matrix at a site."""
         raise NotImplementedError
 
     def validate(self):
@@ -54,33 +54,33 @@ class Parted(Method):
         return () if self.parts == 1 else {"down": (up,), "up": (down,), "none": (down, up)}[self.share]
 
     def derive(self, site: Any, rng: Stream) -> Params:
-        found = super().derive(site, rng)
+        tensors = super().derive(site, rng)
         for name in self.split:
-            own, (rows, columns) = rng.fork(name), self.shapes(site)[name]
-            found[f"{name}_part"] = own.deal(rows * columns, self.parts).view(rows, columns) + 1
-            found[f"{name}_drawn"] = torch.tensor(0)  # all of them
+            stream, (rows, columns) = rng.fork(name), self.shapes(site)[name]
+            tensors[f"{name}_part"] = stream.deal(rows * columns, self.parts).view(rows, columns) + 1
+            tensors[f"{name}_drawn"] = torch.tensor(0)  # all of them
             if name == self.thin[0]:
-                found[f"{name}_start"] = own.kaiming_uniform(rows, columns)
-        return found
+                tensors[f"{name}_start"] = stream.kaiming_uniform(rows, columns)
+        return tensors
 
     def init(self, site: Any, rng: Stream, p: Params) -> Params:
-        own = super().init(site, rng, p)
-        return {k: nn.Parameter(torch.zeros_like(t)) if k in self.split else t for k, t in own.items()}
+        tensors = super().init(site, rng, p)
+        return {k: nn.Parameter(torch.zeros_like(t)) if k in self.split else t for k, t in tensors.items()}
 
     def on_step(self, step: int, rng: Stream) -> Params:
         return {f"{name}_drawn": torch.tensor(rng.integer(1, self.parts)) for name in self.split}
 
     def acting(self, name: str, p: Params) -> Tensor:
-        """The thin matrix of this name as it acts now, W."""
-        own = p[name]
+        """Return the thin matrix W of this name as it acts now."""
+        matrix = p[name]
         if name not in self.split:
-            return own
+            return matrix
         b = p[f"{name}_drawn"][..., None, None]  # one for each matrix of a stack
-        own = torch.where((p[f"{name}_part"] == b) | (b == 0), own, 0.0)
+        matrix = torch.where((p[f"{name}_part"] == b) | (b == 0), matrix, 0.0)
         if self.merge == "mean":
-            own = own * torch.where(b == 0, 1 / self.parts, own.new_ones(()))
+            matrix = matrix * torch.where(b == 0, 1 / self.parts, matrix.new_ones(()))
         start = p.get(f"{name}_start")
-        return own if start is None else own + start.to(own.dtype)
+        return matrix if start is None else matrix + start.to(matrix.dtype)
 
     def dealt(self, p: Params) -> Params:
         return {name: p[f"{name}_part"] for name in self.split}

@@ -1,4 +1,4 @@
-"""Options of methods: text to values, values to text, and what does not fit."""
+"""Options of methods: converting text to values, and saying why a value does not fit."""
 
 import types
 import typing
@@ -8,7 +8,7 @@ import torch
 
 
 def said(bits: int) -> str:
-    """ "1 bit", "2 bits"."""
+    """Return a number of bits in words: "1 bit", "2 bits"."""
     return "1 bit" if bits == 1 else f"{bits} bits"
 
 
@@ -16,7 +16,7 @@ LARGEST = torch.finfo(torch.float32).max  # of an option: what float32 holds
 
 
 def parse_value(text: str, hint) -> object:
-    """An option's text as the type it is annotated with; text that does not fit stays text, to be refused later."""
+    """Convert an option's text to its annotated type; text that does not fit stays text, to be refused later."""
     for kind in _choices(hint):
         if kind is type(None) and text.lower() == "none":
             return None
@@ -35,7 +35,7 @@ def _choices(hint) -> tuple:
 
 
 def misfit(name: str, value: object, hint) -> str | None:
-    """Why an option of this name cannot have this value under its annotation, or None."""
+    """Return why an option of this name cannot have this value under its annotation, or None."""
     expected = []
     for kind in _choices(hint):
         if typing.get_origin(kind) is Literal:
@@ -45,8 +45,8 @@ def misfit(name: str, value: object, hint) -> str | None:
         else:
             fits = isinstance(value, (int, float) if kind is float else kind)
             if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
-                got = repr(value) if isinstance(value, float) else f"a whole number of {value.bit_length()} bits"
-                return f"{name} must be finite and at most {LARGEST:.1e}, got {got}"
+                text = repr(value) if isinstance(value, float) else f"a whole number of {value.bit_length()} bits"
+                return f"{name} must be finite and at most {LARGEST:.1e}, got {text}"
             if fits and not (isinstance(value, bool) and kind is not bool):
                 return None
             expected.append("None" if kind is type(None) else kind.__name__)
