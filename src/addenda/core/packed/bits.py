@@ -1,4 +1,4 @@
-"""Codes of a few bits in bytes, with none left over: eight codes of b bits in b bytes, the first in the lowest bits."""
+"""Packing codes of a few bits into bytes: eight codes of b bits in b bytes, the first in the lowest bits."""
 
 import torch
 import torch.nn.functional as F

@@ -35,7 +35,7 @@ EPS = 1e-5
 
 @cache
 def codebook(bits: int) -> tuple[float, ...]:
-    """The 2^bits codes in rising order, accurate to 1e-12; symmetric around 0."""
+    """Return the 2^bits codes in rising order, accurate to 1e-12; symmetric around 0."""
     half = 2 ** (bits - 1)
     zero = torch.zeros(1, dtype=torch.float64)
     v = torch.special.ndtri((torch.arange(half, dtype=torch.float64) + half + 0.5) / (2 * half))
@@ -62,32 +62,32 @@ _tables: dict[tuple, tuple[Tensor, Tensor]] = {}
 
 
 def table(bits: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(codes: 2^bits, thresholds: 2^bits − 1), made once."""
+    """Return (codes: 2^bits, thresholds: 2^bits − 1) as tensors, which are made once."""
     key = (bits, dtype, device)
     if key not in _tables:
         with torch.inference_mode(False):
             codes = torch.tensor(codebook(bits), dtype=torch.float64)
-            made = codes, (codes[1:] + codes[:-1]) / 2
-            _tables[key] = made[0].to(device, dtype), made[1].to(device, dtype)
+            tables = codes, (codes[1:] + codes[:-1]) / 2
+            _tables[key] = tables[0].to(device, dtype), tables[1].to(device, dtype)
     return _tables[key]
 
 
 def quantised(W: Tensor, bits: int, ste: str = "paper", stacked: bool = False) -> Tensor:
-    """Ŵ in W's shape and dtype. stacked: the first dimension counts matrices, each with mean and std of its own."""
+    """Return W rounded to its codes, Ŵ, in W's shape and dtype. stacked: each matrix has a mean and std of its own."""
     return _Quantised.apply(W, bits, ste == "paper", len(W) if stacked else 1)
 
 
 def encoded(W: Tensor, bits: int, stacked: bool = False) -> "FewBits":
-    """The codes, mean and std of W (any floating dtype), to be shipped; its values are those of `quantised`."""
+    """Return W (any floating dtype) as codes, mean and std, to be shipped; its values are those of `quantised`."""
     flat = W.detach().reshape(len(W) if stacked else 1, -1)
     codes, mean, std = _codes(flat.to(torch.promote_types(W.dtype, torch.float32)), bits)
-    held = pack(codes, bits), torch.cat([mean, std], 1).float()
-    held = held if stacked else tuple(t[0] for t in held)
-    return FewBits.of(*held, bits, W.shape, torch.promote_types(W.dtype, torch.float32))
+    tensors = pack(codes, bits), torch.cat([mean, std], 1).float()
+    tensors = tensors if stacked else tuple(t[0] for t in tensors)
+    return FewBits.of(*tensors, bits, W.shape, torch.promote_types(W.dtype, torch.float32))
 
 
 def _codes(flat: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(codes: int32, mean: k × 1, std: k × 1) of k matrices in rows."""
+    """Return (codes: int32, mean: k × 1, std: k × 1) of k matrices in rows."""
     mean = flat.mean(1, keepdim=True)
     std = flat.std(1, keepdim=True) if flat.shape[1] > 1 else torch.zeros_like(mean)
     z = (flat - mean) / (std + EPS)
@@ -95,12 +95,12 @@ def _codes(flat: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _chosen(codes: Tensor, bits: int, like: Tensor) -> Tensor:
-    """v of each code, in the dtype of `like`."""
+    """Return the value v of each code, in the dtype of `like`."""
     return table(bits, like.dtype, like.device)[0].index_select(0, codes.flatten()).view(codes.shape)
 
 
 class _Quantised(torch.autograd.Function):
-    """Keeps W, which is there anyway, and the codes: a byte for each number."""
+    """The rounding of W to Ŵ with its gradient. Keeps W, which is there anyway, and the codes: a byte a number."""
 
     @staticmethod
     def forward(ctx, W, bits, paper, count):
@@ -129,7 +129,7 @@ class _Quantised(torch.autograd.Function):
 
 
 class FewBits(Packed):
-    """codes: bytes, moments: mean and std, each for one matrix or for every matrix of a stack; book: the 2^b codes."""
+    """A matrix, or a stack, in few bits: codes in bytes; moments, mean and std of each matrix; book, the 2^b codes."""
 
     parts = ("codes", "moments", "book")
     codes: Tensor
@@ -138,13 +138,13 @@ class FewBits(Packed):
 
     @classmethod
     def of(cls, codes: Tensor, moments: Tensor, bits: int, shape: Sequence[int], dtype: torch.dtype) -> "FewBits":
-        """From what a file holds. codes: uint8, (⌈n b / 8⌉) or (k, ⌈n b / 8⌉); moments: float32, (2) or (k, 2)."""
+        """Build from a file's codes, uint8 (⌈n b / 8⌉) or (k, ⌈n b / 8⌉), and moments, float32 (2) or (k, 2)."""
         book = table(bits, torch.float32, codes.device)[0].clone()
         return cls({"codes": codes, "moments": moments, "book": book}, torch.Size(shape), dtype)
 
     @property
     def depth(self) -> int:
-        """b."""
+        """The number b of bits of a code."""
         return self.book.numel().bit_length() - 1
 
     def unpack(self) -> Tensor:

@@ -11,7 +11,7 @@ from addenda.core.packed.tensor import Packed, finite
 
 
 class Int8Tensor(Packed):
-    """codes: int8, in the shape of the weight; scales: a float32 for each entry of its first dimension."""
+    """A weight in 8 bits. codes: int8, in its shape; scales: a float32 for each entry of its first dimension."""
 
     parts = ("codes", "scales")
     codes: Tensor
@@ -19,7 +19,7 @@ class Int8Tensor(Packed):
 
     @classmethod
     def of(cls, W: Tensor) -> "Int8Tensor":
-        """W (m × …). Raises AddendaError for NaN or ∞."""
+        """Pack W (m × …). Raises AddendaError for NaN or ∞."""
         rows = finite(W, "int8").reshape(len(W), -1)
         scales = rows.abs().amax(1) / 127
         codes = (rows / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round().to(torch.int8)

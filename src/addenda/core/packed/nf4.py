@@ -24,7 +24,7 @@ LEVELS = (
 
 
 class NF4Tensor(Packed):
-    """codes: two weights in a byte; scales: a byte for each block; tops: a float32 for each group of blocks."""
+    """A weight in NF4. codes: two weights a byte; scales: a byte a block; tops: a float32 a group of blocks."""
 
     parts = ("codes", "scales", "tops")
     codes: Tensor
@@ -33,7 +33,7 @@ class NF4Tensor(Packed):
 
     @classmethod
     def of(cls, W: Tensor) -> "NF4Tensor":
-        """W in any shape, in stored order; the last block is filled up with zeros. Raises AddendaError for NaN or ∞."""
+        """Pack W, in any shape and stored order; zeros fill up the last block. Raises AddendaError for NaN or ∞."""
         flat = finite(W, "NF4").flatten()
         blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
         largest = blocks.abs().amax(1)
@@ -43,8 +43,8 @@ class NF4Tensor(Packed):
         scaled = blocks / _scale(scales, tops).clamp_min(torch.finfo(torch.float32).tiny)[:, None]
         levels = _levels(flat.device)
         codes = torch.bucketize(scaled, (levels[1:] + levels[:-1]) / 2).to(torch.uint8).view(-1, 2)
-        held = {"codes": codes[:, 0] << 4 | codes[:, 1], "scales": scales, "tops": tops}
-        return cls(held, W.shape, W.dtype)
+        tensors = {"codes": codes[:, 0] << 4 | codes[:, 1], "scales": scales, "tops": tops}
+        return cls(tensors, W.shape, W.dtype)
 
     def unpack(self) -> Tensor:
         blocks = _pairs(self.codes.device)[self.codes.int()].view(-1, BLOCK) * _scale(self.scales, self.tops)[:, None]
@@ -56,7 +56,7 @@ def _each_block(tops: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _scale(scales: Tensor, tops: Tensor) -> Tensor:
-    """The factor of every block; 0 where all of it is 0."""
+    """Return the factor of every block; 0 where all of it is 0."""
     factor = _each_block(tops, scales) * torch.exp2((scales.float() - 255) * (OCTAVES / 254))
     return factor * (scales > 0)
 
@@ -68,6 +68,6 @@ def _levels(device: torch.device) -> Tensor:
 
 @cache
 def _pairs(device: torch.device) -> Tensor:
-    """(256 × 2) the two levels of every byte."""
+    """Return (256 × 2) the two levels of every byte."""
     byte = torch.arange(256, device=device)
     return torch.stack([_levels(device)[byte >> 4], _levels(device)[byte & 15]], 1)

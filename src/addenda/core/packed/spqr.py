@@ -32,8 +32,11 @@ _BLOCK = 128  # columns whose errors are passed on to the others together
 
 
 class SpQRTensor(Packed):
-    """codes: a few bits a weight; scales, zeros: 3 bits a group; levels: float16 (⌈m/16⌉ × ⌈n/16⌉ × 4), the least and
-    the step of 16 scales, then of their zeros; values, columns, rows: the outliers, by row as in CSR; unit: float32."""
+    """A weight in SpQR's form: codes in a few bits, and the outliers whole.
+
+    codes: a few bits a weight; scales, zeros: 3 bits a group; levels: float16 (⌈m/16⌉ × ⌈n/16⌉ × 4), the least and
+    the step of 16 scales, then of their zeros; values, columns, rows: the outliers, by row as in CSR; unit: float32.
+    """
 
     parts = ("codes", "scales", "zeros", "levels", "values", "columns", "rows", "unit")
     codes: Tensor
@@ -49,8 +52,9 @@ class SpQRTensor(Packed):
     def of(
         cls, W: Tensor, C: Tensor | None = None, *, bits: int = 3, outliers: float = 0.01, damp: float = 0.01
     ) -> "SpQRTensor":
-        """W (m × n). C: E[x xᵀ] of the layer's inputs (n × n). bits: of a weight's code; outliers: their share; damp:
-        what is added to C's diagonal, as a share of its mean.
+        """Pack W (m × n), minding C: E[x xᵀ] of the layer's inputs (n × n).
+
+        bits: of a weight's code; outliers: their share; damp: what is added to C's diagonal, as a share of its mean.
 
         Raises AddendaError for NaN or ∞, another shape, more than 65,536 columns, and options out of range.
         """
@@ -69,20 +73,20 @@ class SpQRTensor(Packed):
         U = None if C is None else _inverse_root(C, damp, w.shape[1]).to(w)
         weight = torch.ones_like(w[0]) if U is None else U.diagonal().square().reciprocal()
         out = _outliers(w, weight, bits, round(outliers * W.numel()))
-        codes, levels, kept = _swept(w, out, weight, bits, U)
-        at = out.nonzero()
-        columns = at[:, 1].to(torch.int32)
-        held = {
+        codes, levels, swept = _swept(w, out, weight, bits, U)
+        positions = out.nonzero()
+        columns = positions[:, 1].to(torch.int32)
+        tensors = {
             "codes": pack(codes.flatten(), bits),
             "scales": pack(levels.scales.flatten(), BITS),
             "zeros": pack(levels.zeros.flatten(), BITS),
             "levels": levels.table,
-            "values": kept[out].half(),
+            "values": swept[out].half(),
             "columns": torch.where(columns < 1 << 15, columns, columns - (1 << 16)).to(torch.int16),
             "rows": F.pad(out.sum(1).cumsum(0), (1, 0)).to(torch.int32),
             "unit": unit.reshape(1),
         }
-        return cls(held, W.shape, W.dtype, (bits,))
+        return cls(tensors, W.shape, W.dtype, (bits,))
 
     def again(self, W: Tensor) -> "SpQRTensor":
         return self.of(W, bits=self.extra[0], outliers=len(self.values) / self.numel())
@@ -97,27 +101,27 @@ class SpQRTensor(Packed):
         )
         s, z = (t[:m, :, None] for t in levels.dense())
         w = ((unpack(self.codes, self.extra[0], m * across * GROUP).view(m, across, GROUP) - z) * s).flatten(1)[:, :n]
-        which = torch.arange(len(self.values), dtype=torch.int32, device=w.device)
-        rows = torch.bucketize(which, self.rows[1:], right=True)
+        positions = torch.arange(len(self.values), dtype=torch.int32, device=w.device)
+        rows = torch.bucketize(positions, self.rows[1:], right=True)
         w = w.index_put((rows, self.columns.long() & 0xFFFF), self.values.float())
         return w * self.unit
 
 
 class Levels(NamedTuple):
-    """Scales and zeros as codes (rows in whole sixteens × groups), and the table they count in."""
+    """Scales and zeros as codes (rows in whole sixteens × groups), and the table of their least values and steps."""
 
     scales: Tensor
     zeros: Tensor
     table: Tensor
 
     def dense(self) -> tuple[Tensor, Tensor]:
-        """The scales and the zeros (rows × groups)."""
+        """Return the scales and the zeros as numbers (rows × groups)."""
         t = self.table.float().repeat_interleave(GROUP, 0)
         return t[..., 0] + t[..., 1] * self.scales, t[..., 2] + t[..., 3] * self.zeros
 
 
 def _coded(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes, least and step) of values (rows × groups), sixteen rows at a time; rows that are missing are the last."""
+    """Return (codes, least and step) of values (rows × groups), 16 rows at a time; the last row fills up the last."""
     fold = torch.cat([values, values[-1:].expand(-len(values) % GROUP, -1)]).view(-1, GROUP, values.shape[1])
     least = fold.amin(1).half()
     step = ((fold.amax(1) - least) / TOP).half()
@@ -126,9 +130,9 @@ def _coded(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fitted(w: Tensor, out: Tensor, weight: Tensor, top: int, ranges: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """The scale and the zero of groups w (… × 16), each … : of some shares of the range with 0 in it, the best."""
-    inside = w.masked_fill(out, 0)
-    low, high = inside.amin(-1).clamp_max(0), inside.amax(-1).clamp_min(0)
+    """Return the scale and zero (each …) of groups w (… × 16) with the least error, over some shares of their range."""
+    inliers = w.masked_fill(out, 0)
+    low, high = inliers.amin(-1).clamp_max(0), inliers.amax(-1).clamp_min(0)
     best = scale = zero = torch.empty(0)
     for shrink in ranges:
         s = (high - low) * (shrink / top)
@@ -142,24 +146,24 @@ def _fitted(w: Tensor, out: Tensor, weight: Tensor, top: int, ranges: tuple[floa
 
 
 def _rounded(w: Tensor, s: Tensor, z: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Codes from 0 to top, and what they stand for."""
+    """Return codes from 0 to top, and the numbers that they stand for."""
     codes = (w / s.clamp_min(1e-12) + z).round().clamp(0, top)
     return codes, (codes - z) * s
 
 
 def _levels(w: Tensor, out: Tensor, weight: Tensor, top: int) -> Levels:
-    """Of groups w (m × groups × 16). The zeros are chosen for the scales as they are kept."""
+    """Return the levels of groups w (m × groups × 16). The zeros are chosen for the scales as they are kept."""
     scale, _ = _fitted(w, out, weight, top, _RANGES)
     scales, table = _coded(scale)
-    kept = Levels(scales, scales, torch.cat([table, table], -1)).dense()[0][: len(w)]
-    inside = w.masked_fill(out, 0)
-    middle = (inside.amin(-1).clamp_max(0) + inside.amax(-1).clamp_min(0)) / 2
-    zeros, more = _coded((top / 2 - middle / kept.clamp_min(1e-12)).clamp(0, top))
-    return Levels(scales, zeros, torch.cat([table, more], -1))
+    dense = Levels(scales, scales, torch.cat([table, table], -1)).dense()[0][: len(w)]
+    inliers = w.masked_fill(out, 0)
+    middle = (inliers.amin(-1).clamp_max(0) + inliers.amax(-1).clamp_min(0)) / 2
+    zeros, zero_table = _coded((top / 2 - middle / dense.clamp_min(1e-12)).clamp(0, top))
+    return Levels(scales, zeros, torch.cat([table, zero_table], -1))
 
 
 def _outliers(w: Tensor, weight: Tensor, bits: int, count: int) -> Tensor:
-    """Where the `count` weights are whose absence lowers the error of their group most, a mask as w (m × n)."""
+    """Return a mask as w (m × n) of the `count` weights whose absence lowers the error of their group most."""
     groups, weight = w.unflatten(1, (-1, GROUP)), weight.view(-1, GROUP)
     nothing, top = torch.zeros_like(groups, dtype=torch.bool), 2**bits - 1
 
@@ -167,19 +171,19 @@ def _outliers(w: Tensor, weight: Tensor, bits: int, count: int) -> Tensor:
         s, z = _fitted(groups, out, weight, top, _RANGES[:1])
         return ((_rounded(groups, s[..., None], z[..., None], top)[1] - groups).square() * weight).masked_fill(out, 0)
 
-    each = errors(nothing)
-    far = groups.abs().topk(_TOGETHER, -1).indices
-    left = [each.sum(-1)]  # the group's error without its k largest
-    left += [errors(nothing.scatter(-1, far[..., :k], True)).sum(-1) for k in range(1, _TOGETHER + 1)]
-    gain = each.clone()  # two that are far out hide each other: what the first one spares may show with the second
+    costs = errors(nothing)
+    farthest = groups.abs().topk(_TOGETHER, -1).indices
+    remainders = [costs.sum(-1)]  # the group's error without its k largest
+    remainders += [errors(nothing.scatter(-1, farthest[..., :k], True)).sum(-1) for k in range(1, _TOGETHER + 1)]
+    gain = costs.clone()  # two that are far out hide each other: what the first one spares may show with the second
     for r in range(_TOGETHER):
-        best = torch.stack([(left[r] - left[k]) / (k - r) for k in range(r + 1, _TOGETHER + 1)]).amax(0)
-        gain.scatter_(-1, far[..., r : r + 1], best[..., None])
+        best = torch.stack([(remainders[r] - remainders[k]) / (k - r) for k in range(r + 1, _TOGETHER + 1)]).amax(0)
+        gain.scatter_(-1, farthest[..., r : r + 1], best[..., None])
     return nothing.flatten().index_fill(0, gain.flatten().topk(count).indices, True).view_as(w)
 
 
 def _swept(w: Tensor, out: Tensor, weight: Tensor, bits: int, U: Tensor | None) -> tuple[Tensor, Levels, Tensor]:
-    """(codes, levels, the weights as they were when it was their turn): all at once, or column by column with U."""
+    """Round w all at once, or column by column with U: (codes, levels, the weights as they were at their turn)."""
     top = 2**bits - 1
     groups, masks, weight = w.unflatten(1, (-1, GROUP)), out.unflatten(1, (-1, GROUP)), weight.view(-1, GROUP)
     if U is None:
@@ -187,15 +191,15 @@ def _swept(w: Tensor, out: Tensor, weight: Tensor, bits: int, U: Tensor | None) 
         s, z = (t[: len(w), :, None] for t in levels.dense())
         return _rounded(groups, s, z, top)[0].to(torch.uint8), levels, w
     w, codes = w.clone(), torch.empty_like(w, dtype=torch.uint8)
-    found: list[Levels] = []
+    level_parts: list[Levels] = []
     for start in range(0, w.shape[1], _BLOCK):
         end = min(start + _BLOCK, w.shape[1])
         errors = torch.empty_like(w[:, start:end])
         for j in range(start, end):
             if j % GROUP == 0:
                 part = slice(j, j + GROUP)
-                found.append(_levels(w[:, None, part], out[:, None, part], weight[j // GROUP], top))
-                s, z = (t[: len(w), 0] for t in found[-1].dense())
+                level_parts.append(_levels(w[:, None, part], out[:, None, part], weight[j // GROUP], top))
+                s, z = (t[: len(w), 0] for t in level_parts[-1].dense())
             column = w[:, j]
             code, near = _rounded(column, s, z, top)
             codes[:, j] = code
@@ -203,17 +207,17 @@ def _swept(w: Tensor, out: Tensor, weight: Tensor, bits: int, U: Tensor | None) 
             errors[:, j - start] = error = (column - near) / U[j, j]
             w[:, j + 1 : end] -= error[:, None] * U[j, j + 1 : end]
         w[:, end:] -= errors @ U[start:end, end:]
-    scales, zeros, tables = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+    scales, zeros, tables = (torch.cat(parts, 1) for parts in zip(*level_parts, strict=True))
     return codes, Levels(scales, zeros, tables), w
 
 
 def _inverse_root(C: Tensor, damp: float, width: int) -> Tensor:
-    """U, upper triangular, with Uᵀ U = (C + damp · mean(diag C))⁻¹; columns that fill up the last group stay apart."""
+    """Return U, upper triangular, Uᵀ U = (C + damp · mean(diag C))⁻¹; columns that fill the last group stay apart."""
     H = C.double()
-    own = H.diagonal().mean().clamp_min(1e-30) * damp
-    H = H / own + torch.eye(len(H), dtype=H.dtype, device=H.device)
+    ridge = H.diagonal().mean().clamp_min(1e-30) * damp
+    H = H / ridge + torch.eye(len(H), dtype=H.dtype, device=H.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
     U = torch.linalg.cholesky(inverse, upper=True)
-    filled = torch.eye(width, dtype=U.dtype, device=U.device)
-    filled[: len(U), : len(U)] = U
-    return filled
+    padded = torch.eye(width, dtype=U.dtype, device=U.device)
+    padded[: len(U), : len(U)] = U
+    return padded

@@ -1,4 +1,4 @@
-"""Weights that are kept in another form than their values: quantised ones.
+"""Base class of quantised weights, which are kept in another form than their values.
 
 A `Packed` stands in the place of a module's own weight, frozen. Its shape and dtype are those of the values, and who
 computes with it sees them; only products know better: their backward keeps the packed form and makes the values anew.
@@ -24,7 +24,7 @@ _aten = torch.ops.aten
 
 
 class Packed(torch.Tensor):
-    """Base class of packed weights. Made from its parts, by name, and the shape and dtype of the values."""
+    """Base class of packed weights, made from their parts, by name, and the shape and dtype of the values."""
 
     parts: ClassVar[tuple[str, ...]] = ()
     extra: tuple
@@ -41,22 +41,22 @@ class Packed(torch.Tensor):
 
     @classmethod
     def of(cls, W: Tensor) -> Self:
-        """The weight W in this form. Raises AddendaError where it cannot be."""
+        """Pack the weight W in this form. Raises AddendaError where that is impossible."""
         raise AddendaError(
             f"A weight can be read as {cls.__name__}, but not be made one: its own library does that. Merge without "
             "requantize, and quantise the result there."
         )
 
     def again(self, W: Tensor) -> Self:
-        """Other values of the same shape, in this weight's form and with its options."""
+        """Pack other values of the same shape in this weight's form and with its options."""
         return self.of(W)
 
     def unpack(self) -> Tensor:
-        """The values in float32, in the shape of the weight."""
+        """Return the values in float32, in the shape of the weight."""
         raise NotImplementedError
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The values as a plain tensor, rounded once."""
+        """Return the values as a plain tensor, rounded once."""
         return self.unpack().to(dtype or self.dtype)
 
     @property
@@ -66,12 +66,12 @@ class Packed(torch.Tensor):
 
     @property
     def bits(self) -> float:
-        """Bits for each value, everything counted."""
+        """The bits for each value, everything counted."""
         return 8 * sum(t.numel() * t.element_size() for t in parts_of(self)) / self.numel()
 
     def _with(self, function, dtype: torch.dtype | None = None) -> Self:
-        held = {name: function(getattr(self, name)) for name in self.parts}
-        return type(self)(held, self.shape, dtype or self.dtype, self.extra)
+        tensors = {name: function(getattr(self, name)) for name in self.parts}
+        return type(self)(tensors, self.shape, dtype or self.dtype, self.extra)
 
     def __repr__(self, *, tensor_contents=None) -> str:
         return f"{type(self).__name__}({tuple(self.shape)}, {self.dtype}, {self.bits:.3f} bits)"
@@ -86,13 +86,13 @@ class Packed(torch.Tensor):
         return cls(inner, *meta)
 
     def __reduce_ex__(self, protocol):
-        held = {name: getattr(self, name) for name in self.parts}
-        return _rebuild, (type(self), held, self.shape, self.dtype, self.extra, isinstance(self, nn.Parameter))
+        tensors = {name: getattr(self, name) for name in self.parts}
+        return _rebuild, (type(self), tensors, self.shape, self.dtype, self.extra, isinstance(self, nn.Parameter))
 
     def __deepcopy__(self, memo):
         if id(self) not in memo:
-            made = self._with(torch.clone)
-            memo[id(self)] = nn.Parameter(made, requires_grad=False) if isinstance(self, nn.Parameter) else made
+            copy = self._with(torch.clone)
+            memo[id(self)] = nn.Parameter(copy, requires_grad=False) if isinstance(self, nn.Parameter) else copy
         return memo[id(self)]
 
     # -- arithmetic ----------------------------------------------------------------------------------------------------
@@ -122,8 +122,8 @@ class Packed(torch.Tensor):
             device = kwargs.get("device")
             return args[0]._with(lambda t: t if device is None else t.to(device), kwargs.get("dtype"))
         arguments = func._schema.arguments
-        given = [*zip(arguments, args, strict=False), *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
-        if any(isinstance(t, Packed) and a.alias_info is not None and a.alias_info.is_write for a, t in given):
+        pairs = [*zip(arguments, args, strict=False), *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
+        if any(isinstance(t, Packed) and a.alias_info is not None and a.alias_info.is_write for a, t in pairs):
             raise AddendaError(
                 f"{func} would write into a weight that is kept as {cls.__name__}. Train an adapter on it, or put a "
                 "plain weight in its place first: module.weight = nn.Parameter(module.weight.dense())."
@@ -132,12 +132,12 @@ class Packed(torch.Tensor):
 
 
 def values_of(t: Any) -> Any:
-    """A packed weight's values as a plain tensor; anything else as it is."""
+    """Return a packed weight's values as a plain tensor; anything else as it is."""
     return t.dense() if isinstance(t, Packed) else t
 
 
 def finite(W: Tensor, form: str) -> Tensor:
-    """The values of W in float32. Raises AddendaError for NaN or ∞, which no form of few bits holds."""
+    """Return the values of W in float32. Raises AddendaError for NaN or ∞, which no form of few bits holds."""
     values = values_of(W.detach()).float()
     if not bool(torch.isfinite(values).all()):
         raise AddendaError(f"A weight of shape {tuple(W.shape)} holds values that are not finite; {form} has none.")
@@ -145,21 +145,21 @@ def finite(W: Tensor, form: str) -> Tensor:
 
 
 def bits_sum(t: Tensor) -> int:
-    """The sum of a plain tensor's bits: sees what was written behind autograd's back."""
+    """Return the sum of a plain tensor's bits, which shows what was written behind autograd's back."""
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
     return int(t.detach().view(bits).sum(dtype=torch.int64))
 
 
 def parts_of(weight: Tensor) -> list[Tensor]:
-    """The tensors that hold a weight's bytes: itself, or the parts of a packed one."""
+    """Return the tensors that hold a weight's bytes: itself, or the parts of a packed one."""
     return [getattr(weight, name) for name in weight.parts] if isinstance(weight, Packed) else [weight]
 
 
 def _rebuild(
     cls: type[Packed], held: dict, shape: torch.Size, dtype: torch.dtype, extra: tuple, parameter: bool
 ) -> Tensor:
-    made = cls(held, shape, dtype, extra)
-    return nn.Parameter(made, requires_grad=False) if parameter else made
+    weight = cls(held, shape, dtype, extra)
+    return nn.Parameter(weight, requires_grad=False) if parameter else weight
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
