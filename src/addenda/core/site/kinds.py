@@ -20,13 +20,13 @@ class Kind:
     dense: bool = False  # y = x Wᵀ + bias on the last dimension: takes a method's `apply` and the fused products
 
     def to_matrix(self, weight: Tensor) -> Tensor:
-        """The stored weight as (m, n), or (experts, m, n) for stacked ones: a view wherever there is one."""
+        """Return the stored weight as (m, n), or (experts, m, n) for stacked ones: a view wherever there is one."""
         if self.transposed:
             return weight.t()
         return weight.flatten(1) if self.name == "conv" else weight
 
     def from_matrix(self, matrix: Tensor, like: Tensor) -> Tensor:
-        """The inverse of `to_matrix`: in the shape of the stored weight `like`."""
+        """Return a matrix in the shape of the stored weight `like`: the inverse of `to_matrix`."""
         return matrix.t() if self.transposed else matrix.reshape(like.shape)
 
 
@@ -48,7 +48,7 @@ def _conv(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 
 def _conv_low_rank(module: Any, x: Tensor, B: Tensor, A: Tensor) -> Tensor:
-    """B A as two convolutions. The r filters of A serve every group; B's rows belong to their own group."""
+    """Apply B A as two convolutions. The r filters of A serve every group; B's rows belong to their own group."""
     groups, kernel = module.groups, module.weight.shape[1:]
     h = module._conv_forward(x, A.view(-1, *kernel).repeat(groups, *[1] * len(kernel)), None)
     pointwise = (F.conv1d, F.conv2d, F.conv3d)[len(kernel) - 2]
@@ -85,7 +85,7 @@ OUTPUT = Kind("output")  # no weight: what a module returns, see `Point`
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of a module that is called with its weight, or None."""
+    """Return the kind of a module that is called with its weight, or None."""
     if isinstance(module, nn.Linear):
         return LINEAR
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):

@@ -1,4 +1,4 @@
-"""Stretches of a model, and what one forward says of them: whose output is whose input."""
+"""Parts of a model, and what one dry forward shows of them: whose output is whose input."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from addenda.core.base.errors import AddendaError
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of the model that starts with one module's input and ends with another's output."""
+    """A part of the model that starts with one module's input and ends with another's output."""
 
     block: str  # the path of the block around it, or ""
     first: str
@@ -20,7 +20,7 @@ class Part:
 
 @dataclass
 class DryForward:
-    """What one forward did: of every call of a module, in order, the storages of its first input and its output."""
+    """The record of one forward: each module call in order, with the storages of its first input and its output."""
 
     ins: dict[str, int] = field(default_factory=dict)
     outs: dict[str, int] = field(default_factory=dict)
@@ -29,15 +29,15 @@ class DryForward:
     alive: list[Tensor] = field(default_factory=list)  # so that no storage's id is used twice
 
     def norm_before(self, part: Part) -> str | None:
-        """The norm that makes what the part reads, unless what it makes is the residual too."""
+        """Return the norm whose output the part reads, unless that output is the residual too."""
         if part.first not in self.ins:
             raise AddendaError(f"{part.first} did not run in a trial forward, so what stands before it is not known.")
         makers = [n for n in self.norms if self.outs.get(n) == self.ins[part.first] and self.ins.get(n) is not None]
-        before = [n for n in makers if self.order.index(n) < self.order.index(part.first)]
-        return None if not before or self._after_the_sum(part) else before[-1]
+        norms = [n for n in makers if self.order.index(n) < self.order.index(part.first)]
+        return None if not norms or self._after_the_sum(part) else norms[-1]
 
     def norm_after(self, part: Part) -> str | None:
-        """The norm over the sum of the part's output and the residual, in models that normalise after it."""
+        """Return the norm over the sum of the part's output and the residual, in models that normalise after it."""
         if part.last not in self.outs:
             raise AddendaError(f"{part.last} did not run in a trial forward, so what stands behind it is not known.")
         if not self._after_the_sum(part):
@@ -46,9 +46,9 @@ class DryForward:
         return next((n for n in later if n in self.norms and n.startswith(f"{part.block}.")), None)
 
     def _after_the_sum(self, part: Part) -> bool:
-        """Whether the block returns what a norm in it made."""
-        inside = [n for n in self.norms if n.startswith(f"{part.block}.") and n in self.outs]
-        return bool(part.block) and any(self.outs[n] == self.outs.get(part.block) for n in inside)
+        """Return whether the block's output is that of a norm in it."""
+        norms = [n for n in self.norms if n.startswith(f"{part.block}.") and n in self.outs]
+        return bool(part.block) and any(self.outs[n] == self.outs.get(part.block) for n in norms)
 
 
 class OnDemand:

@@ -41,7 +41,7 @@ class Site:
 
     @property
     def matrix(self) -> Tensor:
-        """The values as (m, n); those of a packed weight are made for the occasion."""
+        """The values as (m, n); a packed weight is unpacked for this."""
         return self.kind.to_matrix(values_of(self.weight.detach()))
 
     @property
@@ -52,29 +52,29 @@ class Site:
 
     @property
     def stored(self) -> list[int]:
-        """The shape that a file remembers."""
+        """The shape that a file stores."""
         return list(self.weight.shape)
 
     @property
     def copies(self) -> int:
-        """How many matrices are stacked here: the number of experts, else 1."""
+        """The number of matrices that are stacked here: the number of experts, else 1."""
         s = self.kind.to_matrix(self.weight.detach()).shape
         return int(torch.Size(s[:-2]).numel()) if len(s) > 2 else 1
 
     @property
     def changed(self) -> int:
-        """What no two sites of one adapter may share."""
+        """The identity of what is changed, which no two sites of one adapter may share."""
         return id(self.weight)
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        """Every module that takes part."""
+        """Every module that takes part in the change."""
         return (self.module, *(owner for owner, _ in self.ties))
 
 
 @dataclass(frozen=True)
 class Point(Site):
-    """What one module returns: the site of a hidden method. Its path says what is read, see `core.method.hidden`.
+    """A module's output: the site of a hidden method. Its path says what is read, see `core.method.hidden`.
 
     weight: the base's weight nearest to it, a Linear's own, or the last one inside a block: it gives device and dtype,
     and its bits stand for the base in files.
@@ -123,17 +123,17 @@ Owners = dict[int, list[tuple[str, nn.Module, str]]]  # id of a parameter -> (pa
 
 
 def owners_of(model: nn.Module) -> Owners:
-    """Every parameter's owners in the model's order: more than one where weights are tied."""
-    found: Owners = {}
+    """Return every parameter's owners in the model's order: more than one where weights are tied."""
+    owners: Owners = {}
     for path, module in model.named_modules():
         for name, p in module._parameters.items():
             if p is not None:
-                found.setdefault(id(p), []).append((path, module, name))
-    return found
+                owners.setdefault(id(p), []).append((path, module, name))
+    return owners
 
 
 def site_at(model: nn.Module, path: str, owners: Owners | None = None) -> Site:
-    """The site that a path names: a module that is called with its weight, a raw parameter, or a module's output.
+    """Return the site that a path names: a module called with its weight, a raw parameter, or a module's output.
 
     A tied raw parameter is the site of its first owner, whichever owner the path names. owners: `owners_of(model)`,
     to save a pass over the model where many sites are wanted.
@@ -159,8 +159,8 @@ def site_at(model: nn.Module, path: str, owners: Owners | None = None) -> Site:
                 + "."
             )
         if child._parameters.get("weight") is None:
-            inside = next((n for n, _ in child.named_parameters() if n.startswith(("parametriz", "weight"))), None)
-            instead = f"; name one of them instead, e.g. {f'{path}.{inside}'!r}" if inside else ""
+            parameter = next((n for n, _ in child.named_parameters() if n.startswith(("parametriz", "weight"))), None)
+            instead = f"; name one of them instead, e.g. {f'{path}.{parameter}'!r}" if parameter else ""
             raise AddendaError(f"{path} computes its weight from other parameters{instead}.")
         if _read_by_parent(owner) or (kind != LINEAR and _own_forward(child)):
             return site_at(model, f"{path}.weight", owners)
@@ -170,63 +170,63 @@ def site_at(model: nn.Module, path: str, owners: Owners | None = None) -> Site:
             raise AddendaError(
                 f"{path}: a {type(owner).__name__} keeps its weights in a list, out of an adapter's reach."
             )
-        held = (owners or owners_of(model))[id(owner._parameters[leaf])]
-        first, module, name = held[0]
+        holders = (owners or owners_of(model))[id(owner._parameters[leaf])]
+        first, module, name = holders[0]
         return Site(
-            f"{first}.{name}" if first else name, module, name, PARAMETER, tuple((m, n) for _, m, n in held[1:])
+            f"{first}.{name}" if first else name, module, name, PARAMETER, tuple((m, n) for _, m, n in holders[1:])
         )
     raise AddendaError(f"The model has no module and no parameter {path!r}.")
 
 
 def with_neighbours(model: nn.Module, site: Site, names: tuple[str, ...], owners: Owners | None = None) -> Site:
-    """The site with the sites of these names that are there, children of the same module. Raises as `site_at` does."""
+    """Return the site with those of its siblings of these names that exist, as sites. Raises as `site_at` does."""
     if not names:
         return site
     parent = site.path.rpartition(".")[0]
-    there = [n for n in names if model.get_submodule(parent)._modules.get(n) is not None]
-    return replace(site, beside={n: site_at(model, f"{parent}.{n}" if parent else n, owners) for n in there})
+    present = [n for n in names if model.get_submodule(parent)._modules.get(n) is not None]
+    return replace(site, beside={n: site_at(model, f"{parent}.{n}" if parent else n, owners) for n in present})
 
 
 def point_at(model: nn.Module, path: str) -> Point:
-    """The place that a path such as "layers.0.mlp@input" names: whose output is changed, @ what is read.
+    """Return the place that a path such as "layers.0.mlp@input" names: whose output is changed, @ what is read.
 
     Behind a ~ may stand a module whose input gets the inverse of the change: "embed@output~lm_head".
 
     Raises AddendaError where a module is missing, never called, or of a width that cannot be told.
     """
-    where, _, rest = path.partition("@")
-    reads, undone, back = rest.partition("~")
-    found = {}
-    for name in [where, *([] if reads in ("output", "input", "again") else [reads]), *([back] if undone else [])]:
+    target, _, spec = path.partition("@")
+    reads, undone, back = spec.partition("~")
+    modules = {}
+    for name in [target, *([] if reads in ("output", "input", "again") else [reads]), *([back] if undone else [])]:
         if not name or is_ours(name):
             raise AddendaError(f"{path}: {name!r} is no module of the base; name one inside the model.")
         try:
-            found[name] = model.get_submodule(name)
+            modules[name] = model.get_submodule(name)
         except AttributeError:
             raise AddendaError(f"The model has no module {name!r} (wanted for the site {path!r}).") from None
-        if why := _uncalled(model, name, found[name]):
-            raise AddendaError(f"{path}: {why}")
-    module, source = found[where], found.get(reads)
-    anchor = _anchor(model, where)
+        if reason := _uncalled(model, name, modules[name]):
+            raise AddendaError(f"{path}: {reason}")
+    module, source = modules[target], modules.get(reads)
+    anchor = _anchor(model, target)
     width = None if anchor is None else _width(module if is_norm(module) else anchor[1])
     if width is None or anchor is None:
         raise AddendaError(
             f"{path}: the width of what a {type(module).__name__} returns cannot be told, as there is no linear layer, "
             "convolution or embedding inside. Name one of those, or a module that holds one."
         )
-    for other in (module if reads in ("input", "again") else None, source, found.get(back)):
-        if other is not None and (given := _input_width(other)) not in (None, width):
-            raise AddendaError(f"{path} would read {given} numbers and change {width}; it must be as many.")
+    for reader in (module if reads in ("input", "again") else None, source, modules.get(back)):
+        if reader is not None and (input_width := _input_width(reader)) not in (None, width):
+            raise AddendaError(f"{path} would read {input_width} numbers and change {width}; it must be as many.")
     how = reads if source is None else "source"
     anchored, owner, leaf = anchor
     return Point(
         path, module, "output", OUTPUT, width=width, reads=how, source=source, owner=owner, leaf=leaf, anchor=anchored,
-        back=found.get(back),
+        back=modules.get(back),
     )  # fmt: skip
 
 
 def _uncalled(model: nn.Module, path: str, module: nn.Module) -> str | None:
-    """Why nothing passes through this module's forward, or None."""
+    """Return why this module's forward is never called with activations, or None."""
     if getattr(type(module), "forward", None) is nn.Module.forward:
         return f"a {type(module).__name__} is never called itself; name what is in it"
     if kind_of(module) == CONV:
@@ -240,17 +240,17 @@ def _uncalled(model: nn.Module, path: str, module: nn.Module) -> str | None:
 
 
 def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Called layers inside, adapters left out; the last is a product where there is one, else an embedding."""
-    found = [
+    """Return the called layers inside, without adapters, embeddings first, so that the last is a product if any is."""
+    layers = [
         (path, m)
         for path, m in module.named_modules()
         if kind_of(m) is not None and not is_ours(path) and m._parameters.get("weight") is not None
     ]
-    return sorted(found, key=lambda item: kind_of(item[1]) != EMBEDDING)
+    return sorted(layers, key=lambda item: kind_of(item[1]) != EMBEDDING)
 
 
 def _width(layer: nn.Module) -> int | None:
-    """The last dimension of what a layer or a norm returns."""
+    """Return the last dimension of a layer's or a norm's output."""
     weight = layer._parameters.get("weight")
     if is_norm(layer):
         return weight.shape[-1] if weight is not None else (getattr(layer, "normalized_shape", None) or [None])[-1]
@@ -258,7 +258,7 @@ def _width(layer: nn.Module) -> int | None:
 
 
 def _input_width(module: nn.Module) -> int | None:
-    """The last dimension of what a linear layer or a norm takes; None for others."""
+    """Return the last dimension of a linear layer's or a norm's input; None for others."""
     weight, kind = module._parameters.get("weight"), kind_of(module)
     if weight is None or not (is_norm(module) or kind in (LINEAR, CONV1D)):
         return None
@@ -266,11 +266,11 @@ def _input_width(module: nn.Module) -> int | None:
 
 
 def _anchor(model: nn.Module, path: str) -> tuple[str, nn.Module, str] | None:
-    """(path, owner, name) of the weight nearest to a module: the last inside it, or in what it is part of."""
+    """Return (path, owner, name) of the weight nearest to a module: the last inside it, or in a module around it."""
     while True:
-        inside = _layers(model.get_submodule(path))
-        if inside:
-            below, layer = inside[-1]
+        layers = _layers(model.get_submodule(path))
+        if layers:
+            below, layer = layers[-1]
             return ".".join(filter(None, (path, below))), layer, "weight"
         if not path:
             return None
@@ -278,21 +278,23 @@ def _anchor(model: nn.Module, path: str) -> tuple[str, nn.Module, str] | None:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a class is called a norm, and has no more than vectors; an activation may be part of it (timm's)."""
+    """Return whether a class is called a norm and has only vectors; an activation may be part of it (timm's)."""
     if "norm" not in type(module).__name__.lower() or kind_of(module) is not None:
         return False
-    own = [p for p in module._parameters.values() if p is not None]
-    inside = [p for name, m in module.named_children() if not is_ours(name) for p in m.parameters()]
-    return not inside and (isinstance(module, nn.LayerNorm) or all(p.numel() == max(p.shape, default=1) for p in own))
+    vectors = [p for p in module._parameters.values() if p is not None]
+    child_parameters = [p for name, m in module.named_children() if not is_ours(name) for p in m.parameters()]
+    return not child_parameters and (
+        isinstance(module, nn.LayerNorm) or all(p.numel() == max(p.shape, default=1) for p in vectors)
+    )
 
 
 def _read_by_parent(parent: nn.Module) -> bool:
-    """True where the parent reads its children's `.weight` without calling them: then the attribute is the site."""
+    """Return whether the parent reads its children's `.weight` without calling them: then the attribute is the site."""
     return isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
 
 
 def _own_forward(module: nn.Module) -> bool:
-    """True where a subclass does more than its kind's product (a scaled embedding, a standardised convolution)."""
+    """Return whether a subclass does more than its kind's product (a scaled embedding, a standardised convolution)."""
     defining = next(
         c for c in type(module).__mro__ if "forward" in vars(c) and c.__module__ != "addenda.core.forward.adapted"
     )
@@ -306,15 +308,18 @@ _DISPATCHED = (
 
 
 def has_another_forward(module: nn.Module) -> bool:
-    """Whether the instance has a forward of its own; its class's, left there when hooks were taken off, is none."""
-    own = module.__dict__.get("forward")
-    if own is None:
+    """Return whether the instance has a forward that is not its class's, which hooks may leave there when taken off."""
+    forward = module.__dict__.get("forward")
+    if forward is None:
         return False
-    return getattr(own, "__self__", None) is not module or getattr(own, "__func__", None) is not type(module).forward
+    return (
+        getattr(forward, "__self__", None) is not module
+        or getattr(forward, "__func__", None) is not type(module).forward
+    )
 
 
 def refusal(model: nn.Module, site: Site, owners: Owners | None = None) -> str | None:
-    """Why the core cannot adapt this site with any method, or None."""
+    """Return why the core cannot adapt this site with any method, or None."""
     w = site.weight
     if nn.parameter.is_lazy(w):
         return "its weight has no shape yet; run the model once first"
@@ -346,11 +351,11 @@ def refusal(model: nn.Module, site: Site, owners: Owners | None = None) -> str |
             "its forward was replaced on the instance, so a change would not act; "
             f"name the parameter '{site.path}.{site.parameter}' instead"
         )
-    held = (owners or owners_of(model))[id(w)]
-    if site.kind != PARAMETER and len(held) > 1:
-        others = [path for path, module, _ in held if module is not site.module]
+    holders = (owners or owners_of(model))[id(w)]
+    if site.kind != PARAMETER and len(holders) > 1:
+        other_paths = [path for path, module, _ in holders if module is not site.module]
         return (
-            f"its weight is tied to {', '.join(others)}, which would not follow; "
+            f"its weight is tied to {', '.join(other_paths)}, which would not follow; "
             f"name the parameter '{site.path}.{site.parameter}' to change both"
         )
     return None

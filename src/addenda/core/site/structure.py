@@ -1,4 +1,4 @@
-"""Where hidden methods go: the parts of a model's transformer blocks, found by structure.
+"""The parts of a model's transformer blocks, found by structure: the places of hidden methods.
 
 A *block* is an element of a list (`core.site.targets.stacks`) that holds linear layers under something called attention
 and others beside it, and no smaller one that does (`core.site.targets` tells attention from the rest). Its parts are
@@ -53,37 +53,37 @@ def points(
     exclude: Iterable[Target],
     dry_forward: Callable[[nn.Module], DryForward],
 ) -> list[Point]:
-    """The places that targets name for a method, in the model's order, each once.
+    """Return the places that targets name for a method, in the model's order, each once.
 
     Raises AddendaError when a target matches nothing, or no block is recognised (with what was looked for), or a place
     cannot be changed (with all reasons).
     """
-    wanted, left_out = listed(targets), listed(exclude)
+    included, omitted = listed(targets), listed(exclude)
     dry = OnDemand(lambda: dry_forward(model))
 
     sides = _sides(model) if method.one_side or method.has("undo") else _Sides()
-    only = sides.ids if method.one_side else ""
-    around = _reached(model, sides, dry) if method.one_side else blocks(model)
+    side = sides.ids if method.one_side else ""
+    block_parts = _reached(model, sides, dry) if method.one_side else blocks(model)
 
     def resolved(target: Target) -> list[str]:
         back = f"~{head}" if method.has("undo") and (head := _head(model)) else ""
         return [
             _path(model, part, method.reads, dry) + (back if sides.of(part.last) != "encoder" else "")
-            for part in _parts(model, target, dry, around)
-            if not (only and part.role and sides.of(part.last) not in (only, ""))
+            for part in _parts(model, target, dry, block_parts)
+            if not (side and part.role and sides.of(part.last) not in (side, ""))
         ]
 
-    found = dict.fromkeys(path for target in wanted for path in resolved(target))
-    for target in left_out:
-        gone = {part.last for part in _parts(model, target, dry, around)} | set(
+    paths = dict.fromkeys(path for target in included for path in resolved(target))
+    for target in omitted:
+        excluded = {part.last for part in _parts(model, target, dry, block_parts)} | set(
             resolved(target) if isinstance(target, str) and target in PARTS else ()
         )
-        found = {path: None for path in found if path not in gone and path.partition("@")[0] not in gone}
-    if not found:
-        raise AddendaError(f"Nothing is left: exclude={left_out!r} takes away all that targets={wanted!r} name.")
+        paths = {path: None for path in paths if path not in excluded and path.partition("@")[0] not in excluded}
+    if not paths:
+        raise AddendaError(f"Nothing is left: exclude={omitted!r} takes away all that targets={included!r} name.")
     order = {path: i for i, (path, _) in enumerate(model.named_modules())}
-    sites = [point_at(model, path) for path in sorted(found, key=lambda p: order.get(p.partition("@")[0], 0))]
-    problems = [f"{site.path}: {why}" for site in sites if (why := refusal(model, site))]
+    sites = [point_at(model, path) for path in sorted(paths, key=lambda p: order.get(p.partition("@")[0], 0))]
+    problems = [f"{site.path}: {reason}" for site in sites if (reason := refusal(model, site))]
     if dry.known is not None:
         idle = [path for site in sites if (path := site.path.partition("@")[0]) not in dry.known.order]
         problems += [f"{path}: it did not run in a trial forward, so a change there would do nothing" for path in idle]
@@ -93,19 +93,19 @@ def points(
 
 
 def blocks(model: nn.Module) -> dict[str, dict[str, Part]]:
-    """The transformer blocks by path, each with its parts by role. Empty where none is recognised."""
-    attention, others = matching(model, "attention"), matching(model, "mlp")
+    """Return the transformer blocks by path, each with its parts by role. Empty where none is recognised."""
+    attention, mlps = matching(model, "attention"), matching(model, "mlp")
     elements = [f"{path}.{name}" for path, m in stacks(model).items() for name in m._modules if not is_ours(name)]
-    whole = [e for e in elements if _under(e, attention) and (_under(e, others) or _beside(model, e, attention))]
-    found = {}
-    for path in whole:
-        if not _under(path, whole):
-            own = _attention_of(model, path, _under(path, attention))
-            mlp = None if own is None else _mlp_of(model, path, _under(path, others), own.last)
-            if own is not None and mlp is not None and not _apart(model, own, mlp):
-                found[path] = {"attention": own, "mlp": mlp, "block": Part(path, path, path, "block")}
-                found[path] |= _keys_and_values(model, own, _under(path, attention))
-    return found
+    candidates = [e for e in elements if _under(e, attention) and (_under(e, mlps) or _beside(model, e, attention))]
+    block_parts = {}
+    for path in candidates:
+        if not _under(path, candidates):
+            attention_part = _attention_of(model, path, _under(path, attention))
+            mlp = None if attention_part is None else _mlp_of(model, path, _under(path, mlps), attention_part.last)
+            if attention_part is not None and mlp is not None and not _apart(model, attention_part, mlp):
+                block_parts[path] = {"attention": attention_part, "mlp": mlp, "block": Part(path, path, path, "block")}
+                block_parts[path] |= _keys_and_values(model, attention_part, _under(path, attention))
+    return block_parts
 
 
 def _under(path: str, paths: Iterable[str]) -> list[str]:
@@ -113,7 +113,7 @@ def _under(path: str, paths: Iterable[str]) -> list[str]:
 
 
 def _child(model: nn.Module, block: str, path: str) -> str:
-    """The part of a block that a layer belongs to: the block's child, or a list's in it."""
+    """Return the part of a block that a layer belongs to: the block's child, or an element of a list that is one."""
     parts, depth = path.split("."), block.count(".") + 2
     while depth < len(parts) and is_stack(model.get_submodule(".".join(parts[:depth]))):
         depth += 1
@@ -121,62 +121,62 @@ def _child(model: nn.Module, block: str, path: str) -> str:
 
 
 def _beside(model: nn.Module, block: str, attention: list[str]) -> list[str]:
-    """Children of a block that hold matrices and no attention, however these are kept: mixtures of experts."""
-    taken = {_child(model, block, path) for path in _under(block, attention)}
+    """Return a block's children that hold matrices and no attention, however kept: mixtures of experts."""
+    attention_children = {_child(model, block, path) for path in _under(block, attention)}
     return [
         f"{block}.{name}"
         for name, child in model.get_submodule(block).named_children()
-        if not is_ours(name) and f"{block}.{name}" not in taken and not is_norm(child) and _matrices(child)
+        if not is_ours(name) and f"{block}.{name}" not in attention_children and not is_norm(child) and _matrices(child)
     ]
 
 
 def _matrices(module: nn.Module, dims: int = 2) -> bool:
-    """Whether the base has parameters of so many dimensions, or more, in here."""
+    """Return whether the base has parameters of so many dimensions, or more, in this module."""
     return any(p.dim() >= dims for n, p in module.named_parameters() if not is_ours(n))
 
 
 def _attention_of(model: nn.Module, block: str, paths: list[str]) -> Part | None:
-    """None where no layer leads back to the width that the first one reads."""
+    """Return a block's attention; None where no layer leads back to the width that its first layer reads."""
     first = _child(model, block, paths[0])
-    own = [p for p in paths if _child(model, block, p) == first]
-    width = _widths(model.get_submodule(next((p for p in own if _MADE.fullmatch(_leaf(p))), own[0])))[1]
-    own = own[next(i for i, p in enumerate(own) if _widths(model.get_submodule(p))[1] == width) :]
-    back = [p for p in own if _widths(model.get_submodule(p))[0] == width and not _MADE.fullmatch(_leaf(p))]
-    back = [p for p in back if not _ASIDE.search(_leaf(p))] or back
-    return Part(block, own[0], back[-1], "attention") if back else None
+    layers = [p for p in paths if _child(model, block, p) == first]
+    width = _widths(model.get_submodule(next((p for p in layers if _MADE.fullmatch(_leaf(p))), layers[0])))[1]
+    layers = layers[next(i for i, p in enumerate(layers) if _widths(model.get_submodule(p))[1] == width) :]
+    outputs = [p for p in layers if _widths(model.get_submodule(p))[0] == width and not _MADE.fullmatch(_leaf(p))]
+    outputs = [p for p in outputs if not _ASIDE.search(_leaf(p))] or outputs
+    return Part(block, layers[0], outputs[-1], "attention") if outputs else None
 
 
 def _leaf(path: str) -> str:
-    """The name of a layer; of its list, where it has a number only."""
+    """Return the name of a layer; that of its list, where the layer has only a number."""
     return next((name for name in reversed(path.split(".")) if not name.isdigit()), path)
 
 
 def _apart(model: nn.Module, own: Part, mlp: Part) -> bool:
-    """Whether attention and what is beside it are in two lists of their own, so that this is no block but a level."""
+    """Return whether attention and MLP are in two lists of their own, so that this is no block but a level."""
     lists = [_child(model, own.block, part.last).rpartition(".")[0] for part in (own, mlp)]
     return lists[0] != lists[1] and own.block not in lists
 
 
 def _keys_and_values(model: nn.Module, own: Part, paths: list[str]) -> dict[str, Part]:
-    """Layers of the block's own attention called k, key, k_proj and the like; none where one layer makes them all."""
-    inside = [p for p in paths if _child(model, own.block, p) == _child(model, own.block, own.first)]
-    found = {}
+    """Return the attention's layers called k, key, k_proj and the like; none where one layer makes them all."""
+    layers = [p for p in paths if _child(model, own.block, p) == _child(model, own.block, own.first)]
+    parts = {}
     for role in ("key", "value"):
         names = re.compile(rf"(to_)?({role}s?|{role[0]})(_?(proj|lin|linear))?", re.I)
-        of = [p for p in inside if names.fullmatch(p.rpartition(".")[2])]
-        if len(of) == 1:
-            found[role] = Part(own.block, of[0], of[0], role)
-    return found
+        matches = [p for p in layers if names.fullmatch(p.rpartition(".")[2])]
+        if len(matches) == 1:
+            parts[role] = Part(own.block, matches[0], matches[0], role)
+    return parts
 
 
 def _mlp_of(model: nn.Module, block: str, paths: list[str], projection: str) -> Part | None:
-    """From the first layer that takes the model's width to the last that gives it; experts are one module."""
+    """Return the MLP: the first layer taking the model's width to the last giving it; experts are one module."""
     parents = [model.get_submodule(_child(model, block, p)) for p in paths]
     stacked = any(_matrices(parent, 3) for parent in parents)
     experts = any(isinstance(m, nn.ModuleList) for parent in parents for m in parent.modules())
     if not paths or ((stacked or experts) and len({id(m) for m in parents}) == 1):
-        around = [_child(model, block, paths[0])] if paths else _beside(model, block, [projection])
-        return Part(block, around[-1], around[-1], "mlp") if around else None
+        modules = [_child(model, block, paths[0])] if paths else _beside(model, block, [projection])
+        return Part(block, modules[-1], modules[-1], "mlp") if modules else None
     width, _ = _widths(model.get_submodule(projection))
     firsts = [p for p in paths if _widths(model.get_submodule(p))[1] == width]
     lasts = [p for p in paths if _widths(model.get_submodule(p))[0] == width]
@@ -185,7 +185,7 @@ def _mlp_of(model: nn.Module, block: str, paths: list[str], projection: str) -> 
 
 
 def _widths(layer: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear layer."""
+    """Return (out, in) of a linear layer."""
     m, n = layer._parameters["weight"].shape
     return (n, m) if kind_of(layer) == CONV1D else (m, n)
 
@@ -199,58 +199,58 @@ class _Sides:
     ids: str = ""  # the side that embeds ids: "decoder" where no input embeddings are at the encoder
 
     def of(self, path: str) -> str:
-        """ "encoder" or "decoder" for what is in one of them, inside its blocks or beside; else ""."""
-        around = self.encoder | self.decoder
-        own = {b for b in around if f"{path}.".startswith(f"{b}.")}
-        while path and not own:
+        """Return "encoder" or "decoder" for a path in one of them, inside its blocks or beside them; else ""."""
+        all_blocks = self.encoder | self.decoder
+        enclosing = {b for b in all_blocks if f"{path}.".startswith(f"{b}.")}
+        while path and not enclosing:
             path = path.rpartition(".")[0]
-            own = set(_under(path, around)) if path else own
-        found = [side for side, blocks in (("encoder", self.encoder), ("decoder", self.decoder)) if own & blocks]
-        return found[0] if len(found) == 1 else ""
+            enclosing = set(_under(path, all_blocks)) if path else enclosing
+        sides = [side for side, blocks in (("encoder", self.encoder), ("decoder", self.decoder)) if enclosing & blocks]
+        return sides[0] if len(sides) == 1 else ""
 
 
 def _sides(model: nn.Module) -> _Sides:
-    around, attention = blocks(model), matching(model, "attention")
-    decoder = {b for b in around if len({_child(model, b, p) for p in _under(b, attention)}) > 1}
-    encoder = set(around) - decoder
-    lists = [{b.rpartition(".")[0] for b in some} for some in (encoder, decoder)]
+    block_paths, attention = blocks(model), matching(model, "attention")
+    decoder = {b for b in block_paths if len({_child(model, b, p) for p in _under(b, attention)}) > 1}
+    encoder = set(block_paths) - decoder
+    lists = [{b.rpartition(".")[0] for b in group} for group in (encoder, decoder)]
     if not encoder or not decoder or lists[0] & lists[1]:
         return _Sides()
-    found = _Sides(frozenset(encoder), frozenset(decoder))
-    at = {found.of(path) for path in _owners_of_ids(model)}
-    return replace(found, ids="decoder" if "decoder" in at and "encoder" not in at else "encoder")
+    sides = _Sides(frozenset(encoder), frozenset(decoder))
+    id_sides = {sides.of(path) for path in _owners_of_ids(model)}
+    return replace(sides, ids="decoder" if "decoder" in id_sides and "encoder" not in id_sides else "encoder")
 
 
 def _reached(model: nn.Module, sides: _Sides, dry: OnDemand) -> dict[str, dict[str, Part]]:
-    """The blocks that ids pass through: those nearest to an embedding of ids, and of several lists those that run."""
-    found, own = blocks(model), _tokens(model)
-    depth = {(b, e): _shared(b, e) for b in found for e in own}
-    near = {b for (b, e), n in depth.items() if n == max(depth[other, e] for other in found)} or set(found)
-    if len({b.rpartition(".")[0] for b in near}) > 1 and not sides.decoder:
+    """Return the blocks that ids pass through: nearest to an embedding of ids, and of several lists those that run."""
+    candidates, embeddings = blocks(model), _tokens(model)
+    depth = {(b, e): _shared(b, e) for b in candidates for e in embeddings}
+    reached = {b for (b, e), n in depth.items() if n == max(depth[block, e] for block in candidates)} or set(candidates)
+    if len({b.rpartition(".")[0] for b in reached}) > 1 and not sides.decoder:
         with suppress(AddendaError):  # a model that cannot be tried is taken as it is
             ran = set(dry().order)
-            near = {b for b in near if b in ran} or near
-    return {b: parts for b, parts in found.items() if b in near}
+            reached = {b for b in reached if b in ran} or reached
+    return {b: parts for b, parts in candidates.items() if b in reached}
 
 
 def _shared(one: str, other: str) -> int:
-    """How many modules two paths have in common, from the model down."""
+    """Return how many modules two paths have in common, from the model down."""
     pairs = zip(one.split("."), other.split("."), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _tokens(model: nn.Module) -> list[str]:
-    """The paths of the embeddings of ids, those of parts included where a model has several kinds of input (CLIP)."""
-    given = {id(_said(m, "get_input_embeddings")) for m in model.modules() if hasattr(m, "get_input_embeddings")}
-    parts = [path for path, m in model.named_modules() if isinstance(m, nn.Embedding) and id(m) in given]
+    """Return the paths of the embeddings of ids, those of each part where a model has several kinds of input (CLIP)."""
+    ids = {id(_said(m, "get_input_embeddings")) for m in model.modules() if hasattr(m, "get_input_embeddings")}
+    parts = [path for path, m in model.named_modules() if isinstance(m, nn.Embedding) and id(m) in ids]
     return parts if _said(model, "get_input_embeddings") is None else _owners_of_ids(model)
 
 
 def _parts(model: nn.Module, target: Target, dry: OnDemand, around: dict[str, dict[str, Part]]) -> list[Part]:
     if isinstance(target, str) and target in ("embedding", "embeddings"):
-        found = _embeddings(model, dry)
-        found = [path if target == "embedding" else _around(model, path, blocks(model)) for path in found]
-        return [Part("", path, path, target) for path in found]
+        embeddings = _embeddings(model, dry)
+        embeddings = [path if target == "embedding" else _around(model, path, blocks(model)) for path in embeddings]
+        return [Part("", path, path, target) for path in embeddings]
     if isinstance(target, str) and target in PARTS:
         if not around:
             raise AddendaError(_unrecognised(model))
@@ -263,34 +263,36 @@ def _parts(model: nn.Module, target: Target, dry: OnDemand, around: dict[str, di
     paths = _modules(model, target)
     if not paths:
         raise AddendaError(f"{target!r} names no module of this {type(model).__name__}. {_naming(model, target)}")
-    every = list(blocks(model))
-    return [Part(next((b for b in every if p == b or p.startswith(f"{b}.")), ""), p, p) for p in paths]
+    block_paths = list(blocks(model))
+    return [Part(next((b for b in block_paths if p == b or p.startswith(f"{b}.")), ""), p, p) for p in paths]
 
 
 def _embeddings(model: nn.Module, dry: OnDemand) -> list[str]:
-    """The paths of the input embeddings: of all modules with that weight where there are several, those that run."""
-    found = _owners_of_ids(model)
-    if len(found) > 1 and hasattr(model, "get_input_embeddings"):
-        found = [path for path in found if path in dry().order]
-    elif len(found) != 1:
-        found = []
-    if not found:
+    """Return the paths of the input embeddings: of several modules with that weight, those that run."""
+    paths = _owners_of_ids(model)
+    if len(paths) > 1 and hasattr(model, "get_input_embeddings"):
+        paths = [path for path in paths if path in dry().order]
+    elif len(paths) != 1:
+        paths = []
+    if not paths:
         raise AddendaError(f"This {type(model).__name__} does not say what its embeddings are. {_naming(model)}")
-    return found
+    return paths
 
 
 def _owners_of_ids(model: nn.Module) -> list[str]:
-    """The paths of all modules that have the weight of the input embeddings, or of all embeddings where none says."""
-    every = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    """Return the paths of all modules with the input embeddings' weight, or of all embeddings where no getter says."""
+    embeddings = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Embedding)]
     if not hasattr(model, "get_input_embeddings"):
-        return [path for path, _ in every]
-    own = _said(model, "get_input_embeddings")
-    weight = None if own is None else own._parameters.get("weight")
-    return [path for path, m in every if m is own or (weight is not None and m._parameters.get("weight") is weight)]
+        return [path for path, _ in embeddings]
+    inputs = _said(model, "get_input_embeddings")
+    weight = None if inputs is None else inputs._parameters.get("weight")
+    return [
+        path for path, m in embeddings if m is inputs or (weight is not None and m._parameters.get("weight") is weight)
+    ]
 
 
 def _said(model: nn.Module, getter: str) -> nn.Module | None:
-    """What one of transformers' getters gives; None where a model has none, or only the one that is not implemented."""
+    """Return the module that one of transformers' getters gives; None where the model has no such getter of its own."""
     try:
         return getattr(model, getter, lambda: None)()
     except NotImplementedError:
@@ -298,14 +300,14 @@ def _said(model: nn.Module, getter: str) -> nn.Module | None:
 
 
 def _around(model: nn.Module, path: str, others: Iterable[str]) -> str:
-    """The outermost module that holds the one at path and none of the others."""
+    """Return the outermost module that holds the one at path and none of the others."""
     while (outer := path.rpartition(".")[0]) and not _under(outer, others):
         path = outer
     return path
 
 
 def _head(model: nn.Module) -> str | None:
-    """The path of a language model's output embedding: the last layer of its head, which may have others in front."""
+    """Return the path of a language model's output embedding: the last layer of its head, which may have more."""
     head, stem = _said(model, "get_output_embeddings"), _said(model, "get_input_embeddings")
     paths = {id(m): path for path, m in model.named_modules()}
     if head is None or stem is None or id(head) not in paths or id(stem) not in paths:
@@ -314,9 +316,9 @@ def _head(model: nn.Module) -> str | None:
 
 
 def _modules(model: nn.Module, target: Target) -> list[str]:
-    every = [(path, m) for path, m in model.named_modules() if path and not is_ours(path)]
+    modules = [(path, m) for path, m in model.named_modules() if path and not is_ours(path)]
     if callable(target):
-        return [path for path, module in every if target(path, module)]
+        return [path for path, module in modules if target(path, module)]
     if target == "linear":
         return matching(model, target)
     if target.startswith("re:"):
@@ -324,8 +326,8 @@ def _modules(model: nn.Module, target: Target) -> list[str]:
             pattern = re.compile(target[3:])
         except re.error as error:
             raise AddendaError(f"The target {target!r} is no regular expression: {error}.") from None
-        return [path for path, _ in every if pattern.fullmatch(path)]
-    return [p for p, _ in every if fnmatch.fnmatchcase(p, target) or fnmatch.fnmatchcase(p, f"*.{target}")]
+        return [path for path, _ in modules if pattern.fullmatch(path)]
+    return [p for p, _ in modules if fnmatch.fnmatchcase(p, target) or fnmatch.fnmatchcase(p, f"*.{target}")]
 
 
 def _unrecognised(model: nn.Module) -> str:
@@ -352,7 +354,7 @@ def _naming(model: nn.Module, target: Target | None = None) -> str:
 
 
 def _path(model: nn.Module, part: Part, reads: str, dry: OnDemand) -> str:
-    """The path of the place where a part is changed: "last@what is read"."""
+    """Return the path of the place where a part is changed: "last@what is read"."""
     if reads == "output":
         return f"{part.last}@output"
     if reads == "input":
@@ -361,13 +363,13 @@ def _path(model: nn.Module, part: Part, reads: str, dry: OnDemand) -> str:
         return f"{part.last}@again"
     if not part.block:  # modules outside of blocks: nothing is known of what is around them
         return f"{part.last}@{'output' if reads == 'sum' else 'input'}"
-    ran = dry()
+    forward = dry()
     if reads in ("residual", "stream"):
-        norm = ran.norm_before(part)
+        norm = forward.norm_before(part)
         if norm is None:
             return f"{part.last}@{'input' if part.first == part.last else part.first}"
         return f"{part.last}@{norm}"
-    norm = ran.norm_after(part)
+    norm = forward.norm_after(part)
     if norm is not None:
         return f"{norm}@again"
     if part.role == "attention":

@@ -50,50 +50,50 @@ def listed(targets: Target | Iterable[Target]) -> list[Target]:
 
 
 def resolve(model: nn.Module, targets: Target | Iterable[Target], exclude: Iterable[Target] = ()) -> list[Site]:
-    """The sites that targets name, in the model's order, each once.
+    """Return the sites that targets name, in the model's order, each once.
 
     Raises AddendaError when a target, or one of a list of them, matches nothing (with what there is, grouped), and when
     a named site cannot be adapted (with all reasons).
     """
-    wanted, left_out = listed(targets), listed(exclude)
-    found: dict[str, bool] = {}
-    for target in wanted:
+    included, omitted = listed(targets), listed(exclude)
+    selection: dict[str, bool] = {}
+    for target in included:
         paths = matching(model, target)
         if not paths:
             raise AddendaError(_nothing(model, target))
-        found.update(dict.fromkeys(paths, True))
-    for target in left_out:
+        selection.update(dict.fromkeys(paths, True))
+    for target in omitted:
         paths = set(matching(model, target))
         if not paths:
             raise AddendaError("exclude: " + _nothing(model, target))
-        found = {p: True for p in found if p not in paths}
-    if not found:
-        raise AddendaError(f"Nothing is left: exclude={left_out!r} takes away all that targets={wanted!r} name.")
+        selection = {p: True for p in selection if p not in paths}
+    if not selection:
+        raise AddendaError(f"Nothing is left: exclude={omitted!r} takes away all that targets={included!r} name.")
     order, owners = {path: i for i, path in enumerate(all_paths(model))}, owners_of(model)
-    sites = [site_at(model, path, owners) for path in sorted(found, key=lambda p: order.get(p, len(order)))]
-    problems = [f"{s.path}: {why}" for s in sites if (why := refusal(model, s, owners))]
+    sites = [site_at(model, path, owners) for path in sorted(selection, key=lambda p: order.get(p, len(order)))]
+    problems = [f"{s.path}: {reason}" for s in sites if (reason := refusal(model, s, owners))]
     if problems:
         raise AddendaError(f"{len(problems)} of {len(sites)} sites cannot be adapted: {'; '.join(problems[:8])}.")
     return _once(sites)
 
 
 def refuse_foreign(model: nn.Module) -> None:
-    """Raises AddendaError for a model with layers of PEFT in it, whose own matrices would be taken for sites."""
-    own = [
+    """Raise AddendaError for a model with layers of PEFT in it, whose own matrices would be taken for sites."""
+    paths = [
         path
         for path, m in model.named_modules()
         if any(c.__module__.startswith("peft.tuners.") for c in type(m).__mro__)
     ]
-    if own:
+    if paths:
         raise AddendaError(
-            f"This {type(model).__name__} carries an adapter of PEFT ({len(own)} of its modules, e.g. {own[0]}), whose "
-            "matrices are no part of the base. Take it off first: model = model.merge_and_unload() keeps its change in "
-            "the weights, model = model.unload() does not."
+            f"This {type(model).__name__} carries an adapter of PEFT ({len(paths)} of its modules, e.g. {paths[0]}), "
+            "whose matrices are no part of the base. Take it off first: model = model.merge_and_unload() keeps its "
+            "change in the weights, model = model.unload() does not."
         )
 
 
 def matching(model: nn.Module, target: Target) -> list[str]:
-    """The paths that one target names."""
+    """Return the paths that one target names."""
     if callable(target):
         return [path for path, module in called(model) if target(path, module)]
     if target in ROLES:
@@ -111,7 +111,7 @@ def matching(model: nn.Module, target: Target) -> list[str]:
 
 
 def grouped(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Paths by pattern: indices replaced by *."""
+    """Group paths by pattern: indices replaced by *."""
     groups: dict[str, list[str]] = {}
     for path in paths:
         groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path), []).append(path)
@@ -123,7 +123,7 @@ def called(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def all_paths(model: nn.Module) -> list[str]:
-    """Every path that can be a site: called modules and raw parameters, adapter tensors left out."""
+    """Return every path that can be a site: called modules and raw parameters, adapter tensors left out."""
     paths = []
     for path, module in model.named_modules(remove_duplicate=True):
         if is_ours(path):
@@ -136,28 +136,28 @@ def all_paths(model: nn.Module) -> list[str]:
 
 def _role(model: nn.Module, role: str) -> list[str]:
     if role in ("norm", "bias", "parameters"):
-        seen, paths = set(), []
+        tensor_ids, paths = set(), []
         for path in all_paths(model):
             owner, _, leaf = path.rpartition(".")
             tensor = model.get_submodule(owner)._parameters.get(leaf)
             fits = {"norm": is_norm(model.get_submodule(owner)), "bias": leaf == "bias"}.get(role, True)
-            if tensor is not None and fits and id(tensor) not in seen:
-                seen.add(id(tensor))
+            if tensor is not None and fits and id(tensor) not in tensor_ids:
+                tensor_ids.add(id(tensor))
                 paths.append(path)
         return paths
     kinds = {"embedding": (EMBEDDING,), "conv": (CONV,)}.get(role, (LINEAR, CONV1D))
-    found = [(path, m) for path, m in called(model) if kind_of(m) in kinds]
+    layers = [(path, m) for path, m in called(model) if kind_of(m) in kinds]
     if role in ("embedding", "conv"):
-        return [path for path, _ in found]
+        return [path for path, _ in layers]
     lists = stacks(model)
-    inside = [p for p, m in found if not (_head(model, p, m, lists) or _router(model, p) or _step(model, p))]
+    body = [p for p, m in layers if not (_head(model, p, m, lists) or _router(model, p) or _step(model, p))]
     if role == "linear":
-        return inside
+        return body
     attention = _Attention.of(model)
-    inside = [p for p in inside if any(outer in lists for outer in _around(p))]
+    body = [p for p in body if any(outer in lists for outer in _around(p))]
     if role == "attention":
-        return [p for p in inside if attention.holds(p)]
-    return [p for p in inside if not attention.holds(p) and not under_norm(model, p)]
+        return [p for p in body if attention.holds(p)]
+    return [p for p in body if not attention.holds(p) and not under_norm(model, p)]
 
 
 def _head(model: nn.Module, path: str, module: nn.Module, lists: dict[str, nn.Module]) -> bool:
@@ -177,18 +177,18 @@ def _router(model: nn.Module, path: str) -> bool:
 
 
 def _step(model: nn.Module, path: str) -> bool:
-    """The step of a state-space layer: its kernels read the weight, so that a change of its output would go unseen."""
+    """Return whether a layer is a state-space layer's step: kernels read its weight, so a change would go unseen."""
     parent, _, leaf = path.rpartition(".")
     return leaf == "dt_proj" and "A_log" in model.get_submodule(parent)._parameters
 
 
 def stacks(model: nn.Module) -> dict[str, nn.Module]:
-    """The lists of a model's repeated parts by path: ModuleLists, and Sequentials of modules that hold others."""
+    """Return a model's lists of repeated parts by path: ModuleLists, and Sequentials of modules that hold others."""
     return {path: m for path, m in model.named_modules() if path and is_stack(m)}
 
 
 def is_stack(module: nn.Module) -> bool:
-    """Whether a module is a list of repeated parts."""
+    """Return whether a module is a list of repeated parts."""
     elements = [m for name, m in module._modules.items() if not is_ours(name) and m is not None]
     if isinstance(module, nn.ModuleList):
         return bool(elements)
@@ -201,7 +201,7 @@ def _holds(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class _Attention:
-    """The paths of what is called attention in a model, and of what is more than that.
+    """The paths of the modules called attention in a model, and of those that hold more than an attention.
 
     A list inside attention (diffusers' to_out, heads one by one) belongs to it. A list whose elements hold attention is
     one of blocks, and whatever is around it is more than attention, however it is called; so is what holds both an
@@ -214,19 +214,19 @@ class _Attention:
     @classmethod
     def of(cls, model: nn.Module) -> "_Attention":
         called = {path for path, m in model.named_modules() if _is_attention(path.rpartition(".")[2], m)}
-        beside = [path for path, m in model.named_modules() if _MLP.search(path.rpartition(".")[2]) and _layers(m)]
+        mlps = [path for path, m in model.named_modules() if _MLP.search(path.rpartition(".")[2]) and _layers(m)]
         lists, larger = stacks(model), set()
         for path in called:
             for outer in list(_around(path))[1:]:  # an element of a list may be an attention itself
                 if outer in lists:
                     larger |= {outer, *_around(outer)}
             for outer in _around(path):
-                if outer in called and any(p.startswith(f"{outer}.") and not p.startswith(f"{path}.") for p in beside):
+                if outer in called and any(p.startswith(f"{outer}.") and not p.startswith(f"{path}.") for p in mlps):
                     larger.add(outer)
         return cls(frozenset(called), frozenset(larger))
 
     def holds(self, path: str) -> bool:
-        """Whether the nearest thing around a layer that is called attention, or holds blocks, is an attention."""
+        """Return whether the nearest module around a layer called attention, or holding blocks, is an attention."""
         around = next((p for p in _around(path) if p in self.called or p in self.larger), None)
         return around is not None and around not in self.larger
 
@@ -245,13 +245,13 @@ def _layers(module: nn.Module) -> bool:
 
 
 def _around(path: str) -> Iterator[str]:
-    """The paths of what holds a module, from the nearest to the outermost."""
+    """Yield the paths of the modules around one, from the nearest to the outermost."""
     while path := path.rpartition(".")[0]:
         yield path
 
 
 def under_norm(model: nn.Module, path: str) -> bool:
-    """Whether a layer makes the scales and shifts of a norm (diffusers' AdaLayerNorm)."""
+    """Return whether a layer makes the scales and shifts of a norm (diffusers' AdaLayerNorm)."""
     for outer in _around(path):
         module = model.get_submodule(outer)
         if is_stack(module):
@@ -263,8 +263,8 @@ def under_norm(model: nn.Module, path: str) -> bool:
 
 def _once(sites: list[Site]) -> list[Site]:
     """Drop a second path to the same tensor (tied raw parameters), which the first one carries along."""
-    seen: set[int] = set()
-    return [s for s in sites if not (id(s.weight) in seen or seen.add(id(s.weight)))]
+    tensor_ids: set[int] = set()
+    return [s for s in sites if not (id(s.weight) in tensor_ids or tensor_ids.add(id(s.weight)))]
 
 
 def _nothing(model: nn.Module, target: Target) -> str:
