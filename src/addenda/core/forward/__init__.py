@@ -1,1 +1,1 @@
-"""How an adapted module computes."""
+"""The forward of adapted modules: products with a change in them, changed activations, who acts where."""

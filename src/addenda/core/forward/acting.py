@@ -1,4 +1,4 @@
-"""What acts at a module, for whom: the model's own state, and the `with` blocks that threads and tasks are in.
+"""Which adapters act at a module, and for whom: the model's own state, and the `with` blocks of threads and tasks.
 
 `switch` sets the model's state, and every thread sees it. `per_example`, `composed` and `disabled` are blocks of the
 calling context (`contextvars`): a thread that was started inside one begins outside of it, an asyncio task inside, as
@@ -32,14 +32,14 @@ R = TypeVar("R")
 
 
 class Acts(Protocol):
-    """A module on which something may act: the `Slots` of it."""
+    """A module on which something may act: its `Slots`."""
 
     def acting(self) -> "Acting": ...
 
 
 @dataclass(eq=False)
 class Acting:
-    """What acts at one module. Nobody changes one: another takes its place."""
+    """The adapters that act at one module. Nobody changes one: another takes its place."""
 
     live: dict[str, tuple[SiteTensors, ...]] = field(default_factory=dict)  # by parameter, in the order of activation
     each: dict[str, Mixed] = field(default_factory=dict)  # in blocks, in the place of `live`
@@ -47,12 +47,12 @@ class Acting:
     undoes: "tuple[Acts, ...]" = ()  # whose changes are undone in what this module reads
 
     def at(self, parameter: str) -> tuple[SiteTensors, ...]:
-        """Whose change may take part in a forward."""
+        """Return the tensors whose change may take part in a forward."""
         return self.each[parameter].tensors if parameter in self.each else self.live.get(parameter, ())
 
 
 class Here(threading.local):
-    """What a module holds for one thread: of the running forward, and for compiled ones the block around them."""
+    """A module's state in one thread: that of the running forward, and for compiled ones the block around them."""
 
     def __init__(self):
         self.acting: Acting | None = None
@@ -69,7 +69,7 @@ class _Tasks(threading.local):
 
 @dataclass(eq=False)
 class Block:
-    """A `with` block: who opened it, and whether that is over. A copied context may still be in it then."""
+    """A `with` block, with who opened it and whether it is closed. A copied context may still be in it then."""
 
     home: tuple = ()
     closed: bool = False
@@ -100,15 +100,15 @@ def _whom() -> tuple:
 
 
 def blocks() -> tuple[Block, ...]:
-    """Those around the running code, the innermost last."""
+    """Return the blocks around the running code, the innermost last."""
     return _around.get()
 
 
 @contextmanager
 def inside(block: Block) -> Iterator[None]:
-    """In here the calling context is in the block."""
-    before, block.home = _around.get(), _whom()
-    _around.set((*before, block))
+    """Put the calling context in the block for the length of a `with` statement."""
+    outer, block.home = _around.get(), _whom()
+    _around.set((*outer, block))
     tasked = block.home[1] is not None
     tasks.blocks += tasked
     try:
@@ -116,32 +116,32 @@ def inside(block: Block) -> Iterator[None]:
     finally:
         block.closed = True
         tasks.blocks -= tasked
-        now = _around.get()
-        if block not in now and any(b not in now for b in before):  # a switch in here has left all of them
-            now = before
-        _around.set(tuple(b for b in now if b is not block and not b.over()))
+        remaining = _around.get()
+        if block not in remaining and any(b not in remaining for b in outer):  # a switch in here has left all of them
+            remaining = outer
+        _around.set(tuple(b for b in remaining if b is not block and not b.over()))
 
 
 def leave(some: Iterable[Block]) -> None:
-    """The calling context is in none of these blocks until the innermost that it was in ends."""
-    out = list(some)
-    _around.set(tuple(b for b in _around.get() if b not in out))
+    """Take the calling context out of these blocks until the innermost that it was in ends."""
+    dropped = list(some)
+    _around.set(tuple(b for b in _around.get() if b not in dropped))
 
 
 def enter(around: tuple[Block, ...]) -> None:
-    """The calling context is in these blocks again, as far as they have not ended."""
+    """Put the calling context in these blocks again, as far as they have not ended."""
     _around.set(tuple(b for b in around if not b.over()))
 
 
 def wait() -> None:
-    """Until nobody changes what acts for all."""
+    """Wait until nobody changes what acts for all."""
     with lock:
         pass
 
 
 @contextmanager
 def alone(root: nn.Module, what: str) -> Iterator[None]:
-    """In here no forward of the model runs in another thread. Raises AddendaError where one does at the start."""
+    """Hold off forwards of the model in other threads. Raises AddendaError where one runs at the start."""
     with lock:
         outer, gate.closed = gate.closed, True
         try:
@@ -157,7 +157,7 @@ def alone(root: nn.Module, what: str) -> Iterator[None]:
 
 
 def between_forwards(what: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """The function, whose first argument is a model, inside of `alone`."""
+    """Decorate a function whose first argument is a model to run inside of `alone`."""
 
     def wrapped(change: Callable[P, R]) -> Callable[P, R]:
         @wraps(change)
@@ -174,7 +174,7 @@ _CALLS = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}
 
 
 def _running(root: nn.Module) -> str | None:
-    """The name of another thread that is inside a call of the model, of a part of it, or of what is around it."""
+    """Return the name of another thread inside a call of the model, a part of it, or a module around it; or None."""
     names = {t.ident: t.name for t in threading.enumerate()}
     parts: set[int] = set()
     for ident, frame in sys._current_frames().items():

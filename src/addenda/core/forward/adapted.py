@@ -33,7 +33,7 @@ def _rebuild(original: type, properties: tuple[str, ...]) -> nn.Module:
 
 
 def _own(module: nn.Module, original: type, slots: Slots, acts: Acting, *args, **kwargs) -> Any:
-    """The module's forward with what is changed in its weights."""
+    """Run the module's forward with the changes of its weights."""
     live = acts.live.get("weight", ())
     if (live or "weight" in acts.each) and slots.kinds["weight"] != PARAMETER:
         x, *rest = args or [kwargs.pop(next(iter(kwargs)))]
@@ -42,28 +42,28 @@ def _own(module: nn.Module, original: type, slots: Slots, acts: Acting, *args, *
         return execute(module, original, slots.kinds["weight"], live, x, *rest, **kwargs)
     if not any(ts for p, ts in acts.live.items() if slots.kinds[p] == PARAMETER):
         return original.forward(module, *args, **kwargs)
-    here = slots.here
-    outer, here.now = here.now, {}
+    local = slots.here
+    outer, local.now = local.now, {}
     try:
         return original.forward(module, *args, **kwargs)
     finally:
-        here.now = outer
+        local.now = outer
 
 
 @cache
 def _derive(original: type, properties: tuple[str, ...]) -> type:
-    """The class that extends `original` in place: its forward, and a property for each raw parameter."""
+    """Return the class that extends `original` in place: its forward, and a property for each raw parameter."""
 
     def forward(self, *args, **kwargs):
         slots = self._modules["addenda"]
         acts = slots.acting()
-        for other in acts.undoes:
-            there = other.acting()
-            args, kwargs = undone(there.at("output"), there.each.get("output"), args, kwargs)
+        for source in acts.undoes:
+            acting = source.acting()
+            args, kwargs = undone(acting.at("output"), acting.each.get("output"), args, kwargs)
         if acts.readers:
-            here = slots.here
-            here.seen, here.waiting = args[0] if args else next(iter(kwargs.values())), acts.readers
-            here.version = version_of(here.seen)
+            local = slots.here
+            local.seen, local.waiting = args[0] if args else next(iter(kwargs.values())), acts.readers
+            local.version = version_of(local.seen)
         changes = acts.at("output")
         if not changes or slots.kinds["output"] != OUTPUT:
             return _own(self, original, slots, acts, *args, **kwargs)
@@ -87,22 +87,22 @@ def _derive(original: type, properties: tuple[str, ...]) -> type:
 
 @cache
 def _property(name: str) -> property:
-    """The attribute of a raw parameter: its effective value while an adapter is live, else what is stored.
+    """Return the property of a raw parameter: its effective value while an adapter is live, else the stored one.
 
     Within one forward of the owner it is computed once, however often the owner reads it (once an expert, say).
     """
 
     def read(self) -> Tensor | None:
         slots, stored = self._modules["addenda"], self._parameters[name]
-        live, now = slots.acting().live.get(name, ()), slots.here.now
+        live, weights = slots.acting().live.get(name, ()), slots.here.now
         if not live:
             return stored
-        if now is None:
+        if weights is None:
             return effective(slots.kinds[name], stored, live)
         key = (name, torch.is_grad_enabled())
-        if key not in now:
-            now[key] = effective(slots.kinds[name], stored, live)
-        return now[key]
+        if key not in weights:
+            weights[key] = effective(slots.kinds[name], stored, live)
+        return weights[key]
 
     def write(self, value) -> None:
         self.register_parameter(name, value)
@@ -111,7 +111,7 @@ def _property(name: str) -> property:
 
 
 def adapt(site: Site) -> Slots:
-    """Extend the class of the modules that take part in a site, and give them their slots. Returns the first one's."""
+    """Extend the class of the modules that take part in a site, and return the slots of the first one."""
     slots = slots_of(site.module) or Slots()
     site.module._modules["addenda"] = slots
     for module in site.modules:
@@ -127,7 +127,7 @@ def adapt(site: Site) -> Slots:
 
 
 def _drop_own_forward(module: nn.Module) -> None:
-    """Take away a forward on the instance that is its class's own, as hooks leave it: it would outlive the class."""
+    """Remove a forward on the instance that is its class's own, as hooks leave it: it would outlive the class."""
     if not has_another_forward(module):
         module.__dict__.pop("forward", None)
 
@@ -142,5 +142,5 @@ def release(module: nn.Module) -> None:
 
 @torch.no_grad()
 def effective_weight(site: Site, live: tuple[SiteTensors, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """W + ΔW of one site in the given dtype, in the stored shape."""
+    """Return W + ΔW of one site in the given dtype, in the stored shape."""
     return effective(site.kind, site.weight.detach().to(dtype), live)

@@ -30,7 +30,7 @@ from addenda.core.site.kinds import CONV1D, LINEAR, PARAMETER, Kind
 def execute(
     module: nn.Module, original: type, kind: Kind, live: Sequence[SiteTensors], x: Tensor, *rest, **options
 ) -> Tensor:
-    """The output of an adapted module: its own product, changed by every live delta."""
+    """Return an adapted module's output: its own product, changed by every live delta."""
     weight = module._parameters.get("weight")
     if weight is None:
         raise AddendaError(
@@ -69,12 +69,12 @@ def _run(module, kind: Kind, live: Sequence[SiteTensors], x, weight, bias, produ
     if plain and kind.dense and len(live) == len(low) and not any(_dropout(t) for t in low):
         B, A = zip(*(_factors(t, kind, weight).pair() for t in low), strict=True)
         return factored_linear(x, 0.0, kind.to_matrix(weight), bias, None, Factors(torch.cat(B, 1), torch.cat(A)))
-    rest = [t for t in live if not thin(t.method)]
-    if rest and plain:
-        y = _recomputed(kind, module, x, weight, bias, rest)
+    dense = [t for t in live if not thin(t.method)]
+    if dense and plain:
+        y = _recomputed(kind, module, x, weight, bias, dense)
     else:
         y = product(x)
-        for t in rest:  # a subclass with a forward of its own: add what the change alone contributes
+        for t in dense:  # a subclass with a forward of its own: add what the change alone contributes
             change = t.method.delta(weight.detach().float(), to_float(t.tensors())).to(x.dtype)
             y = y + F.linear(x, change)
     for t in low:
@@ -85,7 +85,7 @@ def _run(module, kind: Kind, live: Sequence[SiteTensors], x, weight, bias, produ
 
 
 def thin(method: WeightMethod) -> bool:
-    """Whether ΔW alone is the product of the factors."""
+    """Return whether ΔW alone is the product of the factors."""
     return method.has("factors") and not method.has("magnitude")
 
 
@@ -96,7 +96,7 @@ def _factored(kind: Kind, x: Tensor, weight: Tensor, bias: Tensor | None, t: Sit
 
 
 def effective(kind: Kind, weight: Tensor, live: Sequence[SiteTensors]) -> Tensor:
-    """The weight that acts: W + Σ ΔW, computed in float32 at least and rounded once to W's dtype, as stored."""
+    """Return W + Σ ΔW, computed in float32 at least and rounded once to W's dtype, as stored."""
     with without_autocast(weight.device.type):
         return _effective(kind, weight, [(t.method, t.tensors(), t.shared) for t in live])
 
@@ -109,13 +109,13 @@ def _effective(kind: Kind, weight: Tensor, parts: "list[tuple]") -> Tensor:
     stacked = []
     for m, p, shared in parts:
         p = to_float(p, wide)
-        each = [p] if W.dim() < 3 else [{k: t if k in shared else t[e] for k, t in p.items()} for e in range(len(W))]
-        stacked.append([(m, q, W if W.dim() < 3 else W[e]) for e, q in enumerate(each)])
+        sets = [p] if W.dim() < 3 else [{k: t if k in shared else t[e] for k, t in p.items()} for e in range(len(W))]
+        stacked.append([(m, q, W if W.dim() < 3 else W[e]) for e, q in enumerate(sets)])
     if len(stacked) == 1:
-        new = [m.effective(w, p) for m, p, w in stacked[0]]
+        weights = [m.effective(w, p) for m, p, w in stacked[0]]
     else:
-        new = [each[0][2] + sum(m.delta(w, p) for m, p, w in each) for each in zip(*stacked, strict=True)]
-    return kind.from_matrix(new[0] if W.dim() < 3 else torch.stack(new), weight).to(weight.dtype)
+        weights = [group[0][2] + sum(m.delta(w, p) for m, p, w in group) for group in zip(*stacked, strict=True)]
+    return kind.from_matrix(weights[0] if W.dim() < 3 else torch.stack(weights), weight).to(weight.dtype)
 
 
 def _factors(t: SiteTensors, kind: Kind, weight: Tensor) -> Factors:
@@ -130,7 +130,7 @@ def _dropout(t: SiteTensors) -> float:
 def _recomputed(
     kind: Kind, module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, parts: list[SiteTensors]
 ) -> Tensor:
-    """op(x, W + Σ ΔW) whose backward computes the effective weight again."""
+    """Return op(x, W + Σ ΔW), whose backward computes the effective weight again."""
     named = [(t.method, t.tensors(), t.shared) for t in parts]
     flat = [tensor for _, p, _ in named for tensor in p.values()]
 
@@ -144,7 +144,7 @@ def _recomputed(
 
 
 class _Recompute(torch.autograd.Function):
-    """y = product(x, build(W, tensors)): saves x and references only, builds the weight once more in backward."""
+    """The function y = product(x, build(W, tensors)), which saves x and references and builds again in backward."""
 
     @staticmethod
     def forward(ctx, build: Callable, kind: Kind, module, x, weight, bias, *tensors):
@@ -161,12 +161,12 @@ class _Recompute(torch.autograd.Function):
         w = weight.detach().requires_grad_(need_w)
         with torch.enable_grad(), without_autocast(gy.device.type):
             built = ctx.build(w, leaves)
-            wanted = [t for t in (w, *leaves) if t.requires_grad]
+            trained = [t for t in (w, *leaves) if t.requires_grad]
             if ctx.kind == LINEAR or ctx.kind == CONV1D:
                 flat, gbias = gy.reshape(-1, gy.shape[-1]), None
                 left = flat.t() if ctx.kind == LINEAR else x.reshape(-1, x.shape[-1]).t()
                 right = x.reshape(-1, x.shape[-1]) if ctx.kind == LINEAR else flat
-                gbuilt = left @ right if wanted else None
+                gbuilt = left @ right if trained else None
                 with torch.no_grad():
                     gx = (flat @ (built if ctx.kind == LINEAR else built.t())).view(x.shape) if need_x else None
                     gbias = flat.sum(0) if need_bias else None
@@ -182,6 +182,6 @@ class _Recompute(torch.autograd.Function):
                     next(grads) if need_x else None,
                     next(grads) if need_bias else None,
                 )
-            found = iter(torch.autograd.grad(built, wanted, gbuilt, allow_unused=True) if wanted else ())
-        gw = next(found) if need_w else None
-        return None, None, None, gx, gw, gbias, *[next(found) if n else None for n in need]
+            gradients = iter(torch.autograd.grad(built, trained, gbuilt, allow_unused=True) if trained else ())
+        gw = next(gradients) if need_w else None
+        return None, None, None, gx, gw, gbias, *[next(gradients) if n else None for n in need]

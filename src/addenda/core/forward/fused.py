@@ -21,7 +21,7 @@ from addenda.core.modules.returned import Unchanged, like
 def factored_linear(
     x: Tensor, drop: float, W: Tensor, bias: Tensor | None, c: Tensor | None, factors: Factors
 ) -> Tensor:
-    """y = x (W + ΔW)ᵀ + bias, where the factors' product is ΔW; with c, diag(c) stands before W + ΔW.
+    """Return y = x (W + ΔW)ᵀ + bias, where the factors' product is ΔW; with c, diag(c) stands before W + ΔW.
 
     Shapes: x (…, n); W (m, n) or any strided view of it; bias, c (m). drop: the share of x that ΔW does not see.
     """
@@ -34,27 +34,28 @@ def factored_linear(
 
 
 def sparse_linear(x: Tensor, W: Tensor, bias: Tensor | None, index: Tensor, values: Tensor) -> Tensor:
-    """y = x (W + scatter(values))ᵀ + bias. Shapes: x (…, n); W (m, n); index, values (K), flat positions of W."""
+    """Return y = x (W + scatter(values))ᵀ + bias. Shapes: x (…, n); W (m, n); index, values (K), W's flat positions."""
     return like(x, SparseLinear.apply(x, W, bias, index, values))
 
 
 def block_linear(x: Tensor, W: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
-    """y = x (W + ΔW)ᵀ + bias. Shapes: x (…, n); W (m, n); rows, columns (K), values (K, b, b) as in
-    `WeightMethod.blocks`.
+    """Return y = x (W + ΔW)ᵀ + bias, where ΔW is K blocks, as in `WeightMethod.blocks`.
+
+    Shapes: x (…, n); W (m, n); rows, columns (K), values (K, b, b).
     """
     return like(x, BlockLinear.apply(x, W, bias, rows, columns, values))
 
 
 def _forward(x, drop, W, bias, c, B, A, middle, index, rows, sums, dtype=None):
-    """The output's rows, and what backward may want: factors in x's dtype, the thin intermediate, what of x it saw.
+    """Return the output's rows, and for backward factors in x's dtype, the thin intermediate and the dropout mask.
 
     dtype: of the thin products, if not x's.
     """
     dtype = dtype or x.dtype
-    seen = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - drop) if drop else None
+    mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - drop) if drop else None
     A, left = A if sums else A.to(dtype), _scaled(B, rows, dtype)
-    own = _rows(x if seen is None else x * seen).to(dtype)
-    h = _summed(own, len(A)) if sums else F.linear(own, A)
+    inputs = _rows(x if mask is None else x * mask).to(dtype)
+    h = _summed(inputs, len(A)) if sums else F.linear(inputs, A)
     if drop:
         h = h / (1 - drop)
     y, h_M = F.linear(_rows(x), W, bias), _through(h, left, A, middle, index)
@@ -66,11 +67,11 @@ def _forward(x, drop, W, bias, c, B, A, middle, index, rows, sums, dtype=None):
         y.addcmul_(y, (c - 1).to(y.dtype))  # as `_rows_times`; an export traces this and takes no out=
         if bias is not None:
             y.add_(((1 - c) * bias).to(y.dtype))
-    return y, left, A, h, seen
+    return y, left, A, h, mask
 
 
 class FactoredLinear(torch.autograd.Function):
-    """`factored_linear` in two passes over y, forward and backward.
+    """The function of `factored_linear`, in two passes over y, forward and backward.
 
     Kept for backward: the s-wide x Aᵀ, x only where A, W or c learns (bits of what was dropped beside it), y only where
     c learns, and references. B, A, … may be float32 masters: they are cast for every product, and x never is. Where the
@@ -80,39 +81,39 @@ class FactoredLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, drop, W, bias, c, B, A, middle, index, rows, sums):
         _, _, need_w, _, need_c, need_b, need_a, need_middle, _, need_rows, _ = ctx.needs_input_grad
-        y, left, right, h, seen = _forward(x, drop, W, bias, c, B, A, middle, index, rows, sums)
-        kept, ctx.unchanged, ctx.leading = None, True, x.shape[:-1]
+        y, left, right, h, mask = _forward(x, drop, W, bias, c, B, A, middle, index, rows, sums)
+        output, ctx.unchanged, ctx.leading = None, True, x.shape[:-1]
         if need_c and torch.compiler.is_compiling():
-            kept = y.clone()  # which it leaves out where nothing changes y
+            output = y.clone()  # which it leaves out where nothing changes y
         elif need_c:
-            kept, ctx.unchanged = y.data, Unchanged(y)
+            output, ctx.unchanged = y.data, Unchanged(y)
         ctx.drop, ctx.dtypes, ctx.sums = drop, (B.dtype, A.dtype), sums
         ctx.save_for_backward(
-            x if need_a or need_w or need_c else None, seen, W, bias, c, B if rows is not None else left, right,
-            middle, index, rows, h if need_b or need_rows or need_middle or need_c else None, kept,
+            x if need_a or need_w or need_c else None, mask, W, bias, c, B if rows is not None else left, right,
+            middle, index, rows, h if need_b or need_rows or need_middle or need_c else None, output,
         )  # fmt: skip
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gy):
-        x, seen, W, bias, c, B, A, middle, index, rows, h, y = ctx.saved_tensors
+        x, mask, W, bias, c, B, A, middle, index, rows, h, y = ctx.saved_tensors
         need_x, _, need_w, need_bias, need_c, need_b, need_a, need_middle, _, need_rows, _ = ctx.needs_input_grad
         g, dtype = gy, gy.dtype
         gx = gw = gbias = gc = gb = ga = gmiddle = grows = None
         if need_bias:
             gbias = g.sum(0)
-        room = torch.empty_like(g) if c is not None else None
+        buffer = torch.empty_like(g) if c is not None else None
         if need_c:
             assert c is not None
             if ctx.unchanged:
-                own = y if bias is None else y - bias
-                gc = torch.mul(g, own, out=room).sum(0).to(c.dtype) / c
+                product = y if bias is None else y - bias
+                gc = torch.mul(g, product, out=buffer).sum(0).to(c.dtype) / c
             else:
-                own = F.linear(_rows(x), W).addmm_(_through(h, B, A, middle, index), _scaled(B, rows, dtype).t())
-                gc = torch.mul(g, own, out=room).sum(0).to(c.dtype)
+                product = F.linear(_rows(x), W).addmm_(_through(h, B, A, middle, index), _scaled(B, rows, dtype).t())
+                gc = torch.mul(g, product, out=buffer).sum(0).to(c.dtype)
         if c is not None:
-            g = _rows_times(g, c, out=room)
+            g = _rows_times(g, c, out=buffer)
         gk = g @ _scaled(B, rows, dtype)
         if need_b or need_rows:
             gleft = (_through(h, B, A, middle, index).t() @ g).t()  # faster than gᵀ k
@@ -129,13 +130,13 @@ class FactoredLinear(torch.autograd.Function):
         if ctx.drop:
             gh = gh / (1 - ctx.drop)
         if need_a:
-            ga = (gh.t() @ _rows(x if seen is None else x * seen)).to(ctx.dtypes[1])
+            ga = (gh.t() @ _rows(x if mask is None else x * mask)).to(ctx.dtypes[1])
         if need_w:
             gw = g.t() @ _rows(x)
         if need_x:
             gx = g @ W
-            if seen is not None:
-                gx.add_((gh @ A.to(dtype)).mul_(_rows(seen)))
+            if mask is not None:
+                gx.add_((gh @ A.to(dtype)).mul_(_rows(mask)))
             elif ctx.sums:
                 _spread_sums(gx, gh)
             else:
@@ -145,12 +146,12 @@ class FactoredLinear(torch.autograd.Function):
 
 
 def _rows(t: Tensor) -> Tensor:
-    """(tokens, width), whatever the leading dimensions."""
+    """Return t as rows (tokens, width), whatever its leading dimensions."""
     return t.reshape(-1, t.shape[-1])
 
 
 def _summed(x: Tensor, s: int) -> Tensor:
-    """x [I I … I]ᵀ (tokens, s): sums over every s-th entry, a pass over x where a product would be several."""
+    """Return x [I I … I]ᵀ (tokens, s): sums over every s-th entry, a pass over x where a product would be several."""
     n = x.shape[1] - x.shape[1] % s
     h = x[:, :n].unflatten(1, (-1, s)).sum(1)
     if n < x.shape[1]:
@@ -159,7 +160,7 @@ def _summed(x: Tensor, s: int) -> Tensor:
 
 
 def _spread_sums(x: Tensor, h: Tensor) -> None:
-    """x += h [I I … I], in place."""
+    """Add h [I I … I] to x in place."""
     n = x.shape[1] - x.shape[1] % h.shape[1]
     x[:, :n].unflatten(1, (-1, h.shape[1])).add_(h[:, None])
     if n < x.shape[1]:
@@ -167,8 +168,10 @@ def _spread_sums(x: Tensor, h: Tensor) -> None:
 
 
 def _rows_times(t: Tensor, c: Tensor, out: Tensor | None) -> Tensor:
-    """t · c for factors near 1: c − 1 is rounded to t's dtype, since c itself would lose a small change there, and a
-    product of two dtypes makes wide copies of t."""
+    """Return t · c for factors c near 1, of which c − 1 is rounded to t's dtype.
+
+    c itself would lose a small change there, and a product of two dtypes makes wide copies of t.
+    """
     return torch.addcmul(t, t, (c - 1).to(t.dtype), out=out)
 
 
@@ -177,7 +180,7 @@ def _scaled(B: Tensor, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def _through(h: Tensor, B: Tensor, A: Tensor, middle: Tensor | None, index: Tensor | None) -> Tensor:
-    """h Mᵀ."""
+    """Return h Mᵀ."""
     if middle is None:
         return h
     if index is None:
@@ -186,7 +189,7 @@ def _through(h: Tensor, B: Tensor, A: Tensor, middle: Tensor | None, index: Tens
 
 
 class SparseLinear(torch.autograd.Function):
-    """`sparse_linear` in one product: the K entries are written into a passing copy of W.
+    """The function of `sparse_linear`, in one product: the K entries are written into a passing copy of W.
 
     Backward makes the copy again and gathers the gradient of the values out of one dense product, which is dropped at
     once.
@@ -209,7 +212,7 @@ class SparseLinear(torch.autograd.Function):
 
 
 class BlockLinear(torch.autograd.Function):
-    """`block_linear`: x Wᵀ + bias, and what K blocks of b × b of ΔW add to it, in products of their size."""
+    """The function of `block_linear`: x Wᵀ + bias, and K blocks of b × b of ΔW in products of their own size."""
 
     @staticmethod
     def forward(ctx, x, W, bias, rows, columns, values):
@@ -239,12 +242,12 @@ class BlockLinear(torch.autograd.Function):
 
 
 def _strips(t: Tensor, which: Tensor, values: Tensor) -> Tensor:
-    """(K, tokens, b): for each of K blocks the b columns of t (…, width) that it touches."""
+    """Return (K, tokens, b): for each of K blocks the b columns of t (…, width) that it touches."""
     return _rows(t).unflatten(1, (-1, values.shape[1])).index_select(1, which).transpose(0, 1)
 
 
 def _scattered(W: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    """A copy of W with W + values at the flat positions, added in float32 at least and rounded once."""
+    """Return a copy of W with W + values at the flat positions, added in float32 at least and rounded once."""
     flat = W.detach().flatten().clone() if W.is_contiguous() else W.detach().flatten()
     flat[index] = (flat[index].to(torch.promote_types(values.dtype, W.dtype)) + values).to(W.dtype)
     return flat.view(W.shape)

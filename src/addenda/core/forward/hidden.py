@@ -1,4 +1,4 @@
-"""How the core runs hidden methods: what a module returns, changed."""
+"""The forward of a module under hidden methods, which change what it returns."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,17 +17,17 @@ Cut = Callable[[Tensor], Tensor]  # the part of the batch or of the sequence tha
 
 
 def run(live: Sequence[SiteTensors], act: Callable, base: Callable, args: tuple, kwargs: dict) -> Any:
-    """What a module returns with hidden changes, from its own forward `base`.
+    """Run a module's own forward `base` and return its output with the hidden changes.
 
     live: every adapter's tensors that may act here; act(one, v): the changed value, where one(tensors, v, cut) is the
     change of one adapter (in place of "one after another" a composition may stand), and one(tensors, v, cut, changes)
     that of one which weighs the changes of others.
     """
-    given: Any = args[0] if args else next(iter(kwargs.values()), None)
-    version = version_of(given)
+    argument: Any = args[0] if args else next(iter(kwargs.values()), None)
+    version = version_of(argument)
     if any(t.reads == "again" for t in live):
-        if not isinstance(given, Tensor):
-            raise AddendaError(f"{live[0].path}: wants a tensor as the first argument, got {type(given).__name__}.")
+        if not isinstance(argument, Tensor):
+            raise AddendaError(f"{live[0].path}: wants a tensor as the first argument, got {type(argument).__name__}.")
 
         def again(v: Tensor) -> Tensor:
             y = base(v, *args[1:], **kwargs) if args else base(**{next(iter(kwargs)): v}, **dict([*kwargs.items()][1:]))
@@ -35,21 +35,21 @@ def run(live: Sequence[SiteTensors], act: Callable, base: Callable, args: tuple,
                 raise AddendaError(f"{live[0].path}: what runs again must return a tensor, not a {type(y).__name__}.")
             return y
 
-        told = _told(live, given)
+        facts = _told(live, argument)
 
         def before(t: SiteTensors, v: Tensor, cut: Cut, *more) -> Tensor:
             if t.reads != "again":
                 return v
-            now = version_of(v)
+            stamp = version_of(v)
             x = again(v)
-            return _change(t, x, _unchanged(t, v, now), told, cut, *more)
+            return _change(t, x, _unchanged(t, v, stamp), facts, cut, *more)
 
-        out = again(act(before, given))
+        out = again(act(before, argument))
         if all(t.reads == "again" for t in live):
             return out
     else:
         out = base(*args, **kwargs)
-    y, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
+    y, extras = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
     if not isinstance(y, Tensor):
         raise AddendaError(
             f"{live[0].path}: an activation can be changed where a module returns a tensor, or a tuple that starts "
@@ -60,22 +60,22 @@ def run(live: Sequence[SiteTensors], act: Callable, base: Callable, args: tuple,
         if t.reads == "again":
             return v
         if t.reads == "output":
-            return _change(t, v, v, told, cut, *more)
-        x = cut(_unchanged(t, given, version) if t.reads == "input" else _seen(t))
-        return _change(t, x, v, told, cut, *more)
+            return _change(t, v, v, facts, cut, *more)
+        x = cut(_unchanged(t, argument, version) if t.reads == "input" else _seen(t))
+        return _change(t, x, v, facts, cut, *more)
 
-    told = _told(live, y)
+    facts = _told(live, y)
     try:
         y = act(one, y)
     finally:
         for t in live:
             for source in t.source:
                 source.done()
-    return y if rest is None else (y, *rest)
+    return y if extras is None else (y, *extras)
 
 
 def undone(live: Sequence[SiteTensors], mixed: "Mixed | None", args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A module's arguments, the first with the inverse of what `live` changed elsewhere, the last change first."""
+    """Undo changes made elsewhere in a module's first argument, the last change first; return its args and kwargs."""
     v = args[0] if args else next(iter(kwargs.values()))
 
     def one(t: SiteTensors, v: Tensor, cut: Cut, *more) -> Tensor:
@@ -89,7 +89,7 @@ def undone(live: Sequence[SiteTensors], mixed: "Mixed | None", args: tuple, kwar
 
 
 def in_turn(live: Sequence[SiteTensors]) -> Callable:
-    """One change after another: how several act unless a composition says otherwise."""
+    """Return how several changes act unless a composition says otherwise: one after another."""
 
     def act(one: Callable, v: Tensor) -> Tensor:
         for t in live:
@@ -105,17 +105,17 @@ def _all(v: Tensor) -> Tensor:
 
 def _seen(t: SiteTensors) -> Tensor:
     (source,) = t.source
-    seen = source.here.seen
-    if seen is None:
+    x = source.here.seen
+    if x is None:
         raise AddendaError(
             f"{t.path}: {t.method.name} reads the input of a module that has not run before it in this forward. Run "
             "the whole model, and checkpoint whole blocks rather than parts of them."
         )
-    return _unchanged(t, seen, source.here.version)
+    return _unchanged(t, x, source.here.version)
 
 
 def _unchanged(t: SiteTensors, x: Any, version: int | None) -> Any:
-    """x, which was kept at this version of it, unless it has been changed in place since."""
+    """Return x. Raises AddendaError where it was changed in place since this version of it."""
     if version is not None and version_of(x) not in (None, version):
         raise AddendaError(
             f"{t.path}: {t.method.name} reads the input of a module, which the model has changed in place since, as "
@@ -126,7 +126,7 @@ def _unchanged(t: SiteTensors, x: Any, version: int | None) -> Any:
 
 
 def _told(live: Sequence[SiteTensors], y: Any) -> "tuple | None":
-    """What the running call says of the sequences in y, for those that follow it: (length of the cache, past, mask)."""
+    """Return (length of the cache, past, mask) of the sequences in y, for methods that follow the call; or None."""
     following = [t for t in live if t.past is not None]
     facts = following[0].past.facts() if following else None
     if facts is None or not any(t.method.masked for t in following):
@@ -135,7 +135,7 @@ def _told(live: Sequence[SiteTensors], y: Any) -> "tuple | None":
 
 
 def _follow(t: SiteTensors, told: "tuple | None", cut: Cut) -> dict[str, Any]:
-    """The arguments of a method that follows its call, of the part of the batch or of the sequence that it sees."""
+    """Return the keyword arguments of a method that follows its call, cut to the part of the batch that it sees."""
     length, past, mask = (None, None, None) if told is None else told
     if not t.method.masked:
         return {"past": length}
@@ -147,17 +147,17 @@ def _follow(t: SiteTensors, told: "tuple | None", cut: Cut) -> dict[str, Any]:
 def _change(
     t: SiteTensors, x: Any, y: Tensor, told: "tuple | None", cut: Cut, changes: list[Tensor] | None = None
 ) -> Tensor:
-    """One adapter's change, under autocast in the dtype of its products."""
+    """Apply one adapter's change, under autocast in the dtype of its products."""
     if not isinstance(x, Tensor) or x.shape != y.shape or y.shape[-1:] != (t.width,):
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise AddendaError(
-            f"{t.path}: {t.method.name} reads {got} and changes {tuple(y.shape)}: both must be "
+            f"{t.path}: {t.method.name} reads {shape} and changes {tuple(y.shape)}: both must be "
             f"(…, {t.width}). Name another module with targets=."
         )
     device, p = y.device.type, t.tensors()
     autocast = autocast_dtype(device)
     if autocast is not None and x.is_floating_point() and x.dtype != torch.float64:
         x = x.to(autocast)
-    more = {} if t.past is None else _follow(t, told, cut)
+    extras = {} if t.past is None else _follow(t, told, cut)
     with as_recipe(x), switched_off(device, autocast):
-        return t.method.change(x, y, p, t.training, **more) if changes is None else t.method.fuse(x, y, changes, p)
+        return t.method.change(x, y, p, t.training, **extras) if changes is None else t.method.fuse(x, y, changes, p)

@@ -1,4 +1,4 @@
-"""Lean modules: what is cheap to compute is computed again in backward instead of being kept.
+"""Lean modules, which compute cheap intermediates again in backward instead of keeping them.
 
     gated MLP    down(act(gate) · up)    keeps gate and up; not act(gate), nor the product under an adapted `down`
     RMS norm     in float32, as Llama's  keeps its input; not the float32 copy, nor the output under adapted layers
@@ -37,37 +37,37 @@ def lean(model: nn.Module) -> list[str]:
     trusted only if it computes what such an MLP should, bit for bit, and its activation changes nothing in place.
     Raises AddendaError where nothing is found.
     """
-    found = {}
+    classes = {}
     for path, module in unwrap(model).named_modules():
         cls = original_class(module)
         if issubclass(cls, Lean):
-            found[path] = (module, cls)
+            classes[path] = (module, cls)
         elif _is_gated(module):
-            found[path] = (module, _lean(cls, _gated))
+            classes[path] = (module, _lean(cls, _gated))
         elif "RMSNorm" in cls.__name__ and not cls.__module__.startswith("torch."):  # torch's own keeps no copy
-            found[path] = (module, _lean(cls, _norm))
-    if not found:
+            classes[path] = (module, _lean(cls, _norm))
+    if not classes:
         raise AddendaError(
             f"Nothing in this {type(unwrap(model)).__name__} can be lean: it has no gated MLP (gate_proj and up_proj, "
             "or gate_up_proj; down_proj; act_fn) and no RMS norm. Use gradient checkpointing instead."
         )
-    for module, cls in found.values():
+    for module, cls in classes.values():
         set_original_class(module, cls)
-    return list(found)
+    return list(classes)
 
 
 def unlean(model: nn.Module) -> None:
     """Give every lean module its own class back. Raises AddendaError where none is lean."""
-    found = [m for m in unwrap(model).modules() if issubclass(original_class(m), Lean)]
-    if not found:
+    modules = [m for m in unwrap(model).modules() if issubclass(original_class(m), Lean)]
+    if not modules:
         raise AddendaError(f"No module of this {type(unwrap(model)).__name__} is lean. Call lean(model) first.")
-    for module in found:
+    for module in modules:
         set_original_class(module, _plain(original_class(module)))
 
 
 @contextmanager
 def leaner(model: nn.Module, on: bool = True) -> Iterator[None]:
-    """Lean for the length of a `with` block; what is lean already stays so."""
+    """Make the model lean for the length of a `with` block; what is lean already stays so."""
     if not on or any(issubclass(original_class(m), Lean) for m in unwrap(model).modules()):
         yield
         return
@@ -84,11 +84,11 @@ Forward = Callable[[type, nn.Module, Tensor], Tensor]  # (own class, module, x)
 
 
 class Lean:
-    """Mixed in before the module's own class."""
+    """The class mixed in before a lean module's own class."""
 
 
 class _LeanType(type):
-    """The type of lean classes: they are made when needed, so a pickle says what they are made of."""
+    """The type of lean classes: they are made when needed, so a pickle names the class that each is made from."""
 
     _addenda_forward: Forward
 
@@ -134,20 +134,20 @@ def _trains(module: nn.Module) -> bool:
 
 @contextmanager
 def _bare(module: nn.Module) -> Iterator[None]:
-    """Without the changes in it, some of which read what runs before the module."""
-    held = [(s, s.own, s.blocks) for m in module.modules() if (s := slots_of(m)) is not None]
-    for slots, _, _ in held:
+    """Switch off, for a `with` block, the changes in a module, some of which read what runs before it."""
+    states = [(s, s.own, s.blocks) for m in module.modules() if (s := slots_of(m)) is not None]
+    for slots, _, _ in states:
         slots.own, slots.blocks = Acting({p: () for p in slots.kinds}), None
     try:
         yield
     finally:
-        for slots, own, blocks in held:
-            slots.own, slots.blocks = own, blocks
+        for slots, acting, blocks in states:
+            slots.own, slots.blocks = acting, blocks
 
 
 @torch.no_grad()
 def _is_gated(module: nn.Module) -> bool:
-    """Whether the module is a gated MLP by its children and, in training mode, by what it computes."""
+    """Return whether the module is a gated MLP by its children and, in training mode, by what it computes."""
     names = set(module._modules) - {CHILD}
     if names not in (
         {*projections, "down_proj", act}
@@ -163,10 +163,10 @@ def _is_gated(module: nn.Module) -> bool:
     dtype = w.dtype if w.is_floating_point() else torch.get_default_dtype()
     x = torch.randn(2, 3, first.in_features, generator=generator, device=w.device).to(dtype)
     act: Any = module._modules.get("act_fn") or module._modules["activation_fn"]
-    found, probe = [], torch.zeros_like(x)
+    outputs, probe = [], torch.zeros_like(x)
     with _bare(module), training_mode(module, True), torch.random.fork_rng([w.device] if w.is_cuda else []):
         for compute in (module, partial(_gated, type(module), module)):
             torch.manual_seed(0)  # of dropout
-            found.append(compute(x))
+            outputs.append(compute(x))
         act(probe)
-    return torch.equal(*found) and probe._version == 0
+    return torch.equal(*outputs) and probe._version == 0

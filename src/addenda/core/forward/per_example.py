@@ -1,4 +1,4 @@
-"""One batch, an adapter of its own for every example: how a layer computes inside `addenda.per_example`.
+"""Forwards in which every example has an adapter of its own: how a layer computes inside `addenda.per_example`.
 
 Low-rank adapters share one base product, and their thin products run as two batched ones; methods that scale and add
 entries share it too (Wen & Chaudhuri 2023, arXiv:2312.05677, has both forms). For any other method, and for changes of
@@ -22,12 +22,12 @@ from addenda.core.site.kinds import Kind
 
 @dataclass(frozen=True, eq=False)
 class PerExample(Mixed):
-    """The tensors of each adapter used, and which of them each example takes."""
+    """A composition with one adapter for each example: the tensors of all of them, and which one each example takes."""
 
     which: Tensor  # (batch); -1: none
 
     def layer(self, module: nn.Module, original: type, kind: Kind, x: Tensor, *rest, **options) -> Tensor:
-        """Example by example along the first dimension of x."""
+        """Return the layer's output, each example (the first dimension of x) with its own adapter."""
         which = self._fitting(module, x)
         tensors = self.tensors
         if kind.dense and x.dim() > 1 and all(thin(t.method) for t in tensors):
@@ -44,56 +44,56 @@ class PerExample(Mixed):
 
     def _fitting(self, module: nn.Module | None, x: Tensor) -> Tensor:
         if len(x) != len(self.which):
-            what = "a change of activations" if module is None else f"a {type(module).__name__}"
+            place = "a change of activations" if module is None else f"a {type(module).__name__}"
             raise AddendaError(
-                f"per_example names an adapter for each of {len(self.which)} examples, and {what} got {len(x)} rows: "
+                f"per_example names an adapter for each of {len(self.which)} examples, and {place} got {len(x)} rows: "
                 "the first dimension of every adapted layer's input must be the batch."
             )
         return self.which.to(x.device)
 
 
 def _added(module: nn.Module, kind: Kind, tensors: tuple, which: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """y + s x Aᵀ Bᵀ with the A and B of each example: two batched products over (batch, tokens, …)."""
+    """Return y + s x Aᵀ Bᵀ with the A and B of each example: two batched products over (batch, tokens, …)."""
     weight = module._parameters["weight"]
     assert weight is not None
     shape = kind.to_matrix(weight).shape
     pairs = [t.method.factors(t.tensors(), (shape[0], shape[1])).pair() for t in tensors]
-    most = max(A.shape[0] for _, A in pairs)
-    A = torch.stack([F.pad(A, (0, 0, 0, most - A.shape[0])) for _, A in pairs]).to(y.dtype)
-    B = torch.stack([F.pad(B, (0, most - B.shape[1])) for B, _ in pairs]).to(y.dtype)
+    rank = max(A.shape[0] for _, A in pairs)
+    A = torch.stack([F.pad(A, (0, 0, 0, rank - A.shape[0])) for _, A in pairs]).to(y.dtype)
+    B = torch.stack([F.pad(B, (0, rank - B.shape[1])) for B, _ in pairs]).to(y.dtype)
     rows = torch.nonzero(which >= 0).flatten()
     everyone = len(rows) == len(which)
-    own = which if everyone else which[rows]
-    seen = (x if everyone else x[rows]).to(y.dtype).flatten(1, -2) if x.dim() > 2 else x[rows, None].to(y.dtype)
+    picks = which if everyone else which[rows]
+    inputs = (x if everyone else x[rows]).to(y.dtype).flatten(1, -2) if x.dim() > 2 else x[rows, None].to(y.dtype)
     drop = [t.method.dropout if t.training else 0.0 for t in tensors]
     if any(drop):
-        share = seen.new_tensor(drop)[own].view(-1, 1, 1)
-        seen = seen * (torch.rand_like(seen) >= share) / (1 - share)
-    one_each = len(own) == len(tensors) and bool((own == torch.arange(len(own), device=own.device)).all())
+        share = inputs.new_tensor(drop)[picks].view(-1, 1, 1)
+        inputs = inputs * (torch.rand_like(inputs) >= share) / (1 - share)
+    one_each = len(picks) == len(tensors) and bool((picks == torch.arange(len(picks), device=picks.device)).all())
     if not one_each:
-        A, B = A[own], B[own]
-    change = torch.bmm(torch.bmm(seen, A.transpose(1, 2)), B.transpose(1, 2))
-    change = change.view(len(own), *y.shape[1:])
+        A, B = A[picks], B[picks]
+    change = torch.bmm(torch.bmm(inputs, A.transpose(1, 2)), B.transpose(1, 2))
+    change = change.view(len(picks), *y.shape[1:])
     return y + change if everyone else y.index_add(0, rows, change)
 
 
 def _together(base: Callable, module: nn.Module, kind: Kind, tensors: tuple, which: Tensor, x: Tensor) -> Tensor:
-    """One `apply` for all examples, each with tensors of its own; an example without an adapter gets the base's."""
+    """Run one `apply` for all examples, each with its own tensors; one without an adapter gets the base's output."""
     rows = torch.nonzero(which >= 0).flatten()
     sets = [t.tensors() for t in tensors]
-    own = which[rows]
-    p = {k: torch.stack([s[k] for s in sets])[own] for k in sets[0]}
-    p = {k: t.view(len(own), *[1] * (x.dim() - 2), *t.shape[1:]) for k, t in p.items()}
+    picks = which[rows]
+    p = {k: torch.stack([s[k] for s in sets])[picks] for k in sets[0]}
+    p = {k: t.view(len(picks), *[1] * (x.dim() - 2), *t.shape[1:]) for k, t in p.items()}
     weight = kind.to_matrix(module._parameters["weight"].detach())
     y = tensors[0].method.apply(x[rows], Base(base, weight, getattr(module, "bias", None)), p)
     if len(rows) == len(which):
         return y
-    others = torch.nonzero(which < 0).flatten()
-    return torch.cat([y, base(x[others])])[torch.cat([rows, others]).argsort()]
+    base_rows = torch.nonzero(which < 0).flatten()
+    return torch.cat([y, base(x[base_rows])])[torch.cat([rows, base_rows]).argsort()]
 
 
 def _split(one: Callable, base: Callable, tensors: tuple, which: Tensor, x: Tensor) -> Tensor:
-    """Every adapter's examples through the layer on their own."""
+    """Run each adapter's examples through the layer on their own, and put the outputs together in order."""
     parts, places = [], []
     for k in which.unique().tolist():
         rows = torch.nonzero(which == k).flatten()

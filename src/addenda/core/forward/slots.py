@@ -1,4 +1,4 @@
-"""The adapters of one module, and what of them acts for whom."""
+"""The child module `addenda` of an adapted module: its adapters, and which of them act for whom."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ from addenda.core.site.site import Point, Site
 
 
 class Slots(nn.Module):
-    """The adapters of one module, and what of them acts for whom: see `core.forward.acting`."""
+    """The adapters of one module, and which of them act for whom: see `core.forward.acting`."""
 
     def __init__(self):
         super().__init__()
@@ -36,13 +36,13 @@ class Slots(nn.Module):
         self.blocks, self.here = None, Here()
 
     def _replicate_for_data_parallel(self) -> "Slots":
-        """A replica runs in a thread of its own, and does what acts here."""
+        """Return a replica, which runs in a thread of its own with what acts here."""
         replica: Any = super()._replicate_for_data_parallel()
         replica.own, replica.blocks, replica.here = self.acting(), None, Here()
         return replica
 
     def acting(self) -> Acting:
-        """What acts in a forward that runs now; in one that is computed again in backward, what acted in it."""
+        """Return what acts in the running forward; in one that is computed again in backward, what acted in it."""
         if torch.compiler.is_compiling():
             if acting.tasks.blocks:
                 raise AddendaError("A compiled forward cannot tell in which asyncio task's `with` block it runs.")
@@ -56,16 +56,16 @@ class Slots(nn.Module):
     def _chosen(self) -> Acting:
         if self.blocks is None:
             return self.own
-        if (again := told(acting.Block)) is not None:  # a reentrant checkpoint's forward ran in this block, or in none
-            return self.own if again is acting.Block else self.blocks.get(again, self.own)
+        if (block := told(acting.Block)) is not None:  # a reentrant checkpoint's forward ran in this block, or in none
+            return self.own if block is acting.Block else self.blocks.get(block, self.own)
         return self.within() or self.own
 
     def within(self) -> Acting | None:
-        """What acts by the blocks around the running code."""
+        """Return what acts by the blocks around the running code, or None outside of blocks."""
         for block in reversed(acting.blocks()) if self.blocks is not None else ():
-            found = self.blocks.get(block)
-            if found is not None and not block.over():
-                return found
+            acts = self.blocks.get(block)
+            if acts is not None and not block.over():
+                return acts
         return None
 
     @property
@@ -110,33 +110,33 @@ class Slots(nn.Module):
 
     def remove(self, adapter: str) -> None:
         self._modules.pop(adapter, None)
-        left = {p for held in self._modules.values() for p in held._modules}
-        self.kinds = {p: k for p, k in self.kinds.items() if p in left}
+        parameters = {p for holder in self._modules.values() for p in holder._modules}
+        self.kinds = {p: k for p, k in self.kinds.items() if p in parameters}
         self.live = {p: () for p in self.kinds}
 
     def held(self, adapter: str, parameter: str) -> SiteTensors | None:
-        """An adapter's tensors here, or None."""
-        found = self._modules[adapter]._modules.get(parameter) if adapter in self._modules else None
-        return found if isinstance(found, SiteTensors) else None
+        """Return an adapter's tensors at this parameter, or None."""
+        tensors = self._modules[adapter]._modules.get(parameter) if adapter in self._modules else None
+        return tensors if isinstance(tensors, SiteTensors) else None
 
     def arranged(self, adapters: Sequence[str], mix: Callable[..., Mixed], in_turn: tuple[str, ...]) -> Acting:
-        """What `mix` makes of the adapters' tensors acts at each parameter; at raw ones those of `in_turn`, if any."""
-        found = self.activated(())
+        """Return what acts in a block: `mix` of the adapters' tensors at each parameter, `in_turn` at raw ones."""
+        acts = self.activated(())
         for parameter, kind in self.kinds.items():
-            held = [self.held(a, parameter) for a in adapters]
+            tensors = [self.held(a, parameter) for a in adapters]
             if kind == PARAMETER:
-                found.live[parameter] = tuple(t for a in in_turn if (t := self.held(a, parameter)) is not None)
-            elif any(t is not None for t in held):
-                found.each[parameter] = mix(held)
-        return found
+                acts.live[parameter] = tuple(t for a in in_turn if (t := self.held(a, parameter)) is not None)
+            elif any(t is not None for t in tensors):
+                acts.each[parameter] = mix(tensors)
+        return acts
 
     def activated(self, adapters: tuple[str, ...]) -> Acting:
-        """The adapters, one after another."""
-        every = {p: [self.held(a, p) for a in adapters] for p in self.kinds}
-        return Acting({p: tuple(h for h in held if h is not None) for p, held in every.items()})
+        """Return what acts where the adapters act one after another."""
+        tensors = {p: [self.held(a, p) for a in adapters] for p in self.kinds}
+        return Acting({p: tuple(h for h in group if h is not None) for p, group in tensors.items()})
 
     def done(self) -> None:
-        """One of the changes that read this module's input has done so."""
+        """Count down one change that has read this module's input; after the last one the input is let go of."""
         self.here.waiting -= 1
         if self.here.waiting <= 0:
             self.here.seen = None

@@ -10,7 +10,7 @@ from addenda.core.packed.tensor import Packed
 
 
 class Source(Protocol):
-    """A module whose input changes elsewhere read: the `Slots` of it."""
+    """A module whose input is read by changes elsewhere: its `Slots`."""
 
     @property
     def seen(self) -> Tensor | None: ...
@@ -20,7 +20,7 @@ class Source(Protocol):
 
 
 class Pool(nn.Module):
-    """What all sites of a method train together: one module that each of them holds, so that a tensor has one owner.
+    """The tensors that all sites of a method train together, in one module, so that each tensor has one owner.
 
     torch sees a shared module once, as it does shared layers: one parameter for optimizers and flags, one in copies.
     """
@@ -31,25 +31,25 @@ class Pool(nn.Module):
         self._parameters.update({name: nn.Parameter(tensor) for name, tensor in tensors.items()})
 
     def _save_to_state_dict(self, destination, place, keep_vars) -> None:
-        """Once, under the name of the first holder: safetensors and the Hugging Face Trainer refuse shared memory."""
+        """Save the tensors once, under the first holder's name: safetensors and the HF Trainer refuse shared memory."""
         written = destination.__dict__.setdefault("_addenda_pools", set())
         if id(self) not in written:
             written.add(id(self))
             super()._save_to_state_dict(destination, place, keep_vars)
 
     def _load_from_state_dict(self, state_dict, place, metadata, strict, missing, unexpected, errors) -> None:
-        """Where it has been read under another holder's name in this call, it is not missing."""
-        here = any(f"{place}{k}" in state_dict for k in self._parameters)
-        if here or self.__dict__.get("_read_for") is not missing:
+        """Load the tensors, which are not missing where this call has read them under another holder's name."""
+        present = any(f"{place}{k}" in state_dict for k in self._parameters)
+        if present or self.__dict__.get("_read_for") is not missing:
             super()._load_from_state_dict(state_dict, place, metadata, strict, missing, unexpected, errors)
-        if here:
+        if present:
             self.__dict__["_read_for"] = missing  # the list that stands for this call of load_state_dict
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k != "_read_for"}
 
     def stored(self) -> Params:
-        """What a file holds, detached."""
+        """Return the tensors that a file stores, detached."""
         return {k: t.detach() for k, t in self._parameters.items() if t is not None}
 
     def extra_repr(self) -> str:
@@ -92,7 +92,7 @@ class SiteTensors(nn.Module):
         self.drawn: tuple[str, ...] = ()  # names of frozen tensors that have a value for training only
 
     def tensors(self) -> Params:
-        """Every tensor by name, as a method's functions take them."""
+        """Return every tensor by name, as a method's functions take them."""
         p = self.held()
         if self.method.bits is not None:
             p |= {k: self._read(p[k]) for k in self.matrices}
@@ -104,23 +104,23 @@ class SiteTensors(nn.Module):
         return p
 
     def held(self) -> Params:
-        """Every tensor by name, as it is held."""
+        """Return every tensor by name, as it is held."""
         pool = self._modules.get("pool")
         return {**self._parameters, **self._buffers, **({} if pool is None else pool._parameters)}  # type: ignore[dict-item]
 
     @property
     def matrices(self) -> tuple[str, ...]:
-        """The names of the trainable tensors that are matrices, or stacks of them: what `bits` is for."""
+        """The names of the trainable tensors that are matrices, or stacks of them, which `bits` rounds."""
         return tuple(k for k, t in self._parameters.items() if t is not None and t.dim() - self.stacked >= 2)
 
     def _read(self, matrix: Tensor) -> Tensor:
-        """A trainable matrix as the method sees it, in few bits."""
+        """Return a trainable matrix as the method sees it, in few bits."""
         if isinstance(matrix, Packed):
             return matrix.dense()
         return quantised(matrix, self.method.bits, self.method.ste, self.stacked)
 
     def stored(self) -> Params:
-        """What a file holds: trainable and frozen tensors, detached."""
+        """Return the tensors that a file stores: trainable and frozen ones, detached."""
         return {k: t.detach() for k, t in {**self._parameters, **{k: self._buffers[k] for k in self.frozen}}.items()}
 
     def draw(self, values: Params) -> None:
