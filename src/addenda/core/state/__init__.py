@@ -1,1 +1,1 @@
-"""What a model remembers of its adapters."""
+"""The state that a model keeps of its adapters."""

@@ -1,4 +1,4 @@
-"""Weights that are read past the forward of their module, where a change of the layer does not act.
+"""Finding weights that are read past their module's forward, where a change of the layer does not act.
 
 A layer's change acts in the layer's forward. Whoever computes with its `.weight` without calling it, as in
 `x @ self.lin.weight.T`, sees the base alone: training moves nothing there, and a merge would change it all the same.
@@ -37,7 +37,7 @@ _setting = threading.Lock()
 
 
 class Reads(TorchDispatchMode):
-    """Notes in `found` which of these layers' weights are read past their forward, and by what function."""
+    """A dispatch mode that notes in `found` which of these layers' weights are read past their forward, and by whom."""
 
     def __init__(self, layers: dict[str, nn.Module]):
         super().__init__()
@@ -76,23 +76,23 @@ class Reads(TorchDispatchMode):
             if any(_is_own(m.__dict__.get("forward")) for m in self.layers.values()):
                 return False
             for path, module in self.layers.items():
-                before = module.__dict__.get("forward")
-                module.__dict__["forward"] = partial(_inside, self, path, module.forward, before)
+                replaced = module.__dict__.get("forward")
+                module.__dict__["forward"] = partial(_inside, self, path, module.forward, replaced)
         self.__enter__()
         return True
 
     def close(self) -> None:
         self.__exit__(None, None, None)
         for module in self.layers.values():
-            held = module.__dict__.get("forward")
-            if _is_own(held) and held.args[0] is self:
+            forward = module.__dict__.get("forward")
+            if _is_own(forward) and forward.args[0] is self:
                 module.__dict__.pop("forward")
-                if held.args[3] is not None:
-                    module.__dict__["forward"] = held.args[3]
+                if forward.args[3] is not None:
+                    module.__dict__["forward"] = forward.args[3]
 
 
 def _inside(reads: Reads, path: str, forward, before, /, *args, **kwargs):
-    """A layer's forward; what it does with its own weight meanwhile is right."""
+    """Run a layer's forward, in which reads of its own weight are right."""
     if threading.get_ident() != reads.thread:
         return forward(*args, **kwargs)
     reads.running[path] = reads.running.get(path, 0) + 1
@@ -108,10 +108,10 @@ def _is_own(forward: Any) -> bool:
 
 @cache
 def _takes_values(func: Any) -> bool:
-    """Whether an operation makes new tensors of the values that it is given: no view, no write, no number."""
+    """Return whether an operation makes new tensors of the values that it is given: no view, no write, no number."""
     name, returns = func._schema.name, func._schema.returns
-    made = any(isinstance(r.type, (torch.TensorType, torch.ListType)) and r.alias_info is None for r in returns)
-    return made and not name.endswith(_SHAPE_ONLY)
+    creates = any(isinstance(r.type, (torch.TensorType, torch.ListType)) and r.alias_info is None for r in returns)
+    return creates and not name.endswith(_SHAPE_ONLY)
 
 
 def _storage(t: Tensor) -> tuple[int, ...]:
@@ -119,7 +119,7 @@ def _storage(t: Tensor) -> tuple[int, ...]:
 
 
 def _in_a_hook_of(module: nn.Module) -> bool:
-    """Whether a hook of the module runs, which watches its weight or sets it."""
+    """Return whether a hook of the module runs, which watches its weight or sets it."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module:
@@ -129,7 +129,7 @@ def _in_a_hook_of(module: nn.Module) -> bool:
 
 
 def _reader() -> str:
-    """The function that reads, outside of torch and of this library's core."""
+    """Return the function that reads, outside of torch and of this library's core, as text."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_filename.startswith(_OWN):
         frame = frame.f_back
@@ -144,7 +144,7 @@ def _reader() -> str:
 
 @dataclass
 class _Running:
-    """A forward that is watched now. frame: of its call; error: what was being handled when it began."""
+    """A forward that is being watched. frame: of its call; error: the one that was being handled when it began."""
 
     reads: Reads
     module: nn.Module | None = None
@@ -161,7 +161,7 @@ _now = _Now()
 
 
 class Watch:
-    """The hooks of a module that holds all changed layers. Holds the layers, not the module, for each adapter."""
+    """The hooks of a module around all changed layers. Holds each adapter's layers, not the module."""
 
     def __init__(self, state: State, layers: dict[str, dict[str, nn.Module]]):
         self.state, self.layers = state, layers
@@ -187,19 +187,19 @@ class Watch:
         _now.running = _Running(reads, module, sys._getframe(1), kind, sys.exc_info()[1])
 
     def after(self, module: nn.Module, args: tuple, kwargs: dict, result: Any) -> None:
-        if torch.compiler.is_compiling() or (now := _now.running) is None or now.module is not module:
+        if torch.compiler.is_compiling() or (running := _now.running) is None or running.module is not module:
             return
         _now.running = None
-        now.reads.close()
-        if sys.exc_info()[1] is not now.error:
+        running.reads.close()
+        if sys.exc_info()[1] is not running.error:
             return  # the forward failed
-        if now.reads.found:
-            raise AddendaError(said(now.reads.found))
-        self.state.watched.add(now.kind)
+        if running.reads.found:
+            raise AddendaError(said(running.reads.found))
+        self.state.watched.add(running.kind)
 
 
 def _form(args: tuple, kwargs: dict) -> Iterator[Any]:
-    """What a forward is called with: which arguments, and whether with one token."""
+    """Yield what tells kinds of calls apart: which arguments, and whether with one token."""
     first = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), None)
     yield first is not None and first.dim() > 1 and first.shape[1] == 1
     yield len(args)
@@ -207,7 +207,7 @@ def _form(args: tuple, kwargs: dict) -> Iterator[Any]:
 
 
 def _cannot(module: nn.Module, layers: dict[str, nn.Module]) -> bool:
-    """Whether this forward runs where weights are others' copies, or compiled."""
+    """Return whether this forward cannot be watched: its weights are sharded or replicas, or it is compiled."""
     sharded = any(is_sharded(w) for m in layers.values() if (w := m._parameters.get("weight")) is not None)
     compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in module.modules())
     return sharded or compiled or getattr(module, "_is_replica", False)
@@ -215,29 +215,29 @@ def _cannot(module: nn.Module, layers: dict[str, nn.Module]) -> bool:
 
 def _heal() -> None:
     """End a watch whose forward was left by an interrupt, behind which no hook runs."""
-    if (now := _now.running) is None or now.frame is None:
+    if (running := _now.running) is None or running.frame is None:
         return
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame is not now.frame:
+    while frame is not None and frame is not running.frame:
         frame = frame.f_back
     if frame is None:
         _now.running = None
-        now.reads.close()
+        running.reads.close()
 
 
 def hook(root: nn.Module, state: State) -> None:
-    """Watch forwards of the modules that hold all changed layers; those that were watched for others no more."""
+    """Watch forwards of the modules around all changed layers, and stop watching those of earlier adapters."""
     unhook(root)
     owners = owners_of(root)
     layers = {n: _layers(site_at(root, p, owners) for p in r.methods) for n, r in state.records.items()}
-    paths = [p for found in layers.values() for p in found]
+    paths = [p for group in layers.values() for p in group]
     if not paths:
         return
     state.watched.clear()
     parents = (p.split(".")[:-1] for p in paths)
-    together = takewhile(lambda names: len(set(names)) == 1, zip(*parents, strict=False))
+    shared_names = takewhile(lambda names: len(set(names)) == 1, zip(*parents, strict=False))
     module, watch = root, Watch(state, layers)
-    for name in [None, *(names[0] for names in together)]:
+    for name in [None, *(names[0] for names in shared_names)]:
         module = module if name is None else module.get_submodule(name)
         module.register_forward_pre_hook(watch.before, with_kwargs=True)
         module.register_forward_hook(watch.after, with_kwargs=True, always_call=True)
@@ -257,13 +257,13 @@ def unhook(root: nn.Module) -> None:
 
 
 def _layers(sites: Iterable[Site]) -> dict[str, nn.Module]:
-    """The layers among these sites that are called with their weight; a raw parameter is changed for whoever reads."""
+    """Return the sites' layers that are called with their weight; a raw parameter acts for whoever reads it."""
     return {s.path: s.module for s in sites if s.kind not in (PARAMETER, OUTPUT)}
 
 
 @contextmanager
 def watching(sites: Iterable[Site]) -> Iterator[None]:
-    """Refuse, at the end of the block, what was read in it past the forward of these sites' modules.
+    """Raise AddendaError, at the end of a `with` block, where weights of these sites were read past their forward.
 
     Raises AddendaError naming the sites and who reads them.
     """
@@ -271,11 +271,11 @@ def watching(sites: Iterable[Site]) -> Iterator[None]:
     if not reads.layers or not reads.open():
         yield
         return
-    before, _now.running = _now.running, _Running(reads)
+    outer, _now.running = _now.running, _Running(reads)
     try:
         yield
     finally:
-        _now.running = before
+        _now.running = outer
         reads.close()
     if reads.found:
         raise AddendaError(said(reads.found))
@@ -283,35 +283,35 @@ def watching(sites: Iterable[Site]) -> Iterator[None]:
 
 @contextmanager
 def unnoticed() -> Iterator[None]:
-    """What is read in the block is read by this library."""
-    now = _now.running
-    if now is None:
+    """Pause watching for a `with` block in which this library itself reads weights."""
+    running = _now.running
+    if running is None:
         yield
         return
-    now.reads.paused += 1
+    running.reads.paused += 1
     try:
         yield
     finally:
-        now.reads.paused -= 1
+        running.reads.paused -= 1
 
 
 def known_reads(root: nn.Module, state: State) -> str:
-    """What is known of the active adapters' weights, for a merge that sees no forward; "" where nothing can be read."""
+    """Return what forwards have shown of the active adapters' weights, for a merge without one; "" without layers."""
     owners = owners_of(root)
     if not _layers(site_at(root, p, owners) for n in state.active for p in state.records[n].methods):
         return ""
-    if seen := sum(kind[1] == state.active for kind in state.watched):
-        return f"no weight is read past its forward in {seen} kind(s) of forward since attach"
+    if count := sum(kind[1] == state.active for kind in state.watched):
+        return f"no weight is read past its forward in {count} kind(s) of forward since attach"
     return "weights read past their forward: not checked, as no forward has run since attach"
 
 
 def said(found: dict[str, str]) -> str:
-    """What is wrong at these sites, and what to do."""
+    """Return the message that names these sites, who reads them, and what to do."""
     shown = [f"{path} (by {reader})" for path, reader in list(found.items())[:6]]
-    more = f" … and {len(found) - 6} more" if len(found) > 6 else ""
+    ending = f" … and {len(found) - 6} more" if len(found) > 6 else ""
     first = next(iter(found))
     return (
         f"{len(found)} sites have their weight read past their forward, where the change does not act, though a merge "
-        f"would change it: {'; '.join(shown)}{more}. Leave them out with exclude=, e.g. exclude={[first]!r}; or name "
+        f"would change it: {'; '.join(shown)}{ending}. Leave them out with exclude=, e.g. exclude={[first]!r}; or name "
         f"the matrix itself, targets='{first}.weight', which acts for whoever reads it."
     )

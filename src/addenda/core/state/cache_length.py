@@ -1,4 +1,4 @@
-"""What a call says of its sequences, for methods that count places: what a cache holds, and which tokens are padding.
+"""The cache length and the padding mask of the running call, for methods that count the places of tokens.
 
 transformers' models, and the stacks of blocks inside them, are given a cache and an attention mask. Hooks in front of
 these modules note both for as long as the module runs, in the thread that runs it; behind it they are as before. So a
@@ -33,32 +33,35 @@ _CLASS = re.compile(r"\b(\w*Cache)\b")
 
 
 def cache_names(module: nn.Module) -> list[str]:
-    """The arguments of a module's forward that are caches, by name or by the class that they are said to be of."""
-    found = _arguments(module)
-    return [n for n, p in found.items() if n in CACHES] or [
-        n for n, p in found.items() if _CLASS.search(str(p.annotation)) and not _NO_CACHES.fullmatch(n)
+    """Return the arguments of a module's forward that are caches, by their name or by their annotated class."""
+    arguments = _arguments(module)
+    return [n for n, p in arguments.items() if n in CACHES] or [
+        n for n, p in arguments.items() if _CLASS.search(str(p.annotation)) and not _NO_CACHES.fullmatch(n)
     ]
 
 
 def cache_of(output: Any) -> Any:
-    """The cache that a model returns, under whichever of its names; None where it returns none."""
-    said = vars(output) if hasattr(output, "__dict__") else {}
-    return next((said[n] for n in CACHES if said.get(n) is not None), None)
+    """Return the cache in a model's output, under whichever of its names; None where there is none."""
+    fields = vars(output) if hasattr(output, "__dict__") else {}
+    return next((fields[n] for n in CACHES if fields.get(n) is not None), None)
 
 
 def as_given(module: nn.Module, cache: Any) -> dict[str, Any]:
-    """A cache under the name that a module's forward takes it by."""
+    """Return a cache as a keyword argument, under the name that a module's forward has for it."""
     return {next(iter(cache_names(module)), CACHES[0]): cache}
 
 
 def _arguments(module: nn.Module) -> dict[str, inspect.Parameter]:
-    found = list(inspect.signature(original_class(module).forward).parameters.values())[1:]
-    return {p.name: p for p in found}
+    parameters = list(inspect.signature(original_class(module).forward).parameters.values())[1:]
+    return {p.name: p for p in parameters}
 
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """length: of every sequence in the cache; a tensor () from caches that count on the device; None: not known.
+    """The facts of one call: the length of its cache and its mask.
+
+    length: of every sequence in the cache; a tensor () from caches that count on the device; None: not known.
+
 
     mask: (batch, columns), true for tokens and false for padding, the last columns for the tokens that come now; None
     where all count. unread: the class of a mask that cannot be read.
@@ -71,7 +74,7 @@ class Facts:
     outer: "Facts | None" = None  # what held before
 
     def of(self, activation: Tensor) -> tuple[int | Tensor | None, Tensor | None]:
-        """(past, mask) of an activation (batch, tokens, …): see `HiddenMethod.change`."""
+        """Return (past, mask) of an activation (batch, tokens, …): see `HiddenMethod.change`."""
         length, mask = self.length, self.mask
         if self.unread:
             raise AddendaError(
@@ -80,7 +83,7 @@ class Facts:
             )
         if mask is None or activation.dim() < 3:
             return length, None
-        batch, now = activation.shape[:2]
+        batch, steps = activation.shape[:2]
         if len(mask) not in (1, batch):
             raise AddendaError(
                 f"The attention mask is {tuple(mask.shape)}, the change at activations {tuple(activation.shape)}: "
@@ -88,17 +91,17 @@ class Facts:
             )
         mask = mask.expand(batch, -1)
         columns = mask.shape[1]
-        if columns < now:  # the model has made its input longer, at the end
-            mask = torch.cat([mask, mask.new_zeros(batch, now - columns)], 1)
-            columns = now
+        if columns < steps:  # the model has made its input longer, at the end
+            mask = torch.cat([mask, mask.new_zeros(batch, steps - columns)], 1)
+            columns = steps
         if isinstance(length, Tensor):
-            if columns == now:
+            if columns == steps:
                 return length, mask
-            place = (length + torch.arange(now, device=mask.device)).clamp(max=columns - 1)
-            before = (mask & (torch.arange(columns, device=mask.device) < length)).sum(1, keepdim=True)
-            return before, mask[:, place]
-        end = columns if length is None else min(columns, length + now)
-        start = end - now
+            place = (length + torch.arange(steps, device=mask.device)).clamp(max=columns - 1)
+            counts = (mask & (torch.arange(columns, device=mask.device) < length)).sum(1, keepdim=True)
+            return counts, mask[:, place]
+        end = columns if length is None else min(columns, length + steps)
+        start = end - steps
         unseen = 0 if length is None else length - start  # what a mask of the newest tokens leaves out
         return mask[:, :start].sum(1, keepdim=True) + unseen, mask[:, start:end]
 
@@ -109,7 +112,7 @@ class _Here(threading.local):
 
 
 class Past:
-    """What is said of the sequences now, in this thread: one for all hooks and all following tensors of a model."""
+    """The facts of the running call, in this thread: one object for all hooks and following tensors of a model."""
 
     def __init__(self):
         self.here = _Here()
@@ -121,13 +124,13 @@ class Past:
         self.here = _Here()
 
     def facts(self) -> Facts | None:
-        """Those of the running call; of the call that is computed again, in backward."""
+        """Return the facts of the running call; in backward, those of the call that is computed again."""
         return self.here.facts if torch.compiler.is_compiling() else used(self, lambda: self.here.facts)
 
 
 @dataclass(eq=False)
 class _Enter:
-    """A forward pre-hook. cache, mask: names and places of these arguments; None for a module that has none.
+    """A forward pre-hook that notes a call's facts. cache, mask: names and place of the argument; None without one.
 
     length: what holds where no cache is among the arguments: 0 for a stack without one, None for what is around it.
     """
@@ -153,7 +156,7 @@ class _Enter:
 
 @dataclass(eq=False)
 class _Leave:
-    """A forward hook: what held before holds again."""
+    """A forward hook that brings back the facts from before the call."""
 
     past: Past
     again: list[nn.Module]  # in the module, what may be computed again in backward
@@ -168,8 +171,8 @@ class _Leave:
 
 
 def _given(names: tuple[tuple[str, ...], int], args: tuple, kwargs: dict) -> Any:
-    of, place = names
-    return args[place] if 0 <= place < len(args) else next((kwargs[n] for n in of if kwargs.get(n) is not None), None)
+    keys, place = names
+    return args[place] if 0 <= place < len(args) else next((kwargs[n] for n in keys if kwargs.get(n) is not None), None)
 
 
 def _length(cache: Any) -> int | Tensor | None:
@@ -180,33 +183,35 @@ def _length(cache: Any) -> int | Tensor | None:
 
 
 def _read(mask: Any) -> tuple[Tensor | None, str]:
-    """(batch, columns), true where a token counts; None where all do. A mask of (query, key) pairs is reduced."""
+    """Return (batch, columns), true where a token counts (None where all do), and the class of an unreadable mask."""
     if isinstance(mask, dict):  # by the kind of attention
         mask = mask.get("full_attention", next(iter(mask.values()), None))
     if mask is None:
         return None, ""
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
         return None, type(mask).__name__
-    seen = mask == 0 if mask.dim() == 4 and mask.is_floating_point() else mask != 0
-    seen = seen.flatten(1, 2).any(1) if seen.dim() == 4 else seen
-    real = type(seen) is Tensor and seen.device.type == "cpu" and not torch.compiler.is_compiling()
-    if mask.dim() == 2 and real and bool(seen.all()):  # without waiting for a device, and not of tensors without data
+    counted = mask == 0 if mask.dim() == 4 and mask.is_floating_point() else mask != 0
+    counted = counted.flatten(1, 2).any(1) if counted.dim() == 4 else counted
+    real = type(counted) is Tensor and counted.device.type == "cpu" and not torch.compiler.is_compiling()
+    if (
+        mask.dim() == 2 and real and bool(counted.all())
+    ):  # without waiting for a device, and not of tensors without data
         return None, ""
-    return seen, ""
+    return counted, ""
 
 
 def follow(root: nn.Module) -> None:
-    """Tell the tensors of every method that follows its call what that says; take the hooks off where none does."""
+    """Give the running call's facts to the tensors of methods that follow it; remove the hooks where none does."""
     following = []
     for module in root.modules():
         if isinstance(module, SiteTensors) and _follows(module.method):
             following.append(module)
-        for hooks, more in (
+        for hooks, tables in (
             (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
             (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
         ):
             for key in [k for k, hook in hooks.items() if isinstance(hook, (_Enter, _Leave))]:
-                for table in (hooks, *more):
+                for table in (hooks, *tables):
                     table.pop(key, None)
     past, speaking = Past(), _speaking(root) if following else []
     for module, cache, mask, alone in speaking:
@@ -221,26 +226,26 @@ def _follows(method: object) -> bool:
 
 
 def _speaking(root: nn.Module) -> list[tuple]:
-    """(module, its cache, its mask, whether it has neither though others have) of those around blocks, outermost first.
+    """Return, outermost first, (module, its cache, its mask, whether it has neither though others do) around blocks.
 
     Not of what is in lists of blocks, where a cache grows from one to the next.
     """
-    found, waiting = {}, [root]
-    while waiting:
-        module = waiting.pop(0)
-        found[id(module)] = module
-        waiting += [m for m in module.children() if not isinstance(m, nn.ModuleList) and id(m) not in found]
-    every = []
-    for module in found.values():
+    modules, queue = {}, [root]
+    while queue:
+        module = queue.pop(0)
+        modules[id(module)] = module
+        queue += [m for m in module.children() if not isinstance(m, nn.ModuleList) and id(m) not in modules]
+    candidates = []
+    for module in modules.values():
         arguments = list(_arguments(module))
         stack = any(isinstance(m, nn.ModuleList) for m in module.children())
         cache, mask = (_place(arguments, names) for names in (cache_names(module), (MASK,)))
-        every.append((module, cache, mask, stack))
-    cached = any(stack and cache is not None for _, cache, _, stack in every)
-    sounds = {n for m in found.values() for n in _arguments(m) if re.search("cache|past|mems|state", n)}
-    never = not any(cache is not None for _, cache, _, _ in every) and not any(map(_sounds_cached, sounds))
+        candidates.append((module, cache, mask, stack))
+    cached = any(stack and cache is not None for _, cache, _, stack in candidates)
+    sounds = {n for m in modules.values() for n in _arguments(m) if re.search("cache|past|mems|state", n)}
+    never = not any(cache is not None for _, cache, _, _ in candidates) and not any(map(_sounds_cached, sounds))
     speaking = []
-    for module, cache, mask, stack in every:
+    for module, cache, mask, stack in candidates:
         alone = cache is None and ((stack and cached) or (never and mask is not None))
         if cache is not None or mask is not None or alone:
             speaking.append((module, cache, mask, alone))
@@ -252,8 +257,8 @@ def _sounds_cached(name: str) -> bool:
 
 
 def _place(arguments: list[str], names: Iterable[str]) -> tuple[tuple[str, ...], int] | None:
-    of = [n for n in names if n in arguments]
-    if not of:
+    matches = [n for n in names if n in arguments]
+    if not matches:
         return None
-    own = tuple(dict.fromkeys([*of, *(CACHES if of[0] != MASK else ())]))
-    return own, arguments.index(of[0])
+    keys = tuple(dict.fromkeys([*matches, *(CACHES if matches[0] != MASK else ())]))
+    return keys, arguments.index(matches[0])

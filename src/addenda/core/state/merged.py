@@ -1,4 +1,4 @@
-"""The base's own bits while a change is merged into it, and how they come back."""
+"""The base's own bits while a change is merged into it, and how they are restored."""
 
 from collections.abc import Iterable
 
@@ -14,24 +14,24 @@ from addenda.core.state.state import State
 
 
 def apart(state: State, names: Iterable[str] | None = None) -> None:
-    """Raises AddendaError where one of these adapters, or any for None, acts in a block of another thread or task."""
+    """Raise AddendaError where one of these adapters (None: any) acts in a block of another thread or task."""
     for block in list(state.blocks):
         acting = set(block.names) if names is None else set(block.names) & set(names)
         if not block.closed and block not in blocks() and (acting or names is None):
-            of = ", ".join(map(repr, sorted(acting))) or "the base alone"
-            raise AddendaError(f"Another thread or task is in a `with` block of {of}. Wait for its end.")
+            labels = ", ".join(map(repr, sorted(acting))) or "the base alone"
+            raise AddendaError(f"Another thread or task is in a `with` block of {labels}. Wait for its end.")
 
 
 @torch.no_grad()
 def restore(root: nn.Module, state: State) -> None:
-    """Write the base's own bits back after a merge, and all that it has converted to another dtype."""
+    """Undo a merge: write the base's own bits back, and everything that the merge converted to another dtype."""
     take_out(root, state)
     cast.put_back(root, state.cast)
     state.cast = {}
 
 
 def take_out(root: nn.Module, state: State) -> None:
-    """Write the bits back that the base had when the change was written into it."""
+    """Write back the bits that the base had before the change was written into it."""
     owners = owners_of(root)
     for path, kept in (state.merged or {}).items():
         try:

@@ -1,4 +1,4 @@
-"""What a model remembers of its adapters: one plain object on the model that was given to the first `attach`."""
+"""The record that a model keeps of its adapters: a plain object on the module that was first given to `attach`."""
 
 import re
 import threading
@@ -27,7 +27,7 @@ _MOVED = (
 
 @dataclass
 class Record:
-    """One adapter: plain data; the tensors live in the modules."""
+    """The plain data of one adapter; its tensors live in the modules."""
 
     methods: dict[str, Method]  # by path of the site, in the model's order
     also_train: tuple[str, ...]  # the paths among them that are whole copies of heads
@@ -47,21 +47,21 @@ class Kept:
     adapted: bool = True  # False: a packed weight that no adapter changes and that a merge made plain
 
     def fits(self, weight: Tensor) -> bool:
-        """Whether these are values of a weight of this shape."""
+        """Return whether these are values of a weight of this shape."""
         if self.index is None:
             return self.values.shape == weight.shape
         return not self.index.numel() or int(self.index.max()) < weight.numel()
 
     def into(self, site: Site) -> None:
-        """The values, at the site. Nothing is written into a packed weight: a plain one takes its place for a while."""
+        """Put the values at the site. A packed weight is not written to: a plain one takes its place for a while."""
         if isinstance(site.weight, Packed) or isinstance(self.values, Packed):
-            kept = self.values if isinstance(self.values, nn.Parameter) else nn.Parameter(self.values, False)
-            site.module._parameters[site.parameter] = kept
+            parameter = self.values if isinstance(self.values, nn.Parameter) else nn.Parameter(self.values, False)
+            site.module._parameters[site.parameter] = parameter
         else:
             self.put_back(site.weight.data)
 
     def put_back(self, weight: Tensor) -> Tensor:
-        """The base's own bits, written into a contiguous `weight` that has the merged ones."""
+        """Write the base's own bits into a contiguous `weight` that has the merged ones, and return it."""
         if self.index is None:
             return weight.copy_(self.values)
         weight.view(-1)[self.index] = self.values
@@ -74,7 +74,7 @@ def _none(held: list[SiteTensors | None]) -> Mixed:
 
 @dataclass(eq=False)
 class Arrangement(Block):
-    """What acts inside a `with` block in the place of the active adapters; see `attach.arranged`."""
+    """A `with` block in which other adapters act than the active ones; see `attach.arranged`."""
 
     names: tuple[str, ...] = ()
     mix: Callable[[list[SiteTensors | None]], Mixed] = _none
@@ -104,8 +104,8 @@ class State:
     gathered: dict[str, tuple[int, int]] = field(default_factory=dict)  # buffers at the first step: (identity, version)
 
     def __getstate__(self) -> dict:
-        own = {k: v for k, v in self.__dict__.items() if k not in ("blocks", "here")}  # nobody is in a block of a copy
-        return own | {"gathered": {}}
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("blocks", "here")}  # nobody is in a block of a copy
+        return kept | {"gathered": {}}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state
@@ -113,12 +113,12 @@ class State:
 
     @property
     def arrangement(self) -> Arrangement | None:
-        """The block of this model that the running code is in, the innermost one."""
-        around = [b for b in blocks() if isinstance(b, Arrangement) and b in self.blocks and not b.over()]
-        return around[-1] if around else None
+        """The innermost block of this model that the running code is in, or None."""
+        open_blocks = [b for b in blocks() if isinstance(b, Arrangement) and b in self.blocks and not b.over()]
+        return open_blocks[-1] if open_blocks else None
 
     def base(self, site: Site) -> Tensor:
-        """The base's own weight at a site, as stored, also while a change is merged."""
+        """Return the base's own weight at a site, as stored, also while a change is merged."""
         kept = (self.merged or {}).get(site.weight_path)
         if kept is None:
             return site.weight
@@ -126,14 +126,14 @@ class State:
 
 
 class Host(NamedTuple):
-    """The (sub)module that carries adapters, and what it remembers of them."""
+    """The (sub)module that carries adapters, and its state."""
 
     root: nn.Module
     state: State
 
 
 class HostRecord(NamedTuple):
-    """The (sub)module that carries an adapter, what it remembers of all of them, and of this one."""
+    """The (sub)module that carries an adapter, its state, and the record of this adapter."""
 
     root: nn.Module
     state: State
@@ -141,31 +141,31 @@ class HostRecord(NamedTuple):
 
 
 def find_state(model: nn.Module) -> Host | None:
-    """The (sub)module that carries the state and the state itself, or None when nothing is attached.
+    """Return the (sub)module that carries adapters and its state, or None when nothing is attached.
 
     Raises AddendaError when several parts of the model carry adapters of their own.
     """
-    found = [
+    hosts = [
         Host(module, module.__dict__["_addenda"]) for module in unwrap(model).modules() if "_addenda" in module.__dict__
     ]
-    if len(found) > 1:
+    if len(hosts) > 1:
         raise AddendaError(
-            f"{len(found)} parts of this {type(unwrap(model)).__name__} carry adapters of their own "
-            f"({', '.join(type(m).__name__ for m, _ in found)}). Call with the part that you mean."
+            f"{len(hosts)} parts of this {type(unwrap(model)).__name__} carry adapters of their own "
+            f"({', '.join(type(m).__name__ for m, _ in hosts)}). Call with the part that you mean."
         )
-    return found[0] if found else None
+    return hosts[0] if hosts else None
 
 
 def state_of(model: nn.Module) -> Host:
-    """The (sub)module that carries the state and the state itself. Raises AddendaError when nothing is attached."""
-    found = find_state(model)
-    if found is None:
+    """Return the (sub)module that carries adapters and its state. Raises AddendaError when nothing is attached."""
+    host = find_state(model)
+    if host is None:
         raise AddendaError(f"No adapter is attached to this {type(unwrap(model)).__name__}. Call attach or load first.")
-    return found
+    return host
 
 
 def record_of(model: nn.Module, name: str) -> HostRecord:
-    """What is remembered of one adapter, and where. Raises AddendaError when none is called so."""
+    """Return an adapter's record with its (sub)module and state. Raises AddendaError for an unknown name."""
     root, state = state_of(model)
     if name not in state.records:
         raise AddendaError(
@@ -190,10 +190,10 @@ def check_name(state: State | None, name: str) -> None:
 
 
 def tensors_at(root: nn.Module, name: str, path: str) -> SiteTensors:
-    """One adapter's tensors at one site."""
-    where, hidden, _ = path.partition("@")
-    owner_path, _, leaf = where.rpartition(".")
-    held = weight = None
+    """Return one adapter's tensors at one site. Raises AddendaError where its module was replaced or resized."""
+    module_path, hidden, _ = path.partition("@")
+    owner_path, _, leaf = module_path.rpartition(".")
+    tensors = weight = None
     try:
         owner = root.get_submodule(owner_path)
     except AttributeError:
@@ -202,15 +202,15 @@ def tensors_at(root: nn.Module, name: str, path: str) -> SiteTensors:
         child = owner._modules.get(leaf)
         slots = slots_of(owner if child is None else child)
         parameter = "output" if hidden else leaf if child is None else "weight"
-        held = None if slots is None else slots.held(name, parameter)
+        tensors = None if slots is None else slots.held(name, parameter)
         weight = (owner if child is None else child)._parameters.get(parameter)
-    if held is None:
+    if tensors is None:
         raise AddendaError(f"{path} is no longer the module that adapter {name!r} was attached to. {_MOVED}")
-    if weight is not None and held.fits and tuple(weight.shape) != held.fits:
+    if weight is not None and tensors.fits and tuple(weight.shape) != tensors.fits:
         raise AddendaError(
-            f"{path} is {tuple(weight.shape)} now, and adapter {name!r} was attached to {held.fits}. {_MOVED}"
+            f"{path} is {tuple(weight.shape)} now, and adapter {name!r} was attached to {tensors.fits}. {_MOVED}"
         )
-    return held
+    return tensors
 
 
 def intact(root: nn.Module, name: str, record: Record) -> None:
@@ -230,8 +230,8 @@ def apply_active(root: nn.Module, state: State, names: tuple[str, ...], stay: bo
         planned = {s: s.activated(acting) for m in root.modules() if (s := slots_of(m)) is not None}
         link(root, state, planned)
         state.active = names
-        for slots, own in planned.items():
-            slots.own = own
+        for slots, acts in planned.items():
+            slots.own = acts
         if not stay:
             leave([b for b in blocks() if b in state.blocks])
         for block in list(state.blocks):  # places may have come or gone
@@ -240,7 +240,7 @@ def apply_active(root: nn.Module, state: State, names: tuple[str, ...], stay: bo
 
 
 def apply_again(root: nn.Module, state: State, active: tuple[str, ...], around: tuple[Block, ...]) -> None:
-    """Make what acted before act again, as far as its adapters are still there. What was merged meanwhile stays so."""
+    """Make the adapters act again that acted before, as far as they still exist. A change merged meanwhile stays."""
     if state.merged is None:
         apply_active(root, state, tuple(n for n in active if n in state.records), stay=True)
         enter(around)
@@ -248,22 +248,22 @@ def apply_again(root: nn.Module, state: State, active: tuple[str, ...], around: 
 
 
 def apply_block(root: nn.Module, state: State, block: Arrangement) -> None:
-    """What acts on every module inside of this block."""
-    found = [s for m in root.modules() if (s := slots_of(m)) is not None]
+    """Set what acts on every module inside of this block."""
+    all_slots = [s for m in root.modules() if (s := slots_of(m)) is not None]
     if not state.records.keys() >= set(block.names):  # one of its adapters was taken off: what acts for all acts there
         state.blocks.discard(block)
-        for slots in found:
+        for slots in all_slots:
             if slots.blocks is not None:
                 slots.blocks.pop(block, None)
         return
     merged = state.merged is not None  # which is then all that acts
-    planned = {s: s.activated(()) if merged else s.arranged(block.names, block.mix, block.in_turn) for s in found}
+    planned = {s: s.activated(()) if merged else s.arranged(block.names, block.mix, block.in_turn) for s in all_slots}
     link(root, state, planned)
     state.blocks.add(block)
-    for slots, here in planned.items():
+    for slots, acts in planned.items():
         if slots.blocks is None:
             slots.blocks = WeakKeyDictionary()
-        slots.blocks[block] = here
+        slots.blocks[block] = acts
 
 
 def mirror(root: nn.Module, state: State) -> None:
@@ -275,7 +275,7 @@ def mirror(root: nn.Module, state: State) -> None:
 
 
 def sweep(root: ReferenceType[nn.Module]) -> None:
-    """Where nobody is in a block any more, forwards are spared the look."""
+    """Spare forwards the look for blocks, at modules where nobody is in one any more."""
     model = root()
     with lock:
         for module in () if model is None else model.modules():
@@ -284,14 +284,14 @@ def sweep(root: ReferenceType[nn.Module]) -> None:
 
 
 def link(root: nn.Module, state: State, planned: dict[Slots, Acting]) -> None:
-    """Tell the modules that take part in a site without holding its tensors what will act there."""
+    """Tell modules that take part in a site without holding its tensors which changes will act there."""
     owners = owners_of(root)
-    told = set()
+    linked = set()
     for record in state.records.values():
         for path in record.methods:
-            if path in told:
+            if path in linked:
                 continue
-            told.add(path)
+            linked.add(path)
             try:
                 site = site_at(root, path, owners)
             except AddendaError:
@@ -299,18 +299,18 @@ def link(root: nn.Module, state: State, planned: dict[Slots, Acting]) -> None:
             first = slots_of(site.module)
             if first is None or first not in planned or site.parameter not in planned[first].live:
                 continue  # replaced since; see `intact`
-            there = planned[first]
+            acts = planned[first]
             for owner, parameter in site.ties:  # further owners of a tied parameter read the first owner's tensors
-                other = slots_of(owner)
-                if other is not None:
-                    other.kinds[parameter] = site.kind
-                    planned[other].live[parameter] = there.live[site.parameter]
+                owner_slots = slots_of(owner)
+                if owner_slots is not None:
+                    owner_slots.kinds[parameter] = site.kind
+                    planned[owner_slots].live[parameter] = acts.live[site.parameter]
             if isinstance(site, Point) and site.source is not None:
                 source = slots_of(site.source)
-                reading = [t for t in there.at("output") if source in t.source]
+                reading = [t for t in acts.at("output") if source in t.source]
                 if source is not None:
                     planned[source].readers += len(reading)
             if isinstance(site, Point) and site.back is not None:
                 back = slots_of(site.back)
-                if back is not None and there.at("output") and first not in planned[back].undoes:
+                if back is not None and acts.at("output") and first not in planned[back].undoes:
                     planned[back].undoes = (*planned[back].undoes, first)

@@ -1,4 +1,4 @@
-"""A call that fails leaves the model as it found it.
+"""Undoing a call that fails, so that the model's structure is as before it.
 
     with undone(model):        # classes, modules, parameters and buffers by name, hooks, flags, configuration
         ...                    # an error or Ctrl-C in here puts all of that back, and goes on its way
@@ -21,7 +21,7 @@ _CONTAINERS = (dict, list, set)
 
 @contextmanager
 def undone(model: nn.Module | None) -> Iterator[None]:
-    """Where the block ends with an error, of any kind, the model's structure is what it was before it; None: no model.
+    """Put the model's structure back where a `with` block ends with an error of any kind. None: no model.
 
     A module that the block put in the place of another is taken out again, one that it took out is back. Costs a walk
     over all modules, and the memory of whatever the block would have let go of.
@@ -30,23 +30,23 @@ def undone(model: nn.Module | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for each in put_back:
-            each()
+        for restore in put_back:
+            restore()
         raise
 
 
 def _kept(model: nn.Module) -> list[Callable[[], None]]:
-    """What puts everything back, piece by piece."""
-    held, seen = [], set()
+    """Return the functions that put everything back, piece by piece."""
+    restorers, ids = [], set()
     for module in model.modules():
-        held.append(_fields_of(module))
+        restorers.append(_fields_of(module))
         for name in _CONFIGS:
-            found = module.__dict__.get(name)
-            if found is not None and hasattr(found, "__dict__") and id(found) not in seen:
-                seen.add(id(found))
-                held.append(_fields_of(found))
-                if isinstance(found, State):
-                    held += [_fields_of(record) for record in found.records.values()]
+            config = module.__dict__.get(name)
+            if config is not None and hasattr(config, "__dict__") and id(config) not in ids:
+                ids.add(id(config))
+                restorers.append(_fields_of(config))
+                if isinstance(config, State):
+                    restorers += [_fields_of(record) for record in config.records.values()]
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
 
     def put_flags() -> None:
@@ -54,21 +54,21 @@ def _kept(model: nn.Module) -> list[Callable[[], None]]:
             p.requires_grad_(flag)
             p.grad = grad
 
-    return [*held, put_flags]
+    return [*restorers, put_flags]
 
 
 def _fields_of(thing: Any) -> Callable[[], None]:
-    cls, now = type(thing), vars(thing)
-    before = {k: (v, v.copy() if isinstance(v, _CONTAINERS) else None) for k, v in now.items()}
+    cls, fields = type(thing), vars(thing)
+    snapshot = {k: (v, v.copy() if isinstance(v, _CONTAINERS) else None) for k, v in fields.items()}
 
     def put() -> None:
         if type(thing) is not cls:
             thing.__class__ = cls
-        now.clear()
-        for name, (value, inside) in before.items():
-            if inside is not None:
+        fields.clear()
+        for name, (value, contents) in snapshot.items():
+            if contents is not None:
                 value.clear()
-                value.extend(inside) if isinstance(value, list) else value.update(inside)
-            now[name] = value
+                value.extend(contents) if isinstance(value, list) else value.update(contents)
+            fields[name] = value
 
     return put
