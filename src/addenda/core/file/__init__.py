@@ -1,1 +1,1 @@
-"""What is in an adapter file, and how it is written."""
+"""Adapter files: what is in one, and how it is written, read and compared."""

@@ -1,4 +1,4 @@
-"""What tells one base from another: a hash of its stored bytes at a site, samples, checksums of what is derived."""
+"""Marks that tell bases apart: hashes of stored bytes at a site, sampled values, checksums of derived tensors."""
 
 import hashlib
 
@@ -16,38 +16,38 @@ _SAMPLE = 16
 
 
 def fingerprint(state: State, site: Site) -> str:
-    """SHA-256 of the base's own stored bytes at a site (before any merge), remembered until the tensor changes."""
+    """Return the SHA-256 of the base's own bytes at a site (before any merge), remembered until the tensor changes."""
     parts = parts_of(state.base(site))
-    if any(is_sharded(own) for own in parts):  # every process must gather, whatever it remembers
+    if any(is_sharded(part) for part in parts):  # every process must gather, whatever it remembers
         return _hash(parts)
-    identity = tuple(_identity(own) for own in parts)
-    known = state.fingerprints.get(site.path)
-    if known is None or known[0] != identity:
-        state.fingerprints[site.path] = known = (identity, _hash(parts))
-    return known[1]
+    identity = tuple(_identity(part) for part in parts)
+    entry = state.fingerprints.get(site.path)
+    if entry is None or entry[0] != identity:
+        state.fingerprints[site.path] = entry = (identity, _hash(parts))
+    return entry[1]
 
 
 def _hash(parts: list[Tensor]) -> str:
-    made = hashlib.sha256()
-    for own in parts:
-        made.update(whole(own).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return made.hexdigest()
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(whole(part).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
-def _identity(own: Tensor) -> tuple:
-    version = 0 if own.is_inference() else own._version
-    return own.data_ptr(), version, own.dtype, tuple(own.shape), bits_sum(own)
+def _identity(part: Tensor) -> tuple:
+    version = 0 if part.is_inference() else part._version
+    return part.data_ptr(), version, part.dtype, tuple(part.shape), bits_sum(part)
 
 
 def sample(state: State, site: Site) -> list[float]:
-    """Some values of the base at seeded positions: what another dtype of the same weights must agree with."""
-    own = whole(state.base(site)).flatten()
-    positions = Stream(0, "sample", site.path).choice(own.numel(), min(_SAMPLE, own.numel()))
-    return own[positions.to(own.device)].double().tolist()
+    """Return values of the base at seeded positions, with which another dtype of the same weights must agree."""
+    values = whole(state.base(site)).flatten()
+    positions = Stream(0, "sample", site.path).choice(values.numel(), min(_SAMPLE, values.numel()))
+    return values[positions.to(values.device)].double().tolist()
 
 
 def checksum(name: str, tensor: Tensor) -> tuple[float, float] | str:
-    """What tells a recomputed tensor from another: ±1 projections in float64, or a hash for integers."""
+    """Return a mark of a recomputed tensor: ±1 projections in float64, or a hash for integers."""
     if not tensor.is_floating_point():
         return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
     values = tensor.detach().cpu().double().flatten().numpy()

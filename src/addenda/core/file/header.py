@@ -1,4 +1,4 @@
-"""What is in an adapter file, checked for form but not against any model. `core.file.save` says what it means."""
+"""The contents of an adapter file, checked for form but not against any model. `core.file.save` says what they mean."""
 
 import json
 import math
@@ -41,7 +41,7 @@ class MethodEntry:
     options: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """What a file holds of it."""
+        """Return the entry as a file stores it."""
         return {"name": self.name, "options": dict(self.options)}
 
 
@@ -68,12 +68,12 @@ class SiteEntry:
         return self.method == HEAD
 
     def count(self, key: str, tensors: Mapping[str, Tensor]) -> int:
-        """How many numbers a trained tensor is, in codes or not."""
+        """Return how many numbers a trained tensor is, in codes or not."""
         shape = self.packed.get(key)
         return tensors[f"{self.path}/{key}"].numel() if shape is None else math.prod(shape)
 
     def to_json(self) -> dict[str, Any]:
-        """What a file holds of it, its keys in the order in which they are written."""
+        """Return the entry as a file stores it, its keys in the order in which they are written."""
         entry: dict[str, Any] = {
             "path": self.path,
             "kind": self.kind,
@@ -118,11 +118,11 @@ class Header:
         return any(s.packed for s in self.sites)
 
     def bits(self, site: SiteEntry) -> int | None:
-        """The bits of a site's matrices."""
+        """Return the bits of a site's matrices, or None where they are in full precision."""
         return (self.head if site.is_head else self.methods[site.method].options).get("bits")
 
     def to_json(self) -> dict[str, Any]:
-        """What a file holds, its keys in the order in which they are written. What older files lack is left out."""
+        """Return the header as a file stores it, keys in the order of writing. What older files lack is left out."""
         header: dict[str, Any] = {
             "schema": self.schema,
             "seed": self.seed,
@@ -140,26 +140,26 @@ class Header:
 
 
 def write(path: Path, header: Header, tensors: dict[str, Tensor]) -> Path:
-    """A file of what `read` gives."""
+    """Write a file of a header and tensors, as `read` returns them."""
     # one entry only: safetensors writes several in random order, and equal adapters should be equal files
     write_atomically(path, to_bytes(tensors, {"addenda": json.dumps(header.to_json())}))
     return path
 
 
 def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
-    """The header and the tensors of a file, checked for form but not against any model.
+    """Read the header and the tensors of a file, checked for form but not against any model.
 
     Raises AddendaError for a file that is missing, damaged, of another make or of a newer schema.
     """
     path = path_of(path)
     with reading(path):
-        folder, there = path.is_dir(), path.is_file()
+        folder, exists = path.is_dir(), path.is_file()
     if of_peft(path):
         raise AddendaError(f"{shown(path)} is an adapter of PEFT, {FROM_PEFT}")
     if folder:
-        inside = sorted(p.name for p in path.glob("*.safetensors"))[:4]
-        raise AddendaError(f"{path} is a folder, and an adapter is a file. In it: {', '.join(inside) or 'none'}.")
-    if not there:
+        files = sorted(p.name for p in path.glob("*.safetensors"))[:4]
+        raise AddendaError(f"{path} is a folder, and an adapter is a file. In it: {', '.join(files) or 'none'}.")
+    if not exists:
         raise AddendaError(f"There is no file {shown(path)}.{_hint(path)}")
     try:
         with open(path, "rb") as f:
@@ -179,13 +179,13 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
         header = _header(json.loads(text))
         _check_tensors(header, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = label(error, 600)  # the names in it are the file's own
-        raise AddendaError(f"{path} is damaged or no adapter file: {type(error).__name__}: {why}.") from None
+        reason = label(error, 600)  # the names in it are the file's own
+        raise AddendaError(f"{path} is damaged or no adapter file: {type(error).__name__}: {reason}.") from None
     return header, tensors
 
 
 def of_peft(path: Path) -> bool:
-    """Whether a folder is an adapter of PEFT, or a file the weights of one. False where it cannot be looked at."""
+    """Return whether a folder is an adapter of PEFT, or a file the weights of one. False where it is unreadable."""
     try:
         weights = path.name in ("adapter_model.safetensors", "adapter_model.bin", PEFT)
         folder = path.parent if weights and not path.is_dir() else path
@@ -195,12 +195,12 @@ def of_peft(path: Path) -> bool:
 
 
 def _hint(path: Path) -> str:
-    around = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
-    return nearest(path.name, around) or (f" In that folder: {', '.join(around[:8])}." if around else "")
+    siblings = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+    return nearest(path.name, siblings) or (f" In that folder: {', '.join(siblings[:8])}." if siblings else "")
 
 
 def _header(raw: Any) -> Header:
-    """The header that a file's JSON is; ValueError, KeyError or TypeError say what is wrong with it."""
+    """Build the header from a file's JSON. Raises ValueError, KeyError or TypeError where that is malformed."""
     schema = raw["schema"]
     if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
         raise ValueError(f"schema {schema!r}, this version of addenda reads up to {SCHEMA}; upgrade it")
@@ -241,7 +241,7 @@ def _method(raw: Any) -> MethodEntry:
 
 
 def _site(raw: Any, methods: int) -> SiteEntry:
-    """The entry of a site, in a file of so many methods."""
+    """Build the entry of a site from its JSON, in a file of so many methods."""
     path, method, checks, packed = raw["path"], raw["method"], raw["checks"], raw.get("packed", {})
     if not (isinstance(path, str) and isinstance(raw["kind"], str) and isinstance(checks, dict)):
         raise ValueError("a site needs a path and a kind")
@@ -283,7 +283,7 @@ def _site(raw: Any, methods: int) -> SiteEntry:
 
 
 def _check_tensors(header: Header, tensors: dict[str, Tensor]) -> None:
-    """Whether the tensors are those that the header tells of; ValueError says what is wrong."""
+    """Raise ValueError where the tensors are not those that the header tells of."""
     named: set[str] = set()
     for s in header.sites:
         keys = [*s.trainable, *s.frozen, *(s.checks if header.basis else ()), *(f"{k}.moments" for k in s.packed)]
@@ -294,15 +294,15 @@ def _check_tensors(header: Header, tensors: dict[str, Tensor]) -> None:
             raise ValueError("the tensors of a pool must have names of their own")
         named.update(keys)
     if named != set(tensors):
-        missing, more = sorted(named - set(tensors)), sorted(set(tensors) - named)
-        raise ValueError(f"tensors and header disagree (missing {missing[:4]}, unexpected {more[:4]})")
+        missing, unexpected = sorted(named - set(tensors)), sorted(set(tensors) - named)
+        raise ValueError(f"tensors and header disagree (missing {missing[:4]}, unexpected {unexpected[:4]})")
     for s in header.sites:
         for key, shape in s.packed.items():
             _check_codes(f"{s.path}/{key}", shape, header.bits(s), tensors)
     for s in header.heads:  # whoever makes a head of this size must find as many numbers
-        claimed, held = math.prod(s.shape), sum(s.count(k, tensors) for k in s.trainable)
-        if claimed != held:
-            raise ValueError(f"{s.path} is said to be {list(s.shape)}, {claimed:,} numbers, and {held:,} are there")
+        claimed, stored = math.prod(s.shape), sum(s.count(k, tensors) for k in s.trainable)
+        if claimed != stored:
+            raise ValueError(f"{s.path} is said to be {list(s.shape)}, {claimed:,} numbers, and {stored:,} are there")
     trained = [tensors[f"{s.path}/{k}"] for s in header.sites for k in s.trainable if k not in s.packed]
     trained += [tensors[f".{i}/{k}"] for i, names in enumerate(header.pools) for k in names]
     if not all(t.dtype in FLOATING for t in trained):
@@ -310,14 +310,14 @@ def _check_tensors(header: Header, tensors: dict[str, Tensor]) -> None:
 
 
 def _check_codes(key: str, shape: tuple[int, ...], bits: object, tensors: dict[str, Tensor]) -> None:
-    """Whether codes and moments are those of a matrix of this shape, or of a stack of them."""
+    """Raise ValueError where codes and moments are not those of a matrix of this shape, or of a stack of them."""
     if type(bits) is not int or not 1 <= bits <= 8:
         raise ValueError(f"{key} is packed, and its bits must be from 1 to 8, got {bits!r}")
     codes, moments, stack = tensors[key], tensors[f"{key}.moments"], tensors[key].dim() == 2
     lead = shape[:1] if stack else ()
-    want = [*lead, code_bytes(math.prod(shape[len(lead) :]), bits)]
-    if codes.dtype != torch.uint8 or list(codes.shape) != want:
-        raise ValueError(f"{key} must be {want} bytes of codes for {[*shape]} in {bits} bits, got {[*codes.shape]}")
+    expected = [*lead, code_bytes(math.prod(shape[len(lead) :]), bits)]
+    if codes.dtype != torch.uint8 or list(codes.shape) != expected:
+        raise ValueError(f"{key} must be {expected} bytes of codes for {[*shape]} in {bits} bits, got {[*codes.shape]}")
     if moments.dtype != torch.float32 or list(moments.shape) != [*lead, 2]:
         raise ValueError(f"{key}.moments must be {[*lead, 2]} float32 numbers")
     if not bool(torch.isfinite(moments).all()) or bool((moments[..., 1] < 0).any()):
@@ -343,5 +343,5 @@ def _numbers(value: object, count: int | None = None) -> bool:
 
 
 def packed_as(key: str, packed: FewBits) -> dict[str, Tensor]:
-    """The two tensors that a file holds of a matrix in few bits."""
+    """Return the two tensors that a file stores of a matrix in few bits."""
     return {key: packed.codes.cpu().contiguous(), f"{key}.moments": packed.moments.cpu().contiguous()}

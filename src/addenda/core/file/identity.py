@@ -1,5 +1,7 @@
-"""What a run is: everything that decides its numbers, written down before its first step, and compared by whoever goes
-on with it.
+"""The identity of a run: everything that decides its numbers, compared by whoever goes on with the run.
+
+It is written down before the first step.
+
 
 An identity is plain JSON by name: the base (architecture, configuration, weights by SHA-256), data by hash, every
 option that changes numbers, what "auto" chose, and the versions that compute. `tune`, `compare`, `compress` and the
@@ -32,7 +34,7 @@ Grows = Mapping[str, Callable[[Any, Any], bool]]  # by name of an entry: whether
 
 @dataclass(frozen=True)
 class Difference:
-    """One entry of an identity that is not the same."""
+    """One entry of an identity that differs between two runs."""
 
     name: str
     there: Any
@@ -43,14 +45,14 @@ class Difference:
 
 
 def plain(value: Any) -> Any:
-    """As JSON gives it back: lists for tuples, text for paths and the like, sets in order."""
+    """Return a value as JSON gives it back: lists for tuples, text for paths and the like, sets in order."""
     if isinstance(value, (set, frozenset)):
         value = sorted(value, key=str)
     return json.loads(json.dumps(value, default=str))
 
 
 def differences(there: Any, now: Any, name: str = "") -> list[Difference]:
-    """Every entry that is not equal, however deep, by its path with dots."""
+    """Return every entry that is not equal, however deep, by its path with dots."""
     if isinstance(there, dict) and isinstance(now, dict):
         keys = [k for k in dict.fromkeys([*there, *now]) if there.get(k) != now.get(k)]
         return [d for k in keys for d in differences(there.get(k), now.get(k), f"{name}.{k}" if name else k)]
@@ -58,7 +60,7 @@ def differences(there: Any, now: Any, name: str = "") -> list[Difference]:
 
 
 def goes_on(what: str, there: dict, now: dict, *, grows: Grows | None = None, way: str) -> list[Difference]:
-    """What of an identity has grown, where nothing else of it differs.
+    """Return which entries of an identity have grown. Raises AddendaError where anything else of it differs.
 
     what: whose it is, for the message, such as "The checkpoint X"; way: what to do else, a sentence. Raises
     AddendaError that lists every other difference.
@@ -66,23 +68,23 @@ def goes_on(what: str, there: dict, now: dict, *, grows: Grows | None = None, wa
     grows, now = grows or {}, plain(now)
     entries = [Difference(k, there.get(k), now.get(k)) for k in grows if there.get(k) != now.get(k)]
     grown = [d for d in entries if _is_more(grows[d.name], d)]
-    same = {d.name for d in grown}
-    rest, here = ({k: v for k, v in side.items() if k not in same} for side in (there, now))
-    other = differences(rest, here)
-    if other:
-        more = f" (What may grow: {', '.join(grows)}.)" if grows else ""
-        raise AddendaError(f"{what} belongs to another run: {'; '.join(map(str, other))}. {way}{more}")
+    grown_names = {d.name for d in grown}
+    past, present = ({k: v for k, v in side.items() if k not in grown_names} for side in (there, now))
+    changes = differences(past, present)
+    if changes:
+        hint = f" (What may grow: {', '.join(grows)}.)" if grows else ""
+        raise AddendaError(f"{what} belongs to another run: {'; '.join(map(str, changes))}. {way}{hint}")
     return grown
 
 
 def look(grown: list[Difference], seen: str) -> dict:
-    """What a record keeps of a change: when, after what had been seen, and each entry as it was and is.
+    """Return the record of a change: when, after what had been seen, and each entry as it was and is.
 
     Of an object, the names in it.
     """
-    when = datetime.now(UTC).isoformat(timespec="seconds")
+    moment = datetime.now(UTC).isoformat(timespec="seconds")
     changed = {d.name: [list(v) if isinstance(v, dict) else v for v in (d.there, d.now)] for d in grown}
-    return {"when": when, "seen": seen, "changed": changed}
+    return {"when": moment, "seen": seen, "changed": changed}
 
 
 def _is_more(rule: Callable[[Any, Any], bool], d: Difference) -> bool:
@@ -93,12 +95,12 @@ def _is_more(rule: Callable[[Any, Any], bool], d: Difference) -> bool:
 
 
 def larger(there: Any, now: Any) -> bool:
-    """A rule for numbers."""
+    """Return whether a number has grown: a rule for numbers in `Grows`."""
     return now > there
 
 
 def longer(there: Any, now: Any) -> bool:
-    """A rule for lists and objects: all that was there is there now, in the same place or under the same name."""
+    """Return whether a list or an object has kept all that it had, in place or by name: a rule in `Grows`."""
     if isinstance(there, dict):
         return all(k in now and now[k] == v for k, v in there.items())
     return len(now) > len(there) and now[: len(there)] == there
@@ -112,59 +114,59 @@ def _brief(value: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes; another one gives other bits."""
-    found = {}
+    """Return the installed versions of the packages that compute; another version may give other bits."""
+    installed = {}
     for name in COMPUTES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def base_of(model: nn.Module) -> dict[str, Any]:
-    """The frozen model under its adapters: class, dtypes, configuration and weights, the latter two as SHA-256.
+    """Describe the base under its adapters: class, dtypes, and configuration and weights as SHA-256.
 
     Adapters, tensors that are not stored, and what a configuration says of names, versions and caches do not count.
     Every process of a sharded model must call it.
     """
     model = unwrap(model)
-    made, dtypes, forms, known = hashlib.sha256(), {}, set(), {}
+    sha, dtypes, forms, hashes = hashlib.sha256(), {}, set(), {}
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor) or is_ours(name):
             continue
         dtypes[str(tensor.dtype).removeprefix("torch.")] = dtypes.get(str(tensor.dtype).removeprefix("torch."), 0) + 1
         if isinstance(tensor, Packed):
             forms.add(type(tensor).__name__)
-        made.update(f"{name}\x1f{tuple(tensor.shape)}\x1f{tensor.dtype}\x1e".encode())
+        sha.update(f"{name}\x1f{tuple(tensor.shape)}\x1f{tensor.dtype}\x1e".encode())
         for part in parts_of(tensor):
             key = part.data_ptr(), tuple(part.shape), part.dtype
-            if key not in known or not key[0]:
-                known[key] = _bytes(part)  # of tied tensors once
-            made.update(known[key])
+            if key not in hashes or not key[0]:
+                hashes[key] = _bytes(part)  # of tied tensors once
+            sha.update(hashes[key])
     config = getattr(model, "config", None)
-    said = _settings(config.to_dict()) if hasattr(config, "to_dict") else {}
+    settings = _settings(config.to_dict()) if hasattr(config, "to_dict") else {}
     return {
         "class": type(model).__name__,
         "dtypes": dict(sorted(dtypes.items())),
         "packed": sorted(forms),
-        "config": digest(said),
-        "weights": made.hexdigest(),
+        "config": digest(settings),
+        "weights": sha.hexdigest(),
     }
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    """SHA-256 of a tensor's own bytes."""
+    """Return the SHA-256 of a tensor's own bytes."""
     import torch
 
     if tensor.is_meta:
         return b"meta"
-    held = whole(tensor).cpu().contiguous().view(-1)
-    return hashlib.sha256(held.view(torch.uint8).numpy().data).digest() if held.numel() else b""
+    data = whole(tensor).cpu().contiguous().view(-1)
+    return hashlib.sha256(data.view(torch.uint8).numpy().data).digest() if data.numel() else b""
 
 
 def _settings(value: Any) -> Any:
-    """A configuration without what changes no number."""
+    """Return a configuration without the entries that change no number."""
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if k not in _NAMES and not str(k).startswith("_") and k != "torch_dtype"}
         return {str(k): _settings(v) for k, v in sorted(kept.items(), key=lambda item: str(item[0]))}
@@ -172,5 +174,5 @@ def _settings(value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a value as JSON."""
+    """Return the SHA-256 of a value as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""`inspect`: what an adapter file holds, in a few lines; no model needed."""
+"""A summary of an adapter file in a few lines; no model needed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from addenda.core.site.targets import grouped
 
 
 def _unusual(entry: MethodEntry) -> Mapping[str, Any]:
-    """The options of a stored method that differ from its defaults; all that are stored, where it is not known here."""
+    """Return a stored method's options that differ from its defaults; all of them for a method not known here."""
     try:
         return info(entry.name).cls(**known_options(entry)).options()
     except AddendaError:
@@ -22,12 +22,12 @@ def _unusual(entry: MethodEntry) -> Mapping[str, Any]:
 
 
 def _some(names: list[str], most: int = 40) -> str:
-    """Names out of a file, the first of very many."""
+    """Join names out of a file, only the first of very many."""
     return ", ".join(map(label, names[:most])) + (f", … and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def inspect(path: str | Path) -> str:
-    """What a file holds, in a few lines; no model needed."""
+    """Describe what an adapter file holds, in a few lines; no model needed."""
     header, tensors = read(path)
     lines = [f"{path}: adapter file, schema {header.schema}, seed {header.seed}, {header.step} steps"]
     for i, m in enumerate(header.methods):
@@ -38,20 +38,20 @@ def inspect(path: str | Path) -> str:
     if heads:
         lines.append(f"  also trained as whole copies: {_some(heads)}")
     if header.labels:
-        some = [label(repr(n[:40])) for n in header.labels[:12]] + ["…"] * (len(header.labels) > 12)
-        lines.append(f"  {len(header.labels)} labels in order: {', '.join(some)}")
+        labels = [label(repr(n[:40])) for n in header.labels[:12]] + ["…"] * (len(header.labels) > 12)
+        lines.append(f"  {len(header.labels)} labels in order: {', '.join(labels)}")
     trained = sum(s.count(k, tensors) for s in header.sites for k in s.trainable)
     packed = [(s, k) for s in header.sites for k in s.packed]
     shared = sum(tensors[f".{i}/{k}"].numel() for i, names in enumerate(header.pools) for k in names)
     if shared:
         lines.append(f"  trained by all sites together: {shared:,} numbers")
     if packed:
-        of = " and ".join(map(said, sorted({header.bits(s) or 0 for s, _ in packed})))
+        depths = " and ".join(map(said, sorted({header.bits(s) or 0 for s, _ in packed})))
         lines.append(
-            f"  codes: {sum(s.count(k, tensors) for s, k in packed):,} numbers of {len(packed)} matrices in {of}"
+            f"  codes: {sum(s.count(k, tensors) for s, k in packed):,} numbers of {len(packed)} matrices in {depths}"
         )
-    held = sum(t.numel() * t.element_size() for t in tensors.values())
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
     lines.append(
-        f"  {trained + shared:,} trained numbers, {held:,} bytes of tensors, {Path(path).stat().st_size:,} bytes"
+        f"  {trained + shared:,} trained numbers, {size:,} bytes of tensors, {Path(path).stat().st_size:,} bytes"
     )
     return "\n".join(lines)

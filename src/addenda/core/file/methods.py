@@ -12,7 +12,7 @@ from addenda.core.method.contract import Method, Replace
 
 
 def known_options(entry: MethodEntry) -> dict[str, Any]:
-    """The options of a stored method; an option that this version does not know may not be dropped.
+    """Return a stored method's options. Raises AddendaError for an option that this version does not know.
 
     One that the file does not store has the default of the version that wrote it.
     """
@@ -28,12 +28,12 @@ def known_options(entry: MethodEntry) -> dict[str, Any]:
 
 
 def described(methods: Iterable[Method]) -> tuple[MethodEntry, ...]:
-    """The methods as a header stores them: all options, so that no later default changes what a file means."""
+    """Return the methods as a header stores them: all options, so that no later default changes what a file means."""
     return tuple(MethodEntry(m.name, m.options(defaults=True)) for m in methods)
 
 
 def methods_of(header: Header, path: str | Path) -> tuple[list[Method], Replace]:
-    """The methods of a file in the order of its header, and how its heads are trained."""
+    """Return the methods of a file in the order of its header, and how its heads are trained."""
     try:
         return [info(m.name).cls(**known_options(m)) for m in header.methods], Replace(**header.head)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Adapter files: one safetensors file with tensors, schema and the base's fingerprint. A load takes whole or raises.
+"""Saving an adapter: one safetensors file with tensors, schema and the base's fingerprint.
 
 The header's `addenda` entry is JSON: schema number, seed, step, the methods with all their options (older files: those
 that differ from the defaults; what such a default was then stands in `Method.formerly`), and every
@@ -63,22 +63,24 @@ def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool =
     sites: list[SiteEntry] = []
     problems, owners, copy = [], owners_of(root), Replace()
     gathered = adapter.sharded
-    for site_path, held in adapter.sites():
+    for site_path, site_tensors in adapter.sites():
         site = site_at(root, site_path, owners)
         head = site_path in record.also_train
-        copy = held.method if head else copy
-        derived = derived_of(held)
+        copy = site_tensors.method if head else copy
+        derived = derived_of(site_tensors)
         shapes: dict[str, tuple[int, ...]] = {}  # of what becomes codes
-        for key, tensor in (held.stored() | (derived if basis else {})).items():
+        for key, tensor in (site_tensors.stored() | (derived if basis else {})).items():
             tensor = whole(tensor)
             problems += _unsaved(f"{site_path}/{key}", tensor)
-            packed = None if key in derived else _packed(held, key, tensor, latent)
+            packed = None if key in derived else _packed(site_tensors, key, tensor, latent)
             if packed is not None:
                 shapes[key] = tuple(packed.shape)
                 tensors |= packed_as(f"{site_path}/{key}", packed)
                 continue
-            own = tensor.detach().cpu().contiguous()
-            tensors[f"{site_path}/{key}"] = own.clone() if key in derived else own  # shared ones once for every site
+            plain = tensor.detach().cpu().contiguous()
+            tensors[f"{site_path}/{key}"] = (
+                plain.clone() if key in derived else plain
+            )  # shared ones once for every site
         base = state.base(site)
         sites.append(
             SiteEntry(
@@ -86,9 +88,9 @@ def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool =
                 kind=site.kind.name,
                 shape=tuple(site.stored),
                 dtype=str(site.weight.dtype).removeprefix("torch."),
-                method=HEAD if head else methods.index(held.method),
-                trainable=tuple(held._parameters),
-                frozen=tuple(held.frozen),
+                method=HEAD if head else methods.index(site_tensors.method),
+                trainable=tuple(site_tensors._parameters),
+                frozen=tuple(site_tensors.frozen),
                 form=base.form if isinstance(base, Packed) else None,
                 hash=None if head else fingerprint(state, site),
                 sample=None if head else tuple(sample(state, site)),
@@ -125,7 +127,7 @@ def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool =
 
 
 def _packed(held: SiteTensors, key: str, tensor: Tensor, latent: bool) -> FewBits | None:
-    """The codes of a matrix, as held or made now, once; None for what stays as it is."""
+    """Return the codes of a matrix, as held or encoded now; None for a tensor that is stored as it is."""
     if isinstance(tensor, FewBits):
         return tensor
     bits = held.method.bits
@@ -135,7 +137,7 @@ def _packed(held: SiteTensors, key: str, tensor: Tensor, latent: bool) -> FewBit
 
 
 def _unsaved(key: str, tensor: Tensor) -> list[str]:
-    """Why a tensor cannot be saved; nothing where it can."""
+    """Return why a tensor cannot be saved, in a list; empty where it can."""
     if tensor.numel() == 0:
         return [f"{key} is empty (shape {tuple(tensor.shape)})"]
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
