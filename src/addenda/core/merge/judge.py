@@ -1,4 +1,4 @@
-"""Whether a changed model still returns what it returned: every floating number of it, against what rounding moves.
+"""Judging whether a changed model still returns what it returned, in every floating number, within rounding.
 
 The same batch runs before and after. An output may move by twice the larger of two: the noise, which is how far the
 same model in the next wider dtype is away, and some ε of the output's size.
@@ -26,7 +26,7 @@ _HALF_ROUNDINGS = 1  # the same in half precision, where the noise is what count
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far outputs have moved: the one nearest to its limit, or furthest above it. before and after: what moved."""
+    """How far outputs have moved: the figures of the output nearest to its limit, or furthest above it."""
 
     compared: int
     worst: str
@@ -43,7 +43,7 @@ class Verdict:
 
 @dataclass
 class Proof:
-    """The outputs to be kept. wide: those of the model in a wider dtype; base: those without the change."""
+    """The outputs that a merge must keep. wide: those of the model in a wider dtype; base: those without the change."""
 
     before: Outputs
     wide: Outputs | None
@@ -55,62 +55,62 @@ class Proof:
 
     @classmethod
     def of(cls, root: nn.Module, batch: object, before: Outputs) -> "Proof":
-        """before: what `run(root, batch)` gave. Raises AddendaError where that proves nothing."""
-        made = cls(before, None, _working(root), _is_logits(root, before.main))
+        """Build the proof from `before`, what `run(root, batch)` gave. Raises AddendaError where it proves nothing."""
+        proof = cls(before, None, _working(root), _is_logits(root, before.main))
         if any(bool(t.isnan().any()) for t in before.values.values()):
             raise AddendaError(_not_finite(before))
         try:
-            made.wide = _wide(root, batch, made.working)
+            proof.wide = _wide(root, batch, proof.working)
         except Exception as error:  # whatever a model does in a dtype that it was not made for
-            made.notes.append(f"noise not measured: in a wider dtype {error}")
-        if made.wide is not None and made.wide.drawn:
-            made.wide = None
-            made.notes.append("noise not measured: the model draws random numbers, each time the same ones here")
-        if made.wide is not None and not _alike(before, made.wide):
-            made.wide = None
-            made.notes.append("noise not measured: in a wider dtype the model returns other outputs")
+            proof.notes.append(f"noise not measured: in a wider dtype {error}")
+        if proof.wide is not None and proof.wide.drawn:
+            proof.wide = None
+            proof.notes.append("noise not measured: the model draws random numbers, each time the same ones here")
+        if proof.wide is not None and not _alike(before, proof.wide):
+            proof.wide = None
+            proof.notes.append("noise not measured: in a wider dtype the model returns other outputs")
         for path, t in before.values.items():
-            wide = None if made.wide is None else made.wide.values[path]
+            wide = None if proof.wide is None else proof.wide.values[path]
             if bool(t.isinf().any()) and (wide is None or not torch.equal(t.isinf(), wide.isinf())):
                 raise AddendaError(_not_finite(before))  # ∞ that is meant is there in every dtype
-        made.noise = _noise(before, made.wide)
-        return made
+        proof.noise = _noise(before, proof.wide)
+        return proof
 
     def look_again(self, root: nn.Module, batch: object, after: Outputs) -> None:
-        """Measure the noise once more, of the changed model: in half precision one measurement is small by chance."""
+        """Measure the noise again, on the changed model: in half precision one measurement is small by chance."""
         if self.wide is None or torch.finfo(self.working).bits >= 32:
             return
         try:
-            again = _wide(root, batch, self.working)
+            wide = _wide(root, batch, self.working)
         except Exception:  # as the first time
             return
-        if _alike(after, again):
-            self.noise = {k: max(n, _noise(after, again).get(k, 0.0)) for k, n in self.noise.items()}
+        if _alike(after, wide):
+            self.noise = {k: max(n, _noise(after, wide).get(k, 0.0)) for k, n in self.noise.items()}
 
     def judge(self, after: Outputs, excused: float = 0.0) -> Verdict:
-        """excused: the share of what the change itself moves that may be lost. Outputs of other shapes move by ∞."""
-        found = []
+        """Compare outputs with those to be kept. excused: the share of the change's own effect that may be lost."""
+        moves = []
         for path, t in self.before.values.items():
-            other = after.values.get(path)
-            size, moved = _size(t), _away(t, other)
+            counterpart = after.values.get(path)
+            size, moved = _size(t), _away(t, counterpart)
             noise = self.noise.get(path, 0.0)
             limit = 2 * max(noise, self._rounding(t.dtype) * size)
             if excused and self.base is not None:
                 limit += excused * _away(t, self.base.values.get(path), unlike=False)
-            found.append((moved / limit if limit else (0.0 if moved == 0 else float("inf")), path, moved, limit, noise))
+            moves.append((moved / limit if limit else (0.0 if moved == 0 else float("inf")), path, moved, limit, noise))
         for path in after.values.keys() - self.before.values.keys():
-            found.append((float("inf"), path, float("inf"), 0.0, 0.0))
-        _, worst, moved, limit, noise = max(found, key=lambda item: item[0])
+            moves.append((float("inf"), path, float("inf"), 0.0, 0.0))
+        _, worst, moved, limit, noise = max(moves, key=lambda item: item[0])
         main = self.before.main
-        now = after.values.get("logits", next(iter(after.values.values())))
+        result = after.values.get("logits", next(iter(after.values.values())))
         wide = None if self.wide is None else self.wide.main
-        told: dict[str, Any] = {}
-        if self.logits and now.shape == main.shape:
-            told["kl"], told["top1"] = divergence(main, now)
-            told["noise_kl"] = None if wide is None else divergence(wide, main)[0]
+        measures: dict[str, Any] = {}
+        if self.logits and result.shape == main.shape:
+            measures["kl"], measures["top1"] = divergence(main, result)
+            measures["noise_kl"] = None if wide is None else divergence(wide, main)[0]
         return Verdict(
-            len(self.before.values), worst, moved, limit, noise, moved <= limit, distance(now, main),
-            None if wide is None else distance(main, wide), **told,
+            len(self.before.values), worst, moved, limit, noise, moved <= limit, distance(result, main),
+            None if wide is None else distance(main, wide), **measures,
         )  # fmt: skip
 
     def _rounding(self, dtype: torch.dtype) -> float:
@@ -126,33 +126,33 @@ def _noise(narrow: Outputs, wide: Outputs | None) -> dict[str, float]:
 
 
 def _not_finite(outputs: Outputs) -> str:
-    wrong, every = outputs.broken()
+    wrong, total = outputs.broken()
     dtypes = ", ".join(dict.fromkeys(str(t.dtype) for t in outputs.values.values()))
     return (
-        f"The verify batch has outputs that are not finite before anything is merged: {wrong:,} of {every:,}, in "
+        f"The verify batch has outputs that are not finite before anything is merged: {wrong:,} of {total:,}, in "
         f"{dtypes}, so they prove nothing. Give another batch, a wider dtype=, or an adapter that has not diverged."
     )
 
 
 def _beyond(t: Tensor) -> Tensor:
-    """Where a number stands for none: NaN, ∞, and the largest ones of a dtype, which masks are made of."""
+    """Return where numbers are NaN, ∞, or among the largest of their dtype, which masks are made of."""
     return ~(t.abs() < torch.finfo(t.dtype).max / 4)
 
 
 def _size(t: Tensor) -> float:
-    kept = t[~_beyond(t)]
-    return float(kept.abs().max()) if kept.numel() else 0.0
+    numbers = t[~_beyond(t)]
+    return float(numbers.abs().max()) if numbers.numel() else 0.0
 
 
 def _away(t: Tensor, other: Tensor | None, unlike: bool = True) -> float:
-    """The largest difference of numbers; ∞ where shapes, or the places of what is none, are unlike."""
+    """Return the largest difference of numbers; ∞ where shapes, or the places of NaN, ∞ and masks, are unlike."""
     if other is None or other.shape != t.shape:
         return float("inf") if unlike else 0.0
-    beyond, others = _beyond(t), _beyond(other)
-    if unlike and not bool(((beyond == others) & (~beyond | (t == other))).all()):
+    beyond, other_beyond = _beyond(t), _beyond(other)
+    if unlike and not bool(((beyond == other_beyond) & (~beyond | (t == other))).all()):
         return float("inf")
-    kept = ~(beyond | others)
-    gap = (t.double() - other.double())[kept]
+    regular = ~(beyond | other_beyond)
+    gap = (t.double() - other.double())[regular]
     return float(gap.abs().max()) if gap.numel() else 0.0
 
 
@@ -165,7 +165,7 @@ def _is_logits(root: nn.Module, output: Tensor) -> bool:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """‖a − b‖ / ‖b‖; ∞ where shapes are unlike."""
+    """Return ‖a − b‖ / ‖b‖; ∞ where shapes are unlike."""
     if a.shape != b.shape:
         return float("inf")
     beyond = _beyond(a) | _beyond(b)
@@ -174,7 +174,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def divergence(p: Tensor, q: Tensor) -> tuple[float, float]:
-    """Mean KL(p ‖ q) in nats over positions, and the share of positions with the same most likely output."""
+    """Return mean KL(p ‖ q) in nats over positions, and the share of positions with the same likeliest output."""
     lp, lq = F.log_softmax(p.double(), -1), F.log_softmax(q.double(), -1)
     kl = (lp.exp() * (lp - lq)).nan_to_num(0.0).sum(-1).mean()
     return max(float(kl), 0.0), float((p.argmax(-1) == q.argmax(-1)).float().mean())
@@ -184,14 +184,14 @@ def divergence(p: Tensor, q: Tensor) -> tuple[float, float]:
 
 
 def _working(root: nn.Module) -> torch.dtype:
-    """The coarsest dtype that the base computes in."""
-    own = {id(p) for m in root.modules() if isinstance(m, Adapted) for p in m._modules["addenda"].parameters()}
-    dtypes = {p.dtype for p in root.parameters() if p.is_floating_point() and id(p) not in own}
+    """Return the coarsest dtype that the base computes in."""
+    adapter_ids = {id(p) for m in root.modules() if isinstance(m, Adapted) for p in m._modules["addenda"].parameters()}
+    dtypes = {p.dtype for p in root.parameters() if p.is_floating_point() and id(p) not in adapter_ids}
     return max(dtypes, key=lambda d: torch.finfo(d).eps, default=torch.float32)
 
 
 def _wide(root: nn.Module, batch: object, working: torch.dtype) -> Outputs:
-    """The outputs of a copy in the next wider dtype: float32 for half precision, float64 for float32."""
+    """Return the outputs of a copy in the next wider dtype: float32 for half precision, float64 for float32."""
     dtype = torch.float32 if torch.finfo(working).bits < 32 else torch.float64
     wide = nn.Module.to(copy.deepcopy(root, aside(root)), dtype)
     unhook(wide)
@@ -200,7 +200,7 @@ def _wide(root: nn.Module, batch: object, working: torch.dtype) -> Outputs:
 
 
 class _Widened(TorchFunctionMode):
-    """Operators that do not take the wider dtype, or that mixed with another, get all of it in one that they take."""
+    """A mode in which operators that refuse the wider dtype, or a mixture, get all tensors in one that they take."""
 
     def __init__(self, wide: torch.dtype, narrow: torch.dtype):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Merging a change into the base, with proof: what rounding lost at each site, and whether the outputs still agree."""
+"""Merging a change into the base, with proof: the rounding lost at each site, and whether the outputs still agree."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ _UNSEEN_LIMIT = 0.25  # share of the change that rounding may take when no batch
 
 @dataclass(frozen=True)
 class Way:
-    """One way to merge into packed weights, against what was trained: the packed values, and the adapter on them.
+    """One way to merge into packed weights, and its distance from the packed values with the adapter on them.
 
     weights: ‖merged − (Ŵ + Δ)‖ / ‖Ŵ + Δ‖ over the packed sites; output, kl: over the verify batch, as in the report.
     """
@@ -36,14 +36,14 @@ class Way:
     kl: float | None = None
 
     def __str__(self) -> str:
-        told = [f"weights {self.weights:.2e}"]
-        told += [] if self.output is None else [f"outputs {self.output:.2e}"]
-        return ", ".join(told + ([] if self.kl is None else [f"KL {self.kl:.2e} nats"]))
+        parts = [f"weights {self.weights:.2e}"]
+        parts += [] if self.output is None else [f"outputs {self.output:.2e}"]
+        return ", ".join(parts + ([] if self.kl is None else [f"KL {self.kl:.2e} nats"]))
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did. Errors are ‖merged − (W + Δ)‖ / ‖Δ‖; divergences are over the verify batch."""
+    """The result of a merge. Errors are ‖merged − (W + Δ)‖ / ‖Δ‖; divergences are over the verify batch."""
 
     sites: dict[str, float]
     total: float  # the same error over all sites together
@@ -76,7 +76,7 @@ class MergeReport:
         if self.kl is not None:
             noise_kl = "not measured" if self.noise_kl is None else f"{self.noise_kl:.2e}"
             lines.append(f"KL {self.kl:.2e} nats (noise {noise_kl}), top-1 agreement {self.top1:.2%}")
-        lines += [f"{way}: {told} away from what was trained" for way, told in self.ways.items()]
+        lines += [f"{name}: {way} away from what was trained" for name, way in self.ways.items()]
         return "\n".join([*lines, *self.notes])
 
 
@@ -154,7 +154,7 @@ def merge(
 
 
 def _only_weights(state: State) -> None:
-    """Raises AddendaError where an active adapter changes activations: no weight can hold that."""
+    """Raise AddendaError where an active adapter changes activations: no weight can hold that."""
     for name in state.active:
         hidden = [path for path, m in state.records[name].methods.items() if isinstance(m, HiddenMethod)]
         if hidden:
@@ -175,16 +175,16 @@ def _merged(
         if verify is not None:
             owners = owners_of(root)
             with watching(site_at(root, p, owners) for n in names for p in state.records[n].methods):
-                before = run(root, verify)
-            proof = Proof.of(root, verify, before)
+                reference = run(root, verify)
+            proof = Proof.of(root, verify, reference)
             if allow_loss:
                 apply_active(root, state, ())
                 proof.base = run(root, verify)
                 apply_active(root, state, names)
         for way in how.others():
-            _, _, away = write(root, state, way)
+            _, _, gap = write(root, state, way)
             after = None if proof is None else run(root, verify).main
-            ways[str(way)] = _way(away, proof, after)
+            ways[str(way)] = _way(gap, proof, after)
             take_out(root, state)
             apply_active(root, state, names)
         errors, total, _ = write(root, state, how)
@@ -220,21 +220,21 @@ def unmerge(model: nn.Module) -> None:
 def _way(away: float, proof: Proof | None, after: Tensor | None) -> Way:
     if proof is None or after is None:
         return Way(away)
-    before = proof.before.main
-    return Way(away, distance(after, before), divergence(before, after)[0] if proof.logits else None)
+    reference = proof.before.main
+    return Way(away, distance(after, reference), divergence(reference, after)[0] if proof.logits else None)
 
 
 def _unseen(report: MergeReport, root: nn.Module, state: State, allow_loss: float | None, how: Writing) -> MergeReport:
-    """The report of a merge without a batch, if what rounding took is little. Raises AddendaError otherwise."""
+    """Return the report of a merge without a batch. Raises AddendaError where rounding took too much."""
     _refuse_broken(report, finite=True)
     if how.plain:
-        most = max(_UNSEEN_LIMIT, allow_loss or 0.0)
-        said = f"rounding to {report.dtype} takes too much, and no verify=batch shows it harmless"
+        limit = max(_UNSEEN_LIMIT, allow_loss or 0.0)
+        reason = f"rounding to {report.dtype} takes too much, and no verify=batch shows it harmless"
     else:  # another base, or other codes: the weights are meant to differ
-        most = math.inf if allow_loss is None else allow_loss
-        said = f"{how} loses more than allow_loss={allow_loss}"
-    if not report.total <= most:
-        raise _undone(report, said)
+        limit = math.inf if allow_loss is None else allow_loss
+        reason = f"{how} loses more than allow_loss={allow_loss}"
+    if not report.total <= limit:
+        raise _undone(report, reason)
     notes = ("outputs: not checked, as no verify=batch was given", known_reads(root, state))
     return replace(report, notes=(*report.notes, *filter(None, notes)))
 
@@ -242,26 +242,26 @@ def _unseen(report: MergeReport, root: nn.Module, state: State, allow_loss: floa
 def _judged(
     report: MergeReport, proof: Proof, after: Outputs, excused: float, allow_loss: float | None, how: Writing
 ) -> MergeReport:
-    """The report of a merge whose outputs are compared. Raises AddendaError where they have moved too far.
+    """Return the report of a merge with outputs compared. Raises AddendaError where they have moved too far.
 
     excused: what allow_loss admits: the share that rounding took of the weights, doubled, as outputs follow no one.
     """
     _refuse_broken(report, finite=not any(bool(t.isnan().any()) for t in after.values.values()))
-    found = proof.judge(after, excused)
+    verdict = proof.judge(after, excused)
     report = replace(
-        report, kl=found.kl, noise_kl=found.noise_kl, top1=found.top1, output=found.output,
-        noise_output=found.noise_output, compared=found.compared, worst=found.worst, moved=found.moved,
-        limit=found.limit, notes=(*report.notes, *proof.notes),
+        report, kl=verdict.kl, noise_kl=verdict.noise_kl, top1=verdict.top1, output=verdict.output,
+        noise_output=verdict.noise_output, compared=verdict.compared, worst=verdict.worst, moved=verdict.moved,
+        limit=verdict.limit, notes=(*report.notes, *proof.notes),
     )  # fmt: skip
     if not how.plain:  # another base, or other codes: the outputs are meant to differ
         if allow_loss is not None and not report.total <= allow_loss:
             raise _undone(report, f"{how} loses more than allow_loss={allow_loss}")
-    elif not found.within:
+    elif not verdict.within:
         raise _undone(
             report,
-            f"of {found.compared} outputs {found.worst!r} moves by {found.moved:.2e}, more than the limit of "
-            f"{found.limit:.2e} (twice the larger of the noise of {report.dtype}, {found.noise:.2e}, and its rounding"
-            + (f", and {excused:.0%} of what the change itself moves)" if excused else ")"),
+            f"of {verdict.compared} outputs {verdict.worst!r} moves by {verdict.moved:.2e}, more than the limit of "
+            f"{verdict.limit:.2e} (twice the larger of the noise of {report.dtype}, {verdict.noise:.2e}, and its "
+            "rounding" + (f", and {excused:.0%} of what the change itself moves)" if excused else ")"),
         )
     return report
 

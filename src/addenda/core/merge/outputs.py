@@ -1,4 +1,4 @@
-"""What a model returns on one batch: every floating tensor in it, wherever it stands.
+"""A model's outputs on one batch: every floating tensor in them, wherever it stands.
 
 A batch is a tensor, a tuple of arguments, a dict of named ones, or a function that is given the model. Each forward
 gets a copy of its own, as it may write into it, and starts from the same state of the random generators.
@@ -23,7 +23,7 @@ _DEPTH = 16  # of objects in objects that are looked into
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one forward returned: floating tensors by their place in it, how many others, whether it drew at random."""
+    """The result of one forward: floating tensors by place, how many other tensors, whether it drew at random."""
 
     values: dict[str, Tensor]
     others: int
@@ -31,18 +31,18 @@ class Outputs:
 
     @property
     def main(self) -> Tensor:
-        """The logits, or else the first of them."""
+        """The logits, or else the first output."""
         return self.values.get("logits", next(iter(self.values.values())))
 
     def broken(self) -> tuple[int, int]:
-        """How many numbers are NaN, or infinite; and how many there are."""
+        """Return how many numbers are NaN or infinite, and how many there are."""
         wrong = sum(int((~torch.isfinite(t)).sum()) for t in self.values.values())
         return wrong, sum(t.numel() for t in self.values.values())
 
 
 @torch.no_grad()
 def run(model: nn.Module, batch: object, dtype: torch.dtype | None = None) -> Outputs:
-    """One forward of a model; floating tensors of the batch in `dtype`.
+    """Run one forward of a model and return its outputs; floating tensors of the batch are cast to `dtype`.
 
     Raises AddendaError where the batch does not fit the model, or nothing comes back that could be compared.
     """
@@ -52,25 +52,25 @@ def run(model: nn.Module, batch: object, dtype: torch.dtype | None = None) -> Ou
         except AddendaError:
             raise
         except Exception as error:
-            said = next(iter(str(error).splitlines()), "")[:300]
+            message = next(iter(str(error).splitlines()), "")[:300]
             raise AddendaError(
                 f"The verify batch does not run through this {original_class(model).__name__}: {type(error).__name__}: "
-                f"{said} Give verify= a tensor for model(tensor), a tuple for model(*tuple), a dict for "
+                f"{message} Give verify= a tensor for model(tensor), a tuple for model(*tuple), a dict for "
                 "model(**dict), or a function that is given the model and returns its outputs."
             ) from error
     values: dict[str, Tensor] = {}
-    others = _collect(result, "", values, set())
+    other_count = _collect(result, "", values, set())
     if not values:
         raise AddendaError(
             f"The verify batch gave a {type(result).__name__} without a floating tensor to compare"
-            + (f" ({others} of whole numbers, which hide what moves)" if others else "")
+            + (f" ({other_count} of whole numbers, which hide what moves)" if other_count else "")
             + ". Give verify= a function that is given the model and returns such, e.g. its logits."
         )
-    return Outputs(values, others, drawn())
+    return Outputs(values, other_count, drawn())
 
 
 def _collect(value: Any, path: str, found: dict[str, Tensor], seen: set[int], depth: int = 0) -> int:
-    """All floating tensors in a value, by path, copied. Returns how many others there were."""
+    """Copy all floating tensors in a value into `found`, by path. Returns how many other tensors there were."""
     if id(value) in seen or depth > _DEPTH or value is None:
         return 0
     if isinstance(value, float):
@@ -89,7 +89,7 @@ def _collect(value: Any, path: str, found: dict[str, Tensor], seen: set[int], de
 
 
 def _parts_of(value: Any, depth: int) -> Iterable[tuple[str, Any]]:
-    """What is in a container or an object, by name."""
+    """Return the contents of a container or an object, by name."""
     if isinstance(value, Mapping):
         return [(str(k), v) for k, v in value.items()]
     if isinstance(value, (list, tuple)):
@@ -98,8 +98,8 @@ def _parts_of(value: Any, depth: int) -> Iterable[tuple[str, Any]]:
         return [(f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value)]
     if isinstance(value, (nn.Module, type)) or callable(value):
         return []
-    held = {name: getattr(value, name, None) for c in type(value).__mro__ for name in vars(c).get("__slots__", ())}
-    return [(k, v) for k, v in (held | getattr(value, "__dict__", {})).items() if not isinstance(v, float)]
+    slots = {name: getattr(value, name, None) for c in type(value).__mro__ for name in vars(c).get("__slots__", ())}
+    return [(k, v) for k, v in (slots | getattr(value, "__dict__", {})).items() if not isinstance(v, float)]
 
 
 # -- how it is called --------------------------------------------------------------------------------------------------
@@ -123,17 +123,17 @@ def _call(model: nn.Module, batch: Any, dtype: torch.dtype | None) -> Any:
 
 
 def _names_fit(model: nn.Module, batch: Mapping) -> bool:
-    """Whether a forward takes these names; False where it takes the mapping itself."""
+    """Return whether a forward takes these names; False where it takes the mapping itself."""
     if _binds(model, **batch):
         return True
-    known = list(_signature(model).parameters)  # type: ignore[union-attr]
-    if not set(known) & set(batch) and _binds(model, batch):
+    names = list(_signature(model).parameters)  # type: ignore[union-attr]
+    if not set(names) & set(batch) and _binds(model, batch):
         return False
-    strange = [k for k in batch if k not in known]
-    hint = nearest(strange[0], known) if strange else ""
+    unknown = [k for k in batch if k not in names]
+    hint = nearest(unknown[0], names) if unknown else ""
     raise AddendaError(
         f"The verify batch has {', '.join(map(repr, batch))}, and {original_class(model).__name__}.forward takes "
-        f"{', '.join(known)}.{hint} Give the names that it takes, or a function that is given the model."
+        f"{', '.join(names)}.{hint} Give the names that it takes, or a function that is given the model."
     )
 
 
@@ -153,10 +153,10 @@ def _binds(model: nn.Module, *args: Any, **kwargs: Any) -> bool:
 
 
 def _own(value: Any, dtype: torch.dtype | None) -> Any:
-    """A copy, since a forward may write into what it is given (a cache); floating tensors in `dtype`."""
+    """Return a copy, since a forward may write into its arguments (a cache); floating tensors in `dtype`."""
     if isinstance(value, Tensor):
-        own = value.detach().clone()
-        return own.to(dtype) if dtype is not None and own.is_floating_point() else own
+        tensor = value.detach().clone()
+        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
     if type(value) is dict:
         return {k: _own(v, dtype) for k, v in value.items()}
     if type(value) in (list, tuple):
@@ -169,17 +169,17 @@ def _own(value: Any, dtype: torch.dtype | None) -> Any:
 
 @contextmanager
 def _same_draws(model: nn.Module) -> Iterator[Callable[[], bool]]:
-    """Generators start alike and are as they were afterwards. Gives a function: whether the model drew meanwhile."""
+    """Start random generators alike and restore them afterwards. Yields a function: whether the model drew."""
     devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
     generators = [torch.default_generator, *(torch.cuda.default_generators[i] for i in devices)]
-    before = [g.get_state() for g in generators]
+    states = [g.get_state() for g in generators]
     for g in generators:
         g.manual_seed(0)
     start = [g.get_state() for g in generators]
-    found: list[bool] = []
+    draws: list[bool] = []
     try:
-        yield lambda: found[0]
+        yield lambda: draws[0]
     finally:
-        found.append(not all(torch.equal(a, g.get_state()) for a, g in zip(start, generators, strict=True)))
-        for g, state in zip(generators, before, strict=True):
+        draws.append(not all(torch.equal(a, g.get_state()) for a, g in zip(start, generators, strict=True)))
+        for g, state in zip(generators, states, strict=True):
             g.set_state(state)

@@ -26,7 +26,7 @@ Base = Literal["as-trained", "full-precision"]
 
 @dataclass(frozen=True)
 class Writing:
-    """How the changed weights are written. full: the model with the weights before they were packed."""
+    """The way in which changed weights are written. full: the model with the weights before they were packed."""
 
     base: Base
     again: bool
@@ -39,11 +39,11 @@ class Writing:
 
     @property
     def plain(self) -> bool:
-        """Whether it is the one way that there is for plain weights."""
+        """Whether this is the only way that plain weights have."""
         return self.base == "as-trained" and not self.again
 
     def others(self) -> "list[Writing]":
-        """All ways to compare, where one was asked for that is not the plain one."""
+        """Return all ways to compare, where one was asked for that is not the plain one."""
         if self.plain and self.full is None:
             return []
         bases: list[Base] = ["as-trained", *(["full-precision"] if self.full is not None else [])]
@@ -51,37 +51,37 @@ class Writing:
 
 
 def write(root: nn.Module, state: State, how: Writing) -> tuple[dict[str, float], float, float]:
-    """(the error at each site, over all of them, how far packed sites end from what was trained)."""
+    """Write the changed weights: (error at each site, over all of them, packed sites' distance from training)."""
     owners, names = owners_of(root), state.active
     state.merged, errors = {}, {}
-    lost = size = away = trained = 0.0
+    lost = size = drift = trained = 0.0
     for path in dict.fromkeys(p for n in names for p in state.records[n].methods):
         site = site_at(root, path, owners)
-        index, kept, before, exact = _change(site)
-        packed = kept if isinstance(kept, Packed) else None
-        aim = exact
+        index, original, start, exact = _change(site)
+        packed = original if isinstance(original, Packed) else None
+        target = exact
         if packed is not None and how.base == "full-precision":
             assert how.full is not None
             plain = plain_weight(how.full, path, packed).detach().to(exact.device, exact.dtype)
-            before, aim = plain, plain + (exact - before)
-        change = torch.linalg.vector_norm(aim - before)
+            start, target = plain, plain + (exact - start)
+        change = torch.linalg.vector_norm(target - start)
         if packed is not None and how.again:
-            rounded = packed.again(aim.to(packed.dtype))
+            rounded = packed.again(target.to(packed.dtype))
             written = rounded.dense(exact.dtype)
         else:
-            rounded = rounded_to(aim, site.weight.dtype, how.rounding, Stream(how.seed, "rounding", path))
+            rounded = rounded_to(target, site.weight.dtype, how.rounding, Stream(how.seed, "rounding", path))
             written = rounded.to(exact.dtype)
-        state.merged[path] = Kept(kept, index)
+        state.merged[path] = Kept(original, index)
         Kept(rounded, index).into(site)
         if packed is None:
             written = (site.weight.detach() if index is None else site.weight.detach().view(-1)[index]).to(exact.dtype)
-        error = torch.linalg.vector_norm(written - aim)
+        error = torch.linalg.vector_norm(written - target)
         errors[path] = float(error / change) if change > 0 else 0.0
         lost, size = lost + float(error) ** 2, size + float(change) ** 2
         if packed is not None:
-            away += float(torch.linalg.vector_norm(written - exact)) ** 2
+            drift += float(torch.linalg.vector_norm(written - exact)) ** 2
             trained += float(torch.linalg.vector_norm(exact)) ** 2
-        if packed is None and _more_than_rounding(float(error), aim, site.weight.dtype):
+        if packed is None and _more_than_rounding(float(error), target, site.weight.dtype):
             raise AddendaError(
                 f"The merge was undone: what stands at {path} is not W + ΔW. It is {float(error):.2e} away, which "
                 f"rounding to {site.weight.dtype} cannot be."
@@ -94,40 +94,40 @@ def write(root: nn.Module, state: State, how: Writing) -> tuple[dict[str, float]
             state.merged[path] = Kept(site.weight, adapted=False)
             Kept(plain).into(site)
     apply_active(root, state, names)
-    return errors, (lost / size) ** 0.5 if size else 0.0, (away / trained) ** 0.5 if trained else 0.0
+    return errors, (lost / size) ** 0.5 if size else 0.0, (drift / trained) ** 0.5 if trained else 0.0
 
 
 def _more_than_rounding(error: float, aim: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a finite error is above one step of the dtype everywhere."""
+    """Return whether a finite error is above one step of the dtype everywhere."""
     kind = torch.finfo(dtype)
     bound = kind.eps * float(torch.linalg.vector_norm(aim)) + kind.smallest_normal * kind.eps * aim.numel() ** 0.5
     return math.isfinite(error) and error > bound
 
 
 def packed_weights(root: nn.Module) -> dict[str, Packed]:
-    """The packed weights of a model by the path of their module."""
+    """Return the packed weights of a model by the path of their module."""
     return {p: w for p, m in root.named_modules() if isinstance(w := m._parameters.get("weight"), Packed)}
 
 
 def plain_weight(full: nn.Module, path: str, like: Tensor) -> Tensor:
-    """The plain weight that a model has at a path. Raises AddendaError where it has none of the shape of `like`."""
+    """Return a model's plain weight at a path. Raises AddendaError where it has none of the shape of `like`."""
     try:
-        found = site_at(unwrap(full), path).weight
+        weight = site_at(unwrap(full), path).weight
     except AddendaError:
-        found = None
-    if found is None or found.shape != like.shape or isinstance(found, Packed):
+        weight = None
+    if weight is None or weight.shape != like.shape or isinstance(weight, Packed):
         raise AddendaError(
             f"The {type(unwrap(full)).__name__} that was given has no plain weight of shape {tuple(like.shape)} at "
             f"{path}. Give the model as it was before its weights were packed."
         )
-    return found
+    return weight
 
 
 def _change(site: Site) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """(flat positions or None for all, a copy of the base's own there, its values, the exact new ones), the last two in
-    float32 at least.
+    """Return a site's change: (flat positions or None for all, a copy of the base there, its values, the new ones).
 
-    Only what changes is touched: a sparse change of a contiguous weight is its few entries.
+    Values are in float32 at least. Only what changes is touched: a sparse change of a contiguous weight is its few
+    entries.
     """
     slots = slots_of(site.module)
     assert slots is not None
@@ -141,11 +141,11 @@ def _change(site: Site) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
     parts = [t.method.sparse(t.tensors(), site.shape) for t in live]
     index, values = parts[0][0].long(), parts[0][1].detach().to(wide)
     if len(parts) > 1:  # where masks overlap the changes add up
-        every, place = torch.cat([i for i, _ in parts]).long().unique(return_inverse=True)
-        added = torch.cat([v.detach().to(wide) for _, v in parts])
-        index, values = every, values.new_zeros(len(every)).index_add_(0, place, added)
-    before = W.view(-1)[index]
-    return index, before, before.to(wide), before.to(wide) + values
+        positions, place = torch.cat([i for i, _ in parts]).long().unique(return_inverse=True)
+        sums = torch.cat([v.detach().to(wide) for _, v in parts])
+        index, values = positions, values.new_zeros(len(positions)).index_add_(0, place, sums)
+    entries = W.view(-1)[index]
+    return index, entries, entries.to(wide), entries.to(wide) + values
 
 
 def rounded_to(exact: Tensor, dtype: torch.dtype, rounding: str, rng: Stream) -> Tensor:
