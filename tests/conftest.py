@@ -11,9 +11,39 @@ import toys
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where tests marked on_device run; all others want the CPU")
+
+
+def pytest_collection_modifyitems(config, items):
+    """On another device than the CPU only those run that are marked for it."""
+    device = torch.device(config.getoption("--device"))
+    if device.type == "cpu":
+        return
+    for item in items:
+        if item.get_closest_marker("on_device") is None:
+            item.add_marker(pytest.mark.skip(reason=f"makes its tensors on the CPU, not on {device}"))
+        elif (only := item.get_closest_marker("cpu_only")) is not None:
+            item.add_marker(pytest.mark.skip(reason=only.args[0]))
+
+
+@pytest.fixture
+def device(request) -> torch.device:
+    """Where a test marked on_device makes its tensors."""
+    return torch.device(request.config.getoption("--device"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _exact(request):
+    """On a GPU: products and convolutions of float32 in float32, by kernels that give the same bits every time."""
+    if torch.device(request.config.getoption("--device")).type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +54,8 @@ def _choices(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def tiny() -> toys.Tiny:
-    return toys.Tiny()
+def tiny(device) -> toys.Tiny:
+    return toys.Tiny().to(device)
 
 
 @pytest.fixture
@@ -34,8 +64,8 @@ def tiny_conv() -> toys.TinyConv:
 
 
 @pytest.fixture
-def ids() -> Tensor:
-    return torch.arange(12).reshape(2, 6) * 5 % toys.VOCAB
+def ids(device) -> Tensor:
+    return (torch.arange(12).reshape(2, 6) * 5 % toys.VOCAB).to(device)
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""The contracts of DESIGN.md, over every method of the catalogue: a new method is tested by existing."""
+"""The contracts of DESIGN.md, over every method of the catalogue: a new method is tested by existing.
+
+With --device they run there, but for those that say why not.
+"""
 
 import copy
 import io
@@ -39,6 +42,8 @@ from shared import (
     where,
     with_weight,
 )
+
+pytestmark = pytest.mark.on_device
 
 every_method = pytest.mark.parametrize("name", EVERY)
 every_weight_method = pytest.mark.parametrize("name", NAMES)
@@ -121,25 +126,26 @@ def layers():
 LAYERS = [name for name, _, _ in layers()]
 
 
-def layer_of(kind):
+def layer_of(kind, device="cpu"):
     torch.manual_seed(3)
     module, x = next((m, x) for n, m, x in layers() if n == kind)
     if kind == "embedding":
         nn.init.normal_(module.weight)  # the row of padding_idx is seldom zero in pretrained models
-    return nn.Sequential(module).double(), x.double() if x.is_floating_point() else x
+    x = x.double() if x.is_floating_point() else x
+    return nn.Sequential(module).double().to(device), x.to(device)
 
 
 @every_weight_method
 @pytest.mark.parametrize("kind", LAYERS)
-def test_output_and_gradients_equal_the_dense_form(name, kind):
-    model, x = layer_of(kind)
+def test_output_and_gradients_equal_the_dense_form(name, kind, device):
+    model, x = layer_of(kind, device)
     reason = METHODS[name].check(*site_at(model, "0").shape)
     if reason:  # a clear refusal: site and reason
         with pytest.raises(AddendaError, match=rf"0: {re.escape(reason)}"):
             attach(model, name, x, targets="0")
         assert not slots_of(model[0])
         return
-    data = x if len(x) else torch.randn(3, 8, dtype=x.dtype)  # an empty batch has nothing to calibrate with
+    data = x if len(x) else torch.randn(3, 8, dtype=x.dtype).to(device)  # an empty batch has nothing to calibrate with
     if sees_nothing(model, name, data, "0"):
         return
     adapter = attach(model, name, data, targets="0")
@@ -152,7 +158,7 @@ def test_output_and_gradients_equal_the_dense_form(name, kind):
     x1 = x.detach().clone().requires_grad_() if x.is_floating_point() else x
     y1 = model(x1)
     torch.testing.assert_close(y1, y0, rtol=1e-5, atol=1e-6)
-    g = torch.randn(y0.shape, dtype=y0.dtype)
+    g = torch.randn(y0.shape, dtype=y0.dtype).to(device)
     y0.backward(g)
     y1.backward(g)
     tolerance = {"rtol": 1e-6, "atol": 1e-9} if all(t.dtype != torch.float32 for t in live[0].tensors().values()) else {
@@ -177,9 +183,9 @@ def test_only_what_needs_a_gradient_gets_one(name, tiny, ids):
 
 
 @every_weight_method
-def test_unfrozen_base_gets_the_gradients_of_the_dense_form(name):
+def test_unfrozen_base_gets_the_gradients_of_the_dense_form(name, device):
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(8, 16)).double(), torch.randn(3, 8, dtype=torch.float64)
+    model, x = nn.Sequential(nn.Linear(8, 16)).double().to(device), torch.randn(3, 8, dtype=torch.float64).to(device)
     stir(attach(model, name, x, targets="0", freeze=False), 0.2)
     for p in model.parameters():
         p.data = p.data.double()
@@ -262,6 +268,7 @@ def _outputs_in_child(payload: bytes, queue) -> None:
     queue.put({name: twin(ids).tolist() for name, twin in model.items()})
 
 
+@pytest.mark.cpu_only("compares with the outputs of another process, which has no device of its own")
 def test_pickle_to_a_spawned_process(tiny, ids):
     base = tiny.state_dict()
     models = {}
@@ -284,7 +291,7 @@ def test_pickle_to_a_spawned_process(tiny, ids):
 
 
 @every_weight_method
-def test_forms_agree(name, tiny, ids):
+def test_forms_agree(name, tiny, ids, device):
     adapter = stir(attach(tiny, name, ids, targets="linear"), 0.2)
     for path, tensors in adapter.sites():
         site, m = site_at(tiny, path), tensors.method
@@ -299,9 +306,9 @@ def test_forms_agree(name, tiny, ids):
         if m.has("sparse"):
             index, values = m.sparse(p, site.shape)
             assert bool((index.diff() > 0).all())
-            flat = torch.zeros(W.numel(), dtype=torch.float64).index_add(0, index.long(), values.double())
+            flat = W.new_zeros(W.numel()).index_add(0, index.long(), values.double())
             assert relative(flat.view_as(W), delta) < 1e-9
-        x = torch.randn(4, site.shape[1])
+        x = torch.randn(4, site.shape[1]).to(device)
         expected = nn.functional.linear(x.double(), W + delta, None if site.module.bias is None else
                                         site.module.bias.double())  # fmt: skip
         assert relative(site.module(x), expected) < 1e-5
@@ -353,6 +360,7 @@ CHILD = """
 """
 
 
+@pytest.mark.cpu_only("compares bits with those of another process, on the CPU")
 def test_save_and_load_in_a_fresh_process(tiny, ids, tmp_path):
     torch.save(tiny.state_dict(), tmp_path / "base.pt")
     torch.save(ids, tmp_path / "ids.pt")
@@ -432,7 +440,7 @@ def test_switching_is_exact_in_any_order(tiny, ids):
 
 
 @every_weight_method
-def test_several_at_once_are_the_sum_of_their_deltas(name, tiny, ids):
+def test_several_at_once_are_the_sum_of_their_deltas(name, tiny, ids, device):
     tiny.eval()
     others = [n for n in ("lora", "shira", "oft") if n != name]
     one = stir(attach(tiny, name, ids, targets="linear", name="one"), 0.1, seed=2)
@@ -446,7 +454,7 @@ def test_several_at_once_are_the_sum_of_their_deltas(name, tiny, ids):
     for s in sites(tiny, one):
         expected = s.weight + deltas[s.path]
         assert relative(effective(s, torch.float32), expected) < 1e-5
-        x = torch.randn(3, s.shape[1])
+        x = torch.randn(3, s.shape[1]).to(device)
         assert relative(s.module(x), nn.functional.linear(x, expected, s.module.bias)) < 1e-5
     loss_of(tiny, ids).backward()
     assert all(p.grad is not None for a in ad.adapters(tiny).values() for p in a.parameters())
@@ -479,8 +487,8 @@ def test_gradient_checkpointing_changes_nothing(name, reentrant, tiny, ids):
 
 
 @every_method
-def test_autocast_agrees_with_plain(name, tiny, ids):
-    with torch.autocast("cpu", torch.bfloat16):
+def test_autocast_agrees_with_plain(name, tiny, ids, device):
+    with torch.autocast(device.type, torch.bfloat16):
         base = tiny(ids)
     noise = relative(base, tiny(ids))
     adapter = stir(attach(tiny, name, ids, targets=where(name)), 0.1)
@@ -488,7 +496,7 @@ def test_autocast_agrees_with_plain(name, tiny, ids):
     plain, grads = tiny(ids), torch.cat([p.grad.flatten() for p in adapter.parameters()])
     for p in adapter.parameters():
         p.grad = None
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         y = tiny(ids)
         loss = loss_of(tiny, ids)
     loss.backward()
@@ -501,7 +509,7 @@ def test_autocast_agrees_with_plain(name, tiny, ids):
 
 @every_method
 @pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # dynamo's own
-def test_compiles_whole(name, tiny, ids):
+def test_compiles_whole(name, tiny, ids, device):
     adapter = stir(attach(tiny, name, ids, targets=where(name)), 0.1)
     expected = tiny(ids)
     expected.square().mean().backward()
@@ -511,7 +519,7 @@ def test_compiles_whole(name, tiny, ids):
     torch._dynamo.reset()
     part = tiny.layers[0].up_proj if name in NAMES else tiny.layers[0]
     compiled = torch.compile(part, backend="aot_eager", fullgraph=True)
-    x = torch.randn(2, 3, 8)
+    x = torch.randn(2, 3, 8).to(device)
     torch.testing.assert_close(compiled(x), part(x), rtol=1e-5, atol=1e-6)
     loss_of(tiny, ids).backward()
     torch.testing.assert_close([p.grad for p in adapter.parameters()], grads)
@@ -519,11 +527,11 @@ def test_compiles_whole(name, tiny, ids):
 
 
 @every_method
-def test_keyword_input_and_mutation_of_the_model(name, tiny, ids):
+def test_keyword_input_and_mutation_of_the_model(name, tiny, ids, device):
     adapter = stir(attach(tiny, name, ids, targets=where(name)), 0.1)
-    up, x = tiny.layers[0].up_proj, torch.randn(3, 8)
+    up, x = tiny.layers[0].up_proj, torch.randn(3, 8).to(device)
     part, key = (up, "input") if name in NAMES else (tiny.layers[0], "x")
-    x = x if name in NAMES else torch.randn(2, 3, 8)
+    x = x if name in NAMES else torch.randn(2, 3, 8).to(device)
     assert torch.equal(part(**{key: x}), part(x))
     expected = tiny(ids)
     state = copy.deepcopy(tiny.state_dict())
