@@ -1,4 +1,4 @@
-"""python -m bench NAME|all [--out FOLDER] [--docs PAGE]: measure, print a table, keep both. NAMEs: see COMMANDS."""
+"""python -m bench NAME|all|gpu [--out FOLDER] [--docs PAGE]: measure, print a table, keep both. NAMEs: see COMMANDS."""
 
 import argparse
 import json
@@ -13,13 +13,15 @@ COMMANDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", choices=(*COMMANDS, "all"))
+    parser.add_argument("what", choices=(*COMMANDS, "all", "gpu"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", default="llama94m")
     parser.add_argument("--tokens", default="4x256", help="batch x length")
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--arms", help="arms of `steps`, `others`, `hidden`, between |; others on record stay")
+    parser.add_argument("--device", default="cuda", help="of `gpu`, which measures nothing else here")
+    parser.add_argument("--quick", action="store_true", help="of `gpu`: tries the script, and measures little")
     parser.add_argument("--out", type=Path, help="folder of the record")
     parser.add_argument("--docs", type=Path, help="page whose <!-- name --> … <!-- end --> the table replaces")
     given = parser.parse_args()

@@ -71,7 +71,7 @@ def _floor(model: Any, what: str) -> nn.Module:
 def warm(model: Any) -> None:
     """A short step of the frozen base, so that the kernels' code counts with the loaded model."""
     model.requires_grad_(False)
-    ids = torch.zeros(1, 8, dtype=torch.long)
+    ids = torch.zeros(1, 8, dtype=torch.long, device=model.device)
     with gradient_from(model.get_input_embeddings()):
         model(input_ids=ids, labels=ids).loss.backward()
 

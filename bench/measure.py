@@ -53,7 +53,7 @@ def step(model_name: str, arm: str, tokens: tuple[int, int], attention: str, thr
     if trained_by:
         (adapter,) = adapters(model).values()
         optimizer = optim.build(adapter, trained_by, 1e-4)
-    scheduled = [a for a in _adapters(model) if any(m.has("on_step") for m in a.methods.values())]
+    scheduled = scheduled_in(model)
 
     def one() -> None:
         model(input_ids=batch, labels=batch).loss.backward()
@@ -78,12 +78,13 @@ def step(model_name: str, arm: str, tokens: tuple[int, int], attention: str, thr
         }
 
 
-def _adapters(model) -> list:
-    """Those of addenda that the model has."""
+def scheduled_in(model) -> list:
+    """Those adapters of addenda that the model has which draw anew after every step."""
     from addenda import adapters
     from addenda.core.state.state import find_state
 
-    return list(adapters(model).values()) if find_state(model) else []
+    held = adapters(model).values() if find_state(model) else []
+    return [a for a in held if any(m.has("on_step") for m in a.methods.values())]
 
 
 class Worker:
