@@ -1,4 +1,4 @@
-"""Which method goes to which site, decided before anything of the model changes."""
+"""Assigning methods to sites, before anything of the model changes."""
 
 from collections.abc import Iterable, Mapping
 
@@ -28,7 +28,7 @@ def assign(
     also_train: Iterable[Target] = (),
     head_bits: int | None = None,
 ) -> tuple[Assigned, tuple[str, ...]]:
-    """Which method goes to which site, in the model's order, and the paths of `also_train` among them.
+    """Return each site with its method, in the model's order, and the paths of `also_train` among them.
 
     Raises AddendaError listing every site that its method cannot take, with the reasons.
     """
@@ -39,7 +39,7 @@ def assign(
         raise AddendaError(f"head_bits={head_bits} is for the heads that also_train names, and it names none.")
     owned = {id(site.weight) for site in heads}
     plan: dict[str, tuple[Site, Method]] = {}
-    taken: set[int] = set()
+    changed: set[int] = set()
     if isinstance(method, Mapping) and targets is not None:
         raise AddendaError("With {target: method} every method names its own targets; leave targets= out.")
     groups = method.items() if isinstance(method, Mapping) else [(targets, method)]
@@ -48,22 +48,22 @@ def assign(
         if not isinstance(chosen, Method):
             raise AddendaError(f"Expected a method such as addenda.catalogue() lists, or its name, got {chosen!r}.")
         named = chosen.targets if target is None else target
-        for found in _sites_of(model, chosen, named, exclude):
-            site = with_neighbours(model, found, chosen.beside(found.path))
-            if site.changed in taken:
+        for candidate in _sites_of(model, chosen, named, exclude):
+            site = with_neighbours(model, candidate, chosen.beside(candidate.path))
+            if site.changed in changed:
                 raise AddendaError(f"{site.path} is named by two targets; exclude it from one of them.")
-            taken.add(site.changed)
+            changed.add(site.changed)
             if site.changed not in owned:
                 plan[site.path] = (site, chosen)
     if not plan:
         raise AddendaError("also_train takes every site that the targets name, so nothing is left for the method.")
-    problems = [f"{site.path}: {why}" for site, m in plan.values() if (why := unfit(site, m))]
-    problems += [f"{site.path}: {why}" for site in heads if (why := refusal(model, site) or unfit(site, copy))]
+    problems = [f"{site.path}: {reason}" for site, m in plan.values() if (reason := unfit(site, m))]
+    problems += [f"{site.path}: {reason}" for site in heads if (reason := refusal(model, site) or unfit(site, copy))]
     if problems:
-        more = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
+        ending = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise AddendaError(
             f"{len(problems)} of {len(plan) + len(heads)} sites cannot take the method: "
-            f"{'; '.join(problems[:8])}{more}. "
+            f"{'; '.join(problems[:8])}{ending}. "
             "Leave them out with exclude=, or give them another method with {target: method}."
         )
     for site in heads:
@@ -80,24 +80,24 @@ def _sites_of(model: nn.Module, method: Method, targets, exclude: Iterable[Targe
 
 
 def _parameters_of(model: nn.Module, target: Target) -> list[Site]:
-    """`also_train`: every parameter of the modules (of any class) that a target names."""
+    """Return every parameter, as a site, of the modules (of any class) that a target of `also_train` names."""
     named = dict(model.named_modules())
     paths = [p for p in named if p and isinstance(target, str) and (p == target or p.endswith(f".{target}"))]
     if not paths:
         paths = matching(model, target) or [s.path for s in resolve(model, target)]  # raises if nothing is there
-    found = []
+    sites = []
     for path in paths:
-        inside = [f"{path}.{n}" for n, _ in named[path].named_parameters()] if path in named else [path]
-        found += [site_at(model, p) for p in inside if not is_ours(p)]
-    return found
+        parameters = [f"{path}.{n}" for n, _ in named[path].named_parameters()] if path in named else [path]
+        sites += [site_at(model, p) for p in parameters if not is_ours(p)]
+    return sites
 
 
 def unfit(site: Site, method: Method) -> str | None:
-    """Why this site cannot take this method, or None."""
+    """Return why this site cannot take this method, or None."""
     slots = slots_of(site.module)
     if slots is not None and slots.kinds.get(site.parameter, site.kind) != site.kind:
-        held = slots.kinds[site.parameter].name
-        return f"another adapter holds this weight as a {held}, not as a {site.kind.name}; detach it first"
+        kind = slots.kinds[site.parameter].name
+        return f"another adapter holds this weight as a {kind}, not as a {site.kind.name}; detach it first"
     if not isinstance(method, WeightMethod):
         if not isinstance(site, Point):
             return f"{method.name} changes what a module returns, and this is a weight"
@@ -117,23 +117,23 @@ def unfit(site: Site, method: Method) -> str | None:
 
 
 def check_bits(found: Iterable[tuple[Method, bool]]) -> None:
-    """found: the method of every site, and whether it trains a matrix there. Raises where bits have none to act on."""
-    some: dict[Method, bool] = {}
+    """Raise AddendaError where bits have no matrix. found: each site's method, and whether it trains a matrix there."""
+    trains: dict[Method, bool] = {}
     for m, has in found:
-        some[m] = some.get(m, False) or has
-    for m in (m for m, has in some.items() if m.bits is not None and not has):
+        trains[m] = trains.get(m, False) or has
+    for m in (m for m, has in trains.items() if m.bits is not None and not has):
         raise AddendaError(f"bits={m.bits} is for trained matrices, and {m.name or 'the head'} trains vectors only.")
 
 
 def allotted(plan: Assigned, seen: dict[str, Tensor]) -> Assigned:
-    """The plan after methods have handed out among their sites what calibration suggests."""
-    given: dict[str, Method | None] = {}
+    """Return the plan after methods have handed out among their sites what calibration suggests."""
+    assigned: dict[str, Method | None] = {}
     for m in dict.fromkeys(m for _, m in plan if m.has("allot") and m.calibration is not None):
-        own = [site for site, other in plan if other == m]
-        methods = m.allot([site.shape for site in own], [seen[site.path] for site in own])
-        given.update(zip((site.path for site in own), methods, strict=True))
-    now = [(site, given.get(site.path, m)) for site, m in plan]
-    problems = [f"{site.path}: {why}" for site, m in now if m is not None and (why := m.check(*site.shape))]
+        sites = [site for site, method in plan if method == m]
+        methods = m.allot([site.shape for site in sites], [seen[site.path] for site in sites])
+        assigned.update(zip((site.path for site in sites), methods, strict=True))
+    revised = [(site, assigned.get(site.path, m)) for site, m in plan]
+    problems = [f"{site.path}: {reason}" for site, m in revised if m is not None and (reason := m.check(*site.shape))]
     if problems:
         raise AddendaError(f"What calibration suggests does not fit {len(problems)} sites: {'; '.join(problems[:8])}.")
-    return [(site, m) for site, m in now if m is not None]
+    return [(site, m) for site, m in revised if m is not None]

@@ -1,4 +1,4 @@
-"""Attach, detach and switch: putting adapters on a model and taking them off, base bits untouched.
+"""Attaching adapters to a model and detaching them, base bits untouched.
 
 Everything is computed before the model is changed, so that a refused call leaves nothing behind.
 """
@@ -73,15 +73,15 @@ def attach(
     started = time.perf_counter()
     root, state = ready(model, name)
     plan, heads = assign(root, method, targets, exclude, also_train, head_bits)
-    seen = calibrate(root, plan, calibration, loss)
-    plan = allotted(plan, seen)
-    built = build_tensors(plan, seed, progress, seen=seen)
+    calibrated = calibrate(root, plan, calibration, loss)
+    plan = allotted(plan, calibrated)
+    built = build_tensors(plan, seed, progress, seen=calibrated)
     check_bits((m, any(built[site.path].matrices)) for site, m in plan)
     return install(root, state, name, plan, built, heads, seed, freeze, started)
 
 
 def ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
-    """The module that carries the state and the state; raises when nothing can be attached now."""
+    """Return the module that carries the state, and the state. Raises AddendaError where it cannot be attached to."""
     if not isinstance(model, nn.Module):
         raise AddendaError(f"Expected a torch.nn.Module as the model, got {type(model).__name__}.")
     wrapped = type(model).__name__ in (
@@ -94,14 +94,14 @@ def ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
             f"The model is wrapped in {type(model).__name__}. Attach first, then wrap, shard or compile."
         )
     refuse_foreign(model)
-    found = find_state(model)
-    root, state = found if found else (unwrap(model), State())
-    if found and root is not unwrap(model):
+    host = find_state(model)
+    root, state = host if host else (unwrap(model), State())
+    if host and root is not unwrap(model):
         raise AddendaError(
             f"A part of this {type(unwrap(model)).__name__}, a {type(root).__name__}, carries adapters already. "
             "Attach to that part again, or detach there first."
         )
-    if not found and any(slots_of(m) is not None for m in root.modules()):
+    if not host and any(slots_of(m) is not None for m in root.modules()):
         raise AddendaError(
             f"This {type(root).__name__} is part of a model that carries adapters. Attach to that model."
         )
@@ -126,7 +126,7 @@ def install(
     started: float,
     activate: bool = True,
 ) -> Adapter:
-    """Register the tensors on the modules. Nothing here fails for reasons that a user could mend; Ctrl-C undoes it."""
+    """Register the tensors on the modules. Nothing here fails for a reason that a user could mend; Ctrl-C undoes it."""
     with undone(root):
         return _installed(root, state, name, plan, built, heads, seed, freeze, started, activate)
 
@@ -134,8 +134,8 @@ def install(
 def _installed(root, state, name, plan, built, heads, seed, freeze, started, activate) -> Adapter:
     root.__dict__["_addenda"] = state
     if freeze and not state.frozen:
-        own = {id(p) for m in root.modules() if (s := slots_of(m)) is not None for p in s.parameters()}
-        state.frozen = {n: p.requires_grad for n, p in root.named_parameters() if id(p) not in own}
+        adapter_ids = {id(p) for m in root.modules() if (s := slots_of(m)) is not None for p in s.parameters()}
+        state.frozen = {n: p.requires_grad for n, p in root.named_parameters() if id(p) not in adapter_ids}
         for n, p in root.named_parameters():
             if n in state.frozen:
                 p.requires_grad_(False)
@@ -181,7 +181,7 @@ def _detach(root: nn.Module, state: State, names: list[str], keep_merged: bool) 
 
 
 def _take_off(root: nn.Module, state: State, names: list[str]) -> None:
-    """Adapters that are not merged, off the model."""
+    """Take adapters that are not merged off the model."""
     for module in list(root.modules()):
         slots = slots_of(module)
         if slots is not None:
@@ -189,9 +189,9 @@ def _take_off(root: nn.Module, state: State, names: list[str]) -> None:
                 slots.remove(n)
     for n in names:
         del state.records[n]
-    held = _still_adapted(root, state)
+    adapted = _still_adapted(root, state)
     for module in list(root.modules()):
-        if slots_of(module) is not None and id(module) not in held:
+        if slots_of(module) is not None and id(module) not in adapted:
             release(module)
     follow(root)
     bypass.hook(root, state)
@@ -207,12 +207,12 @@ def _take_off(root: nn.Module, state: State, names: list[str]) -> None:
 
 
 def _still_adapted(root: nn.Module, state: State) -> set[int]:
-    held, owners = set(), owners_of(root)
+    ids, owners = set(), owners_of(root)
     for record in state.records.values():
         for path in record.methods:
             try:
                 site = site_at(root, path, owners)
             except AddendaError:  # replaced since
                 continue
-            held |= {id(module) for module in site.modules}
-    return held
+            ids |= {id(module) for module in site.modules}
+    return ids

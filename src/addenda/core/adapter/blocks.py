@@ -1,4 +1,4 @@
-"""`with` blocks in which other adapters act than outside: none of them, or one for each example."""
+"""The `with` blocks in which other adapters act than outside: none of them, or one for each example."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +19,7 @@ from addenda.core.state.state import Arrangement, apply_block, intact, mirror, r
 
 
 def disabled(model: nn.Module) -> AbstractContextManager:
-    """The base alone, for the length of a `with` block; afterwards what acted before acts again.
+    """Let the base alone act for the length of a `with` block; afterwards what acted before acts again.
 
     For the calling thread or task alone, as `per_example`: see there. Raises AddendaError for a merged change.
     """
@@ -37,7 +37,7 @@ def arranged(
     mix: Callable[[list[SiteTensors | None]], Mixed],
     in_turn: Sequence[str] | None = None,
 ) -> Iterator[Callable[[], bool]]:
-    """For the length of a `with` block, at every site acts what `mix` makes of the named adapters' tensors there.
+    """Let `mix` of the named adapters' tensors act at every site, for the length of a `with` block.
 
     mix is given one entry for each name, None where that adapter has nothing; it is not asked where none has. in_turn:
     the adapters that act at raw parameters, which see no batch; None where that makes no sense. Afterwards what acted
@@ -56,27 +56,27 @@ def arranged(
     for path in dict.fromkeys(p for n in names for p in state.records[n].methods) if in_turn is None else ():
         site = site_at(root, path, owners)
         if site.kind == PARAMETER or site.ties:
-            what = "is a raw parameter" if site.kind == PARAMETER else "is shared by several modules"
-            raise AddendaError(f"{path} {what}, and sees no batch to choose an adapter for each example of.")
-    own = Arrangement(names=tuple(names), mix=mix, in_turn=tuple(in_turn or ()))
-    again = checkpointed(root)
+            reason = "is a raw parameter" if site.kind == PARAMETER else "is shared by several modules"
+            raise AddendaError(f"{path} {reason}, and sees no batch to choose an adapter for each example of.")
+    arrangement = Arrangement(names=tuple(names), mix=mix, in_turn=tuple(in_turn or ()))
+    modules = checkpointed(root)
 
     def acts() -> bool:
         if torch.compiler.is_compiling():
-            return state.here.block is own
-        return used(own, lambda: state.arrangement is own)
+            return state.here.block is arrangement
+        return used(arrangement, lambda: state.arrangement is arrangement)
 
     def mark(module: nn.Module, args: tuple, out: object) -> None:
-        if checkpoints(again) and state.arrangement is own:
-            tell(out, Block, own)
+        if checkpoints(modules) and state.arrangement is arrangement:
+            tell(out, Block, arrangement)
 
     with lock:
-        apply_block(root, state, own)
-    finalize(own, sweep, ref(root)).atexit = False
-    flagged = any(m.gradient_checkpointing is True for m in again)
+        apply_block(root, state, arrangement)
+    finalize(arrangement, sweep, ref(root)).atexit = False
+    flagged = any(m.gradient_checkpointing is True for m in modules)
     handle = root.register_forward_hook(mark) if flagged else None
     try:
-        with inside(own):
+        with inside(arrangement):
             mirror(root, state)
             yield acts
     finally:
@@ -86,7 +86,7 @@ def arranged(
 
 
 def per_example(model: nn.Module, names: Sequence[str | None]) -> AbstractContextManager:
-    """For the length of a `with` block, example i of every batch passes through the adapter names[i]; None: the base.
+    """Pass example i of every batch in a `with` block through the adapter names[i]; None: the base.
 
     The first dimension of every adapted layer's input must be the batch. Low-rank adapters share one base product;
     for others the batch is split by adapter. Gradients reach the adapters that are named. Afterwards what acted before
@@ -95,12 +95,12 @@ def per_example(model: nn.Module, names: Sequence[str | None]) -> AbstractContex
 
     Raises AddendaError for an unknown name, a merged change, and adapters of raw parameters, which see no batch.
     """
-    used = tuple(dict.fromkeys(n for n in names if n is not None))
-    which = torch.tensor([-1 if n is None else used.index(n) for n in names])
+    adapters = tuple(dict.fromkeys(n for n in names if n is not None))
+    indices = torch.tensor([-1 if n is None else adapters.index(n) for n in names])
 
     def mix(held: list[SiteTensors | None]) -> Mixed:
-        here = [t for t in held if t is not None]
-        place = torch.tensor([-1 if t is None else here.index(t) for t in [None, *held]])  # -1: the base
-        return PerExample(tuple(here), place[which + 1])
+        present = [t for t in held if t is not None]
+        place = torch.tensor([-1 if t is None else present.index(t) for t in [None, *held]])  # -1: the base
+        return PerExample(tuple(present), place[indices + 1])
 
-    return arranged(model, used, mix)
+    return arranged(model, adapters, mix)

@@ -22,7 +22,7 @@ def calibrate(
     batches: Iterable | None,
     loss: Callable[[nn.Module, object], Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """What each calibrated method has accumulated over the batches, by path of the site.
+    """Return what each calibrated method has accumulated over the batches, by path of the site.
 
     Every weight's gradient goes to its method as soon as it is complete and is dropped at once, so that at most one
     dense gradient lives at a time beside the accumulators. Inputs are seen in a forward pass, without the positions
@@ -34,9 +34,9 @@ def calibrate(
     if not sites:
         return {}
     if batches is None:
-        kinds = ", ".join(dict.fromkeys(m.name for _, m in sites.values()))
+        names = ", ".join(dict.fromkeys(m.name for _, m in sites.values()))
         raise AddendaError(
-            f"{kinds} with these options looks at data before training: give attach(..., calibration=batches), "
+            f"{names} with these options looks at data before training: give attach(..., calibration=batches), "
             "a list of dicts for model(**batch), or of anything with loss=function(model, batch)."
         )
     blind = [path for path, (site, m) in sites.items() if m.calibration == "input" and not site.kind.dense]
@@ -45,14 +45,14 @@ def calibrate(
             f"{len(blind)} sites have no inputs to look at (only linear layers have): {', '.join(blind[:8])}. "
             "Leave them out with exclude=."
         )
-    seen: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
     mask: list[Tensor | None] = [None]
     count, backward = 0, any(m.calibration == "gradient" for _, m in sites.values())
     with frozen(model), training_mode(model, False):
         hooks = []
         try:
             for site, m in sites.values():
-                hooks.append(_watch(site, m, seen, mask) if m.calibration == "input" else _collect(site, m, seen))
+                hooks.append(_watch(site, m, results, mask) if m.calibration == "input" else _collect(site, m, results))
             for batch in batches:
                 mask[0] = batch.get("attention_mask") if isinstance(batch, dict) else None
                 watched = nullcontext() if count else watching(site for site, _ in plan)
@@ -60,36 +60,36 @@ def calibrate(
                     if loss is None and not backward:
                         model(**batch) if isinstance(batch, dict) else model(batch)
                     else:
-                        found = loss(model, batch) if loss else _default_loss(model, batch)
+                        value = loss(model, batch) if loss else _default_loss(model, batch)
                         if backward:
-                            found.backward()
+                            value.backward()
                 count += 1
         finally:
             for hook in hooks:
                 hook.remove()
     if not count:
         raise AddendaError("calibration= held no batch; at least one is needed.")
-    missed = [path for path in sites if path not in seen or not seen[path].any()]
+    missed = [path for path in sites if path not in results or not results[path].any()]
     if missed:
         raise AddendaError(f"{len(missed)} sites got nothing from the calibration data: {', '.join(missed[:8])}.")
-    wild = [path for path in sites if not torch.isfinite(seen[path]).all()]
+    wild = [path for path in sites if not torch.isfinite(results[path]).all()]
     if wild:
         raise AddendaError(f"The calibration data gives values that are not finite at {', '.join(wild[:8])}.")
-    return seen
+    return results
 
 
 def stand_in(method: Method, W: Tensor) -> Tensor | None:
-    """What `init` may get as its calibration where no data is, of the right shape; None for methods without."""
+    """Return a calibration of the right shape for `init` where no data is; None for methods without one."""
     return None if method.calibration is None else method.calibrate(W, W, None)
 
 
 def _watch(site: Site, method: Method, seen: dict[str, Tensor], mask: list[Tensor | None]):
     def take(module: nn.Module, given: tuple, named: dict) -> None:
         x = given[0] if given else next(iter(named.values()))
-        kept = mask[0]
+        attention = mask[0]
         rows = x.reshape(-1, x.shape[-1])
-        if kept is not None and kept.shape == x.shape[:-1]:
-            rows = rows[kept.flatten().bool().to(rows.device)]
+        if attention is not None and attention.shape == x.shape[:-1]:
+            rows = rows[attention.flatten().bool().to(rows.device)]
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.no_grad(), unnoticed():
             seen[site.path] = method.calibrate(site.matrix.to(wide), rows.to(wide), seen.get(site.path))

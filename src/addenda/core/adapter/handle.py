@@ -1,4 +1,4 @@
-"""The handle of one adapter on one model."""
+"""The handle of one adapter on one model: its tensors, saving, and checks of its training steps."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -31,7 +31,7 @@ class Adapter:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of a classifier's outputs, in their order; its file carries them. Empty where nobody said."""
+        """The names of a classifier's outputs, in their order, which its file carries. Empty where nobody gave any."""
         return record_of(self.model, self.name).record.labels
 
     @labels.setter
@@ -46,17 +46,17 @@ class Adapter:
 
     @property
     def seconds(self) -> float:
-        """How long attaching took."""
+        """The time in seconds that attaching took."""
         return record_of(self.model, self.name).record.seconds
 
     def sites(self) -> Iterator[tuple[str, SiteTensors]]:
-        """(path, tensors) of every site."""
+        """Yield (path, tensors) of every site."""
         root, _, record = record_of(self.model, self.name)
         for path in record.methods:
             yield path, tensors_at(root, self.name, path)
 
     def _holders(self) -> Iterator[tuple[str, SiteTensors | Pool]]:
-        """The sites, then what all sites of a method train together, each once, as ".0", ".1", …: no path is that."""
+        """Yield the sites, then each pool of tensors that sites train together, as ".0", ".1", …: no path is that."""
         pools: dict[int, Pool] = {}
         for path, tensors in self.sites():
             yield path, tensors
@@ -66,13 +66,13 @@ class Adapter:
             yield f".{i}", pool
 
     def pools(self) -> Iterator[tuple[str, Pool]]:
-        """(name, tensors) of every pool: what all sites of a method train together."""
-        for name, held in self._holders():
-            if isinstance(held, Pool):
-                yield name, held
+        """Yield (name, tensors) of every pool, the tensors that all sites of a method train together."""
+        for name, holder in self._holders():
+            if isinstance(holder, Pool):
+                yield name, holder
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Trainable tensors by "path/tensor", the adapter's name not in it; those of pools last."""
+        """Yield trainable tensors by "path/tensor", the adapter's name not in it; those of pools last."""
         for path, tensors in self._holders():
             for key, p in tensors._parameters.items():
                 assert p is not None
@@ -83,7 +83,7 @@ class Adapter:
 
     @property
     def trainable(self) -> int:
-        """How many numbers the adapter trains."""
+        """The number of numbers that the adapter trains."""
         return sum(p.numel() for p in self.parameters())
 
     def requires_grad_(self, flag: bool = True) -> "Adapter":
@@ -103,26 +103,28 @@ class Adapter:
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Trainable and frozen tensors by "path/tensor", those of pools last, before any are put into few bits."""
+        """Return trainable and frozen tensors by "path/tensor", those of pools last, matrices in full precision."""
         return {f"{path}/{key}": t for path, tensors in self._holders() for key, t in tensors.stored().items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Copy values in, strictly: every tensor there, none more, shapes equal. Raises AddendaError listing all."""
-        own = self.state_dict()
-        problems = [f"missing {k}" for k in own if k not in tensors] + [
-            f"unexpected {k}" for k in tensors if k not in own
+        """Copy values in, strictly: every tensor, none more, shapes equal. Raises AddendaError listing all misfits."""
+        targets = self.state_dict()
+        problems = [f"missing {k}" for k in targets if k not in tensors] + [
+            f"unexpected {k}" for k in tensors if k not in targets
         ]
         problems += [
-            f"{k}: shape {tuple(tensors[k].shape)}, expected {tuple(own[k].shape)}"
-            for k in own
-            if k in tensors and tensors[k].shape != own[k].shape
+            f"{k}: shape {tuple(tensors[k].shape)}, expected {tuple(targets[k].shape)}"
+            for k in targets
+            if k in tensors and tensors[k].shape != targets[k].shape
         ]
         problems += [
-            f"{k} is held as codes, which nothing can be written into" for k, t in own.items() if isinstance(t, Packed)
+            f"{k} is held as codes, which nothing can be written into"
+            for k, t in targets.items()
+            if isinstance(t, Packed)
         ]
         if problems:
             raise AddendaError(f"The tensors do not fit adapter {self.name!r}: {'; '.join(problems[:20])}.")
-        for key, tensor in own.items():
+        for key, tensor in targets.items():
             fill(tensor, tensors[key])
 
     @property
@@ -162,11 +164,11 @@ class Adapter:
         self.draw()
 
     def _look_at_buffers(self, step: int) -> None:
-        """Between the first steps nothing that belongs to a frozen base may move."""
+        """Warn where buffers of a frozen base have changed between the first steps."""
         root, state, _ = record_of(self.model, self.name)
-        now = {n: _mark(b) for n, b in gathered(root).items() if not b.is_inference()}
-        moved = [n for n, mark in now.items() if state.gathered.get(n, mark) != mark] if step > 1 else []
-        state.gathered = now if state.frozen and step < 3 else {}
+        marks = {n: _mark(b) for n, b in gathered(root).items() if not b.is_inference()}
+        moved = [n for n, mark in marks.items() if state.gathered.get(n, mark) != mark] if step > 1 else []
+        state.gathered = marks if state.frozen and step < 3 else {}
         if moved:
             warnings.warn(
                 f"{len(moved)} buffers of the frozen base have changed since the last step: {', '.join(moved[:6])}. No "
@@ -188,7 +190,7 @@ class Adapter:
             return
         keys = ("step", str(record.step), *([f"again {again}"] if again else []))
         rng = {m: Stream(record.seed, *keys) for m in scheduled if not m.drawn_apart}
-        values = {m: m.on_step(record.step, own) for m, own in rng.items()}
+        values = {m: m.on_step(record.step, stream) for m, stream in rng.items()}
         for path, tensors in self.sites():
             m = tensors.method
             if m in values or m not in scheduled:
@@ -197,7 +199,7 @@ class Adapter:
                 tensors.draw(m.on_step(record.step, Stream(record.seed, *keys, path)))
 
     def _look_for_the_unmoved(self, step: int) -> None:
-        """Whether the first steps moved anything: versions, and bits, as some optimizers write past the versions."""
+        """Raise AddendaError where three steps have moved no tensor, by versions and by bits."""
         record = record_of(self.model, self.name).record
         live = [p for p in self.parameters() if p.requires_grad]
         grads = [p.grad for p in live if p.grad is not None]
@@ -216,7 +218,7 @@ class Adapter:
         live = {n: p for n, p in self.named_parameters() if p.requires_grad}
         none = [n for n, p in live.items() if p.grad is None]
         if none and step == 1:
-            said = (
+            message = (
                 f"{len(none)} of {len(live)} trainable tensors of {self.name!r} got no gradient in the first step: "
                 f"{', '.join(none[:6])}{' …' if len(none) > 6 else ''}. Either the forward does not use these modules, "
                 "or zero_grad ran before adapter.step(), or gradient checkpointing cut the graph at frozen embeddings "
@@ -224,8 +226,8 @@ class Adapter:
                 "them (layers dropped at random, a first batch without images), dead='warn' goes on."
             )
             if how == "raise":
-                raise AddendaError(said)
-            warnings.warn(said, stacklevel=3)
+                raise AddendaError(message)
+            warnings.warn(message, stacklevel=3)
         for _, tensors in self._holders():  # what is zero by design at the first step lives a step later
             for key, p in tensors._parameters.items():
                 if p.grad is not None and bool((p.grad != 0).any()):
@@ -233,10 +235,10 @@ class Adapter:
         if step == 3:
             alive = set()
             for path, t in self._holders():
-                seen = t.__dict__.pop("_alive", set())
-                if seen and t.method.has("on_step"):  # a schedule may keep the others waiting
-                    seen = set(t._parameters)
-                alive |= {f"{path}/{k}" for k in seen}
+                keys = t.__dict__.pop("_alive", set())
+                if keys and t.method.has("on_step"):  # a schedule may keep the others waiting
+                    keys = set(t._parameters)
+                alive |= {f"{path}/{k}" for k in keys}
             dead = [n for n in live if n not in alive]
             if dead and len(dead) == len(live):
                 raise AddendaError(
@@ -254,7 +256,7 @@ class Adapter:
 
 
 def fitting(model: nn.Module, labels: Iterable[str]) -> tuple[str, ...]:
-    """Names for a classifier's outputs. Raises AddendaError for one that is there twice, and for more or fewer."""
+    """Return labels as the names of a classifier's outputs. Raises AddendaError for doubles or another number."""
     names = tuple(labels)
     if not all(isinstance(n, str) and n for n in names) or len(set(names)) < len(names):
         raise AddendaError(f"Labels are different texts, one for each output in order; got {str(names)[:200]}.")
@@ -268,12 +270,15 @@ def fitting(model: nn.Module, labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def _mark(buffer: Tensor) -> tuple:
-    """What tells whether a buffer has moved; torch's batch norm counts no version, so small ones by their bits too."""
+    """Return a mark that changes when a buffer does: its version, and the bits of a small one.
+
+    torch's batch norm counts no version.
+    """
     small = type(buffer) is Tensor and buffer.is_floating_point() and buffer.numel() <= 1 << 16 and not buffer.is_meta
     return id(buffer), buffer._version, bits_sum(buffer) if small else 0
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
-    """Every adapter of the model by name."""
+    """Return every adapter of the model by name."""
     root, state = state_of(model)
     return {name: Adapter(root, name) for name in state.records}

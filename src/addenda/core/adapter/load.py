@@ -76,28 +76,28 @@ def load(
 
 def _match(root: nn.Module, header: Header, methods: list[Method], copy: Replace, path: str | Path) -> Assigned:
     plan, problems = [], []
-    missing, owners, taken = [], owners_of(root), set()
+    missing, owners, changed = [], owners_of(root), set()
     for s in header.sites:
         try:
             site = site_at(root, s.path, owners)
         except AddendaError:
             missing.append(s.path)
             continue
-        if site.changed in taken or (site.path != s.path and site.kind.name == s.kind):
+        if site.changed in changed or (site.path != s.path and site.kind.name == s.kind):
             problems.append(f"{s.path}: in this model it is {site.path} (tied or repeated)")
             continue
-        taken.add(site.changed)
+        changed.add(site.changed)
         method = copy if s.is_head else methods[s.method]
         site = with_neighbours(root, site, method.beside(site.path), owners)
         if site.kind.name != s.kind or tuple(site.stored) != s.shape:
-            found = f"{site.kind.name} {site.stored}"
-            problems.append(f"{s.path}: the file has {s.kind} {list(s.shape)}, the model {found}")
-        elif why := refusal(root, site, owners) or unfit(site, method):
-            problems.append(f"{s.path}: {why}")
+            actual = f"{site.kind.name} {site.stored}"
+            problems.append(f"{s.path}: the file has {s.kind} {list(s.shape)}, the model {actual}")
+        elif reason := refusal(root, site, owners) or unfit(site, method):
+            problems.append(f"{s.path}: {reason}")
         plan.append((site, method))
-    known = [n for n, _ in root.named_modules()]
+    names = [n for n, _ in root.named_modules()]
     for pattern, paths in grouped(missing).items():
-        problems.append(f"the model has no {pattern[:200]} ({len(paths)} sites).{nearest(paths[0], known, 1)}")
+        problems.append(f"the model has no {pattern[:200]} ({len(paths)} sites).{nearest(paths[0], names, 1)}")
     if problems:
         raise AddendaError(
             f"{path} does not fit this {type(root).__name__}, and nothing was loaded. {len(problems)} problems: "
@@ -108,25 +108,25 @@ def _match(root: nn.Module, header: Header, methods: list[Method], copy: Replace
 
 def _same_base(state: State, header: Header, plan: Assigned, base: str, path: str | Path) -> None:
     entries = {s.path: s for s in header.sites}
-    other = []
+    mismatches = []
     for site, _ in plan:
         entry = entries[site.path]
         if entry.hash is None or entry.sample is None:
             continue
         dtype = str(site.weight.dtype).removeprefix("torch.")
         if base == "exact" and (entry.dtype != dtype or entry.hash != fingerprint(state, site)):
-            other.append(f"{site.path} (file {entry.dtype}, model {dtype})" if entry.dtype != dtype else site.path)
+            mismatches.append(f"{site.path} (file {entry.dtype}, model {dtype})" if entry.dtype != dtype else site.path)
         if base == "compatible" and not _within_rounding(entry.sample, sample(state, site)):
-            other.append(site.path)
-    if other:
-        way = (
+            mismatches.append(site.path)
+    if mismatches:
+        advice = (
             "If this is the same base in another dtype, load it with base='compatible'."
             if base == "exact"
             else "Their values differ by more than rounding, so this is another model."
         )
         raise AddendaError(
-            f"{path} was trained on other base weights: {len(other)} of {len(plan)} sites differ, "
-            f"e.g. {', '.join(other[:3])}. {way} Nothing was loaded."
+            f"{path} was trained on other base weights: {len(mismatches)} of {len(plan)} sites differ, "
+            f"e.g. {', '.join(mismatches[:3])}. {advice} Nothing was loaded."
         )
 
 
@@ -136,47 +136,47 @@ def _within_rounding(stored: Sequence[float], found: Sequence[float]) -> bool:
 
 
 def _stored(entry: SiteEntry, bits: int | None, tensors: dict[str, Tensor]) -> Params:
-    held: Params = {}
+    params: Params = {}
     for k in entry.trainable:
-        own = tensors[key := f"{entry.path}/{k}"]
+        tensor = tensors[key := f"{entry.path}/{k}"]
         if k in entry.packed:
             assert bits is not None
-            own = FewBits.of(own, tensors[f"{key}.moments"], bits, entry.packed[k], torch.float32)
-        held[k] = nn.Parameter(own)
-    return held | {k: tensors[f"{entry.path}/{k}"] for k in entry.frozen}
+            tensor = FewBits.of(tensor, tensors[f"{key}.moments"], bits, entry.packed[k], torch.float32)
+        params[k] = nn.Parameter(tensor)
+    return params | {k: tensors[f"{entry.path}/{k}"] for k in entry.frozen}
 
 
 def _pools(plan: Assigned, header: Header, tensors: dict[str, Tensor], path: str | Path) -> dict[Method, Params]:
-    """The stored pools by method: as many, with the names, kinds and shapes, as fresh ones would be; sane values."""
+    """Return the stored pools by method, checked to have the names, kinds and shapes of fresh ones and sane values."""
     methods = [m for m in dict.fromkeys(m for _, m in plan) if m.has("pool")]
-    found, problems = {}, []
-    if len(methods) != (there := len(header.pools)):
-        problems.append(f"expected {len(methods)} sets of tensors that all sites train, the file has {there}")
+    pools, problems = {}, []
+    if len(methods) != (sets := len(header.pools)):
+        problems.append(f"expected {len(methods)} sets of tensors that all sites train, the file has {sets}")
     for i, (m, names) in enumerate(zip(methods, header.pools, strict=False)):
-        have: Params = {k: nn.Parameter(tensors[f".{i}/{k}"]) for k in names}
-        shapes: list[Shape] = [site.shape for site, own in plan if own == m]
-        want, count = m.pooled(shapes), sum(t.numel() for t in have.values())
-        if want != count:
-            problems.append(f".{i}: expected {want:,} trained numbers, the file has {count:,}")
+        actual: Params = {k: nn.Parameter(tensors[f".{i}/{k}"]) for k in names}
+        shapes: list[Shape] = [site.shape for site, method in plan if method == m]
+        required, count = m.pooled(shapes), sum(t.numel() for t in actual.values())
+        if required != count:
+            problems.append(f".{i}: expected {required:,} trained numbers, the file has {count:,}")
             continue
-        form, expected = ({k: _of(t, True) for k, t in p.items()} for p in (have, pool_template(m, shapes)))
+        form, expected = ({k: _of(t, True) for k, t in p.items()} for p in (actual, pool_template(m, shapes)))
         if form != expected:
             problems.append(f".{i}: expected {_form(expected)}, the file has {_form(form)}")
-        problems += [f".{i}/{k} {why}" for k, t in have.items() if (why := _not_sane(t, 0))]
-        found[m] = have
+        problems += [f".{i}/{k} {reason}" for k, t in actual.items() if (reason := _not_sane(t, 0))]
+        pools[m] = actual
     if problems:
         raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
-    return found
+    return pools
 
 
 def _same_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path) -> None:
-    """Names, kinds and shapes as a fresh `init` would give them, once for every method and shape; sane values."""
+    """Raise AddendaError where names, kinds or shapes are not those of a fresh `init`, or values are not sane."""
     problems, templates = [], {}
     for site, method in plan:  # a formula, before anything is made
-        want = numbers(site, method)
-        have = sum(t.numel() for t in stored[site.path].values() if isinstance(t, nn.Parameter))
-        if want != have:
-            problems.append(f"{site.path}: expected {want:,} trained numbers, the file has {have:,}")
+        expected = numbers(site, method)
+        actual = sum(t.numel() for t in stored[site.path].values() if isinstance(t, nn.Parameter))
+        if expected != actual:
+            problems.append(f"{site.path}: expected {expected:,} trained numbers, the file has {actual:,}")
     if problems:
         raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
     for site, method in plan:
@@ -184,16 +184,16 @@ def _same_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path) -
         if key not in templates:
             fresh = template(site, method)
             templates[key] = {k: _of(t, k in fresh._parameters) for k, t in fresh.stored().items()}, fresh.matrices
-        (want, matrices), have = templates[key], stored[site.path]
-        form = {k: _of(t, isinstance(t, nn.Parameter)) for k, t in have.items()}
-        if form != want:
-            problems.append(f"{site.path}: expected {_form(want)}, the file has {_form(form)}")
+        (expected, matrices), actual = templates[key], stored[site.path]
+        form = {k: _of(t, isinstance(t, nn.Parameter)) for k, t in actual.items()}
+        if form != expected:
+            problems.append(f"{site.path}: expected {_form(expected)}, the file has {_form(form)}")
             continue
-        problems += [f"{site.path}/{k} is no matrix and cannot be codes" for k, t in have.items()
+        problems += [f"{site.path}/{k} is no matrix and cannot be codes" for k, t in actual.items()
                      if isinstance(t, Packed) and k not in matrices]  # fmt: skip
-        for k, t in have.items():
-            if why := _not_sane(t, site.weight.numel()):
-                problems.append(f"{site.path}/{k} {why}")
+        for k, t in actual.items():
+            if reason := _not_sane(t, site.weight.numel()):
+                problems.append(f"{site.path}/{k} {reason}")
     if problems:
         raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
 
@@ -201,8 +201,8 @@ def _same_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path) -
 def _not_sane(t: Tensor, size: int) -> str | None:
     if t.is_floating_point():
         return None if bool(torch.isfinite(t).all()) else "holds values that are not finite"
-    inside = t.dtype not in (torch.int32, torch.int64) or not t.numel() or 0 <= int(t.min()) <= int(t.max()) < size
-    return None if inside else "holds positions outside the weight"
+    in_range = t.dtype not in (torch.int32, torch.int64) or not t.numel() or 0 <= int(t.min()) <= int(t.max()) < size
+    return None if in_range else "holds positions outside the weight"
 
 
 def _of(t: Tensor, trained: bool) -> tuple:
@@ -216,23 +216,23 @@ def _form(form: dict) -> str:
 def _same_factors(
     header: Header, sizes: dict[str, int], built: dict[str, SiteTensors], tensors: dict[str, Tensor], path: str | Path
 ) -> None:
-    """Recomputed tensors must be the ones that were trained with; with a stored basis they are taken from the file."""
+    """Raise AddendaError where recomputed tensors are not those of training; a stored basis takes their place."""
     wrong = []
     for s in header.sites:
-        held = built[s.path]
-        derived = derived_of(held)
-        for key, want in s.checks.items():
+        site_tensors = built[s.path]
+        derived = derived_of(site_tensors)
+        for key, mark in s.checks.items():
             if key not in derived:
                 raise AddendaError(f"{path}: {s.path} has no derived tensor {key!r} in this version of addenda.")
             if header.basis:
-                given = tensors[f"{s.path}/{key}"]
-                if _of(given, False) != _of(derived[key], False) or not _same_checksum(want, checksum(key, given)):
+                stored = tensors[f"{s.path}/{key}"]
+                if _of(stored, False) != _of(derived[key], False) or not _same_checksum(mark, checksum(key, stored)):
                     wrong.append(f"{s.path}/{key}")
-                elif why := _not_sane(given, sizes[s.path]):
-                    raise AddendaError(f"{path}: {s.path}/{key} {why}; nothing was loaded.")
+                elif reason := _not_sane(stored, sizes[s.path]):
+                    raise AddendaError(f"{path}: {s.path}/{key} {reason}; nothing was loaded.")
                 else:
-                    held._buffers[key] = given.to(derived[key])
-            elif not _same_checksum(want, checksum(key, derived[key])):
+                    site_tensors._buffers[key] = stored.to(derived[key])
+            elif not _same_checksum(mark, checksum(key, derived[key])):
                 wrong.append(f"{s.path}/{key}")
     if wrong:
         raise AddendaError(

@@ -1,4 +1,4 @@
-"""Which adapters of a model act, for everybody, and what there is."""
+"""Switching which adapters of a model act, for everybody, and saying which there are."""
 
 from collections.abc import Iterable
 
@@ -33,11 +33,11 @@ def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
 
 
 def status(model: nn.Module) -> str:
-    """What is attached to the model and what acts, one line each."""
-    found = find_state(model)
-    if found is None:
+    """Describe which adapters are attached to the model and which of them act, one line each."""
+    host = find_state(model)
+    if host is None:
         return f"{type(unwrap(model)).__name__}: no adapter attached"
-    root, state = found
+    root, state = host
     lines = [
         f"{type(root).__name__}: {len(state.records)} adapter(s), base {'merged' if state.merged else 'untouched'}"
     ]
