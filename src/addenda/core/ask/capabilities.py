@@ -1,4 +1,4 @@
-"""What a method can do, found out by doing it on small layers: nobody has to say it, so nobody can say it wrongly."""
+"""The capabilities of a method, found out by running it on small layers rather than declared."""
 
 from dataclasses import dataclass, fields
 
@@ -21,7 +21,7 @@ SIZE = 64  # of the layers; every default option of the catalogue fits it
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Each is True only if it was tried and the numbers agreed to 1e-4."""
+    """The abilities of a method, each True only if it was tried and the numbers agreed to 1e-4."""
 
     linear: bool  # Linear: the adapted output is that of W + ΔW
     conv: bool
@@ -39,7 +39,7 @@ class Capabilities:
 
 
 class _Holder(nn.Module):
-    """Reads a raw parameter as an attribute: one product for each matrix in it."""
+    """A module that reads a raw parameter as an attribute: one product for each matrix in it."""
 
     def __init__(self, *shape: int):
         super().__init__()
@@ -72,52 +72,52 @@ def probe(method: Method) -> Capabilities:
             nn.ModuleDict({"layer": layer}),
             "layer" if name in ("linear", "conv", "embedding") else "layer.matrix",
         )
-        found = _try(model, path, method, x)
-        works[name] = found.pop("agrees")
-        linear = found if name == "linear" else linear
+        results = _try(model, path, method, x)
+        works[name] = results.pop("agrees")
+        linear = results if name == "linear" else linear
     return Capabilities(**works, **linear)
 
 
 def _hidden(method: HiddenMethod) -> Capabilities:
-    """On what one Linear returns."""
+    """Try a hidden method on the output of one Linear."""
     x, layer = Stream(0, "probe").normal(2, 20, SIZE), nn.Linear(SIZE, SIZE)
     for p in layer.parameters():
         p.copy_(Stream(0, "linear").normal(*p.shape, std=SIZE**-0.5))
     model = nn.ModuleDict({"layer": layer}).eval()
-    before = layer(x)
+    base = layer(x)
     with torch.enable_grad():
         adapter = attach(model, method, targets="layer")
-    exact = torch.equal(layer(x), before)
+    exact = torch.equal(layer(x), base)
     ((path, tensors),) = adapter.sites()
     for key, p in tensors._parameters.items():
         assert p is not None
         p.add_(Stream(1, key).normal(*p.shape, std=0.02))
     y = layer(x)
-    expected = method.change(x if path.endswith("@input") else before, before, tensors.tensors())
-    agrees = _near(y, expected) and not _near(y, before)
-    no = dict.fromkeys((f.name for f in fields(Capabilities)), False)
-    return Capabilities(**no | {"exact_start": exact, "hidden": agrees})
+    expected = method.change(x if path.endswith("@input") else base, base, tensors.tensors())
+    agrees = _near(y, expected) and not _near(y, base)
+    blank = dict.fromkeys((f.name for f in fields(Capabilities)), False)
+    return Capabilities(**blank | {"exact_start": exact, "hidden": agrees})
 
 
 def _try(model: nn.ModuleDict, path: str, method: WeightMethod, x: Tensor) -> dict[str, bool]:
-    """On one layer: whether its output is that of the effective weight, and what the faster forms say."""
-    nothing: dict[str, bool] = dict.fromkeys(("agrees", "low_rank", "sparse", "mergeable", "exact_start"), False)
+    """Try a method on one layer: whether its output is that of the effective weight, and what its faster forms give."""
+    failure: dict[str, bool] = dict.fromkeys(("agrees", "low_rank", "sparse", "mergeable", "exact_start"), False)
     layer = model["layer"]
-    before = layer(x)
-    seen = [{"x": x}] if method.calibration else None
+    base = layer(x)
+    batches = [{"x": x}] if method.calibration else None
     try:
         with torch.enable_grad():
-            attach(model, method, targets=path, calibration=seen, loss=lambda *_: layer(x).square().sum())
-        exact = torch.equal(layer(x), before)
+            attach(model, method, targets=path, calibration=batches, loss=lambda *_: layer(x).square().sum())
+        exact = torch.equal(layer(x), base)
         model.eval()  # without the values that schedules draw for training
         site, tensors = site_at(model, path), tensors_at(model, "default", path)
         for key, p in tensors.named_parameters():
             p.add_(Stream(1, key).normal(*p.shape, std=0.02))
-        y, new = layer(x), effective_weight(site, (tensors,))
-        agrees = _near(y, _with(layer, site, new, x)) and not _near(y, before)
+        y, weight = layer(x), effective_weight(site, (tensors,))
+        agrees = _near(y, _with(layer, site, weight, x)) and not _near(y, base)
         report = {"agrees": agrees, "exact_start": exact, "low_rank": False, "sparse": False}
-        if new.dim() == 2 and site.kind != PARAMETER:
-            change = site.kind.to_matrix(new - site.weight)
+        if weight.dim() == 2 and site.kind != PARAMETER:
+            change = site.kind.to_matrix(weight - site.weight)
             if method.has("factors"):
                 B, A = method.factors(tensors.tensors(), site.shape).pair()
                 report["low_rank"] = _near(B @ A, change)
@@ -128,21 +128,21 @@ def _try(model: nn.ModuleDict, path: str, method: WeightMethod, x: Tensor) -> di
         report["mergeable"] = _near(layer(x), y)
         return report
     except AddendaError:
-        return nothing
+        return failure
     finally:
         if find_state(model) is not None:
             detach(model)
 
 
 def _with(layer: nn.Module, site, weight: Tensor, x: Tensor) -> Tensor:
-    """The layer's own output with another weight."""
-    own, slots = site.weight.data, site.module._modules["addenda"]
+    """Return the layer's own output with another weight."""
+    stored, slots = site.weight.data, site.module._modules["addenda"]
     live, slots.live = slots.live, dict.fromkeys(slots.live, ())
     try:
         site.weight.data = weight
         return layer(x)
     finally:
-        site.weight.data, slots.live = own, live
+        site.weight.data, slots.live = stored, live
 
 
 def _near(a: Tensor, b: Tensor) -> bool:

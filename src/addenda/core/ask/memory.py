@@ -1,4 +1,4 @@
-"""What one training step takes, before it is run: memory at its peak and FLOPs, also of the floor.
+"""Predicting one training step before it is run: memory at its peak and FLOPs, also of the floor.
 
 The step is run once on *fake* tensors (`torch._subclasses.FakeTensorMode`): they have shapes and storages, but no data.
 Model and adapter are copied as fakes, the adapter by its own `derive` and `init`, which see a fake weight; where they
@@ -45,7 +45,7 @@ Optimizer = Callable[[Adapter], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Step:
-    """One training step of batch × length tokens, or of images of length × length pixels: its peak in bytes, and FLOPs.
+    """The peak in bytes and the FLOPs of a step of batch × length tokens, or images of length × length pixels.
 
     activations: what the forward made and is alive at the peak; gradients: those of the adapter's tensors that are
     there by then; temporaries: what backward made and drops again. optimizer: its state, as after the first step;
@@ -67,13 +67,13 @@ class Step:
 
     @property
     def example(self) -> str:
-        """ "2 × 16 tokens", "8 images of 224 × 224 pixels"."""
+        """The batch in words: "2 × 16 tokens", "8 images of 224 × 224 pixels"."""
         n, of = self.batch, self.length
         return f"{n} images of {of} × {of} pixels" if self.images else f"{n} × {of} tokens"
 
     @property
     def above(self) -> int:
-        """Bytes at the peak above the loaded model."""
+        """The bytes at the peak above the loaded model."""
         return self.adapter + self.optimizer + self.gradients + self.activations + self.temporaries
 
     @property
@@ -90,7 +90,7 @@ def predict(
     labelled: float = 1.0,
     optimizer: Optimizer | None = None,
 ) -> Step:
-    """Follow one step of the assigned methods, each token id or pixel 0. labelled: the share of positions with a label.
+    """Predict one step of the assigned methods, each token id or pixel 0. labelled: the positions' share with a label.
 
     optimizer: what makes the optimizer of an adapter; its state is that after a step on fake tensors.
 
@@ -136,17 +136,17 @@ def _predict(
     ]
     built = _fake_tensors(assigned, twins, mode)
     adapter = install(twin, State(), "default", twins, built, heads, 0, True, time.perf_counter())
-    held = [t for tensors in built.values() for t in _tensors(tensors)]
+    adapter_tensors = [t for tensors in built.values() for t in _tensors(tensors)]
     live = [p for tensors in built.values() for p in tensors.parameters()]
-    made = optimizer and optimizer(adapter)  # before the step: it may stop what it does not train
+    instance = optimizer and optimizer(adapter)  # before the step: it may stop what it does not train
     step = _follow(twin, batch, length, labelled)
     gradients, activations, temporaries = step.at_peak(p.grad for p in live if p.grad is not None)
     return Step(
         batch=batch,
         length=length,
         weights=weights,
-        adapter=_bytes(held),
-        optimizer=2 * _bytes(live) if made is None else _state(made, mode),
+        adapter=_bytes(adapter_tensors),
+        optimizer=2 * _bytes(live) if instance is None else _state(instance, mode),
         gradients=gradients,
         activations=activations,
         temporaries=temporaries,
@@ -158,7 +158,7 @@ def _predict(
 
 
 def _state(made: torch.optim.Optimizer, mode: FakeTensorMode) -> int:
-    """Bytes of what an optimizer keeps after its first step."""
+    """Return the bytes of an optimizer's state after its first step."""
     with mode:
         made.step()
     return _bytes(t for state in made.state.values() for t in tree_leaves(state) if isinstance(t, Tensor))
@@ -177,31 +177,31 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _fake_tensors(assigned: Assigned, twins: Assigned, mode: FakeTensorMode) -> dict[str, SiteTensors]:
-    """Every site's tensors, fake; made once for every method and shape, and copied."""
+    """Return every site's tensors as fakes, made once for every method and shape, and copied."""
     shared, pools, placed, templates, built = {}, {}, {}, {}, {}
     for (site, m), (twin, _) in zip(assigned, twins, strict=True):
-        where = (m, site.weight.device, site.weight.dtype)
+        place = (m, site.weight.device, site.weight.dtype)
         if m not in shared:
-            alike = [s for s, own in assigned if own == m]
-            shapes: list[Shape] = [s.shape for s in alike]
+            sites = [s for s, method in assigned if method == m]
+            shapes: list[Shape] = [s.shape for s in sites]
             shared[m] = m.shared(shapes, Stream(0, "shared")) if m.has("shared") else {}
-            drawn = pool_of(m, alike, 0)
+            drawn = pool_of(m, sites, 0)
             pools[m] = drawn and Pool(m, {k: _empty(t, mode) for k, t in drawn.stored().items()})
-        if where not in placed:
-            placed[where] = {k: _empty(t, mode) for k, t in kept_as(shared[m], site).items()}
-        near = tuple((n, other.matrix.shape) for n, other in site.beside.items())
-        key = (*where, site.kind.name, tuple(site.stored), near)
+        if place not in placed:
+            placed[place] = {k: _empty(t, mode) for k, t in kept_as(shared[m], site).items()}
+        neighbours = tuple((n, neighbour.matrix.shape) for n, neighbour in site.beside.items())
+        key = (*place, site.kind.name, tuple(site.stored), neighbours)
         if key not in templates:
-            templates[key] = _template(site, twin, m, shared[m], placed[where], pools[m])
-        made, memo = templates[key], {id(kept): kept for kept in (m, pools[m])}  # not copied
-        common = placed[where]
-        memo |= {id(t): common[k] if k in common else _empty(t, mode) for k, t in made.held().items()}
-        built[site.path] = copy.deepcopy(made, memo)
+            templates[key] = _template(site, twin, m, shared[m], placed[place], pools[m])
+        tensors, memo = templates[key], {id(item): item for item in (m, pools[m])}  # not copied
+        common = placed[place]
+        memo |= {id(t): common[k] if k in common else _empty(t, mode) for k, t in tensors.held().items()}
+        built[site.path] = copy.deepcopy(tensors, memo)
     return built
 
 
 def _template(site: Site, twin: Site, m: Method, shared: Params, fake: Params, pool: Pool | None) -> SiteTensors:
-    """The tensors of one site: out of a fake weight where the method does not look at its values."""
+    """Return the tensors of one site, out of a fake weight where the method does not look at its values."""
     try:
         return tensors_of(twin, m, 0, fake, _seen(twin, m), None, pool)
     except Exception:  # whatever a method does with values that are not there
@@ -216,33 +216,33 @@ def _seen(site: Site, m: Method) -> Tensor | None:
 
 def _empty(like: Tensor, mode: FakeTensorMode) -> Tensor:
     with mode:
-        made = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
-    return nn.Parameter(made, like.requires_grad) if isinstance(like, nn.Parameter) else made
+        empty = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+    return nn.Parameter(empty, like.requires_grad) if isinstance(like, nn.Parameter) else empty
 
 
 # -- one step, followed ------------------------------------------------------------------------------------------------
 
 
 def _follow(model: nn.Module, batch: int, length: int, labelled: float) -> "_Log":
-    """Forward, cross-entropy over the labelled positions in float32, backward."""
+    """Run forward, cross-entropy over the labelled positions in float32 and backward, and return their log."""
     like = next(model.parameters())
     ids = torch.zeros(batch, length, dtype=torch.long, device=like.device)
-    takes = inspect.signature(type(unwrap(model)).forward).parameters
-    given: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
-    if "decoder_input_ids" in takes:
-        given["decoder_input_ids"] = ids
-    kept = round(labelled * length) if labelled < 1 and "logits_to_keep" in takes else 0
-    if kept:
-        given["logits_to_keep"] = kept
+    parameters = inspect.signature(type(unwrap(model)).forward).parameters
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in parameters else {}
+    if "decoder_input_ids" in parameters:
+        options["decoder_input_ids"] = ids
+    count = round(labelled * length) if labelled < 1 and "logits_to_keep" in parameters else 0
+    if count:
+        options["logits_to_keep"] = count
     with _Log(_tensors(model)) as log, torch.enable_grad():
         if _sees(model):
             channels = getattr(getattr(model, "config", None), "num_channels", 3)
-            output = model(pixel_values=like.new_zeros(batch, channels, length, length), **given)
+            output = model(pixel_values=like.new_zeros(batch, channels, length, length), **options)
         else:
-            output = model(input_ids=ids, **given) if "input_ids" in takes else model(ids, **given)
+            output = model(input_ids=ids, **options) if "input_ids" in parameters else model(ids, **options)
         logits = output if isinstance(output, Tensor) else output[0]
         del output
-        if labelled < 1 and not kept and logits.dim() == 3:
+        if labelled < 1 and not count and logits.dim() == 3:
             logits = logits[:, : max(1, round(labelled * length))]
         loss = F.cross_entropy(logits.flatten(0, -2).float(), ids.new_zeros(logits.shape[:-1].numel()))
         del logits
@@ -252,7 +252,7 @@ def _follow(model: nn.Module, batch: int, length: int, labelled: float) -> "_Log
 
 
 def _sees(model: nn.Module) -> bool:
-    """Whether the model reads images and nothing else."""
+    """Return whether the model reads images and nothing else."""
     takes = inspect.signature(type(unwrap(model)).forward).parameters
     return "pixel_values" in takes and "input_ids" not in takes
 
@@ -265,7 +265,7 @@ class _Life:
 
 
 class _Log(TorchDispatchMode):
-    """Births and deaths of storages that were not known before, and the FLOPs of products."""
+    """A mode that logs births and deaths of storages that are not among the known ones, and the FLOPs of products."""
 
     def __init__(self, known: Iterable[Tensor]):
         super().__init__()
@@ -300,7 +300,7 @@ class _Log(TorchDispatchMode):
         self.alive[key] = weakref.ref(storage, end), life
 
     def at_peak(self, gradients: Iterable[Tensor]) -> tuple[int, int, int]:
-        """Bytes of (gradients, of what the forward made, of what backward made) when most was alive."""
+        """Return the bytes, when most was alive, of (gradients, what the forward made, what backward made)."""
         if not self.lives:
             return 0, 0, 0
         change = [0] * (self.now + 1)
@@ -318,7 +318,7 @@ class _Log(TorchDispatchMode):
 
 
 def _outcome(func: Any, args: tuple, kwargs: dict) -> Any:
-    """What an operator returns. Of products in groups fakes know those of bfloat16 only; kernels know others too."""
+    """Run an operator; of grouped products fakes know only bfloat16, kernels other dtypes too, so these are cast."""
     if func._overloadpacket is not _ATEN._grouped_mm or args[0].dtype == torch.bfloat16:
         return func(*args, **kwargs)
     dtype, narrow = args[0].dtype, [a.bfloat16() for a in args[:2]]
@@ -330,7 +330,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, per_q: int, per_v: int) -> int:
 
 
 def _grouped(a: Tensor, b: Tensor, *_, **__) -> int:
-    """Of products (M, K) with (K, N) in groups: of M, of N or of K where one has the groups as its first dimension."""
+    """Return the FLOPs of products (M, K) with (K, N) in groups of M, N or K; both in 3 dimensions: one a group."""
     return 2 * a.shape[-2:].numel() * b.shape[-1] * (len(a) if a.dim() == b.dim() == 3 else 1)
 
 

@@ -1,4 +1,4 @@
-"""How flat is the minimum: what a judge says of an adapter whose matrices are moved by Gaussian noise.
+"""How flat a trained minimum is: a judge's scores of an adapter whose matrices are moved by Gaussian noise.
 
     W̃ = W + σ · std(W) · N(0, 1)        for every trained matrix, std over all its numbers
 
@@ -24,7 +24,7 @@ from addenda.core.state.state import record_of
 
 @dataclass(frozen=True)
 class Perturbation:
-    """found[σ]: what the judge said with each seed; σ = 0, the adapter itself, has one value."""
+    """The scores of a perturbed adapter. found[σ]: the judge's with each seed; σ = 0, the adapter itself, has one."""
 
     found: dict[float, tuple[float, ...]]
 
@@ -48,7 +48,7 @@ def perturbation_curve(
     sigmas: Iterable[float] = (0.1, 0.3, 1.0),
     seeds: int | Iterable[int] = 3,
 ) -> Perturbation:
-    """What judge(model) says, a loss for example, with noise on every trained matrix of an active adapter.
+    """Score an active adapter by judge(model), a loss for example, with noise on every trained matrix.
 
     sigmas: sizes of the noise, relative to each matrix' standard deviation; seeds: how many draws, or their seeds.
     Vectors stay as they are. A matrix in few bits is moved after it was rounded. The model is in evaluation mode
@@ -66,30 +66,30 @@ def perturbation_curve(
     sites, pools = list(Adapter(root, name).sites()), list(Adapter(root, name).pools())
     read = {path: {k: p for k, p in t.tensors().items() if k in t.matrices} for path, t in sites}
     pooled = {id(pool): (n, {k: p for k, p in pool.stored().items() if p.dim() >= 2}) for n, pool in pools}
-    if not any([*read.values(), *(own for _, own in pooled.values())]):
+    if not any([*read.values(), *(matrices for _, matrices in pooled.values())]):
         raise AddendaError(f"{name!r} trains no matrix at any site, so there is nothing to move.")
-    found: dict[float, tuple[float, ...]] = {}
+    curve: dict[float, tuple[float, ...]] = {}
     with training_mode(model, False):
         for sigma in dict.fromkeys([0.0, *sizes]):
-            said = []
+            judged = []
             try:
                 for seed in draws if sigma else draws[:1]:
                     shared = {
-                        pool: {k: _moved(p, sigma, Stream(seed, "perturb", n, k), False) for k, p in own.items()}
-                        for pool, (n, own) in pooled.items()
+                        pool: {k: _moved(p, sigma, Stream(seed, "perturb", n, k), False) for k, p in matrices.items()}
+                        for pool, (n, matrices) in pooled.items()
                     }
                     for path, t in sites:
-                        own = {
+                        matrices = {
                             k: _moved(p, sigma, Stream(seed, "perturb", path, k), t.stacked)
                             for k, p in read[path].items()
                         }
-                        t.instead = own | shared.get(id(t._modules.get("pool")), {})
-                    said.append(float(judge(model)))
+                        t.instead = matrices | shared.get(id(t._modules.get("pool")), {})
+                    judged.append(float(judge(model)))
             finally:
                 for _, t in sites:
                     t.instead = {}
-            found[sigma] = tuple(said)
-    return Perturbation(found)
+            curve[sigma] = tuple(judged)
+    return Perturbation(curve)
 
 
 def _moved(W: Tensor, sigma: float, rng: Stream, stacked: bool) -> Tensor:

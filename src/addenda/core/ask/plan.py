@@ -1,4 +1,4 @@
-"""What would be attached where, at what cost, before anything changes."""
+"""Planning an attach: the sites, methods and costs, before anything changes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """The sites in the model's order. Printing it shows them grouped; nothing on the model has changed."""
+    """The sites of an attach in the model's order. Printing shows them grouped; nothing on the model has changed."""
 
     rows: tuple[Row, ...]
     base: int  # parameters of the base
@@ -55,12 +55,12 @@ class Plan:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the trained tensors in a file, float32 unless in few bits; frozen positions come on top."""
+        """The bytes of the trained tensors in a file, float32 unless in few bits; frozen positions come on top."""
         return sum(row.bytes for row in self.rows) + 4 * self.pooled
 
     @property
     def training_bytes(self) -> int:
-        """Bytes of trained tensors, their gradients and two Adam moments, all float32; activations not counted."""
+        """The bytes of trained tensors, their gradients and two Adam moments, all float32; activations not counted."""
         return 16 * self.trainable
 
     def __str__(self) -> str:
@@ -112,7 +112,7 @@ def _size(n: float) -> str:
 
 
 def _bytes(site: Site, method: Method, fresh: dict[tuple, SiteTensors]) -> int:
-    """Bytes of a site's trained tensors in a file. fresh: tensors of sites that are alike, made where bits ask."""
+    """Return the bytes of a site's trained tensors in a file. fresh: tensors of sites that are alike, for `bits`."""
     if method.bits is None:
         return 4 * numbers(site, method)
     key = (method, site.kind, tuple(site.stored))
@@ -140,7 +140,7 @@ def plan(
     labelled: float = 1.0,
     optimizer: Optimizer | None = None,
 ) -> Plan:
-    """A dry run of `attach`: the sites, their shapes and what they cost. Raises what attach would; changes nothing.
+    """Plan what `attach` would do: sites, shapes and costs. Raises what attach would; changes nothing.
 
     batch, length: also predict the memory and the FLOPs of one training step of batch × length token ids, or of batch
     images of length × length pixels, see `core.ask.memory`; labelled: the share of positions that have a label, and so
@@ -168,7 +168,7 @@ def plan(
         for site, m in assigned
     )
     check_bits((key[0], bool(t.matrices)) for key, t in fresh.items())
-    taken = {row.path for row in rows} | {row.path.rpartition(".")[0] for row in rows}
+    planned = {row.path for row in rows} | {row.path.rpartition(".")[0] for row in rows}
     stacks = [
         f"{path}.{name}"
         for path, module in root.named_modules()
@@ -177,11 +177,11 @@ def plan(
     ]
     weights = any(site.kind != OUTPUT and site.path not in heads for site, _ in assigned)
     layers = [*(path for path, _ in called(root)), *stacks] if weights else []
-    left = grouped(path for path in layers if path not in taken)
+    untouched = grouped(path for path in layers if path not in planned)
     base = sum(p.numel() for n, p in root.named_parameters() if not is_ours(n))
     step = None
     if batch is not None and length is not None:
         step = predict(root, assigned, heads, batch, length, labelled, optimizer)
     methods = dict.fromkeys(m for _, m in assigned)
-    pooled = sum(m.pooled([site.shape for site, own in assigned if own == m]) for m in methods)
-    return Plan(rows, base, {pattern: len(paths) for pattern, paths in left.items()}, pooled, step)
+    pooled = sum(m.pooled([site.shape for site, chosen in assigned if chosen == m]) for m in methods)
+    return Plan(rows, base, {pattern: len(paths) for pattern, paths in untouched.items()}, pooled, step)
