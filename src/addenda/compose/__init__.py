@@ -1,1 +1,1 @@
-"""Several adapters at once, in other ways than one after another."""
+"""Several adapters acting at once: stacked, averaged, split, side by side, or fused."""

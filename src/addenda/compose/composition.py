@@ -50,7 +50,7 @@ Cut = Callable[[Tensor], Tensor]
 
 
 class Composition:
-    """Parts that act together; see the module."""
+    """Base class of compositions: parts that act together; see the module."""
 
     def __init__(self, *parts: Part):
         self.parts = parts
@@ -67,12 +67,12 @@ class Composition:
                 )
 
     def names(self) -> list[str]:
-        """The adapters that take part, each once."""
-        inside = [p.names() if isinstance(p, Composition) else [p] for p in self.parts if p is not None]
-        return list(dict.fromkeys(n for names in inside for n in names))
+        """Return the adapters that take part, each once."""
+        groups = [p.names() if isinstance(p, Composition) else [p] for p in self.parts if p is not None]
+        return list(dict.fromkeys(n for names in groups for n in names))
 
     def bound(self, held: dict[str, SiteTensors | None]) -> "Composition":
-        """The same composition of the tensors at one site."""
+        """Return the same composition of the tensors at one site."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.parts = tuple(p.bound(held) if isinstance(p, Composition) else held.get(p) for p in self.parts)
@@ -86,28 +86,28 @@ class Composition:
 
 
 class Stack(Composition):
-    """One after another: b(a(v)). Changes of weights add up."""
+    """A composition of parts one after another: b(a(v)). Changes of weights add up."""
 
     def act(self, how: "_How", v: Tensor, cut: Cut) -> Tensor:
         return how.chain(self.parts, v, cut)
 
 
 class Average(Composition):
-    """The weighted mean of what the parts return.
+    """A composition that returns the weighted mean of its parts' outputs.
 
     weights: all equal if not given. normalize: scale them to a sum of 1.
     """
 
     def __init__(self, *parts: Part, weights: Sequence[float] | None = None, normalize: bool = True):
         super().__init__(*parts)
-        given = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
-        if len(given) != len(parts) or not all(map(math.isfinite, given)):
-            raise AddendaError(f"Average of {len(parts)} wants as many finite weights, got {given}.")
-        if not any(given):
-            raise AddendaError(f"Average wants a weight that is not 0, got {given}.")
-        if normalize and abs(sum(given)) < 1e-12:
-            raise AddendaError(f"The weights {given} sum to 0 and cannot be scaled to 1; use normalize=False.")
-        self.weights = [w / sum(given) for w in given] if normalize else given
+        values = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
+        if len(values) != len(parts) or not all(map(math.isfinite, values)):
+            raise AddendaError(f"Average of {len(parts)} wants as many finite weights, got {values}.")
+        if not any(values):
+            raise AddendaError(f"Average wants a weight that is not 0, got {values}.")
+        if normalize and abs(sum(values)) < 1e-12:
+            raise AddendaError(f"The weights {values} sum to 0 and cannot be scaled to 1; use normalize=False.")
+        self.weights = [w / sum(values) for w in values] if normalize else values
 
     def act(self, how: "_How", v: Tensor, cut: Cut) -> Tensor:
         if how.back and len(self.parts) > 1:
@@ -115,15 +115,15 @@ class Average(Composition):
                 "An average of changes that are undone before the head has no such inverse: the mean of inverses is "
                 "another function. Stack or split these adapters."
             )
-        found = [(w, how.run(p, v, cut)) for p, w in zip(self.parts, self.weights, strict=True) if w != 0]
-        y = found[0][1] if found[0][0] == 1 else found[0][0] * found[0][1]
-        for w, more in found[1:]:
-            y = y + w * more
+        outputs = [(w, how.run(p, v, cut)) for p, w in zip(self.parts, self.weights, strict=True) if w != 0]
+        y = outputs[0][1] if outputs[0][0] == 1 else outputs[0][0] * outputs[0][1]
+        for w, output in outputs[1:]:
+            y = y + w * output
         return y
 
 
 class _Ranges(Composition):
-    """Other parts for other ranges of one dimension."""
+    """A composition with other parts for other ranges of one dimension."""
 
     dim, what = 0, ""
 
@@ -131,23 +131,23 @@ class _Ranges(Composition):
         super().__init__(*parts)
         self.sizes = tuple(sizes)
         named = [s for s in self.sizes if s is not None]
-        whole = all(isinstance(s, int) and s >= 0 for s in named)
-        if len(self.sizes) != len(parts) or len(self.sizes) - len(named) > 1 or not whole:
+        valid = all(isinstance(s, int) and s >= 0 for s in named)
+        if len(self.sizes) != len(parts) or len(self.sizes) - len(named) > 1 or not valid:
             raise AddendaError(
                 f"{type(self).__name__} of {len(parts)} wants as many sizes (numbers of {self.what}, at most one None "
                 f"for the rest), got {self.sizes}."
             )
 
     def ranges(self, length: int) -> Iterator[tuple[int, int]]:
-        given = sum(s for s in self.sizes if s is not None)
-        if given > length or (None not in self.sizes and given != length):
+        total = sum(s for s in self.sizes if s is not None)
+        if total > length or (None not in self.sizes and total != length):
             raise AddendaError(
-                f"{type(self).__name__} gives {given} {self.what} to its parts, and a layer got {length}. The sizes "
+                f"{type(self).__name__} gives {total} {self.what} to its parts, and a layer got {length}. The sizes "
                 "must sum to that, or leave the rest to one part with None."
             )
         start = 0
         for size in self.sizes:
-            end = start + (length - given if size is None else size)
+            end = start + (length - total if size is None else size)
             yield start, end
             start = end
 
@@ -157,24 +157,24 @@ class _Ranges(Composition):
                 f"A layer got an input of shape {tuple(v.shape)}, which has no dimension of {self.what} for "
                 f"{type(self).__name__}. Leave such layers out of the adapters with exclude=."
             )
-        found = []
+        outputs = []
         for part, (start, end) in zip(self.parts, self.ranges(v.shape[self.dim]), strict=True):
 
             def inner(t: Tensor, start: int = start, end: int = end) -> Tensor:
                 return cut(t).narrow(self.dim, start, end - start)
 
-            found.append(how.run(part, v.narrow(self.dim, start, end - start), inner))
-        return torch.cat(found, self.dim)
+            outputs.append(how.run(part, v.narrow(self.dim, start, end - start), inner))
+        return torch.cat(outputs, self.dim)
 
 
 class Split(_Ranges):
-    """Other adapters for other tokens: the second dimension. sizes: how many each takes; None, once, for the rest."""
+    """A composition with other adapters for other tokens. sizes: how many each takes; None, once, for the rest."""
 
     dim, what = 1, "tokens"
 
 
 class BatchSplit(_Ranges):
-    """Other adapters for other examples: the first dimension. See also `addenda.per_example`."""
+    """A composition with other adapters for other examples. See also `addenda.per_example`."""
 
     dim, what = 0, "examples"
 
@@ -185,7 +185,7 @@ class BatchSplit(_Ranges):
 
 
 class Parallel(Composition):
-    """The batch once for every part: rows i·B to (i+1)·B of what the model returns are those of part i.
+    """A composition that repeats the batch for every part: rows i·B to (i+1)·B of the output are those of part i.
 
     Every tensor among the model's arguments whose first dimension is the batch is repeated. That is not for `generate`,
     which picks the next token of each row that it was given: repeat the inputs, and let `BatchSplit` share them out.
@@ -196,24 +196,24 @@ class Parallel(Composition):
             raise AddendaError(
                 f"Parallel of {len(self.parts)} got {len(v)} rows in a layer, which is no multiple of it."
             )
-        each = BatchSplit(*self.parts, sizes=[len(v) // len(self.parts)] * len(self.parts))
-        return each.act(how, v, cut)
+        split = BatchSplit(*self.parts, sizes=[len(v) // len(self.parts)] * len(self.parts))
+        return split.act(how, v, cut)
 
     def repeat(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """The model's arguments, the batch of each repeated."""
+        """Return the model's arguments with the batch of each repeated."""
         batch = next((len(t) for t in [*args, *kwargs.values()] if isinstance(t, Tensor) and t.dim()), None)
         if batch is None:
             raise AddendaError("Parallel found no tensor among the model's arguments to repeat.")
 
-        def more(t: Any) -> Any:
+        def repeated(t: Any) -> Any:
             fits = isinstance(t, Tensor) and t.dim() > 0 and len(t) == batch
             return torch.cat([t] * len(self.parts)) if fits else t
 
-        return tuple(map(more, args)), {k: more(t) for k, t in kwargs.items()}
+        return tuple(map(repeated, args)), {k: repeated(t) for k, t in kwargs.items()}
 
 
 class Fuse(Composition):
-    """Attention over the parts' changes, by an adapter of a method that weighs others; see the `fusion` method.
+    """A composition by attention over the parts' changes, with a trained adapter; see the `fusion` method.
 
     by: its name. Where it has no tensors the parts' changes are left out.
     """
@@ -238,7 +238,7 @@ class Fuse(Composition):
 
 
 class _How:
-    """What a part, a chain of parts and a fusion of parts are at one kind of site."""
+    """The way in which parts run, one by one, in a chain or fused, at one kind of site."""
 
     least = 2  # dimensions of an input that has a batch, without tokens
     back = False
@@ -256,7 +256,7 @@ class _How:
 
 
 class _Hidden(_How):
-    """v: what is changed. back: whether changes are undone, the last one first."""
+    """The way at changes of activations. v: what is changed. back: changes are undone, the last one first."""
 
     def __init__(self, one: Callable, back: bool):
         self.one, self.back = one, back
@@ -276,7 +276,7 @@ class _Hidden(_How):
 
 
 class _Weights(_How):
-    """v: the layer's input."""
+    """The way at changes of weights. v: the layer's input."""
 
     def __init__(self, module: nn.Module, original: Any, kind: Kind, rest: tuple, options: dict):
         self.module, self.original, self.kind, self.rest, self.options = module, original, kind, rest, options
@@ -314,7 +314,7 @@ class _Bound(Mixed):
 
 @contextmanager
 def composed(model: nn.Module, composition: Composition) -> Iterator[None]:
-    """For the length of a `with` block, a composition of adapters acts; afterwards what acted before acts again.
+    """Let a composition of adapters act for the length of a `with` block; afterwards what acted before acts again.
 
     Raises AddendaError for an unknown adapter, a merged change, a fusion that is none or shares no place with one of
     its parts, and raw parameters (among them heads trained with an adapter), which see no batch: only a plain Stack
@@ -327,8 +327,8 @@ def composed(model: nn.Module, composition: Composition) -> Iterator[None]:
     _check_fusions(root, composition)
 
     def mix(held: list[SiteTensors | None]) -> Mixed:
-        here = dict(zip(names, held, strict=True))
-        return _Bound(tuple(t for t in held if t is not None), composition.bound(here))
+        tensors = dict(zip(names, held, strict=True))
+        return _Bound(tuple(t for t in held if t is not None), composition.bound(tensors))
 
     plain = isinstance(composition, Stack) and not any(isinstance(p, Composition) for p in composition.parts)
     with arranged(model, names, mix, names if plain else None) as acts, ExitStack() as stack:
@@ -339,7 +339,7 @@ def composed(model: nn.Module, composition: Composition) -> Iterator[None]:
 
 @contextmanager
 def _repeated(root: nn.Module, parallel: Parallel, acts: Callable[[], bool]) -> Iterator[None]:
-    """The model's batch is repeated in every forward while acts(), and its `generate` says that this is not for it."""
+    """Repeat the model's batch in every forward while acts(), and make its `generate` refuse meanwhile."""
 
     def repeat(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         return parallel.repeat(module, args, kwargs) if acts() else None
@@ -365,7 +365,7 @@ def _repeated(root: nn.Module, parallel: Parallel, acts: Callable[[], bool]) -> 
 
 @dataclass(frozen=True, eq=False)
 class _Refuse:
-    """A model's `generate` while somebody is in a block of Parallel."""
+    """A stand-in for a model's `generate`, which raises AddendaError while somebody is in a block of Parallel."""
 
     guards: list[tuple[Parallel, Callable[[], bool]]]
     own: Any  # one that stood on the model itself
@@ -386,7 +386,7 @@ class _Refuse:
 
 
 def _check_fusions(root: nn.Module, composition: Composition) -> None:
-    """Raises AddendaError where a fusion is none, or could never see what one of its parts changes."""
+    """Raise AddendaError where a fusion is none, or could never see what one of its parts changes."""
     for part in composition.parts:
         if isinstance(part, Composition):
             _check_fusions(root, part)
@@ -407,6 +407,6 @@ def _check_fusions(root: nn.Module, composition: Composition) -> None:
 
 
 def _place(path: str) -> tuple[str, bool]:
-    """What changes share where one can weigh the other: the module, and whether it runs again behind them."""
-    where, _, reads = path.partition("@")
-    return where, reads == "again"
+    """Return the place of a change: its module, and whether that runs again. Changes at one place can be weighed."""
+    module, _, reads = path.partition("@")
+    return module, reads == "again"
