@@ -83,7 +83,7 @@ class Facts:
             )
         if mask is None or activation.dim() < 3:
             return length, None
-        batch, steps = activation.shape[:2]
+        batch, new_tokens = activation.shape[:2]
         if len(mask) not in (1, batch):
             raise AddendaError(
                 f"The attention mask is {tuple(mask.shape)}, the change at activations {tuple(activation.shape)}: "
@@ -91,17 +91,17 @@ class Facts:
             )
         mask = mask.expand(batch, -1)
         columns = mask.shape[1]
-        if columns < steps:  # the model has made its input longer, at the end
-            mask = torch.cat([mask, mask.new_zeros(batch, steps - columns)], 1)
-            columns = steps
+        if columns < new_tokens:  # the model has made its input longer, at the end
+            mask = torch.cat([mask, mask.new_zeros(batch, new_tokens - columns)], 1)
+            columns = new_tokens
         if isinstance(length, Tensor):
-            if columns == steps:
+            if columns == new_tokens:
                 return length, mask
-            place = (length + torch.arange(steps, device=mask.device)).clamp(max=columns - 1)
+            place = (length + torch.arange(new_tokens, device=mask.device)).clamp(max=columns - 1)
             counts = (mask & (torch.arange(columns, device=mask.device) < length)).sum(1, keepdim=True)
             return counts, mask[:, place]
-        end = columns if length is None else min(columns, length + steps)
-        start = end - steps
+        end = columns if length is None else min(columns, length + new_tokens)
+        start = end - new_tokens
         unseen = 0 if length is None else length - start  # what a mask of the newest tokens leaves out
         return mask[:, :start].sum(1, keepdim=True) + unseen, mask[:, start:end]
 
