@@ -46,8 +46,8 @@ def batches(
     little is padded. A pass ends with a smaller batch where the data does not divide evenly, or without it if it has
     fewer rows than `least`.
     """
-    n, made, epoch = len(lengths), [], 0
-    while len(made) < steps:
+    n, schedule, epoch = len(lengths), [], 0
+    while len(schedule) < steps:
         rng = Stream(seed, "order", str(epoch))
         order = np.argsort(rng.raw(n), kind="stable")
         if group:
@@ -59,5 +59,5 @@ def batches(
             raise AddendaError(f"{n} examples cannot be cut into {least} parts of a step. Use a smaller accumulate=.")
         if group:
             rows = [rows[i] for i in np.argsort(rng.raw(len(rows)), kind="stable")]
-        made, epoch = made + rows, epoch + 1
-    return made[:steps]
+        schedule, epoch = schedule + rows, epoch + 1
+    return schedule[:steps]

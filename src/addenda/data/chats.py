@@ -63,20 +63,20 @@ def ending_of(tokenizer: Any) -> Ending:
     """Return how the tokenizer's template ends an answer, seen on one."""
     user = {"role": "user", "content": "a"}
     try:
-        begun = _render(tokenizer, [user], {}, True)
-        whole = _render(tokenizer, [user, {"role": "assistant", "content": PROBE}], {})
+        prompt_text = _render(tokenizer, [user], {}, True)
+        chat = _render(tokenizer, [user, {"role": "assistant", "content": PROBE}], {})
     except ValueError:  # a template that wants more than this
         return Ending()
-    at = whole.rfind(PROBE)
+    at = chat.rfind(PROBE)
     if at < 0:
         return Ending()
-    suffix = whole[at + len(PROBE) :]
+    suffix = chat[at + len(PROBE) :]
     special, ids = special_ids(tokenizer), tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
     ends = [i for i in ids if i in special]
     token = ends[0] if ends else None
     text = str(tokenizer.convert_ids_to_tokens(token)) if token is not None else ""
     place = suffix.find(text)
-    opener = "" if whole.startswith(begun) or not begun.startswith(whole[:at]) else begun[at:]
+    opener = "" if chat.startswith(prompt_text) or not prompt_text.startswith(chat[:at]) else prompt_text[at:]
     return Ending(suffix, token, suffix[: place + len(text)] if text and place >= 0 else suffix, len(ends), opener)
 
 
@@ -90,24 +90,24 @@ def segments(example: Pair | Chat, tokenizer: Any, ending: Ending | None) -> tup
     if ending is None:
         return _plain(example, turns, more, learned), ""
     _check_read(tokenizer, turns, more)
-    whole = _render(tokenizer, turns, more)
+    chat = _render(tokenizer, turns, more)
     pieces = [_Turn.of(tokenizer, turns, more, i, ending) for i in _answers(turns)]
-    kept = [p for p in pieces if learned[p.place]]
-    if not kept:
+    answers = [p for p in pieces if learned[p.place]]
+    if not answers:
         raise ValueError("no answer of it is learned: every weight is 0")
-    if all(p.begins(whole) for p in kept):
-        note = OPENS.format(ending.opener) if any(p.opened for p in kept) else ""
-        return _cut(whole, [p for p in pieces if p.begins(whole)], learned), note
+    if all(p.begins(chat) for p in answers):
+        note = OPENS.format(ending.opener) if any(p.opened for p in answers) else ""
+        return _cut(chat, [p for p in pieces if p.begins(chat)], learned), note
     if marked := _marked(tokenizer, turns, more, learned, ending):
         return marked, ""
-    last = kept[-1]
-    if last.place != len(turns) - 1:
+    answer = answers[-1]
+    if answer.place != len(turns) - 1:
         raise ValueError(f"{REWRITES.partition(', so')[0]}, and the last answer has weight 0")
-    if last.own is not None:
-        return [Segment(last.prompt), Segment(last.own, True, ending.ends)], REWRITES if len(kept) > 1 else ""
-    if not last.begins(whole):
-        raise ValueError(f"the chat template rewrites what came before turn {last.place}")
-    return [Segment(whole[: last.start]), Segment(whole[last.start :], True, last.ends)], REWRITES
+    if answer.own is not None:
+        return [Segment(answer.prompt), Segment(answer.own, True, ending.ends)], REWRITES if len(answers) > 1 else ""
+    if not answer.begins(chat):
+        raise ValueError(f"the chat template rewrites what came before turn {answer.place}")
+    return [Segment(chat[: answer.start]), Segment(chat[answer.start :], True, answer.ends)], REWRITES
 
 
 def prompt(example: Pair | Chat, tokenizer: Any, ending: Ending | None) -> list[Segment]:
@@ -116,11 +116,11 @@ def prompt(example: Pair | Chat, tokenizer: Any, ending: Ending | None) -> list[
     if ending is None:
         return _plain(example, turns, more, learned)[:-1]
     _check_read(tokenizer, turns[:-1], more)
-    whole = _render(tokenizer, turns[:-1], more, True)
+    chat = _render(tokenizer, turns[:-1], more, True)
     pieces = [_Turn.of(tokenizer, turns, more, i, ending) for i in _answers(turns)[:-1]]
-    if not all(p.begins(whole) for p in pieces if learned[p.place]):
-        return [Segment(whole)]
-    return _cut(whole, [p for p in pieces if p.begins(whole)], learned, rest=True)
+    if not all(p.begins(chat) for p in pieces if learned[p.place]):
+        return [Segment(chat)]
+    return _cut(chat, [p for p in pieces if p.begins(chat)], learned, rest=True)
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,13 @@ class _Turn:
         header = begun.removesuffix(ending.opener) if ending.opener else begun
         opened = not text.startswith(begun) and text.startswith(header)
         start = len(begun) if text.startswith(begun) else len(header) if opened else -1
-        said, own = str(turns[i].get("content")), None
-        reasoned = "</think>" in said
-        if reasoned and start >= 0 and _bare(said) not in _bare(begun[-40:] + text[start:]):  # it leaves that out
+        content, answer = str(turns[i].get("content")), None
+        reasoned = "</think>" in content
+        if reasoned and start >= 0 and _bare(content) not in _bare(begun[-40:] + text[start:]):  # it leaves that out
             opener = ending.opener.strip()
-            inner = said.lstrip().removeprefix(opener).lstrip("\n") if opener else said
-            own = inner + (ending.suffix or "")
-        return cls(i, begun, start, text, short, ends, opened, own)
+            inner = content.lstrip().removeprefix(opener).lstrip("\n") if opener else content
+            answer = inner + (ending.suffix or "")
+        return cls(i, begun, start, text, short, ends, opened, answer)
 
     def begins(self, whole: str) -> bool:
         """Return whether the whole chat goes on as this answer's own rendering does."""
@@ -161,16 +161,16 @@ class _Turn:
 
 def _cut(whole: str, pieces: list[_Turn], learned: list[bool], *, rest: bool = False) -> list[Segment]:
     """Return the pieces of a rendering, cut at the bounds of its answers. rest: with what stands behind the last."""
-    found, at = [], 0
+    parts, at = [], 0
     for p in pieces:
         full = whole.startswith(p.text)
         end = len(p.text if full else p.short)
         ends = p.ends if full or not p.ends else 1
-        found += [Segment(whole[at : p.start]), Segment(whole[p.start : end], learned[p.place], ends)]
+        parts += [Segment(whole[at : p.start]), Segment(whole[p.start : end], learned[p.place], ends)]
         at = end
-    while found and not rest and not found[-1].learned:  # nothing is learned behind it
-        found.pop()
-    return found + ([Segment(whole[at:])] if rest else [])
+    while parts and not rest and not parts[-1].learned:  # nothing is learned behind it
+        parts.pop()
+    return parts + ([Segment(whole[at:])] if rest else [])
 
 
 def _marked(tokenizer: Any, turns: list[dict], more: dict, learned: list[bool], ending: Ending) -> list[Segment]:
@@ -180,26 +180,26 @@ def _marked(tokenizer: Any, turns: list[dict], more: dict, learned: list[bool], 
         return []
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    given: dict[str, Any] = {
+    variables: dict[str, Any] = {
         "tools": more.get("tools"),
         "documents": more.get("documents"),
         **more.get("chat_template_kwargs", {}),
     }
-    given |= {k: v for k, v in getattr(tokenizer, "special_tokens_map", {}).items() if isinstance(v, str)}
-    given = {k: v for k, v in given.items() if v}
-    texts, places = render_jinja_template([turns], chat_template=source, return_assistant_tokens_mask=True, **given)
-    whole, spans, answers = str(texts[0]), [(int(a), int(b)) for a, b in places[0]], _answers(turns)
+    variables |= {k: v for k, v in getattr(tokenizer, "special_tokens_map", {}).items() if isinstance(v, str)}
+    variables = {k: v for k, v in variables.items() if v}
+    texts, places = render_jinja_template([turns], chat_template=source, return_assistant_tokens_mask=True, **variables)
+    chat, spans, answers = str(texts[0]), [(int(a), int(b)) for a, b in places[0]], _answers(turns)
     if len(spans) != len(answers):
         return []
-    found, at = [], 0
+    pieces, at = [], 0
     for i, (start, end) in zip(answers, spans, strict=True):
-        if whole.startswith(ending.text, end) and not whole[start:end].endswith(ending.text):
+        if chat.startswith(ending.text, end) and not chat[start:end].endswith(ending.text):
             end += len(ending.text)
-        found += [Segment(whole[at:start]), Segment(whole[start:end], learned[i], None)]
+        pieces += [Segment(chat[at:start]), Segment(chat[start:end], learned[i], None)]
         at = end
-    while found and not found[-1].learned:
-        found.pop()
-    return found
+    while pieces and not pieces[-1].learned:
+        pieces.pop()
+    return pieces
 
 
 def _answers(turns: list[dict]) -> list[int]:
@@ -212,17 +212,19 @@ def _turns(example: Pair | Chat) -> tuple[list[dict], dict, list[bool]]:
         turns = [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.answer}]
         return turns, {}, [False, True]
     more = json.loads(example.more) if example.more else {}
-    own = more.pop("turns", {})
-    turns = [{"role": role, "content": text} | own.get(str(i), {}) for i, (role, text) in enumerate(example.messages)]
+    fields = more.pop("turns", {})
+    turns = [
+        {"role": role, "content": text} | fields.get(str(i), {}) for i, (role, text) in enumerate(example.messages)
+    ]
     weights = [turn.pop("weight", 1) for turn in turns]
     return turns, more, [t["role"] == "assistant" and bool(w) for t, w in zip(turns, weights, strict=True)]
 
 
 def _plain(example: Pair | Chat, turns: list[dict], more: dict, learned: list[bool]) -> list[Segment]:
     """Return the pieces without a template: the texts, one after the other."""
-    odd = [k for turn in turns for k in turn if k not in {"role", "content"} | HARMLESS] + list(more)
-    if odd or any(turn["content"] is None for turn in turns):
-        raise ValueError(f"{(odd or ['a turn without content'])[0]!r} wants a chat template, and plain text is made")
+    keys = [k for turn in turns for k in turn if k not in {"role", "content"} | HARMLESS] + list(more)
+    if keys or any(turn["content"] is None for turn in turns):
+        raise ValueError(f"{(keys or ['a turn without content'])[0]!r} wants a chat template, and plain text is made")
     if isinstance(example, Pair):
         return [Segment(example.question), Segment(example.answer, True)]
     if not any(learned):
@@ -234,9 +236,9 @@ def _plain(example: Pair | Chat, turns: list[dict], more: dict, learned: list[bo
 def _check_read(tokenizer: Any, turns: list[dict], more: dict) -> None:
     """Raise ValueError for what the template would leave out without a word."""
     source = _source(tokenizer, more)
-    named = [(k, f" of turn {i}") for i, t in enumerate(turns) for k in t if k not in {"role", "content"} | HARMLESS]
-    named += [(k, "") for k in more if k != "chat_template_kwargs"]
-    for key, where in named:
+    keys = [(k, f" of turn {i}") for i, t in enumerate(turns) for k in t if k not in {"role", "content"} | HARMLESS]
+    keys += [(k, "") for k in more if k != "chat_template_kwargs"]
+    for key, where in keys:
         if not re.search(rf"\b{re.escape(key)}\b", source):
             raise ValueError(f"the chat template does not read {key!r}{where}, which would be lost")
 
@@ -251,9 +253,9 @@ def _source(tokenizer: Any, more: dict) -> str:
 
 def _render(tokenizer: Any, turns: list[dict], more: dict, prompted: bool = False) -> str:
     """Return the template's text. Raises ValueError with what the template says."""
-    given = {k: more[k] for k in ("tools", "documents") if k in more} | more.get("chat_template_kwargs", {})
+    variables = {k: more[k] for k in ("tools", "documents") if k in more} | more.get("chat_template_kwargs", {})
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompted, **given)
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompted, **variables)
     except Exception as error:  # a template is a program: it raises what it likes
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"the chat template does not take it: {why[:300]}") from None

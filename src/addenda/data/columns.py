@@ -48,8 +48,8 @@ def ordered(data: Data, labels: Sequence[str] | None, outputs: int | None = None
         return data
     values = [e.label for e in data.examples]  # type: ignore[union-attr]
     scale = scale_of(values, "label", names=names, own=data.labels, outputs=outputs, source=data.source)
-    found = tuple(replace(e, label=scale.of(v)) for e, v in zip(data.examples, values, strict=True))  # type: ignore[call-arg]
-    return replace(data, examples=found, labels=scale.names, said=scale.said)
+    examples = tuple(replace(e, label=scale.of(v)) for e, v in zip(data.examples, values, strict=True))  # type: ignore[call-arg]
+    return replace(data, examples=examples, labels=scale.names, said=scale.said)
 
 
 def as_train(train: Data) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def check_classes(train: Data) -> None:
 
 def label_column(columns: list[str], name: str) -> str | None:
     """Return the column of labels by its usual name. Raises AddendaError where there are several."""
-    found = [c for c in LABELS if c in columns]
-    if len(found) > 1:
+    matches = [c for c in LABELS if c in columns]
+    if len(matches) > 1:
         raise AddendaError(
-            f"{name} has the columns {' and '.join(map(repr, found))}, and each may be the label. Say which: label=."
+            f"{name} has the columns {' and '.join(map(repr, matches))}, and each may be the label. Say which: label=."
         )
-    return found[0] if found else None
+    return matches[0] if matches else None
 
 
 def scale_in(
@@ -83,9 +83,9 @@ def scale_in(
 ) -> Scale:
     """Return what the labels in a column mean; see `labels`."""
     values = [row.get(column) for row in rows]
-    own = rows.known.get(column)
+    known_names = rows.known.get(column)
     return scale_of(
-        values, column, names=labels, own=own, outputs=outputs, kind=kind, source=rows.name, place=rows.place
+        values, column, names=labels, own=known_names, outputs=outputs, kind=kind, source=rows.name, place=rows.place
     )
 
 
@@ -107,12 +107,12 @@ def _fits(names: tuple[str, str], question: str | None, answer: str | None, colu
 def present(columns: list[str], name: str, **wanted: str | None) -> dict[str, str]:
     """Return the wanted columns, all there; `pair` may be None. Raises AddendaError naming all that are not."""
     wanted = {k: v for k, v in wanted.items() if not (k == "pair" and v is None)}
-    missing = [f"{k}={v!r}" + nearest(v, columns) if v else f"{k}=" for k, v in wanted.items() if v not in columns]
-    if missing:
+    problems = [f"{k}={v!r}" + nearest(v, columns) if v else f"{k}=" for k, v in wanted.items() if v not in columns]
+    if problems:
         usual = "messages, question/answer, prompt/completion or the like"
         usual = f"{next(iter(wanted))} and label" if "label" in wanted else usual
         raise AddendaError(
-            f"{name} lacks a column for {', '.join(missing)} (usual names: {usual}). It has the columns "
+            f"{name} lacks a column for {', '.join(problems)} (usual names: {usual}). It has the columns "
             f"{', '.join(map(repr, columns)) or 'none'}; name the right ones with {', '.join(f'{k}=' for k in wanted)}."
         )
     return {k: str(v) for k, v in wanted.items()}
@@ -120,20 +120,20 @@ def present(columns: list[str], name: str, **wanted: str | None) -> dict[str, st
 
 def collect(rows: Rows, make: Callable[[dict], Any]) -> tuple:
     """Return make(row) of every row; rows for which it raises ValueError are told together in one AddendaError."""
-    found, problems = [], []
+    items, problems = [], []
     for i, row in enumerate(rows):
         try:
-            made = make(row)
-            found.append(replace(made, place=rows.place(i)) if hasattr(made, "place") else made)
+            item = make(row)
+            items.append(replace(item, place=rows.place(i)) if hasattr(item, "place") else item)
         except ValueError as error:
             problems.append(f"{rows.place(i)}: {error}".rstrip("."))
     if problems:
-        more = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
+        rest = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise AddendaError(
-            f"{len(problems)} of {len(rows)} rows of {rows.name} cannot be used: {'; '.join(problems[:5])}{more}. "
+            f"{len(problems)} of {len(rows)} rows of {rows.name} cannot be used: {'; '.join(problems[:5])}{rest}. "
             "Mend or remove these rows."
         )
-    return tuple(found)
+    return tuple(items)
 
 
 def _text(row: dict, column: str, empty: bool = False) -> str:
@@ -175,36 +175,36 @@ def _chat(row: dict, column: str) -> Chat:
         raise ValueError(f"column {column!r}: every message needs 'role' and 'content', got {short(turns[0])}")
     if turns[-1]["role"] != "assistant" or len(turns) < 2:
         raise ValueError(f"column {column!r} must end with an assistant's answer, got {turns[-1]['role']!r} last")
-    said, besides = [], {}
+    messages, besides = [], {}
     for i, turn in enumerate(turns):
-        own = {str(k): v for k, v in turn.items() if k not in ("role", "content") and not _nothing(v)}
-        if (weight := _weight(own.pop("weight", None), turn["role"], i)) == 0:
-            own["weight"] = weight
-        calls = turn["role"] == "assistant" and ("tool_calls" in own or "function_call" in own)
+        fields = {str(k): v for k, v in turn.items() if k not in ("role", "content") and not _nothing(v)}
+        if (weight := _weight(fields.pop("weight", None), turn["role"], i)) == 0:
+            fields["weight"] = weight
+        calls = turn["role"] == "assistant" and ("tool_calls" in fields or "function_call" in fields)
         if "content" not in turn and not calls:
             raise ValueError(f"column {column!r}: every message needs 'role' and 'content', got {short(turn)}")
         content = turn.get("content")
         if content is None and calls:
-            own["content"], content = None, ""
+            fields["content"], content = None, ""
         empty = calls or turn["role"] in ("system", "tool")
-        said.append((turn["role"], text_of(content, f"column {column!r}, message {i},", empty)))
-        if own:
-            besides[str(i)] = own
-    return Chat(tuple(said), _beside(row, besides))
+        messages.append((turn["role"], text_of(content, f"column {column!r}, message {i},", empty)))
+        if fields:
+            besides[str(i)] = fields
+    return Chat(tuple(messages), _beside(row, besides))
 
 
 def _beside(row: dict, turns: dict) -> str:
     """Return what a chat holds besides its texts, as JSON. Raises ValueError for what cannot be kept."""
-    more = {k: row[k] for k in ("tools", "documents", "chat_template_kwargs") if not _nothing(row.get(k))}
+    extras = {k: row[k] for k in ("tools", "documents", "chat_template_kwargs") if not _nothing(row.get(k))}
     if not _nothing(row.get("functions")):
         raise ValueError("column 'functions' would be lost; templates read 'tools'")
-    if isinstance(more.get("tools"), str):
-        more["tools"] = json.loads(more["tools"])
-    if not isinstance(more.get("tools", []), list) or not isinstance(more.get("chat_template_kwargs", {}), dict):
+    if isinstance(extras.get("tools"), str):
+        extras["tools"] = json.loads(extras["tools"])
+    if not isinstance(extras.get("tools", []), list) or not isinstance(extras.get("chat_template_kwargs", {}), dict):
         raise ValueError("columns 'tools' and 'chat_template_kwargs' must be a list and an object")
     try:
-        text = json.dumps(more | ({"turns": turns} if turns else {}), allow_nan=False) if more or turns else ""
-        if not writable(json.dumps([more, turns], ensure_ascii=False)):
+        text = json.dumps(extras | ({"turns": turns} if turns else {}), allow_nan=False) if extras or turns else ""
+        if not writable(json.dumps([extras, turns], ensure_ascii=False)):
             raise ValueError("half of a surrogate pair, which is no character")
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"what its messages hold besides texts cannot be kept: {error}") from None

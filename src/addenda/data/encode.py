@@ -55,10 +55,10 @@ class Tokens(Encoded):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of ids and labels."""
-        made = hashlib.sha256(self.kind.encode())
+        digest = hashlib.sha256(self.kind.encode())
         for ids, label in zip(self.ids, self.labels, strict=True):
-            made.update(f"{ids}{label}".encode())
-        return made.hexdigest()
+            digest.update(f"{ids}{label}".encode())
+        return digest.hexdigest()
 
     def take(self, rows: Sequence[int]) -> "Tokens":
         types = None if self.types is None else [self.types[i] for i in rows]
@@ -66,8 +66,8 @@ class Tokens(Encoded):
 
     def batch(self, rows: Sequence[int], skip: int = 0) -> dict[str, Tensor]:
         """Return these rows as one batch of a `Collator`. skip: first tokens to leave out, for a causal LM."""
-        made = [self[i] for i in rows]
-        return Collator(self.pad, self.kind)([{k: v[skip:] for k, v in r.items()} for r in made] if skip else made)
+        items = [self[i] for i in rows]
+        return Collator(self.pad, self.kind)([{k: v[skip:] for k, v in r.items()} for r in items] if skip else items)
 
 
 def encode(
@@ -101,8 +101,8 @@ def encode(
                 f"Images have no length in tokens, got max_length={max_length}; image_size is in pixels."
             )
         if overflow != "error" or chat is not None:
-            given = f"overflow={overflow!r}" if overflow != "error" else f"chat={chat}"
-            raise AddendaError(f"{given} is for texts, and {data.source} holds images. Leave it out.")
+            option = f"overflow={overflow!r}" if overflow != "error" else f"chat={chat}"
+            raise AddendaError(f"{option} is for texts, and {data.source} holds images. Leave it out.")
         return decode(data, tokenizer, skip_corrupt=skip_corrupt)
     if skip_corrupt:
         raise AddendaError(f"skip_corrupt=True is for images, and {data.source} holds texts. Leave it out.")
@@ -124,15 +124,15 @@ def tokenise(
         raise AddendaError(f"overflow must be 'error', 'drop' or 'truncate', got {overflow!r}.")
     if data.form == "label":
         kind, (ids, labels, types) = ("class" if data.labels else "value"), _texts(data, tokenizer)
-        said = (data.said,) if data.said else ()
+        notes = (data.said,) if data.said else ()
     else:
         kind, types = "causal", None
-        ids, labels, said = _turns(data, tokenizer, use_chat(tokenizer, chat))
+        ids, labels, notes = _turns(data, tokenizer, use_chat(tokenizer, chat))
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    made = Tokens(ids, labels, kind, pad, types, data.labels, said)
+    tokens = Tokens(ids, labels, kind, pad, types, data.labels, notes)
     if max_length is not None and overflow == "truncate" and kind != "causal":
-        made = _shorter(made, data, tokenizer, max_length)
-    return made if max_length is None else _fit(made, max_length, overflow, data)
+        tokens = _shorter(tokens, data, tokenizer, max_length)
+    return tokens if max_length is None else _fit(tokens, max_length, overflow, data)
 
 
 def use_chat(tokenizer, chat: bool | None) -> bool:
@@ -155,13 +155,13 @@ def prompt_ids(tokenizer, question: str | Chat, chat: bool | None = None) -> lis
         pieces = prompt(example, tokenizer, ending)
     except ValueError as error:
         raise refused(error) from None
-    made, special = _start(tokenizer) if ending is None else [], special_ids(tokenizer)
+    ids, special = _start(tokenizer) if ending is None else [], special_ids(tokenizer)
     for piece, part in zip(
         pieces, tokenizer([p.text for p in pieces], add_special_tokens=False)["input_ids"], strict=True
     ):
-        learned, rest = _end(part, piece, ending, special, tokenizer) if piece.learned else (part, [])
-        made = made + learned + rest
-    return made
+        learned, suffix = _end(part, piece, ending, special, tokenizer) if piece.learned else (part, [])
+        ids = ids + learned + suffix
+    return ids
 
 
 def end_ids(model, tokenizer, chat: bool | None = None) -> list[int]:
@@ -170,8 +170,8 @@ def end_ids(model, tokenizer, chat: bool | None = None) -> list[int]:
     With a chat template: the one that it ends a turn with, and those that the model's `generation_config` declares."""
     declared = []
     for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
-        own = getattr(config, "eos_token_id", None)
-        declared.append({*own} if isinstance(own, (list, tuple)) else {own})
+        eos = getattr(config, "eos_token_id", None)
+        declared.append({*eos} if isinstance(eos, (list, tuple)) else {eos})
     if use_chat(tokenizer, chat) and (end := ending_of(tokenizer).token) is not None:
         return sorted(next((ids for ids in declared if end in ids), {end}))
     return sorted(t for t in {tokenizer.eos_token_id}.union(*declared) if t is not None)
@@ -179,8 +179,8 @@ def end_ids(model, tokenizer, chat: bool | None = None) -> list[int]:
 
 def _start(tokenizer) -> list[int]:
     """Return what the tokenizer itself puts before a text (a beginning-of-text token, or nothing)."""
-    first = tokenizer("a")["input_ids"][:1]
-    return first if first and first[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
+    ids = tokenizer("a")["input_ids"][:1]
+    return ids if ids and ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
 
 
 def _turns(data: Data, tokenizer, chat: bool) -> tuple[list[list[int]], list[list[int]], tuple[str, ...]]:
@@ -211,16 +211,16 @@ def _turns(data: Data, tokenizer, chat: bool) -> tuple[list[list[int]], list[lis
     special, start = special_ids(tokenizer), [] if chat else _start(tokenizer)
     ids, labels = [], []
     for row in rows:
-        own, wanted = list(start), [IGNORE] * len(start)
+        row_ids, row_labels = list(start), [IGNORE] * len(start)
         for at, segment in enumerate(row):
             part = list(next(tokens))
             if segment.learned:
-                part, rest = _end(part, segment, ending, special, tokenizer)
-                own, wanted = own + part, wanted + part
-                part = rest if at < len(row) - 1 else []
-            own, wanted = own + part, wanted + [IGNORE] * len(part)
-        ids.append(own)
-        labels.append(wanted)
+                part, suffix = _end(part, segment, ending, special, tokenizer)
+                row_ids, row_labels = row_ids + part, row_labels + part
+                part = suffix if at < len(row) - 1 else []
+            row_ids, row_labels = row_ids + part, row_labels + [IGNORE] * len(part)
+        ids.append(row_ids)
+        labels.append(row_labels)
     empty = [i for i, row in enumerate(labels) if all(t == IGNORE for t in row[1:]) or row[0] != IGNORE]
     if empty:
         where = _places(data, empty)
@@ -236,16 +236,16 @@ def _end(
     Special tokens of the answer's own text end nothing: the template's are counted from the end of the piece.
     """
     places = [i for i, t in enumerate(part) if t in special]
-    last = None
+    place = None
     if (
         ending is not None and segment.ends is None
     ):  # no rendering shows what the template adds: special tokens at the end
         text = [bool(tokenizer.decode([t]).strip()) for t in part]
-        last = next((i for i in places if all(k in places or not text[k] for k in range(i, len(part)))), None)
+        place = next((i for i in places if all(k in places or not text[k] for k in range(i, len(part)))), None)
     elif ending is not None and segment.ends and len(places) >= segment.ends:
-        last = places[-segment.ends]
-    if last is not None:
-        return part[: last + 1], part[last + 1 :]
+        place = places[-segment.ends]
+    if place is not None:
+        return part[: place + 1], part[place + 1 :]
     return part + ([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]), []
 
 
@@ -254,9 +254,9 @@ def _texts(data: Data, tokenizer) -> tuple[list[list[int]], list, list[list[int]
     pairs = [e.pair for e in examples]
     if any(p is None for p in pairs) and not all(p is None for p in pairs):
         raise AddendaError(f"Some examples of {data.source} have a second text and some have none.")
-    made = tokenizer([e.text for e in examples], None if pairs[0] is None else pairs)
-    types = made.get("token_type_ids")
-    ids = [list(row) for row in made["input_ids"]]
+    encoding = tokenizer([e.text for e in examples], None if pairs[0] is None else pairs)
+    types = encoding.get("token_type_ids")
+    ids = [list(row) for row in encoding["input_ids"]]
     return ids, [e.label for e in examples], None if types is None else [list(row) for row in types]
 
 
@@ -302,8 +302,8 @@ def _fit(made: Tokens, limit: int, overflow: Overflow, data: Data) -> Tokens:
             "overflow='drop' or 'truncate'."
         )
     if overflow == "drop":
-        kept = [i for i in range(len(made)) if i not in set(long)]
-        if not kept:
+        rows = [i for i in range(len(made)) if i not in set(long)]
+        if not rows:
             raise AddendaError(f"overflow='drop' drops all {len(made)} examples of {source}: all exceed {limit}.")
-        return made.take(kept)
+        return made.take(rows)
     return replace(made, ids=[row[-limit:] for row in made.ids], labels=[row[-limit:] for row in made.labels])

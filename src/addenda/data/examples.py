@@ -55,12 +55,12 @@ class Chat:
 
     @property
     def key(self) -> str:
-        said = "\x1e".join(f"{role}\x1f{content}" for role, content in self.messages[:-1])
+        text = "\x1e".join(f"{role}\x1f{content}" for role, content in self.messages[:-1])
         if not self.more:
-            return said
-        more = json.loads(self.more)
-        turns = {k: v for k, v in more.pop("turns", {}).items() if int(k) < len(self.messages) - 1}
-        return f"{said}\x1e{json.dumps([more, turns])}"
+            return text
+        extras = json.loads(self.more)
+        turns = {k: v for k, v in extras.pop("turns", {}).items() if int(k) < len(self.messages) - 1}
+        return f"{text}\x1e{json.dumps([extras, turns])}"
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ class Data:
     @property
     def digest(self) -> str:
         """SHA-256 of the examples and label names: equal data, equal digest, wherever it was stored."""
-        made = hashlib.sha256(repr((self.form, self.labels)).encode())
+        digest = hashlib.sha256(repr((self.form, self.labels)).encode())
         for example in self.examples:
-            made.update(repr(example).encode() + getattr(example, "more", "").encode())
-        return made.hexdigest()
+            digest.update(repr(example).encode() + getattr(example, "more", "").encode())
+        return digest.hexdigest()
 
     def split(self, fraction: float, seed: int = 0) -> tuple["Data", "Data"]:
         """Return (rest, held out), by a hash of the prompt or image: the same one is never in both, on any machine.
@@ -112,8 +112,8 @@ class Data:
         """
         if not 0 < fraction < 1:
             raise AddendaError(f"The share to hold out must be between 0 and 1, got {fraction}.")
-        held = [share(e.key, seed) < fraction for e in self.examples]
-        parts = [tuple(e for e, h in zip(self.examples, held, strict=True) if h == want) for want in (False, True)]
+        flags = [share(e.key, seed) < fraction for e in self.examples]
+        parts = [tuple(e for e, h in zip(self.examples, flags, strict=True) if h == want) for want in (False, True)]
         if not all(parts):
             raise AddendaError(
                 f"Holding out {fraction:g} of the {len(self)} examples of {self.source} leaves one part empty (equal "

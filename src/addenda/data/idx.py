@@ -41,13 +41,13 @@ def located(path: str | Path) -> Path:
 
 def parts(folder: Path) -> dict[str, tuple[Path, Path]]:
     """Return (images, labels) of each split that the folder holds in this format."""
-    found = {}
+    files = {}
     for split, prefixes in PREFIXES.items():
         for prefix in prefixes:
-            pair = [_file(folder, f"{prefix}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+            pair = [_file(folder, f"{prefix}-{kind}") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
             if pair[0] is not None and pair[1] is not None:
-                found[split] = (pair[0], pair[1])
-    return found
+                files[split] = (pair[0], pair[1])
+    return files
 
 
 def _file(folder: Path, name: str) -> Path | None:
@@ -84,8 +84,8 @@ def _read(path: Path, dimensions: int) -> np.ndarray:
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise AddendaError(f"{path} cannot be read as idx: {error}. Fetch it again.") from None
     if len(values) != size:
-        more = "more" if len(values) > size else f"{len(values):,}"
-        raise AddendaError(f"{path} claims {size:,} bytes of values and holds {more}. Fetch it again.")
+        size_text = "more" if len(values) > size else f"{len(values):,}"
+        raise AddendaError(f"{path} claims {size:,} bytes of values and holds {size_text}. Fetch it again.")
     return np.frombuffer(values, np.uint8).reshape(shape)
 
 

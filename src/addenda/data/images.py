@@ -65,8 +65,8 @@ def read_images(
     labels = checked(labels)
     if isinstance(source, str | Path):
         path = idx.located(source)
-        if path.is_dir() and (found := idx.parts(path)):
-            return _idx(path, found, split, labels, outputs)
+        if path.is_dir() and (files := idx.parts(path)):
+            return _idx(path, files, split, labels, outputs)
         if path.is_dir() and (tree := _tree(path)):
             return _folders(path, tree, split, labels, outputs)
         source = path
@@ -88,9 +88,9 @@ def _idx(path: Path, found: dict, split: str, labels: Sequence[str] | None, outp
     if split not in found:
         raise AddendaError(f"{path} has no split {split!r} as idx files; it has {', '.join(found)}.")
     images, classes = idx.load(*found[split])
-    source, own = f"{path}[{split}]", idx.names(path)
+    source, names = f"{path}[{split}]", idx.names(path)
     scale = scale_of(
-        classes.tolist(), found[split][1].name, names=labels, own=own, outputs=outputs, kind="class", source=source
+        classes.tolist(), found[split][1].name, names=labels, own=names, outputs=outputs, kind="class", source=source
     )
     try:
         places = {k: int(scale.of(k)) for k in set(classes.tolist())}
@@ -113,11 +113,11 @@ def _tree(path: Path) -> dict[str, list[Path]]:
     rows = any(p.suffix.lower() in ROWS for p in _inside(path, folders=False))
     if rows:  # a file of them, or what datasets.save_to_disk wrote
         return {}
-    named = {s: p for s, names in SPLITS.items() for p in folders if p.name in names and _inside(p, folders=True)}
-    if named:
-        return {split: _inside(p, folders=True) for split, p in named.items()}
-    known = {name for names in SPLITS.values() for name in names}
-    if all(p.name in known for p in folders):  # beside other classes, "train" may be one too
+    by_split = {s: p for s, names in SPLITS.items() for p in folders if p.name in names and _inside(p, folders=True)}
+    if by_split:
+        return {split: _inside(p, folders=True) for split, p in by_split.items()}
+    split_names = {name for names in SPLITS.values() for name in names}
+    if all(p.name in split_names for p in folders):  # beside other classes, "train" may be one too
         _refuse_flat(folders or [path])
     return {"train": folders} if folders else {}
 
@@ -132,8 +132,8 @@ def _refuse_flat(splits: list[Path]) -> None:
 
 
 def _inside(path: Path, folders: bool) -> list[Path]:
-    seen = (p for p in sorted(path.iterdir()) if not p.name.startswith(".") and p.name.lower() not in LITTER)
-    return [p for p in seen if p.is_dir() == folders]
+    paths = (p for p in sorted(path.iterdir()) if not p.name.startswith(".") and p.name.lower() not in LITTER)
+    return [p for p in paths if p.is_dir() == folders]
 
 
 def _images(path: Path) -> list[Path]:
@@ -156,30 +156,30 @@ def _folders(
             "names. Give labels= in the order of the model's outputs."
         )
     names = tuple(labels or (map(str, range(outputs)) if counted and outputs else classes))
-    around = dict.fromkeys((path, *(folder.parent for folder in tree[split])))
-    files, problems = [], [f"{p} is an image beside the class folders" for place in around for p in _images(place)]
+    places = dict.fromkeys((path, *(folder.parent for folder in tree[split])))
+    files, problems = [], [f"{p} is an image beside the class folders" for place in places for p in _images(place)]
     for folder in tree[split]:
-        inside = _inside(folder, folders=False)
+        members = _inside(folder, folders=False)
         if folder.name not in names:
             problems.append(
                 f"{folder} is of no known class{nearest(folder.name, names)} (known: {', '.join(names[:8])})"
             )
-        elif not inside and not _inside(folder, folders=True):
+        elif not members and not _inside(folder, folders=True):
             problems.append(f"{folder} holds no image")
         problems += [f"{p} is a folder inside a class" for p in _inside(folder, folders=True)]
-        problems += [f"{p} is no image by its ending" for p in inside if p.suffix.lower() not in SUFFIXES]
-        files += [(p, folder.name) for p in inside if p.suffix.lower() in SUFFIXES]
+        problems += [f"{p} is no image by its ending" for p in members if p.suffix.lower() not in SUFFIXES]
+        files += [(p, folder.name) for p in members if p.suffix.lower() in SUFFIXES]
     if problems:
-        more = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
+        rest = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise AddendaError(
-            f"{len(problems)} things in {path} do not belong there: {'; '.join(problems[:5])}{more}. Images "
+            f"{len(problems)} things in {path} do not belong there: {'; '.join(problems[:5])}{rest}. Images "
             f"({', '.join(SUFFIXES)}) lie in one folder for each class; remove or rename the rest."
         )
     index = {n: i for i, n in enumerate(names)}
     keys = pool().map(_hash, [p for p, _ in files])
-    found = [Picture(k, index[c], str(p.relative_to(path)), p) for k, (p, c) in zip(keys, files, strict=True)]
-    said = f"{len(names):,} classes by folder: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
-    return Data(tuple(sorted(found, key=lambda p: p.key)), "image", names, f"{path}[{split}]", said)
+    pictures = [Picture(k, index[c], str(p.relative_to(path)), p) for k, (p, c) in zip(keys, files, strict=True)]
+    note = f"{len(names):,} classes by folder: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+    return Data(tuple(sorted(pictures, key=lambda p: p.key)), "image", names, f"{path}[{split}]", note)
 
 
 def _hash(file: Path) -> str:
@@ -204,31 +204,31 @@ def _columns(
 ) -> Data:
     rows, columns = table(source, split)
     name = rows.name
-    named = label or label_column(columns, name)
-    wanted = present(columns, name, image=image or first_of(columns, IMAGES), label=named)
-    scale = scale_in(rows, wanted["label"], labels, outputs, label_kind)
+    label_name = label or label_column(columns, name)
+    roles = present(columns, name, image=image or first_of(columns, IMAGES), label=label_name)
+    scale = scale_in(rows, roles["label"], labels, outputs, label_kind)
     if scale.names is None:
-        raise AddendaError(f"{name}: column {wanted['label']!r} holds numbers with fractions, classes were expected.")
+        raise AddendaError(f"{name}: column {roles['label']!r} holds numbers with fractions, classes were expected.")
     place = Path(source).expanduser() if isinstance(source, str | Path) else Path()
-    beside = place.parent if place.is_file() else place
+    folder = place.parent if place.is_file() else place
 
     def make(row: dict) -> Picture:
-        stored, called = _stored(row.get(wanted["image"]), wanted["image"], beside)
-        return Picture(_key(stored), int(scale.of(row.get(wanted["label"]))), called, stored)
+        stored, file_name = _stored(row.get(roles["image"]), roles["image"], folder)
+        return Picture(_key(stored), int(scale.of(row.get(roles["label"]))), file_name, stored)
 
-    found = collect(rows, make)
-    rowed = (p.name or f"{name}, {rows.place(i)}" for i, p in enumerate(found))
-    examples = tuple(Picture(p.key, p.label, n, p.stored) for p, n in zip(found, rowed, strict=True))
+    pictures = collect(rows, make)
+    rowed = (p.name or f"{name}, {rows.place(i)}" for i, p in enumerate(pictures))
+    examples = tuple(Picture(p.key, p.label, n, p.stored) for p, n in zip(pictures, rowed, strict=True))
     return Data(examples, "image", scale.names, name, scale.said)
 
 
 def _stored(value: Any, column: str, beside: Path) -> tuple[Stored, str]:
     """Return (what `Picture` keeps, a name if it has one). Raises ValueError."""
-    called = ""
+    name = ""
     if isinstance(value, dict) and {"bytes", "path"} & set(value):
-        called, value = value.get("path") or "", value.get("bytes") or value.get("path")
+        name, value = value.get("path") or "", value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
-        return value, called
+        return value, name
     if isinstance(value, str | Path) and str(value):
         path = beside / value
         if not path.is_file():
@@ -237,7 +237,7 @@ def _stored(value: Any, column: str, beside: Path) -> tuple[Stored, str]:
     if hasattr(value, "convert") and hasattr(value, "mode"):  # an image of Pillow's
         value = _held(value, column)
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
-        return value, called
+        return value, name
     raise ValueError(f"column {column!r} holds {type(value).__name__}, an image, its bytes or its path were expected")
 
 
@@ -252,7 +252,7 @@ def _held(picture: Any, column: str) -> np.ndarray:
 def _key(stored: Stored) -> str:
     if isinstance(stored, Path):
         return _hash(stored)
-    made = hashlib.sha256(stored if isinstance(stored, bytes) else b"")
+    digest = hashlib.sha256(stored if isinstance(stored, bytes) else b"")
     if isinstance(stored, np.ndarray):
-        made.update(repr(stored.shape).encode() + np.ascontiguousarray(stored).tobytes())
-    return made.hexdigest()
+        digest.update(repr(stored.shape).encode() + np.ascontiguousarray(stored).tobytes())
+    return digest.hexdigest()

@@ -90,8 +90,8 @@ class _Column:
         )
 
     def classes(self, names: tuple[str, ...], places: dict[int, int] | None = None) -> Scale:
-        said = f"{len(names):,} classes in column {self.name!r}: {_some(names)}{self.note}"
-        return Scale(self.name, names, said, {n: i for i, n in enumerate(names)}, places or {})
+        note = f"{len(names):,} classes in column {self.name!r}: {_some(names)}{self.note}"
+        return Scale(self.name, names, note, {n: i for i, n in enumerate(names)}, places or {})
 
     def numbers(self) -> Scale:
         return Scale(self.name, None, f"numbers to predict in column {self.name!r}", {}, {})
@@ -120,41 +120,41 @@ def scale_of(
     names, own = checked(names, source), checked(own, source)
     if names is None and own is None and outputs == 1 and kind is None:
         kind = "number"  # the head has room for nothing else
-    seen, forms, spaced, unusable = set(), {}, False, None
+    texts, forms, spaced, unusable = set(), {}, False, None
     for i, value in enumerate(map(plain, values)):
         if (text := written(value)) is not None:
-            seen.add(text)
+            texts.add(text)
             spaced = spaced or (isinstance(value, str) and value != text)
             forms.setdefault(_form(value, text), (i, value))
         elif unusable is None:
             unusable = (i, value)
     note = " (spaces around them left out)" if spaced else ""
-    held = _Column(column, source, place, len(values), frozenset(seen), forms, note, unusable)
+    column_values = _Column(column, source, place, len(values), frozenset(texts), forms, note, unusable)
     if kind == "number":
         if (names and len(names) > 1) or (outputs or 1) > 1:
             raise AddendaError(
                 f"Numbers want a model with one output; this one has {len(names or ()) or outputs}"
                 f"{f' ({_some(names)})' if names else ''}. Give a model without a head, or label_kind='class'."
             )
-        return held.numbers()
-    if names is None and outputs and seen and all(UNNAMED.fullmatch(text) for text in seen):
+        return column_values.numbers()
+    if names is None and outputs and texts and all(UNNAMED.fullmatch(text) for text in texts):
         names = tuple(f"LABEL_{i}" for i in range(outputs))
     if own is not None and names is not None and own == tuple(map(str, range(len(own)))) and not {*own} & {*names}:
         own = None  # it counts, and does not name
     if own is not None:
-        names = names or _as_many(held, own, outputs)
+        names = names or _as_many(column_values, own, outputs)
         index = {n: i for i, n in enumerate(names)}
-        unknown = [n for k, n in enumerate(own) if n not in index and str(k) in seen]
+        unknown = [n for k, n in enumerate(own) if n not in index and str(k) in texts]
         if unknown:
             raise AddendaError(
                 f"{source} has a class {unknown[0]!r} in column {column!r} that is none of the model's: {_some(names)}."
                 f"{nearest(unknown[0], names)} Rename it, or give labels= in the order of the model's outputs."
             )
-        return held.classes(names, {k: index[n] for k, n in enumerate(own) if n in index})
+        return column_values.classes(names, {k: index[n] for k, n in enumerate(own) if n in index})
     if names is not None:
-        by_place = not any(map(WHOLE.fullmatch, names)) and all(map(WHOLE.fullmatch, seen))
-        return held.classes(names, {i: i for i in range(len(names))} if by_place else {})
-    return _of_data(held, outputs, kind)
+        by_place = not any(map(WHOLE.fullmatch, names)) and all(map(WHOLE.fullmatch, texts))
+        return column_values.classes(names, {i: i for i in range(len(names))} if by_place else {})
+    return _of_data(column_values, outputs, kind)
 
 
 def _of_data(held: _Column, outputs: int | None, kind: LabelKind | None) -> Scale:
@@ -188,31 +188,31 @@ def _of_data(held: _Column, outputs: int | None, kind: LabelKind | None) -> Scal
 
 def _counted(held: _Column, outputs: int | None, kind: LabelKind | None) -> Scale:
     """Return the scale of whole numbers: the places of a head's outputs, or of as many as the largest number says."""
-    found = sorted(map(int, held.seen))
-    size = outputs or found[-1] + 1
-    if outputs is not None and found[-1] >= outputs:
+    values = sorted(map(int, held.seen))
+    size = outputs or values[-1] + 1
+    if outputs is not None and values[-1] >= outputs:
         raise held.refuse(
-            "whole", f"the model's head has {outputs} outputs, counted from 0; the largest is {found[-1]}"
+            "whole", f"the model's head has {outputs} outputs, counted from 0; the largest is {values[-1]}"
         )
-    if outputs is None and size > max(2 * len(found), PLACES):
+    if outputs is None and size > max(2 * len(values), PLACES):
         if kind == "class":
-            return held.classes(tuple(map(str, found)))
+            return held.classes(tuple(map(str, values)))
         raise held.refuse(
-            "whole", f"{len(found):,} different whole numbers up to {found[-1]:,} would be {size:,} classes by place"
+            "whole", f"{len(values):,} different whole numbers up to {values[-1]:,} would be {size:,} classes by place"
         )
-    made = held.classes(tuple(map(str, range(size))))
-    if len(found) == size:
-        return made
-    return replace(made, said=f"{made.said} ({size - len(found):,} of them without an example here)")
+    scale = held.classes(tuple(map(str, range(size))))
+    if len(values) == size:
+        return scale
+    return replace(scale, said=f"{scale.said} ({size - len(values):,} of them without an example here)")
 
 
 def _alike(names: Iterable[str]) -> tuple[str, str] | None:
     """Return two names that differ in capitals, spaces or how Unicode writes a letter only; None if there are none."""
-    found: dict[str, str] = {}
+    by_folded: dict[str, str] = {}
     for name in sorted(names):
         folded = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
-        if (first := found.setdefault(folded, name)) != name:
-            return first, name
+        if (other := by_folded.setdefault(folded, name)) != name:
+            return other, name
     return None
 
 
@@ -242,11 +242,11 @@ def checked(names: Sequence[str] | None, source: str = "labels") -> tuple[str, .
         return None
     if isinstance(names, str) or not names:
         raise AddendaError(f"labels must be a list of names in the order of the model's outputs, got {names!r}.")
-    found = tuple(map(str, names))
-    twice = sorted({n for n in found if found.count(n) > 1}) if len(set(found)) < len(found) else []
+    texts = tuple(map(str, names))
+    twice = sorted({n for n in texts if texts.count(n) > 1}) if len(set(texts)) < len(texts) else []
     if twice:
         raise AddendaError(f"{source}: two classes are called {twice[0]!r}, so that a label cannot say which it is.")
-    return found
+    return texts
 
 
 def named(config: Any) -> tuple[str, ...] | None:
@@ -268,26 +268,26 @@ def head_of(model: nn.Module) -> tuple[tuple[str, ...] | None, int | None]:
     together name the outputs differently.
     """
     config, host = getattr(model, "config", None), find_state(model)
-    own = [] if host is None else [host.state.records[n].labels for n in host.state.active]
-    told = list(dict.fromkeys(labels for labels in own if labels))
-    if len(told) > 1:
+    by_adapter = [] if host is None else [host.state.records[n].labels for n in host.state.active]
+    names = list(dict.fromkeys(labels for labels in by_adapter if labels))
+    if len(names) > 1:
         raise AddendaError(
-            f"The adapters that act name the outputs differently: {_some(told[0])}, and {_some(told[1])}. Judge with "
+            f"The adapters that act name the outputs differently: {_some(names[0])}, and {_some(names[1])}. Judge with "
             "one of them (switch), or give labels=."
         )
     outputs = getattr(config, "num_labels", None)
-    return (told[0] if told else named(config)), outputs if isinstance(outputs, int) else None
+    return (names[0] if names else named(config)), outputs if isinstance(outputs, int) else None
 
 
 def of_head(given: Sequence[str] | None, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """Return the names that a caller gave, else the head's. Raises AddendaError where the order differs."""
-    told = checked(given)
-    if told and names and told != names and set(told) == set(names):
+    labels = checked(given)
+    if labels and names and labels != names and set(labels) == set(names):
         raise AddendaError(
-            f"The labels are in another order than the model's outputs, which are {_some(names)}; got {_some(told)}. "
+            f"The labels are in another order than the model's outputs, which are {_some(names)}; got {_some(labels)}. "
             "Leave labels out, or give them in that order."
         )
-    return told or names
+    return labels or names
 
 
 def written(value: Any) -> str | None:

@@ -18,23 +18,23 @@ def positions(model: nn.Module) -> int | None:
     RoBERTa's table of 514 holds 512: its positions begin behind the padding's; OPT's and BART's have two rows more.
     """
     config = getattr(model, "config", None)
-    told = getattr(config, "max_position_embeddings", None)
-    found = []
+    declared_limit = getattr(config, "max_position_embeddings", None)
+    sizes = []
     for path, module in unwrap(model).named_modules():
         leaf = path.rpartition(".")[2]
         if not isinstance(module, nn.Embedding) or not (leaf == "wpe" or ("position" in leaf and "rel" not in leaf)):
             continue
         offset = getattr(module, "offset", 0)
-        if module.num_embeddings in (told, (told or 0) + offset):
-            first = 0 if module.padding_idx is None or offset else module.padding_idx + 1
-            found.append(module.num_embeddings - offset - first)
-    return min(found) if found else None
+        if module.num_embeddings in (declared_limit, (declared_limit or 0) + offset):
+            reserved = 0 if module.padding_idx is None or offset else module.padding_idx + 1
+            sizes.append(module.num_embeddings - offset - reserved)
+    return min(sizes) if sizes else None
 
 
 def within(limit: int | None, model: nn.Module) -> int | None:
     """Return the smaller of a limit and what the model has positions for."""
-    known = [n for n in (limit, positions(model)) if n is not None]
-    return min(known) if known else None
+    limits = [n for n in (limit, positions(model)) if n is not None]
+    return min(limits) if limits else None
 
 
 def padded(examples: Any, model: nn.Module, batch: int) -> Any:

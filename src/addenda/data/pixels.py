@@ -54,10 +54,10 @@ class Images(Encoded):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the stored images, their labels and how they are prepared."""
-        made = hashlib.sha256(repr(replace(self.how, source="")).encode())
+        digest = hashlib.sha256(repr(replace(self.how, source="")).encode())
         for picture in self.pictures:
-            made.update(f"{picture.key}{picture.label}".encode())
-        return made.hexdigest()
+            digest.update(f"{picture.key}{picture.label}".encode())
+        return digest.hexdigest()
 
     def take(self, rows: Sequence[int]) -> "Images":
         pictures = tuple(self.pictures[i] for i in rows)
@@ -79,9 +79,9 @@ class Images(Encoded):
 
     def _pixels(self, rows: Sequence[int]) -> Iterator[np.ndarray]:
         coming = {i: self.coming.pop(i, None) for i in self._lacking(rows)}
-        found = {i: f or pool().submit(_decoded, self.pictures[i], self.how) for i, f in coming.items()}
+        futures = {i: f or pool().submit(_decoded, self.pictures[i], self.how) for i, f in coming.items()}
         for i in rows:
-            yield found[i].result() if i in found else self.kept[self.pictures[i].key]
+            yield futures[i].result() if i in futures else self.kept[self.pictures[i].key]
 
 
 def decode(data: Data, how: Preparation, *, skip_corrupt: bool = False, keep: int | None = None) -> Images:
@@ -92,35 +92,36 @@ def decode(data: Data, how: Preparation, *, skip_corrupt: bool = False, keep: in
     the preparation leaves so.
     """
     pictures: list[Picture] = list(data.examples)  # type: ignore[arg-type]
-    left, kept, fine = KEPT if keep is None else keep, {}, []
+    room, stored, sound = KEPT if keep is None else keep, {}, []
     problems: dict[str, str] = {}
-    shape, first = None, ""
-    for picture, made in zip(pictures, _looked_at(pictures, how, left), strict=True):
-        if isinstance(made, str):
-            problems[picture.name] = made
+    shape, first_name = None, ""
+    for picture, result in zip(pictures, _looked_at(pictures, how, room), strict=True):
+        if isinstance(result, str):
+            problems[picture.name] = result
             continue
-        if made is not None:
-            shape, first = shape or made.shape, first or picture.name
-            if made.shape != shape:
+        if result is not None:
+            shape, first_name = shape or result.shape, first_name or picture.name
+            if result.shape != shape:
                 raise AddendaError(
-                    f"{picture.name} in {data.source} is {_size(made.shape)} pixels and {first} is {_size(shape)}: one "
-                    f"batch cannot hold both, and the model's folder has images {how}. Give image_size, in pixels."
+                    f"{picture.name} in {data.source} is {_size(result.shape)} pixels and {first_name} is "
+                    f"{_size(shape)}: one batch cannot hold both, and the model's folder has images {how}. "
+                    "Give image_size, in pixels."
                 )
-            if made.nbytes <= left and picture.key not in kept:
-                kept[picture.key] = made
-                left -= made.nbytes
-        fine.append(picture)
+            if result.nbytes <= room and picture.key not in stored:
+                stored[picture.key] = result
+                room -= result.nbytes
+        sound.append(picture)
     if problems and not skip_corrupt:
-        told = "; ".join(f"{name}: {why}" for name, why in list(problems.items())[:5])
-        more = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(problems.items())[:5])
+        rest = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise AddendaError(
-            f"{len(problems)} of {len(pictures)} images of {data.source} cannot be decoded: {told}{more}. Mend or "
+            f"{len(problems)} of {len(pictures)} images of {data.source} cannot be decoded: {reasons}{rest}. Mend or "
             "remove them, or leave them out with skip_corrupt (--skip-corrupt)."
         )
-    if not fine:
+    if not sound:
         raise AddendaError(f"None of the {len(pictures)} images of {data.source} can be decoded.")
-    said = (data.said,) if data.said else ()
-    return Images(tuple(fine), [p.label for p in fine], how, data.labels, kept, said, tuple(problems))
+    notes = (data.said,) if data.said else ()
+    return Images(tuple(sound), [p.label for p in sound], how, data.labels, stored, notes, tuple(problems))
 
 
 def _looked_at(pictures: Sequence[Picture], how: Preparation, keep: int) -> Iterator[np.ndarray | str | None]:

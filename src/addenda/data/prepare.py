@@ -72,16 +72,16 @@ class Preparation:
         if self.resize is not None:
             height, width = self._target(image.height, image.width)
             image = image.resize((width, height), self.resample)
-        made = np.asarray(image).reshape(image.height, image.width, self.channels)
-        return made if self.crop is None else _cropped(made, *self.crop)
+        pixels = np.asarray(image).reshape(image.height, image.width, self.channels)
+        return pixels if self.crop is None else _cropped(pixels, *self.crop)
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         if not isinstance(self.resize, int):
             assert self.resize is not None
             return self.resize
         short, long = min(height, width), max(height, width)
-        far = int(self.resize * long / short)
-        return (far, self.resize) if height >= width else (self.resize, far)
+        longer = int(self.resize * long / short)
+        return (longer, self.resize) if height >= width else (self.resize, longer)
 
     def tensor(self, pixels: Tensor) -> Tensor:
         """Return pixels (B, height, width, channels) uint8 as (B, channels, height, width) float32, normalised."""
@@ -124,10 +124,10 @@ def _in(mode: str, image: "Image") -> "Image":
 
 def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return the pixels around the centre; where the image is smaller, with black around it."""
-    missing = [max(0, height - pixels.shape[0]), max(0, width - pixels.shape[1])]
-    if any(missing):
-        before = [math.ceil(m / 2) for m in missing]
-        around = [(b, m - b) for b, m in zip(before, missing, strict=True)]
-        pixels = np.pad(pixels, [*around, (0, 0)])
+    shortfall = [max(0, height - pixels.shape[0]), max(0, width - pixels.shape[1])]
+    if any(shortfall):
+        margins = [math.ceil(m / 2) for m in shortfall]
+        padding = [(b, m - b) for b, m in zip(margins, shortfall, strict=True)]
+        pixels = np.pad(pixels, [*padding, (0, 0)])
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return np.ascontiguousarray(pixels[top : top + height, left : left + width])

@@ -64,42 +64,42 @@ def read(
     Raises AddendaError for a source that is missing, empty or unreadable, a missing column (with those that there are),
     labels that could mean two things, and rows that cannot be used, by line or index.
     """
-    asked = {"question": question, "answer": answer, "text": text, "pair": pair, "label": label, "messages": messages,
+    options = {"question": question, "answer": answer, "text": text, "pair": pair, "label": label, "messages": messages,
              "image": image, "label_kind": label_kind}  # fmt: skip
     if label_kind not in (None, *get_args(LabelKind)):
         raise AddendaError(f"label_kind must be 'class' or 'number', got {label_kind!r}.")
     if isinstance(source, Data):
-        _check_read(asked, (), f"{source.source}, which was read already")
+        _check_read(options, (), f"{source.source}, which was read already")
         return ordered(source, labels, outputs)
     if hasattr(source, "splits") and hasattr(source, "metric"):
-        _check_read(asked, (), f"the task {source.name}, whose columns are known")
+        _check_read(options, (), f"the task {source.name}, whose columns are known")
         return of_task(source, split)
     if split not in PARTS and isinstance(source, str | Path) and Path(source).expanduser().is_file():
         raise AddendaError(f"{source} is one file, which has no part split={split!r}. Leave it out, or name a folder.")
     if task == "image":
-        _check_read(asked, ("image", "label", "label_kind"), "an image classifier's data")
+        _check_read(options, ("image", "label", "label_kind"), "an image classifier's data")
         from addenda.data.images import read_images
 
-        given: dict[str, Any] = {"labels": labels, "outputs": outputs, "label_kind": label_kind}
-        return read_images(source, split=split, image=image, label=label, **given)
+        label_options: dict[str, Any] = {"labels": labels, "outputs": outputs, "label_kind": label_kind}
+        return read_images(source, split=split, image=image, label=label, **label_options)
     rows, columns = table(source, split)
     name = rows.name
     if task == "label":
-        _check_read(asked, ("text", "pair", "label", "label_kind"), f"{name}, whose texts are for a classifier")
+        _check_read(options, ("text", "pair", "label", "label_kind"), f"{name}, whose texts are for a classifier")
         first, second = (text, pair) if text else _texts(columns, pair)
-        wanted = present(columns, name, text=first, pair=second, label=label or label_column(columns, name))
-        scale = scale_in(rows, wanted["label"], labels, outputs, label_kind)
-        return _labelled(rows, wanted, scale)
+        names = present(columns, name, text=first, pair=second, label=label or label_column(columns, name))
+        scale = scale_in(rows, names["label"], labels, outputs, label_kind)
+        return _labelled(rows, names, scale)
     if messages or (not (question or answer) and "messages" in columns):
         column = present(columns, name, messages=messages or "messages")["messages"]
-        _check_read(asked, ("messages",), f"{name}, whose chats are in the column {column!r}")
+        _check_read(options, ("messages",), f"{name}, whose chats are in the column {column!r}")
         return Data(collect(rows, lambda row: _chat(row, column)), "chat", source=name)
-    _check_read(asked, ("question", "answer", "messages"), f"{name}, whose questions and answers are for a causal LM")
+    _check_read(options, ("question", "answer", "messages"), f"{name}, whose questions and answers are for a causal LM")
     if not (question and answer):
-        found = next((p for p in PAIRS if _fits(p, question, answer, columns)), (question, answer))
-        question, answer = question or found[0], answer or found[1]
-    wanted = present(columns, name, question=question, answer=answer)
-    return Data(collect(rows, lambda row: _pair(row, wanted)), "pair", source=name)
+        pair_names = next((p for p in PAIRS if _fits(p, question, answer, columns)), (question, answer))
+        question, answer = question or pair_names[0], answer or pair_names[1]
+    names = present(columns, name, question=question, answer=answer)
+    return Data(collect(rows, lambda row: _pair(row, names)), "pair", source=name)
 
 
 def _check_read(asked: dict[str, Any], known: Sequence[str], what: str) -> None:
@@ -118,6 +118,6 @@ def splits_of(source: Any, task: TaskKind = "causal") -> list[str]:
     if task == "image":
         from addenda.data import images
 
-        if found := images.parts(source):
-            return found
+        if splits := images.parts(source):
+            return splits
     return files.splits_of(source)

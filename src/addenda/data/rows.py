@@ -47,8 +47,8 @@ def rows_of(source: Any, split: str = "train") -> Rows:
     if isinstance(source, Mapping):
         return _mapping(source, split)
     if hasattr(source, "features") and hasattr(source, "column_names"):  # of datasets, in memory or as a stream
-        known = {c: list(f.names) for c, f in (source.features or {}).items() if hasattr(f, "names")}
-        return Rows(source.to_list() if hasattr(source, "to_list") else source, "the data set", known)
+        class_names = {c: list(f.names) for c, f in (source.features or {}).items() if hasattr(f, "names")}
+        return Rows(source.to_list() if hasattr(source, "to_list") else source, "the data set", class_names)
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a frame of pandas, or of polars
         columns = list(map(str, source.columns))
         _once(columns, "the frame", "column")
@@ -65,8 +65,8 @@ def rows_of(source: Any, split: str = "train") -> Rows:
 
 def _at(path: Path, split: str) -> Rows:
     if not path.exists():
-        around = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise AddendaError(f"There is no data at {path}.{nearest(path.name, around)} Nothing is downloaded.")
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise AddendaError(f"There is no data at {path}.{nearest(path.name, names)} Nothing is downloaded.")
     return _folder(path, split) if path.is_dir() else _file(path)
 
 
@@ -76,18 +76,18 @@ def _mapping(source: Mapping, split: str) -> Rows:
     if source and len(parts) == len(source):
         if split not in source:
             raise AddendaError(f"The data has no split {split!r}; it has {', '.join(map(str, source))}.")
-        made = rows_of(source[split])
-        return Rows(made, f"the data given[{split}]", made.known, made.lines)
+        rows = rows_of(source[split])
+        return Rows(rows, f"the data given[{split}]", rows.known, rows.lines)
     columns = {str(k): list(v) for k, v in source.items() if isinstance(v, Sequence) and not isinstance(v, str | bytes)}
     columns |= {str(k): v.tolist() for k, v in source.items() if hasattr(v, "tolist") and getattr(v, "ndim", 0) == 1}
-    other = [str(k) for k in source if str(k) not in columns]
-    if other or len({len(v) for v in columns.values()}) > 1:
+    other_keys = [str(k) for k in source if str(k) not in columns]
+    if other_keys or len({len(v) for v in columns.values()}) > 1:
         sizes = ", ".join(f"{k!r} {len(v)}" for k, v in columns.items())
         raise AddendaError(
             "A dict as data is taken by columns, each a list with one entry for every row, or by splits; "
             + (
-                f"{other[0]!r} holds {type(source[other[0]]).__name__}"
-                if other
+                f"{other_keys[0]!r} holds {type(source[other_keys[0]]).__name__}"
+                if other_keys
                 else f"the columns' lengths are {sizes}"
             )
             + ". One row alone is given as a list: [row]."
@@ -144,7 +144,7 @@ def _csv(path: Path) -> Rows:
         try:
             read = csv.reader(f, strict=True)
             header: list[str] = []
-            rows, lines, wrong = [], [], []
+            rows, lines, notes = [], [], []
             start = 1
             for fields in read:
                 line, start = start, read.line_num + 1
@@ -155,17 +155,17 @@ def _csv(path: Path) -> Rows:
                     _once(header, f"{path}, line {line}", "column")
                     continue
                 if len(fields) != len(header):
-                    wrong.append(f"line {line} has {len(fields)}")
+                    notes.append(f"line {line} has {len(fields)}")
                 rows.append(dict(zip(header, fields, strict=False)))
                 lines.append(line)
         except csv.Error as error:
             raise ValueError(f"line {read.line_num}: {error}") from None
         finally:
             csv.field_size_limit(limit)
-    if wrong:
+    if notes:
         raise AddendaError(
-            f"{path} has {len(header)} columns ({', '.join(map(repr, header[:8]))}), but {'; '.join(wrong[:5])}"
-            f"{f'; … and {len(wrong) - 5} more' if len(wrong) > 5 else ''}. A comma inside a field wants quotes around "
+            f"{path} has {len(header)} columns ({', '.join(map(repr, header[:8]))}), but {'; '.join(notes[:5])}"
+            f"{f'; … and {len(notes) - 5} more' if len(notes) > 5 else ''}. A comma inside a field wants quotes around "
             'the field: "like, this".'
         )
     return Rows(rows, str(path), lines=lines)
@@ -214,14 +214,14 @@ def _saved(path: Path, split: str) -> Rows:
     from datasets import DatasetDict, load_from_disk
 
     try:
-        found = load_from_disk(str(path))
-        if isinstance(found, DatasetDict):
-            if split not in found:
+        dataset = load_from_disk(str(path))
+        if isinstance(dataset, DatasetDict):
+            if split not in dataset:
                 raise AddendaError(
-                    f"{path} has no split {split!r}; it has {', '.join(map(str, found))}. Choose one with split=."
+                    f"{path} has no split {split!r}; it has {', '.join(map(str, dataset))}. Choose one with split=."
                 )
-            found = found[split]
-        made = rows_of(found)
+            dataset = dataset[split]
+        rows = rows_of(dataset)
     except AddendaError:
         raise
     except Exception as error:  # whatever datasets and pyarrow say of a file that is cut
@@ -230,7 +230,7 @@ def _saved(path: Path, split: str) -> Rows:
             f"{path} was written by datasets.save_to_disk and cannot be read: {type(error).__name__}: {why[:300]} "
             "Write it again."
         ) from None
-    return Rows(made, f"{path}[{split}]", made.known)
+    return Rows(rows, f"{path}[{split}]", rows.known)
 
 
 def splits_of(source: Any) -> list[str]:

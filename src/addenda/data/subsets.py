@@ -27,39 +27,39 @@ class Subset:
     @classmethod
     def parse(cls, text: str) -> "Subset":
         """Parse "N/class" and "vtab", with or without "@DRAW". Raises AddendaError for anything else."""
-        found = re.fullmatch(r"(?:([1-9]\d*)/class|vtab)(?:@(\d+))?", text.strip())
-        if not found:
+        match = re.fullmatch(r"(?:([1-9]\d*)/class|vtab)(?:@(\d+))?", text.strip())
+        if not match:
             raise AddendaError(f"Expected a subset such as 8/class, vtab or 8/class@1 (another draw), got {text!r}.")
-        return cls(int(found[1]) if found[1] else None, int(found[2] or 0))
+        return cls(int(match[1]) if match[1] else None, int(match[2] or 0))
 
     def of(self, data: Data) -> tuple[Data, Data]:
         """Return (to learn from, to choose by), ordered by hash; no example is in both, nor twice in one.
 
         Raises AddendaError where there are too few different examples, or no classes.
         """
-        once = {e.key: e for e in data.examples}
-        order = sorted(once.values(), key=lambda e: (share(e.key, self.draw), e.key))
+        by_key = {e.key: e for e in data.examples}
+        order = sorted(by_key.values(), key=lambda e: (share(e.key, self.draw), e.key))
         if self.per_class is None:
-            (n, m), kept = VTAB, order
+            (n, m), examples = VTAB, order
             if len(order) < n + m:
                 raise AddendaError(f"vtab takes {n} + {m} different examples, {data.source} has {len(order)}.")
-            return replace(data, examples=tuple(kept[:n])), replace(data, examples=tuple(kept[n : n + m]))
+            return replace(data, examples=tuple(examples[:n])), replace(data, examples=tuple(examples[n : n + m]))
         if not data.labels:
             raise AddendaError(f"{self.per_class}/class wants examples with classes, {data.source} has none.")
         return self._by_class(data, order, self.per_class)
 
     def _by_class(self, data: Data, order: list, n: int) -> tuple[Data, Data]:
-        seen: dict[int, int] = dict.fromkeys(range(len(data.labels or ())), 0)
+        counts: dict[int, int] = dict.fromkeys(range(len(data.labels or ())), 0)
         learn, choose = [], []
         for example in order:
-            i = seen[example.label]
-            seen[example.label] += 1
+            i = counts[example.label]
+            counts[example.label] += 1
             if i < 2 * n:
                 (learn if i < n else choose).append(example)
-        few = [f"{(data.labels or ())[c]} ({k})" for c, k in seen.items() if k < 2 * n]
-        if few:
+        shortages = [f"{(data.labels or ())[c]} ({k})" for c, k in counts.items() if k < 2 * n]
+        if shortages:
             raise AddendaError(
                 f"{n}/class takes {2 * n} different examples of every class: {n} to learn from and {n} to choose by. "
-                f"{data.source} has fewer of {', '.join(few[:8])}. Choose a smaller number, or give more."
+                f"{data.source} has fewer of {', '.join(shortages[:8])}. Choose a smaller number, or give more."
             )
         return replace(data, examples=tuple(learn)), replace(data, examples=tuple(choose))

@@ -99,10 +99,10 @@ def normalised(question: str) -> str:
 
 def deduplicated(examples: Iterable[Example]) -> list[Example]:
     """Return the first example of each normalised question, in the order given."""
-    first: dict[str, Example] = {}
+    by_question: dict[str, Example] = {}
     for example in examples:
-        first.setdefault(normalised(example.question), example)
-    return list(first.values())
+        by_question.setdefault(normalised(example.question), example)
+    return list(by_question.values())
 
 
 def split(pool: Iterable[Example], shares: dict[str, int]) -> dict[str, list[Example]]:
@@ -116,10 +116,10 @@ def split(pool: Iterable[Example], shares: dict[str, int]) -> dict[str, list[Exa
 
 def digest(examples: Iterable[Example]) -> str:
     """Return SHA-256 over the JSON of the (question, answer) pairs, one a line."""
-    made = hashlib.sha256()
+    checksum = hashlib.sha256()
     for example in examples:
-        made.update(json.dumps([example.question, example.answer]).encode() + b"\n")
-    return made.hexdigest()
+        checksum.update(json.dumps([example.question, example.answer]).encode() + b"\n")
+    return checksum.hexdigest()
 
 
 def _order(example: Example) -> str:
@@ -128,10 +128,10 @@ def _order(example: Example) -> str:
 
 def _check_disjoint(splits: dict[str, list[Example]]) -> None:
     keys = {name: {normalised(e.question) for e in examples} for name, examples in splits.items()}
-    for one, other in combinations(keys, 2):
-        if shared := keys[one] & keys[other]:
+    for left, right in combinations(keys, 2):
+        if shared := keys[left] & keys[right]:
             raise AddendaError(
-                f"The splits {one} and {other} of the embedded task share {len(shared)} questions, the first of them "
+                f"The splits {left} and {right} of the embedded task share {len(shared)} questions, the first of them "
                 f"{min(shared)!r}; expected none. A score on them would measure memory; report this message."
             )
 
@@ -157,5 +157,7 @@ def _longer(examples: list[Example]) -> list[Example]:
 
 
 def _example(drawn: dict) -> Example:
-    before, after = (" ".join(str(int(float(n))) for n in drawn[key]) for key in ("original_numbers", "sorted_numbers"))
-    return Example(f"Sort {drawn['direction']}: {before}", after)
+    numbers, answer = (
+        " ".join(str(int(float(n))) for n in drawn[key]) for key in ("original_numbers", "sorted_numbers")
+    )
+    return Example(f"Sort {drawn['direction']}: {numbers}", answer)
