@@ -44,10 +44,10 @@ def _write(gguf: Path, folder: Path, progress: SetupProgress) -> None:
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # save_pretrained refuses a model read from GGUF, so a fresh one is saved
         clean = LlamaForCausalLM(config).float()
-        left = clean.load_state_dict(read.state_dict(), strict=False)
-        if set(left.missing_keys) - {"lm_head.weight"} or left.unexpected_keys:
+        mismatches = clean.load_state_dict(read.state_dict(), strict=False)
+        if set(mismatches.missing_keys) - {"lm_head.weight"} or mismatches.unexpected_keys:
             raise AddendaError(
-                f"Expected the tensors of a LlamaForCausalLM in {gguf}, but {left}. This release was tested with "
+                f"Expected the tensors of a LlamaForCausalLM in {gguf}, but {mismatches}. This release was tested with "
                 "transformers 5.23: install that version, or report this message."
             )
         clean.tie_weights()

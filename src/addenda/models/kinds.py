@@ -63,9 +63,9 @@ def check_folder(config: Any, task: TaskKind) -> None:
     names = " ".join(config.architectures or ())
     if task == "causal" and (why := _not_causal(names, config)):
         raise AddendaError(_said(names or type(config).__name__, why))
-    known = getattr(transformers, AUTO[task])._model_mapping
-    own = getattr(config, "auto_map", None) or {}
-    if type(config) not in known and AUTO[task] not in own:
+    mapping = getattr(transformers, AUTO[task])._model_mapping
+    remote_classes = getattr(config, "auto_map", None) or {}
+    if type(config) not in mapping and AUTO[task] not in remote_classes:
         raise AddendaError(_said(names or type(config).__name__, _does(names) or f"is no {KINDS[task]}"))
 
 
@@ -93,15 +93,15 @@ def _not_causal(names: str, config: Any) -> str | None:
     decodes = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     if _encodes(config) and not (decodes and "ForCausalLM" in names):
         return "reads with an encoder what a decoder answers"
-    if (other := _does(names)) is not None:
-        return other
+    if (use := _does(names)) is not None:
+        return use
     if "XLNet" in names:
         return "is trained on permuted texts, and sees later tokens"
     if type(config) in MASKED and not decodes:
         return "sees later tokens as well (its is_decoder is false)"
     if not any(kind in names for kind in _WRITES) and (names or type(config) not in CAUSAL):
-        own = getattr(config, "auto_map", None) or {}
-        return None if AUTO["causal"] in own else "has no head that predicts tokens"
+        remote_classes = getattr(config, "auto_map", None) or {}
+        return None if AUTO["causal"] in remote_classes else "has no head that predicts tokens"
     return None
 
 
@@ -110,7 +110,7 @@ def _encodes(config: Any) -> bool:
 
 
 def _does(names: str) -> str | None:
-    return next((what for kind, what in _OTHER.items() if kind in names), None)
+    return next((use for kind, use in _OTHER.items() if kind in names), None)
 
 
 def _said(names: str, why: str) -> str:

@@ -48,11 +48,11 @@ class Loaded:
     @property
     def heads(self) -> tuple[str, ...]:
         """What must be trained besides the sites: modules with fresh weights, and the head of a classifier."""
-        found = [path.rpartition(".")[0] for path in self.fresh]
+        paths = [path.rpartition(".")[0] for path in self.fresh]
         if task_of(self.model) != "causal":
-            found += [name for name, _ in self.model.named_children() if name in HEADS]
-        found = list(dict.fromkeys(found))
-        return tuple(p for p in found if not any(p.startswith(f"{q}.") for q in found))
+            paths += [name for name, _ in self.model.named_children() if name in HEADS]
+        paths = list(dict.fromkeys(paths))
+        return tuple(p for p in paths if not any(p.startswith(f"{q}.") for q in paths))
 
     def check_heads(self, also_train: tuple[str, ...]) -> None:
         """Raise AddendaError for fresh weights that nothing named in also_train would train."""
@@ -161,12 +161,12 @@ def _own_head(config) -> bool:
 def _check_size(model: nn.Module, how: Preparation, folder: Path) -> None:
     """Raise AddendaError where a model that must be asked to stretch its position embeddings gets another size."""
     size = getattr(model.config, "image_size", None)
-    own = (size, size) if isinstance(size, int) else tuple(size or ())
+    sides = (size, size) if isinstance(size, int) else tuple(size or ())
     fixed = "interpolate_pos_encoding" in inspect.signature(type(model).forward).parameters
-    if fixed and len(own) == 2 and how.size not in (None, own):
+    if fixed and len(sides) == 2 and how.size not in (None, sides):
         raise AddendaError(
-            f"The {type(model).__name__} in {folder} takes images of {own[0]} × {own[1]} pixels only, and they would "
-            f"be {how}. Give image_size={own[0]} (--image-size), or leave it out."
+            f"The {type(model).__name__} in {folder} takes images of {sides[0]} × {sides[1]} pixels only, and they "
+            f"would be {how}. Give image_size={sides[0]} (--image-size), or leave it out."
         )
 
 
@@ -185,16 +185,16 @@ def head_in(folder: str | Path, trust_remote_code: bool = False) -> tuple[tuple[
 def config_of(folder: Path, trust_remote_code: bool = False):
     """Read a folder's configuration. Raises AddendaError where there is none."""
     with reading(folder):
-        there = (folder / "config.json").is_file()
-    if not there and of_peft(folder):
+        has_config = (folder / "config.json").is_file()
+    if not has_config and of_peft(folder):
         raise AddendaError(f"{folder} is an adapter of PEFT and not a model, {FROM_PEFT}")
-    if not there:
-        beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
-        around = [p.name for p in beside if p != folder and (p / "config.json").is_file()]
-        what = "no config.json in it" if folder.is_dir() else "a file" if folder.is_file() else "no such folder"
+    if not has_config:
+        siblings = folder.parent.iterdir() if folder.parent.is_dir() else ()
+        names = [p.name for p in siblings if p != folder and (p / "config.json").is_file()]
+        finding = "no config.json in it" if folder.is_dir() else "a file" if folder.is_file() else "no such folder"
         raise AddendaError(
-            f"Expected the folder of a transformers model at {folder}, but there is {what}."
-            f"{nearest(folder.name, around)} Models are read from disk only: give a folder written by save_pretrained, "
+            f"Expected the folder of a transformers model at {folder}, but there is {finding}."
+            f"{nearest(folder.name, names)} Models are read from disk only: give a folder written by save_pretrained, "
             "or a loaded model."
         )
     try:
@@ -209,12 +209,13 @@ def config_of(folder: Path, trust_remote_code: bool = False):
 
 def _check_shapes(info: dict, folder: Path) -> None:
     """Raise AddendaError for weights of other shapes than config.json says: they would be drawn at random."""
-    wrong = [
-        f"{key}: {list(held)} in the file, {list(said)} wanted" for key, held, said in info.get("mismatched_keys", ())
+    lines = [
+        f"{key}: {list(file_shape)} in the file, {list(config_shape)} wanted"
+        for key, file_shape, config_shape in info.get("mismatched_keys", ())
     ]
-    if wrong:
+    if lines:
         raise AddendaError(
-            f"{len(wrong)} weights in {folder} have other shapes than its config.json says: {'; '.join(wrong[:4])}. "
+            f"{len(lines)} weights in {folder} have other shapes than its config.json says: {'; '.join(lines[:4])}. "
             "Weights and config.json do not belong together; get both from one source."
         )
 
@@ -229,17 +230,17 @@ def _check_finite(model: nn.Module, folder: Path) -> None:
             or torch.isfinite(p.detach().sum(dtype=torch.float32))
         ):
             continue
-        bad = int((~torch.isfinite(p.detach())).sum())
-        if bad:
+        count = int((~torch.isfinite(p.detach())).sum())
+        if count:
             raise AddendaError(
-                f"The base itself is not finite: {name} in {folder} has {bad:,} of {p.numel():,} numbers that are NaN "
-                "or infinite. Its file is damaged, or was saved from a run that failed; get it again."
+                f"The base itself is not finite: {name} in {folder} has {count:,} of {p.numel():,} numbers that are "
+                "NaN or infinite. Its file is damaged, or was saved from a run that failed; get it again."
             )
 
 
 def _first_line(error: Exception) -> str:
-    said = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {said[0].strip()[:300]}".rstrip(" .:") + "."
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0].strip()[:300]}".rstrip(" .:") + "."
 
 
 def _some(names, n: int = 8) -> str:
@@ -254,19 +255,19 @@ def wanted_by(adapter: str | Path | None) -> dict:
     header, _ = read(adapter)
     heads = [s for s in header.heads if s.path.split(".")[0] in HEADS]
     shapes = [s.shape for s in heads if len(s.shape) == 2]
-    wanted: dict[str, Any] = {"labels": shapes[-1][0]} if shapes else {}
-    if header.labels and wanted.get("labels", len(header.labels)) != len(header.labels):
+    options: dict[str, Any] = {"labels": shapes[-1][0]} if shapes else {}
+    if header.labels and options.get("labels", len(header.labels)) != len(header.labels):
         raise AddendaError(
-            f"{adapter} names {len(header.labels)} labels, and the head in it has {wanted['labels']} outputs."
+            f"{adapter} names {len(header.labels)} labels, and the head in it has {options['labels']} outputs."
         )
     forms = {s.form for s in header.sites if s.form is not None}
     if len(forms) == 1 and (form := forms.pop()) in FORMS:
-        wanted["quantize"] = form
+        options["quantize"] = form
     run = _run_beside(adapter).get("options", {})
     side, form = run.get("image_size"), run.get("quantize")
     if type(side) is int and 0 < side <= 8192:
-        wanted["image_size"] = side
-    return wanted | ({"quantize": form} if isinstance(form, str) else {})
+        options["image_size"] = side
+    return options | ({"quantize": form} if isinstance(form, str) else {})
 
 
 def labels_beside(adapter: str | Path | None) -> list[str] | None:

@@ -27,20 +27,20 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        target = torch.device(device)
     except (RuntimeError, TypeError):
-        known = ("cpu", "cuda", "mps", "xpu", "meta")
+        names = ("cpu", "cuda", "mps", "xpu", "meta")
         raise AddendaError(
-            f"There is no device {device!r}.{nearest(str(device), known)} Give cpu, or cuda:0."
+            f"There is no device {device!r}.{nearest(str(device), names)} Give cpu, or cuda:0."
         ) from None
     try:
-        backend: Any = torch.get_device_module(found)
+        backend: Any = torch.get_device_module(target)
         count = backend.device_count() if getattr(backend, "is_available", lambda: True)() else 0
     except (RuntimeError, AssertionError):
         count = 0
-    if found.type != "meta" and (found.index or 0) >= count:
-        raise AddendaError(f"This machine has no {found} that torch could use. Leave the device out, or give cpu.")
-    return found
+    if target.type != "meta" and (target.index or 0) >= count:
+        raise AddendaError(f"This machine has no {target} that torch could use. Leave the device out, or give cpu.")
+    return target
 
 
 def pick_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None = None) -> tuple[torch.dtype, str]:
@@ -99,13 +99,13 @@ def hardware() -> dict:
 
 def versions() -> dict:
     """Return the versions of what a run depends on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in ("addenda", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy"):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def resident(device: torch.device | None = None) -> int | None:

@@ -34,8 +34,8 @@ def read(path: Path) -> tuple[list[Node], dict[str, np.ndarray]]:
     for number, part in _fields(graphs[0]):
         if number == 1:
             nodes.append(_node(part))
-        elif number == 5 and (found := _tensor(part)) is not None:
-            constants[found[0]] = found[1]
+        elif number == 5 and (constant := _tensor(part)) is not None:
+            constants[constant[0]] = constant[1]
     return nodes, constants
 
 
@@ -46,8 +46,8 @@ def _node(message: memoryview) -> Node:
         if number in texts:
             texts[number].append(bytes(part).decode())
         elif number == 5:
-            found = [_tensor(inner) for n, inner in _fields(part) if n == 5]
-            tensors += [f[1] for f in found if f is not None]
+            values = [_tensor(inner) for n, inner in _fields(part) if n == 5]
+            tensors += [f[1] for f in values if f is not None]
     return Node("".join(texts[4]), tuple(texts[1]), tuple(texts[2]), tuple(tensors))
 
 
@@ -102,8 +102,8 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 
 
 def _packed(message: memoryview) -> list[int]:
-    found, at = [], 0
+    numbers, at = [], 0
     while at < len(message):
         value, at = _varint(message, at)
-        found.append(value)
-    return found
+        numbers.append(value)
+    return numbers

@@ -30,21 +30,21 @@ def preparation_of(
     brings. Raises AddendaError for a file that cannot be read, and for steps that are not done here.
     """
     folder = Path(folder).expanduser()
-    said, file = _said(folder, trust_remote_code)
-    if said is not None:
-        made = _understood(said, file)
+    settings, file = _said(folder, trust_remote_code)
+    if settings is not None:
+        preparation = _understood(settings, file)
     else:
         size = getattr(config, "image_size", None) or 224
         height, width = (size, size) if isinstance(size, int) else tuple(size)
-        made = Preparation((height, width), source=f"no {FILES[0]}: the model's image size, ImageNet's mean")
+        preparation = Preparation((height, width), source=f"no {FILES[0]}: the model's image size, ImageNet's mean")
     channels = getattr(config, "num_channels", None) or 3
     if channels not in (1, 3):
         raise AddendaError(f"The model in {folder} reads {channels} channels; images have 3, or 1 in grey.")
-    if made.mean is not None and len(made.mean) != channels:
-        mean, deviation = (sum(v or ()) / len(v or (1,)) for v in (made.mean, made.deviation))
-        made = replace(made, mean=(mean,) * channels, deviation=(deviation,) * channels)
-    made = replace(made, channels=channels)
-    return made if image_size is None else made.sized(image_size)
+    if preparation.mean is not None and len(preparation.mean) != channels:
+        mean, deviation = (sum(v or ()) / len(v or (1,)) for v in (preparation.mean, preparation.deviation))
+        preparation = replace(preparation, mean=(mean,) * channels, deviation=(deviation,) * channels)
+    preparation = replace(preparation, channels=channels)
+    return preparation if image_size is None else preparation.sized(image_size)
 
 
 def _said(folder: Path, trust_remote_code: bool) -> tuple[dict | None, Path]:
@@ -54,11 +54,11 @@ def _said(folder: Path, trust_remote_code: bool) -> tuple[dict | None, Path]:
         if not file.is_file():
             continue
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if name != FILES[0] and "image_processor" not in found:
+            entries = json.loads(file.read_text(encoding="utf-8"))
+            if name != FILES[0] and "image_processor" not in entries:
                 continue
-            made = pretrained("AutoImageProcessor", folder, trust_remote_code=trust_remote_code, backend="pil")
-            return made.to_dict(), file
+            processor = pretrained("AutoImageProcessor", folder, trust_remote_code=trust_remote_code, backend="pil")
+            return processor.to_dict(), file
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise AddendaError(

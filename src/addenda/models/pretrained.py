@@ -47,11 +47,11 @@ def pretrained(auto: str, folder: str | Path, *, trust_remote_code: bool = False
 
 
 def _wants_code(folder: Path) -> str:
-    named = [file.name for file in sorted(folder.glob("*.json")) if "auto_map" in _json(file)]
+    files = [file.name for file in sorted(folder.glob("*.json")) if "auto_map" in _json(file)]
     code = sorted(file.name for file in folder.glob("*.py"))
     return (
         f"The folder {folder} can only be read by running code of its own ({', '.join(code) or 'of another repository'}"
-        f", named in {' and '.join(named) or 'config.json'}), which is not done unasked: it could do anything. If you "
+        f", named in {' and '.join(files) or 'config.json'}), which is not done unasked: it could do anything. If you "
         "have read it and trust whoever wrote it, give --trust-remote-code (trust_remote_code=True); else take a model "
         "whose architecture transformers has itself."
     )
@@ -59,9 +59,11 @@ def _wants_code(folder: Path) -> str:
 
 def _check_kernels(folder: Path) -> None:
     """Raise AddendaError for attention kernels of a repository: transformers would fetch that code without asking."""
-    said = _json(folder / "config.json")
-    named = [value for part in (said, *said.values()) if isinstance(part, dict) for value in map(part.get, _OUTSIDE)]
-    if foreign := [value for value in named if "/" in str(value)]:
+    config = _json(folder / "config.json")
+    kernels = [
+        value for part in (config, *config.values()) if isinstance(part, dict) for value in map(part.get, _OUTSIDE)
+    ]
+    if foreign := [value for value in kernels if "/" in str(value)]:
         raise AddendaError(
             f"{folder / 'config.json'} asks for the kernel {foreign[0]!r}, which is code of another repository, and "
             "that is not run unasked. Take the entry out of it, or give --trust-remote-code (trust_remote_code=True)."
@@ -71,10 +73,10 @@ def _check_kernels(folder: Path) -> None:
 def _json(file: Path) -> dict:
     """Read a JSON file; nothing where it cannot be read, as whoever wants it will complain."""
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def weights(file: Path) -> dict[str, np.ndarray]:
     added to its product.
     """
     nodes, constants = onnx.read(file)
-    found = {k.removeprefix(PREFIX): v for k, v in constants.items() if k.startswith(PREFIX)}
+    tensors = {k.removeprefix(PREFIX): v for k, v in constants.items() if k.startswith(PREFIX)}
     read_by: dict[str, list[onnx.Node]] = {}
     for node in nodes:
         for name in node.inputs:
@@ -58,22 +58,23 @@ def weights(file: Path) -> dict[str, np.ndarray]:
         if node.kind == "MatMul" and node.inputs[1] in constants:
             added = [n for m in read_by.get(node.outputs[0], ()) if m.kind == "Add" for n in m.inputs]
             for bias in (n for n in added if n.startswith(PREFIX) and n.endswith(".bias")):
-                found[bias.removeprefix(PREFIX).removesuffix("bias") + "weight"] = constants[node.inputs[1]].T
+                tensors[bias.removeprefix(PREFIX).removesuffix("bias") + "weight"] = constants[node.inputs[1]].T
     grid = (SIDE // PATCH) ** 2
     patches = [
         v for v in constants.values() if v.shape == (1, grid, WIDTH) or v.shape == (1, WIDTH, *[SIDE // PATCH] * 2)
     ]
-    first = [v for k, v in constants.items() if v.shape == (1, 1, WIDTH) and not k.endswith("cls_token")]
-    first += [t for node in nodes for t in node.tensors if t.shape in ((1, 1, WIDTH), (1, WIDTH))]
-    if len(patches) != 1 or len(first) != 1:
+    first_tokens = [v for k, v in constants.items() if v.shape == (1, 1, WIDTH) and not k.endswith("cls_token")]
+    first_tokens += [t for node in nodes for t in node.tensors if t.shape in ((1, 1, WIDTH), (1, WIDTH))]
+    if len(patches) != 1 or len(first_tokens) != 1:
         raise ValueError(
-            f"{len(patches)} tables of positions and {len(first)} positions of the first token, one each expected"
+            f"{len(patches)} tables of positions and {len(first_tokens)} positions of the first token, one each "
+            "expected"
         )
-    whole = [first[0].reshape(1, 1, WIDTH), patches[0].reshape(1, grid, WIDTH)]
-    found["embeddings.position_embeddings"] = np.concatenate(whole, 1)
-    for old, new in RENAMED.items():
-        found = {k.replace(f".{old}.", f".{new}."): v for k, v in found.items()}
-    return found
+    positions = [first_tokens[0].reshape(1, 1, WIDTH), patches[0].reshape(1, grid, WIDTH)]
+    tensors["embeddings.position_embeddings"] = np.concatenate(positions, 1)
+    for old_name, new_name in RENAMED.items():
+        tensors = {k.replace(f".{old_name}.", f".{new_name}."): v for k, v in tensors.items()}
+    return tensors
 
 
 def _write(file: Path, folder: Path, progress: SetupProgress) -> None:
@@ -89,13 +90,13 @@ def _write(file: Path, folder: Path, progress: SetupProgress) -> None:
         model = Dinov2Model(config).float()
         try:
             tensors = {k: torch.from_numpy(v.copy()) for k, v in weights(file).items()}
-            left = model.load_state_dict({k: t for k, t in tensors.items() if not k.endswith("mask_token")})
+            mismatches = model.load_state_dict({k: t for k, t in tensors.items() if not k.endswith("mask_token")})
         except (ValueError, RuntimeError) as error:
             raise AddendaError(
                 f"Expected the tensors of a Dinov2Model in {file}, but {error} This release was tested with "
                 "transformers 5.23: install that version, or report this message."
             ) from error
-        assert not left.missing_keys and not left.unexpected_keys
+        assert not mismatches.missing_keys and not mismatches.unexpected_keys
         model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPARED, indent=1), encoding="utf-8")
 

@@ -95,11 +95,11 @@ class Wheel:
             )
         files = [f for f in metadata.files(self.package) or () if f.suffix == self.suffix]
         path = Path(str(files[0].locate())) if files else None
-        found = sha256_of(path) if path and path.is_file() else None
-        if path is None or found != self.sha256:
+        checksum = sha256_of(path) if path and path.is_file() else None
+        if path is None or checksum != self.sha256:
             raise AddendaError(
                 f"Expected {self.package}=={self.version} to hold a {self.suffix} file with SHA-256 "
-                f"{self.sha256[:12]}…, found {found[:12] + '… in ' + str(path) if found else 'none'} (installed "
+                f"{self.sha256[:12]}…, found {checksum[:12] + '… in ' + str(path) if checksum else 'none'} (installed "
                 f"version {self.installed()}). Run `{' '.join(self._pip())} --force-reinstall`."
             )
         return path
@@ -112,13 +112,13 @@ class Wheel:
 
     def _install(self) -> None:
         command = self._pip()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
         importlib.invalidate_caches()
-        if done.returncode or self.installed() is None:
-            last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-5:])
+        if process.returncode or self.installed() is None:
+            lines = "\n".join((process.stdout + process.stderr).strip().splitlines()[-5:])
             raise AddendaError(
-                f"`{' '.join(command)}` failed with exit code {done.returncode}; nothing was installed. Run it by hand,"
-                f" or name a model of your own with --model. Its last lines:\n{last}"
+                f"`{' '.join(command)}` failed with exit code {process.returncode}; nothing was installed. Run it by "
+                f"hand, or name a model of your own with --model. Its last lines:\n{lines}"
             )
 
     # -- the folder ----------------------------------------------------------------------------------------------------
@@ -130,40 +130,42 @@ class Wheel:
             sizes = {name: (self.folder / name).stat().st_size for name in record["files"]}
         except (OSError, ValueError, TypeError, KeyError):
             return False
-        known = (self.sha256, self.format, sizes)
-        return (record.get(f"{self.suffix[1:]}_sha256"), record.get("format"), record["files"]) == known
+        expected = (self.sha256, self.format, sizes)
+        return (record.get(f"{self.suffix[1:]}_sha256"), record.get("format"), record["files"]) == expected
 
     def _check_own(self) -> None:
         """Raise AddendaError where what stands in the folder's place is not, or not only, of an earlier conversion."""
         folder = self.folder
         if not folder.exists() and not folder.is_symlink():
             return
-        others = ""
+        foreign_names = ""
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            known = {*record["files"], RECORD}
+            names = {*record["files"], RECORD}
             ours = not folder.is_symlink() and record["model"] == self.name and isinstance(record["files"], dict)
-            others = ", ".join(sorted(p.name for p in folder.iterdir() if p.name not in known)[:4])
+            foreign_names = ", ".join(sorted(p.name for p in folder.iterdir() if p.name not in names)[:4])
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             ours = False
-        if not ours or others:
-            what = f"holds {others}, which addenda has not written" if ours else f"has no {RECORD} of addenda's"
+        if not ours or foreign_names:
+            finding = (
+                f"holds {foreign_names}, which addenda has not written" if ours else f"has no {RECORD} of addenda's"
+            )
             raise AddendaError(
-                f"{self.name} is to be converted into {folder}, but what is there {what}, so it is not replaced. Move "
-                "it away, or name another folder in the environment variable ADDENDA_CACHE."
+                f"{self.name} is to be converted into {folder}, but what is there {finding}, so it is not replaced. "
+                "Move it away, or name another folder in the environment variable ADDENDA_CACHE."
             )
 
     def _convert(self, file: Path, progress: SetupProgress) -> None:
         """Write beside the final folder, then rename. Two processes at once both convert; the first to finish stays."""
-        missing = [module for module in self.needs if util.find_spec(module) is None]
-        if missing:
+        modules = [module for module in self.needs if util.find_spec(module) is None]
+        if modules:
             raise AddendaError(
-                f"Converting {file.name} needs {', '.join(missing)}, not installed for {sys.executable}. "
+                f"Converting {file.name} needs {', '.join(modules)}, not installed for {sys.executable}. "
                 'Run `pip install "addenda[demo]"`, then this command again.'
             )
         folder = self.folder
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        earlier = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -172,7 +174,7 @@ class Wheel:
             if not self.complete():
                 self._check_own()
                 if folder.exists():
-                    folder.rename(old)
+                    folder.rename(earlier)
                 temporary.rename(folder)
         except OSError as error:
             if not self.complete():
@@ -182,7 +184,7 @@ class Wheel:
                 ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(earlier, ignore_errors=True)
 
     def write_record(self, file: Path, folder: Path) -> None:
         """Write `source.json`, after every other file is on disk: the sizes in it hold even after a power cut."""
