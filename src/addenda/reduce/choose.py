@@ -21,7 +21,7 @@ def choose(
 
     Raises AddendaError when no layer is left, with the reasons.
     """
-    owners, wanted = owners_of(model), _wanted(model, targets)
+    owners, targeted = owners_of(model), _wanted(model, targets)
     left_out = _wanted(model, exclude)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     chosen: dict[str, tuple[int, int]] = {}
@@ -38,7 +38,7 @@ def choose(
             reason = "the output head"
         elif path in left_out:
             reason = "excluded"
-        elif path not in wanted:
+        elif path not in targeted:
             reason = "not among the targets (heads and routers never are)"
         elif site.kind == PARAMETER:
             reason = "its parent reads the weight without calling the layer"
@@ -56,8 +56,8 @@ def choose(
             dense[path] = f"{reason}, tied to the embedding" if reason == "the output head" and tied else reason
     for path, weight in raw(model).items():
         stacked = weight.dim() > 2 and min(weight.shape[-2:]) > 1
-        what = "a stack of matrices" if stacked else "a parameter of its own"
-        dense[path] = "excluded" if path in left_out else f"{what}: only linear layers are taken"
+        kind = "a stack of matrices" if stacked else "a parameter of its own"
+        dense[path] = "excluded" if path in left_out else f"{kind}: only linear layers are taken"
     if not chosen:
         listed = "; ".join(f"{p}: {why}" for p, why in list(dense.items())[:8]) or "it has none"
         raise AddendaError(
@@ -68,16 +68,16 @@ def choose(
 
 def raw(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return parameters of two dimensions or more that are no layer's weight, each once: stacked experts, say."""
-    seen = {id(m._parameters.get("weight")) for _, m in called(model)}
-    found: dict[str, nn.Parameter] = {}
+    layer_weights = {id(m._parameters.get("weight")) for _, m in called(model)}
+    parameters: dict[str, nn.Parameter] = {}
     for path, p in model.named_parameters():
-        if not is_ours(path) and not is_lazy(p) and p.dim() > 1 and id(p) not in seen:
-            found[path] = p
-    return found
+        if not is_ours(path) and not is_lazy(p) and p.dim() > 1 and id(p) not in layer_weights:
+            parameters[path] = p
+    return parameters
 
 
 def _wanted(model: nn.Module, targets: Target | Iterable[Target]) -> set[str]:
-    found: set[str] = set()
+    targeted: set[str] = set()
     for target in listed(targets):
         paths = matching(model, target)
         if not paths and target != "linear":  # a model without any says so with its reasons
@@ -86,5 +86,5 @@ def _wanted(model: nn.Module, targets: Target | Iterable[Target]) -> set[str]:
                 f"The target {target!r} matches nothing in this {type(model).__name__}. Its linear layers: "
                 f"{', '.join(kinds) or 'none'}."
             )
-        found.update(paths)
-    return found
+        targeted.update(paths)
+    return targeted

@@ -125,17 +125,17 @@ def waterfill(layers: Sequence[Layer], keep: float, multiple: int = 1, floor: fl
     start: Ranks = {
         x.path: x.fitting(min(max(int(floor * x.highest(keep)), 1), max(x.limit, 1)), multiple) for x in layers
     }
-    left = budget - sum(x.cost(start[x.path]) for x in layers)
-    if left < 0:
+    room = budget - sum(x.cost(start[x.path]) for x in layers)
+    if room < 0:
         raise AddendaError(
             f"Keeping {keep:.0%} of the cost leaves no room: layers that no rank makes smaller, and the floor of "
-            f"the others, take {1 + -left / budget:.0%} of it. Keep more, lower the floor, or use multiples of fewer."
+            f"the others, take {1 + -room / budget:.0%} of it. Keep more, lower the floor, or use multiples of fewer."
         )
-    found = [_walked(layers, start, left, multiple, jumps) for jumps in (True, False)]
+    candidates = [_walked(layers, start, room, multiple, jumps) for jumps in (True, False)]
     even = uniform(layers, keep, multiple)
     if sum(x.cost(even[x.path]) for x in layers) <= budget:
-        found.append(even)
-    return min(found, key=lambda ranks: sum(x.error(ranks[x.path]) for x in layers))
+        candidates.append(even)
+    return min(candidates, key=lambda ranks: sum(x.error(ranks[x.path]) for x in layers))
 
 
 def _walked(layers: Sequence[Layer], start: Ranks, left: float, multiple: int, jumps: bool) -> Ranks:
@@ -144,20 +144,20 @@ def _walked(layers: Sequence[Layer], start: Ranks, left: float, multiple: int, j
     steps: list[tuple[float, int, float, Layer, int | None, int | None]] = []  # −gain for cost, _, cost, x, from, to
 
     def add(x: Layer, rank: int) -> None:
-        for gain, price, before, after in _hull(x, rank, multiple, jumps, left):
-            heapq.heappush(steps, (-gain, next(order), price, x, before, after))
+        for gain, price, old_rank, new_rank in _hull(x, rank, multiple, jumps, left):
+            heapq.heappush(steps, (-gain, next(order), price, x, old_rank, new_rank))
 
     for x in layers:
         if (rank := ranks[x.path]) is not None:
             add(x, rank)
     while steps:
-        _, _, price, x, before, after = heapq.heappop(steps)
-        if ranks[x.path] != before:
+        _, _, price, x, old_rank, new_rank = heapq.heappop(steps)
+        if ranks[x.path] != old_rank:
             continue
         if price <= left:
-            ranks[x.path], left = after, left - price
-        elif before is not None:
-            add(x, before)
+            ranks[x.path], left = new_rank, left - price
+        elif old_rank is not None:
+            add(x, old_rank)
     return _fill(layers, ranks, left, multiple)
 
 
@@ -189,13 +189,13 @@ def _fill(layers: Sequence[Layer], ranks: Ranks, left: float, multiple: int) -> 
         best = None
         for x in layers:
             r = ranks[x.path]
-            if r is None or (after := r // multiple * multiple + multiple) > x.limit:
+            if r is None or (next_rank := r // multiple * multiple + multiple) > x.limit:
                 continue
-            if (price := x.cost(after) - x.cost(r)) > left:
+            if (price := x.cost(next_rank) - x.cost(r)) > left:
                 continue
-            gain = (x.error(r) - x.error(after)) / price
+            gain = (x.error(r) - x.error(next_rank)) / price
             if gain > 0 and (best is None or gain > best[0]):
-                best = gain, price, x.path, after
+                best = gain, price, x.path, next_rank
         if best is None:
             return ranks
         ranks[best[2]], left = best[3], left - best[1]
@@ -225,13 +225,13 @@ def trials(
     multiple: int = 1,
 ) -> list[Trial]:
     """Return the loss with each group of layers (by default each layer) at each share of its parameters."""
-    known = {x.path: x for x in layers}
-    found = []
+    by_path = {x.path: x for x in layers}
+    results = []
     for paths in groups or [[x.path] for x in layers]:
         for share in shares:
-            ranks = uniform([known[p] for p in paths], share, multiple)
-            found.append(Trial(tuple(paths), share, ranks, judge(ranks)))
-    return found
+            ranks = uniform([by_path[p] for p in paths], share, multiple)
+            results.append(Trial(tuple(paths), share, ranks, judge(ranks)))
+    return results
 
 
 def sensitivity(layers: Sequence[Layer], table: Sequence[Trial], dense_loss: float, rise: float = 0.01) -> Ranks:

@@ -75,8 +75,8 @@ class LowRank:
         """Return b' (m): what the layer's bias becomes beside these factors."""
         if self.mean is None:
             return bias
-        lost = W.double() @ self.mean - self.B @ (self.A @ self.mean)
-        return lost if bias is None else bias.double() + lost
+        shift = W.double() @ self.mean - self.B @ (self.A @ self.mean)
+        return shift if bias is None else bias.double() + shift
 
     def split(self, how: Split) -> "LowRank":
         """Return the same product. "left": as solved (columns of B orthonormal); "sqrt": b_i and a_i equally long."""
@@ -121,12 +121,12 @@ def solve(
     if moments.sum.shape != (n,) or not moments.count:
         raise AddendaError(f"Expected moments of inputs of width {n}, got {moments.count} rows of {len(moments.sum)}.")
     W = W.double()
-    seen = moments.second
+    moment = moments.second
     if center:
-        seen = seen - torch.outer(moments.mean, moments.mean)
+        moment = moment - torch.outer(moments.mean, moments.mean)
     note = ""
     if how == "svd-llm":
-        L, note = _cholesky(seen)
+        L, note = _cholesky(moment)
         B, A = _whitened(W, L, k, triangular=True)
     elif how == "drone":
         B, A = _whitened(W, moments.root, k, triangular=False)
@@ -137,10 +137,10 @@ def solve(
         Q = _leading(d[:, None] * W, W.new_ones(n), k)
         B, A = Q / d[:, None], Q.T @ (d[:, None] * W)
     else:
-        metric = {"svd": W.new_ones(n), "asvd": (moments.size + 1e-12).pow(2 * alpha)}.get(how, seen)
+        metric = {"svd": W.new_ones(n), "asvd": (moments.size + 1e-12).pow(2 * alpha)}.get(how, moment)
         Q = _leading(W, metric, k, root=moments.root if how == "lord" and not center and m > n else None)
         B, A = Q, Q.T @ W
-    return LowRank(B, A, output_errors(W, B, A, seen, moments.second), moments.mean if center else None, note)
+    return LowRank(B, A, output_errors(W, B, A, moment, moments.second), moments.mean if center else None, note)
 
 
 def output_errors(W: Tensor, B: Tensor, A: Tensor, C: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -151,9 +151,9 @@ def output_errors(W: Tensor, B: Tensor, A: Tensor, C: Tensor, scale: Tensor | No
     total = (WC * W).sum()
     cross = ((WC @ A.T) * B).sum(0)
     square = ((B.T @ B) * ((A @ C) @ A.T)).cumsum(0).cumsum(1).diagonal()
-    left = torch.cat([total[None], total - 2 * cross.cumsum(0) + square])
-    whole = total if scale is None else ((W @ scale) * W).sum()
-    return (left / whole.clamp_min(1e-300)).clamp_min(0)
+    errors = torch.cat([total[None], total - 2 * cross.cumsum(0) + square])
+    scale_total = total if scale is None else ((W @ scale) * W).sum()
+    return (errors / scale_total.clamp_min(1e-300)).clamp_min(0)
 
 
 def _leading(G: Tensor, C: Tensor, k: int, root: Tensor | None = None) -> Tensor:
@@ -166,20 +166,20 @@ def _leading(G: Tensor, C: Tensor, k: int, root: Tensor | None = None) -> Tensor
     if m <= n:
         values, Q = torch.linalg.eigh((G * C) @ G.T if C.dim() == 1 else (G @ C) @ G.T)
         values, Q = values.flip(0), Q.flip(1)
-        seen = int((values[:k] > _EPS * values[0]).sum())
-        Q = Q[:, :seen]
+        rank = int((values[:k] > _EPS * values[0]).sum())
+        Q = Q[:, :rank]
     else:
         R = square_root(C) if root is None else root
         M = G * R if R.dim() == 1 else G @ R
         values, V = torch.linalg.eigh(M.T @ M)
         values, V = values.flip(0), V.flip(1)
-        seen = int((values[:k] > _EPS * values[0]).sum())
-        Q = torch.linalg.qr(M @ V[:, :seen]).Q  # small ones lose their right angles when they are squared
-    if seen == k:
+        rank = int((values[:k] > _EPS * values[0]).sum())
+        Q = torch.linalg.qr(M @ V[:, :rank]).Q  # small ones lose their right angles when they are squared
+    if rank == k:
         return Q
-    rest = G - Q @ (Q.T @ G)
-    more = torch.linalg.svd(rest, full_matrices=False).U[:, : k - seen]
-    return torch.linalg.qr(torch.cat([Q, more], 1)).Q
+    residual = G - Q @ (Q.T @ G)
+    complement = torch.linalg.svd(residual, full_matrices=False).U[:, : k - rank]
+    return torch.linalg.qr(torch.cat([Q, complement], 1)).Q
 
 
 def _cholesky(C: Tensor) -> tuple[Tensor, str]:
@@ -196,9 +196,9 @@ def _cholesky(C: Tensor) -> tuple[Tensor, str]:
 def _whitened(W: Tensor, L: Tensor, k: int, triangular: bool) -> tuple[Tensor, Tensor]:
     """Return [W L]_k L⁻¹ as (U, Σ Vᵀ L⁻¹). L: lower triangular, or with orthogonal columns, some of them zero."""
     U, S, Vt = torch.linalg.svd(W @ L, full_matrices=False)
-    right = S[:k, None] * Vt[:k]
+    scaled = S[:k, None] * Vt[:k]
     if triangular:
-        return U[:, :k], torch.linalg.solve_triangular(L, right, upper=False, left=False)
+        return U[:, :k], torch.linalg.solve_triangular(L, scaled, upper=False, left=False)
     squares = L.square().sum(0)
     inverse = torch.where(squares > _EPS * squares.max(), squares.reciprocal(), torch.zeros_like(squares))
-    return U[:, :k], (right * inverse) @ L.T
+    return U[:, :k], (scaled * inverse) @ L.T

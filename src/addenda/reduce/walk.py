@@ -58,38 +58,38 @@ class Walk:
         pieces = [
             Piece(f"{at}.{i}", tuple(p for p in paths if p.startswith(f"{at}.{i}.")), b) for i, b in enumerate(blocks)
         ]
-        outside = tuple(p for p in paths if not p.startswith(f"{at}."))
-        if outside:
-            return [*pieces, Piece("outside of the blocks", outside)]
+        loose = tuple(p for p in paths if not p.startswith(f"{at}."))
+        if loose:
+            return [*pieces, Piece("outside of the blocks", loose)]
         return pieces[: 1 + max(i for i, p in enumerate(pieces) if p.paths)]
 
     def _once_each(self, blocks: nn.ModuleList) -> bool:
         """Return whether one forward calls every block once, in order."""
-        called: list[int] = []
+        order: list[int] = []
         with ExitStack() as hooks:
             for i, block in enumerate(blocks):
-                handle = block.register_forward_pre_hook(lambda *_, i=i: called.append(i))
+                handle = block.register_forward_pre_hook(lambda *_, i=i: order.append(i))
                 hooks.callback(handle.remove)
             self._run({k: v[:1] for k, v in self.batches[0].items()})
-        return called == list(range(len(blocks)))
+        return order == list(range(len(blocks)))
 
     @torch.no_grad()
     def _run(self, batch: Batch) -> Any:
         takes = inspect.signature(type(self.model).forward).parameters
-        given: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
+        options: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
         with training_mode(self.model, False):
-            return self.model(**{k: v.to(self.device) for k, v in batch.items()}, **given)
+            return self.model(**{k: v.to(self.device) for k, v in batch.items()}, **options)
 
     @contextmanager
     def _resumed(self, i: int) -> Iterator[None]:
         """Let the blocks that are done return what is known for batch i, inside a `with` block."""
-        before = [b.__dict__.get("forward") for b in self.done]
+        forwards = [b.__dict__.get("forward") for b in self.done]
         for b in self.done:
             b.__dict__["forward"] = lambda *args, **kwargs: self.outputs[i]
         try:
             yield
         finally:
-            for b, forward in zip(self.done, before, strict=True):
+            for b, forward in zip(self.done, forwards, strict=True):
                 del b.__dict__["forward"]
                 if forward is not None:
                     b.__dict__["forward"] = forward
@@ -174,12 +174,12 @@ class Watch:
             rows = unpadded(x, self._mask)
             self.rows[path] += len(rows)
             owner = next((o for t, version, o in self._seen if t is x and t._version == version), path)
-            first = self._owner.setdefault(path, owner)
+            known_owner = self._owner.setdefault(path, owner)
             if owner == path:
                 self._seen.append((x, x._version, path))
-            if first != owner:
+            if known_owner != owner:
                 raise AddendaError(
-                    f"{path} shared its input with {first} in one batch and with {owner} in another (batch "
+                    f"{path} shared its input with {known_owner} in one batch and with {owner} in another (batch "
                     f"{self._batch}). Leave one of them out with exclude=."
                 )
             if owner != path:
