@@ -278,7 +278,7 @@ def _options(arm: Arm) -> dict:
 
 
 def _titled(methods: dict[str, MethodRecord]) -> dict[str, MethodRecord]:
-    """Return titles in which forms of one method have the options that they do not all have alike."""
+    """Return the methods, titles of forms of one method with the options in which they differ."""
     titled = {}
     for label, method in methods.items():
         alike = [m.options or {} for m in methods.values() if m.title == method.title]

@@ -301,7 +301,7 @@ def identity_of(model: nn.Module, adapter: Adapter, **more) -> dict[str, Any]:
 def _known(
     out: Path, start: Path | None, adapter: Adapter, settings: Settings, identity: dict, resume: bool
 ) -> tuple[dict, list[dict]]:
-    """Return the choices and looks of the run that a call goes on with; the looks include this call's.
+    """Return the choices and looks of the run that a call goes on with, with this look where it lengthens the run.
 
     Raises AddendaError where the newest checkpoint is of another run, or not whole.
     """
