@@ -43,14 +43,14 @@ class Form:
     @classmethod
     def parse(cls, text: str) -> "Form":
         """Parse "nf4" or "spqr:bits=4,outliers=0.02". Raises AddendaError for an unknown form or option."""
-        name, given = parse_spec(text)
+        name, options = parse_spec(text)
         if name not in FORMS:
             raise AddendaError(f"There is no form {name!r}.{nearest(name, FORMS)} Forms: {', '.join(FORMS)}.")
-        known = _OPTIONS.get(name, {})
-        if unknown := [k for k in given if k not in known]:
-            raise AddendaError(f"{name} has no option {unknown[0]!r}. Its options: {', '.join(known) or 'none'}.")
+        readers = _OPTIONS.get(name, {})
+        if unknown := [k for k in options if k not in readers]:
+            raise AddendaError(f"{name} has no option {unknown[0]!r}. Its options: {', '.join(readers) or 'none'}.")
         try:
-            return cls(name, {k: known[k](v) for k, v in given.items()})
+            return cls(name, {k: readers[k](v) for k, v in options.items()})
         except ValueError as error:
             raise AddendaError(f"An option of {text!r} is no number: {error}.") from None
 
@@ -92,71 +92,71 @@ def quantize(
     if find_state(model) is not None:
         raise AddendaError("An adapter is attached, and its start knows the weights as they are. Quantise first.")
     targets, exclude = listed(targets), listed(exclude)
-    chosen, dense = choose(model, targets, exclude, "pivot")
-    for path in chosen:
+    shapes, dense = choose(model, targets, exclude, "pivot")
+    for path in shapes:
         module = model.get_submodule(path)
         if not isinstance(module, nn.Linear):
             raise AddendaError(f"{path} is a {type(module).__name__}; {form.name} takes Linear layers. Exclude it.")
-    if plain := _plain(model, targets, exclude, chosen, dense):
+    if plain := _plain(model, targets, exclude, shapes, dense):
         warnings.warn(plain, stacklevel=4)
-    made: dict[str, Packed] = {}
+    weights: dict[str, Packed] = {}
     errors: dict[str, float] = {}
 
     def pack(path: str, C: Tensor | None = None) -> None:
         if progress:
-            progress(len(made), len(chosen), path)
+            progress(len(weights), len(shapes), path)
         W = values_of(model.get_submodule(path)._parameters["weight"].detach())
         try:
-            made[path] = form.of(W, C)
+            weights[path] = form.of(W, C)
         except AddendaError as error:
             raise AddendaError(f"{path}: {error}") from None
-        errors[path] = _distance(W, made[path])
+        errors[path] = _distance(W, weights[path])
 
     if calibration is None:
-        for path in chosen:
+        for path in shapes:
             pack(path)
-        _put(model, made)
+        _put(model, weights)
     else:
-        _in_order(model, calibration, list(chosen), made, pack)
+        _in_order(model, calibration, list(shapes), weights, pack)
     if progress:
-        progress(len(chosen), len(chosen), "")
+        progress(len(shapes), len(shapes), "")
     return errors
 
 
 def _plain(model: nn.Module, targets: list, exclude: list, chosen: dict[str, Any], dense: dict[str, str]) -> str | None:
     """Return a message on parameters that were wanted and stay plain, where they weigh; None where they do not."""
     by_role = ("linear" in targets or "mlp" in targets) and not ("linear" in exclude or "mlp" in exclude)
-    named = {path for target in targets if target not in ROLES for path in matching(model, target)}
-    left = {p: w for p, w in raw(model).items() if dense[p] != "excluded" and (by_role or p in named)}
-    numbers, packed = sum(w.numel() for w in left.values()), sum(m * n for m, n in chosen.values())
+    paths = {path for target in targets if target not in ROLES for path in matching(model, target)}
+    plain = {p: w for p, w in raw(model).items() if dense[p] != "excluded" and (by_role or p in paths)}
+    numbers, packed = sum(w.numel() for w in plain.values()), sum(m * n for m, n in chosen.values())
     if numbers <= packed / 10:
         return None
     return (
         f"{numbers:,} numbers of this {type(model).__name__} stay plain beside {packed:,} that are packed, as they are "
-        f"not in linear layers: {', '.join(grouped(left))}. Exclude them if that is meant."
+        f"not in linear layers: {', '.join(grouped(plain))}. Exclude them if that is meant."
     )
 
 
 def _in_order(model: nn.Module, batches: list[Batch], paths: list[str], made: dict[str, Packed], pack) -> None:
     """Pack block by block, with the second moments of each layer's inputs; the old weights again if that fails."""
-    before = {path: model.get_submodule(path)._parameters["weight"] for path in paths}
+    dense = {path: model.get_submodule(path)._parameters["weight"] for path in paths}
     try:
         walk = Walk(model, batches, paths)
         for piece in walk.pieces:
-            found = walk.moments(piece, go_on=False)[0] if piece.paths else {}
+            moments = walk.moments(piece, go_on=False)[0] if piece.paths else {}
             for path in piece.paths:
-                pack(path, found[path].second if path in found else None)
+                pack(path, moments[path].second if path in moments else None)
             _put(model, {path: made[path] for path in piece.paths})
             walk.pass_by(piece)
     except BaseException:
-        _put(model, before)
+        _put(model, dense)
         raise
 
 
 def _put(model: nn.Module, weights: Any) -> None:
     for path, weight in weights.items():
-        kept = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
-        model.get_submodule(path)._parameters["weight"] = kept
+        parameter = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
+        model.get_submodule(path)._parameters["weight"] = parameter
 
 
 def _distance(W: Tensor, packed: Packed) -> float:
@@ -174,20 +174,20 @@ def dequantize(model: nn.Module, like: nn.Module | None = None) -> dict[str, flo
     host = find_state(model)
     if host and host.state.merged is not None:
         raise AddendaError("A change is merged into the base. Call unmerge(model) first.")
-    made, errors = {}, {}
+    weights, errors = {}, {}
     for path, module in model.named_modules():
         packed = module._parameters.get("weight")
         if not isinstance(packed, Packed):
             continue
         values = packed.dense()
         if like is not None:
-            given = plain_weight(like, path, packed)
-            values = given.detach().to(packed.device, packed.dtype, copy=True)
-        made[path] = values
+            original = plain_weight(like, path, packed)
+            values = original.detach().to(packed.device, packed.dtype, copy=True)
+        weights[path] = values
         errors[path] = _distance(values, packed)
-    if not made:
+    if not weights:
         raise AddendaError(f"No weight of this {type(model).__name__} is packed; there is nothing to unpack.")
-    _put(model, made)
+    _put(model, weights)
     return errors
 
 

@@ -33,7 +33,7 @@ def adopt(model: nn.Module) -> list[str]:
     Raises AddendaError, with nothing replaced, where such a layer has a forward of its own on the instance, or is kept
     in a way that cannot be read.
     """
-    made: dict[str, nn.Linear] = {}
+    layers: dict[str, nn.Linear] = {}
     dtype = _dtype(model)
     for path, module in model.named_modules():
         try:
@@ -45,11 +45,11 @@ def adopt(model: nn.Module) -> list[str]:
         if "forward" in module.__dict__ or not path:
             why = "its forward was replaced on the instance (by accelerate's hooks?)" if path else "it is the model"
             raise AddendaError(f"{path or type(module).__name__} cannot be adopted: {why}.")
-        made[path] = _linear(module, packed)
+        layers[path] = _linear(module, packed)
     with undone(model):
-        for path, layer in made.items():
+        for path, layer in layers.items():
             put(model, path, layer)
-    return list(made)
+    return list(layers)
 
 
 def release(model: nn.Module) -> list[str]:
@@ -59,11 +59,11 @@ def release(model: nn.Module) -> list[str]:
     """
     if find_state(model) is not None:
         raise AddendaError("An adapter is attached to the layers that stand in. Call detach(model) first.")
-    kept = {p: m for p, m in model.named_modules() if _KEPT in m.__dict__ and isinstance(m.weight, Packed)}
+    layers = {p: m for p, m in model.named_modules() if _KEPT in m.__dict__ and isinstance(m.weight, Packed)}
     with undone(model):
-        for path, layer in kept.items():
+        for path, layer in layers.items():
             put(model, path, layer.__dict__[_KEPT])
-    return list(kept)
+    return list(layers)
 
 
 def read(module: nn.Module, dtype: torch.dtype = torch.float32) -> Packed | None:
@@ -79,8 +79,8 @@ def _dtype(model: nn.Module) -> torch.dtype:
     """Return the dtype that a model computes in: of its embedding, else its first plain parameter, else its config."""
     embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     plain = (p.dtype for p in [*embeddings, *model.parameters()] if p.is_floating_point() and not isinstance(p, Packed))
-    told = getattr(getattr(model, "config", None), "dtype", None)
-    return next(plain, told if isinstance(told, torch.dtype) else torch.float32)
+    declared = getattr(getattr(model, "config", None), "dtype", None)
+    return next(plain, declared if isinstance(declared, torch.dtype) else torch.float32)
 
 
 @cache
@@ -96,12 +96,12 @@ def _bridge(cls: type) -> Any:
 def _linear(module: Any, packed: Packed) -> nn.Linear:
     """Return a Linear with this weight and the module's own bias."""
     m, n = packed.shape
-    made = nn.Linear(n, m, bias=False, device="meta")
-    made._parameters["weight"] = nn.Parameter(packed, requires_grad=False)
+    layer = nn.Linear(n, m, bias=False, device="meta")
+    layer._parameters["weight"] = nn.Parameter(packed, requires_grad=False)
     if (bias := module.bias) is not None:
-        made._parameters["bias"] = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)
-    made.__dict__[_KEPT] = module
-    return made.train(module.training)
+        layer._parameters["bias"] = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)
+    layer.__dict__[_KEPT] = module
+    return layer.train(module.training)
 
 
 def table(t: torch.Tensor | None) -> torch.Tensor:

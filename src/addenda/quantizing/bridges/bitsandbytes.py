@@ -34,8 +34,8 @@ class Bits4(Packed):
     @property
     def bits(self) -> float:
         """Bits for each value; the two tables, which all layers have alike, left out."""
-        held = (self.codes, self.scales, self.tops, self.offset)
-        return 8 * sum(t.numel() * t.element_size() for t in held) / self.numel()
+        tensors = (self.codes, self.scales, self.tops, self.offset)
+        return 8 * sum(t.numel() * t.element_size() for t in tensors) / self.numel()
 
     def unpack(self) -> Tensor:
         kind, block, group = self.extra
@@ -69,10 +69,10 @@ def read(module: nn.Module, dtype: torch.dtype) -> Packed | None:
     if isinstance(module, Linear4bit):
         return _bits4(weight)
     if isinstance(module, Linear8bitLt) and weight.dtype == torch.int8:
-        held: Any = weight if weight.SCB is not None else module.state
-        codes = weight.data if held.CB is None else held.CB
+        state: Any = weight if weight.SCB is not None else module.state
+        codes = weight.data if state.CB is None else state.CB
         bias: Any = module.bias
-        return Bits8({"codes": codes, "scales": held.SCB}, codes.shape, dtype if bias is None else bias.dtype)
+        return Bits8({"codes": codes, "scales": state.SCB}, codes.shape, dtype if bias is None else bias.dtype)
     return None
 
 
@@ -85,9 +85,9 @@ def _bits4(weight: Any) -> Packed | None:
             "A Linear4bit was evaluated on this processor, for which bitsandbytes repacks the bytes and rounds the "
             "scales. Load the model again, and adopt it before it is first evaluated."
         )
-    held = {"codes": weight.data, "scales": state.absmax, "levels": state.code}
+    tensors = {"codes": weight.data, "scales": state.absmax, "levels": state.code}
     if state.nested:
-        held |= {"tops": state.state2.absmax, "offset": state.offset, "steps": state.state2.code}
-    held = {name: table(held.get(name)) for name in Bits4.parts}
+        tensors |= {"tops": state.state2.absmax, "offset": state.offset, "steps": state.state2.code}
+    tensors = {name: table(tensors.get(name)) for name in Bits4.parts}
     group = state.state2.blocksize if state.nested else 0
-    return Bits4(held, torch.Size(state.shape), state.dtype, (state.quant_type, state.blocksize, group))
+    return Bits4(tensors, torch.Size(state.shape), state.dtype, (state.quant_type, state.blocksize, group))

@@ -31,11 +31,11 @@ def read(module: nn.Module, dtype: torch.dtype) -> Packed | None:
     if not isinstance(module, HQQLinear) or not module.ready:
         return None
     meta: Any = module.meta
-    own: Any = module.compute_dtype
+    compute_dtype: Any = module.compute_dtype
     if not torch.is_tensor(meta.get("scale")) or not torch.is_tensor(meta.get("zero")):
         raise AddendaError(
             "A HQQLinear keeps its scales or zeros quantised. Make it with quant_scale=False and quant_zero=False."
         )
     extra = tuple((k, v) for k, v in meta.items() if k not in ("scale", "zero"))
-    held = {"codes": module.W_q.data, "scales": meta["scale"], "zeros": meta["zero"]}
-    return Grouped(held, torch.Size(meta["shape"]), own, extra)
+    tensors = {"codes": module.W_q.data, "scales": meta["scale"], "zeros": meta["zero"]}
+    return Grouped(tensors, torch.Size(meta["shape"]), compute_dtype, extra)
