@@ -46,7 +46,7 @@ class AdapterReport:
             f"relative error of a matrix {sum(self.errors.values()) / len(self.errors):.3f} on average (worst: "
             f"{', '.join(f'{k} {e:.3f}' for k, e in worst)})",
         ]
-        return "\n".join([*lines, *(f"{when}: {said}" for when, said in self.quality.items())])
+        return "\n".join([*lines, *(f"{when}: {quality}" for when, quality in self.quality.items())])
 
 
 @checked()
@@ -78,7 +78,7 @@ def compress_adapter(
     copy = copy if head_bits is None else dataclasses.replace(copy, bits=head_bits)
     if header.has_codes:
         raise AddendaError(f"{file} holds codes of {_all_bits(header)} already; rounding twice would lose more.")
-    before, errors = _size(tensors), {}
+    size, errors = _size(tensors), {}
     sites: list[SiteEntry] = []
     for s in header.sites:
         method = copy if s.is_head else methods[s.method]
@@ -92,10 +92,10 @@ def compress_adapter(
             W = tensors[key := f"{s.path}/{name}"]
             if W.dim() - stacked < 2:
                 continue
-            made = encoded(W, method.bits, stacked)
+            codes = encoded(W, method.bits, stacked)
             shapes[name] = tuple(W.shape)
-            tensors |= packed_as(key, made)
-            errors[key] = float((made.dense().double() - W.double()).norm() / W.double().norm().clamp_min(1e-300))
+            tensors |= packed_as(key, codes)
+            errors[key] = float((codes.dense().double() - W.double()).norm() / W.double().norm().clamp_min(1e-300))
         sites.append(dataclasses.replace(s, packed=shapes))
     if not errors:
         names = ", ".join(m.name for m in header.methods)
@@ -109,17 +109,17 @@ def compress_adapter(
     write(path, header, tensors)
     if judge is not None:
         quality["after"] = judge(path)
-    return AdapterReport(path, bits, before, _size(tensors), errors, quality)
+    return AdapterReport(path, bits, size, _size(tensors), errors, quality)
 
 
 def _same(there: Path, header: Header, tensors: dict[str, Tensor]) -> bool:
     """Return whether a file is what this very call wrote before."""
     try:
-        known, held = read(there)
+        old_header, old_tensors = read(there)
     except AddendaError:
         return False
-    same = held.keys() == tensors.keys() and all(torch.equal(held[k], t) for k, t in tensors.items())
-    return same and [s.path for s in known.sites] == [s.path for s in header.sites]
+    equal = old_tensors.keys() == tensors.keys() and all(torch.equal(old_tensors[k], t) for k, t in tensors.items())
+    return equal and [s.path for s in old_header.sites] == [s.path for s in header.sites]
 
 
 def _all_bits(header: Header) -> str:

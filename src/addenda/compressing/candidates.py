@@ -25,12 +25,12 @@ def candidates(
     Raises AddendaError for an unknown scheme, a target that matches nothing, and when no layer is left, with the
     reasons.
     """
-    seen, owners = scheme_called(scheme), owners_of(model)
-    named, by_role = _wanted(model, targets)
+    conv_scheme, owners = scheme_called(scheme), owners_of(model)
+    outright, by_role = _wanted(model, targets)
     left_out = set().union(*_wanted(model, exclude, "exclude: "))
     convolutions = [p for p, m in called(model) if kind_of(m) == CONV]
     spread = [p for p in convolutions if set(model.get_submodule(p).kernel_size) != {1}]  # type: ignore[arg-type]
-    found: dict[str, Place] = {}
+    places: dict[str, Place] = {}
     dense: dict[str, str] = {}
     for path, module in called(model):
         kind = kind_of(module)
@@ -43,11 +43,11 @@ def candidates(
         reason = None
         if path in left_out:
             reason = "excluded"
-        elif path not in named and path not in by_role:
+        elif path not in outright and path not in by_role:
             reason = "not among the targets (a role leaves out heads and routers)"
-        elif path not in named and kind == CONV and path not in spread:
+        elif path not in outright and kind == CONV and path not in spread:
             reason = "1 × 1: there is nothing to split off; name it to factorise it as a matrix"
-        elif path not in named and kind == CONV and path == spread[0]:
+        elif path not in outright and kind == CONV and path == spread[0]:
             reason = "the first convolution, which sees the input itself; name it to take it too"
         elif kind == CONV and not isinstance(module, nn.Conv2d):
             reason = f"a {type(module).__name__}: only convolutions over two dimensions are factorised"
@@ -60,24 +60,24 @@ def candidates(
         elif type(module) not in (nn.Conv2d, nn.Linear) and type(module).__name__ != "Conv1D":
             reason = f"a {type(module).__name__} may do more than its product"
         if reason is None:
-            place = Place(site, seen if kind == CONV else None)
+            place = Place(site, conv_scheme if kind == CONV else None)
             if place.per_rank() < place.dense():
-                found[path] = place
+                places[path] = place
                 continue
             reason = "no rank of it saves parameters"
         dense[path] = reason
-    if not found:
+    if not places:
         listed = "; ".join(f"{p}: {why}" for p, why in list(dense.items())[:8]) or "it has none"
         raise AddendaError(
             f"No convolution or linear layer of this {type(model).__name__} can be factorised: {listed}. Name others "
             "with targets=."
         )
-    return found, dense
+    return places, dense
 
 
 def _wanted(model: nn.Module, targets: Target | Iterable[Target], what: str = "") -> tuple[set[str], set[str]]:
     """Return paths named outright, and those that a role gives. Raises AddendaError for a target without any."""
-    named: set[str] = set()
+    outright: set[str] = set()
     by_role: set[str] = set()
     for target in listed(targets):
         paths = matching(model, target)
@@ -88,5 +88,5 @@ def _wanted(model: nn.Module, targets: Target | Iterable[Target], what: str = ""
                 f"linear layers: "
                 f"{', '.join(groups) or 'none'}."
             )
-        (by_role if target in ROLES else named).update(paths)
-    return named, by_role
+        (by_role if target in ROLES else outright).update(paths)
+    return outright, by_role

@@ -48,12 +48,12 @@ class Rule:
     ranks: Mapping[str, int | None] | None = None
 
     def __post_init__(self):
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        if len(given) != 1:
+        options = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        if len(options) != 1:
             raise AddendaError(
-                f"Expected exactly one of energy, value, relative, keep and ranks; got {', '.join(given) or 'none'}."
+                f"Expected exactly one of energy, value, relative, keep and ranks; got {', '.join(options) or 'none'}."
             )
-        ((name, threshold),) = given.items()
+        ((name, threshold),) = options.items()
         if name in RULES and (problem := RULES[name].refusal(name, threshold)):
             raise AddendaError(f"{problem}. It is {MEANINGS[name]}.")
 
@@ -65,10 +65,10 @@ class Rule:
     def rank(self, S: Tensor) -> int:
         """Return the rank of one layer with this spectrum (k, falling), 1 … k."""
         if self.energy is not None:
-            left = tails(S)  # energy lost at rank 0 … k
+            losses = tails(S)  # energy lost at rank 0 … k
             if self.energy == 1:
                 return len(S)
-            enough = left <= (1 - self.energy) * left[0]
+            enough = losses <= (1 - self.energy) * losses[0]
             return max(int(enough.nonzero()[0]), 1)
         least = self.value if self.value is not None else self.relative * S[0]  # type: ignore[operator]
         return max(int((least <= S).sum()), 1)
@@ -79,15 +79,15 @@ class Rule:
             return waterfill(layers, self.keep)
         if self.ranks is None:
             return {x.path: self.rank(torch.as_tensor(x.singular)) for x in layers}
-        known = {x.path: x.full for x in layers}
-        wrong = [f"{p}: not a layer that can be factorised" for p in self.ranks if p not in known]
-        wrong += [
-            f"{p}: {r} is not between 1 and {known[p]}"
-            for p, r in self.ranks.items() if p in known and r is not None and not 1 <= r <= known[p]
+        full_ranks = {x.path: x.full for x in layers}
+        problems = [f"{p}: not a layer that can be factorised" for p in self.ranks if p not in full_ranks]
+        problems += [
+            f"{p}: {r} is not between 1 and {full_ranks[p]}"
+            for p, r in self.ranks.items() if p in full_ranks and r is not None and not 1 <= r <= full_ranks[p]
         ]  # fmt: skip
-        if wrong:
-            raise AddendaError(f"ranks does not fit the model: {'; '.join(wrong[:8])}.")
-        return {p: self.ranks.get(p) for p in known}
+        if problems:
+            raise AddendaError(f"ranks does not fit the model: {'; '.join(problems[:8])}.")
+        return {p: self.ranks.get(p) for p in full_ranks}
 
     def __str__(self) -> str:
         name = next(f.name for f in fields(self) if getattr(self, f.name) is not None)
@@ -104,8 +104,8 @@ class Spectrum(Layer):
 
     @classmethod
     def of(cls, path: str, S: Tensor, whole: int, each: int) -> "Spectrum":
-        left = tails(S)
-        errors = (left / left[0].clamp_min(1e-300)).tolist()
+        losses = tails(S)
+        errors = (losses / losses[0].clamp_min(1e-300)).tolist()
         return cls(path, len(S), len(S), errors, whole=whole, each=each, singular=S.tolist())
 
     @property

@@ -53,8 +53,8 @@ def to_dense(folder: str | Path, out: str | Path, *, dtype: str = "auto", trust_
     model.hf_quantizer = None
     with writing(out), quiet():
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as own:
-            unfinished = Path(own) / out.name
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as parent:
+            unfinished = Path(parent) / out.name
             model.to(final).save_pretrained(unfinished)
             cast(Any, loaded.tokenizer).save_pretrained(unfinished)
             rename(unfinished, out)
@@ -73,9 +73,9 @@ def _ordinary(model: Any) -> nn.Module:
 def _plain(layer: Any, like: nn.Module) -> nn.Module:
     """Return a layer of the class and names of `like` with the product as its weight."""
     weight = layer.weight.detach()
-    made: Any = like.to_empty(device="cpu") if weight.device.type == "cpu" else like.to_empty(device=weight.device)
+    linear: Any = like.to_empty(device="cpu") if weight.device.type == "cpu" else like.to_empty(device=weight.device)
     stored = weight if isinstance(like, nn.Linear) else weight.T
-    made.weight = nn.Parameter(stored.contiguous(), requires_grad=False)
+    linear.weight = nn.Parameter(stored.contiguous(), requires_grad=False)
     if layer.bias is not None:
-        made.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
-    return made
+        linear.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+    return linear

@@ -137,21 +137,21 @@ def factorise(
         dense |= dict.fromkeys(idle, "never called with this example")
         places = {p: x for p, x in places.items() if p not in idle}
     counted = run if run is not None and of != "parameters" else None
-    rows, made = _factors(places, rule, counted, run)
+    rows, replacements = _factors(places, rule, counted, run)
     numbers, spent = _sizes(model), None if run is None else sum(_whole(model, p, c) for p, c in run.items())
     saved = sum(x.parameters[0] - x.parameters[1] for x in rows)
     spared = sum(x.macs[0] - x.macs[1] for x in rows if x.macs)
     if copy:
         model = copying.deepcopy(model)
-    before = {path: model.get_submodule(path) for path in made}
-    aliases = _aliases(model, before)  # a layer that stands at several paths is replaced at all of them
+    originals = {path: model.get_submodule(path) for path in replacements}
+    aliases = _aliases(model, originals)  # a layer that stands at several paths is replaced at all of them
     try:
-        for path, layer in made.items():
+        for path, layer in replacements.items():
             for alias in aliases[path]:
                 put(model, alias, layer)
         norms = 0 if batches is None else recalibrate(model, batches)
     except BaseException:
-        for path, layer in before.items():
+        for path, layer in originals.items():
             for alias in aliases[path]:
                 put(model, alias, layer)
         raise
@@ -165,30 +165,31 @@ def _factors(
     places: dict[str, Place], rule: Rule, counted: dict[str, list[Call]] | None, run: dict[str, list[Call]] | None
 ) -> tuple[list[Row], dict[str, nn.Module]]:
     """Return the rows of a report, and the layers that replace others. One decomposition is held at a time."""
-    given = None
+    joint_ranks = None
     if not rule.alone:
-        given = rule.over([spectrum_of(x, None if counted is None else counted[p]) for p, x in places.items()])
-    rows, made = [], {}
+        joint_ranks = rule.over([spectrum_of(x, None if counted is None else counted[p]) for p, x in places.items()])
+    rows, replacements = [], {}
     for path, place in places.items():
         U, S, Vt = place.decomposed()
         s = spectrum(S)
-        wanted = rule.rank(s) if given is None else given[path]
-        most = highest_saving(*_prices(place, None if counted is None else counted[path]), len(s))
+        rule_rank = rule.rank(s) if joint_ranks is None else joint_ranks[path]
+        highest = highest_saving(*_prices(place, None if counted is None else counted[path]), len(s))
         unit = "parameters" if counted is None else "multiplications"
-        rank, why = wanted, ""
-        if wanted is None:
+        rank, why = rule_rank, ""
+        if rule_rank is None:
             why = "as given" if rule.ranks is not None else "the best use of the budget"
-        elif wanted > most and rule.ranks is None:  # given ranks rebuild what another count has allowed
-            rank, why = None, f"rank {wanted} costs more {unit} than dense, {most} would be the highest to save any"
+        elif rule_rank > highest and rule.ranks is None:  # given ranks rebuild what another count has allowed
+            rank = None
+            why = f"rank {rule_rank} costs more {unit} than dense, {highest} would be the highest to save any"
         if rank is not None:
-            made[path] = place.factored(U, S, Vt, rank)
-        left = tails(s)
+            replacements[path] = place.factored(U, S, Vt, rank)
+        losses = tails(s)
         rows.append(Row(
-            path, place.called, place.stack, len(s), wanted, rank,
+            path, place.called, place.stack, len(s), rule_rank, rank,
             _change(place, None, rank), None if run is None else _change(place, run[path], rank),
-            1.0 if rank is None else float(1 - left[rank] / left[0].clamp_min(1e-300)), why,
+            1.0 if rank is None else float(1 - losses[rank] / losses[0].clamp_min(1e-300)), why,
         ))  # fmt: skip
-    return rows, made
+    return rows, replacements
 
 
 def spectrum_of(place: Place, calls: Sequence[Call] | None = None) -> Spectrum:
@@ -201,8 +202,8 @@ def _prices(place: Place, calls: Sequence[Call] | None) -> tuple[int, int]:
 
 
 def _change(place: Place, calls: Sequence[Call] | None, rank: int | None) -> tuple[int, int]:
-    whole, each = _prices(place, calls)
-    return whole, whole if rank is None else rank * each
+    dense, per_rank = _prices(place, calls)
+    return dense, dense if rank is None else rank * per_rank
 
 
 def calls_of(model: nn.Module, example: Any) -> dict[str, list[Call]]:
@@ -217,10 +218,10 @@ def _whole(model: nn.Module, path: str, made: list[Call]) -> int:
 
 
 def _aliases(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, list[str]]:
-    found: dict[int, list[str]] = {}
+    paths_by_id: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        found.setdefault(id(module), []).append(path)
-    return {path: found[id(module)] for path, module in modules.items()}
+        paths_by_id.setdefault(id(module), []).append(path)
+    return {path: paths_by_id[id(module)] for path, module in modules.items()}
 
 
 def _sizes(model: nn.Module) -> int:

@@ -71,7 +71,7 @@ def put_layers(model: nn.Module, layers: dict[str, dict]) -> None:
     the name of the bare model within the other is put before a path or taken off it, and the head's layers are let be.
     Raises AddendaError, and replaces nothing, where an entry does not fit the model.
     """
-    made, problems = {}, []
+    replacements, problems = {}, []
     for path, entry in _own_paths(model, layers).items():
         try:
             module = model.get_submodule(path)
@@ -87,31 +87,31 @@ def put_layers(model: nn.Module, layers: dict[str, dict]) -> None:
         elif not isinstance(rank, int) or not 1 <= rank <= min(shape) - (form == "pivot"):
             problems.append(f"{path}: a layer of {shape[0]} × {shape[1]} cannot have the rank {rank!r}")
         else:
-            made[path] = FORMS[form](shape[1], shape[0], rank, bool(entry.get("bias")))
+            replacements[path] = FORMS[form](shape[1], shape[0], rank, bool(entry.get("bias")))
     if problems:
         raise AddendaError(
             f"The configuration's low-rank layers do not fit this {type(model).__name__}: {'; '.join(problems[:8])}"
             f"{f' … and {len(problems) - 8} more' if len(problems) > 8 else ''}. Weights and config.json do not belong "
             "together, or were written by another version of addenda."
         )
-    for path, layer in made.items():
+    for path, layer in replacements.items():
         put(model, path, layer)
 
 
 def _own_paths(model: nn.Module, layers: dict[str, dict]) -> dict[str, dict]:
     """Return the layers under the paths that they have in this model, whatever class of its family wrote them."""
-    known, bare = {p for p, _ in model.named_modules()}, f"{getattr(model, 'base_model_prefix', '')}."
-    with_head = bare != "." and bare[:-1] not in known and any(p.startswith(bare) for p in layers)
-    found = {}
+    paths, bare = {p for p, _ in model.named_modules()}, f"{getattr(model, 'base_model_prefix', '')}."
+    with_head = bare != "." and bare[:-1] not in paths and any(p.startswith(bare) for p in layers)
+    entries = {}
     for path, entry in layers.items():
-        if path not in known and with_head:
+        if path not in paths and with_head:
             if not path.startswith(bare):
                 continue
             path = path.removeprefix(bare)
-        elif path not in known and bare + path in known:
+        elif path not in paths and bare + path in paths:
             path = bare + path
-        found[path] = entry
-    return found
+        entries[path] = entry
+    return entries
 
 
 def shape_of(module: nn.Module) -> tuple[int, int] | None:

@@ -21,13 +21,13 @@ def fisher(model: nn.Module, batches: list[Batch], weights: dict[str, nn.Paramet
     loss: the mean cross-entropy of the next token of one sequence. One dense gradient lives at a time.
     Raises AddendaError where the model gives no such loss.
     """
-    found: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
 
     def collect(path: str, transposed: bool) -> Callable:
         def take(weight: Tensor) -> None:
             assert weight.grad is not None
             square = weight.grad.double().square().sum(0 if transposed else 1)
-            found[path] = found[path] + square if path in found else square
+            sums[path] = sums[path] + square if path in sums else square
             weight.grad = None
 
         return take
@@ -39,7 +39,7 @@ def fisher(model: nn.Module, batches: list[Batch], weights: dict[str, nn.Paramet
             hooks.callback(weight.register_post_accumulate_grad_hook(collect(path, transposed)).remove)
         for row in _rows(model, batches):
             (_loss(model, row) / (row.shape[1] - 1)).backward()
-    return found
+    return sums
 
 
 def weights_of(model: nn.Module, batches: list[Batch], paths: Iterable[str]) -> dict[str, float]:
@@ -49,7 +49,7 @@ def weights_of(model: nn.Module, batches: list[Batch], paths: Iterable[str]) -> 
     ℓ the sum of its sequence. Of an error that knows nothing of g's direction and is as large as a share e of ‖y‖²
     at every token, that is e times the number returned. Raises AddendaError as `fisher` does.
     """
-    found = dict.fromkeys(paths, 0.0)
+    totals = dict.fromkeys(paths, 0.0)
     tokens = 0
 
     def watch(path: str) -> Callable:
@@ -57,7 +57,7 @@ def weights_of(model: nn.Module, batches: list[Batch], paths: Iterable[str]) -> 
             size, width = y.detach().float().square().sum(-1), y.shape[-1]
 
             def look(g: Tensor) -> None:  # without y in it: a tensor that its own hook holds is not let go
-                found[path] += float((size * g.float().square().sum(-1)).sum(dtype=torch.float64)) / (2 * width)
+                totals[path] += float((size * g.float().square().sum(-1)).sum(dtype=torch.float64)) / (2 * width)
 
             y.register_hook(look)
 
@@ -67,12 +67,12 @@ def weights_of(model: nn.Module, batches: list[Batch], paths: Iterable[str]) -> 
     if entry is None:
         raise AddendaError(f"A {type(model).__name__} has no token embeddings to follow a gradient to.")
     with frozen(model), training_mode(model, False), gradient_from(entry), ExitStack() as hooks:
-        for path in found:
+        for path in totals:
             hooks.callback(model.get_submodule(path).register_forward_hook(watch(path)).remove)
         for row in _rows(model, batches):
             tokens += row.shape[1]
             _loss(model, row).backward()
-    return {path: total / tokens for path, total in found.items()}
+    return {path: total / tokens for path, total in totals.items()}
 
 
 def _rows(model: nn.Module, batches: list[Batch]) -> Iterable[Tensor]:

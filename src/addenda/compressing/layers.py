@@ -42,12 +42,12 @@ class LowRankLinear(nn.Module):
     @classmethod
     def of(cls, B: Tensor, A: Tensor, bias: Tensor | None, dtype: torch.dtype, device=None) -> "LowRankLinear":
         """Return the layer with copies of these factors (m × r and r × n), rounded once."""
-        made = cls(A.shape[1], B.shape[0], A.shape[0], bias is not None, device="meta", dtype=dtype)
-        for layer, weight in ((made.first, A), (made.second, B)):
+        pair = cls(A.shape[1], B.shape[0], A.shape[0], bias is not None, device="meta", dtype=dtype)
+        for layer, weight in ((pair.first, A), (pair.second, B)):
             layer.weight = _copy(weight, device, dtype)
         if bias is not None:
-            made.second.bias = _copy(bias, device, dtype)
-        return made
+            pair.second.bias = _copy(bias, device, dtype)
+        return pair
 
     def extra_repr(self) -> str:
         return f"{self.in_features} → {self.rank} → {self.out_features}"
@@ -88,25 +88,25 @@ class PivotLinear(nn.Module):
         from scipy.linalg import qr
 
         m, r = B.shape
-        made = cls(A.shape[1], m, r, bias is not None, device="meta", dtype=dtype)
-        found: Any = qr(B.T.double().cpu().numpy(), mode="r", pivoting=True)
-        picked = torch.from_numpy(found[1]).long().to(B.device)
-        top, others = B.double()[picked[:r]], B.double()[picked[r:]]
-        T = torch.linalg.solve(top, others, left=False)
-        for layer, weight in ((made.first, top @ A.double()), (made.rest, T)):
+        pivot_layer = cls(A.shape[1], m, r, bias is not None, device="meta", dtype=dtype)
+        factorisation: Any = qr(B.T.double().cpu().numpy(), mode="r", pivoting=True)
+        pivots = torch.from_numpy(factorisation[1]).long().to(B.device)
+        top, bottom = B.double()[pivots[:r]], B.double()[pivots[r:]]
+        T = torch.linalg.solve(top, bottom, left=False)
+        for layer, weight in ((pivot_layer.first, top @ A.double()), (pivot_layer.rest, T)):
             layer.weight = _copy(weight, device, dtype)
-        made.order = torch.argsort(picked).to(B.device if device is None else device)
+        pivot_layer.order = torch.argsort(pivots).to(B.device if device is None else device)
         if bias is not None:
-            made.bias = _copy(bias, device, dtype)
-        return made
+            pivot_layer.bias = _copy(bias, device, dtype)
+        return pivot_layer
 
     def extra_repr(self) -> str:
         return f"{self.in_features} → {self.rank} → {self.out_features}, pivoted"
 
 
 def _copy(values: Tensor, device, dtype: torch.dtype) -> nn.Parameter:
-    own = values.detach().to(device, dtype, copy=True, memory_format=torch.contiguous_format)
-    return nn.Parameter(own, requires_grad=False)
+    copy = values.detach().to(device, dtype, copy=True, memory_format=torch.contiguous_format)
+    return nn.Parameter(copy, requires_grad=False)
 
 
 FORMS: dict[str, type[LowRankLinear] | type[PivotLinear]] = {"factors": LowRankLinear, "pivot": PivotLinear}

@@ -47,8 +47,10 @@ def macs(model: nn.Module, *inputs: Any, **named: Any) -> dict[str, int]:
     runs once, in evaluation mode; the model is as before. Raises AddendaError where no tensor is given.
     """
     layers = dict(model.named_modules())
-    found = calls(model, *inputs, **named)
-    return {path: round(sum(of_call(layers[path], call) for call in made)) for path, made in found.items()}
+    by_path = calls(model, *inputs, **named)
+    return {
+        path: round(sum(of_call(layers[path], call) for call in layer_calls)) for path, layer_calls in by_path.items()
+    }
 
 
 def calls(model: nn.Module, *inputs: Any, **named: Any) -> dict[str, list[Call]]:
@@ -59,14 +61,14 @@ def calls(model: nn.Module, *inputs: Any, **named: Any) -> dict[str, list[Call]]
             "Multiplications are counted by running the model on an example, and none was given: pass what the "
             "model is called with, for instance one batch of images."
         )
-    found: dict[str, list[Call]] = {}
+    by_path: dict[str, list[Call]] = {}
     hooks = []
 
     def look(path: str, module: nn.Module) -> None:
         def hook(_, args, named, output):
-            found[path].append(_call(module, args[0] if args else next(iter(named.values())), output, batch))
+            by_path[path].append(_call(module, args[0] if args else next(iter(named.values())), output, batch))
 
-        found[path] = []
+        by_path[path] = []
         hooks.append(module.register_forward_hook(hook, with_kwargs=True))
 
     try:
@@ -78,7 +80,7 @@ def calls(model: nn.Module, *inputs: Any, **named: Any) -> dict[str, list[Call]]
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return by_path
 
 
 def _call(module: nn.Module, x: Tensor, y: Tensor, batch: int) -> Call:

@@ -25,12 +25,12 @@ def takes_cache(model: nn.Module) -> bool:
 def positions(model: Any) -> int | None:
     """Return how many tokens a model is made to read at once; None where its configuration sets no such limit."""
     config = model.config.get_text_config()
-    most = getattr(config, "max_position_embeddings", None)
-    if not isinstance(most, int) or most < 1:
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
         return None
     tables = (m for p, m in model.named_modules() if p.endswith("position_embeddings") and isinstance(m, nn.Embedding))
     offset = next((m.padding_idx + 1 for m in tables if m.padding_idx is not None), 0)  # RoBERTa counts from behind it
-    return most - offset
+    return limit - offset
 
 
 @torch.no_grad()
@@ -41,11 +41,11 @@ def loss_of(model: nn.Module, batches: list[Batch]) -> float:
     with training_mode(model, False):
         for batch in batches:
             ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-            given: dict[str, Any] = {"use_cache": False} if takes_cache(model) else {}
-            logits = model(input_ids=ids, attention_mask=mask, **given).logits
-            for row, wanted, seen in zip(logits[:, :-1], ids[:, 1:], mask[:, 1:].bool(), strict=True):
-                total += float(F.cross_entropy(row[seen].float(), wanted[seen], reduction="sum"))
-                count += int(seen.sum())
+            options: dict[str, Any] = {"use_cache": False} if takes_cache(model) else {}
+            logits = model(input_ids=ids, attention_mask=mask, **options).logits
+            for row, labels, real in zip(logits[:, :-1], ids[:, 1:], mask[:, 1:].bool(), strict=True):
+                total += float(F.cross_entropy(row[real].float(), labels[real], reduction="sum"))
+                count += int(real.sum())
     if not count or total != total:
         raise AddendaError(
             f"The model's loss is {total} over {count} tokens; it cannot be judged. Try --dtype float32."
@@ -82,8 +82,8 @@ def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
     if "perplexity" in before:
         return f"perplexity {before['perplexity']:.3f} dense, {after['perplexity']:.3f} compressed ({worse:+.1%})"
     a, b = torch.tensor(before["outputs"]), torch.tensor(after["outputs"])
-    same = float((a.argmax(-1) == b.argmax(-1)).float().mean())
-    return f"outputs differ by {worse:.2%}, the most likely label is the same for {same:.1%}"
+    agreement = float((a.argmax(-1) == b.argmax(-1)).float().mean())
+    return f"outputs differ by {worse:.2%}, the most likely label is the same for {agreement:.1%}"
 
 
 def seconds(
@@ -95,28 +95,28 @@ def seconds(
     compare them round by round. A first round is not counted. decode: tokens one by one behind that row, for causal LMs
     that keep a cache of keys and values.
     """
-    found: dict[str, dict[str, list[float]]] = {form: {} for form in forms}
+    times: dict[str, dict[str, list[float]]] = {form: {} for form in forms}
     ids = ids.to(next(model.parameters()).device)
     with torch.no_grad(), training_mode(model, False):
         for turn in range(rounds + 1):
-            for form, put in forms.items():
-                put()
-                for what, took in _timed(model, ids, decode).items():
+            for form, switch in forms.items():
+                switch()
+                for phase, took in _timed(model, ids, decode).items():
                     if turn:
-                        found[form].setdefault(what, []).append(took)
-    return found
+                        times[form].setdefault(phase, []).append(took)
+    return times
 
 
 def speeds(
     model: nn.Module, ids: Tensor, forms: dict[str, Callable[[], None]], *, rounds: int = 5, decode: int = 24
 ) -> dict[str, dict[str, float]]:
     """Return tokens a second by the median of `seconds`. The row is cut to leave positions for decode."""
-    if (most := positions(model)) is not None and most < ids.shape[1] + decode:
-        decode = min(decode, most // 2)
-        ids = ids[:, : most - decode]
+    if (limit := positions(model)) is not None and limit < ids.shape[1] + decode:
+        decode = min(decode, limit // 2)
+        ids = ids[:, : limit - decode]
     tokens = {"prefill": ids.shape[1], "decode": decode}
-    found = seconds(model, ids, forms, rounds=rounds, decode=decode)
-    return {form: {what: tokens[what] / median(s) for what, s in took.items()} for form, took in found.items()}
+    times = seconds(model, ids, forms, rounds=rounds, decode=decode)
+    return {form: {phase: tokens[phase] / median(s) for phase, s in took.items()} for form, took in times.items()}
 
 
 def _timed(model: Any, ids: Tensor, decode: int) -> dict[str, float]:
@@ -130,12 +130,12 @@ def _timed(model: Any, ids: Tensor, decode: int) -> dict[str, float]:
         model(input_ids=ids)
         return {"prefill": now() - started}
     started = now()
-    made = model(input_ids=ids, use_cache=True)
+    output = model(input_ids=ids, use_cache=True)
     middle = now()
-    cache, token = cache_of(made), ids[:, -1:]
+    cache, token = cache_of(output), ids[:, -1:]
     if cache is None:  # a state of another kind, such as Mamba's
         return {"prefill": middle - started}
     for _ in range(decode):
-        made = model(input_ids=token, use_cache=True, **as_given(model, cache))
-        cache = cache_of(made)
+        output = model(input_ids=token, use_cache=True, **as_given(model, cache))
+        cache = cache_of(output)
     return {"prefill": middle - started, "decode": now() - middle}

@@ -30,32 +30,32 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
 def _gather(model: nn.Module, norms: dict[str, Any], batches: Iterable[Any]) -> None:
     device = next(model.parameters()).device
     modes = [(m, m.training) for m in model.modules()]
-    old = {path: ({k: b.clone() for k, b in m.named_buffers()}, m.momentum) for path, m in norms.items()}
-    done = False
+    states = {path: ({k: b.clone() for k, b in m.named_buffers()}, m.momentum) for path, m in norms.items()}
+    success = False
     try:
         model.eval()
         for m in norms.values():
             m.reset_running_stats()
             m.momentum = None  # a plain mean over batches
             m.train()
-        seen = 0
+        count = 0
         for batch in batches:
-            seen += 1
+            count += 1
             if norms:
                 _call(model, batch, device)
-        if not seen:
+        if not count:
             raise AddendaError("Batch norms are recalibrated on batches, and none came. Pass some training images.")
-        wrong = [p for p, m in norms.items() if not all(bool(torch.isfinite(b).all()) for b in m.buffers())]
-        if wrong:
+        paths = [p for p, m in norms.items() if not all(bool(torch.isfinite(b).all()) for b in m.buffers())]
+        if paths:
             raise AddendaError(
-                f"The statistics of {len(wrong)} batch norms are not finite on these batches, {wrong[0]} first. Look "
+                f"The statistics of {len(paths)} batch norms are not finite on these batches, {paths[0]} first. Look "
                 "at the batches, and at the layers before it."
             )
-        done = True
+        success = True
     finally:
         for path, m in norms.items():
-            buffers, m.momentum = old[path]
-            if not done:
+            buffers, m.momentum = states[path]
+            if not success:
                 for name, b in m.named_buffers():
                     b.copy_(buffers[name])
         for m, mode in modes:

@@ -61,15 +61,15 @@ class Report:
             f"{_mib(self.sizes['compressed'])} MiB)",
             f"{compared(self.before, self.after)} on {self.judged:,} tokens apart",
         ]
-        if found := self.before.get("passed"):
-            right = [sum(why == "passed" for why in x["passed"].values()) for x in (self.before, self.after)]
-            lines.append(f"HumanEval, passed at once: {right[0]} of {len(found)} dense, {right[1]} compressed")
-        for what in self.speeds.get("dense", ()):
-            a, b = self.speeds["dense"][what], self.speeds["compressed"][what]
-            lines.append(f"{what}: {a:,.0f} tokens/s dense, {b:,.0f} compressed ({b / a:.2f} ×)")
-        now, then = (sum(x[k] for x in self.layers) for k in ("multiplications", "dense_multiplications"))
+        if verdicts := self.before.get("passed"):
+            passes = [sum(why == "passed" for why in x["passed"].values()) for x in (self.before, self.after)]
+            lines.append(f"HumanEval, passed at once: {passes[0]} of {len(verdicts)} dense, {passes[1]} compressed")
+        for phase in self.speeds.get("dense", ()):
+            a, b = self.speeds["dense"][phase], self.speeds["compressed"][phase]
+            lines.append(f"{phase}: {a:,.0f} tokens/s dense, {b:,.0f} compressed ({b / a:.2f} ×)")
+        after, before = (sum(x[k] for x in self.layers) for k in ("multiplications", "dense_multiplications"))
         lines.append(
-            f"multiplications a token in these layers: {then / 1e6:,.1f} M dense, {now / 1e6:,.1f} M compressed"
+            f"multiplications a token in these layers: {before / 1e6:,.1f} M dense, {after / 1e6:,.1f} M compressed"
         )
         lines += ["", *_table(self.layers, self.alone, "perplexity" in self.before), ""]
         lines += [f"dense: {pattern}: {why}" for pattern, why in self._left()]
@@ -80,13 +80,13 @@ class Report:
         return "\n".join(lines)
 
     def _left(self) -> list[tuple[str, str]]:
-        found = []
+        lines = []
         for why in dict.fromkeys(self.dense.values()):
             paths = grouped(p for p, w in self.dense.items() if w == why)
-            found.append((", ".join(f"{g} ({len(p)})" if len(p) > 1 else g for g, p in paths.items()), why))
-        whole = grouped(x["path"] for x in self.layers if x["rank"] is None)
+            lines.append((", ".join(f"{g} ({len(p)})" if len(p) > 1 else g for g, p in paths.items()), why))
+        dense = grouped(x["path"] for x in self.layers if x["rank"] is None)
         why = "chosen, but dense is the best use of the budget"
-        return found + [(f"{g} ({len(p)})", why) for g, p in whole.items()]
+        return lines + [(f"{g} ({len(p)})", why) for g, p in dense.items()]
 
 
 def rows_of(
@@ -110,23 +110,23 @@ def rows_of(
 
 def _table(layers: list[dict[str, Any]], alone: dict[str, float], causal: bool, bar: str = "  ") -> list[str]:
     """Return lines by type of layer. rank: lowest, median and highest of those that are low rank."""
-    last = "perplexity, alone" if causal else "outputs moved, alone"
-    head = ("layers", "of", "full rank", "rank", "parameters kept", "multiplications kept", "output error", last)
+    harm = "perplexity, alone" if causal else "outputs moved, alone"
+    head = ("layers", "of", "full rank", "rank", "parameters kept", "multiplications kept", "output error", harm)
     rows: list[tuple[str, ...]] = [head]
     by_path = {x["path"]: x for x in layers}
     for pattern, paths in grouped(by_path).items():
-        held = [by_path[p] for p in paths]
-        low = sorted(x["rank"] for x in held if x["rank"] is not None)
+        entries = [by_path[p] for p in paths]
+        low = sorted(x["rank"] for x in entries if x["rank"] is not None)
         spread = f"{low[0]}-{median(low):.0f}-{low[-1]}" if len(set(low)) > 1 else str(low[0]) if low else "dense"
-        kept = sum(x["parameters"] for x in held) / sum(x["m"] * x["n"] for x in held)
-        products = sum(x["multiplications"] for x in held) / sum(x["dense_multiplications"] for x in held)
-        few = f"{len(low)} of {len(held)}"
-        full = str(min(held[0]["m"], held[0]["n"]))
-        shape = f"{held[0]['m']} × {held[0]['n']}"
-        error = mean(x["error"] for x in held)
+        share = sum(x["parameters"] for x in entries) / sum(x["m"] * x["n"] for x in entries)
+        products = sum(x["multiplications"] for x in entries) / sum(x["dense_multiplications"] for x in entries)
+        fraction = f"{len(low)} of {len(entries)}"
+        full = str(min(entries[0]["m"], entries[0]["n"]))
+        shape = f"{entries[0]['m']} × {entries[0]['n']}"
+        error = mean(x["error"] for x in entries)
         worse = f"{alone[pattern]:+.2%}" if pattern in alone else ""
         rows.append(
-            (f"{pattern} ({shape})", few, full, spread, f"{kept:.1%}", f"{products:.1%}", f"{error:.4f}", worse)
+            (f"{pattern} ({shape})", fraction, full, spread, f"{share:.1%}", f"{products:.1%}", f"{error:.4f}", worse)
         )
     widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
     return [bar.join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows]
@@ -162,9 +162,9 @@ def write_report(folder: Path, report: Report) -> None:
 def read_report(folder: str | Path) -> Report:
     """Read the report in a folder that `compress` has written. Raises AddendaError where it is none, or damaged."""
     file = path_of(folder) / "compress.json"
-    said = read_json(file)
+    content = read_json(file)
     try:
-        report = Report(**said)
+        report = Report(**content)
         _ = str(report), report.kept, report.kept_of_model  # every field of it is looked at
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise AddendaError(f"{shown(file)} is no report of a compression: {str(error)[:200]}.") from None

@@ -105,37 +105,37 @@ def compress(
     if not causal and (wants := s.wants_loss()):
         raise AddendaError(f"{wants} wants the loss of the next token, and a {type(loaded.model).__name__} has none.")
     problems = _problems(loaded.model, humaneval)
-    chosen, dense = choose(loaded.model, targets, exclude, s.storage)
+    shapes, dense = choose(loaded.model, targets, exclude, s.storage)
     calibrate, judge = windows(loaded.tokenizer, calibration, s.samples, s.length, judge=s.judge, seed=s.seed)
     _fits(loaded.model, calibrate, judge)
-    notes = _enough(calibrate, chosen, s)
+    notes = _enough(calibrate, shapes, s)
     notes += ["code of the model's folder was run (--trust-remote-code)"] if trust_remote_code else []
     for line in notes:
         say(line)
     with Work(out, s.of_pieces() | {
-        "model": identity_of(source), "dtype": loaded.note, "layers": sorted(chosen), "text": _digest(calibrate.rows),
+        "model": identity_of(source), "dtype": loaded.note, "layers": sorted(shapes), "text": _digest(calibrate.rows),
     }) as work:  # fmt: skip
         if work.resumed:
             say(f"going on with {work.folder}")
-        job = _Job(s, loaded, work, chosen, calibrate, judge, say, notes, problems)
+        job = _Job(s, loaded, work, shapes, calibrate, judge, say, notes, problems)
         before = job.judged_before()
         base = resident(job.device) or 0
         with Peak(job.device) as peak:
             job.calibrate()
             layers = job.layers()
-            given = job.allocate(layers)
+            chosen_ranks = job.allocate(layers)
             if s.sequential:
-                job.solve_again(given)
-            low = job.build(given)
+                job.solve_again(chosen_ranks)
+            low = job.build(chosen_ranks)
         sizes = {"dense": _numbers(loaded.model)}
-        alone = job.alone(low) if by_type else {}
+        harms = job.alone(low) if by_type else {}
         speeds = job.speeds(low) if latency else {}
         _put_all(loaded.model, low)
         sizes["compressed"] = _numbers(loaded.model)
         report = Report(
             source=str(source), settings=dataclasses.asdict(s), dtype=loaded.note, calibration=calibrate.source,
-            tokens=calibrate.tokens, judged=judge.tokens, before=before, after=job.judged(), sizes=sizes, alone=alone,
-            speeds=speeds, layers=rows_of(layers, given, job.errors, job.uses), dense=dense, notes=notes,
+            tokens=calibrate.tokens, judged=judge.tokens, before=before, after=job.judged(), sizes=sizes, alone=harms,
+            speeds=speeds, layers=rows_of(layers, chosen_ranks, job.errors, job.uses), dense=dense, notes=notes,
             versions=versions(), hardware=hardware(), seconds=time.perf_counter() - started, stages=job.seconds,
             memory=None if peak.bytes is None else max(peak.bytes - base, 0),
         )  # fmt: skip
@@ -175,31 +175,31 @@ class _Job:
     def alone(self, low: dict[str, nn.Module]) -> dict[str, float]:
         """Return {type of layer: `measure.harm` of its low-rank layers, all others dense}, on half of the windows."""
         self.say("judging each type of layer alone")
-        some = self.judge.rows[: max(len(self.judge.rows) // 2, 1)]
-        batches = dataclasses.replace(self.judge, rows=some).batches(self.s.batch)
+        rows = self.judge.rows[: max(len(self.judge.rows) // 2, 1)]
+        batches = dataclasses.replace(self.judge, rows=rows).batches(self.s.batch)
         before, harms = measure.judged(self.model, batches), {}
         for pattern, paths in grouped(low).items():
-            held = {p: self.model.get_submodule(p) for p in paths}
+            dense = {p: self.model.get_submodule(p) for p in paths}
             _put_all(self.model, {p: low[p] for p in paths})
             harms[pattern] = measure.harm(before, measure.judged(self.model, batches))
-            _put_all(self.model, held)
+            _put_all(self.model, dense)
         return harms
 
     def judged_before(self) -> dict[str, Any]:
         """Return what the dense model says, remembered for a run that goes on."""
         notes, text = self.work.notes() or {}, _digest(self.judge.rows)
-        known = notes.get("before") if notes.get("judged") == text else None
-        if known is None or len(known.get("passed", ())) != len(self.problems):
+        quality = notes.get("before") if notes.get("judged") == text else None
+        if quality is None or len(quality.get("passed", ())) != len(self.problems):
             self.say(f"judging the dense model on {self.judge.tokens:,} tokens")
-            known = self.judged()
-            self.work.note(before=known, judged=text)
-        return known
+            quality = self.judged()
+            self.work.note(before=quality, judged=text)
+        return quality
 
     def speeds(self, low: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
         """Return tokens a second of both forms; the dense one stands at the end."""
         self.say("measuring tokens a second, dense and compressed in turns")
-        held = {p: self.model.get_submodule(p) for p in low}
-        forms = {"compressed": lambda: _put_all(self.model, low), "dense": lambda: _put_all(self.model, held)}
+        dense = {p: self.model.get_submodule(p) for p in low}
+        forms = {"compressed": lambda: _put_all(self.model, low), "dense": lambda: _put_all(self.model, dense)}
         return measure.speeds(self.model, torch.tensor(self.judge.rows[:1]), forms)
 
     def walk(self) -> Walk:
@@ -227,8 +227,8 @@ class _Job:
             solved = self._solve_all(piece.paths, moments, weighs)
             self.seconds["solving"] += time.perf_counter() - at
             self.work.write(names[i], solved, uses)
-            left = (time.perf_counter() - started) / (todo.index(i) + 1) * (len(todo) - todo.index(i) - 1)
-            self.say(f"{piece.name}: {len(piece.paths)} layers solved, about {left:.0f} s left")
+            rest = (time.perf_counter() - started) / (todo.index(i) + 1) * (len(todo) - todo.index(i) - 1)
+            self.say(f"{piece.name}: {len(piece.paths)} layers solved, about {rest:.0f} s left")
 
     def _moments(self, walk: Walk, piece: Piece, go_on: bool = True) -> tuple[dict[str, Moments], dict[str, float]]:
         at = time.perf_counter()
@@ -253,8 +253,8 @@ class _Job:
         def of(group: list[str]) -> list[tuple[str, LowRank]]:
             return [(p, self._solve(p, moments[p], weighs.get(p), None if given is None else given[p])) for p in group]
 
-        with side_by_side(len(groups) if self.device.type == "cpu" else 1) as each:
-            solved = dict(itertools.chain.from_iterable(each(of, list(groups.values()))))
+        with side_by_side(len(groups) if self.device.type == "cpu" else 1) as apply:
+            solved = dict(itertools.chain.from_iterable(apply(of, list(groups.values()))))
         return {p: solved[p] for p in paths}
 
     def _solve(self, path: str, moments: Moments, weighs: Any = None, rank: int | None = None) -> LowRank:
@@ -262,12 +262,12 @@ class _Job:
         W = site_at(self.model, path).matrix
         if not bool(torch.isfinite(W).all()):
             raise AddendaError(f"{path} has weights that are not finite; the model's file is damaged.")
-        most = rank or ranks.break_even(m, n, self.s.storage)
-        low = solve(W, moments, self.s.how, rank=most, center=self.s.center, fisher=weighs)
+        limit = rank or ranks.break_even(m, n, self.s.storage)
+        low = solve(W, moments, self.s.how, rank=limit, center=self.s.center, fisher=weighs)
         if moments.count >= n or self.s.how in UNSEEN:
             return low
-        few = f"only {moments.count} rows for its {n} inputs; what these do not span is fitted to nothing"
-        return dataclasses.replace(low, note="; ".join(filter(None, (low.note, few))))
+        warning = f"only {moments.count} rows for its {n} inputs; what these do not span is fitted to nothing"
+        return dataclasses.replace(low, note="; ".join(filter(None, (low.note, warning))))
 
     def _fisher(self) -> dict[str, torch.Tensor]:
         self.say("Fisher information: one backward pass over the text")
@@ -280,7 +280,7 @@ class _Job:
         Its files are named by the ranks (and the split, which rounds otherwise), so that others do not take them over.
         """
         walk, weighs = self.walk(), self._fisher() if self.s.how == "fwsvd" else {}
-        held: dict[str, nn.Module] = {}
+        dense: dict[str, nn.Module] = {}
         ranked = _digest((sorted(given.items()), self.s.split))[:12]
         for i, piece in enumerate(walk.pieces):
             name = f"sequential-{ranked}-{i:03}"
@@ -291,10 +291,10 @@ class _Job:
                 self.work.write(name, solved, uses)
                 self.say(f"{piece.name}: solved again on compressed inputs")
             self.where |= dict.fromkeys(paths, name)
-            held |= {p: self.model.get_submodule(p) for p in paths}
+            dense |= {p: self.model.get_submodule(p) for p in paths}
             _put_all(self.model, {p: self.layer(p, cast(int, given[p])) for p in paths})
             walk.pass_by(piece)
-        _put_all(self.model, held)  # dense again: `build` takes the factors from the files
+        _put_all(self.model, dense)  # dense again: `build` takes the factors from the files
 
     # -- ranks ---------------------------------------------------------------------------------------------------------
 
@@ -314,13 +314,13 @@ class _Job:
 
     def weights(self) -> dict[str, float]:
         """Return what an error of each layer does to the loss, remembered for a run that goes on."""
-        known = (self.work.notes() or {}).get("weights")
-        if known is None:
-            some = dataclasses.replace(self.text, rows=self.text.rows[:_WEIGHED])
-            self.say(f"what each layer's error does to the loss: one backward pass over {some.tokens:,} tokens")
-            known = weights_of(self.model, some.batches(self.s.batch), self.chosen)
-            self.work.note(weights=known)
-        return known
+        weights = (self.work.notes() or {}).get("weights")
+        if weights is None:
+            sample = dataclasses.replace(self.text, rows=self.text.rows[:_WEIGHED])
+            self.say(f"what each layer's error does to the loss: one backward pass over {sample.tokens:,} tokens")
+            weights = weights_of(self.model, sample.batches(self.s.batch), self.chosen)
+            self.work.note(weights=weights)
+        return weights
 
     def allocate(self, layers: Sequence[Layer]) -> Ranks:
         s, keep = self.s, 1 - self.s.remove
@@ -330,23 +330,23 @@ class _Job:
             return ranks.energy(layers, s.share, s.multiple)
         if s.allocate == "waterfill":
             return ranks.waterfill(layers, keep, s.multiple, s.floor)
-        some = dataclasses.replace(self.text, rows=self.text.rows[:8]).batches(s.batch)  # not what is judged by
+        batches = dataclasses.replace(self.text, rows=self.text.rows[:8]).batches(s.batch)  # not what is judged by
 
         def judge(given: Ranks) -> float:
-            held = {p: self.model.get_submodule(p) for p in given}
+            dense = {p: self.model.get_submodule(p) for p in given}
             try:
                 _put_all(self.model, {p: self.layer(p, r) for p, r in given.items() if r is not None})
-                return measure.loss_of(self.model, some)
+                return measure.loss_of(self.model, batches)
             finally:
-                _put_all(self.model, held)
+                _put_all(self.model, dense)
 
         groups = list(grouped(self.chosen).values()) if s.allocate == "sensitivity" else None
         count = (len(groups) if groups else len(layers)) * len(ranks.SHARES)
-        self.say(f"trying {count} cuts, each by the perplexity of {len(some) * s.batch} windows")
+        self.say(f"trying {count} cuts, each by the perplexity of {len(batches) * s.batch} windows")
         table = ranks.trials(layers, judge, groups=groups, multiple=s.multiple)
         if s.allocate == "asvd":
             return ranks.asvd_search(layers, table, keep)
-        return ranks.sensitivity(layers, table, measure.loss_of(self.model, some), s.rise)
+        return ranks.sensitivity(layers, table, measure.loss_of(self.model, batches), s.rise)
 
     # -- layers --------------------------------------------------------------------------------------------------------
 
@@ -389,11 +389,11 @@ def _digest(what: Any) -> str:
 
 def _fits(model: nn.Module, *texts: Windows) -> None:
     """Raise AddendaError for windows that are longer than what the model can read."""
-    most, longest = measure.positions(model), max(len(row) for text in texts for row in text.rows)
-    if most is not None and longest > most:
+    limit, longest = measure.positions(model), max(len(row) for text in texts for row in text.rows)
+    if limit is not None and longest > limit:
         raise AddendaError(
             f"The windows of text have up to {longest:,} tokens, and this {type(model).__name__} has positions for "
-            f"{most:,}. Give --length {most} or less."
+            f"{limit:,}. Give --length {limit} or less."
         )
 
 

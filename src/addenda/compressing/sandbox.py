@@ -74,8 +74,8 @@ def run(program: str, limits: Limits | None = None) -> Outcome:
             )  # fmt: skip
             late = False
             try:
-                given = {"program": program, "token": token, "limits": asdict(limits)}
-                process.communicate(json.dumps(given).encode(), timeout=limits.clock)
+                request = {"program": program, "token": token, "limits": asdict(limits)}
+                process.communicate(json.dumps(request).encode(), timeout=limits.clock)
             except subprocess.TimeoutExpired:
                 late = True
             finally:
@@ -104,12 +104,12 @@ def _confine(limits: dict[str, Any]) -> None:
     import resource
 
     seconds = limits["seconds"]
-    wanted = {
+    resources = {
         "CPU": (seconds, seconds + 1), "AS": (limits["memory"],) * 2, "FSIZE": (limits["file"],) * 2,
         "NOFILE": (64, 64), "CORE": (0, 0), "NPROC": (0, 0),
     }  # fmt: skip
     _without_network()
-    for name, pair in wanted.items():
+    for name, pair in resources.items():
         with contextlib.suppress(ValueError, OSError):  # a system may know a limit and not keep it
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), pair)
     home = os.path.realpath(os.getcwd())
@@ -146,14 +146,14 @@ def _without_network() -> None:
 
 
 def _child() -> None:
-    given = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     report = os.dup(1)  # where the end is told; what the program prints goes nowhere
     sys.stdin = open(os.devnull)  # noqa: SIM115
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     os.dup2(sys.stdout.fileno(), 1)
-    compiled = compile(given.pop("program"), "<program>", "exec", dont_inherit=True)
-    token = given.pop("token")
-    _confine(given["limits"])
+    compiled = compile(request.pop("program"), "<program>", "exec", dont_inherit=True)
+    token = request.pop("token")
+    _confine(request["limits"])
     exec(compiled, {"__name__": "__main__"})
     os.write(report, token.encode())
     os._exit(0)

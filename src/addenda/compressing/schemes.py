@@ -243,9 +243,9 @@ class Place:
         """Return U (b × m × k), S (b × k), Vᵀ (b × k × n) in float64. Raises AddendaError where it fails."""
         M = self.matrices().double()
         if not bool(torch.isfinite(M).all()):
-            wrong = int((~torch.isfinite(M)).sum())
+            count = int((~torch.isfinite(M)).sum())
             raise AddendaError(
-                f"{self.path} has {wrong:,} weights of {M.numel():,} that are not finite, so it has no singular "
+                f"{self.path} has {count:,} weights of {M.numel():,} that are not finite, so it has no singular "
                 "values. Training diverged or the file is damaged: go back to an earlier checkpoint, or lower the "
                 "rate."
             )
@@ -260,14 +260,14 @@ class Place:
         B, A = U[:, :, :rank] * root[:, None], root[..., None] * Vt[:, :rank]
         weight, bias = self.site.weight, self.module.bias
         if self.scheme is None:
-            made: nn.Module = LowRankLinear.of(B[0], A[0], bias, weight.dtype, weight.device)
+            layer: nn.Module = LowRankLinear.of(B[0], A[0], bias, weight.dtype, weight.device)
         else:
-            made = self.scheme.factored(self.module, B, A)
-        for p in made.parameters():
+            layer = self.scheme.factored(self.module, B, A)
+        for p in layer.parameters():
             p.requires_grad_(weight.requires_grad)
         if bias is not None:
-            made.bias.requires_grad_(bias.requires_grad)  # type: ignore[union-attr]
-        return made.train(self.module.training)
+            layer.bias.requires_grad_(bias.requires_grad)  # type: ignore[union-attr]
+        return layer.train(self.module.training)
 
 
 def _from_gram(M: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -291,21 +291,21 @@ def _conv(like: nn.Conv2d, weight: Tensor, groups: int, axes: tuple[bool, bool],
 
     last: it takes the bias over.
     """
-    named = isinstance(like.padding, str)
-    padding = like.padding if named else tuple(p * on for p, on in zip(like.padding, axes, strict=True))
-    made = nn.Conv2d(
+    by_name = isinstance(like.padding, str)
+    padding = like.padding if by_name else tuple(p * on for p, on in zip(like.padding, axes, strict=True))
+    conv = nn.Conv2d(
         weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]),
         stride=_on(like.stride, axes), padding=padding, dilation=_on(like.dilation, axes),  # type: ignore[arg-type]
         groups=groups, bias=last and like.bias is not None, padding_mode=like.padding_mode, device="meta",
     )  # fmt: skip
-    old = like.weight
-    kept = torch.channels_last if old.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    if old.is_contiguous():
-        kept = torch.contiguous_format
-    made.weight = nn.Parameter(weight.to(old.device, old.dtype).contiguous(memory_format=kept))
-    if made.bias is not None:
-        made.bias = nn.Parameter(like.bias.detach().clone())  # type: ignore[union-attr]
-    return made
+    source = like.weight
+    layout = torch.channels_last if source.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    if source.is_contiguous():
+        layout = torch.contiguous_format
+    conv.weight = nn.Parameter(weight.to(source.device, source.dtype).contiguous(memory_format=layout))
+    if conv.bias is not None:
+        conv.bias = nn.Parameter(like.bias.detach().clone())  # type: ignore[union-attr]
+    return conv
 
 
 def _on(values: tuple[int, ...], axes: tuple[bool, bool]) -> tuple[int, int]:

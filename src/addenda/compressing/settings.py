@@ -52,12 +52,12 @@ class CompressionSettings:
 
     def wants_loss(self) -> str | None:
         """Return the option that only a causal LM can meet, or None."""
-        asked = {
+        needs = {
             "--how fwsvd": self.how == "fwsvd",
             f"--allocate {self.allocate}": self.allocate in ("sensitivity", "asvd"),
             "--weigh loss": self.weigh == "loss" and self.allocate == "waterfill",
         }
-        return next((option for option, wanted in asked.items() if wanted), None)
+        return next((option for option, needed in needs.items() if needed), None)
 
     def of_pieces(self) -> dict[str, Any]:
         """Return the settings that each layer's nested solutions depend on; the others choose among these, or judge."""
@@ -70,9 +70,9 @@ class CompressionSettings:
                 f"There is no allocation {self.allocate!r}.{nearest(self.allocate, ALLOCATIONS)} "
                 f"Known: {', '.join(ALLOCATIONS)}."
             )
-        for name, known in (("of", ("parameters", "flops")), ("storage", STORAGES), ("weigh", WEIGHINGS)):
-            if getattr(self, name) not in known:
-                raise AddendaError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}.")
+        for name, values in (("of", ("parameters", "flops")), ("storage", STORAGES), ("weigh", WEIGHINGS)):
+            if getattr(self, name) not in values:
+                raise AddendaError(f"{name} must be {' or '.join(values)}, got {getattr(self, name)!r}.")
         if not 0 < self.remove < 1:
             raise AddendaError(
                 f"remove is the share of parameters to do without, between 0 and 1; got {self.remove}. "

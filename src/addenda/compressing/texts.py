@@ -35,14 +35,14 @@ class Windows:
 
     def batches(self, size: int) -> list[dict[str, Tensor]]:
         """Return batches of `size` rows, padded on the right, with the mask that says where."""
-        made = []
+        padded = []
         for at in range(0, len(self.rows), size):
             rows = self.rows[at : at + size]
             longest = max(map(len, rows))
             ids = [[*row, *[self.pad] * (longest - len(row))] for row in rows]
             mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-            made.append({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)})
-        return made
+            padded.append({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)})
+        return padded
 
 
 def texts_of(source: str | Path | None) -> tuple[list[str], str]:
@@ -54,12 +54,12 @@ def texts_of(source: str | Path | None) -> tuple[list[str], str]:
     """
     if source is None or (str(source) == "python" and not Path(source).exists()):
         library = Path(sysconfig.get_paths()["stdlib"])
-        found = [p for p in sorted(library.glob("*.py")) if p.stat().st_size > 4096]
-        return _readable(found, "the standard library of Python"), "the standard library of Python"
+        files = [p for p in sorted(library.glob("*.py")) if p.stat().st_size > 4096]
+        return _readable(files, "the standard library of Python"), "the standard library of Python"
     path = Path(source).expanduser()
     if path.is_dir() and not (path / "dataset_info.json").exists():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        return _readable(found, str(path)), str(path)
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        return _readable(files, str(path)), str(path)
     if path.is_file() and path.suffix.lower() not in SUFFIXES:
         return _readable([path], str(path)), str(path)
     rows = rows_of(path)
@@ -105,12 +105,14 @@ def windows(
     order = np.argsort(Stream(seed, "windows").raw(len(texts)), kind="stable")
     texts = [texts[i] for i in order]
     if len(texts) >= 8:
-        apart = max(len(texts) // 8, 1)
-        seen, held = texts[apart:], texts[:apart]
+        count = max(len(texts) // 8, 1)
+        calibration, judging = texts[count:], texts[:count]
     else:
-        seen, held = [t[: len(t) * 7 // 8] for t in texts], [t[len(t) * 7 // 8 :] for t in texts]
+        calibration, judging = [t[: len(t) * 7 // 8] for t in texts], [t[len(t) * 7 // 8 :] for t in texts]
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    parts = [Windows(cut(tokenizer, part, n, length), name, pad) for part, n in ((seen, samples), (held, judge))]
+    parts = [
+        Windows(cut(tokenizer, part, n, length), name, pad) for part, n in ((calibration, samples), (judging, judge))
+    ]
     if not all(p.rows for p in parts):
         raise AddendaError(f"{name} is too short: no {_SHORTEST} tokens for calibration and as many for judging.")
     return parts[0], parts[1]
@@ -119,14 +121,14 @@ def windows(
 def cut(tokenizer, texts: list[str], n: int, length: int) -> tuple[tuple[int, ...], ...]:
     """Return up to n windows, the first of every text before the second of any."""
     rows: list[tuple[int, ...]] = []
-    left = [_windows_of(tokenizer, text, length) for text in texts]
-    while left and len(rows) < n:
-        again = []
-        for windows in left:
+    sources = [_windows_of(tokenizer, text, length) for text in texts]
+    while sources and len(rows) < n:
+        rest = []
+        for windows in sources:
             if len(rows) < n and (row := next(windows, None)) is not None:
                 rows.append(row)
-                again.append(windows)
-        left = again
+                rest.append(windows)
+        sources = rest
     return tuple(rows)
 
 

@@ -152,19 +152,19 @@ class TrainedRankPruning:
 
     @torch.no_grad()
     def _cut(self) -> None:
-        wrong = [p for p, x in self.places.items() if not bool(torch.isfinite(x.site.weight).all())]
-        if wrong:
+        paths = [p for p, x in self.places.items() if not bool(torch.isfinite(x.site.weight).all())]
+        if paths:
             raise AddendaError(
-                f"At step {self.step} the weights of {', '.join(wrong[:8])} are not finite; nothing was cut. Training "
+                f"At step {self.step} the weights of {', '.join(paths[:8])} are not finite; nothing was cut. Training "
                 "diverged: go back to an earlier checkpoint, or lower the rate."
             )
-        given = None if self.rule.alone else self.rule.over([self._spectrum(x) for x in self.places.values()])
+        joint_ranks = None if self.rule.alone else self.rule.over([self._spectrum(x) for x in self.places.values()])
         cut: dict[str, Tensor] = {}
         pull: dict[str, Tensor] = {}
         ranks: dict[str, int] = {}
         for path, place in self.places.items():
             U, S, Vt = place.decomposed()
-            rank = (self.rule.rank(spectrum(S)) if given is None else given[path]) or S.shape[1]
+            rank = (self.rule.rank(spectrum(S)) if joint_ranks is None else joint_ranks[path]) or S.shape[1]
             ranks[path] = rank
             if rank < S.shape[1]:  # nothing else is rewritten, so that no bit moves without need
                 cut[path] = place.stored((U[..., :rank] * S[:, None, :rank]) @ Vt[:, :rank])
@@ -192,11 +192,11 @@ class TrainedRankPruning:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`. Raises AddendaError where the settings are not the same."""
-        own = self._settings()
-        other = [f"{k} was {state.get(k)!r} and is {v!r}" for k, v in own.items() if state.get(k) != v]
+        settings = self._settings()
+        problems = [f"{k} was {state.get(k)!r} and is {v!r}" for k, v in settings.items() if state.get(k) != v]
         step, begun = state.get("step"), state.get("begun", 0)  # before start_epoch, every run counted from 0
-        if other or not isinstance(step, int) or not isinstance(begun, int) or not 0 <= begun <= step:
-            raise AddendaError(f"This state is of another run: {'; '.join(other) or 'it has no step'}.")
+        if problems or not isinstance(step, int) or not isinstance(begun, int) or not 0 <= begun <= step:
+            raise AddendaError(f"This state is of another run: {'; '.join(problems) or 'it has no step'}.")
         self.step, self.begun, self._pull, self._versions = step, begun, {}, None
 
     def _settings(self) -> dict[str, Any]:
@@ -215,9 +215,9 @@ class TrainedRankPruning:
         if self.rule.keep is not None and rule and self.example is None:
             options = {"of": "parameters", **options}
         left_out = [*self.exclude, *([lambda path, _: path in self._out] if self._out else [])]
-        same = {"targets": self.targets, "exclude": left_out, "example": self.example}
-        made = factorise(self.model, self.scheme, **rule, **{**same, **options})
-        return replace(made, dense=made.dense | {p: why for p, why in self._out.items() if p in made.dense})
+        defaults = {"targets": self.targets, "exclude": left_out, "example": self.example}
+        result = factorise(self.model, self.scheme, **rule, **{**defaults, **options})
+        return replace(result, dense=result.dense | {p: why for p, why in self._out.items() if p in result.dense})
 
     def callback(self, each_epoch: bool = False):
         """Return a callback for a Hugging Face Trainer: `Trainer(…, callbacks=[trp.callback()])`.

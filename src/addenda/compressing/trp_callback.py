@@ -45,10 +45,10 @@ class TrainedRankPruningCallback(transformers.TrainerCallback):
         if state.global_step > 0:
             folder = Path(self.resume_from or Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
             try:
-                known = json.loads((folder / FILE).read_text(encoding="utf-8"))
+                pruning_state = json.loads((folder / FILE).read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise AddendaError(f"{folder} holds no step of Trained Rank Pruning ({FILE}: {error}).") from None
-            self.trp.load_state_dict(known)
+            self.trp.load_state_dict(pruning_state)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         within = abs(state.epoch - round(state.epoch)) > 1e-6  # resumed within an epoch, which has had its first cut

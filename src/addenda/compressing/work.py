@@ -72,26 +72,26 @@ class Work:
 
     def _begin(self) -> None:
         check_free(self.out)  # a run that was under way may have ended between that look and the lock
-        known = self.notes()
-        if known is not None:
-            there = known.get("identity")
-            if not isinstance(there, dict):
+        notes = self.notes()
+        if notes is not None:
+            identity = notes.get("identity")
+            if not isinstance(identity, dict):
                 raise AddendaError(f"{self.folder / 'plan.json'} is not of such a run. Choose another --out.")
-            other = [k for k in self.identity if there.get(k) != self.identity[k]]
-            if other:
-                said = differences({k: there.get(k) for k in other}, {k: self.identity[k] for k in other})
+            keys = [k for k in self.identity if identity.get(k) != self.identity[k]]
+            if keys:
+                lines = differences({k: identity.get(k) for k in keys}, {k: self.identity[k] for k in keys})
                 raise AddendaError(
-                    f"{self.folder} holds the work of a run with other settings ({', '.join(other)} differ): "
-                    f"{'; '.join(map(str, said))}. Give the same ones to go on, choose another --out, or remove that "
+                    f"{self.folder} holds the work of a run with other settings ({', '.join(keys)} differ): "
+                    f"{'; '.join(map(str, lines))}. Give the same ones to go on, choose another --out, or remove that "
                     "folder."
                 )
             self.resumed = True
             return
-        others = [p.name for p in self.folder.iterdir() if not p.name.startswith(".")] if self.folder.is_dir() else []
-        if others:
+        names = [p.name for p in self.folder.iterdir() if not p.name.startswith(".")] if self.folder.is_dir() else []
+        if names:
             raise AddendaError(
                 f"{self.folder} is where the work of this run would go, and it holds something else "
-                f"({', '.join(sorted(others)[:4])}). Choose another --out, or move that folder."
+                f"({', '.join(sorted(names)[:4])}). Choose another --out, or move that folder."
             )
         self.note(identity=self.identity)
 
@@ -100,12 +100,12 @@ class Work:
         if not (self.folder / "plan.json").is_file():
             return None
         try:
-            said = read_json(self.folder / "plan.json")
+            content = read_json(self.folder / "plan.json")
         except AddendaError as error:
             raise AddendaError(f"{error} Remove the folder {self.folder}.") from None
-        if not isinstance(said, dict):
+        if not isinstance(content, dict):
             raise AddendaError(f"{self.folder / 'plan.json'} is not of such a run. Choose another --out.")
-        return said
+        return content
 
     def note(self, **what) -> None:
         with writing(self.folder):
@@ -184,17 +184,17 @@ def check_free(out: Path) -> None:
 def check_apart(source: Path, out: Path) -> None:
     """Raise AddendaError where a target or its work folder is the source, lies in it or holds it."""
     source, out = source.resolve(), out.resolve()
-    for what, folder in ((f"--out {out}", out), (f"{beside(out)}, the work folder of --out {out},", beside(out))):
+    for name, folder in ((f"--out {out}", out), (f"{beside(out)}, the work folder of --out {out},", beside(out))):
         if folder == source or source in folder.parents or folder in source.parents:
             how = "is" if folder == source else "lies in" if source in folder.parents else "holds"
-            raise AddendaError(f"{what} {how} the source, {source}. The source is never written to; name another.")
+            raise AddendaError(f"{name} {how} the source, {source}. The source is never written to; name another.")
 
 
 def identity_of(folder: Path) -> str:
     """Return a hash of a model folder's names, sizes, times of writing and configuration, to know it again."""
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         stat = path.stat()
-        made.update(f"{path.name}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}\x1e".encode())
-    made.update((folder / "config.json").read_bytes())
-    return made.hexdigest()
+        digest.update(f"{path.name}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}\x1e".encode())
+    digest.update((folder / "config.json").read_bytes())
+    return digest.hexdigest()
