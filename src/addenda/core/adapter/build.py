@@ -124,13 +124,13 @@ def tensors_of(
     return SiteTensors(m, moved, kept_as(derived, site), shared, pool, not single)
 
 
-def _in_few_bits(own: Params, rng: Stream) -> Params:
+def _in_few_bits(params: Params, rng: Stream) -> Params:
     """Replace matrices of zeros, which have no codes, by N(0, 0.001) cut at ± 0.002, as in the paper's code."""
     return {
         k: nn.Parameter(rng.trunc_normal(*t.shape, std=1e-3))
         if isinstance(t, nn.Parameter) and t.dim() > 1 and not bool(t.any())
         else t
-        for k, t in own.items()
+        for k, t in params.items()
     }
 
 

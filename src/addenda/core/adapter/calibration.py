@@ -83,27 +83,27 @@ def stand_in(method: Method, W: Tensor) -> Tensor | None:
     return None if method.calibration is None else method.calibrate(W, W, None)
 
 
-def _watch(site: Site, method: Method, seen: dict[str, Tensor], mask: list[Tensor | None]):
-    def take(module: nn.Module, given: tuple, named: dict) -> None:
-        x = given[0] if given else next(iter(named.values()))
+def _watch(site: Site, method: Method, results: dict[str, Tensor], mask: list[Tensor | None]):
+    def take(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
         attention = mask[0]
         rows = x.reshape(-1, x.shape[-1])
         if attention is not None and attention.shape == x.shape[:-1]:
             rows = rows[attention.flatten().bool().to(rows.device)]
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.no_grad(), unnoticed():
-            seen[site.path] = method.calibrate(site.matrix.to(wide), rows.to(wide), seen.get(site.path))
+            results[site.path] = method.calibrate(site.matrix.to(wide), rows.to(wide), results.get(site.path))
 
     return site.module.register_forward_pre_hook(take, with_kwargs=True)
 
 
-def _collect(site: Site, method: Method, seen: dict[str, Tensor]):
+def _collect(site: Site, method: Method, results: dict[str, Tensor]):
     def take(weight: Tensor) -> None:
         assert weight.grad is not None
         wide = torch.promote_types(weight.dtype, torch.float32)
         with torch.no_grad(), unnoticed():
             W, G = site.matrix.to(wide), site.kind.to_matrix(weight.grad.to_dense()).to(wide)
-            seen[site.path] = method.calibrate(W, G, seen.get(site.path))
+            results[site.path] = method.calibrate(W, G, results.get(site.path))
         weight.grad = None
 
     site.weight.requires_grad_(True)

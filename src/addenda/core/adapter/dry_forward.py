@@ -69,15 +69,15 @@ def _followed(model: nn.Module, mode: FakeTensorMode | None, problems: list[str]
             hook.remove()
 
 
-def _watch(done: DryForward, path: str):
+def _watch(dry: DryForward, path: str):
     def note(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
         argument = args[0] if args else next(iter(kwargs.values()), None)
         output = out[0] if isinstance(out, tuple) and out else out
-        for record, value in ((done.ins, argument), (done.outs, output)):
+        for record, value in ((dry.ins, argument), (dry.outs, output)):
             if isinstance(value, Tensor):
                 record[path] = id(value.untyped_storage())
-                done.alive.append(value)
-        done.order.append(path)
+                dry.alive.append(value)
+        dry.order.append(path)
 
     return note
 

@@ -130,8 +130,8 @@ def _same_base(state: State, header: Header, plan: Assigned, base: str, path: st
         )
 
 
-def _within_rounding(stored: Sequence[float], found: Sequence[float]) -> bool:
-    a, b = np.asarray(stored), np.asarray(found)
+def _within_rounding(expected: Sequence[float], actual: Sequence[float]) -> bool:
+    a, b = np.asarray(expected), np.asarray(actual)
     return a.shape == b.shape and bool((np.abs(a - b) <= 2.0**-7 * np.maximum(np.abs(a), np.abs(b)) + 1e-7).all())
 
 
@@ -241,8 +241,8 @@ def _same_factors(
         )
 
 
-def _same_checksum(want: Checksum, found: Checksum) -> bool:
-    if isinstance(want, str) or isinstance(found, str):
-        return want == found
-    limit = 4e-3 * max(found[1], 1e-30)  # above what rounding to bfloat16 does to ±1 sums
-    return abs(want[0] - found[0]) <= limit and abs(want[1] - found[1]) <= limit
+def _same_checksum(expected: Checksum, actual: Checksum) -> bool:
+    if isinstance(expected, str) or isinstance(actual, str):
+        return expected == actual
+    limit = 4e-3 * max(actual[1], 1e-30)  # above what rounding to bfloat16 does to ±1 sums
+    return abs(expected[0] - actual[0]) <= limit and abs(expected[1] - actual[1]) <= limit

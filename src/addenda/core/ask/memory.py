@@ -157,11 +157,11 @@ def _predict(
     )
 
 
-def _state(made: torch.optim.Optimizer, mode: FakeTensorMode) -> int:
+def _state(optimizer: torch.optim.Optimizer, mode: FakeTensorMode) -> int:
     """Return the bytes of an optimizer's state after its first step."""
     with mode:
-        made.step()
-    return _bytes(t for state in made.state.values() for t in tree_leaves(state) if isinstance(t, Tensor))
+        optimizer.step()
+    return _bytes(t for state in optimizer.state.values() for t in tree_leaves(state) if isinstance(t, Tensor))
 
 
 # -- fake copies -------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def file_for(out: str | Path, ours: Known, *, what: str = "path") -> Path:
 
 
 def no_file(path: Path) -> bool:
-    """Return whether a path is an empty folder: one in which only names of our own are written counts as ours then."""
+    """Return whether a path is an empty folder, one to which only files with names of our own will be written."""
     return path.is_dir() and not any(path.iterdir())
 
 

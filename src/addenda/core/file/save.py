@@ -126,14 +126,20 @@ def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool =
     return path
 
 
-def _packed(held: SiteTensors, key: str, tensor: Tensor, latent: bool) -> FewBits | None:
+def _packed(site_tensors: SiteTensors, key: str, tensor: Tensor, latent: bool) -> FewBits | None:
     """Return the codes of a matrix, as held or encoded now; None for a tensor that is stored as it is."""
     if isinstance(tensor, FewBits):
         return tensor
-    bits = held.method.bits
-    if bits is None or latent or key in held.frozen or key not in held.matrices or _unsaved(key, tensor):
+    bits = site_tensors.method.bits
+    if (
+        bits is None
+        or latent
+        or key in site_tensors.frozen
+        or key not in site_tensors.matrices
+        or _unsaved(key, tensor)
+    ):
         return None
-    return encoded(tensor, bits, held.stacked)
+    return encoded(tensor, bits, site_tensors.stacked)
 
 
 def _unsaved(key: str, tensor: Tensor) -> list[str]:

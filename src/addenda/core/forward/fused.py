@@ -241,9 +241,9 @@ class BlockLinear(torch.autograd.Function):
         return gx, gw, gy.sum(0) if need_bias else None, None, None, gvalues
 
 
-def _strips(t: Tensor, which: Tensor, values: Tensor) -> Tensor:
+def _strips(t: Tensor, blocks: Tensor, values: Tensor) -> Tensor:
     """Return (K, tokens, b): for each of K blocks the b columns of t (…, width) that it touches."""
-    return _rows(t).unflatten(1, (-1, values.shape[1])).index_select(1, which).transpose(0, 1)
+    return _rows(t).unflatten(1, (-1, values.shape[1])).index_select(1, blocks).transpose(0, 1)
 
 
 def _scattered(W: Tensor, index: Tensor, values: Tensor) -> Tensor:

@@ -134,9 +134,9 @@ def _told(live: Sequence[SiteTensors], y: Any) -> "tuple | None":
     return (facts.length, *facts.of(y))
 
 
-def _follow(t: SiteTensors, told: "tuple | None", cut: Cut) -> dict[str, Any]:
+def _follow(t: SiteTensors, facts: "tuple | None", cut: Cut) -> dict[str, Any]:
     """Return the keyword arguments of a method that follows its call, cut to the part of the batch that it sees."""
-    length, past, mask = (None, None, None) if told is None else told
+    length, past, mask = (None, None, None) if facts is None else facts
     if not t.method.masked:
         return {"past": length}
     if isinstance(past, Tensor) and past.dim() and mask is not None:
@@ -145,7 +145,7 @@ def _follow(t: SiteTensors, told: "tuple | None", cut: Cut) -> dict[str, Any]:
 
 
 def _change(
-    t: SiteTensors, x: Any, y: Tensor, told: "tuple | None", cut: Cut, changes: list[Tensor] | None = None
+    t: SiteTensors, x: Any, y: Tensor, facts: "tuple | None", cut: Cut, changes: list[Tensor] | None = None
 ) -> Tensor:
     """Apply one adapter's change, under autocast in the dtype of its products."""
     if not isinstance(x, Tensor) or x.shape != y.shape or y.shape[-1:] != (t.width,):
@@ -158,6 +158,6 @@ def _change(
     autocast = autocast_dtype(device)
     if autocast is not None and x.is_floating_point() and x.dtype != torch.float64:
         x = x.to(autocast)
-    extras = {} if t.past is None else _follow(t, told, cut)
+    extras = {} if t.past is None else _follow(t, facts, cut)
     with as_recipe(x), switched_off(device, autocast):
         return t.method.change(x, y, p, t.training, **extras) if changes is None else t.method.fuse(x, y, changes, p)

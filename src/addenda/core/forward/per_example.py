@@ -28,19 +28,19 @@ class PerExample(Mixed):
 
     def layer(self, module: nn.Module, original: type, kind: Kind, x: Tensor, *rest, **options) -> Tensor:
         """Return the layer's output, each example (the first dimension of x) with its own adapter."""
-        which = self._fitting(module, x)
+        indices = self._fitting(module, x)
         tensors = self.tensors
         if kind.dense and x.dim() > 1 and all(thin(t.method) for t in tensors):
-            return _added(module, kind, tensors, which, x, original.forward(module, x, *rest, **options))
+            return _added(module, kind, tensors, indices, x, original.forward(module, x, *rest, **options))
         first = tensors[0].method
         if kind.dense and x.dim() > 1 and first.elementwise and all(t.method == first for t in tensors):
-            return _together(lambda x: original.forward(module, x, *rest, **options), module, kind, tensors, which, x)
+            return _together(lambda x: original.forward(module, x, *rest, **options), module, kind, tensors, indices, x)
         return _split(lambda x, t, _: execute(module, original, kind, (t,), x, *rest, **options),
-                      lambda x: original.forward(module, x, *rest, **options), tensors, which, x)  # fmt: skip
+                      lambda x: original.forward(module, x, *rest, **options), tensors, indices, x)  # fmt: skip
 
     def act(self, one: Callable, v: Tensor, back: bool = False) -> Tensor:
-        which = self._fitting(None, v)
-        return _split(lambda v, t, rows: one(t, v, lambda z: z[rows]), lambda v: v, self.tensors, which, v)
+        indices = self._fitting(None, v)
+        return _split(lambda v, t, rows: one(t, v, lambda z: z[rows]), lambda v: v, self.tensors, indices, v)
 
     def _fitting(self, module: nn.Module | None, x: Tensor) -> Tensor:
         if len(x) != len(self.which):
@@ -52,7 +52,7 @@ class PerExample(Mixed):
         return self.which.to(x.device)
 
 
-def _added(module: nn.Module, kind: Kind, tensors: tuple, which: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _added(module: nn.Module, kind: Kind, tensors: tuple, indices: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Return y + s x Aᵀ Bᵀ with the A and B of each example: two batched products over (batch, tokens, …)."""
     weight = module._parameters["weight"]
     assert weight is not None
@@ -61,9 +61,9 @@ def _added(module: nn.Module, kind: Kind, tensors: tuple, which: Tensor, x: Tens
     rank = max(A.shape[0] for _, A in pairs)
     A = torch.stack([F.pad(A, (0, 0, 0, rank - A.shape[0])) for _, A in pairs]).to(y.dtype)
     B = torch.stack([F.pad(B, (0, rank - B.shape[1])) for B, _ in pairs]).to(y.dtype)
-    rows = torch.nonzero(which >= 0).flatten()
-    everyone = len(rows) == len(which)
-    picks = which if everyone else which[rows]
+    rows = torch.nonzero(indices >= 0).flatten()
+    everyone = len(rows) == len(indices)
+    picks = indices if everyone else indices[rows]
     inputs = (x if everyone else x[rows]).to(y.dtype).flatten(1, -2) if x.dim() > 2 else x[rows, None].to(y.dtype)
     drop = [t.method.dropout if t.training else 0.0 for t in tensors]
     if any(drop):
@@ -77,26 +77,26 @@ def _added(module: nn.Module, kind: Kind, tensors: tuple, which: Tensor, x: Tens
     return y + change if everyone else y.index_add(0, rows, change)
 
 
-def _together(base: Callable, module: nn.Module, kind: Kind, tensors: tuple, which: Tensor, x: Tensor) -> Tensor:
+def _together(base: Callable, module: nn.Module, kind: Kind, tensors: tuple, indices: Tensor, x: Tensor) -> Tensor:
     """Run one `apply` for all examples, each with its own tensors; one without an adapter gets the base's output."""
-    rows = torch.nonzero(which >= 0).flatten()
+    rows = torch.nonzero(indices >= 0).flatten()
     sets = [t.tensors() for t in tensors]
-    picks = which[rows]
+    picks = indices[rows]
     p = {k: torch.stack([s[k] for s in sets])[picks] for k in sets[0]}
     p = {k: t.view(len(picks), *[1] * (x.dim() - 2), *t.shape[1:]) for k, t in p.items()}
     weight = kind.to_matrix(module._parameters["weight"].detach())
     y = tensors[0].method.apply(x[rows], Base(base, weight, getattr(module, "bias", None)), p)
-    if len(rows) == len(which):
+    if len(rows) == len(indices):
         return y
-    base_rows = torch.nonzero(which < 0).flatten()
+    base_rows = torch.nonzero(indices < 0).flatten()
     return torch.cat([y, base(x[base_rows])])[torch.cat([rows, base_rows]).argsort()]
 
 
-def _split(one: Callable, base: Callable, tensors: tuple, which: Tensor, x: Tensor) -> Tensor:
+def _split(one: Callable, base: Callable, tensors: tuple, indices: Tensor, x: Tensor) -> Tensor:
     """Run each adapter's examples through the layer on their own, and put the outputs together in order."""
     parts, places = [], []
-    for k in which.unique().tolist():
-        rows = torch.nonzero(which == k).flatten()
+    for k in indices.unique().tolist():
+        rows = torch.nonzero(indices == k).flatten()
         parts.append(one(x[rows], tensors[k], rows) if k >= 0 else base(x[rows]))
         places.append(rows)
     return torch.cat(parts)[torch.cat(places).argsort()]

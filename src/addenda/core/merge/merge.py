@@ -277,9 +277,9 @@ def _refuse_broken(report: MergeReport, finite: bool) -> None:
         )
 
 
-def _undone(report: MergeReport, said: str) -> AddendaError:
+def _undone(report: MergeReport, reason: str) -> AddendaError:
     return AddendaError(
-        f"The merge was undone: {said} (rounding took {report.total:.1%} of the change). Ways out: "
+        f"The merge was undone: {reason} (rounding took {report.total:.1%} of the change). Ways out: "
         "merge(…, dtype=torch.float32); rounding='stochastic'; allow_loss=1.0 to accept what rounding takes; or keep "
         "the adapter unmerged."
     )

@@ -69,22 +69,22 @@ def run(model: nn.Module, batch: object, dtype: torch.dtype | None = None) -> Ou
     return Outputs(values, other_count, drawn())
 
 
-def _collect(value: Any, path: str, found: dict[str, Tensor], seen: set[int], depth: int = 0) -> int:
-    """Copy all floating tensors in a value into `found`, by path. Returns how many other tensors there were."""
-    if id(value) in seen or depth > _DEPTH or value is None:
+def _collect(value: Any, path: str, values: dict[str, Tensor], ids: set[int], depth: int = 0) -> int:
+    """Copy all floating tensors in a value into `values`, by path. Returns how many other tensors there were."""
+    if id(value) in ids or depth > _DEPTH or value is None:
         return 0
     if isinstance(value, float):
         value = torch.tensor(value, dtype=torch.float64)
-    seen.add(id(value))
+    ids.add(id(value))
     if isinstance(value, Tensor):
         if not (value.is_floating_point() or value.is_complex()):
             return 1
         plain = value.detach() if value.layout == torch.strided else value.detach().to_dense()
         plain = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
-        found[path or "output"] = plain.clone()
+        values[path or "output"] = plain.clone()
         return 0
     return sum(
-        _collect(v, f"{path}.{name}" if path else name, found, seen, depth + 1) for name, v in _parts_of(value, depth)
+        _collect(v, f"{path}.{name}" if path else name, values, ids, depth + 1) for name, v in _parts_of(value, depth)
     )
 
 

@@ -89,8 +89,8 @@ def _others_decide() -> bool:
     return torch.compiler.is_compiling() or (_hooks is not None and _hooks(False) is not None)
 
 
-def _run(make: Make, inputs: tuple[Tensor, ...], wanted: list[bool]) -> tuple[list[Tensor], Tensor]:
-    leaves = [t.detach().requires_grad_(w) for t, w in zip(inputs, wanted, strict=True)]
+def _run(make: Make, inputs: tuple[Tensor, ...], needs: list[bool]) -> tuple[list[Tensor], Tensor]:
+    leaves = [t.detach().requires_grad_(w) for t, w in zip(inputs, needs, strict=True)]
     with torch.enable_grad():
         return leaves, make(*leaves)
 

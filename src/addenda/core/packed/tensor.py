@@ -156,9 +156,9 @@ def parts_of(weight: Tensor) -> list[Tensor]:
 
 
 def _rebuild(
-    cls: type[Packed], held: dict, shape: torch.Size, dtype: torch.dtype, extra: tuple, parameter: bool
+    cls: type[Packed], tensors: dict, shape: torch.Size, dtype: torch.dtype, extra: tuple, parameter: bool
 ) -> Tensor:
-    weight = cls(held, shape, dtype, extra)
+    weight = cls(tensors, shape, dtype, extra)
     return nn.Parameter(weight, requires_grad=False) if parameter else weight
 
 

@@ -151,21 +151,21 @@ def _leaf(path: str) -> str:
     return next((name for name in reversed(path.split(".")) if not name.isdigit()), path)
 
 
-def _apart(model: nn.Module, own: Part, mlp: Part) -> bool:
+def _apart(model: nn.Module, attention: Part, mlp: Part) -> bool:
     """Return whether attention and MLP are in two lists of their own, so that this is no block but a level."""
-    lists = [_child(model, own.block, part.last).rpartition(".")[0] for part in (own, mlp)]
-    return lists[0] != lists[1] and own.block not in lists
+    lists = [_child(model, attention.block, part.last).rpartition(".")[0] for part in (attention, mlp)]
+    return lists[0] != lists[1] and attention.block not in lists
 
 
-def _keys_and_values(model: nn.Module, own: Part, paths: list[str]) -> dict[str, Part]:
+def _keys_and_values(model: nn.Module, attention: Part, paths: list[str]) -> dict[str, Part]:
     """Return the attention's layers called k, key, k_proj and the like; none where one layer makes them all."""
-    layers = [p for p in paths if _child(model, own.block, p) == _child(model, own.block, own.first)]
+    layers = [p for p in paths if _child(model, attention.block, p) == _child(model, attention.block, attention.first)]
     parts = {}
     for role in ("key", "value"):
         names = re.compile(rf"(to_)?({role}s?|{role[0]})(_?(proj|lin|linear))?", re.I)
         matches = [p for p in layers if names.fullmatch(p.rpartition(".")[2])]
         if len(matches) == 1:
-            parts[role] = Part(own.block, matches[0], matches[0], role)
+            parts[role] = Part(attention.block, matches[0], matches[0], role)
     return parts
 
 
