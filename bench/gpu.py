@@ -1,6 +1,6 @@
 """One prepared run on a GPU, of at most eight minutes: python -m bench gpu [--device cuda] [--quick] [--out FOLDER].
 
-contracts   the contract tests of every method, there (tests/core/test_contracts.py --device cuda)
+contracts   the contract tests of every method, there: those of tests/core that are marked on_device
 steps       step time and memory against the frozen base's floor and against PEFT, as bench.steps has them on a CPU
 memory      what `ad.plan` foretells of a step's memory against the allocator's peak
 tune        `ad.tune`, save and load, on the embedded model, or a random one where its wheel cannot be had
@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 Rows = Iterator[tuple[str, Any]]
 MARK = "bench.gpu row: "  # in front of a row in what a part prints
 OUTCOMES = ("PASSED", "FAILED", "ERROR", "SKIPPED")
+CONTRACTS = [f"tests/core/{name}.py" for name in ("test_contracts", "site/test_site", "method/test_contract")]
 WARM = 3  # steps; the first three of an adapter look for dead tensors
 
 
@@ -112,9 +113,9 @@ def _environment() -> dict[str, str]:
 
 def contracts(device: str, quick: bool) -> Rows:
     """How many contract tests passed, and the names of those that did not, as they come."""
-    command = [sys.executable, "-m", "pytest", "tests/core/test_contracts.py", "--device", device, "-vv", "--tb=line"]
+    command = [sys.executable, "-m", "pytest", *CONTRACTS, "-m", "on_device", "--device", device, "-vv", "--tb=line"]
     if quick:
-        command += ["-k", "(lora or houlsby) and (start or count or checkpointing)"]
+        command += ["-k", "(lora or houlsby) and (start or count or checkpointing or raw or plan)"]
     elif importlib.util.find_spec("xdist") and (os.cpu_count() or 1) >= 8:
         command += ["-n", "8"]
     counts, failed, last = dict.fromkeys(OUTCOMES, 0), [], []

@@ -9,7 +9,8 @@ import bench.__main__ as command
 import pytest
 from bench import gpu
 
-ROOT = Path(__file__).parents[1]
+HERE = Path(__file__)
+ROOT = HERE.parents[1]
 
 
 def test_the_parts_fit_into_eight_minutes():
@@ -18,6 +19,11 @@ def test_the_parts_fit_into_eight_minutes():
     for part in gpu.PARTS.values():
         assert inspect.isgeneratorfunction(part.rows)
         assert list(inspect.signature(part.rows).parameters) == ["device", "quick"]
+
+
+def test_the_tests_that_know_a_device_are_all_run():
+    marked = [p for p in (ROOT / "tests").rglob("test_*.py") if "mark.on_device" in p.read_text() and p != HERE]
+    assert sorted(marked) == sorted(ROOT / name for name in gpu.CONTRACTS)
 
 
 def test_the_page_names_the_command():

@@ -162,6 +162,7 @@ def test_any_shape_starts_at_zero_and_counts_right(m, n, seed):
 # -- plan ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("name", EVERY)
 def test_a_plan_says_what_attach_does(name, tiny, ids):
     before = bits(tiny)

@@ -241,10 +241,11 @@ class Raw(nn.Module):
         return sum(torch.tanh(x @ self.stack[e].t()) for e in range(3)) @ self.flat.t()
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("name", NAMES)
-def test_raw_matrices_and_stacks(name):
+def test_raw_matrices_and_stacks(name, device):
     torch.manual_seed(0)
-    model, x = Raw().eval(), torch.randn(4, 8)
+    model, x = Raw().eval().to(device), torch.randn(4, 8).to(device)
     if sees_nothing(model, name, x, ["flat", "stack"]):
         return
     before, clean = model(x), bits(model)
@@ -254,7 +255,7 @@ def test_raw_matrices_and_stacks(name):
     adapted = model(x)
     assert not torch.equal(adapted, before)
     weights = {s.path: effective(s, torch.float32) for s in sites(model, adapter)}
-    twin = Raw().eval()
+    twin = Raw().eval().to(device)
     twin.load_state_dict(weights)
     assert relative(adapted, twin(x)) < 1e-5
     adapted.square().sum().backward()
@@ -266,10 +267,11 @@ def test_raw_matrices_and_stacks(name):
     assert torch.equal(model(x), before)
 
 
+@pytest.mark.on_device
 @pytest.mark.parametrize("name", NAMES)
-def test_stacks_are_adapted_one_matrix_at_a_time(name, tmp_path):
+def test_stacks_are_adapted_one_matrix_at_a_time(name, tmp_path, device):
     torch.manual_seed(0)
-    model, x = Raw().eval(), torch.randn(4, 8)
+    model, x = Raw().eval().to(device), torch.randn(4, 8).to(device)
     if sees_nothing(model, name, x, "stack"):
         return
     adapter = stir(attach(model, name, x, targets="stack"), 0.1)
