@@ -152,5 +152,6 @@ def _unsaved(key: str, tensor: Tensor) -> list[str]:
 
 
 def derived_of(held: SiteTensors) -> Params:
-    names = (k for k in held._non_persistent_buffers_set if not k.endswith(" in training"))
-    return {k: t for k in names if (t := held._buffers[k]) is not None}
+    derived = held._non_persistent_buffers_set  # in no order of its own
+    named = {k: t for k, t in held._buffers.items() if k in derived and not k.endswith(" in training")}
+    return {k: t for k, t in named.items() if t is not None}
