@@ -138,21 +138,21 @@ class _Turn:
 
     @classmethod
     def of(cls, tokenizer: Any, turns: list[dict], more: dict, i: int, ending: Ending) -> "_Turn":
-        begun = _render(tokenizer, turns[:i], more, True)
+        prefix = _render(tokenizer, turns[:i], more, True)
         text = _render(tokenizer, turns[: i + 1], more)
         ends, short = None, text
         if ending.suffix is not None and text.endswith(ending.suffix):
             ends, short = ending.ends, text.removesuffix(ending.suffix) + ending.text
-        header = begun.removesuffix(ending.opener) if ending.opener else begun
-        opened = not text.startswith(begun) and text.startswith(header)
-        start = len(begun) if text.startswith(begun) else len(header) if opened else -1
+        header = prefix.removesuffix(ending.opener) if ending.opener else prefix
+        opened = not text.startswith(prefix) and text.startswith(header)
+        start = len(prefix) if text.startswith(prefix) else len(header) if opened else -1
         content, answer = str(turns[i].get("content")), None
         reasoned = "</think>" in content
-        if reasoned and start >= 0 and _bare(content) not in _bare(begun[-40:] + text[start:]):  # it leaves that out
+        if reasoned and start >= 0 and _bare(content) not in _bare(prefix[-40:] + text[start:]):  # it leaves that out
             opener = ending.opener.strip()
             inner = content.lstrip().removeprefix(opener).lstrip("\n") if opener else content
             answer = inner + (ending.suffix or "")
-        return cls(i, begun, start, text, short, ends, opened, answer)
+        return cls(i, prefix, start, text, short, ends, opened, answer)
 
     def begins(self, whole: str) -> bool:
         """Return whether the whole chat goes on as this answer's own rendering does."""
@@ -230,7 +230,7 @@ def _plain(example: Pair | Chat, turns: list[dict], more: dict, learned: list[bo
     if not any(learned):
         raise ValueError("no answer of it is learned: every weight is 0")
     lines = [t["content"] + ("" if t["role"] == "assistant" else "\n") for t in turns]
-    return [Segment(line, yes) for line, yes in zip(lines, learned, strict=True)]
+    return [Segment(line, is_learned) for line, is_learned in zip(lines, learned, strict=True)]
 
 
 def _check_read(tokenizer: Any, turns: list[dict], more: dict) -> None:
@@ -257,8 +257,8 @@ def _render(tokenizer: Any, turns: list[dict], more: dict, prompted: bool = Fals
     try:
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompted, **variables)
     except Exception as error:  # a template is a program: it raises what it likes
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"the chat template does not take it: {why[:300]}") from None
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the chat template does not take it: {message[:300]}") from None
 
 
 def _bare(text: str) -> str:

@@ -94,8 +94,8 @@ def first_of(columns: list[str], names: Sequence[str]) -> str | None:
 
 
 def _texts(columns: list[str], pair: str | None) -> tuple[str | None, str | None]:
-    fitting = ((a, b) for a, b in TEXTS if a in columns and (b is None or b in columns))
-    first, second = next(fitting, (None, None))
+    matches = ((a, b) for a, b in TEXTS if a in columns and (b is None or b in columns))
+    first, second = next(matches, (None, None))
     return first, pair or second
 
 
@@ -175,7 +175,7 @@ def _chat(row: dict, column: str) -> Chat:
         raise ValueError(f"column {column!r}: every message needs 'role' and 'content', got {short(turns[0])}")
     if turns[-1]["role"] != "assistant" or len(turns) < 2:
         raise ValueError(f"column {column!r} must end with an assistant's answer, got {turns[-1]['role']!r} last")
-    messages, besides = [], {}
+    messages, turn_fields = [], {}
     for i, turn in enumerate(turns):
         fields = {str(k): v for k, v in turn.items() if k not in ("role", "content") and not _nothing(v)}
         if (weight := _weight(fields.pop("weight", None), turn["role"], i)) == 0:
@@ -189,8 +189,8 @@ def _chat(row: dict, column: str) -> Chat:
         empty = calls or turn["role"] in ("system", "tool")
         messages.append((turn["role"], text_of(content, f"column {column!r}, message {i},", empty)))
         if fields:
-            besides[str(i)] = fields
-    return Chat(tuple(messages), _beside(row, besides))
+            turn_fields[str(i)] = fields
+    return Chat(tuple(messages), _beside(row, turn_fields))
 
 
 def _beside(row: dict, turns: dict) -> str:

@@ -159,8 +159,8 @@ def prompt_ids(tokenizer, question: str | Chat, chat: bool | None = None) -> lis
     for piece, part in zip(
         pieces, tokenizer([p.text for p in pieces], add_special_tokens=False)["input_ids"], strict=True
     ):
-        learned, suffix = _end(part, piece, ending, special, tokenizer) if piece.learned else (part, [])
-        ids = ids + learned + suffix
+        answer, suffix = _end(part, piece, ending, special, tokenizer) if piece.learned else (part, [])
+        ids = ids + answer + suffix
     return ids
 
 
@@ -168,13 +168,13 @@ def end_ids(model, tokenizer, chat: bool | None = None) -> list[int]:
     """Return the tokens that end an answer: the tokenizer's and the model's ends of text.
 
     With a chat template: the one that it ends a turn with, and those that the model's `generation_config` declares."""
-    declared = []
+    id_sets = []
     for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
         eos = getattr(config, "eos_token_id", None)
-        declared.append({*eos} if isinstance(eos, (list, tuple)) else {eos})
+        id_sets.append({*eos} if isinstance(eos, (list, tuple)) else {eos})
     if use_chat(tokenizer, chat) and (end := ending_of(tokenizer).token) is not None:
-        return sorted(next((ids for ids in declared if end in ids), {end}))
-    return sorted(t for t in {tokenizer.eos_token_id}.union(*declared) if t is not None)
+        return sorted(next((ids for ids in id_sets if end in ids), {end}))
+    return sorted(t for t in {tokenizer.eos_token_id}.union(*id_sets) if t is not None)
 
 
 def _start(tokenizer) -> list[int]:
@@ -262,9 +262,9 @@ def _texts(data: Data, tokenizer) -> tuple[list[list[int]], list, list[list[int]
 
 def _shorter(made: Tokens, data: Data, tokenizer: Any, limit: int) -> Tokens:
     """Return the texts, the too long ones cut by the tokenizer itself: a classifier may read what stands last."""
-    long = [i for i, n in enumerate(made.lengths) if n > limit]
+    rows = [i for i, n in enumerate(made.lengths) if n > limit]
     ids, types = list(made.ids), None if made.types is None else list(made.types)
-    for i in long:
+    for i in rows:
         example: Any = data.examples[i]
         if limit <= tokenizer.num_special_tokens_to_add(example.pair is not None):
             raise AddendaError(
@@ -275,7 +275,7 @@ def _shorter(made: Tokens, data: Data, tokenizer: Any, limit: int) -> Tokens:
         ids[i] = list(cut["input_ids"])
         if types is not None:
             types[i] = list(cut["token_type_ids"])
-    return replace(made, ids=ids, types=types) if long else made
+    return replace(made, ids=ids, types=types) if rows else made
 
 
 def _places(data: Data, rows: Sequence[int], n: int = 8) -> str:
@@ -287,7 +287,7 @@ def _fit(made: Tokens, limit: int, overflow: Overflow, data: Data) -> Tokens:
     long = [i for i, n in enumerate(made.lengths) if n > limit]
     if not long:
         return made
-    source, worst = data.source, max(long, key=lambda i: made.lengths[i])
+    source, longest = data.source, max(long, key=lambda i: made.lengths[i])
     answers = [i for i in long if made.kind == "causal" and sum(t != IGNORE for t in made.labels[i]) >= limit]
     if answers and overflow != "drop":
         raise AddendaError(
@@ -298,7 +298,7 @@ def _fit(made: Tokens, limit: int, overflow: Overflow, data: Data) -> Tokens:
     if overflow == "error":
         raise AddendaError(
             f"{len(long)} of {len(made)} examples of {source} are longer than {limit} tokens ({_places(data, long)}; "
-            f"the longest, {data.place(worst)}, has {made.lengths[worst]}). Raise max_length, or choose "
+            f"the longest, {data.place(longest)}, has {made.lengths[longest]}). Raise max_length, or choose "
             "overflow='drop' or 'truncate'."
         )
     if overflow == "drop":

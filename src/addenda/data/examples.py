@@ -113,7 +113,7 @@ class Data:
         if not 0 < fraction < 1:
             raise AddendaError(f"The share to hold out must be between 0 and 1, got {fraction}.")
         flags = [share(e.key, seed) < fraction for e in self.examples]
-        parts = [tuple(e for e, h in zip(self.examples, flags, strict=True) if h == want) for want in (False, True)]
+        parts = [tuple(e for e, h in zip(self.examples, flags, strict=True) if h == side) for side in (False, True)]
         if not all(parts):
             raise AddendaError(
                 f"Holding out {fraction:g} of the {len(self)} examples of {self.source} leaves one part empty (equal "

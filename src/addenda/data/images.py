@@ -217,8 +217,8 @@ def _columns(
         return Picture(_key(stored), int(scale.of(row.get(roles["label"]))), file_name, stored)
 
     pictures = collect(rows, make)
-    rowed = (p.name or f"{name}, {rows.place(i)}" for i, p in enumerate(pictures))
-    examples = tuple(Picture(p.key, p.label, n, p.stored) for p, n in zip(pictures, rowed, strict=True))
+    names = (p.name or f"{name}, {rows.place(i)}" for i, p in enumerate(pictures))
+    examples = tuple(Picture(p.key, p.label, n, p.stored) for p, n in zip(pictures, names, strict=True))
     return Data(examples, "image", scale.names, name, scale.said)
 
 

@@ -243,9 +243,11 @@ def checked(names: Sequence[str] | None, source: str = "labels") -> tuple[str, .
     if isinstance(names, str) or not names:
         raise AddendaError(f"labels must be a list of names in the order of the model's outputs, got {names!r}.")
     texts = tuple(map(str, names))
-    twice = sorted({n for n in texts if texts.count(n) > 1}) if len(set(texts)) < len(texts) else []
-    if twice:
-        raise AddendaError(f"{source}: two classes are called {twice[0]!r}, so that a label cannot say which it is.")
+    duplicates = sorted({n for n in texts if texts.count(n) > 1}) if len(set(texts)) < len(texts) else []
+    if duplicates:
+        raise AddendaError(
+            f"{source}: two classes are called {duplicates[0]!r}, so that a label cannot say which it is."
+        )
     return texts
 
 

@@ -69,8 +69,8 @@ class Images(Encoded):
         return {"pixel_values": self.how.tensor(pixels), "labels": torch.tensor([self.labels[i] for i in rows])}
 
     def ahead(self, rows: Sequence[int]) -> None:
-        for waiting in self.coming.values():
-            waiting.cancel()
+        for future in self.coming.values():
+            future.cancel()
         self.coming.clear()
         self.coming.update({i: pool().submit(_decoded, self.pictures[i], self.how) for i in self._lacking(rows)})
 
@@ -128,13 +128,13 @@ def _looked_at(pictures: Sequence[Picture], how: Preparation, keep: int) -> Iter
     """Yield each picture's pixels, or why there are none. None: pixels in memory, sound, that would not be kept."""
     size = how.size
     room = len(pictures) if size is None else keep // (size[0] * size[1] * how.channels)
-    waiting: list[Future | None] = []
+    futures: list[Future | None] = []
     for i, picture in enumerate(pictures):
         sure = isinstance(picture.stored, np.ndarray) and size is not None and i >= room
-        waiting.append(None if sure else pool().submit(_tried, picture, how))
-        if len(waiting) > WINDOW:
-            yield _result(waiting.pop(0))
-    yield from map(_result, waiting)
+        futures.append(None if sure else pool().submit(_tried, picture, how))
+        if len(futures) > WINDOW:
+            yield _result(futures.pop(0))
+    yield from map(_result, futures)
 
 
 def _result(future: Future | None) -> np.ndarray | str | None:

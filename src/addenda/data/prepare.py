@@ -48,8 +48,8 @@ class Preparation:
         return self.crop or (self.resize if isinstance(self.resize, tuple) else None)
 
     def __str__(self) -> str:
-        way = f"shorter side {self.resize}" if isinstance(self.resize, int) else _times(self.resize)
-        steps = [f"resized to {way}"] if self.resize else []
+        size = f"shorter side {self.resize}" if isinstance(self.resize, int) else _times(self.resize)
+        steps = [f"resized to {size}"] if self.resize else []
         steps += [f"cropped to {_times(self.crop)}"] if self.crop else []
         return ", ".join(steps) or "taken as they are"
 
@@ -60,8 +60,8 @@ class Preparation:
         if self.crop is None or self.resize is None:
             return replace(self, resize=(side, side), crop=None)
         scale = side / min(self.crop)
-        scaled = round(self.resize * scale) if isinstance(self.resize, int) else _scaled(self.resize, scale)
-        return replace(self, resize=scaled, crop=(side, side))
+        size = round(self.resize * scale) if isinstance(self.resize, int) else _scaled(self.resize, scale)
+        return replace(self, resize=size, crop=(side, side))
 
     def pixels(self, image: "Image") -> np.ndarray:
         """Return (height, width, channels) uint8: the image in the model's colours, upright, resized and cropped.

@@ -104,8 +104,8 @@ def read(
 
 def _check_read(asked: dict[str, Any], known: Sequence[str], what: str) -> None:
     """Raise AddendaError for options that nothing reads for such data."""
-    if unread := [f"{k}={v!r}" for k, v in asked.items() if v is not None and k not in known]:
-        raise AddendaError(f"{', '.join(unread)} cannot be used for {what}. Leave it out.")
+    if leftovers := [f"{k}={v!r}" for k, v in asked.items() if v is not None and k not in known]:
+        raise AddendaError(f"{', '.join(leftovers)} cannot be used for {what}. Leave it out.")
 
 
 def without_columns(options: dict[str, Any]) -> dict[str, Any]:

@@ -105,9 +105,9 @@ def _missing(value: Any) -> bool:
 
 def _once(names: Sequence[str], where: str, what: str) -> None:
     """Raise AddendaError for a name that is there twice: one of the two would be lost."""
-    twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise AddendaError(f"{where} has the {what} {twice[0]!r} twice, and only one can be read. Rename one.")
+    duplicates = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
+    if duplicates:
+        raise AddendaError(f"{where} has the {what} {duplicates[0]!r} twice, and only one can be read. Rename one.")
 
 
 def _file(path: Path) -> Rows:
@@ -129,8 +129,8 @@ def _file(path: Path) -> Rows:
     except RecursionError:
         raise AddendaError(f"{path} cannot be read as {kind[1:].upper()}: it is nested too deeply.") from None
     except Exception as error:  # pyarrow has errors of its own for what is damaged
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AddendaError(f"{path} cannot be read as {kind[1:].upper()}: {why}.") from None
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AddendaError(f"{path} cannot be read as {kind[1:].upper()}: {message}.") from None
     packed = " Unpack it first." if kind in PACKED else ""
     raise AddendaError(
         f"{path} has the ending {path.suffix!r}; expected one of {', '.join(SUFFIXES)}, or a folder.{packed}"
@@ -225,9 +225,9 @@ def _saved(path: Path, split: str) -> Rows:
     except AddendaError:
         raise
     except Exception as error:  # whatever datasets and pyarrow say of a file that is cut
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AddendaError(
-            f"{path} was written by datasets.save_to_disk and cannot be read: {type(error).__name__}: {why[:300]} "
+            f"{path} was written by datasets.save_to_disk and cannot be read: {type(error).__name__}: {message[:300]} "
             "Write it again."
         ) from None
     return Rows(rows, f"{path}[{split}]", rows.known)

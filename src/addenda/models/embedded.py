@@ -43,15 +43,15 @@ def _write(gguf: Path, folder: Path, progress: SetupProgress) -> None:
         config: Any = read.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # save_pretrained refuses a model read from GGUF, so a fresh one is saved
-        clean = LlamaForCausalLM(config).float()
-        mismatches = clean.load_state_dict(read.state_dict(), strict=False)
+        model = LlamaForCausalLM(config).float()
+        mismatches = model.load_state_dict(read.state_dict(), strict=False)
         if set(mismatches.missing_keys) - {"lm_head.weight"} or mismatches.unexpected_keys:
             raise AddendaError(
                 f"Expected the tensors of a LlamaForCausalLM in {gguf}, but {mismatches}. This release was tested with "
                 "transformers 5.23: install that version, or report this message."
             )
-        clean.tie_weights()
-        clean.save_pretrained(folder)
+        model.tie_weights()
+        model.save_pretrained(folder)
 
 
 @contextmanager

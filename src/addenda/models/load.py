@@ -98,7 +98,7 @@ def load_model(
     if image_size is not None and task != "image":
         raise AddendaError(f"image_size is for models that read images; {folder} holds a {KINDS[task]}.")
     where = pick_device(device)
-    kind, why = pick_dtype(dtype, where)
+    compute_dtype, reason = pick_dtype(dtype, where)
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if labels is not None:
         if _own_head(config) and config.num_labels != labels:
@@ -111,8 +111,8 @@ def load_model(
         config.use_mask_token = False  # for pretraining only; trained in full it would get no gradient
     torch.manual_seed(seed)
     try:
-        how: dict[str, Any] = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        model, info = pretrained(AUTO[task], folder, config=config, dtype=kind, **how, **trust)
+        flags: dict[str, Any] = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = pretrained(AUTO[task], folder, config=config, dtype=compute_dtype, **flags, **trust)
         _check_shapes(info, folder)
         if task == "image":
             reader: Any = preparation_of(folder, config, image_size, **trust)
@@ -144,7 +144,7 @@ def load_model(
         pad = reader.pad_token_id
         model.config.pad_token_id = config.eos_token_id if pad is None else pad
     _check_finite(model, folder)
-    note = f"{str(kind).removeprefix('torch.')} on {where.type} ({why})"
+    note = f"{str(compute_dtype).removeprefix('torch.')} on {where.type} ({reason})"
     if not getattr(model, "is_quantized", False):  # else it is where its library put it
         model = model.to(where)
     adopt(model)
@@ -275,8 +275,8 @@ def labels_beside(adapter: str | Path | None) -> list[str] | None:
     if adapter is None:
         return None
     names = list(read(adapter)[0].labels) or _run_beside(adapter).get("data", {}).get("labels")
-    fine = isinstance(names, list) and 0 < len(names) < 100_000 and all(isinstance(n, str) for n in names)
-    return names if fine else None
+    usable = isinstance(names, list) and 0 < len(names) < 100_000 and all(isinstance(n, str) for n in names)
+    return names if usable else None
 
 
 def _run_beside(adapter: str | Path | None) -> dict:

@@ -60,17 +60,17 @@ def _said(folder: Path, trust_remote_code: bool) -> tuple[dict | None, Path]:
             processor = pretrained("AutoImageProcessor", folder, trust_remote_code=trust_remote_code, backend="pil")
             return processor.to_dict(), file
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise AddendaError(
-                f"{file} does not say how images are prepared: {why} Mend it, or remove it to have images resized to "
+                f"{file} does not say how images are prepared: {cause} Mend it, or remove it to have images resized to "
                 "the model's image size."
             ) from error
     return None, folder / FILES[0]
 
 
 def _understood(said: dict, file: Path) -> Preparation:
-    strange = [k for k, v in said.items() if k.startswith("do_") and v and k not in STEPS | HARMLESS]
-    strange += [k for k in ("rescale_offset", "include_top") if said.get(k)]
+    steps = [k for k, v in said.items() if k.startswith("do_") and v and k not in STEPS | HARMLESS]
+    steps += [k for k in ("rescale_offset", "include_top") if said.get(k)]
     size, crop = said.get("size") or {}, said.get("crop_size") or {}
     resize = cut = None
     if said.get("do_resize", True):
@@ -83,15 +83,15 @@ def _understood(said: dict, file: Path) -> Preparation:
             elif said.get("crop_pct"):
                 resize = (resize, resize)
         else:
-            strange.append(f"size={size}")
+            steps.append(f"size={size}")
     if said.get("do_center_crop"):
         if crop.get("height") and crop.get("width"):
             cut = (crop["height"], crop["width"])
         else:
-            strange.append(f"crop_size={crop}")
-    if strange:
+            steps.append(f"crop_size={crop}")
+    if steps:
         raise AddendaError(
-            f"{file} asks for {', '.join(strange)}, which is not done here: images are resized, cropped around their "
+            f"{file} asks for {', '.join(steps)}, which is not done here: images are resized, cropped around their "
             "centre, rescaled and normalised. Prepare them yourself, or change the file."
         )
     normal = said.get("do_normalize", True)

@@ -63,9 +63,9 @@ def _check_kernels(folder: Path) -> None:
     kernels = [
         value for part in (config, *config.values()) if isinstance(part, dict) for value in map(part.get, _OUTSIDE)
     ]
-    if foreign := [value for value in kernels if "/" in str(value)]:
+    if names := [value for value in kernels if "/" in str(value)]:
         raise AddendaError(
-            f"{folder / 'config.json'} asks for the kernel {foreign[0]!r}, which is code of another repository, and "
+            f"{folder / 'config.json'} asks for the kernel {names[0]!r}, which is code of another repository, and "
             "that is not run unasked. Take the entry out of it, or give --trust-remote-code (trust_remote_code=True)."
         )
 

@@ -56,8 +56,8 @@ def weights(file: Path) -> dict[str, np.ndarray]:
             read_by.setdefault(name, []).append(node)
     for node in nodes:
         if node.kind == "MatMul" and node.inputs[1] in constants:
-            added = [n for m in read_by.get(node.outputs[0], ()) if m.kind == "Add" for n in m.inputs]
-            for bias in (n for n in added if n.startswith(PREFIX) and n.endswith(".bias")):
+            summands = [n for m in read_by.get(node.outputs[0], ()) if m.kind == "Add" for n in m.inputs]
+            for bias in (n for n in summands if n.startswith(PREFIX) and n.endswith(".bias")):
                 tensors[bias.removeprefix(PREFIX).removesuffix("bias") + "weight"] = constants[node.inputs[1]].T
     grid = (SIDE // PATCH) ** 2
     patches = [
