@@ -70,11 +70,11 @@ def compress_adapter(
     path = path_of(out, "out") if out is not None else file.with_name(f"{file.stem}-{bits}bit{file.suffix}")
     file_for(path, Path.is_file, what="out")  # whose it is, is seen below: it may be the same codes
     header, tensors = read(file)
-    trained, copy = methods_of(header, file)
-    for m in trained:
+    old_methods, copy = methods_of(header, file)
+    for m in old_methods:
         if m.bits not in (None, bits):
             raise AddendaError(f"{file} was trained in {said(m.bits)}; {said(bits)} would round what never acted.")
-    methods = [dataclasses.replace(m, bits=bits) for m in trained]  # raises where bits make no sense
+    methods = [dataclasses.replace(m, bits=bits) for m in old_methods]  # raises where bits make no sense
     copy = copy if head_bits is None else dataclasses.replace(copy, bits=head_bits)
     if header.has_codes:
         raise AddendaError(f"{file} holds codes of {_all_bits(header)} already; rounding twice would lose more.")

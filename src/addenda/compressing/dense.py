@@ -33,31 +33,31 @@ def to_dense(folder: str | Path, out: str | Path, *, dtype: str = "auto", trust_
         raise AddendaError(f"{source} has no low-rank layers of addenda; there is nothing to multiply out.")
     check_apart(source, out)
     check_free(out)
-    kind = cast(str, getattr(config, "dtype", None)) if dtype == "auto" else dtype
-    kind = str(kind or "float32").removeprefix("torch.")
+    dtype_name = cast(str, getattr(config, "dtype", None)) if dtype == "auto" else dtype
+    dtype_name = str(dtype_name or "float32").removeprefix("torch.")
     loaded = load_model(source, dtype="float32", device="cpu", trust_remote_code=trust_remote_code)
-    model, final = cast(Any, loaded.model), getattr(torch, kind)
+    model, final = cast(Any, loaded.model), getattr(torch, dtype_name)
     ordinary = _ordinary(model)
-    low = {p: m for p, m in model.named_modules() if isinstance(m, tuple(FORMS.values()))}
+    layers = {p: m for p, m in model.named_modules() if isinstance(m, tuple(FORMS.values()))}
     extra = [
-        p for p, m in low.items() if m.bias is not None and getattr(ordinary.get_submodule(p), "bias", None) is None
+        p for p, m in layers.items() if m.bias is not None and getattr(ordinary.get_submodule(p), "bias", None) is None
     ]
     if extra:
         raise AddendaError(
             f"{len(extra)} layers have a bias that a {type(model).__name__} has no place for, e.g. {extra[0]}: they "
             "were made with center. Compress again without it, or use the folder as it is, with addenda imported."
         )
-    for path, layer in cast("dict[str, Any]", low).items():
+    for path, layer in cast("dict[str, Any]", layers).items():
         put(model, path, _plain(layer, ordinary.get_submodule(path)))
     del model.config.quantization_config
     model.hf_quantizer = None
     with writing(out), quiet():
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as parent:
-            unfinished = Path(parent) / out.name
-            model.to(final).save_pretrained(unfinished)
-            cast(Any, loaded.tokenizer).save_pretrained(unfinished)
-            rename(unfinished, out)
+            staging = Path(parent) / out.name
+            model.to(final).save_pretrained(staging)
+            cast(Any, loaded.tokenizer).save_pretrained(staging)
+            rename(staging, out)
     return out
 
 
@@ -74,8 +74,8 @@ def _plain(layer: Any, like: nn.Module) -> nn.Module:
     """Return a layer of the class and names of `like` with the product as its weight."""
     weight = layer.weight.detach()
     linear: Any = like.to_empty(device="cpu") if weight.device.type == "cpu" else like.to_empty(device=weight.device)
-    stored = weight if isinstance(like, nn.Linear) else weight.T
-    linear.weight = nn.Parameter(stored.contiguous(), requires_grad=False)
+    values = weight if isinstance(like, nn.Linear) else weight.T
+    linear.weight = nn.Parameter(values.contiguous(), requires_grad=False)
     if layer.bias is not None:
         linear.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
     return linear

@@ -133,14 +133,14 @@ def factorise(
     places, dense = candidates(model, targets, exclude, scheme)
     run = None if example is None else calls_of(model, example)
     if run is not None:
-        idle = [p for p in places if not run[p]]
-        dense |= dict.fromkeys(idle, "never called with this example")
-        places = {p: x for p, x in places.items() if p not in idle}
+        uncalled = [p for p in places if not run[p]]
+        dense |= dict.fromkeys(uncalled, "never called with this example")
+        places = {p: x for p, x in places.items() if p not in uncalled}
     counted = run if run is not None and of != "parameters" else None
     rows, replacements = _factors(places, rule, counted, run)
-    numbers, spent = _sizes(model), None if run is None else sum(_whole(model, p, c) for p, c in run.items())
-    saved = sum(x.parameters[0] - x.parameters[1] for x in rows)
-    spared = sum(x.macs[0] - x.macs[1] for x in rows if x.macs)
+    numbers, all_macs = _sizes(model), None if run is None else sum(_whole(model, p, c) for p, c in run.items())
+    saved_parameters = sum(x.parameters[0] - x.parameters[1] for x in rows)
+    saved_macs = sum(x.macs[0] - x.macs[1] for x in rows if x.macs)
     if copy:
         model = copying.deepcopy(model)
     originals = {path: model.get_submodule(path) for path in replacements}
@@ -156,8 +156,8 @@ def factorise(
                 put(model, alias, layer)
         raise
     return Factorised(
-        model, f"{scheme}, {rule}", tuple(rows), dense, (numbers, numbers - saved),
-        None if spent is None else (spent, spent - spared), norms,
+        model, f"{scheme}, {rule}", tuple(rows), dense, (numbers, numbers - saved_parameters),
+        None if all_macs is None else (all_macs, all_macs - saved_macs), norms,
     )  # fmt: skip
 
 

@@ -100,16 +100,16 @@ def put_layers(model: nn.Module, layers: dict[str, dict]) -> None:
 
 def _own_paths(model: nn.Module, layers: dict[str, dict]) -> dict[str, dict]:
     """Return the layers under the paths that they have in this model, whatever class of its family wrote them."""
-    paths, bare = {p for p, _ in model.named_modules()}, f"{getattr(model, 'base_model_prefix', '')}."
-    with_head = bare != "." and bare[:-1] not in paths and any(p.startswith(bare) for p in layers)
+    paths, prefix = {p for p, _ in model.named_modules()}, f"{getattr(model, 'base_model_prefix', '')}."
+    with_head = prefix != "." and prefix[:-1] not in paths and any(p.startswith(prefix) for p in layers)
     entries = {}
     for path, entry in layers.items():
         if path not in paths and with_head:
-            if not path.startswith(bare):
+            if not path.startswith(prefix):
                 continue
-            path = path.removeprefix(bare)
-        elif path not in paths and bare + path in paths:
-            path = bare + path
+            path = path.removeprefix(prefix)
+        elif path not in paths and prefix + path in paths:
+            path = prefix + path
         entries[path] = entry
     return entries
 

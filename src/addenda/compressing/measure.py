@@ -101,9 +101,9 @@ def seconds(
         for turn in range(rounds + 1):
             for form, switch in forms.items():
                 switch()
-                for phase, took in _timed(model, ids, decode).items():
+                for phase, duration in _timed(model, ids, decode).items():
                     if turn:
-                        times[form].setdefault(phase, []).append(took)
+                        times[form].setdefault(phase, []).append(duration)
     return times
 
 
@@ -116,7 +116,7 @@ def speeds(
         ids = ids[:, : limit - decode]
     tokens = {"prefill": ids.shape[1], "decode": decode}
     times = seconds(model, ids, forms, rounds=rounds, decode=decode)
-    return {form: {phase: tokens[phase] / median(s) for phase, s in took.items()} for form, took in times.items()}
+    return {form: {phase: tokens[phase] / median(s) for phase, s in runs.items()} for form, runs in times.items()}
 
 
 def _timed(model: Any, ids: Tensor, decode: int) -> dict[str, float]:

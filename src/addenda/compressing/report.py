@@ -99,11 +99,11 @@ def rows_of(
     rows = []
     for x in layers:
         rank = given[x.path]
-        stored, often = x.cost(rank) / x.uses, uses[x.path]
+        stored, calls = x.cost(rank) / x.uses, uses[x.path]
         rows.append({
             "path": x.path, "m": x.m, "n": x.n, "rank": rank, "parameters": round(stored),
-            "kept": stored / (x.m * x.n), "multiplications": often * stored,
-            "dense_multiplications": often * x.m * x.n, "error": 0.0 if rank is None else errors[x.path],
+            "kept": stored / (x.m * x.n), "multiplications": calls * stored,
+            "dense_multiplications": calls * x.m * x.n, "error": 0.0 if rank is None else errors[x.path],
         })  # fmt: skip
     return rows
 

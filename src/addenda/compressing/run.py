@@ -234,10 +234,10 @@ class _Job:
         at = time.perf_counter()
         moments, uses = walk.moments(piece, go_on=go_on)
         self.seconds["statistics"] += time.perf_counter() - at
-        missed = [p for p in piece.paths if p not in moments or not moments[p].count]
-        if missed:
+        paths = [p for p in piece.paths if p not in moments or not moments[p].count]
+        if paths:
             raise AddendaError(
-                f"{len(missed)} layers were never called with this text: {', '.join(missed[:8])}. Leave them out with "
+                f"{len(paths)} layers were never called with this text: {', '.join(paths[:8])}. Leave them out with "
                 "--exclude, or give more text."
             )
         return moments, uses
@@ -281,9 +281,9 @@ class _Job:
         """
         walk, weighs = self.walk(), self._fisher() if self.s.how == "fwsvd" else {}
         dense: dict[str, nn.Module] = {}
-        ranked = _digest((sorted(given.items()), self.s.split))[:12]
+        digest = _digest((sorted(given.items()), self.s.split))[:12]
         for i, piece in enumerate(walk.pieces):
-            name = f"sequential-{ranked}-{i:03}"
+            name = f"sequential-{digest}-{i:03}"
             paths = [p for p in piece.paths if given[p] is not None]
             if not self.work.has(name) and paths:
                 moments, uses = self._moments(walk, piece, go_on=False)
@@ -300,8 +300,8 @@ class _Job:
 
     def layers(self) -> list[Layer]:
         """Return every candidate with its error curve."""
-        weighed = self.s.allocate == "waterfill" and self.s.weigh == "loss"
-        layers, weights = {}, self.weights() if weighed else {}
+        by_loss = self.s.allocate == "waterfill" and self.s.weigh == "loss"
+        layers, weights = {}, self.weights() if by_loss else {}
         for name in dict.fromkeys(self.where.values()):
             for path, about in self.work.about(name).items():
                 self.uses[path] = about["uses"]
@@ -369,8 +369,8 @@ def _put_all(model: nn.Module, modules: dict[str, nn.Module]) -> None:
 
 
 def _numbers(model: nn.Module) -> dict[str, int]:
-    unique = {id(p): p for p in model.parameters()}.values()
-    return {"parameters": sum(p.numel() for p in unique), "bytes": sum(p.numel() * p.element_size() for p in unique)}
+    tensors = {id(p): p for p in model.parameters()}.values()
+    return {"parameters": sum(p.numel() for p in tensors), "bytes": sum(p.numel() * p.element_size() for p in tensors)}
 
 
 def _not_again(source: Path, packed: Any) -> str:

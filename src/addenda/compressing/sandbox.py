@@ -72,19 +72,19 @@ def run(program: str, limits: Limits | None = None) -> Outcome:
                 [sys.executable, "-I", __file__], cwd=folder, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr,
                 env={"PATH": os.defpath, "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8"}, start_new_session=True,
             )  # fmt: skip
-            late = False
+            timeout = False
             try:
                 request = {"program": program, "token": token, "limits": asdict(limits)}
                 process.communicate(json.dumps(request).encode(), timeout=limits.clock)
             except subprocess.TimeoutExpired:
-                late = True
+                timeout = True
             finally:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        if not late and process.returncode == 0 and _end(out) == token:
+        if not timeout and process.returncode == 0 and _end(out) == token:
             return Outcome(True, "passed")
-        if late or process.returncode == -signal.SIGXCPU:
+        if timeout or process.returncode == -signal.SIGXCPU:
             return Outcome(False, "timed out")
         return Outcome(False, _end(err) or f"ended with {process.returncode} before its end")
 

@@ -73,10 +73,10 @@ class TrainedRankPruning:
         self.targets, self.exclude = listed(targets), listed(exclude)
         self.places, self.dense = candidates(model, self.targets, self.exclude, scheme)
         self._out: dict[str, str] = {}  # candidates that are left out, and why
-        still = [p for p, x in self.places.items() if not x.site.weight.requires_grad]
-        self._leave_out(still, "not trained: its weight requires no gradient")
+        frozen = [p for p, x in self.places.items() if not x.site.weight.requires_grad]
+        self._leave_out(frozen, "not trained: its weight requires no gradient")
         if not self.places:
-            raise AddendaError(f"No layer that could be cut is trained: {', '.join(still[:8])} require no gradient.")
+            raise AddendaError(f"No layer that could be cut is trained: {', '.join(frozen[:8])} require no gradient.")
         self.example = example
         self._calls = None if example is None else calls_of(model, example)
         if self._calls is not None:
@@ -194,10 +194,10 @@ class TrainedRankPruning:
         """Go on from `state_dict()`. Raises AddendaError where the settings are not the same."""
         settings = self._settings()
         problems = [f"{k} was {state.get(k)!r} and is {v!r}" for k, v in settings.items() if state.get(k) != v]
-        step, begun = state.get("step"), state.get("begun", 0)  # before start_epoch, every run counted from 0
-        if problems or not isinstance(step, int) or not isinstance(begun, int) or not 0 <= begun <= step:
+        step, period_start = state.get("step"), state.get("begun", 0)  # before start_epoch, every run counted from 0
+        if problems or not isinstance(step, int) or not isinstance(period_start, int) or not 0 <= period_start <= step:
             raise AddendaError(f"This state is of another run: {'; '.join(problems) or 'it has no step'}.")
-        self.step, self.begun, self._pull, self._versions = step, begun, {}, None
+        self.step, self.begun, self._pull, self._versions = step, period_start, {}, None
 
     def _settings(self) -> dict[str, Any]:
         return {

@@ -24,7 +24,7 @@ def choose(
     owners, targeted = owners_of(model), _wanted(model, targets)
     left_out = _wanted(model, exclude)
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    chosen: dict[str, tuple[int, int]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
     dense: dict[str, str] = {}
     for path, module in called(model):
         if kind_of(module) not in (LINEAR, CONV1D):
@@ -50,7 +50,7 @@ def choose(
         if reason is None and break_even(m, n, storage) < 1:
             reason = f"no rank of a {m} × {n} matrix saves parameters"
         if reason is None:
-            chosen[path] = (m, n)
+            shapes[path] = (m, n)
         else:
             tied = len(owners[id(module._parameters["weight"])]) > 1
             dense[path] = f"{reason}, tied to the embedding" if reason == "the output head" and tied else reason
@@ -58,12 +58,12 @@ def choose(
         stacked = weight.dim() > 2 and min(weight.shape[-2:]) > 1
         kind = "a stack of matrices" if stacked else "a parameter of its own"
         dense[path] = "excluded" if path in left_out else f"{kind}: only linear layers are taken"
-    if not chosen:
+    if not shapes:
         listed = "; ".join(f"{p}: {why}" for p, why in list(dense.items())[:8]) or "it has none"
         raise AddendaError(
             f"No linear layer of this {type(model).__name__} can be compressed: {listed}. Name others with --targets."
         )
-    return chosen, dense
+    return shapes, dense
 
 
 def raw(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -103,8 +103,8 @@ def energy(layers: Sequence[Layer], share: float, multiple: int = 1) -> Ranks:
         raise AddendaError(f"The share of the energy to keep must be in (0, 1], got {share}.")
     ranks: Ranks = {}
     for x in layers:
-        enough = np.flatnonzero(np.asarray(x.errors[: x.limit + 1]) <= 1 - share + 1e-12)
-        r = int(enough[0]) if len(enough) else None
+        choices = np.flatnonzero(np.asarray(x.errors[: x.limit + 1]) <= 1 - share + 1e-12)
+        r = int(choices[0]) if len(choices) else None
         ranks[x.path] = None if r is None else x.fitting(-(-max(r, 1) // multiple) * multiple, multiple)
     return ranks
 
@@ -132,9 +132,9 @@ def waterfill(layers: Sequence[Layer], keep: float, multiple: int = 1, floor: fl
             f"the others, take {1 + -room / budget:.0%} of it. Keep more, lower the floor, or use multiples of fewer."
         )
     candidates = [_walked(layers, start, room, multiple, jumps) for jumps in (True, False)]
-    even = uniform(layers, keep, multiple)
-    if sum(x.cost(even[x.path]) for x in layers) <= budget:
-        candidates.append(even)
+    uniform_ranks = uniform(layers, keep, multiple)
+    if sum(x.cost(uniform_ranks[x.path]) for x in layers) <= budget:
+        candidates.append(uniform_ranks)
     return min(candidates, key=lambda ranks: sum(x.error(ranks[x.path]) for x in layers))
 
 

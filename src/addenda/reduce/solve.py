@@ -188,9 +188,9 @@ def _cholesky(C: Tensor) -> tuple[Tensor, str]:
     if not failed:
         return L, ""
     lowest, size = float(torch.linalg.eigvalsh(C)[0]), float(C.diagonal().mean())
-    added = max(-lowest, 0.0) + 1e-6 * max(size, 1e-30)
+    shift = max(-lowest, 0.0) + 1e-6 * max(size, 1e-30)
     eye = torch.eye(len(C), dtype=C.dtype, device=C.device)
-    return torch.linalg.cholesky(C + added * eye), f"second moment singular: {added:.1e} added to its diagonal"
+    return torch.linalg.cholesky(C + shift * eye), f"second moment singular: {shift:.1e} added to its diagonal"
 
 
 def _whitened(W: Tensor, L: Tensor, k: int, triangular: bool) -> tuple[Tensor, Tensor]:

@@ -75,8 +75,8 @@ class Walk:
 
     @torch.no_grad()
     def _run(self, batch: Batch) -> Any:
-        takes = inspect.signature(type(self.model).forward).parameters
-        options: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
+        parameters = inspect.signature(type(self.model).forward).parameters
+        options: dict[str, Any] = {"use_cache": False} if "use_cache" in parameters else {}
         with training_mode(self.model, False):
             return self.model(**{k: v.to(self.device) for k, v in batch.items()}, **options)
 
