@@ -142,7 +142,7 @@ def tune(
 
 
 def _chosen(out: Path) -> dict[str, Any]:
-    """Return what stood for the default of some options, as run.json has it."""
+    """Return the values that a run chose for options left to their default, out of its run.json."""
     from addenda.core.disk.access import path_of
     from addenda.models.machine import DTYPES
     from addenda.train.card import read_run

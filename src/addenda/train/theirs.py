@@ -138,7 +138,7 @@ def translated(options: dict[str, Any], own: Iterable[str], whose: str) -> dict[
 
 
 def _known(name: str) -> list[str]:
-    """Return what can be written for the value that this name has no equal of."""
+    """Return the values that can be given here for one of transformers' options without an equal."""
     values = {"lr_scheduler_type": dict.fromkeys(SCHEDULES.values()), "optim": known()}[name]
     return [repr(v) for v in values]
 
