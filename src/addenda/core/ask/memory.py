@@ -319,7 +319,7 @@ class _Log(TorchDispatchMode):
 
 def _outcome(func: Any, args: tuple, kwargs: dict) -> Any:
     """Run an operator; of grouped products fakes know only bfloat16, kernels other dtypes too, so these are cast."""
-    if func._overloadpacket is not _ATEN._grouped_mm or args[0].dtype == torch.bfloat16:
+    if func._overloadpacket is not _GROUPED or args[0].dtype == torch.bfloat16:
         return func(*args, **kwargs)
     dtype, narrow = args[0].dtype, [a.bfloat16() for a in args[:2]]
     return func(*narrow, *args[2:], **kwargs).to(dtype)
@@ -335,9 +335,10 @@ def _grouped(a: Tensor, b: Tensor, *_, **__) -> int:
 
 
 _ATEN = torch.ops.aten
+_GROUPED = getattr(_ATEN, "_grouped_mm", None)  # torch 2.6 has none
 _FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,  # which leaves these out
-    _ATEN._grouped_mm: _grouped,
+    **({_GROUPED: _grouped} if _GROUPED is not None else {}),
     _ATEN.addmm_: flop_registry[_ATEN.addmm],
     _ATEN.baddbmm_: flop_registry[_ATEN.baddbmm],
     _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _attention(q, k, v, 1, 1),
