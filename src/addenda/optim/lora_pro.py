@@ -52,7 +52,7 @@ CHUNK = 1 << 21  # numbers of one m × n temporary: small enough for a cache, la
 
 @optimizer("lora-pro", paper="Wang et al. 2024, arXiv:2407.18242")
 class LoRAPro(torch.optim.Optimizer):
-    """An optimizer that moves two thin factors as full fine-tuning would move the weight, as nearly as it can.
+    """Moves two thin factors as full fine-tuning would move the weight, as nearly as their rank allows.
 
     mode, damping, trust: see the module. beta1, beta2, eps: Adam's.
     """

@@ -33,7 +33,7 @@ def adamw_8bit(adapter: Adapter, rate: float, weight_decay: float = 0.0) -> torc
 
 @optimizer("paged-adamw-8bit", paper="Dettmers et al. 2023, arXiv:2305.14314")
 def paged_adamw_8bit(adapter: Adapter, rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
-    """Return the same, with moments that move to the CPU's memory when a GPU's is full."""
+    """The same, with moments that move to the CPU's memory when a GPU's is full."""
     live = trained(adapter)
     if live and live[0].device.type == "cpu":
         raise AddendaError(
