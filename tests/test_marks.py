@@ -264,7 +264,7 @@ def test_stand_ins_that_are_interrupted_are_taken_out_again(monkeypatch):
     def one(module, dtype=torch.float32):
         return NF4Tensor.of(module.weight.detach()) if type(module) is nn.Linear else None
 
-    put, count = bridges._put, 0
+    put, count = bridges.put, 0
 
     def interrupted(*given):
         nonlocal count
@@ -276,13 +276,13 @@ def test_stand_ins_that_are_interrupted_are_taken_out_again(monkeypatch):
     monkeypatch.setattr(bridges, "read", one)
     made = model()
     before = snapshot(made)
-    monkeypatch.setattr(bridges, "_put", interrupted)
+    monkeypatch.setattr(bridges, "put", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bridges.adopt(made)
     assert not (found := differences(before, snapshot(made))), found[:5]
-    monkeypatch.setattr(bridges, "_put", put)
+    monkeypatch.setattr(bridges, "put", put)
     assert bridges.adopt(made) == ["0", "2"]
-    monkeypatch.setattr(bridges, "_put", interrupted)
+    monkeypatch.setattr(bridges, "put", interrupted)
     before, count = [id(m) for m in made], 0
     with pytest.raises(KeyboardInterrupt):
         bridges.release(made)
