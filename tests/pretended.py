@@ -26,7 +26,7 @@ MOVES = ("to", "cpu", "copy_")
 class There(Tensor):
     """A tensor on the pretended GPU."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @staticmethod
     def __new__(cls, held: Tensor):
@@ -68,7 +68,7 @@ class Pretended(TorchFunctionMode):
         def back(t: Tensor) -> Tensor:
             if not result_there:
                 return t.clone() if id(t) in held else t  # moved to the CPU: other memory
-            return held.get(id(t)) if id(t) in held else There(t)
+            return held.get(id(t)) if id(t) in held else There(t)  # pyright: ignore[reportReturnType]
 
         return tree_map_only(Tensor, back, found)
 

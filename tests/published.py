@@ -17,7 +17,7 @@ def changed(model: nn.Module, method, **options) -> tuple[nn.Module, list[dict[s
     g = torch.Generator().manual_seed(3)
     for p in adapter.parameters():
         p.data = p.data.double() + torch.randn(p.shape, generator=g, dtype=torch.float64) * 0.4
-    return model, [dict(t._parameters) for _, t in adapter.sites()]
+    return model, [dict(t._parameters) for _, t in adapter.sites()]  # pyright: ignore[reportReturnType]
 
 
 def delta(p: dict[str, Tensor], x: Tensor, f: Callable = F.relu, s: float = 1.0) -> Tensor:

@@ -4,7 +4,7 @@ Every name is imported on first use, so that `addenda --help` need not wait for 
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from addenda.compressing.announce import announce
 
@@ -98,7 +98,7 @@ _PACKAGES = ("methods", "optim")
 _WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """The public names, and the methods by class name (addenda.SVFT)."""
     if name.startswith("__"):
         raise AttributeError(f"addenda has no {name!r}")

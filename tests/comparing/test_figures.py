@@ -82,7 +82,7 @@ def test_steps_are_whole_numbers(steps):
 def test_ticks_of_an_accuracy_read_differently_and_are_no_less_than_zero(values):
     figure = Figure(figsize=(250 * figures.PIXEL, 110 * figures.PIXEL))
     ax = figure.subplots()
-    low, high = figures._limits(np.array(values), accuracy=True)
+    low, high = figures._limits(np.array(values), accuracy=True)  # pyright: ignore[reportGeneralTypeIssues]
     assert low <= min(values)
     assert max(values) <= high
     ax.set_ylim(low, high)

@@ -68,7 +68,7 @@ def test_a_cut_loses_the_discarded_energy_and_no_more(scheme):
         stack = {
             "channel": [old.flatten(1)],
             "spatial": [torch.einsum("ncij->cinj", old).flatten(2).flatten(0, 1)],
-            "decoupled": [w.flatten(1) for w in old],
+            "decoupled": [w.flatten(1) for w in old],  # pyright: ignore[reportGeneralTypeIssues]
         }[scheme]
         squares = sum(torch.linalg.svdvals(m).square() for m in stack)
         r = trp.ranks[path]

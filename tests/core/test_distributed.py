@@ -99,7 +99,7 @@ def process(rank: int, kind: str, folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_train_what_one_does(kind: str, tmp_path: Path) -> None:
-    mp.spawn(process, (kind, str(tmp_path)), nprocs=WORLD)
+    mp.spawn(process, (kind, str(tmp_path)), nprocs=WORLD)  # pyright: ignore[reportPrivateImportUsage]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD))
     for method, trained_by in METHODS.items():
         expected = alone(method, trained_by if kind == "ddp" else "adamw")

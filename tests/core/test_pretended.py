@@ -32,7 +32,7 @@ def _here(monkeypatch):
 
 @pytest.fixture
 def there() -> toys.Tiny:
-    return moved(toys.Tiny())
+    return moved(toys.Tiny())  # pyright: ignore[reportReturnType]
 
 
 @pytest.fixture

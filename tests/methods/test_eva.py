@@ -122,7 +122,7 @@ def test_ranks_go_where_the_shares_are(rank, rho):
     torch.manual_seed(0)
     model, x = Wide(), balanced()
     seen: dict[str, torch.Tensor] = {}
-    hooks = [m.register_forward_pre_hook(lambda _, a, n=n: seen.update({n: a[0].detach()}))
+    hooks = [m.register_forward_pre_hook(lambda _, a, n=n: seen.update({n: a[0].detach()}))  # pyright: ignore[reportUnhashable]
              for n, m in model.named_children()]  # fmt: skip
     y = model(x)
     for hook in hooks:

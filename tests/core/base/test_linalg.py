@@ -56,7 +56,7 @@ def test_a_zero_matrix_has_triplets_too():
 def test_the_gram_route_gives_what_a_decomposition_does(shape):
     g = torch.Generator().manual_seed(sum(shape))
     M = torch.randn(shape, generator=g, dtype=torch.float64)
-    S, V = by_gram(M)
+    S, V = by_gram(M)  # pyright: ignore[reportGeneralTypeIssues]
     torch.testing.assert_close(S, torch.linalg.svdvals(M), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(M @ V @ V.mT, M)
     U = M @ V / S[..., None, :]

@@ -321,7 +321,7 @@ def test_what_a_checkpoint_computes_again_uses_what_its_forward_used(form):
         return found
 
     want = grads(loss)
-    for layer in layers:
+    for layer in layers:  # pyright: ignore[reportGeneralTypeIssues]
         own = layer.forward
         layer.forward = lambda *a, own=own, **k: checkpoint(own, *a, use_reentrant=False, **k)
     torch.testing.assert_close(grads(loss), want)

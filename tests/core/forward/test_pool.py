@@ -65,7 +65,7 @@ def test_the_gradient_is_the_sum_over_sites(tiny, ids):
         rows = [[[_mixed(piece, bank) for piece in row] for row in logits.detach().double()] for logits in (t.a, t.b)]
         A = torch.stack([torch.cat(row) for row in rows[0]])
         B = torch.cat([torch.stack(group, 1) for group in rows[1]])
-        m, n = model[i].weight.shape
+        m, n = model[i].weight.shape  # pyright: ignore[reportGeneralTypeIssues]
         h = h @ (model[i].weight.detach() + B[:m] @ A[:, :n]).T + model[i].bias.detach()
         h = torch.tanh(h) if i == 0 else h
     h.square().sum().backward()

@@ -53,7 +53,7 @@ def test_codes_are_the_medians_of_their_cells(b):
 
 
 def _error(z: float, v: float, power: int) -> float:
-    return abs(z - v) ** power * stats.norm.pdf(z)
+    return abs(z - v) ** power * stats.norm.pdf(z)  # pyright: ignore[reportReturnType]
 
 
 def test_golden_codes_and_what_they_cost():

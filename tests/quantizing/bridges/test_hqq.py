@@ -10,7 +10,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.quantizing.bridges import adopt, read, release
 
 pytest.importorskip("hqq")
-from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+from hqq.core.quantize import BaseQuantizeConfig, HQQLinear  # pyright: ignore[reportMissingImports]
 
 
 def quantised(module: nn.Linear, bits=4, group=32, axis=1) -> HQQLinear:
