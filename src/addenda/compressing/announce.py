@@ -4,9 +4,8 @@ transformers keeps its list in `transformers.quantizers.auto`, and its own decor
 seconds to import, so it is not imported here: the entry is made when somebody else imports it.
 """
 
-import importlib.util
+import importlib
 import sys
-from importlib.abc import MetaPathFinder
 
 _LIST = "transformers.quantizers.auto"
 
@@ -16,20 +15,23 @@ def announce() -> None:
     if _LIST in sys.modules:
         _register()
     elif not any(isinstance(f, _Waiting) for f in sys.meta_path):
-        sys.meta_path.insert(0, _Waiting())
+        sys.meta_path.insert(0, _Waiting())  # type: ignore[arg-type]
 
 
 def _register() -> None:
     importlib.import_module("addenda.compressing.folder")
 
 
-class _Waiting(MetaPathFinder):
+class _Waiting:
     """A finder that finds nothing itself: it sees one import pass, adds our entry behind it, and is gone."""
 
     def find_spec(self, name, path=None, target=None):
+        """Return None for every module but transformers' list, whose loader is made to register our folders."""
         if name != _LIST:
             return None
-        sys.meta_path.remove(self)
+        import importlib.util  # takes longer than all of addenda, and only whoever reads that list needs it
+
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
