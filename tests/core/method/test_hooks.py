@@ -90,6 +90,20 @@ def test_an_option_wants_its_annotation():
         define(WeightMethod, sparse=(bool, True))
 
 
+@pytest.mark.parametrize("kind", [WeightMethod, HiddenMethod])
+def test_a_dataclass_may_have_slots(kind):
+    """Python makes the class a second time, with a descriptor for each option, those of its base class too."""
+
+    @dataclass(frozen=True, slots=True)
+    class Mine(kind):
+        rank: int = 8
+
+    assert {"bits", "ste", "rank"} <= set(Mine.__slots__)
+    assert (Mine(rank=4).rank, Mine(rank=4).bits) == (4, None)
+    with pytest.raises(AddendaError, match=r"factor is no hook"):
+        dataclass(frozen=True, slots=True)(type("Mine", (kind,), {"factor": function}))
+
+
 def test_helpers_are_private_or_listed():
     with pytest.raises(AddendaError, match=r"turn is no hook.*begins with an underscore.*helpers: ClassVar"):
         define(WeightMethod, turn=function)

@@ -7,7 +7,7 @@ silence: `def factor` would be a function that nobody calls, and the method woul
 
 import dataclasses
 import inspect
-from types import FunctionType
+from types import FunctionType, MemberDescriptorType
 from typing import Any
 
 from addenda.core.base.errors import AddendaError, nearest
@@ -36,7 +36,7 @@ def check_names(cls: Any, kind: type) -> None:
     """
     annotations = inspect.get_annotations(cls)
     options = {n for n, hint in annotations.items() if not _of_the_class(hint)}
-    defined = {n: v for n, v in vars(cls).items() if not n.startswith("_")}
+    defined = {n: v for n, v in vars(cls).items() if not n.startswith("_") and not isinstance(v, MemberDescriptorType)}
     defined |= {n: None for n in annotations if n not in defined and not n.startswith("_")}
     helpers = vars(cls).get("helpers", ())
     of_bases = {n for base in cls.__mro__[1:] for n in (*vars(base), *inspect.get_annotations(base))}
