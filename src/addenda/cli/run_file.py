@@ -94,7 +94,7 @@ def read(path: Path, command: Callable, name: str, commands: tuple[str, ...] = (
                 problems += [f"{at}{same}{problem.removeprefix(option)}" for problem in wrong]
                 found[option] = converted
     if problems:
-        raise AddendaError(f"The run file {shown(path)} cannot be: {'; '.join(problems)}.")
+        raise AddendaError(f"The run file {shown(path)} cannot be used: {'; '.join(problems)}.")
     return found
 
 
