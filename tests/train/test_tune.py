@@ -209,6 +209,7 @@ def test_the_card_of_a_quantised_run_works_as_written(folder, tmp_path, monkeypa
     made = tune(folder, SUMS, "lora:rank=4", out=out, quantize="nf4", **QUICK)
     card = (out / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    assert "addenda.quantize(model, 'nf4')" in code and "from addenda" not in code  # a card outlives paths of modules
     monkeypatch.chdir(out)
     names = {}
     exec(compile(code, "README.md", "exec"), names)

@@ -152,8 +152,7 @@ def _page(adapter: Adapter, run: dict, options: dict, data: dict) -> str:
     outputs = f", num_labels={len(data['labels'])}" if data["labels"] else ""
     trust = ", trust_remote_code=True" if options.get("trust_remote_code") else ""
     skipped = f", {data['skipped']} corrupt images left out" if data.get("skipped") else ""
-    packs = ["from addenda.quantizing.quantize import quantize"] if options.get("quantize") else []
-    packed = [f"quantize(model, {options['quantize']!r})"] if options.get("quantize") else []
+    packed = [f"addenda.quantize(model, {options['quantize']!r})"] if options.get("quantize") else []
     command = f"--model {shlex.quote(run['base'])} --adapter adapter.safetensors --dtype {options['dtype']}"
     command += " --trust-remote-code" if trust else ""
     does = "eval --data FILE" if data["form"] in AUTO else "generate 'A prompt'"
@@ -182,7 +181,6 @@ def _page(adapter: Adapter, run: dict, options: dict, data: dict) -> str:
         "",
         "```python",
         "import addenda",
-        *packs,
         f"from transformers import {AUTO.get(data['form'], 'AutoModelForCausalLM')} as Auto",
         "",
         f"model = Auto.from_pretrained({run['base']!r}, dtype={options['dtype']!r}{outputs}{trust})",

@@ -90,7 +90,7 @@ def test_error_and_bits_of_nf4_are_within_a_hundredth():
 def test_adapters_files_and_merges(how, tmp_path):
     ids = torch.arange(12).reshape(2, 6)
     model = of(toys.make_llama(hidden_size=64, intermediate_size=128), how)
-    with pytest.raises(AddendaError, match=r"bridges\.adopt"):
+    with pytest.raises(AddendaError, match=r"addenda\.adopt"):
         ad.attach(model, ad.LoRA(rank=2), targets="linear")
     assert len(adopt(model)) == 14
     before = model(ids).logits.detach()

@@ -105,8 +105,8 @@ class Packed(torch.Tensor):
             raise AddendaError(
                 f"A weight that is kept as {cls.__name__} has no storage of its own, so that safetensors and "
                 "save_pretrained cannot write it. Save the adapter alone, and pack the weights again in the same way "
-                "where it is loaded; or make them plain first: addenda.quantizing.quantize.dequantize(model). In a "
-                "Trainer, callbacks=[addenda.TrainerCallback(adapter)] leaves such weights out of its checkpoints."
+                "where it is loaded; or make them plain first: addenda.dequantize(model). In a Trainer, "
+                "callbacks=[addenda.TrainerCallback(adapter)] leaves such weights out of its checkpoints."
             )
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))

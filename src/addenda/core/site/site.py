@@ -326,7 +326,7 @@ def refusal(model: nn.Module, site: Site, owners: Owners | None = None) -> str |
     if not w.is_floating_point():
         return (
             f"its weight is {w.dtype}, and only floating weights can be changed; where another library has quantised "
-            "it, addenda.quantizing.bridges.adopt(model) makes it one that can"
+            "it, addenda.adopt(model) makes it one that can"
         )
     if w.is_meta:
         if any(hasattr(m, "_hf_hook") for m in site.modules):
