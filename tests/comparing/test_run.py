@@ -235,11 +235,22 @@ def test_bad_input_is_refused_before_anything_runs(files):
         run(files, methods=["lorra"])
     with pytest.raises(AddendaError, match="named twice"):
         run(files, methods=["lora", "lora"])
-    with pytest.raises(AddendaError, match="together"):
+    with pytest.raises(AddendaError, match="model= and data= together"):
         compare(files[0], None, watch=QUIET)
+    with pytest.raises(AddendaError, match=r"^model is the path .*\(LlamaForCausalLM\)"):
+        compare(make_llama(), files[1], out=files[2], watch=QUIET)
+    with pytest.raises(AddendaError, match=r"^data is the path .*\(list\)"):
+        compare(files[0], [{"question": "1+1=?", "answer": "2"}], out=files[2], watch=QUIET)
     with pytest.raises(AddendaError, match="matches nothing"):
         run(files, targets="nowhere")
     assert not files[2].exists()
+
+
+def test_one_method_may_be_named_alone(files):
+    with pytest.raises(AddendaError, match="There is no method 'lorra'"):  # not: 'l'
+        run(files, methods="lorra")
+    record = run(files, methods="lora:rank=2", budget="steps=1", seeds=1, rates=1)
+    assert list(record.config.methods) == ["lora:rank=2"]
 
 
 def searched(rate, steps, loss, status="ok"):

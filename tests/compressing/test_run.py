@@ -339,6 +339,12 @@ def test_the_report_names_every_weight_that_stays_dense(source):
     assert "dense: model.layers.*.mlp.experts.gate_up_proj (2)" in str(report)
 
 
+def test_a_loaded_model_is_refused(source):
+    with pytest.raises(AddendaError, match=r"^model is the path .*\(LlamaForCausalLM\)"):
+        compress(loaded(source), out=source.parent / "low")
+    assert not (source.parent / "low").exists()
+
+
 def test_bad_input(source):
     tmp = source.parent
     for options, says in (

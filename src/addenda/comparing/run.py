@@ -55,7 +55,7 @@ class Watch:
 def compare(
     model: str | Path | None = None,
     data: str | Path | None = None,
-    methods: Iterable[str] = ("lora", "miss:rank=16", "shira"),
+    methods: str | Iterable[str] = ("lora", "miss:rank=16", "shira"),
     *,
     out: str | Path = "runs/compare",
     budget: str | Budget = "steps=40",
@@ -101,21 +101,21 @@ def compare(
     methods and a longer budget of steps or seconds are run, and noted (see `grow`).
     Raises AddendaError for bad input, another comparison in `out` and another run at it, before anything is run.
     """
-    model, data = (None if p is None else path_of(p) for p in (model, data))
+    model, data = (None if p is None else path_of(p, name) for p, name in ((model, "model"), (data, "data")))
     out = folder_for(out, apart=(model, data))
     record = open_record(out)
     check_free(out, {"report.html": is_report} | ({} if record else {"trials": no_file, "partial": no_file}))
     watch = watch or Watch()
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     targets = targets if targets is None or isinstance(targets, str) else tuple(targets)
-    named = [*_labels(methods), *([FULL] if full else [])]
+    named = [*_labels([methods] if isinstance(methods, str) else methods), *([FULL] if full else [])]
     read_here = {"columns": columns, "max_length": max_length, "subset": subset, "image_size": image_size}
     _check(named, around or {}, columns or {}, read_here | {"skip_corrupt": skip_corrupt},
            named_here=model is not None and subject is None)  # fmt: skip
     middle = {label: (around or {}).get(label) or center(label) for label in named}
     arms = [replace(parse_arm(k, None if k == FULL else targets), rates=grid(middle[k], rates)) for k in named]
     if (model is None) != (data is None) and subject is None:
-        raise AddendaError("Give --model and --data together; with neither, the embedded ones are compared.")
+        raise AddendaError("Give model= and data= together; with neither, the embedded ones are compared.")
     if subject is None:
         watch.say("Loading the model and the data.")
         if model is None:

@@ -81,7 +81,7 @@ def compress(
     and a full disk. The source is never written to, and an unfinished target keeps what is done.
     """
     s, say, started = settings or CompressionSettings(), say or (lambda _: None), time.perf_counter()
-    source, out = Path(model).expanduser(), path_of(out, "out").resolve()
+    source, out = path_of(model, "model"), path_of(out, "out").resolve()
     config: Any = config_of(source, trust_remote_code)  # raises where there is no model
     packed = getattr(config, "quantization_config", None)
     if packed:

@@ -38,7 +38,8 @@ class DiskError(AddendaError, OSError):
 def path_of(given: str | Path, what: str = "path") -> Path:
     """Return a user's path with `~` expanded. Raises AddendaError for an empty one, or one that no system has."""
     if not isinstance(given, str | os.PathLike):
-        raise AddendaError(f"{what} is a path, got {given!r}.")
+        kind = type(given).__name__  # a model says all of its layers of itself, and a list all that it holds
+        raise AddendaError(f"{what} is the path of a file or folder, got a thing in memory ({kind}). Name where it is.")
     text = os.fspath(given)
     if not text.strip() or "\0" in text:
         raise AddendaError(f"{what} is {text!r}, which names nothing. Name a file or a folder.")
