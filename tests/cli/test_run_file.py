@@ -200,6 +200,12 @@ def test_what_is_written_is_what_is_read(text, tmp_path):
     }
 
 
+def test_an_empty_text_is_as_if_nothing_was_given(tmp_path):
+    command = COMMANDS["tune"]
+    given = {n: p.default for n, p in inspect.signature(command).parameters.items()} | {"targets": "", "out": "run"}
+    assert "targets" not in entries(run_file.text_of(command, given, {}), tmp_path)
+
+
 def test_what_executes_code_is_noted_and_not_repeated():
     command = COMMANDS["compress"]
     given = {n: p.default for n, p in inspect.signature(command).parameters.items()} | {"trust_remote_code": True}

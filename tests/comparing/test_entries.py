@@ -72,4 +72,16 @@ def test_numbers_that_are_not_finite_are_written_as_null():
         method="a", stage="final", status="diverged", seed=1, losses=((1, float("inf")), (2, 0.5)),
         validation=((2, Validation(loss=float("nan"))),),
     )  # fmt: skip
-    assert as_json(run)["losses"] == [[1, None], [2, 0.5]] and as_json(run)["validation"] == [[2, {"loss": None}]]
+    written = as_json(run)
+    assert written["losses"] == [[1, None], [2, 0.5]]
+    assert written["validation"] == [[2, {"loss": None, "accuracy": None}]]
+
+
+def test_what_was_not_measured_is_null_as_it_was():
+    """A run that trained says that its memory is not known; a control, which has none, says nothing of it."""
+    look = Validation(loss=1.0)
+    trained = TrialRecord(method="lora", stage="final", status="ok", losses=((1, 2.0),), validation=((1, look),))
+    written = as_json(trained)
+    assert written["peak_bytes"] is None and written["validation"] == [[1, {"loss": 1.0, "accuracy": None}]]
+    assert written["seed"] is None and "note" not in written
+    assert "peak_bytes" not in as_json(TrialRecord(method="base", stage="control", status="ok"))

@@ -262,6 +262,8 @@ def text_of(command: Callable, given: Mapping[str, Any], chosen: Mapping[str, An
         if option in EXECUTE:
             notes += [f"# --{key} was given: it executes {EXECUTE[option]}, and is said on the command line only\n"
                       ] if value else []  # fmt: skip
+        elif value == "" and option not in EMPTY:
+            continue  # as if nothing had been given
         elif value != default:
             asked[key] = _plain(value)
         elif (value := chosen.get(option, default)) is not None:

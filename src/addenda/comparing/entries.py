@@ -1,7 +1,7 @@
 """What the files of a record hold, as types: `Config` of config.json, `TrialRecord` of each file in trials/.
 
 `of` reads an object that has passed the checks in `fields`, and `as_json` writes every type here. None stands for what
-a file does not say and is not written, except under the names in NULLS. What is there under other names is kept in
+a file does not say and is not written, except under the names in `nulls`. What is there under other names is kept in
 `more` and written again.
 """
 
@@ -24,6 +24,11 @@ class Entry:
 
     more: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def nulls(self) -> tuple[str, ...]:
+        """The names that are written where their value is None, too."""
+        return self.NULLS
+
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Self:
         """Make an entry from a JSON object that has been checked."""
@@ -36,7 +41,7 @@ def as_json(value: Any) -> Any:
     """Return a value as JSON gives it back: objects for entries, lists for tuples, null for what is not finite."""
     if isinstance(value, Entry):
         named = {f.name: getattr(value, f.name) for f in fields(value) if f.name != "more"}
-        value = {k: v for k, v in named.items() if v is not None or k in value.NULLS} | dict(value.more)
+        value = {k: v for k, v in named.items() if v is not None or k in value.nulls} | dict(value.more)
     if isinstance(value, Mapping):
         return {str(k): as_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -58,6 +63,8 @@ def _pairs(value: list) -> tuple:
 @dataclass(frozen=True, kw_only=True)
 class Validation(Entry):
     """One look at the validation split while a run trains."""
+
+    NULLS: ClassVar = ("accuracy",)
 
     loss: float | None = None
     accuracy: float | None = None
@@ -105,6 +112,11 @@ class TrialRecord(Entry):
     ood: SplitResult | None = None
     adapter_bytes: int | None = None
     seconds: float | None = None
+
+    @property
+    def nulls(self) -> tuple[str, ...]:
+        """The names that are written where their value is None, too: of a run that trained, its memory."""
+        return self.NULLS if self.losses is None else (*self.NULLS, "peak_bytes")
 
     @property
     def name(self) -> str:
