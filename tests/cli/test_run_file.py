@@ -165,6 +165,8 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path, capsys):
     for path in (tmp_path, tmp_path / "none.yaml", tmp_path / ("x" * 300)):
         call("tune", "--config", path, code=2)
         assert str(tmp_path) in capsys.readouterr().err
+    call("tune", "--config", tmp_path / "none.yaml", code=2)
+    assert "There is no run file" in capsys.readouterr().err
 
 
 def entries(text, tmp_path, command="tune"):

@@ -58,9 +58,13 @@ def read(path: Path, command: Callable, name: str, commands: tuple[str, ...] = (
 
     name: of the command; commands: of all. Raises AddendaError with every problem of the file and its line.
     """
-    from addenda.core.disk.access import path_of, shown
+    from addenda.core.disk.access import path_of, reading, shown
 
     path = path_of(path, "--config")
+    with reading(path):
+        missing = not path.exists()
+    if missing:
+        raise AddendaError(f"There is no run file {shown(path)}. A run leaves one in its folder, {NAME}.")
     known, found, problems = _keys(command), {}, []
     lines: dict[str, int] = {}
     for key, value, line in _entries(path):

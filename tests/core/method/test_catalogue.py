@@ -1,9 +1,12 @@
 """The catalogue: what every entry must say of itself."""
 
+import types
+
 import pytest
 
 import addenda as ad
 from addenda.cli.methods import _full, catalogue_page
+from addenda.core.method import catalogue
 from addenda.core.method.catalogue import info
 
 NAMES = [i.name for i in ad.catalogue() if i.cls.__module__.startswith("addenda.")]
@@ -47,3 +50,19 @@ def test_the_page_says_it():
 )
 def test_what_a_reproduction_must_set(name, words):
     assert words in info(name).paper_setting
+
+
+def test_a_plug_in_that_cannot_be_taken_is_an_error_that_names_its_package(monkeypatch):
+    class Entry:
+        name, value = "mine", "their_package.mine"
+        dist = types.SimpleNamespace(name="their-package")
+
+        def load(self):
+            raise ad.AddendaError("Mine: factor is no hook.")
+
+    monkeypatch.setattr(catalogue, "entry_points", lambda group: [Entry()])
+    catalogue._import_all.cache_clear()
+    with pytest.raises(ad.AddendaError, match=r"package their-package .*'mine'.*Mine: factor is no hook\. Mend it"):
+        ad.catalogue()
+    monkeypatch.undo()
+    assert "lora" in ad.catalogue()

@@ -91,7 +91,14 @@ def _import_all() -> None:
         for name in [n for n in sys.modules if n.startswith(f"{addenda.methods.__name__}.")]:
             importlib.reload(sys.modules[name])
     for entry in entry_points(group="addenda.methods"):
-        entry.load()
+        try:
+            entry.load()
+        except AddendaError as error:
+            package = entry.dist.name if entry.dist is not None else entry.value
+            raise AddendaError(
+                f"A method of the package {package} (entry point {entry.name!r} in 'addenda.methods') cannot be taken: "
+                f"{error} Mend it, or uninstall the package."
+            ) from error
 
 
 class Catalogue(list[Info]):
