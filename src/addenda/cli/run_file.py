@@ -10,7 +10,6 @@ the number 7), and every problem is told with its line before anything is loaded
 """
 
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -245,8 +244,9 @@ def write(out: Path, command: Callable, given: Mapping[str, Any], chosen: Mappin
     """
     from addenda.core.disk.access import path_of
     from addenda.core.disk.atomic import write_atomically
+    from addenda.core.disk.place import is_first
 
-    if int(os.environ.get("RANK", "0")):  # of several processes that make one run
+    if not is_first():
         return
     file = path_of(out, "out") / NAME
     text = text_of(command, given, chosen or {}).encode()

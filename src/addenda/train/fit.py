@@ -1,7 +1,6 @@
 """The core of every run: fit an attached adapter to encoded data. `tune` and `compare` both call it."""
 
 import hashlib
-import os
 import shutil
 import statistics
 import tempfile
@@ -18,6 +17,7 @@ from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of
 from addenda.core.disk.lock import one_at_a_time
+from addenda.core.disk.place import is_first
 from addenda.core.file.identity import base_of, digest, goes_on, larger, look, plain, versions
 from addenda.core.forward.lean import leaner
 from addenda.core.modules.borrow import training_mode
@@ -174,7 +174,7 @@ def fit(
             how = (loss == "auto" and known.get("loss")) or chunked.choose(loss, model, train, micro)
             choices: dict[str, Any] = {"attention": asdict(chosen), "loss": how}
             settings = replace(settings, attention=chosen.name, loss=how["name"])
-            if kept is not None and int(os.environ.get("RANK", "0")) == 0:
+            if kept is not None and is_first():
                 checkpoint.begin(kept, plain(identity | asdict(settings)), choices, looks)
             with compiled.compiled(model) if settings.compile else nullcontext():
                 if settings.compile:

@@ -84,10 +84,7 @@ DOCS: dict[str, str] = {f.name: f.metadata["doc"] for f in fields(Settings) if f
 def check_options(
     *, optimizer: Any = "auto", dead: str = "raise", eval_every: Any = None, save_every: Any = None, **given: Any
 ) -> None:
-    """Raise AddendaError for a run's options, as far as they can be judged without a model.
-
-    Raises AddendaError.
-    """
+    """Raise AddendaError for a run's options that cannot be, as far as that can be judged without a model."""
     from addenda.optim.registry import parsed  # with it comes torch, for which `--help` does not wait
 
     Settings(**{k: v for k, v in given.items() if k in DOCS})

@@ -161,9 +161,8 @@ def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
     A merged change is taken out of the base first; with keep_merged=True it stays, and all adapters go.
     Raises AddendaError for an unknown name, when nothing is attached, or when the model is sharded.
     """
-    root, state = state_of(model)
-    if name is not None:
-        record_of(root, name)  # raises where there is none
+    host = state_of(model) if name is None else record_of(model, name)
+    root, state = host.root, host.state
     refuse_sharded(root, "no adapter can be taken off it")
     if keep_merged and (state.merged is None or name is not None):
         raise AddendaError("keep_merged=True wants a merged change and no name. Call merge(model) first.")

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import functools
 import inspect
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -13,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import shown, writing
-from addenda.core.disk.place import folder_for
+from addenda.core.disk.place import folder_for, is_first
 
 NAME = ".addenda-lock"  # of the file in a folder that one run at a time may write to
 WAIT = 0.1  # seconds: whoever held a lock may be removing its file
@@ -96,8 +95,7 @@ def one_at_a_time(run: Callable[P, R]) -> Callable[P, R]:
         out: Any = options.get("out", default)
         if out is None:
             return run(*args, **options)
-        first = int(os.environ.get("RANK", "0")) == 0  # of several processes that make one run
-        with alone(folder_for(out), here=first):
+        with alone(folder_for(out), here=is_first()):
             return run(*args, **options)
 
     return held

@@ -5,6 +5,7 @@ would be written or deleted and that is taken by something which this library ha
 by which content its own files are known.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import file_of, path_of, read_json, reading, shown
 
 Known = Callable[[Path], bool]  # whether what is at a path was written by this library
+
+
+def is_first() -> bool:
+    """Return whether this process writes: of several that make one run (as a launcher says by RANK) the first does."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def folder_for(out: str | Path, *, apart: Iterable[Any] = (), what: str = "out") -> Path:

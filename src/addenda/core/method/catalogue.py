@@ -102,7 +102,7 @@ def _import_all() -> None:
 
 
 class Catalogue(list[Info]):
-    """A list of entries in their order, each also found by its name: `catalogue()["svft"]`."""
+    """A list of entries in their order, each also found by its name: `catalogue()["NAME"]`."""
 
     def __getitem__(self, key):  # type: ignore[override]
         """Return an entry by its name or place. Raises AddendaError with the nearest names for an unknown one."""

@@ -34,7 +34,7 @@ def check_names(cls: Any, kind: type) -> None:
 
     Of its own, a class may have options (annotated, as a dataclass has them) and what it lists in `helpers`.
     """
-    annotations = inspect.get_annotations(cls)
+    hooks, annotations = hooks_of(kind), inspect.get_annotations(cls)
     options = {n for n, hint in annotations.items() if not _of_the_class(hint)}
     defined = {n: v for n, v in vars(cls).items() if not n.startswith("_") and not isinstance(v, MemberDescriptorType)}
     defined |= {n: None for n in annotations if n not in defined and not n.startswith("_")}
@@ -45,7 +45,7 @@ def check_names(cls: Any, kind: type) -> None:
     problems = []
     for name, value in defined.items():
         if name in options:
-            if name in hooks_of(kind):
+            if name in hooks:
                 problems.append(f"{name} is a hook, and no option can have its name.")
         elif name in inherited and name not in annotations and not isinstance(value, (FunctionType, property)):
             problems.append(
