@@ -19,6 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from addenda.core.base.largest import largest
 from addenda.core.base.random import Stream
 from addenda.core.method.catalogue import register
 from addenda.core.method.contract import Params, Shape, WeightMethod
@@ -79,16 +80,16 @@ class SHiRA(WeightMethod):
             return {"index": _struct(m, n, *self._lines(m, n), rng).int()}
         if self.mask == "block":
             score = W.abs().view(m // self.block, self.block, n // self.block, self.block).sum((1, 3))
-            return {"index": _largest(score, self._blocks(m, n)).int()}
-        return {"index": _largest(W.abs(), self.trainable(m, n)).int()} if self.mask == "magnitude" else {}
+            return {"index": largest(score, self._blocks(m, n)).int()}
+        return {"index": largest(W.abs(), self.trainable(m, n)).int()} if self.mask == "magnitude" else {}
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         K = self.trainable(*W.shape)
         own: Params = {"values": nn.Parameter(torch.zeros(K))}  # of "block": block after block, b × b each
         if self.mask == "gradient":
-            own["index"] = _largest(p["calibration"], K).int()
+            own["index"] = largest(p["calibration"], K).int()
         if self.mask == "snip":
-            own["index"] = _largest((W * p["calibration"]).abs(), K).int()
+            own["index"] = largest((W * p["calibration"]).abs(), K).int()
         return own
 
     def sparse(self, p: Params, shape: Shape) -> tuple[Tensor, Tensor]:
@@ -129,17 +130,6 @@ class SHiRA(WeightMethod):
         rows = min(k // 2, budget // (m + n - 2))
         columns = min(k - rows, max(0, budget - rows * (n - 1)) // max(1, m - 1 - rows))
         return rows, min(columns, rows)
-
-
-def _largest(score: Tensor, k: int) -> Tensor:
-    """Sorted flat positions of the k largest entries; of equal ones those that come first."""
-    flat = score.flatten()
-    if flat.is_meta:  # for a template: no values to compare
-        return flat.new_empty(k, dtype=torch.int64)
-    least = torch.topk(flat, k, sorted=False).values.min()
-    above = torch.nonzero(flat > least).flatten()
-    level = torch.nonzero(flat == least).flatten()[: k - len(above)]
-    return torch.cat([above, level]).sort().values
 
 
 def _struct(m: int, n: int, rows: int, columns: int, rng: Stream) -> Tensor:

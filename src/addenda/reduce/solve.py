@@ -134,11 +134,11 @@ def solve(
         if fisher is None:
             raise AddendaError("fwsvd wants fisher=, the squared gradients of a loss summed over each row of W.")
         d = fisher.double().clamp_min(1e-8 * float(fisher.max()) or 1.0).sqrt()  # its inverse is taken
-        Q = _leading(d[:, None] * W, W.new_ones(n), k)
+        Q = leading(d[:, None] * W, W.new_ones(n), k)
         B, A = Q / d[:, None], Q.T @ (d[:, None] * W)
     else:
         metric = {"svd": W.new_ones(n), "asvd": (moments.size + 1e-12).pow(2 * alpha)}.get(how, moment)
-        Q = _leading(W, metric, k, root=moments.root if how == "lord" and not center and m > n else None)
+        Q = leading(W, metric, k, root=moments.root if how == "lord" and not center and m > n else None)
         B, A = Q, Q.T @ W
     return LowRank(B, A, output_errors(W, B, A, moment, moments.second), moments.mean if center else None, note)
 
@@ -156,29 +156,39 @@ def output_errors(W: Tensor, B: Tensor, A: Tensor, C: Tensor, scale: Tensor | No
     return (errors / scale_total.clamp_min(1e-300)).clamp_min(0)
 
 
-def _leading(G: Tensor, C: Tensor, k: int, root: Tensor | None = None) -> Tensor:
+def leading(G: Tensor, C: Tensor, k: int, root: Tensor | None = None) -> Tensor:
     """Return (m × k) the leading eigenvectors of G C Gᵀ in falling order; C: n × n, or a vector for a diagonal.
 
-    Where n < m they come out of the n × n matrix Rᵀ Gᵀ G R with R Rᵀ = C. Directions without energy are replaced by
-    leading singular vectors of what is left of G.
+    Directions without energy are replaced by leading singular vectors of what is left of G.
+    """
+    return completed(G, spectrum(G, C, k, root)[1], k)
+
+
+def spectrum(G: Tensor, C: Tensor, most: int, root: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return (the min(m, n) eigenvalues of G C Gᵀ, falling, and m × r its first eigenvectors, those with energy).
+
+    r ≤ most. C: n × n, or a vector for a diagonal. Where n < m they come out of the n × n matrix Rᵀ Gᵀ G R with
+    R Rᵀ = C (root: R).
     """
     m, n = G.shape
     if m <= n:
         values, Q = torch.linalg.eigh((G * C) @ G.T if C.dim() == 1 else (G @ C) @ G.T)
         values, Q = values.flip(0), Q.flip(1)
-        rank = int((values[:k] > _EPS * values[0]).sum())
-        Q = Q[:, :rank]
-    else:
-        R = square_root(C) if root is None else root
-        M = G * R if R.dim() == 1 else G @ R
-        values, V = torch.linalg.eigh(M.T @ M)
-        values, V = values.flip(0), V.flip(1)
-        rank = int((values[:k] > _EPS * values[0]).sum())
-        Q = torch.linalg.qr(M @ V[:, :rank]).Q  # small ones lose their right angles when they are squared
-    if rank == k:
-        return Q
+        return values, Q[:, : int((values[:most] > _EPS * values[0]).sum())]
+    R = square_root(C) if root is None else root
+    M = G * R if R.dim() == 1 else G @ R
+    values, V = torch.linalg.eigh(M.T @ M)
+    values, V = values.flip(0), V.flip(1)
+    rank = int((values[:most] > _EPS * values[0]).sum())
+    return values, torch.linalg.qr(M @ V[:, :rank]).Q  # small ones lose their right angles when they are squared
+
+
+def completed(G: Tensor, Q: Tensor, k: int) -> Tensor:
+    """Return m × k orthonormal columns: those of Q, then leading left singular vectors of what Q leaves of G."""
+    if Q.shape[1] >= k:
+        return Q[:, :k]
     residual = G - Q @ (Q.T @ G)
-    complement = torch.linalg.svd(residual, full_matrices=False).U[:, : k - rank]
+    complement = torch.linalg.svd(residual, full_matrices=False).U[:, : k - Q.shape[1]]
     return torch.linalg.qr(torch.cat([Q, complement], 1)).Q
 
 
