@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from addenda.core.adapter.assign import unfit
 from addenda.core.adapter.attach import install, ready
-from addenda.core.adapter.build import Assigned, build_tensors, numbers, pool_template, template
+from addenda.core.adapter.build import Assigned, build_tensors, pool_template
+from addenda.core.adapter.fit import fitting_tensors, form_of, form_text, not_sane
 from addenda.core.adapter.handle import Adapter, fitting
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.file.fingerprint import checksum, fingerprint, sample
-from addenda.core.file.header import FLOATING, Checksum, Header, SiteEntry, read
+from addenda.core.file.header import Checksum, Header, SiteEntry, read
 from addenda.core.file.methods import methods_of
 from addenda.core.file.save import derived_of
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Method, Params, Replace, Shape
 from addenda.core.modules.borrow import in_its_mode
 from addenda.core.packed.few_bits import FewBits
-from addenda.core.packed.tensor import Packed
 from addenda.core.site.site import owners_of, refusal, site_at, with_neighbours
 from addenda.core.site.targets import grouped
 from addenda.core.state.state import State, record_of
@@ -63,7 +63,7 @@ def load(
     _same_base(state, header, plan, base, path)
     stored = {s.path: _stored(s, header.bits(s), tensors) for s in header.sites}
     pools = _pools(plan, header, tensors, path)
-    _same_tensors(plan, stored, path)
+    fitting_tensors(plan, stored, path)
     built = build_tensors(plan, header.seed, stored=stored, pools=pools)
     _same_factors(header, {site.path: site.weight.numel() for site, _ in plan}, built, tensors, path)
     heads = tuple(s.path for s in header.heads)
@@ -159,58 +159,14 @@ def _pools(plan: Assigned, header: Header, tensors: dict[str, Tensor], path: str
         if required != count:
             problems.append(f".{i}: expected {required:,} trained numbers, the file has {count:,}")
             continue
-        form, expected = ({k: _of(t, True) for k, t in p.items()} for p in (actual, pool_template(m, shapes)))
+        form, expected = ({k: form_of(t, True) for k, t in p.items()} for p in (actual, pool_template(m, shapes)))
         if form != expected:
-            problems.append(f".{i}: expected {_form(expected)}, the file has {_form(form)}")
-        problems += [f".{i}/{k} {reason}" for k, t in actual.items() if (reason := _not_sane(t, 0))]
+            problems.append(f".{i}: expected {form_text(expected)}, the file has {form_text(form)}")
+        problems += [f".{i}/{k} {reason}" for k, t in actual.items() if (reason := not_sane(t, 0))]
         pools[m] = actual
     if problems:
         raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
     return pools
-
-
-def _same_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path) -> None:
-    """Raise AddendaError where names, kinds or shapes are not those of a fresh `init`, or values are not sane."""
-    problems, templates = [], {}
-    for site, method in plan:  # a formula, before anything is made
-        expected = numbers(site, method)
-        actual = sum(t.numel() for t in stored[site.path].values() if isinstance(t, nn.Parameter))
-        if expected != actual:
-            problems.append(f"{site.path}: expected {expected:,} trained numbers, the file has {actual:,}")
-    if problems:
-        raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
-    for site, method in plan:
-        key = (method, site.kind, tuple(site.stored))
-        if key not in templates:
-            fresh = template(site, method)
-            templates[key] = {k: _of(t, k in fresh._parameters) for k, t in fresh.stored().items()}, fresh.matrices
-        (expected, matrices), actual = templates[key], stored[site.path]
-        form = {k: _of(t, isinstance(t, nn.Parameter)) for k, t in actual.items()}
-        if form != expected:
-            problems.append(f"{site.path}: expected {_form(expected)}, the file has {_form(form)}")
-            continue
-        problems += [f"{site.path}/{k} is no matrix and cannot be codes" for k, t in actual.items()
-                     if isinstance(t, Packed) and k not in matrices]  # fmt: skip
-        for k, t in actual.items():
-            if reason := _not_sane(t, site.weight.numel()):
-                problems.append(f"{site.path}/{k} {reason}")
-    if problems:
-        raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
-
-
-def _not_sane(t: Tensor, size: int) -> str | None:
-    if t.is_floating_point():
-        return None if bool(torch.isfinite(t).all()) else "holds values that are not finite"
-    in_range = t.dtype not in (torch.int32, torch.int64) or not t.numel() or 0 <= int(t.min()) <= int(t.max()) < size
-    return None if in_range else "holds positions outside the weight"
-
-
-def _of(t: Tensor, trained: bool) -> tuple:
-    return tuple(t.shape), "float" if t.dtype in FLOATING else str(t.dtype).removeprefix("torch."), trained
-
-
-def _form(form: dict) -> str:
-    return ", ".join(f"{k} {kind} {list(shape)}" for k, (shape, kind, _) in form.items()) or "nothing"
 
 
 def _same_factors(
@@ -226,9 +182,11 @@ def _same_factors(
                 raise AddendaError(f"{path}: {s.path} has no derived tensor {key!r} in this version of addenda.")
             if header.basis:
                 stored = tensors[f"{s.path}/{key}"]
-                if _of(stored, False) != _of(derived[key], False) or not _same_checksum(mark, checksum(key, stored)):
+                if form_of(stored, False) != form_of(derived[key], False) or not _same_checksum(
+                    mark, checksum(key, stored)
+                ):
                     wrong.append(f"{s.path}/{key}")
-                elif reason := _not_sane(stored, sizes[s.path]):
+                elif reason := not_sane(stored, sizes[s.path]):
                     raise AddendaError(f"{path}: {s.path}/{key} {reason}; nothing was loaded.")
                 else:
                     site_tensors._buffers[key] = stored.to(derived[key])

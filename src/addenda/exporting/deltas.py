@@ -1,0 +1,71 @@
+"""What an adapter adds to each weight, as matrices: one site at a time."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.tensors import SiteTensors
+from addenda.core.method.contract import to_float
+from addenda.core.method.hidden import HiddenMethod
+from addenda.core.site.site import Site, owners_of, site_at
+from addenda.core.state.state import record_of
+
+
+def changed_sites(adapter: Adapter) -> Iterator[tuple[Site, SiteTensors]]:
+    """Yield the sites whose weight the adapter changes, heads that are trained as whole copies left out.
+
+    Raises AddendaError, before anything is yielded, where it changes activations: no weight can hold that.
+    """
+    root, _, record = record_of(adapter.model, adapter.name)
+    refuse_hidden(adapter)
+    owners = owners_of(root)
+    for path, tensors in adapter.sites():
+        if path not in record.also_train:
+            yield site_at(root, path, owners), tensors
+
+
+def refuse_hidden(adapter: Adapter) -> None:
+    """Raise AddendaError where an adapter changes what modules return, which no weight can hold."""
+    hidden = {path: m.name for path, m in adapter.methods.items() if isinstance(m, HiddenMethod)}
+    if hidden:
+        raise AddendaError(
+            f"{adapter.name!r} has {', '.join(dict.fromkeys(hidden.values()))} at {len(hidden)} places, e.g. "
+            f"{next(iter(hidden))}: that changes activations, and no change of a weight is the same. Keep it attached, "
+            "or train a method of weights (addenda methods)."
+        )
+
+
+@torch.no_grad()
+def delta(site: Site, tensors: SiteTensors, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return ΔW at a site as its kind of layer sees the weight: m × n, a stack of these, or a vector.
+
+    As it acts outside training; the tensors' own module says which mode they are in.
+    """
+    m, W = tensors.method, site.matrix.to(dtype)
+    p = to_float(tensors.tensors(), dtype)
+    if m.any_shape or W.dim() < 3:
+        return m.delta(W, p)
+    parts = [({k: t if k in tensors.shared else t[e] for k, t in p.items()}, w) for e, w in enumerate(W)]
+    return torch.stack([m.delta(w, q) for q, w in parts])
+
+
+@torch.no_grad()
+def thin_factors(site: Site, tensors: SiteTensors, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor] | None:
+    """Return (B: m × r, A: r × n) with ΔW = B A, every scale folded in, where a method has ΔW so; else None.
+
+    Of a stack of matrices, stacks. Factors that are as wide as the matrix itself are none.
+    """
+    m, W = tensors.method, site.matrix
+    if not m.has("factors") or m.has("magnitude"):
+        return None
+    p, shape = to_float(tensors.tensors(), dtype), (W.shape[-2], W.shape[-1])
+    if W.dim() < 3:
+        B, A = m.factors(p, shape).pair()
+    else:
+        sets = [{k: t if k in tensors.shared else t[e] for k, t in p.items()} for e in range(len(W))]
+        pairs = [m.factors(q, shape).pair() for q in sets]
+        B, A = torch.stack([b for b, _ in pairs]), torch.stack([a for _, a in pairs])
+    return (B.to(dtype), A.to(dtype)) if B.shape[-1] < min(shape) else None

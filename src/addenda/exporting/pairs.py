@@ -1,0 +1,111 @@
+"""Every change of an adapter as a product of two thin matrices, which is what other programs read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.tensors import SiteTensors
+from addenda.core.modules.borrow import training_mode
+from addenda.core.site.site import Site
+from addenda.exporting.deltas import changed_sites, delta, thin_factors
+
+EXACT = 1e-6  # ‖ΔW − B A‖ / ‖ΔW‖ up to which a product is said to be ΔW itself
+
+
+@dataclass(frozen=True)
+class Pair:
+    """ΔW ≈ B A at one site, with every scale folded in; float32, on the CPU. Of a stack of matrices, stacks.
+
+    error: ‖ΔW − B A‖ / ‖ΔW‖, 0 where ΔW is such a product.
+    """
+
+    site: Site
+    B: Tensor  # m × r
+    A: Tensor  # r × n
+    error: float = 0.0
+
+    @property
+    def rank(self) -> int:
+        return self.A.shape[-2]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the product is ΔW up to rounding."""
+        return self.error <= EXACT
+
+
+@torch.no_grad()
+def low_rank(
+    adapter: Adapter,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    second: Mapping[str, Tensor] | None = None,
+) -> dict[str, Pair]:
+    """Return every site's ΔW as B A, by path: exactly where a method has it so, else the nearest of a rank.
+
+    rank: the highest that is wanted; energy: instead, the share of ‖ΔW‖² to keep at each site, which gives its rank.
+    second: by path the second moment E[x xᵀ] (n × n) of its inputs, by which errors are weighed. A site that is low
+    rank already, and no higher than asked, stays as it is.
+
+    Raises AddendaError for hidden methods, for changes of vectors, and where a change is not low rank and neither rank
+    nor energy is given, with the ranks that would keep 90 and 99 % of it.
+    """
+    if rank is not None and energy is not None:
+        raise AddendaError(f"Give rank= or energy=, not both (got rank={rank}, energy={energy}).")
+    if rank is not None and rank < 1:
+        raise AddendaError(f"rank must be at least 1, got {rank}.")
+    if energy is not None and not 0 < energy <= 1:
+        raise AddendaError(f"energy is the share of the change to keep, in (0, 1]; got {energy}.")
+    pairs, dense = {}, []
+    with training_mode(adapter.model, False):
+        for site, tensors in changed_sites(adapter):
+            if len(site.weight.shape) < 2:
+                raise AddendaError(
+                    f"{site.path} is a vector, and a change of it is no product of two matrices. Export the adapter as "
+                    "'merged', or train without it."
+                )
+            pair = _pair(site, tensors, rank, energy, (second or {}).get(site.path))
+            if pair is None:
+                dense.append((site, tensors))
+            else:
+                pairs[site.path] = pair
+        if dense:
+            raise _not_low_rank(adapter, dense)
+    if not pairs:
+        raise AddendaError(f"{adapter.name!r} changes no weight but the heads that it trains as whole copies.")
+    return pairs
+
+
+def _pair(
+    site: Site, tensors: SiteTensors, rank: int | None, energy: float | None, second: Tensor | None
+) -> Pair | None:
+    """Return a site's pair; None where ΔW is not low rank and nobody said how far it may be made so."""
+    from addenda.reduce.delta import low_rank as nearest_low_rank
+
+    thin = thin_factors(site, tensors)
+    if thin is not None and energy is None and (rank is None or thin[1].shape[-2] <= rank):
+        return Pair(site, thin[0].float().cpu(), thin[1].float().cpu())
+    if rank is None and energy is None:
+        return None
+    change = delta(site, tensors).cpu()
+    limit = min(change.shape[-2:])
+    near = nearest_low_rank(change, rank=None if rank is None else min(rank, limit), energy=energy, second=second)
+    return Pair(site, near.B.float(), near.A.float(), near.error)
+
+
+def _not_low_rank(adapter: Adapter, dense: list[tuple[Site, SiteTensors]]) -> AddendaError:
+    site, tensors = dense[0]
+    squares = torch.linalg.svdvals(delta(site, tensors).cpu()).square().reshape(-1, min(site.shape))[0]
+    kept = squares.cumsum(0) / squares.sum().clamp_min(1e-300)
+    ranks = [int((kept < share).sum()) + 1 for share in (0.9, 0.99)]
+    names = ", ".join(dict.fromkeys(t.method.name for _, t in dense))
+    return AddendaError(
+        f"{adapter.name!r} ({names}) is no low-rank change at {len(dense)} sites, e.g. {site.path}: as B A it is an "
+        f"approximation, and how near it comes is for you to say: rank= or energy=. There rank {ranks[0]} keeps 90 % "
+        f"of ‖ΔW‖² and rank {ranks[1]} keeps 99 %, of {min(site.shape)}. Or export it as 'merged', which is exact."
+    )

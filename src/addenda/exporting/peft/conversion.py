@@ -1,0 +1,168 @@
+"""What a conversion between a method of PEFT and ours is: one object for each of PEFT's names, in a file of its own.
+
+Reading: the tensors of a site and the config give a method and its tensors. Writing: all sites of an adapter that one
+conversion takes give a config and tensors by key. PEFT has one config for a folder, with patterns for ranks and alphas
+in a few methods; sites that would need two configs are refused with the options that differ.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from addenda.core.base.errors import AddendaError
+from addenda.core.forward.tensors import SiteTensors
+from addenda.core.method.contract import Method, Params
+from addenda.core.site.site import Site
+from addenda.exporting.install import Forms
+from addenda.exporting.routes import Route
+
+Config = dict[str, Any]
+
+_PLAIN = frozenset({  # of every config: what changes nothing about how the saved tensors act
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_weights", "megatron_core",
+    "runtime_config", "ensure_weight_tying", "modules_to_save",
+})  # fmt: skip
+_NEUTRAL = (None, False, 0, 0.0, "", "none")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One site of a folder: its tensors by their names there, "lora_A.weight"."""
+
+    site: Site
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def path(self) -> str:
+        return self.site.path
+
+
+@dataclass(frozen=True)
+class Live:
+    """One site of an adapter that is to be written."""
+
+    site: Site
+    tensors: SiteTensors
+
+    @property
+    def path(self) -> str:
+        return self.site.path
+
+    @property
+    def method(self) -> Any:
+        return self.tensors.method
+
+    def values(self) -> Params:
+        """Return the tensors by name as the method's functions take them, detached, on the CPU, outside training."""
+        return {k: t.detach().cpu() for k, t in self.tensors.tensors().items()}
+
+
+@dataclass
+class Written:
+    """A folder in the making. tensors: by module path and PEFT's name there, "layers.0.q_proj.lora_A.weight"."""
+
+    config: Config
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    shared: dict[str, Tensor] = field(default_factory=dict)  # those that stand under "base_model."
+
+
+class Conversion:
+    """Base class: how one type of PEFT is read and written. Subclasses are stateless; one instance each."""
+
+    type: ClassVar[str]  # "LORA"
+    suffixes: ClassVar[tuple[str, ...]]  # names of a site's tensors in a folder
+    shared: ClassVar[tuple[str, ...]] = ()  # names of tensors under "base_model.", that all sites share
+    reads: ClassVar[frozenset[str]] = frozenset()  # keys of the config that `read` looks at
+    ignores: ClassVar[frozenset[str]] = frozenset()  # keys that act in training only
+
+    def read(self, config: Config, saved: Sequence[Saved], shared: Mapping[str, Tensor], forms: Forms) -> None:
+        """Put the methods and tensors of all sites into `forms`. Raises AddendaError for what has no form here."""
+        raise NotImplementedError
+
+    def route(self, method: Method, site: Site) -> Route | None:
+        """Return how a method is written at a site; None where this conversion is not for it."""
+        raise NotImplementedError
+
+    def write(self, live: Sequence[Live]) -> Written:
+        """Return the config and tensors of these sites, each of which `route` has said is not refused."""
+        raise NotImplementedError
+
+    def check(self, config: Config) -> None:
+        """Raise AddendaError for keys of the config that are set and that nothing here reads: they may change much."""
+        unread = {
+            k: v
+            for k, v in config.items()
+            if k not in self.reads | self.ignores | _PLAIN and v not in _NEUTRAL and v != {} and v != []
+        }
+        if unread:
+            listed = ", ".join(f"{k}={str(v)[:60]!r}" for k, v in list(unread.items())[:6])
+            raise AddendaError(
+                f"This {self.type} adapter of PEFT was made with {listed}, which addenda does not read. Merge it in "
+                "PEFT (merge_and_unload, then save_pretrained) and extract the change: addenda extract."
+            )
+
+
+def one(live: Sequence[Live], *options: str) -> dict[str, Any]:
+    """Return the options that all sites must share, by name. Raises AddendaError with two sites that differ."""
+    first = live[0]
+    for option in options:
+        for other in live[1:]:
+            mine, its = getattr(first.method, option), getattr(other.method, option)
+            if mine != its:
+                raise AddendaError(
+                    f"PEFT has one {option} for a whole adapter: {first.path} has {mine!r} and {other.path} {its!r}. "
+                    "Export to 'merged', or give rank= or energy= for a LoRA, which may differ from site to site."
+                )
+    return {option: getattr(first.method, option) for option in options}
+
+
+def pattern_value(patterns: object, path: str, default: Any, what: str) -> Any:
+    """Return what a rank_pattern or alpha_pattern says of a path: of the first key that matches its end, or `default`.
+
+    Keys are regular expressions in PEFT; those that could take for ever are refused.
+    """
+    if patterns in (None, {}):
+        return default
+    if not isinstance(patterns, dict):
+        raise AddendaError(f"{what} of a PEFT config is a dict by path, got {str(patterns)[:80]}.")
+    for key, value in patterns.items():
+        if len(key) > 300 or re.search(r"[+*?}]\s*\)?\s*[+*{]|\)\s*[+*{]", key):
+            raise AddendaError(f"{what} has the key {key[:80]!r}, which is no path and could take for ever to match.")
+        try:
+            if key == path or re.match(rf"(.*\.)?({key})$", path):
+                return value
+        except re.error as error:
+            raise AddendaError(f"{what} has the key {key[:80]!r}, which is no path or expression: {error}.") from None
+    return default
+
+
+def number(config: Config, key: str, kind: type[int] | type[float], default: Any = None) -> Any:
+    """Return a finite number of a config. Raises AddendaError where it is none."""
+    value = config.get(key, default)
+    ok = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if not ok or (kind is float and abs(value) > 1e30) or value != value:
+        raise AddendaError(f"The config of this PEFT adapter has {key}={str(value)[:60]!r}, where a number is wanted.")
+    return value
+
+
+def expect(saved: Saved, shapes: Mapping[str, Sequence[int]], optional: Iterable[str] = ()) -> list[str]:
+    """Return what is wrong with a site's tensors: names that lack or are too many, and shapes other than expected."""
+    problems = [f"{saved.path} lacks {n}" for n in shapes if n not in saved.tensors and n not in set(optional)]
+    problems += [f"{saved.path} has {n}, which was not expected" for n in saved.tensors if n not in shapes]
+    problems += [
+        f"{saved.path}: {n} is {list(saved.tensors[n].shape)}, and the config and the model say {list(shape)}"
+        for n, shape in shapes.items()
+        if n in saved.tensors and list(saved.tensors[n].shape) != list(shape)
+    ]
+    return problems
+
+
+def refuse(problems: Sequence[str], what: str) -> None:
+    """Raise AddendaError where there are problems."""
+    if problems:
+        more = f" … and {len(problems) - 12} more" if len(problems) > 12 else ""
+        raise AddendaError(f"{what}: {'; '.join(problems[:12])}{more}. Nothing was attached.")
