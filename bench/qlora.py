@@ -41,8 +41,8 @@ def measure(kept: float, where: str, batch: int, length: int, threads: int) -> d
     from addenda.models.machine import Peak, resident
     from addenda.optim.plain import adamw
     from addenda.quantizing.quantize import quantize
-    from addenda.reduce import ranks
-    from addenda.reduce.choose import choose
+    from addenda.reducing import ranks
+    from addenda.reducing.choose import choose
     from addenda.train.loss import score
 
     ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 17)  # M_MMAP_THRESHOLD

@@ -64,7 +64,7 @@ def forms(calibration: list[dict]) -> dict[str, Callable[[nn.Module], dict[str, 
 def replaced(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> dict[str, float]:
     """A library's layers in the place of the linear ones, adopted; {path: ‖W − Ŵ‖ / ‖W‖}."""
     from addenda.quantizing.bridges import adopt
-    from addenda.reduce.choose import choose
+    from addenda.reducing.choose import choose
 
     plain = {path: model.get_submodule(path).weight.detach().clone() for path in choose(model)[0]}
     for path in plain:

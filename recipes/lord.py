@@ -27,7 +27,7 @@ import numpy as np
 
 from addenda.compressing import measure
 from addenda.core.file.identity import base_of, versions
-from addenda.reduce import ranks
+from addenda.reducing import ranks
 from recipes.common import Finding, Interval, all_of, conclude
 from recipes.kept import Runs, parsed
 from recipes.low_rank import BATCH, HEALED, LENGTH, SEEN, SHORT, WINDOW, Arm, Subject

@@ -37,11 +37,11 @@ from addenda.models.embedded import model_folder
 from addenda.models.load import load_model
 from addenda.models.wheels import cache_folder
 from addenda.quantizing.quantize import quantize
-from addenda.reduce import ranks
-from addenda.reduce.choose import choose
-from addenda.reduce.ranks import Layer, Ranks, Storage
-from addenda.reduce.solve import solve
-from addenda.reduce.walk import Walk
+from addenda.reducing import ranks
+from addenda.reducing.choose import choose
+from addenda.reducing.ranks import Layer, Ranks, Storage
+from addenda.reducing.solve import solve
+from addenda.reducing.walk import Walk
 from recipes.common import in_turns
 
 ROUTES: dict[str, Storage] = {"svd": "factors", "asvd": "factors", "svd-llm": "factors", "lord": "pivot"}

@@ -24,7 +24,7 @@ FLOORS = (
     "methods",
     "optim",
     "compose",
-    "reduce",
+    "reducing",
     "quantizing",
     "data",
     "models",

@@ -8,7 +8,7 @@ import torch
 
 from addenda.compressing.work import Work, check_apart
 from addenda.core.base.errors import AddendaError
-from addenda.reduce.solve import LowRank
+from addenda.reducing.solve import LowRank
 
 
 def solved() -> dict[str, LowRank]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.ranges import Range
-from addenda.reduce.ranks import Layer, Ranks, waterfill
+from addenda.reducing.ranks import Layer, Ranks, waterfill
 
 RULES = {
     "energy": Range(0, 1, above=True),

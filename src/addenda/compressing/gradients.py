@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.borrow import frozen, gradient_from, training_mode
-from addenda.reduce.walk import Batch
+from addenda.reducing.walk import Batch
 
 
 def fisher(model: nn.Module, batches: list[Batch], weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:

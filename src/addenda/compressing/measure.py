@@ -14,7 +14,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.modules.borrow import training_mode
 from addenda.core.state.cache_length import as_given, cache_of
 from addenda.models.kinds import task_of
-from addenda.reduce.walk import Batch
+from addenda.reducing.walk import Batch
 
 
 def takes_cache(model: nn.Module) -> bool:

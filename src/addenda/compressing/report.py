@@ -12,7 +12,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of, read_json, shown
 from addenda.core.disk.atomic import write_atomically
 from addenda.core.site.targets import grouped
-from addenda.reduce.ranks import Layer, Ranks
+from addenda.reducing.ranks import Layer, Ranks
 
 
 @dataclass(frozen=True)

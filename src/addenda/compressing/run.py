@@ -41,12 +41,12 @@ from addenda.models.kinds import task_in, task_of
 from addenda.models.load import Loaded, config_of, load_model
 from addenda.models.machine import Peak, hardware, resident, versions
 from addenda.models.pretrained import quiet
-from addenda.reduce import ranks
-from addenda.reduce.choose import choose
-from addenda.reduce.moments import Moments
-from addenda.reduce.ranks import Layer, Ranks
-from addenda.reduce.solve import LowRank, solve
-from addenda.reduce.walk import Piece, Walk
+from addenda.reducing import ranks
+from addenda.reducing.choose import choose
+from addenda.reducing.moments import Moments
+from addenda.reducing.ranks import Layer, Ranks
+from addenda.reducing.solve import LowRank, solve
+from addenda.reducing.walk import Piece, Walk
 
 Say = Callable[[str], None]
 _WEIGHED = 16  # windows whose gradients weigh the layers against each other

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from addenda.core.base.errors import AddendaError, nearest
-from addenda.reduce.ranks import Storage
-from addenda.reduce.solve import Split, check
+from addenda.reducing.ranks import Storage
+from addenda.reducing.solve import Split, check
 
 Allocation = Literal["waterfill", "uniform", "energy", "sensitivity", "asvd"]
 ALLOCATIONS = ("waterfill", "uniform", "energy", "sensitivity", "asvd")
@@ -18,7 +18,7 @@ _OF_PIECES = ("how", "storage", "center", "samples", "length", "batch", "seed")
 class CompressionSettings:
     """remove: the share of the chosen layers' parameters (or multiplications) to do without. of: which of the two.
 
-    allocate: who gets which rank, see `reduce.ranks`; share: of the outputs' energy, for "energy"; rise: of the
+    allocate: who gets which rank, see `reducing.ranks`; share: of the outputs' energy, for "energy"; rise: of the
     perplexity, for "sensitivity"; floor: of the uniform rank, for "waterfill"; weigh: layers against each other in it,
     by the relative error of their outputs alone, or by what such an error does to the loss; auto: the latter for a
     causal LM, which has one. multiple: of every rank.

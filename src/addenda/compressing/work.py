@@ -22,7 +22,7 @@ from addenda.core.disk.access import read_json, reading, writing
 from addenda.core.disk.atomic import write_atomically
 from addenda.core.disk.lock import Lock
 from addenda.core.file.identity import differences
-from addenda.reduce.solve import LowRank
+from addenda.reducing.solve import LowRank
 
 _LOCK = ".lock"
 

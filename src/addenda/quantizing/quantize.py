@@ -26,8 +26,8 @@ from addenda.core.packed.spqr import SpQRTensor
 from addenda.core.packed.tensor import Packed, values_of
 from addenda.core.site.targets import ROLES, Target, grouped, listed, matching
 from addenda.core.state.state import find_state
-from addenda.reduce.choose import choose, raw
-from addenda.reduce.walk import Batch, Walk
+from addenda.reducing.choose import choose, raw
+from addenda.reducing.walk import Batch, Walk
 
 FORMS: dict[str, type[Packed]] = {"nf4": NF4Tensor, "int8": Int8Tensor, "spqr": SpQRTensor}
 _OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {"spqr": {"bits": int, "outliers": float, "damp": float}}

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from addenda.core.base.errors import AddendaError, nearest
-from addenda.reduce.moments import Moments, square_root
+from addenda.reducing.moments import Moments, square_root
 
 Split = Literal["left", "sqrt"]
 ROUTES = {

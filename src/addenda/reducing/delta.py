@@ -2,7 +2,7 @@
 
 D (m × n), or a stack of them (k × m × n), is what was added to a weight. Pure functions in float64, without a model.
 
-    low_rank     D ≈ B A          least ‖(D − B A) C^½‖, by the eigenproblem of `reduce.solve`; C = I, or E[x xᵀ]
+    low_rank     D ≈ B A          least ‖(D − B A) C^½‖, by the eigenproblem of `reducing.solve`; C = I, or E[x xᵀ]
     top_k        D ≈ K entries    those with the largest D²_ij C_jj
     few_bits     D ≈ codes        2^b values, their scale and mean by least squares (at one bit as BitDelta's scale,
                                   Liu et al. 2024, arXiv 2402.10193)
@@ -24,7 +24,7 @@ from addenda.core.base.largest import largest
 from addenda.core.base.ranges import Range
 from addenda.core.packed.bits import unpack
 from addenda.core.packed.few_bits import MOST, FewBits, encoded
-from addenda.reduce.solve import completed, spectrum
+from addenda.reducing.solve import completed, spectrum
 
 Known = tuple[Tensor, Tensor]  # B (m × s) and A (s × n), whose product is D
 _SHARE = Range(0, 1, above=True)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from addenda.core.base.errors import AddendaError
-from addenda.reduce.moments import Moments
-from addenda.reduce.solve import ROUTES, solve
+from addenda.reducing.moments import Moments
+from addenda.reducing.solve import ROUTES, solve
 
 SHAPES = [(12, 20), (20, 12), (16, 16)]
 TOKENS = 200

@@ -10,7 +10,7 @@ from addenda.core.modules.ours import is_ours
 from addenda.core.site.kinds import CONV1D, LINEAR, PARAMETER, kind_of
 from addenda.core.site.site import owners_of, refusal, site_at
 from addenda.core.site.targets import Target, called, listed, matching
-from addenda.reduce.ranks import Storage, break_even
+from addenda.reducing.ranks import Storage, break_even
 
 
 def choose(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from addenda.core.base.errors import AddendaError
-from addenda.reduce.delta import difference, few_bits, low_rank, top_k
+from addenda.reducing.delta import difference, few_bits, low_rank, top_k
 
 SHAPES = [(12, 20), (20, 12), (15, 15)]
 

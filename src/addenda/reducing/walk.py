@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.borrow import training_mode
-from addenda.reduce.moments import Moments
+from addenda.reducing.moments import Moments
 
 Batch = dict[str, Tensor]
 

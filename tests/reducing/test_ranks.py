@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from addenda.core.base.errors import AddendaError
-from addenda.reduce import ranks
-from addenda.reduce.ranks import Layer, Trial
+from addenda.reducing import ranks
+from addenda.reducing.ranks import Layer, Trial
 
 
 def falling(k: int, rate: float) -> np.ndarray:

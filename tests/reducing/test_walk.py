@@ -10,8 +10,8 @@ from torch import nn
 import toys
 from addenda.compressing.gradients import fisher, weights_of
 from addenda.core.base.errors import AddendaError
-from addenda.reduce.choose import choose
-from addenda.reduce.walk import Walk
+from addenda.reducing.choose import choose
+from addenda.reducing.walk import Walk
 
 MODELS = {"llama": toys.make_llama, "gpt2": toys.make_gpt2, "bert": toys.make_bert, "mixtral": toys.make_mixtral}
 
