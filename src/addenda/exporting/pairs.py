@@ -12,6 +12,7 @@ from addenda.core.forward.tensors import SiteTensors
 from addenda.core.modules.borrow import training_mode
 from addenda.core.site.site import Site
 from addenda.exporting.deltas import changed_sites, delta, thin_factors
+from addenda.reducing.delta import low_rank as nearest_low_rank
 
 EXACT = 1e-6  # ‖ΔW − B A‖ / ‖ΔW‖ up to which a product is said to be ΔW itself
 
@@ -85,15 +86,13 @@ def _pair(
     site: Site, tensors: SiteTensors, rank: int | None, energy: float | None, second: Tensor | None
 ) -> Pair | None:
     """Return a site's pair; None where ΔW is not low rank and nobody said how far it may be made so."""
-    from addenda.reduce.delta import low_rank as nearest_low_rank
-
     thin = thin_factors(site, tensors)
     if thin is not None and energy is None and (rank is None or thin[1].shape[-2] <= rank):
         return Pair(site, thin[0].float().cpu(), thin[1].float().cpu())
     if rank is None and energy is None:
         return None
-    change = delta(site, tensors).cpu()
-    limit = min(change.shape[-2:])
+    change = delta(site, tensors).cpu() if thin is None else (thin[0].cpu(), thin[1].cpu())
+    limit = min(site.shape)
     near = nearest_low_rank(change, rank=None if rank is None else min(rank, limit), energy=energy, second=second)
     return Pair(site, near.B.float(), near.A.float(), near.error)
 
