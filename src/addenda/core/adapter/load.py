@@ -24,7 +24,7 @@ from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Method, Params, Replace, Shape
 from addenda.core.modules.borrow import in_its_mode
 from addenda.core.packed.few_bits import FewBits
-from addenda.core.site.site import owners_of, refusal, site_at, with_neighbours
+from addenda.core.site.site import Site, owners_of, refusal, site_at, with_neighbours
 from addenda.core.site.targets import grouped
 from addenda.core.state.state import State, record_of
 from addenda.core.state.undo import undone
@@ -59,13 +59,13 @@ def load(
             "checkpoint of its run, or from a file that was saved with latent=True."
         )
     labels = fitting(root, header.labels)
-    plan = _match(root, header, *methods_of(header, path), path)
-    _same_base(state, header, plan, base, path)
-    stored = {s.path: _stored(s, header.bits(s), tensors) for s in header.sites}
-    pools = _pools(plan, header, tensors, path)
+    plan = match(root, header, *methods_of(header, path), path)
+    check_base(state, header, plan, base, path)
+    stored = {s.path: stored_params(s, header.bits(s), tensors) for s in header.sites}
+    pools = stored_pools(plan, header, tensors, path)
     fitting_tensors(plan, stored, path)
     built = build_tensors(plan, header.seed, stored=stored, pools=pools)
-    _same_factors(header, {site.path: site.weight.numel() for site, _ in plan}, built, tensors, path)
+    check_factors(header, {site.path: site.weight.numel() for site, _ in plan}, built, tensors, path)
     heads = tuple(s.path for s in header.heads)
     with undone(root):
         adapter = install(root, state, name, plan, built, heads, header.seed, not state.records, started, activate)
@@ -74,7 +74,8 @@ def load(
         return adapter.requires_grad_(trainable)
 
 
-def _match(root: nn.Module, header: Header, methods: list[Method], copy: Replace, path: str | Path) -> Assigned:
+def match(root: nn.Module, header: Header, methods: list[Method], copy: Replace, path: str | Path) -> Assigned:
+    """Return a file's sites on a model, each with its method. Raises AddendaError listing all that does not fit."""
     plan, problems = [], []
     missing, owners, changed = [], owners_of(root), set()
     for s in header.sites:
@@ -106,28 +107,37 @@ def _match(root: nn.Module, header: Header, methods: list[Method], copy: Replace
     return plan
 
 
-def _same_base(state: State, header: Header, plan: Assigned, base: str, path: str | Path) -> None:
+def check_base(state: State, header: Header, plan: Assigned, base: str, path: str | Path) -> None:
+    """Raise AddendaError where the base's values at the sites are not those that the adapter was trained on."""
     entries = {s.path: s for s in header.sites}
-    mismatches = []
-    for site, _ in plan:
-        entry = entries[site.path]
-        if entry.hash is None or entry.sample is None:
-            continue
-        dtype = str(site.weight.dtype).removeprefix("torch.")
-        if base == "exact" and (entry.dtype != dtype or entry.hash != fingerprint(state, site)):
-            mismatches.append(f"{site.path} (file {entry.dtype}, model {dtype})" if entry.dtype != dtype else site.path)
-        if base == "compatible" and not _within_rounding(entry.sample, sample(state, site)):
-            mismatches.append(site.path)
+    mismatches = [text for site, _ in plan if (text := mismatch(state, entries[site.path], site, base))]
     if mismatches:
-        advice = (
-            "If this is the same base in another dtype, load it with base='compatible'."
-            if base == "exact"
-            else "Their values differ by more than rounding, so this is another model."
-        )
-        raise AddendaError(
-            f"{path} was trained on other base weights: {len(mismatches)} of {len(plan)} sites differ, "
-            f"e.g. {', '.join(mismatches[:3])}. {advice} Nothing was loaded."
-        )
+        raise AddendaError(f"{other_base(path, base, mismatches, len(plan))} Nothing was loaded.")
+
+
+def mismatch(state: State, entry: SiteEntry, site: Site, base: str) -> str | None:
+    """Return the site's name for an error where the base's values there are not those of training; else None."""
+    if entry.hash is None or entry.sample is None:
+        return None
+    dtype = str(site.weight.dtype).removeprefix("torch.")
+    if base == "exact" and entry.dtype != dtype:
+        return f"{site.path} (file {entry.dtype}, model {dtype})"
+    if base == "exact":
+        return None if entry.hash == fingerprint(state, site) else site.path
+    return None if _within_rounding(entry.sample, sample(state, site)) else site.path
+
+
+def other_base(path: str | Path, base: str, mismatches: list[str], count: int) -> str:
+    """Return what to say of an adapter whose base is another: that, where, and what to do."""
+    advice = (
+        "If this is the same base in another dtype, load it with base='compatible'."
+        if base == "exact"
+        else "Their values differ by more than rounding, so this is another model."
+    )
+    return (
+        f"{path} was trained on other base weights: {len(mismatches)} of {count} sites differ, "
+        f"e.g. {', '.join(mismatches[:3])}. {advice}"
+    )
 
 
 def _within_rounding(expected: Sequence[float], actual: Sequence[float]) -> bool:
@@ -135,7 +145,8 @@ def _within_rounding(expected: Sequence[float], actual: Sequence[float]) -> bool
     return a.shape == b.shape and bool((np.abs(a - b) <= 2.0**-7 * np.maximum(np.abs(a), np.abs(b)) + 1e-7).all())
 
 
-def _stored(entry: SiteEntry, bits: int | None, tensors: dict[str, Tensor]) -> Params:
+def stored_params(entry: SiteEntry, bits: int | None, tensors: dict[str, Tensor]) -> Params:
+    """Return the tensors that a file stores of a site: trainable ones as parameters, in codes where they are."""
     params: Params = {}
     for k in entry.trainable:
         tensor = tensors[key := f"{entry.path}/{k}"]
@@ -146,7 +157,7 @@ def _stored(entry: SiteEntry, bits: int | None, tensors: dict[str, Tensor]) -> P
     return params | {k: tensors[f"{entry.path}/{k}"] for k in entry.frozen}
 
 
-def _pools(plan: Assigned, header: Header, tensors: dict[str, Tensor], path: str | Path) -> dict[Method, Params]:
+def stored_pools(plan: Assigned, header: Header, tensors: dict[str, Tensor], path: str | Path) -> dict[Method, Params]:
     """Return the stored pools by method, checked to have the names, kinds and shapes of fresh ones and sane values."""
     methods = [m for m in dict.fromkeys(m for _, m in plan) if m.has("pool")]
     pools, problems = {}, []
@@ -169,7 +180,7 @@ def _pools(plan: Assigned, header: Header, tensors: dict[str, Tensor], path: str
     return pools
 
 
-def _same_factors(
+def check_factors(
     header: Header, sizes: dict[str, int], built: dict[str, SiteTensors], tensors: dict[str, Tensor], path: str | Path
 ) -> None:
     """Raise AddendaError where recomputed tensors are not those of training; a stored basis takes their place."""
