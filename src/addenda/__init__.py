@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from addenda.core.ask.plan import Plan as Plan
     from addenda.core.ask.plan import plan as plan
     from addenda.core.base.errors import AddendaError as AddendaError
-    from addenda.core.file.inspect import inspect as inspect
     from addenda.core.file.save import save as save
     from addenda.core.forward.lean import lean as lean
     from addenda.core.forward.lean import unlean as unlean
@@ -52,6 +51,9 @@ if TYPE_CHECKING:
     from addenda.core.method.catalogue import register as register
     from addenda.core.method.contract import WeightMethod as WeightMethod
     from addenda.core.method.hidden import HiddenMethod as HiddenMethod
+    from addenda.exporting.export import export as export
+    from addenda.exporting.import_adapter import import_adapter as import_adapter
+    from addenda.exporting.inspect import inspect as inspect
     from addenda.quantizing.bridges import adopt as adopt
     from addenda.quantizing.bridges import release as release
     from addenda.quantizing.quantize import dequantize as dequantize
@@ -80,13 +82,15 @@ _NAMES = {
     "core.ask.perturb": "perturbation_curve",
     "core.ask.plan": "Plan plan",
     "core.base.errors": "AddendaError",
-    "core.file.inspect": "inspect",
     "core.file.save": "save",
     "core.forward.lean": "lean unlean",
     "core.merge.merge": "MergeReport merge unmerge",
     "core.method.catalogue": "Info catalogue register",
     "core.method.contract": "WeightMethod",
     "core.method.hidden": "HiddenMethod",
+    "exporting.export": "export",
+    "exporting.import_adapter": "import_adapter",
+    "exporting.inspect": "inspect",
     "quantizing.bridges": "adopt release",
     "quantizing.quantize": "dequantize quantize",
     "train.callback": "TrainerCallback",

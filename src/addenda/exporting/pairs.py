@@ -2,18 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from addenda.core.adapter.build import build_tensors
+from addenda.core.adapter.calibration import stand_in
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
+from addenda.core.base.random import Stream
 from addenda.core.forward.tensors import SiteTensors
+from addenda.core.method.contract import Method, WeightMethod
 from addenda.core.modules.borrow import training_mode
-from addenda.core.site.site import Site
+from addenda.core.site.site import Site, site_at
 from addenda.exporting.deltas import changed_sites, delta, thin_factors
 from addenda.reducing.delta import low_rank as nearest_low_rank
 
+_SIDE = 64  # of a layer on which a method is tried
 EXACT = 1e-6  # ‖ΔW − B A‖ / ‖ΔW‖ up to which a product is said to be ΔW itself
 
 
@@ -92,9 +98,25 @@ def _pair(
     if rank is None and energy is None:
         return None
     change = delta(site, tensors).cpu() if thin is None else (thin[0].cpu(), thin[1].cpu())
-    limit = min(site.shape)
-    near = nearest_low_rank(change, rank=None if rank is None else min(rank, limit), energy=energy, second=second)
+    highest = None if rank is None else min(rank, *site.shape)
+    near = nearest_low_rank(change, rank=highest, energy=energy, second=second)
     return Pair(site, near.B.float(), near.A.float(), near.error)
+
+
+@cache
+def is_low_rank(method: Method) -> bool:
+    """Return whether a method's ΔW is a product of thin matrices by its form: found out on a small layer."""
+    if not isinstance(method, WeightMethod):
+        return False
+    linear = nn.Linear(_SIDE, _SIDE)
+    linear.weight.data = Stream(0, "is_low_rank").normal(_SIDE, _SIDE, std=_SIDE**-0.5)
+    site = site_at(nn.ModuleDict({"layer": linear}), "layer")
+    try:
+        sample = stand_in(method, site.matrix.float())
+        tensors = build_tensors([(site, method)], 0, seen=None if sample is None else {"layer": sample})["layer"]
+        return thin_factors(site, tensors) is not None
+    except AddendaError:  # options that no small layer can have, or neighbours that are not there
+        return False
 
 
 def _not_low_rank(adapter: Adapter, dense: list[tuple[Site, SiteTensors]]) -> AddendaError:

@@ -44,15 +44,20 @@ def read_folder(path: str | Path) -> PeftFolder:
 
     Raises AddendaError where a file is missing or damaged, where there are only pickles, and for a config that is none.
     """
-    folder = path_of(path)
-    folder = folder.parent if folder.is_file() else folder
+    path = path_of(path)
+    folder = path.parent if path.is_file() else path
     with reading(folder):
         has_config, has_weights = (folder / CONFIG).is_file(), (folder / WEIGHTS).is_file()
         pickles = [p.name for p in sorted(folder.glob("adapter_model*")) if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
         size = (folder / CONFIG).stat().st_size if has_config else 0
     if not has_config:
-        raise AddendaError(f"{shown(folder)} has no {CONFIG}, so it is no adapter folder of PEFT. Give the folder that "
-                           "PEFT's save_pretrained has written.")  # fmt: skip
+        raise AddendaError(
+            f"{shown(path)} is an adapter of PEFT without its {CONFIG}, which says how it acts. Keep the folder that "
+            "PEFT's save_pretrained has written together."
+            if folder != path
+            else f"{shown(folder)} has no {CONFIG}, so it is no adapter folder of PEFT. Give the folder that PEFT's "
+            "save_pretrained has written."
+        )
     if not has_weights:
         if pickles:
             raise AddendaError(

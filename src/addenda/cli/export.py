@@ -1,0 +1,85 @@
+"""`addenda export` and `addenda import`: an adapter file for another program, or of one."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from addenda.cli.common import Device, Dtype, Model, Trust, model_or_default, refuse_unread, say, tell
+from addenda.cli.evaluate import with_adapter
+
+AS_LORA = "Methods that have no form of their own there"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(export)
+    app.command("import")(import_)
+
+
+def export(
+    adapter: Annotated[Path, typer.Argument(help="An adapter file of addenda.")],
+    to: Annotated[str, typer.Option("--to", help="peft, vllm or merged: a folder; gguf or kohya: a file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The new folder or file; nothing may be there yet.")],
+    model: Model = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", help="Write them as LoRA of this rank.", rich_help_panel=AS_LORA)
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option("--energy", help="Or of ranks that keep this share of the change.", rich_help_panel=AS_LORA),
+    ] = None,
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="One rank for all sites, padded with zeros (vllm).")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="In which the model is read to prove it: float32 shows most.")
+    ] = "float32",
+    device: Device = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Write an adapter for PEFT, vLLM, llama.cpp or kohya, read it back, and show that it acts as here."""
+    from addenda.core.adapter.handle import adapters
+    from addenda.core.disk.whole import free_place
+    from addenda.core.file.header import read
+    from addenda.exporting.doors import door_called
+    from addenda.exporting.export import export as write
+
+    door = door_called(to)  # before the model is read, which takes longer
+    free_place(out, "--out")
+    header, _ = read(adapter)
+    same = all(s.dtype == dtype for s in header.sites)
+    given: dict[str, Any] = {"uniform": uniform} if uniform else {}
+    if "uniform" not in door.options:
+        refuse_unread(export, locals(), ("uniform",), f"with --to {to}.")
+    base = "exact" if same else "compatible"  # the same weights in another dtype
+    loaded = with_adapter(model, adapter, dtype, device, trust_remote_code=trust_remote_code, base=base)
+    tell(write(adapters(loaded.model)["default"], door.name, out, rank=rank, energy=energy, **given))
+    tell(f"written: {out}")
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="A folder of PEFT, a GGUF adapter, or a file of kohya or LyCORIS.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The adapter file to write.")],
+    model: Model = None,
+    labels: Annotated[
+        int | None, typer.Option("--labels", help="Outputs of a new classifier. Default: of the head in the adapter.")
+    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Read an adapter that another program has trained, and write it as an adapter file of addenda."""
+    from addenda.core.disk.whole import free_place
+    from addenda.exporting.formats import format_of
+    from addenda.exporting.import_adapter import import_adapter, outputs_in
+    from addenda.models.load import load_model
+
+    place = free_place(out, "--out")
+    say(f"{file} is an adapter of {format_of(file)}")
+    outputs = labels or outputs_in(file)
+    loaded = load_model(
+        model_or_default(model), labels=outputs, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    adapter = import_adapter(loaded.model, file)
+    tell(adapter)
+    tell(f"written: {adapter.save(place)}")

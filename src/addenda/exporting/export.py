@@ -1,0 +1,142 @@
+"""Exporting an adapter: written for another program, read back, and shown to act as it does here."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from addenda.core.adapter.attach import detach
+from addenda.core.adapter.handle import Adapter
+from addenda.core.base.arguments import checked
+from addenda.core.base.errors import AddendaError
+from addenda.core.base.sharded import refuse_sharded
+from addenda.core.disk.whole import free_place, whole
+from addenda.core.modules.borrow import in_its_mode
+from addenda.core.site.site import owners_of, site_at
+from addenda.core.state.state import HostRecord, intact, record_of
+from addenda.exporting.deltas import refuse_hidden
+from addenda.exporting.doors import Door, Pairs, door_called
+from addenda.exporting.install import Forms, install
+from addenda.exporting.pairs import EXACT, low_rank
+from addenda.exporting.probe import Effect, effect, probe_of
+from addenda.exporting.routes import Route
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export has written, and what it was proved by. errors: ‖ΔW − written‖ / ‖ΔW‖ by site, 0 where exact."""
+
+    door: str
+    path: Path
+    errors: dict[str, float]
+    effect: Effect
+    bytes: int
+    forms: tuple[str, ...]  # in words: "LORA", "modules_to_save"
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def exact(self) -> bool:
+        """Whether every site is written as it is, up to rounding."""
+        return max(self.errors.values(), default=0.0) <= EXACT
+
+    def __str__(self) -> str:
+        lines = [f"{self.door}: {len(self.errors)} sites as {', '.join(self.forms)}, {self.bytes:,} bytes"]
+        worst = sorted(((e, p) for p, e in self.errors.items() if e > EXACT), reverse=True)
+        if worst:
+            mean = sum(self.errors.values()) / len(self.errors)
+            lines.append(
+                f"an approximation: ‖ΔW − written‖ / ‖ΔW‖ is {mean:.3f} on average; worst:"
+                + "".join(f"\n  {e:.3f}  {p}" for e, p in worst[:3])
+            )
+        lines += [f"proved by reading it back: {self.effect}", *self.notes]
+        return "\n".join(lines)
+
+
+@checked()
+@in_its_mode
+def export(
+    adapter: Adapter,
+    door: Literal["peft", "vllm", "gguf", "kohya", "merged"],
+    out: str | Path,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    second: Mapping[str, Tensor] | None = None,
+    probe: object | None = None,
+    **options: Any,
+) -> ExportReport:
+    """Write an adapter for another program, and prove that what was written acts as it does here.
+
+    door: "peft", "vllm" and "merged" make a folder, "gguf" and "kohya" a file; `docs/doors.md` has what passes where.
+    rank, energy: write changes that a door has no form of as a LoRA of this rank, or of the rank that keeps this share
+    of ‖ΔW‖²; second: by path the second moment of a site's inputs, to weigh what is lost by (`addenda.reduce`). probe:
+    a batch to compare outputs on; by default a small one by the model's config. options: of the door, such as
+    uniform=True for vllm.
+
+    What is written is read back and attached beside the adapter for a moment; its outputs must be the adapter's, up to
+    rounding where the form is exact. Only then does `out`, which must not exist, get its name.
+
+    Raises AddendaError, with nothing written and the model as it was, for sites that have no form behind the door (all
+    of them, with the reasons), an adapter that is merged or moves nothing, and what acts otherwise when read back.
+    """
+    chosen = door_called(door)
+    if unknown := options.keys() - set(chosen.options):
+        known = ", ".join(chosen.options) or "none"
+        raise AddendaError(f"The door {door!r} has no option {min(unknown)!r}; it has: {known}.")
+    place, host = free_place(out), record_of(adapter.model, adapter.name)
+    refuse_sharded(host.root, "nothing can be exported from it")
+    if host.state.merged is not None:
+        raise AddendaError("A change is merged into the base. Call unmerge(model) first.")
+    intact(host.root, adapter.name, host.record)
+    refuse_hidden(adapter)
+    found = _routes(chosen, host)
+    batch = probe_of(host.root) if probe is None else probe
+    approximate = any(r.kind == "approximate" for r in found.values())
+    pairs = None
+    if approximate or not chosen.own or rank is not None or energy is not None:
+        pairs = low_rank(adapter, rank=rank, energy=energy, second=second)
+    with whole(place, folder=chosen.folder) as beside:
+        chosen.write(adapter, beside, pairs, **options)
+        seen = _proved(adapter, chosen, beside, pairs, batch)
+        files = [beside] if beside.is_file() else [p for p in beside.rglob("*") if p.is_file()]
+        size = sum(p.stat().st_size for p in files)
+    errors = dict.fromkeys((p for p in found), 0.0) | {path: p.error for path, p in (pairs or {}).items()}
+    forms = ("LoRA",) if pairs is not None else tuple(dict.fromkeys(r.why for r in found.values()))
+    return ExportReport(door, place, errors, seen, size, forms)
+
+
+def _routes(door: Door, host: HostRecord) -> dict[str, Route]:
+    """Return how each site passes. Raises AddendaError listing those that do not."""
+    owners = owners_of(host.root)
+    found = {path: door.route(m, site_at(host.root, path, owners)) for path, m in host.record.methods.items()}
+    refused = [f"{path}: {r.why}" for path, r in found.items() if r.kind == "refused"]
+    if refused:
+        raise AddendaError(
+            f"{len(refused)} of {len(found)} sites have no form for {door.title}: {'; '.join(refused[:8])}"
+            f"{' …' if len(refused) > 8 else ''}. Nothing was written."
+        )
+    return found
+
+
+@torch.no_grad()
+def _proved(adapter: Adapter, door: Door, written: Path, pairs: Pairs | None, batch: object) -> Effect:
+    """Read back what was written and return its effect beside the adapter's. Raises AddendaError where they differ."""
+    exact = pairs is None or all(p.exact for p in pairs.values())
+    with _beside(adapter, door.read(written, adapter.model)) as other:
+        return effect(adapter, other, batch, exact=exact, where=f"The export for {door.title}")
+
+
+@contextmanager
+def _beside(adapter: Adapter, forms: Forms) -> Iterator[Adapter]:
+    """Yield what was read back, attached idle beside the adapter inside a `with` block."""
+    records = record_of(adapter.model, adapter.name).state.records
+    name = next(n for i in range(len(records) + 1) if (n := f"read-back-{i}") not in records)
+    other = install(adapter.model, forms.sites, name=name, heads=forms.heads, pools=forms.pools, what="What was read")
+    try:
+        yield other
+    finally:
+        detach(other.model, name)
