@@ -65,6 +65,7 @@ OTHER = {  # a value that differs from the default, where the general rule below
     "vectors": 24,
     "length": 16,
     "scale": 0.5,
+    "count": 30,
 }
 NEEDS = {  # what an option needs beside it to act at all
     ("svft", "band"): {"pattern": "banded"},

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+import addenda as ad
 from addenda import AddendaError
 from addenda.core.base.random import Stream
+from addenda.exporting.install import install
 from addenda.methods.shira import SHiRA
 
-MASKS = ("magnitude", "random", "struct", "gradient", "snip")
+MASKS = ("magnitude", "random", "struct", "gradient", "snip", "given")
 SHAPES = [(12, 12), (15, 10), (10, 17)]
 
 
@@ -76,7 +78,7 @@ def test_random_masks_differ_between_sites_and_repeat():
 
 
 def test_start_and_counts(check):
-    for mask in ("magnitude", "random", "struct", "block"):
+    for mask in ("magnitude", "random", "struct", "block", "given"):
         check.starts_exactly(SHiRA(mask=mask, density=0.05, block=2))
         check.starts_exactly(SHiRA(mask=mask, density=0.05, block=2), 50, 70)
         check.counts(SHiRA(mask=mask, density=0.05, block=2))
@@ -118,3 +120,40 @@ def test_blocks_that_do_not_fit_are_refused():
     assert "does not divide" in SHiRA(mask="block", block=32).check(64, 40)
     with pytest.raises(AddendaError, match="block must be at least 1"):
         SHiRA(block=0)
+
+
+def test_given_positions_are_held_and_a_fresh_start_draws_them(check):
+    method = SHiRA(mask="given", count=9)
+    check.starts_exactly(method)
+    check.counts(method)
+    first, other = (method.init(torch.zeros(12, 15), Stream(0, path), {})["index"] for path in ("a", "b"))
+    assert len(first.unique()) == 9 and not torch.equal(first, other)
+    assert not method.derive(torch.zeros(12, 15), Stream(0, "a"))  # none that would not be in the file
+
+
+def test_given_positions_come_back_from_a_file(tmp_path):
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Linear(8, 6)), torch.randn(3, 8)
+    W = model[0].weight.detach().clone()
+    own = {"index": torch.tensor([3, 17, 40], dtype=torch.int32), "values": torch.tensor([1.0, -2.0, 0.5])}
+    adapter = install(model, {"0": (SHiRA(mask="given", count=3), own)}, name="given", activate=True)
+    W.view(-1)[own["index"].long()] += own["values"]
+    want = torch.nn.functional.linear(x, W, model[0].bias)
+    torch.testing.assert_close(model(x), want)
+    file = adapter.save(tmp_path / "a.safetensors")
+    ad.detach(model)
+    assert not torch.equal(model(x), want)
+    ad.load(model, file)
+    torch.testing.assert_close(model(x), want)
+
+
+def test_a_count_takes_the_place_of_the_density(check):
+    assert SHiRA(density=0.5, count=4).trainable(10, 10) == 4
+    at = check.make(SHiRA(count=4), 10, 10)
+    assert at.W.abs().flatten()[at.p["index"]].min() >= at.W.abs().flatten().topk(5).values[-1]
+    assert "above 3 × 4" in SHiRA(count=13).check(3, 4)
+    with pytest.raises(AddendaError, match="count must be at least 1"):
+        SHiRA(count=0)
+    for mask in ("struct", "block"):
+        with pytest.raises(AddendaError, match="single entries"):
+            SHiRA(mask=mask, count=4)

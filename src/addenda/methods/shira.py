@@ -7,7 +7,9 @@ The masks of the paper: "magnitude" (the K largest |W|), "random", "struct" (who
 batches are combined: here |G| is summed for "gradient", as a measure of how often an entry is wanted, and G itself for
 "snip", as in SNIP (Lee et al. 2018). Ties fall to the lower flat index. Every site draws a mask of its own.
 Not of the paper: "block" takes whole blocks of b × b entries, those with the largest Σ|W|. Its gradients need products
-of that size only; every other mask needs the dense product that full fine-tuning needs.
+of that size only; every other mask needs the dense product that full fine-tuning needs. "given" holds positions in the
+adapter's file, as who made it gave them (a reduction of another change, an imported one); a fresh start draws them.
+count is K itself, in the place of the density.
 
 Cost: K numbers a site. The change may have full rank. Low density and few steps favour it; struct masks did badly on
 language in the paper.
@@ -19,10 +21,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from addenda.core.base.largest import largest
+from addenda.core.base.largest import largest, narrow
 from addenda.core.base.random import Stream
 from addenda.core.method.catalogue import register
 from addenda.core.method.contract import Params, Shape, WeightMethod
+
+_WHOLE = {"struct": "whole rows and columns", "block": "whole blocks"}
 
 
 @register(
@@ -41,18 +45,24 @@ from addenda.core.method.contract import Params, Shape, WeightMethod
 )
 @dataclass(frozen=True)
 class SHiRA(WeightMethod):
-    """density: the share of entries that are trained. mask: how they are chosen, see the module. block: the side b."""
+    """density: the share of entries that are trained, or count: their number K. mask: how they are chosen, see the
+    module. block: the side b."""
 
     sized_by: ClassVar[str] = "density"
     density: float = 0.01
-    mask: Literal["magnitude", "random", "struct", "gradient", "snip", "block"] = "magnitude"
+    mask: Literal["magnitude", "random", "struct", "gradient", "snip", "block", "given"] = "magnitude"
     block: int = 32
+    count: int | None = None
 
     def validate(self):
         if not 0 < self.density <= 1:
             yield f"density must be in (0, 1], got {self.density}"
         if self.block < 1:
             yield f"block must be at least 1, got {self.block}"
+        if self.count is not None and self.count < 1:
+            yield f"count must be at least 1, got {self.count}"
+        if self.count is not None and self.mask in ("struct", "block"):
+            yield f"count is of single entries, and mask={self.mask!r} takes {_WHOLE[self.mask]}; use density"
 
     def has(self, hook: str) -> bool:
         return super().has(hook) and (hook != "blocks" or self.mask == "block")
@@ -68,6 +78,8 @@ class SHiRA(WeightMethod):
     def check(self, m: int, n: int) -> str | None:
         if self.mask == "block" and (m % self.block or n % self.block):
             return f"block={self.block} does not divide both of {m} × {n}"
+        if self.count is not None and self.count > m * n:
+            return f"count={self.count} is above {m} × {n}"
         if self.mask == "struct" and self.density * m * n < min(m, n):
             return f"a struct mask holds the diagonal: density must be at least {min(m, n) / (m * n):.2g} at {m} × {n}"
         return None
@@ -86,6 +98,8 @@ class SHiRA(WeightMethod):
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         K = self.trainable(*W.shape)
         own: Params = {"values": nn.Parameter(torch.zeros(K))}  # of "block": block after block, b × b each
+        if self.mask == "given":
+            own["index"] = narrow(rng.choice(W.numel(), K), W.numel())
         if self.mask == "gradient":
             own["index"] = largest(p["calibration"], K).int()
         if self.mask == "snip":
@@ -119,7 +133,7 @@ class SHiRA(WeightMethod):
         if self.mask == "struct":
             rows, columns = self._lines(m, n)
             return rows * n + columns * m - rows * columns + min(m, n) - rows - columns
-        return max(1, round(self.density * m * n))
+        return self.count or max(1, round(self.density * m * n))
 
     def _blocks(self, m: int, n: int) -> int:
         return max(1, round(self.density * m * n / self.block**2))

@@ -88,7 +88,7 @@ class Coded:
 
 
 @dataclass(frozen=True)
-class Patch:
+class Difference:
     """What two tensors differ in. index (K): sorted flat positions, int64; values (K): those of the tuned one."""
 
     index: Tensor
@@ -201,7 +201,7 @@ def few_bits(D: Tensor, bits: int) -> Coded:
 
 
 @torch.no_grad()
-def difference(base: Tensor, tuned: Tensor) -> Patch:
+def difference(base: Tensor, tuned: Tensor) -> Difference:
     """Return where two tensors of one shape and dtype differ in any bit, and the tuned values there. It may be nowhere.
 
     Compared are bits, so −0 is not 0 and a NaN is itself. Raises AddendaError for other shapes or dtypes.
@@ -211,7 +211,7 @@ def difference(base: Tensor, tuned: Tensor) -> Patch:
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[base.element_size()]
     one, other = (t.detach().contiguous().flatten() for t in (base, tuned))
     index = torch.nonzero(one.view(bits) != other.view(bits)).flatten()
-    return Patch(index, other[index])
+    return Difference(index, other[index])
 
 
 # -- one matrix --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import torch
 
-from addenda.core.base.largest import largest
+from addenda.core.base.largest import largest, narrow
 
 
 def test_ties_fall_to_the_first_positions():
@@ -17,3 +17,9 @@ def test_ties_fall_to_the_first_positions():
 
 def test_a_template_has_positions_without_values():
     assert largest(torch.empty(4, 5, device="meta"), 7).shape == (7,)
+
+
+def test_positions_are_as_narrow_as_the_matrix_allows():
+    last = torch.tensor([2**31 - 1])
+    assert narrow(last, 2**31).dtype == torch.int32 and narrow(last, 2**31).item() == 2**31 - 1
+    assert narrow(last + 1, 2**31 + 1).dtype == torch.int64 and narrow(last + 1, 2**31 + 1).item() == 2**31

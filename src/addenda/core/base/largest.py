@@ -1,4 +1,4 @@
-"""The largest of many numbers by position, alike on every machine: of equal ones those that come first."""
+"""Positions in a matrix: the largest entries, alike on every machine, and the dtype that positions are kept in."""
 
 import torch
 from torch import Tensor
@@ -13,3 +13,8 @@ def largest(score: Tensor, count: int) -> Tensor:
     above = torch.nonzero(flat > least).flatten()
     level = torch.nonzero(flat == least).flatten()[: count - len(above)]
     return torch.cat([above, level]).sort().values
+
+
+def narrow(positions: Tensor, size: int) -> Tensor:
+    """Return flat positions in a matrix of so many entries as int32, or as int64 where int32 does not reach."""
+    return positions.to(torch.int32 if size <= 2**31 else torch.int64)
