@@ -24,7 +24,7 @@ from addenda.core.modules.statistics import hold, let_go, mode_of
 from addenda.core.modules.wrappers import unwrap
 from addenda.core.site.site import owners_of, site_at
 from addenda.core.site.targets import Target, refuse_foreign
-from addenda.core.state import bypass
+from addenda.core.state import bypass, save_pretrained
 from addenda.core.state.cache_length import follow
 from addenda.core.state.merged import apart, restore
 from addenda.core.state.state import (
@@ -149,6 +149,7 @@ def _installed(root, state, name, plan, built, heads, seed, freeze, started, act
     apply_active(root, state, (name,) if activate else state.active)
     follow(root)
     bypass.hook(root, state)
+    save_pretrained.guard(root, state)
     adapter = Adapter(root, name)
     adapter.draw()
     return adapter
@@ -194,6 +195,7 @@ def _take_off(root: nn.Module, state: State, names: list[str]) -> None:
             release(module)
     follow(root)
     bypass.hook(root, state)
+    save_pretrained.guard(root, state)
     if state.records:
         apply_active(root, state, tuple(n for n in state.active if n in state.records), stay=True)
         return

@@ -12,6 +12,7 @@ from addenda.core.forward import acting
 from addenda.core.forward.acting import Acting, Blocks, Here
 from addenda.core.forward.mixed import Mixed
 from addenda.core.forward.tensors import SiteTensors
+from addenda.core.forward.writing import in_save_pretrained, loss
 from addenda.core.modules.classes import Adapted
 from addenda.core.modules.late_backward import first, told, used
 from addenda.core.site.kinds import PARAMETER, Kind
@@ -95,6 +96,23 @@ class Slots(nn.Module):
     @property
     def now(self) -> dict[tuple[str, bool], Tensor] | None:
         return self.here.now
+
+    def acts_here(self) -> bool:
+        """Return whether a change acts for the code that asks, blocks included."""
+        acts = self.within() or self.own
+        return any(acts.live.values()) or bool(acts.each)
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """Return what torch's does; where a model is written whole, for other libraries to read, nothing.
+
+        Raises AddendaError where that would lose a change: see `core.state.save_pretrained`.
+        """
+        whole = options.get("destination")
+        if whole is not None and in_save_pretrained():
+            if self.acts_here():
+                raise AddendaError(loss(", ".join(map(repr, self._modules)), "save_pretrained"))
+            return whole
+        return super().state_dict(*args, **options)
 
     def add(self, adapter: str, site: Site, tensors: SiteTensors) -> None:
         if adapter not in self._modules:
