@@ -7,7 +7,8 @@ does what runs in `contextvars.copy_context()`. Outside of blocks all this costs
 A forward reads what acts module by module, so what acts for all may only change between forwards: `alone` refuses a
 change while another thread runs a forward of the model, and holds back those that begin meanwhile.
 
-torch.compile cannot read a context. A compiled forward knows the blocks that were opened in its own thread.
+torch.compile cannot read a context. A compiled forward knows the blocks that were opened in its own thread. Where
+nothing acts, it runs the graph of what acted last, on tensors that change nothing (`core.forward.still`).
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
@@ -89,6 +91,19 @@ class _Gate:
 
 
 gate = _Gate()
+
+
+class _Compiled:
+    seen = False
+
+
+compiled = _Compiled()  # whether a forward of this process was ever compiled
+
+
+@torch.compiler.assume_constant_result
+def note_compiled() -> None:
+    """Note that a forward is compiled: torch calls this when it traces one, and never when it runs it."""
+    compiled.seen = True
 
 
 def _task() -> Any:

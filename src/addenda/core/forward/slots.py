@@ -25,16 +25,36 @@ class Slots(nn.Module):
     def __init__(self):
         super().__init__()
         self.kinds: dict[str, Kind] = {}
-        self.own = Acting()  # by the model's state
+        self._own = self.traced = Acting()  # by the model's state; and what a compiled forward takes for that
         self.blocks: Blocks | None = None  # by block; None where no block is
         self.here = Here()
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("blocks", "here")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("blocks", "here", "traced")}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        self.blocks, self.here = None, Here()
+        self.blocks, self.here, self.traced = None, Here(), self._own
+
+    @property
+    def own(self) -> Acting:
+        """What acts by the model's state."""
+        return self._own
+
+    @own.setter
+    def own(self, acts: Acting) -> None:
+        self._own = self.traced = acts
+
+    def train(self, mode: bool = True) -> "Slots":
+        """Set the mode of all that is in here, and of what stands in for it in compiled forwards."""
+        for group in self.traced.live.values():
+            for tensors in group:
+                tensors.training = mode
+        return super().train(mode)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "Slots":
+        self.traced = self._own  # stand-ins are no modules of this one, and would stay where they are
+        return super()._apply(fn, recurse)
 
     def _replicate_for_data_parallel(self) -> "Slots":
         """Return a replica, which runs in a thread of its own with what acts here."""
@@ -47,19 +67,20 @@ class Slots(nn.Module):
         if torch.compiler.is_compiling():
             if acting.tasks.blocks:
                 raise AddendaError("A compiled forward cannot tell in which asyncio task's `with` block it runs.")
-            return self.here.acting or self.own
+            acting.note_compiled()
+            return self.here.acting or self.traced
         if acting.gate.closed:
             acting.wait()
         if first():
-            return self.own if self.blocks is None else self._chosen()
+            return self._own if self.blocks is None else self._chosen()
         return used(self, self._chosen)
 
     def _chosen(self) -> Acting:
         if self.blocks is None:
-            return self.own
+            return self._own
         if (block := told(acting.Block)) is not None:  # a reentrant checkpoint's forward ran in this block, or in none
-            return self.own if block is acting.Block else self.blocks.get(block, self.own)
-        return self.within() or self.own
+            return self._own if block is acting.Block else self.blocks.get(block, self._own)
+        return self.within() or self._own
 
     def within(self) -> Acting | None:
         """Return what acts by the blocks around the running code, or None outside of blocks."""

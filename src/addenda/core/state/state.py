@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet
@@ -10,9 +11,10 @@ from weakref import ReferenceType, WeakKeyDictionary, WeakSet
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError, nearest
-from addenda.core.forward.acting import Acting, Block, alone, blocks, enter, leave, lock
+from addenda.core.forward.acting import Acting, Block, alone, blocks, compiled, enter, leave, lock
 from addenda.core.forward.mixed import Mixed
 from addenda.core.forward.slots import Slots, slots_of
+from addenda.core.forward.still import Stills
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Method
 from addenda.core.modules.wrappers import unwrap
@@ -94,6 +96,7 @@ class State:
 
     records: dict[str, Record] = field(default_factory=dict)
     active: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()  # those that acted before none did
     blocks: WeakSet[Arrangement] = field(default_factory=WeakSet)  # those that somebody is in
     here: Within = field(default_factory=Within)
     frozen: dict[str, bool] = field(default_factory=dict)  # requires_grad of base parameters before the freeze
@@ -230,8 +233,11 @@ def apply_active(root: nn.Module, state: State, names: tuple[str, ...], stay: bo
         planned = {s: s.activated(acting) for m in root.modules() if (s := slots_of(m)) is not None}
         link(root, state, planned)
         state.active = names
+        state.last = names or tuple(n for n in state.last if n in state.records)
         for slots, acts in planned.items():
             slots.own = acts
+        if compiled.seen and not names:
+            _stand_in(root, state)
         if not stay:
             leave([b for b in blocks() if b in state.blocks])
         for block in list(state.blocks):  # places may have come or gone
@@ -272,6 +278,22 @@ def mirror(root: nn.Module, state: State) -> None:
         if (slots := slots_of(module)) is not None:
             slots.here.acting = slots.within()
     state.here.block = state.arrangement
+
+
+def _stand_in(root: nn.Module, state: State) -> None:
+    """Let compiled forwards run what acted last, on tensors that change nothing, where nothing acts any more."""
+    if state.merged is not None:
+        return
+    owners, held = owners_of(root), []
+    for name in state.last:
+        for path in state.records[name].methods:
+            with suppress(AddendaError):  # replaced since; see `intact`
+                held.append((site_at(root, path, owners), tensors_at(root, name, path)))
+    planned = {s: s.activated(state.last) for m in root.modules() if (s := slots_of(m)) is not None}
+    link(root, state, planned)
+    stills = Stills(held)
+    for slots, acts in planned.items():
+        slots.traced = Acting({p: stills.of(group) for p, group in acts.live.items()})
 
 
 def sweep(root: ReferenceType[nn.Module]) -> None:
