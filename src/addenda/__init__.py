@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from addenda.core.method.catalogue import register as register
     from addenda.core.method.contract import WeightMethod as WeightMethod
     from addenda.core.method.hidden import HiddenMethod as HiddenMethod
+    from addenda.exporting.doors import passage as passage
     from addenda.exporting.export import export as export
     from addenda.exporting.import_adapter import import_adapter as import_adapter
     from addenda.exporting.inspect import inspect as inspect
@@ -88,6 +89,7 @@ _NAMES = {
     "core.method.catalogue": "Info catalogue register",
     "core.method.contract": "WeightMethod",
     "core.method.hidden": "HiddenMethod",
+    "exporting.doors": "passage",
     "exporting.export": "export",
     "exporting.import_adapter": "import_adapter",
     "exporting.inspect": "inspect",

@@ -40,6 +40,8 @@ def probe_of(model: nn.Module, rows: int = 2, length: int = 16) -> dict[str, Ten
         ids[ids == pad] = 0 if pad else min(1, vocabulary - 1)  # padding would be read as the end of a text
         batch["input_ids"] = ids
         batch["attention_mask"] = torch.ones_like(ids)
+        if getattr(config, "is_encoder_decoder", False):
+            batch["decoder_input_ids"] = ids[:, :4]
     if not batch:
         raise AddendaError(
             f"There is no telling what a {type(model).__name__} reads. Give probe=, a batch for it: a tensor, a tuple, "
