@@ -8,7 +8,7 @@ import addenda as ad
 from addenda import AddendaError
 from addenda.exporting.doors import DOORS
 from addenda.exporting.table import error_of, kinds, page, route_of, usual
-from shared import HIDDEN, NAMES
+from shared import HIDDEN, METHODS, NAMES
 from toys import make_bert, make_llama
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def test_a_plan_says_how_it_would_leave():
     model = make_llama()
     passage = ad.passage(model, "lora:rank=2", "peft")
     assert not passage.refused and len(passage.routes) == 14 and "would pass" in str(passage)
-    assert ad.passage(model, "houlsby", "peft").refused
+    assert ad.passage(model, METHODS["houlsby"], "peft").refused
     heads = ad.passage(make_bert(), "lora:rank=2", "peft", also_train=["classifier"]).routes
     assert {heads["classifier.weight"].kind, heads["classifier.bias"].kind} == {"exact"}
     with pytest.raises(AddendaError, match="no door"):
