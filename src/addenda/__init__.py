@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from addenda.exporting.export import export as export
     from addenda.exporting.import_adapter import import_adapter as import_adapter
     from addenda.exporting.inspect import inspect as inspect
+    from addenda.exporting.reduce import reduce as reduce
+    from addenda.exporting.reduce_report import ReduceReport as ReduceReport
     from addenda.quantizing.bridges import adopt as adopt
     from addenda.quantizing.bridges import release as release
     from addenda.quantizing.quantize import dequantize as dequantize
@@ -93,6 +95,8 @@ _NAMES = {
     "exporting.export": "export",
     "exporting.import_adapter": "import_adapter",
     "exporting.inspect": "inspect",
+    "exporting.reduce": "reduce",
+    "exporting.reduce_report": "ReduceReport",
     "quantizing.bridges": "adopt release",
     "quantizing.quantize": "dequantize quantize",
     "train.callback": "TrainerCallback",
