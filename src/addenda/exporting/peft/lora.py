@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.method.contract import Method
-from addenda.core.method.lowrank import LowRank
 from addenda.core.site.site import Site, owners_of
 from addenda.exporting.install import Forms
 from addenda.exporting.peft import dora, layout, residual, tokens
@@ -175,8 +174,8 @@ def _piece(live: Live, turned: bool) -> Piece:
     if isinstance(method, LoRA) and method.origin == "zero":
         piece = Piece(live.site, p["B"], p["A"], method.scale, live.places)
     else:
-        B, A = factors_of(live)
-        piece = Piece(live.site, *narrow(B, A) if isinstance(method, LowRank) else trimmed(B, A), 1.0, live.places)
+        B, A = narrow(*trimmed(*factors_of(live)))
+        piece = Piece(live.site, B, A, 1.0, live.places)
     if not turned:
         return piece
     lengths = dora.lengths(live.site, piece.scale * piece.B.double() @ piece.A.double())

@@ -1,7 +1,7 @@
 """PEFT's SHIRA: K = r (m + n) entries of W change, at positions that the folder holds as (row, column).
 
-Read as SHiRA with given positions, index = row · n + column, in rising order. Written from every sparse method: where a
-site has fewer entries than r (m + n), further positions are named whose values are zero.
+Read as SHiRA with given positions, index = row · n + column, in rising order. Written from every sparse method, and
+from patches: where a site has fewer entries than r (m + n), further positions are named whose values are zero.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from addenda.core.site.site import Site
 from addenda.exporting.install import Forms
 from addenda.exporting.peft.conversion import Config, Conversion, Live, Saved, Written, expect, number, refuse
 from addenda.exporting.routes import Route
+from addenda.methods.patch import Patch
 from addenda.methods.shira import SHiRA
 
 _VALUES, _INDEX = "shira_weight", "shira_indices"
@@ -38,29 +39,31 @@ class ShiraConversion(Conversion):
             count = rank * (m + n)
             wrong = expect(s, {_VALUES: (count,), _INDEX: (2, count)})
             if not wrong:
-                where = s.tensors[_INDEX].long()
-                row, column = where[0], where[1]
-                if bool(((row < 0) | (row >= m) | (column < 0) | (column >= n)).any()):
+                where, limits = s.tensors[_INDEX].long(), torch.tensor([[m], [n]])
+                flat = (where * torch.tensor([[n], [1]])).sum(0)
+                if bool(((where < 0) | (where >= limits)).any()):
                     wrong.append(f"{s.path}: {_INDEX} names positions outside of {m} × {n}")
-                elif len((row * n + column).unique()) < count:
+                elif len(flat.unique()) < count:
                     wrong.append(f"{s.path}: {_INDEX} names a position twice")
             problems += wrong
             if not wrong:
-                index, order = torch.sort(row * n + column)
+                index, order = ((s.tensors[_INDEX].long()) * torch.tensor([[n], [1]])).sum(0).sort()
                 values = s.tensors[_VALUES].float()[order]
                 method = SHiRA(mask="given", count=count)
                 forms.sites[s.path] = method, {"values": values, "index": narrow(index, m * n)}
         refuse(problems, "This SHIRA adapter of PEFT does not fit")
 
     def route(self, method: Method, site: Site) -> Route | None:
-        if not isinstance(method, WeightMethod) or not method.has("sparse") or site.kind != LINEAR:
+        if not isinstance(method, WeightMethod) or site.kind != LINEAR:
+            return None
+        if not (method.has("sparse") or isinstance(method, Patch)):
             return None
         m, n = site.shape
         count = method.trainable(m, n)
         return Route("exact", "SHIRA") if -(-count // (m + n)) * (m + n) <= m * n else None
 
     def write(self, live: Sequence[Live]) -> Written:
-        entries = {e.path: e.method.sparse(to_float(e.values()), e.site.shape) for e in live}
+        entries = {e.path: _entries(e) for e in live}
         rank = max(-(-len(entries[e.path][0]) // sum(e.site.shape)) for e in live)
         config = {"peft_type": self.type, "r": rank, "mask_type": "random", "random_seed": 0, "fan_in_fan_out": False}
         made = Written(config)
@@ -79,3 +82,11 @@ class ShiraConversion(Conversion):
             made.tensors[f"{each.path}.{_INDEX}"] = torch.stack([index // n, index % n]).int()
             made.tensors[f"{each.path}.{_VALUES}"] = values
         return made
+
+
+def _entries(live: Live) -> tuple[Tensor, Tensor]:
+    """Return the flat positions at which a site's weight changes, and by how much."""
+    p = to_float(live.values())
+    if isinstance(live.method, Patch):
+        return p["index"], p["values"] - live.site.matrix.cpu().float().flatten()[p["index"]]
+    return live.method.sparse(p, live.site.shape)

@@ -13,6 +13,7 @@ from addenda.core.method.lowrank import LowRank
 from addenda.core.site.kinds import LINEAR
 from addenda.core.site.site import Site
 from addenda.exporting.peft.conversion import Live
+from addenda.methods.delora import DeLoRA
 
 _SIDE = 64  # a stand-in for a larger weight is at least as large as this, and as four ranks
 
@@ -23,7 +24,7 @@ def exact_rank(method: Method, site: Site) -> int | None:
         return None
     m, n = site.shape
     rank = _width(method, m, n)
-    if rank is not None and isinstance(method, LowRank):
+    if rank is not None and isinstance(method, LowRank | DeLoRA):  # offsets from a start are twice as wide
         return min(rank, m, n)
     return rank if rank is not None and rank < min(m, n) else None
 
