@@ -52,7 +52,7 @@ class ExportReport:
                 f"an approximation: ‖ΔW − written‖ / ‖ΔW‖ is {mean:.3f} on average; worst:"
                 + "".join(f"\n  {e:.3f}  {p}" for e, p in worst[:3])
             )
-        lines += [f"proved by reading it back: {self.effect}", *self.notes]
+        lines += [f"read back: {self.effect}", *self.notes]
         return "\n".join(lines)
 
 

@@ -64,8 +64,8 @@ class Effect:
     def __str__(self) -> str:
         share = self.difference / self.size if self.size else 0.0
         return (
-            f"outputs of up to {self.size:.3g} moved by up to {self.moved:.2e}; read back, the largest difference is "
-            f"{self.difference:.2e} ({share:.1e} of the largest output, {self.relative:.1e} of the change)"
+            f"the adapter moves outputs of up to {self.size:.3g} by {self.moved:.3g};\n"
+            f"  what was written is {self.difference:.1e} off: {share:.1e} of the largest, {self.relative:.1e} of the change"
         )
 
 
