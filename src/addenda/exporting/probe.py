@@ -65,7 +65,8 @@ class Effect:
         share = self.difference / self.size if self.size else 0.0
         return (
             f"the adapter moves outputs of up to {self.size:.3g} by {self.moved:.3g};\n"
-            f"  what was written is {self.difference:.1e} off: {share:.1e} of the largest, {self.relative:.1e} of the change"
+            f"  what was written is {self.difference:.1e} off: {share:.1e} of the largest, "
+            f"{self.relative:.1e} of the change"
         )
 
 
