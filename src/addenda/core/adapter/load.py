@@ -16,7 +16,7 @@ from addenda.core.adapter.fit import fitting_tensors, form_of, form_text, not_sa
 from addenda.core.adapter.handle import Adapter, fitting
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
-from addenda.core.file.fingerprint import checksum, fingerprint, sample
+from addenda.core.file.fingerprint import checksum, fingerprint, hash_of, sample
 from addenda.core.file.header import Checksum, Header, SiteEntry, read
 from addenda.core.file.methods import methods_of
 from addenda.core.file.save import derived_of
@@ -115,16 +115,20 @@ def check_base(state: State, header: Header, plan: Assigned, base: str, path: st
         raise AddendaError(f"{other_base(path, base, mismatches, len(plan))} Nothing was loaded.")
 
 
-def mismatch(state: State, entry: SiteEntry, site: Site, base: str) -> str | None:
-    """Return the site's name for an error where the base's values there are not those of training; else None."""
+def mismatch(state: State | None, entry: SiteEntry, site: Site, base: str) -> str | None:
+    """Return the site's name for an error where the base's values there are not those of training; else None.
+
+    state: what remembers the base's hashes; None where its weights are there for a moment only.
+    """
     if entry.hash is None or entry.sample is None:
         return None
     dtype = str(site.weight.dtype).removeprefix("torch.")
     if base == "exact" and entry.dtype != dtype:
         return f"{site.path} (file {entry.dtype}, model {dtype})"
     if base == "exact":
-        return None if entry.hash == fingerprint(state, site) else site.path
-    return None if _within_rounding(entry.sample, sample(state, site)) else site.path
+        actual = hash_of(site.weight) if state is None else fingerprint(state, site)
+        return None if entry.hash == actual else site.path
+    return None if _within_rounding(entry.sample, sample(state or State(), site)) else site.path
 
 
 def other_base(path: str | Path, base: str, mismatches: list[str], count: int) -> str:

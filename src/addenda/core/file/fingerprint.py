@@ -27,6 +27,11 @@ def fingerprint(state: State, site: Site) -> str:
     return entry[1]
 
 
+def hash_of(weight: Tensor) -> str:
+    """Return the SHA-256 of a tensor's bytes, computed now: `fingerprint` of a weight that no model keeps."""
+    return _hash(parts_of(weight))
+
+
 def _hash(parts: list[Tensor]) -> str:
     sha = hashlib.sha256()
     for part in parts:

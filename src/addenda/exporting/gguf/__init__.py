@@ -1,1 +1,0 @@
-"""Adapters of llama.cpp: LoRA in GGUF files, written and read."""

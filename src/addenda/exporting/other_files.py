@@ -1,0 +1,39 @@
+"""What else lies in a model's folder: tokenizer, templates, settings; and what is left behind, by name."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from addenda.core.disk.access import reading, writing
+from addenda.core.file.header import PEFT
+from addenda.models.checkpoint_files import INDEX
+
+_WEIGHTS = {
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".ot", ".onnx", ".gguf",
+    ".npz", ".tflite", ".mlmodel",
+}  # fmt: skip
+_OF_WEIGHTS = {"pytorch_model.bin.index.json", INDEX, PEFT}  # what belongs to weights that are not copied
+
+
+def copy_others(folder: Path, target: Path, done: Iterable[str]) -> list[str]:
+    """Copy the files of a model's folder beside its weights, those in folders below too; return what was left behind.
+
+    done: files that are written by other means. Left behind are weights in any format (they are those of the base),
+    pickles, adapters, hidden files, and folders that are links.
+    """
+    left, skipped = [], set(done)
+    with reading(folder):
+        paths = sorted(folder.rglob("*"))
+    for path in paths:
+        place = path.relative_to(folder)
+        if str(place) in skipped or (path.is_dir() and not path.is_symlink()):
+            continue
+        hidden = any(part.startswith(".") for part in place.parts)
+        if hidden or path.name in _OF_WEIGHTS or path.suffix.lower() in _WEIGHTS or not path.is_file():
+            if not hidden:
+                left.append(str(place))
+            continue
+        with writing(target / place):
+            (target / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / place)
+    return left

@@ -1,0 +1,58 @@
+"""`addenda merge`."""
+
+import pytest
+import torch
+import transformers
+
+import addenda as ad
+from addenda.cli.main import run
+from shared import stir
+from tiny_models import make_llama, make_tokenizer
+
+
+def call(*arguments, code=0):
+    with pytest.raises(SystemExit) as stopped:
+        run([str(a) for a in arguments])
+    assert (stopped.value.code or 0) == code
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_llama().save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    stir(ad.attach(model, "lora:rank=2"), 0.3).save(tmp_path / "a.safetensors")
+    return tmp_path
+
+
+def test_merge_and_what_it_says(folder, capsys):
+    call("merge", "--model", folder / "model", "--adapter", folder / "a.safetensors", "--out", folder / "out")
+    said = capsys.readouterr()
+    assert "merged 14 sites in float32" in said.out and "largest difference" in said.out
+    assert "the base is the one of training (14 weights)" in said.err
+    merged = transformers.LlamaForCausalLM.from_pretrained(folder / "out")
+    model = transformers.LlamaForCausalLM.from_pretrained(folder / "model")
+    ids = torch.arange(1, 13)[None]
+    assert (merged(ids).logits - model(ids).logits).abs().max() > 1e-3
+    ad.load(model, folder / "a.safetensors")
+    assert (merged(ids).logits - model(ids).logits).abs().max() < 1e-5
+    call("merge", "-m", folder / "model", "-a", folder / "a.safetensors", "-o", folder / "out", code=2)
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_no_check_says_so_and_several_files_add_up(folder, capsys):
+    files = ("-a", folder / "a.safetensors", "-a", folder / "a.safetensors")
+    call("merge", "-m", folder / "model", *files, "-o", folder / "out", "--no-check", "--dtype", "bfloat16")
+    assert "not checked" in capsys.readouterr().out
+    key = "model.layers.0.mlp.up_proj.weight"
+    one = transformers.LlamaForCausalLM.from_pretrained(folder / "model")
+    W = one.state_dict()[key].clone()
+    ad.load(one, folder / "a.safetensors")
+    ad.merge(one)
+    twice = transformers.LlamaForCausalLM.from_pretrained(folder / "out").state_dict()[key]
+    assert torch.allclose(twice.float(), W + 2 * (one.state_dict()[key] - W), rtol=1e-2, atol=1e-6)
+
+
+def test_a_refusal_is_a_sentence(folder, capsys):
+    call("merge", "-m", folder / "model", "-a", folder / "b.safetensors", "-o", folder / "out", code=2)
+    assert "There is no file" in capsys.readouterr().err and not (folder / "out").exists()
