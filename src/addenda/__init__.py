@@ -51,11 +51,14 @@ if TYPE_CHECKING:
     from addenda.core.method.catalogue import register as register
     from addenda.core.method.contract import WeightMethod as WeightMethod
     from addenda.core.method.hidden import HiddenMethod as HiddenMethod
+    from addenda.exporting.doors import passage as passage
     from addenda.exporting.export import export as export
     from addenda.exporting.import_adapter import import_adapter as import_adapter
     from addenda.exporting.inspect import inspect as inspect
     from addenda.exporting.merged import DiskMergeReport as DiskMergeReport
     from addenda.exporting.merged import merge_on_disk as merge_on_disk
+    from addenda.exporting.reduce import reduce as reduce
+    from addenda.exporting.reduce_report import ReduceReport as ReduceReport
     from addenda.quantizing.bridges import adopt as adopt
     from addenda.quantizing.bridges import release as release
     from addenda.quantizing.quantize import dequantize as dequantize
@@ -90,10 +93,13 @@ _NAMES = {
     "core.method.catalogue": "Info catalogue register",
     "core.method.contract": "WeightMethod",
     "core.method.hidden": "HiddenMethod",
+    "exporting.doors": "passage",
     "exporting.export": "export",
     "exporting.import_adapter": "import_adapter",
     "exporting.inspect": "inspect",
     "exporting.merged": "DiskMergeReport merge_on_disk",
+    "exporting.reduce": "reduce",
+    "exporting.reduce_report": "ReduceReport",
     "quantizing.bridges": "adopt release",
     "quantizing.quantize": "dequantize quantize",
     "train.callback": "TrainerCallback",

@@ -1,5 +1,6 @@
 """`addenda methods`: the catalogue, one method in full, or all of it as a page."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,16 +16,20 @@ def register(app: typer.Typer) -> None:
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, in full; a glob lists those that match.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write the catalogue to this Markdown file instead.")] = None,
+    doors: Annotated[
+        Path | None, typer.Option("--doors", help="Write there how each method leaves: PEFT, vLLM, GGUF, kohya.")
+    ] = None,
 ) -> None:
     """List the methods and what each one claims."""
     from addenda.core.method.catalogue import catalogue, info
 
     if page is not None:
-        from addenda.core.disk.atomic import write_atomically
-        from addenda.core.disk.place import file_for, holds
+        _write(page, "--page", "# The catalogue\n", catalogue_page)
+    if doors is not None:
+        from addenda.exporting.table import page as doors_page
 
-        path = file_for(page, lambda file: holds(file, "# The catalogue\n", "`addenda methods --page"), what="--page")
-        write_atomically(path, catalogue_page().encode())
+        _write(doors, "--doors", "# Doors\n", doors_page)
+    if page is not None or doors is not None:
         return
     if name and not set("*?[") & set(name):
         tell(_full(info(name)))
@@ -47,6 +52,15 @@ def methods(
     console.print(table)
     console.print(f"\n{len(found)} methods. `addenda methods NAME` shows one in full, with its options.", markup=False)
     console.print(f"Optimizers for `addenda tune --optimizer`: {', '.join(known())}.", markup=False)
+
+
+def _write(file: Path, option: str, title: str, text: Callable[[], str]) -> None:
+    """Write a page that this command makes, over an older one of its own at most."""
+    from addenda.core.disk.atomic import write_atomically
+    from addenda.core.disk.place import file_for, holds
+
+    path = file_for(file, lambda there: holds(there, title, f"`addenda methods {option}"), what=option)
+    write_atomically(path, text().encode())
 
 
 def _full(entry) -> str:

@@ -40,6 +40,10 @@ def plan(
         typer.Option("--length", help="Tokens of an example; side of an image. Default for images: the model's."),
     ] = None,
     labelled: Annotated[float, typer.Option("--labelled", help="Share of the tokens that have a label.")] = 1.0,
+    door: Annotated[
+        str | None,
+        typer.Option("--for", help="Say too how it would leave: peft, vllm, gguf, kohya or merged (docs/doors.md)."),
+    ] = None,
     optimizer: Annotated[
         str, typer.Option("--optimizer", help="Whose state a step keeps. Default: the method's own (see methods).")
     ] = "auto",
@@ -51,10 +55,13 @@ def plan(
         )
     from addenda.core.ask.plan import plan as make
     from addenda.core.method.catalogue import build
+    from addenda.exporting.doors import door_called, passage
     from addenda.models.load import load_model
     from addenda.optim import build as build_optimizer
 
     chosen = build(method)  # before the model is read, which takes longer
+    if door is not None:
+        door_called(door)
     reading: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "trust_remote_code": trust_remote_code}
     loaded = load_model(model_or_default(model), device="cpu", **reading)
     size = getattr(loaded.tokenizer, "size", None)
@@ -71,3 +78,10 @@ def plan(
         optimizer=lambda adapter: build_optimizer(adapter, optimizer, steps=100),
     )
     tell(made)
+    if door is not None:
+        tell(
+            passage(
+                loaded.model, chosen, door, targets=listed(targets) if targets else None, exclude=listed(exclude),
+                also_train=loaded.heads, head_bits=head_bits,
+            )
+        )  # fmt: skip

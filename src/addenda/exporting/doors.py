@@ -1,6 +1,6 @@
 """The doors: which other programs' formats there are, and how each method passes each of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -8,11 +8,15 @@ from typing import Any
 
 from torch import nn
 
+from addenda.core.adapter.assign import Spec, assign
 from addenda.core.adapter.handle import Adapter
+from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.method.contract import Method, WeightMethod
 from addenda.core.method.hidden import HiddenMethod
+from addenda.core.modules.wrappers import unwrap
 from addenda.core.site.site import Site
+from addenda.core.site.targets import Target, grouped
 from addenda.exporting.install import Forms
 from addenda.exporting.pairs import Pair, is_low_rank
 from addenda.exporting.routes import Route
@@ -76,6 +80,47 @@ def as_product(method: Method, site: Site, what: str = "LoRA") -> Route:
     return Route("approximate", f"{what} of the rank= or energy= asked for, with its error")
 
 
-def routes(door: Door, assigned: Iterable[tuple[Site, Method]]) -> dict[str, Route]:
-    """Return how each of these sites passes a door, by path."""
-    return {site.path: door.route(method, site) for site, method in assigned}
+@dataclass(frozen=True)
+class Passage:
+    """How every site of a planned adapter would pass a door, before anything is trained."""
+
+    door: Door
+    routes: dict[str, Route]  # by path
+
+    @property
+    def refused(self) -> dict[str, Route]:
+        """The sites that have no form behind the door."""
+        return {path: r for path, r in self.routes.items() if r.kind == "refused"}
+
+    def __str__(self) -> str:
+        lines = [f"{self.door.name}: {'would be refused' if self.refused else 'would pass'} ({self.door.title})"]
+        by_route: dict[Route, list[str]] = {}
+        for path, r in self.routes.items():
+            by_route.setdefault(r, []).append(path)
+        for r, paths in by_route.items():
+            groups = grouped(paths)
+            more = f" and {len(groups) - 3} more kinds" if len(groups) > 3 else ""
+            lines.append(f"  {len(paths)} sites {r}")
+            lines.append(f"    {', '.join([*groups][:3])}{more}")
+        return "\n".join(lines)
+
+
+@checked()
+def passage(
+    model: nn.Module,
+    method: Spec | Mapping[Target, Spec],
+    door: str,
+    *,
+    targets: Target | Iterable[Target] | None = None,
+    exclude: Iterable[Target] = (),
+    also_train: Iterable[Target] = (),
+    head_bits: int | None = None,
+) -> Passage:
+    """Say how an adapter that is not trained yet would pass a door, site by site; nothing is attached.
+
+    The arguments are those of `attach`. Raises AddendaError as it does, and for an unknown door.
+    """
+    chosen = door_called(door)
+    root = unwrap(model)
+    assigned, _ = assign(root, method, targets, exclude, also_train, head_bits)
+    return Passage(chosen, {site.path: chosen.route(m, site) for site, m in assigned})

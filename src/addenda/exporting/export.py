@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class ExportReport:
                 f"an approximation: ‖ΔW − written‖ / ‖ΔW‖ is {mean:.3f} on average; worst:"
                 + "".join(f"\n  {e:.3f}  {p}" for e, p in worst[:3])
             )
-        lines += [f"proved by reading it back: {self.effect}", *self.notes]
+        lines += [f"read back: {self.effect}", *self.notes]
         return "\n".join(lines)
 
 
@@ -60,7 +60,7 @@ class ExportReport:
 @in_its_mode
 def export(
     adapter: Adapter,
-    door: Literal["peft", "vllm", "gguf", "kohya", "merged"],
+    door: str,
     out: str | Path,
     *,
     rank: int | None = None,

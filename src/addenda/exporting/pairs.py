@@ -1,8 +1,10 @@
 """Every change of an adapter as a product of two thin matrices, which is what other programs read."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
 from addenda.core.forward.tensors import SiteTensors
-from addenda.core.method.contract import Method, WeightMethod
+from addenda.core.method.contract import WeightMethod
 from addenda.core.modules.borrow import training_mode
 from addenda.core.site.site import Site, site_at
 from addenda.exporting.deltas import changed_sites, delta, thin_factors
@@ -104,10 +106,12 @@ def _pair(
 
 
 @cache
-def is_low_rank(method: Method) -> bool:
+def is_low_rank(method: Any) -> bool:
     """Return whether a method's ΔW is a product of thin matrices by its form: found out on a small layer."""
     if not isinstance(method, WeightMethod):
         return False
+    if (getattr(method, "rank", None) or 0) >= _SIDE // 2:
+        method = dataclasses.replace(method, rank=_SIDE // 8)  # the form counts, and no small layer has such a rank
     linear = nn.Linear(_SIDE, _SIDE)
     linear.weight.data = Stream(0, "is_low_rank").normal(_SIDE, _SIDE, std=_SIDE**-0.5)
     site = site_at(nn.ModuleDict({"layer": linear}), "layer")

@@ -40,6 +40,8 @@ def probe_of(model: nn.Module, rows: int = 2, length: int = 16) -> dict[str, Ten
         ids[ids == pad] = 0 if pad else min(1, vocabulary - 1)  # padding would be read as the end of a text
         batch["input_ids"] = ids
         batch["attention_mask"] = torch.ones_like(ids)
+        if getattr(config, "is_encoder_decoder", False):
+            batch["decoder_input_ids"] = ids[:, :4]
     if not batch:
         raise AddendaError(
             f"There is no telling what a {type(model).__name__} reads. Give probe=, a batch for it: a tensor, a tuple, "
@@ -62,8 +64,9 @@ class Effect:
     def __str__(self) -> str:
         share = self.difference / self.size if self.size else 0.0
         return (
-            f"outputs of up to {self.size:.3g} moved by up to {self.moved:.2e}; read back, the largest difference is "
-            f"{self.difference:.2e} ({share:.1e} of the largest output, {self.relative:.1e} of the change)"
+            f"the adapter moves outputs of up to {self.size:.3g} by {self.moved:.3g};\n"
+            f"  what was written is {self.difference:.1e} off: {share:.1e} of the largest, "
+            f"{self.relative:.1e} of the change"
         )
 
 

@@ -22,10 +22,7 @@ from addenda.core.packed.few_bits import FewBits
 SCHEMA = 1
 _MAXHEADER = 64 << 20
 PEFT = "adapter_config.json"  # the file by which PEFT knows its folders
-FROM_PEFT = (
-    "which addenda does not import yet. Merge it there (`PeftModel.from_pretrained(base, folder).merge_and_unload()`, "
-    "then save_pretrained) and give the merged folder as the model; or train the method here."
-)
+FROM_PEFT = "which is imported, not loaded: addenda.import_adapter(model, folder), or addenda import FOLDER --out FILE."
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -88,7 +88,7 @@ def refuse_foreign(model: nn.Module) -> None:
         raise AddendaError(
             f"This {type(model).__name__} carries an adapter of PEFT ({len(paths)} of its modules, e.g. {paths[0]}), "
             "whose matrices are no part of the base. Take it off first: model = model.merge_and_unload() keeps its "
-            "change in the weights, model = model.unload() does not."
+            "change in the weights, model = model.unload() does not; what PEFT has saved addenda.import_adapter takes."
         )
 
 

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Method, Params
-from addenda.core.site.site import Site
+from addenda.core.site.site import Site, owners_of, site_at
 from addenda.exporting.install import Forms
 from addenda.exporting.routes import Route
 
@@ -31,10 +31,21 @@ _NEUTRAL = (None, False, 0, 0.0, "", "none")
 
 @dataclass(frozen=True)
 class Saved:
-    """One site of a folder: its tensors by their names there, "lora_A.weight"."""
+    """One site of a folder: its tensors by their names there, "lora_A.weight".
+
+    name: what PEFT calls it, where that is not its path. raw: PEFT names the parameter itself (target_parameters) and
+    sees it as it is stored, not as its layer does.
+    """
 
     site: Site
     tensors: Mapping[str, Tensor]
+    name: str = ""
+    raw: bool = False
+
+    @property
+    def known_as(self) -> str:
+        """The path by which patterns of a config name it."""
+        return self.name or self.site.path
 
     @property
     def path(self) -> str:
@@ -42,11 +53,21 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where PEFT puts a change of a weight: a module that it wraps, or a parameter that it names itself (raw)."""
+
+    path: str
+    module: nn.Module  # the weight's owner
+    raw: bool = False
+
+
+@dataclass(frozen=True)
 class Live:
-    """One site of an adapter that is to be written."""
+    """One site of an adapter that is to be written. places: where PEFT puts it; tied weights have more than one."""
 
     site: Site
     tensors: SiteTensors
+    places: tuple[Place, ...] = ()
 
     @property
     def path(self) -> str:
@@ -68,6 +89,7 @@ class Written:
     config: Config
     tensors: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)  # those that stand under "base_model."
+    modules: list[str] | str | None = None  # what target_modules names; None: the paths of all sites
 
 
 class Conversion:
@@ -78,6 +100,18 @@ class Conversion:
     shared: ClassVar[tuple[str, ...]] = ()  # names of tensors under "base_model.", that all sites share
     reads: ClassVar[frozenset[str]] = frozenset()  # keys of the config that `read` looks at
     ignores: ClassVar[frozenset[str]] = frozenset()  # keys that act in training only
+
+    def place(
+        self, model: nn.Module, config: Config, sites: Mapping[str, Mapping[str, Tensor]]
+    ) -> tuple[list[Saved], list[str], list[str]]:
+        """Return the sites that keys name, with their tensors, the paths that the model lacks, and other problems."""
+        saved, missing, owners = [], [], owners_of(model)
+        for path, tensors in sites.items():
+            try:
+                saved.append(Saved(site_at(model, path, owners), tensors))
+            except AddendaError:
+                missing.append(path)
+        return saved, missing, []
 
     def read(self, config: Config, saved: Sequence[Saved], shared: Mapping[str, Tensor], forms: Forms) -> None:
         """Put the methods and tensors of all sites into `forms`. Raises AddendaError for what has no form here."""
@@ -130,14 +164,27 @@ def pattern_value(patterns: object, path: str, default: Any, what: str) -> Any:
     if not isinstance(patterns, dict):
         raise AddendaError(f"{what} of a PEFT config is a dict by path, got {str(patterns)[:80]}.")
     for key, value in patterns.items():
-        if len(key) > 300 or re.search(r"[+*?}]\s*\)?\s*[+*{]|\)\s*[+*{]", key):
+        if key == path:
+            return value
+        if not is_quick(key):
             raise AddendaError(f"{what} has the key {key[:80]!r}, which is no path and could take for ever to match.")
-        try:
-            if key == path or re.match(rf"(.*\.)?({key})$", path):
-                return value
-        except re.error as error:
-            raise AddendaError(f"{what} has the key {key[:80]!r}, which is no path or expression: {error}.") from None
+        if matches(rf"(.*\.)?({key})$", path, what):
+            return value
     return default
+
+
+def is_quick(expression: str) -> bool:
+    """Return whether a regular expression has no repetition inside of one, few of them, and is short."""
+    nested = re.search(r"[+*?}]\s*\)?\s*[+*{]|\)\s*[+*{]", expression)
+    return len(expression) <= 1000 and not nested and len(re.findall(r"[+*]|\{\d*,\d*\}", expression)) <= 4
+
+
+def matches(expression: str, path: str, what: str) -> bool:
+    """Return whether a path matches an expression from its beginning. Raises AddendaError where it is none."""
+    try:
+        return re.match(expression, path) is not None
+    except (re.error, RecursionError, OverflowError) as error:
+        raise AddendaError(f"{what} has {expression[:80]!r}, which is no path or expression: {error}.") from None
 
 
 def number(config: Config, key: str, kind: type[int] | type[float], default: Any = None) -> Any:

@@ -1,15 +1,13 @@
 """PEFT as a door: how a method passes it, writing and reading."""
 
-from addenda.core.method.contract import Method, Replace
+from addenda.core.method.contract import Method
 from addenda.core.site.site import Site
 from addenda.exporting.peft.read import read as read
-from addenda.exporting.peft.write import conversion_for
+from addenda.exporting.peft.table import conversion_for
 from addenda.exporting.peft.write import write as write
 from addenda.exporting.routes import Route
 
 
 def route(method: Method, site: Site) -> Route:
-    """Return the form in which PEFT has a method at a site; heads that are trained whole are modules_to_save."""
-    if type(method) is Replace:
-        return Route("exact", "modules_to_save")
+    """Return the form in which PEFT has a method at a site."""
     return conversion_for(method, site)[1]

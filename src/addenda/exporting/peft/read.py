@@ -1,16 +1,18 @@
 """Reading a folder of PEFT: every tensor of it finds its place on the model, or nothing is attached."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.site.kinds import kind_of
-from addenda.core.site.site import owners_of, site_at
 from addenda.core.site.targets import called, grouped
 from addenda.exporting.install import Forms
-from addenda.exporting.peft.conversion import Config, Conversion, Saved
+from addenda.exporting.peft import copies
+from addenda.exporting.peft.conversion import Config, Conversion, Saved, is_quick, matches
 from addenda.exporting.peft.folder import PREFIX, ROOT, PeftFolder, read_folder
 from addenda.exporting.peft.table import CONVERSIONS, why_not
 
@@ -27,14 +29,14 @@ def read(path: str | Path, model: nn.Module) -> Forms:
     if conversion is None:
         raise AddendaError(f"{folder.path.name} is a {folder.type[:60]} adapter of PEFT: {why_not(folder.type)}.")
     conversion.check(folder.config)
-    sites, copies, shared, problems = _sorted(folder, conversion)
-    saved, missing = _placed(model, sites)
+    sites, others, shared, problems = _sorted(folder, conversion)
+    saved, missing, more = conversion.place(model, folder.config, sites)
     names = [n for n, _ in model.named_modules()]
     for pattern, paths in grouped(missing).items():
         problems.append(f"the model has no {pattern[:200]} ({len(paths)} modules).{nearest(paths[0], names, 1)}")
-    problems += _without_tensors(model, folder.config, {s.path for s in saved}, conversion)
+    problems += more + _unlike_targets(model, folder.config, saved, sites)
     forms = Forms()
-    problems += _heads(model, folder.config, copies, forms)
+    problems += copies.read(model, folder.config, others, forms)
     if problems:
         raise AddendaError(
             f"The PEFT adapter in {folder.path.name} does not fit this {type(model).__name__}, and nothing was "
@@ -73,46 +75,45 @@ def _sorted(
     return sites, copies, shared, problems
 
 
-def _placed(model: nn.Module, sites: dict[str, dict[str, Tensor]]) -> tuple[list[Saved], list[str]]:
-    saved, missing, owners = [], [], owners_of(model)
-    for path, tensors in sites.items():
-        try:
-            saved.append(Saved(site_at(model, path, owners), tensors))
-        except AddendaError:
-            missing.append(path)
-    return saved, missing
-
-
-def _without_tensors(model: nn.Module, config: Config, known: set[str], conversion: Conversion) -> list[str]:
-    """Return the modules that the config's list of targets names and that the folder has no tensors of."""
+def _unlike_targets(
+    model: nn.Module, config: Config, saved: Sequence[Saved], sites: Mapping[str, Mapping[str, Tensor]]
+) -> list[str]:
+    """Return the modules that the config names and that have no tensors, and those that have tensors without a name."""
     targets = config.get("target_modules")
-    if not isinstance(targets, list) or config.get("layers_to_transform") is not None or config.get("exclude_modules"):
-        return []  # an expression, or fewer than the list says
-    absent = [
-        path
-        for path, module in called(model)
-        if kind_of(module) is not None
-        and any(path == t or path.endswith(f".{t}") for t in targets)
-        and path not in known
-    ]
-    return [f"the config names {p} ({n} modules), which has no tensors" for p, n in
-            ((pattern, len(paths)) for pattern, paths in grouped(absent).items())]  # fmt: skip
-
-
-def _heads(model: nn.Module, config: Config, copies: dict[str, Tensor], forms: Forms) -> list[str]:
-    """Put the modules that were trained whole into `forms`; return what does not fit."""
-    names, problems = config.get("modules_to_save") or [], []
-    parameters = dict(model.named_parameters())
-    for path, tensor in copies.items():
-        if not any(re.search(rf"(^|\.){re.escape(str(n))}\.", path) for n in names):
-            problems.append(f"{path} is no tensor of this type, and the config's modules_to_save does not name it")
-        elif path not in parameters:
-            problems.append(f"the model has no {path}.{nearest(path, parameters, 1)}")
-        elif parameters[path].shape != tensor.shape:
-            problems.append(f"{path} is {list(tensor.shape)}, and the model's {list(parameters[path].shape)}")
-        else:
-            forms.heads[path] = {"value": tensor}
-    for name in names:
-        if not any(re.search(rf"(^|\.){re.escape(str(name))}\.", path) for path in copies):
-            problems.append(f"the config's modules_to_save names {name}, which has no tensors")
+    if not (isinstance(targets, list) and targets) and not _sensible(targets):
+        return []
+    found = {s.known_as: s for s in saved}
+    adapted = {id(s.site.weight) for s in saved}
+    problems = []
+    if not (config.get("exclude_modules") or config.get("layers_to_transform") is not None):
+        absent = [
+            path
+            for path, module in called(model)
+            if kind_of(module) is not None
+            and _targeted(targets, path)
+            and path not in sites
+            and id(module._parameters.get("weight")) not in adapted
+        ]
+        problems += [f"the config names {p} ({len(paths)} modules), which has no tensors"
+                     for p, paths in grouped(absent).items()]  # fmt: skip
+    extra = [
+        name
+        for name, s in found.items()
+        if not s.raw and not any("token" in k for k in s.tensors) and name in sites and not _targeted(targets, name)
+        and not config.get("ensure_weight_tying")
+    ]  # fmt: skip
+    problems += [f"{p} ({len(paths)} modules) has tensors, and the config's target_modules does not name it, so that "
+                 "PEFT would leave it out" for p, paths in grouped(extra).items()]  # fmt: skip
     return problems
+
+
+def _sensible(targets: object) -> bool:
+    """Return whether target_modules is an expression that can be looked at: no word of PEFT's own, and quick."""
+    return isinstance(targets, str) and targets not in ("all-linear", "dummy-target-modules") and is_quick(targets)
+
+
+def _targeted(targets: Any, path: str) -> bool:
+    """Return whether target_modules names a path as PEFT reads it: by its end, or a whole expression."""
+    if isinstance(targets, str):
+        return matches(f"(?:{targets})$", path, "target_modules")
+    return any(path == t or path.endswith(f".{t}") for t in targets)

@@ -9,17 +9,19 @@ from torch import Tensor, nn
 
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
-from addenda.core.method.contract import Method
 from addenda.core.modules.borrow import training_mode
-from addenda.core.site.site import Site
+from addenda.core.site.site import is_norm, owners_of, site_at
 from addenda.core.state.state import record_of
 from addenda.exporting.deltas import changed_sites
 from addenda.exporting.pairs import Pair
+from addenda.exporting.peft import copies, tokens
 from addenda.exporting.peft.conversion import Conversion, Live, Written
 from addenda.exporting.peft.folder import PREFIX, ROOT, write_folder
-from addenda.exporting.peft.lora import written
-from addenda.exporting.peft.table import CONVERSIONS
-from addenda.exporting.routes import Route
+from addenda.exporting.peft.layout import places
+from addenda.exporting.peft.lora import Piece, written
+from addenda.exporting.peft.table import CONVERSIONS, conversion_for
+
+NORMS, TOKENS = CONVERSIONS["LN_TUNING"], CONVERSIONS["TRAINABLE_TOKENS"]  # what stands beside other types
 
 _TASKS = {
     "ForCausalLM": "CAUSAL_LM",
@@ -29,15 +31,11 @@ _TASKS = {
     "ForQuestionAnswering": "QUESTION_ANS",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
 }
-
-
-def conversion_for(method: Method, site: Site) -> tuple[Conversion | None, Route]:
-    """Return the conversion that writes a method at a site, and how; None where it goes as a LoRA with an error."""
-    for conversion in CONVERSIONS.values():
-        route = conversion.route(method, site)
-        if route is not None:
-            return (None if route.kind == "approximate" else conversion), route
-    return None, Route("approximate", "LORA of the rank or energy asked for")
+_HEADS = {  # what PEFT copies and saves for a task without being asked
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 
 
 @torch.no_grad()
@@ -48,39 +46,72 @@ def write(adapter: Adapter, folder: Path, pairs: dict[str, Pair] | None = None) 
     parameters that PEFT has no place for; nothing is written then.
     """
     root, _, record = record_of(adapter.model, adapter.name)
-    made = _own(adapter) if pairs is None else written({k: (p.site, p.B, p.A, 1.0) for k, p in pairs.items()})
-    config, tensors = made.config, {f"{PREFIX}{k}": t for k, t in made.tensors.items()}
-    tensors |= {f"{ROOT}{k}": t for k, t in made.shared.items()}
-    paths = [*pairs] if pairs is not None else [p for p in record.methods if p not in record.also_train]
-    heads, copies = _heads(adapter, root)
-    if heads:
-        config["modules_to_save"] = heads
-        tensors |= {f"{PREFIX}{k}": t for k, t in copies.items()}
-    config = {**_common(root), "target_modules": targets(root, paths), **config}
-    write_folder(folder, config, tensors)
+    owners = owners_of(root)
+    values = {copies.parameter_path(site_at(root, path, owners)): t.tensors()["value"].detach()
+              for path, t in adapter.sites() if path in record.also_train}  # fmt: skip
+    if pairs is None:
+        with training_mode(adapter.model, False):
+            live = [Live(site, t, places(site, owners)) for site, t in changed_sites(adapter)]
+            made = _own(adapter, live, values)
+    else:
+        made = written({k: Piece(p.site, p.B, p.A, 1.0, places(p.site, owners)) for k, p in pairs.items()})
+    common = _common(root)
+    modules = [*record.methods] if made.modules is None else made.modules
+    heads = [n for n, _ in root.named_children() if n in _HEADS.get(common["task_type"], ())]
+    if any(m in heads or m.split(".")[0] in heads for m in modules):
+        common["task_type"], heads = None, []  # for its task PEFT would copy what is changed here
+    copies.add(made, root, values, heads)
+    config = {**common, "target_modules": modules if isinstance(modules, str) else targets(root, modules)}
+    tensors = {f"{PREFIX}{k}": t for k, t in made.tensors.items()} | {f"{ROOT}{k}": t for k, t in made.shared.items()}
+    write_folder(folder, {**config, **made.config}, tensors)
 
 
-def _own(adapter: Adapter) -> Written:
-    """Return what the conversion of the adapter's methods writes."""
-    with training_mode(adapter.model, False):
-        live = [Live(site, tensors) for site, tensors in changed_sites(adapter)]
-        used: dict[Any, list[Live]] = {}
-        refused = []
-        for each in live:
-            conversion, route = conversion_for(each.method, each.site)
-            if conversion is None or route.kind == "refused":
-                refused.append(f"{each.path} ({each.method.name}): {route.why}")
-            used.setdefault(conversion, []).append(each)
-        if refused:
-            raise AddendaError(f"{len(refused)} sites have no form in PEFT: {'; '.join(refused[:6])}.")
-        if len(used) > 1:
-            kinds = ", ".join(c.type for c in used)
-            raise AddendaError(
-                f"{adapter.name!r} has sites of {len(used)} types of PEFT ({kinds}), and a folder has one. Give rank= "
-                "or energy= for a LoRA of all of them, or export to 'merged'."
+def _own(adapter: Adapter, live: list[Live], values: dict[str, Tensor]) -> Written:
+    """Return what the conversions of the adapter's methods write, and put the copies among them into `values`."""
+    used: dict[Conversion, list[Live]] = {}
+    refused = []
+    for each in live:
+        conversion, route = conversion_for(each.method, each.site)
+        if conversion is None:
+            reason = (
+                route.why if route.kind == "refused" else "it is no product of thin matrices; give rank= or energy="
             )
+            refused.append(f"{each.path} ({each.method.name}): {reason}")
+        else:
+            used.setdefault(conversion, []).append(each)
+    if refused:
+        raise AddendaError(f"{len(refused)} sites have no form in PEFT: {'; '.join(refused[:6])}.")
+    whole, rows = used.pop(NORMS, []), used.pop(TOKENS, [])
+    if not used and not rows and whole and not values and all(is_norm(e.site.module) for e in whole):
+        return NORMS.write(whole)
+    values |= {copies.parameter_path(e.site): e.values()["value"] for e in whole}
+    if not used and not values and len({e.method for e in rows}) == 1:
+        return TOKENS.write(rows)
+    made = _changes(adapter, used, bool(rows))
+    tokens.add(made, rows)
+    return made
+
+
+def _changes(adapter: Adapter, used: dict[Conversion, list[Live]], as_lora: bool) -> Written:
+    """Return one config of all sites that are neither copies nor tokens: LORA where as_lora says so, or they mix."""
+    lora = CONVERSIONS["LORA"]
+    if not used:
+        made = written({})
+        made.modules = "dummy-target-modules"  # PEFT's own word for: none
+        return made
+    if len(used) == 1 and not (as_lora and lora not in used):
         ((conversion, sites),) = used.items()
         return conversion.write(sites)
+    listed = [e for sites in used.values() for e in sites]
+    others = {c.type: e for c, sites in used.items() for e in sites if lora.route(e.method, e.site) is None}
+    if others:
+        kinds = ", ".join(c.type for c in used)
+        raise AddendaError(
+            f"{adapter.name!r} has sites of {len(used)} types of PEFT ({kinds}{', tokens' if as_lora else ''}), a "
+            f"folder has one, and {next(iter(others))} is no low-rank change. Give rank= or energy= for a LoRA of all "
+            "of them, or export to 'merged'."
+        )
+    return lora.write(listed)
 
 
 def _common(root: nn.Module) -> dict[str, Any]:
@@ -105,18 +136,3 @@ def targets(root: nn.Module, paths: list[str]) -> list[str] | str:
     if any(o.endswith(f".{p}") for p in paths for o in others):
         return "|".join(re.escape(p) for p in sorted(paths))
     return sorted(paths)
-
-
-def _heads(adapter: Adapter, root: nn.Module) -> tuple[list[str], dict[str, Tensor]]:
-    """Return the names for modules_to_save, and every tensor of those modules by path."""
-    record = record_of(adapter.model, adapter.name).record
-    modules = dict.fromkeys(path.rpartition(".")[0] for path in record.also_train)
-    copies: dict[str, Tensor] = {}
-    trained = {path: t.tensors()["value"] for path, t in adapter.sites() if path in record.also_train}
-    for module in modules:
-        if not module:
-            raise AddendaError("A trained parameter of the model itself has no place in PEFT; use 'merged'.")
-        for name, p in root.get_submodule(module).named_parameters():
-            if not name.startswith("addenda."):
-                copies[f"{module}.{name}"] = trained.get(f"{module}.{name}", p.detach())
-    return [*modules], copies

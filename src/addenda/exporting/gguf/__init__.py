@@ -1,0 +1,1 @@
+"""Adapters of llama.cpp: LoRA in GGUF files, written and read."""
