@@ -31,6 +31,9 @@ def export(
     uniform: Annotated[
         bool, typer.Option("--uniform", help="One rank for all sites, padded with zeros (vllm).")
     ] = False,
+    stored: Annotated[
+        str | None, typer.Option("--stored", help="How numbers are stored: f32, f16 (gguf); float32, … (kohya).")
+    ] = None,
     dtype: Annotated[
         str, typer.Option("--dtype", help="In which the model is read to prove it: float32 shows most.")
     ] = "float32",
@@ -48,9 +51,10 @@ def export(
     free_place(out, "--out")
     header, _ = read(adapter)
     same = all(s.dtype == dtype for s in header.sites)
-    given: dict[str, Any] = {"uniform": uniform} if uniform else {}
-    if "uniform" not in door.options:
-        refuse_unread(export, locals(), ("uniform",), f"with --to {to}.")
+    unread = [name for name, option in (("uniform", "uniform"), ("stored", "dtype")) if option not in door.options]
+    refuse_unread(export, locals(), unread, f"with --to {to}.")
+    given: dict[str, Any] = {"uniform": True} if uniform else {}
+    given |= {"dtype": stored} if stored is not None else {}
     base = "exact" if same else "compatible"  # the same weights in another dtype
     loaded = with_adapter(model, adapter, dtype, device, trust_remote_code=trust_remote_code, base=base)
     tell(write(adapters(loaded.model)["default"], door.name, out, rank=rank, energy=energy, **given))

@@ -56,7 +56,7 @@ def delta(site: Site, tensors: SiteTensors, dtype: torch.dtype = torch.float64) 
 def thin_factors(site: Site, tensors: SiteTensors, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor] | None:
     """Return (B: m × r, A: r × n) with ΔW = B A, every scale folded in, where a method has ΔW so; else None.
 
-    Of a stack of matrices, stacks. Factors that are as wide as the matrix itself are none.
+    Of a stack of matrices, stacks. Factors that are as wide as the matrix itself are none, but those of a LoRA.
     """
     m, W = tensors.method, site.matrix
     if not m.has("factors") or m.has("magnitude"):
@@ -68,4 +68,5 @@ def thin_factors(site: Site, tensors: SiteTensors, dtype: torch.dtype = torch.fl
         sets = [{k: t if k in tensors.shared else t[e] for k, t in p.items()} for e in range(len(W))]
         pairs = [m.factors(q, shape).pair() for q in sets]
         B, A = torch.stack([b for b, _ in pairs]), torch.stack([a for _, a in pairs])
-    return (B.to(dtype), A.to(dtype)) if B.shape[-1] < min(shape) else None
+    thin = B.shape[-1] < min(shape) or (m.has("pair") and B.shape[-1] == min(shape))
+    return (B.to(dtype), A.to(dtype)) if thin else None

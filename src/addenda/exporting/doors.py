@@ -39,11 +39,11 @@ class Door:
     folder: bool = True
     options: tuple[str, ...] = ()
 
-    def route(self, method: Method, site: Site) -> Route:
-        """Return how a method passes at a site."""
+    def route(self, method: Method, site: Site, config: Any = None) -> Route:
+        """Return how a method passes at a site. config: of a transformers model, where a door looks at it."""
         if isinstance(method, HiddenMethod):
             return Route("refused", "it changes activations, which no weight can hold; keep it attached")
-        return self._call("route")(method, site)
+        return self._call("route")(method, site, config)
 
     def write(self, adapter: Adapter, place: Path, pairs: Pairs | None, **options: Any) -> None:
         """Write the adapter into an empty folder, or to a file that is not there. pairs: every change as B A."""
@@ -61,7 +61,11 @@ class Door:
         return getattr(import_module(f"addenda.exporting.{self.module}"), name)
 
 
-DOORS = {door.name: door for door in (Door("peft", "Hugging Face PEFT 0.21.2", "peft.door", own=True),)}
+_ALL = (
+    Door("peft", "Hugging Face PEFT 0.21.2", "peft.door", own=True),
+    Door("gguf", "llama.cpp's GGUF", "gguf.door", folder=False, options=("dtype",)),
+)
+DOORS = {door.name: door for door in _ALL}
 
 
 def door_called(name: str) -> Door:
@@ -123,4 +127,4 @@ def passage(
     chosen = door_called(door)
     root = unwrap(model)
     assigned, _ = assign(root, method, targets, exclude, also_train, head_bits)
-    return Passage(chosen, {site.path: chosen.route(m, site) for site, m in assigned})
+    return Passage(chosen, {site.path: chosen.route(m, site, getattr(root, "config", None)) for site, m in assigned})

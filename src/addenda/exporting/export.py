@@ -101,7 +101,8 @@ def export(
         pairs = low_rank(adapter, rank=rank, energy=energy, second=second)
     with whole(place, folder=chosen.folder) as beside:
         chosen.write(adapter, beside, pairs, **options)
-        seen = _proved(adapter, chosen, beside, pairs, batch)
+        rounded = str(options.get("dtype", "f32")) not in ("f32", "float32")
+        seen = _proved(adapter, chosen, beside, pairs, batch, rounded)
         files = [beside] if beside.is_file() else [p for p in beside.rglob("*") if p.is_file()]
         size = sum(p.stat().st_size for p in files)
     errors = dict.fromkeys((p for p in found), 0.0) | {path: p.error for path, p in (pairs or {}).items()}
@@ -112,7 +113,8 @@ def export(
 def _routes(door: Door, host: HostRecord) -> dict[str, Route]:
     """Return how each site passes. Raises AddendaError listing those that do not."""
     owners = owners_of(host.root)
-    found = {path: door.route(m, site_at(host.root, path, owners)) for path, m in host.record.methods.items()}
+    config = getattr(host.root, "config", None)
+    found = {path: door.route(m, site_at(host.root, path, owners), config) for path, m in host.record.methods.items()}
     refused = [f"{path}: {r.why}" for path, r in found.items() if r.kind == "refused"]
     if refused:
         raise AddendaError(
@@ -123,9 +125,9 @@ def _routes(door: Door, host: HostRecord) -> dict[str, Route]:
 
 
 @torch.no_grad()
-def _proved(adapter: Adapter, door: Door, written: Path, pairs: Pairs | None, batch: object) -> Effect:
+def _proved(adapter: Adapter, door: Door, written: Path, pairs: Pairs | None, batch: object, rounded: bool) -> Effect:
     """Read back what was written and return its effect beside the adapter's. Raises AddendaError where they differ."""
-    exact = pairs is None or all(p.exact for p in pairs.values())
+    exact = not rounded and (pairs is None or all(p.exact for p in pairs.values()))
     with _beside(adapter, door.read(written, adapter.model)) as other:
         return effect(adapter, other, batch, exact=exact, where=f"The export for {door.title}")
 

@@ -127,7 +127,7 @@ def _not_low_rank(adapter: Adapter, dense: list[tuple[Site, SiteTensors]]) -> Ad
     site, tensors = dense[0]
     squares = torch.linalg.svdvals(delta(site, tensors).cpu()).square().reshape(-1, min(site.shape))[0]
     kept = squares.cumsum(0) / squares.sum().clamp_min(1e-300)
-    ranks = [int((kept < share).sum()) + 1 for share in (0.9, 0.99)]
+    ranks = [min(int((kept < share).sum()) + 1, min(site.shape)) for share in (0.9, 0.99)]
     names = ", ".join(dict.fromkeys(t.method.name for _, t in dense))
     return AddendaError(
         f"{adapter.name!r} ({names}) is no low-rank change at {len(dense)} sites, e.g. {site.path}: as B A it is an "

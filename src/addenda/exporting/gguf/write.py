@@ -27,7 +27,7 @@ from addenda.core.site.kinds import CONV, CONV1D, EMBEDDING, LINEAR
 from addenda.core.site.site import Site
 from addenda.core.state.state import record_of
 from addenda.exporting.gguf.architectures import TIED, Architecture, architecture_of, tied
-from addenda.exporting.pairs import Pair
+from addenda.exporting.pairs import Pair, is_low_rank
 from addenda.exporting.routes import Route
 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16}
@@ -38,7 +38,7 @@ def route(method: Method, site: Site, config: Any = None) -> Route:
     """Return how a method's change at a site goes into GGUF. config: the model's; no name is looked up without it."""
     if reason := _refusal(method, site) or (None if config is None else _no_place(site, config)):
         return Route("refused", reason)
-    if method.has("factors") and not method.has("magnitude"):
+    if is_low_rank(method):
         return Route("exact", "LoRA, every scale in B")
     return Route("approximate", "LoRA of the rank or energy asked for")
 
