@@ -14,7 +14,19 @@ from addenda.cli.guard import guarded
 # cores, and little slower where none does. libgomp reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = ("methods", "plan", "tune", "compare", "evaluate", "demo", "inspect", "compress", "export", "merge")
+COMMANDS = (
+    "methods",
+    "plan",
+    "tune",
+    "compare",
+    "evaluate",
+    "demo",
+    "inspect",
+    "compress",
+    "export",
+    "merge",
+    "reduce",
+)
 
 HELP = {"help_option_names": ["-h", "--help"]}
 

@@ -7,7 +7,7 @@ Changes of vectors, and heads that were trained as whole copies, come along as c
 layers are given: a LoRA then keeps what their outputs show, not what the weights do.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from addenda.core.adapter.attach import detach, ready
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
-from addenda.core.base.ranges import Range
+from addenda.core.base.ranges import Range, problems
 from addenda.core.base.sharded import refuse_sharded
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.merge.judge import distance, divergence
@@ -35,13 +35,13 @@ from addenda.reducing.inputs import input_moments
 
 To = Literal["lora", "sparse", "bits", "patch"]
 READS = {"lora": ("rank", "energy", "weigh"), "sparse": ("density", "count", "weigh"), "bits": ("bits",), "patch": ()}
-_RANGES = {
+RANGES = {
     "rank": Range(1, 10**6, whole=True), "count": Range(1, 10**12, whole=True),
     "energy": Range(0, 1, above=True), "density": Range(0, 1, above=True),
 }  # fmt: skip
 
 
-@checked(special=_RANGES)
+@checked(special=RANGES)
 @torch.no_grad()
 def reduce(
     adapters: Adapter | Sequence[Adapter],
@@ -73,7 +73,8 @@ def reduce(
         "rank": rank, "energy": energy, "density": density, "count": count, "bits": bits,
         "weigh": None if weigh is None else list(weigh),
     }  # fmt: skip
-    _check(chosen, to, given)
+    check_form(to, given)
+    _check(chosen)
     return _reduced(chosen[0], chosen, to, given, name, probe)
 
 
@@ -181,8 +182,8 @@ def _bytes(adapter: Adapter) -> int:
 # -- what is given -----------------------------------------------------------------------------------------------------
 
 
-def _check(adapters: list[Adapter], to: str, given: dict[str, Any]) -> None:
-    """Raise AddendaError for what cannot be, before anything is looked at."""
+def check_form(to: str, given: Mapping[str, Any]) -> None:
+    """Raise AddendaError for an unknown form, options that it does not read, and those it wants and has not."""
     if to not in READS:
         raise AddendaError(f"There is no form {to!r}.{nearest(str(to), READS)} Known: {', '.join(READS)}.")
     if unread := [f"{k}=" for k, v in given.items() if v is not None and k not in READS[to]]:
@@ -194,6 +195,12 @@ def _check(adapters: list[Adapter], to: str, given: dict[str, Any]) -> None:
         raise AddendaError("A sparse form wants density= or count=, one of them: how many entries of each matrix.")
     if given["weigh"] is not None and not given["weigh"]:
         raise AddendaError("weigh= holds no batch. Give some that the model takes, or leave it out.")
+    if wrong := problems(given, RANGES):
+        raise AddendaError(f"A reduction cannot be made so: {'; '.join(wrong)}.")
+
+
+def _check(adapters: list[Adapter]) -> None:
+    """Raise AddendaError for adapters that cannot be reduced together, before anything is looked at."""
     if not adapters or not all(isinstance(a, Adapter) for a in adapters):
         raise AddendaError(f"Expected an adapter of addenda, or several of one model, got {adapters or 'none'}.")
     roots = {id(record_of(a.model, a.name).root) for a in adapters}
