@@ -7,7 +7,7 @@ import os
 import pytest
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.atomic import readable, write_atomically
+from addenda.core.disk.atomic import readable, replacing, write_atomically
 
 
 @pytest.mark.parametrize("value", [
@@ -50,3 +50,23 @@ def test_folders_made_for_a_file_that_is_not_written_go_again(tmp_path, monkeypa
         with pytest.raises(AddendaError, match="The disk is full"):
             write_atomically(tmp_path / name, b"{}")
     assert [p.name for p in tmp_path.rglob("*")] == ["there"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_file_of_another_writer_replaces_the_old_one_whole_or_not_at_all(error, tmp_path):
+    target = tmp_path / "file.bin"
+    target.write_bytes(b"old")
+
+    def stopped():
+        with replacing(target) as beside:
+            beside.write_bytes(b"ne")
+            raise error
+
+    with pytest.raises(error):
+        stopped()
+    assert target.read_bytes() == b"old"
+    with replacing(target) as beside:
+        assert beside.parent == tmp_path and target.read_bytes() == b"old"
+        beside.write_bytes(b"new")
+    assert target.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [target]

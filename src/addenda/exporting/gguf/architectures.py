@@ -31,6 +31,7 @@ class Architecture:
     blocks: str = "model.layers"
     embedding: str = "model.embed_tokens"
     permuted: bool = False  # rows of q and k
+    one_weight: bool = False  # it has no output head of its own, whatever a config says
 
     def tensor(self, path: str) -> str | None:
         """Return the name of a module's weight in GGUF, "blk.0.attn_q.weight", or None where there is none.
@@ -56,6 +57,11 @@ class Architecture:
         inside = {theirs: ours for ours, theirs in self.inside.items()}
         return f"{self.blocks}.{found[1]}.{inside[found[2]]}" if found and found[2] in inside else None
 
+    def tied(self, tensor: str, config: Any) -> bool:
+        """Return whether a tensor is embedding or output head of a model in which both are one weight."""
+        one = self.one_weight or bool(getattr(config, "tie_word_embeddings", False))
+        return one and tensor in ("token_embd.weight", "output.weight")
+
     def order(self, tensor: str, rows: int, config: Any) -> Tensor | None:
         """Return which of the model's rows stand where in GGUF (rows), or None where they stand as in the model."""
         if not self.permuted or not tensor.endswith((".attn_q.weight", ".attn_k.weight")):
@@ -78,9 +84,9 @@ ARCHITECTURES: dict[str, Architecture] = {  # by model_type of the transformers 
     "granite": Architecture("granite", permuted=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
-    "gemma": Architecture("gemma"),
-    "gemma2": Architecture("gemma2"),
-    "gemma3_text": Architecture("gemma3"),
+    "gemma": Architecture("gemma", one_weight=True),
+    "gemma2": Architecture("gemma2", one_weight=True),
+    "gemma3_text": Architecture("gemma3", one_weight=True),
     "olmo2": Architecture("olmo2"),
     "stablelm": Architecture("stablelm"),
     "starcoder2": Architecture("starcoder2", {**_SELF, "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}),
@@ -126,11 +132,6 @@ def architecture_of(config: Any) -> Architecture:
 def known(name: str) -> list[str]:
     """Return the model types whose architecture is called so in GGUF."""
     return [kind for kind, a in ARCHITECTURES.items() if a.name == name]
-
-
-def tied(config: Any) -> bool:
-    """Return whether embedding and output head are one weight."""
-    return bool(getattr(config, "tie_word_embeddings", False))
 
 
 TIED = (

@@ -13,7 +13,7 @@ from addenda.core.base.visible import label
 from addenda.core.disk.access import reading, shown
 from addenda.core.method.contract import Method, Params
 from addenda.core.site.site import Site, owners_of, site_at
-from addenda.exporting.gguf.architectures import TIED, Architecture, architecture_of, tied
+from addenda.exporting.gguf.architectures import TIED, Architecture, architecture_of
 from addenda.exporting.gguf.head import SIZES, Entry, Head, read_head
 from addenda.exporting.install import Forms
 from addenda.methods.lora import LoRA
@@ -102,14 +102,14 @@ def _placed(
 ) -> dict[str, tuple[Site, Two]]:
     """Return the site and factors by name of the weight; add to the problems what has no site, or not its shape."""
     owners, modules = owners_of(model), dict(model.named_modules())
-    is_tied, found = tied(getattr(model, "config", None)), {}
+    config, found = getattr(model, "config", None), {}
     names = [t for path in modules if (t := architecture.tensor(path))]
     for tensor, two in pairs.items():
         path = architecture.path(tensor) or ""
         path = path if path in modules else path.partition(".")[2]
         if not path or path not in modules:
             problems.append(f"the model has no {label(tensor, 80)}.{nearest(tensor, names, 1)}")
-        elif is_tied and tensor in ("token_embd.weight", "output.weight"):
+        elif architecture.tied(tensor, config):
             problems.append(f"{tensor}: {TIED}")
         elif len(two) == 2:
             site = site_at(model, path, owners)

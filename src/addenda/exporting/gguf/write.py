@@ -26,7 +26,7 @@ from addenda.core.method.contract import Method, Replace, WeightMethod
 from addenda.core.site.kinds import CONV, CONV1D, EMBEDDING, LINEAR
 from addenda.core.site.site import Site
 from addenda.core.state.state import record_of
-from addenda.exporting.gguf.architectures import TIED, Architecture, architecture_of, tied
+from addenda.exporting.gguf.architectures import TIED, Architecture, architecture_of
 from addenda.exporting.pairs import Pair, is_low_rank
 from addenda.exporting.routes import Route
 
@@ -66,7 +66,7 @@ def _no_place(site: Site, config: Any) -> str | None:
     tensor = architecture.tensor(site.path)
     if tensor is None:
         return f"{site.path} has no name in a GGUF file of {architecture.name}. Leave it out, or export as 'merged'"
-    if tensor in ("token_embd.weight", "output.weight") and tied(config):
+    if architecture.tied(tensor, config):
         return f"{site.path}: {TIED}. Leave it out, or export as 'merged'"
     return None
 
