@@ -7,7 +7,7 @@ from pathlib import Path
 
 COMMANDS = (
     "steps", "others", "profile", "scaling", "inference", "mixed", "switching", "optimizer", "tune", "memory", "attach",
-    "basis", "images", "hidden", "quantised", "qlora", "reduce",
+    "basis", "images", "hidden", "quantised", "qlora", "reduce", "peft_parity",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from addenda.core.site.site import site_at
 from addenda.core.site.targets import resolve
 from addenda.exporting.install import install
 from addenda.exporting.peft.table import conversion_for
+from peft_checks import kernel_of_boft
 from peft_folders import CONFIG, given, in_addenda, in_peft, outputs, same
 from shared import EVERY, HIDDEN, METHODS, NAMES, attach, stir
 
@@ -50,7 +51,9 @@ def test_what_is_low_rank_sparse_or_a_copy_passes():
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_every_method_that_passes_exactly_acts_alike_in_peft(name, tmp_path):
+def test_every_method_that_passes_exactly_acts_alike_in_peft(name, tmp_path, monkeypatch):
+    if name == "boft":
+        kernel_of_boft(monkeypatch)
     model = make_untied()
     base = outputs(model, IDS)
     targets = None if name in LARGE | {"trainable-tokens"} else "linear"

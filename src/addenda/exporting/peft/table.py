@@ -9,12 +9,22 @@ from addenda.core.method.hidden import HiddenMethod
 from addenda.core.site.site import Site
 from addenda.exporting.peft import layout
 from addenda.exporting.peft.adalora import AdaLoraConversion
+from addenda.exporting.peft.boft import BoftConversion
+from addenda.exporting.peft.c3a import C3aConversion
 from addenda.exporting.peft.conversion import Conversion
 from addenda.exporting.peft.copies import NormConversion
 from addenda.exporting.peft.delora import DeloraConversion
+from addenda.exporting.peft.hra import HraConversion
+from addenda.exporting.peft.ia3 import Ia3Conversion
+from addenda.exporting.peft.loha import LohaConversion
+from addenda.exporting.peft.lokr import LokrConversion
 from addenda.exporting.peft.lora import LoraConversion
+from addenda.exporting.peft.miss import MissConversion
+from addenda.exporting.peft.oft import OftConversion
+from addenda.exporting.peft.road import RoadConversion
 from addenda.exporting.peft.shira import ShiraConversion
 from addenda.exporting.peft.tokens import TokensConversion
+from addenda.exporting.peft.vb_lora import VbLoraConversion
 from addenda.exporting.peft.vera import VeraConversion
 from addenda.exporting.routes import Route
 
@@ -27,6 +37,16 @@ CONVERSIONS: dict[str, Conversion] = {
         DeloraConversion(),
         VeraConversion(),
         ShiraConversion(),
+        LohaConversion(),
+        LokrConversion(),
+        Ia3Conversion(),
+        MissConversion(),
+        OftConversion(),
+        BoftConversion(),
+        HraConversion(),
+        C3aConversion(),
+        VbLoraConversion(),
+        RoadConversion(),
         LoraConversion(),
     )
 }
@@ -34,14 +54,22 @@ CONVERSIONS: dict[str, Conversion] = {
 _PROMPTS = (
     "it lengthens the sequence, which a model here is not called with. Train addenda's prompt or prefix method instead"
 )
-_DENSE = (
-    "addenda has no such method. Merge it in PEFT (merge_and_unload, then save_pretrained) and take the change out of "
-    "the two checkpoints: addenda extract --base … --tuned … --to lora"
+_OUT = (
+    "Merge it in PEFT (merge_and_unload, then save_pretrained) and take the change out of the two checkpoints: "
+    "addenda extract --base … --tuned … --to lora"
+)
+_DENSE = f"addenda has no such method. {_OUT}"
+_DEPENDS = (
+    "what it adds depends on the input in a way that no change of a weight does, and no method of addenda. Keep it in "
+    "PEFT, or train one of addenda's hidden methods (addenda methods)"
 )
 REFUSED = {
     **dict.fromkeys(("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"), _PROMPTS),
     **dict.fromkeys(("ADAPTION_PROMPT", "CARTRIDGE"), _PROMPTS),
-    "RANDLORA": "it draws its bases in an order and by a generator of its own. " + _DENSE.partition(". ")[2],
+    **dict.fromkeys(("LILY", "POLY", "XLORA", "SHADOW"), _DEPENDS),
+    "RANDLORA": f"it pairs its bases in an order of its own and draws them by a generator of its own. {_OUT}",
+    "FOURIERFT": f"the positions of its frequencies, which torch draws anew from a seed, are in no tensor. {_OUT}",
+    "PSOFT": f"it turns singular vectors of W that are in no tensor, whose signs differ by machine. {_OUT}",
 }
 
 

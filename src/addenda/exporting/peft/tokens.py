@@ -141,4 +141,5 @@ def add(made: Written, live: Sequence[Live]) -> None:
     for each in live:
         named[each.places[0].path], values = rows(each)
         made.tensors[f"{each.places[0].path}.{IN_LORA}"] = values
-    made.config["trainable_token_indices"] = named
+    if named:
+        made.config["trainable_token_indices"] = named

@@ -101,7 +101,9 @@ def _changes(adapter: Adapter, used: dict[Conversion, list[Live]], as_lora: bool
         return made
     if len(used) == 1 and not (as_lora and lora not in used):
         ((conversion, sites),) = used.items()
-        return conversion.write(sites)
+        made = conversion.write(sites)
+        made.modules = made.modules or [each.path for each in sites]
+        return made
     listed = [e for sites in used.values() for e in sites]
     others = {c.type: e for c, sites in used.items() for e in sites if lora.route(e.method, e.site) is None}
     if others:
