@@ -32,6 +32,7 @@ FLOORS = (
     "comparing",
     "compressing",
     "exporting",
+    "combining",
     "cli",
 )
 PLUG_INS = ("core.method.catalogue", "methods")  # the catalogue loads what it lists, in one lazy line

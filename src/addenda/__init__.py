@@ -11,6 +11,10 @@ from addenda.compressing.announce import announce
 if TYPE_CHECKING:
     from addenda import methods as methods
     from addenda import optim as optim
+    from addenda.combining.bank import AdapterBank as AdapterBank
+    from addenda.combining.combine import combine as combine
+    from addenda.combining.report import CombineReport as CombineReport
+    from addenda.combining.retention import retention as retention
     from addenda.comparing.run import compare as compare
     from addenda.compose.composition import Average as Average
     from addenda.compose.composition import BatchSplit as BatchSplit
@@ -71,6 +75,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
+    "combining.bank": "AdapterBank",
+    "combining.combine": "combine",
+    "combining.report": "CombineReport",
+    "combining.retention": "retention",
     "comparing.run": "compare",
     "compose.composition": "Average BatchSplit Composition Fuse Parallel Split Stack composed",
     "compressing.factorise": "Factorised factorise",

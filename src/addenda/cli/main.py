@@ -26,6 +26,7 @@ COMMANDS = (
     "export",
     "merge",
     "reduce",
+    "combine",
 )
 
 HELP = {"help_option_names": ["-h", "--help"]}

@@ -51,8 +51,31 @@ def load(
     started = time.perf_counter()
     if base not in ("exact", "compatible"):
         raise AddendaError(f"base must be 'exact' or 'compatible', got {base!r}.")
+    ready(model, name)
+    return place(
+        model, path, *read(path), name=name, trainable=trainable, base=base, activate=activate, started=started
+    )
+
+
+@in_its_mode
+def place(
+    model: nn.Module,
+    path: str | Path,
+    header: Header,
+    tensors: dict[str, Tensor],
+    *,
+    name: str,
+    trainable: bool = False,
+    base: Literal["exact", "compatible"] = "exact",
+    activate: bool = True,
+    started: float | None = None,
+) -> Adapter:
+    """Attach what was read of a file, as `load` does, which says more. started: when the reading was, for its seconds.
+
+    The tensors become the adapter's own.
+    """
+    started = time.perf_counter() if started is None else started
     root, state = ready(model, name)
-    header, tensors = read(path)
     if trainable and header.has_codes:
         raise AddendaError(
             f"{path} holds codes: what training moved is not in it, and codes cannot be moved a little. Go on from a "
