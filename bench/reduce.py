@@ -11,7 +11,7 @@ import statistics
 import torch
 from torch import Tensor
 
-STEPS, BATCH, RANKS, CALIBRATION, HELD, ROWS = 24, 4, (4, 8, 16, 32), 32, 8, 2
+STEPS, BATCH, RANKS, CALIBRATION, HELD, ROWS = 16, 4, (4, 8, 16), 16, 8, 1
 METHODS = ("loha", "oft", "shira")
 TEXTS = ("task", "python")
 T_HALF = 2.365  # of Student's t with 7 degrees of freedom, 95 %
@@ -79,15 +79,16 @@ def measured(model, adapter, seen: list, held: dict[str, list]) -> dict:
     for form, weigh in (("plain", None), ("weighed", seen)):
         report = ad.reduce(adapter, "lora", rank=highest, weigh=weigh, name=form, probe=held["task"][0])
         factors = {path: (t.B.detach(), t.A.detach()) for path, t in report.adapter.sites()}
-        squares = {path: s.size**2 for path, s in zip(factors, report.sites, strict=True)}
+        size = sum(s.size**2 for s in report.sites)
         ad.detach(model, form)
+        lost = dict.fromkeys(RANKS, 0.0)
+        for path, tensors in adapter.sites():
+            D, (B, A) = _dense(model, path, tensors), factors[path]
+            for rank in RANKS:
+                lost[rank] += float((D - B[:, :rank] @ A[:rank]).double().square().sum())
         for rank in RANKS:
             cut = {p: (ad.LoRA(rank=rank), {"B": B[:, :rank], "A": A[:rank]}) for p, (B, A) in factors.items()}
-            made, lost = install(model, cut, name="cut"), 0.0
-            for path, tensors in adapter.sites():
-                lost += float(
-                    (_dense(model, path, tensors) - cut[path][1]["B"] @ cut[path][1]["A"]).double().norm() ** 2
-                )
+            made = install(model, cut, name="cut")
             ad.switch(model, "cut")
             with torch.no_grad():
                 errors = {
@@ -97,7 +98,7 @@ def measured(model, adapter, seen: list, held: dict[str, list]) -> dict:
                     ]
                     for t, batches in held.items()
                 }
-            out[form][str(rank)] = {"weights": (lost / sum(squares.values())) ** 0.5} | errors
+            out[form][str(rank)] = {"weights": (lost[rank] / size) ** 0.5} | errors
             ad.detach(model, made.name)
         ad.switch(model, adapter.name)
     return out

@@ -34,7 +34,12 @@ def numeric():
 
 def needed(name):
     """Arguments without which a command does not parse; no such file is there, so nothing could be loaded."""
-    return {"tune": ["--out", "run"], "compress": ["--out", "run"], "generate": ["hello"]}.get(name, [])
+    return {
+        "tune": ["--out", "run"], "compress": ["--out", "run"], "generate": ["hello"],
+        "reduce": ["a.safetensors", "--to", "lora", "--out", "b.safetensors"],
+        "export": ["a.safetensors", "--to", "peft", "--out", "b"], "import": ["a", "--out", "b.safetensors"],
+        "merge": ["--adapter", "a.safetensors", "--out", "b"],
+    }.get(name, [])  # fmt: skip
 
 
 @pytest.fixture

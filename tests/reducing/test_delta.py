@@ -96,6 +96,14 @@ def test_ranks_that_inputs_do_not_use_go_to_what_is_left():
     assert low_rank(D, rank=9, second=C).error < 1e-9 and low_rank(D, second=torch.zeros(14)).energy == 1
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("weighed", [False, True])
+def test_lower_ranks_are_the_first_columns_and_rows_of_higher_ones(shape, weighed):
+    D, C = falling(*shape), moment(shape[1]) if weighed else None
+    high, low = low_rank(D, rank=9, second=C), low_rank(D, rank=4, second=C)
+    torch.testing.assert_close(high.B[:, :4] @ high.A[:4], low.dense(), rtol=0, atol=1e-9)
+
+
 def test_a_stack_has_one_rank_and_the_energy_of_all_its_matrices():
     D = torch.stack([falling(8, 10), 3 * drawn(8, 10), torch.zeros(8, 10, dtype=torch.float64)])
     thin = low_rank(D, rank=3)

@@ -17,7 +17,7 @@ from addenda.core.adapter.attach import detach, ready
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
-from addenda.core.base.ranges import Range, problems
+from addenda.core.base.ranges import problems
 from addenda.core.base.sharded import refuse_sharded
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.merge.judge import distance, divergence
@@ -35,13 +35,9 @@ from addenda.reducing.inputs import input_moments
 
 To = Literal["lora", "sparse", "bits", "patch"]
 READS = {"lora": ("rank", "energy", "weigh"), "sparse": ("density", "count", "weigh"), "bits": ("bits",), "patch": ()}
-RANGES = {
-    "rank": Range(1, 10**6, whole=True), "count": Range(1, 10**12, whole=True),
-    "energy": Range(0, 1, above=True), "density": Range(0, 1, above=True),
-}  # fmt: skip
 
 
-@checked(special=RANGES)
+@checked()
 @torch.no_grad()
 def reduce(
     adapters: Adapter | Sequence[Adapter],
@@ -195,7 +191,7 @@ def check_form(to: str, given: Mapping[str, Any]) -> None:
         raise AddendaError("A sparse form wants density= or count=, one of them: how many entries of each matrix.")
     if given["weigh"] is not None and not given["weigh"]:
         raise AddendaError("weigh= holds no batch. Give some that the model takes, or leave it out.")
-    if wrong := problems(given, RANGES):
+    if wrong := problems(given):
         raise AddendaError(f"A reduction cannot be made so: {'; '.join(wrong)}.")
 
 

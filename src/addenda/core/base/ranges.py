@@ -97,6 +97,11 @@ RANGES: dict[str, Range] = {
     "judge": _COUNT,
     "humaneval": _whole(0, 10**4),
     "bits": _whole(1, 8),
+    # other forms of a change
+    "rank": _COUNT,
+    "energy": Range(0, 1, above=True),
+    "density": Range(0, 1, above=True),
+    "count": _COUNT,
     # merging, and what a layer's rank may do
     "allow_loss": Range(0, 1e6),
 }
