@@ -45,13 +45,16 @@ class Door:
             return Route("refused", "it changes activations, which no weight can hold; keep it attached")
         return self._call("route")(method, site, config)
 
-    def write(self, adapter: Adapter, place: Path, pairs: Pairs | None, **options: Any) -> None:
-        """Write the adapter into an empty folder, or to a file that is not there. pairs: every change as B A."""
-        self._call("write")(adapter, place, pairs, **options)
+    def write(self, adapter: Adapter, place: Path, pairs: Pairs | None, **options: Any) -> dict[str, float]:
+        """Write the adapter into an empty folder, or to a file that is not there. pairs: every change as B A.
 
-    def read(self, path: Path, model: nn.Module) -> Forms:
+        Returns ‖ΔW − written‖ / ‖ΔW‖ by path where it is rounded to be written.
+        """
+        return self._call("write")(adapter, place, pairs, **options) or {}
+
+    def read(self, path: Path, model: nn.Module, **options: Any) -> Forms:
         """Return what a folder or file holds, as methods and tensors at the sites of a model."""
-        return self._call("read")(path, model)
+        return self._call("read")(path, model, **options)
 
     def describe(self, path: Path) -> str:
         """Return what a file holds, for people."""
@@ -64,6 +67,7 @@ class Door:
 _ALL = (
     Door("peft", "Hugging Face PEFT 0.21.2", "peft.door", own=True),
     Door("gguf", "llama.cpp's GGUF", "gguf.door", folder=False, options=("dtype",)),
+    Door("kohya", "kohya's sd-scripts", "kohya.door", folder=False, options=("part", "layout", "dtype")),
 )
 DOORS = {door.name: door for door in _ALL}
 

@@ -19,7 +19,7 @@ from addenda.core.modules.borrow import in_its_mode
 from addenda.core.site.site import owners_of, site_at
 from addenda.core.state.state import HostRecord, intact, record_of
 from addenda.exporting.deltas import refuse_hidden
-from addenda.exporting.doors import Door, Pairs, door_called
+from addenda.exporting.doors import DOORS, Door, Pairs, door_called
 from addenda.exporting.install import Forms, install
 from addenda.exporting.pairs import EXACT, low_rank
 from addenda.exporting.probe import Effect, effect, probe_of
@@ -56,7 +56,7 @@ class ExportReport:
         return "\n".join(lines)
 
 
-@checked()
+@checked(also=tuple(dict.fromkeys(option for door in DOORS.values() for option in door.options)))
 @in_its_mode
 def export(
     adapter: Adapter,
@@ -100,12 +100,12 @@ def export(
     if approximate or not chosen.own or rank is not None or energy is not None:
         pairs = low_rank(adapter, rank=rank, energy=energy, second=second)
     with whole(place, folder=chosen.folder) as beside:
-        chosen.write(adapter, beside, pairs, **options)
+        losses = chosen.write(adapter, beside, pairs, **options)
         rounded = str(options.get("dtype", "f32")) not in ("f32", "float32")
         seen = _proved(adapter, chosen, beside, pairs, batch, rounded)
         files = [beside] if beside.is_file() else [p for p in beside.rglob("*") if p.is_file()]
         size = sum(p.stat().st_size for p in files)
-    errors = dict.fromkeys((p for p in found), 0.0) | {path: p.error for path, p in (pairs or {}).items()}
+    errors = dict.fromkeys((p for p in found), 0.0) | {path: p.error for path, p in (pairs or {}).items()} | losses
     forms = ("LoRA",) if pairs is not None else tuple(dict.fromkeys(r.why for r in found.values()))
     return ExportReport(door, place, errors, seen, size, forms)
 

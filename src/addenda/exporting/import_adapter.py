@@ -19,13 +19,20 @@ from addenda.models.load import HEADS
 @checked()
 @in_its_mode
 def import_adapter(
-    model: nn.Module, path: str | Path, *, name: str = "default", trainable: bool = False, activate: bool = True
+    model: nn.Module,
+    path: str | Path,
+    *,
+    name: str = "default",
+    trainable: bool = False,
+    activate: bool = True,
+    part: str | None = None,
 ) -> Adapter:
     """Attach an adapter that another program has written: whole, or not at all.
 
     path: a folder of PEFT, a GGUF adapter, or a safetensors file of kohya or LyCORIS. Only safetensors and GGUF are
     read, never a pickle. Save it (`adapter.save`) and it is an adapter of this library, with a fingerprint of the base
-    that it is on; what it was trained on, no other format says.
+    that it is on; what it was trained on, no other format says. part: of a file of kohya that changes several models,
+    the one that this is ("lora_unet", "lora_te1", …).
 
     Raises AddendaError that lists everything which does not fit the model, for options that have no counterpart here,
     and for a file of our own, which `load` takes.
@@ -33,7 +40,10 @@ def import_adapter(
     kind = format_of(path)
     if kind == "addenda":
         raise AddendaError(f"{shown(path)} is an adapter of addenda itself: addenda.load(model, {str(path)!r}).")
-    forms = DOORS[kind].read(Path(path).expanduser(), model)
+    if part is not None and kind != "kohya":
+        raise AddendaError(f"part= is for files of kohya, and {shown(path)} is an adapter of {kind}; leave it out.")
+    options = {} if part is None else {"part": part}
+    forms = DOORS[kind].read(Path(path).expanduser(), model, **options)
     return install(
         model, forms.sites, name=name, heads=forms.heads, pools=forms.pools, trainable=trainable, activate=activate,
         what=f"The {kind} adapter {Path(path).name}",

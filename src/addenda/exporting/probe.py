@@ -14,19 +14,22 @@ from addenda.core.merge.judge import distance
 from addenda.core.merge.outputs import Outputs, run
 from addenda.core.modules.borrow import training_mode
 from addenda.core.state.state import apply_active, state_of
+from addenda.exporting.diffusion_probe import diffusion_batch
 
 EXACT = 1e-5  # of the largest output in float32: the difference that an exact export may make
 _HALF = 2.0**-6  # the same where the base computes in half precision, whose products are rounded in another order
 
 
-def probe_of(model: nn.Module, rows: int = 2, length: int = 16) -> dict[str, Tensor]:
-    """Return a small batch for a transformers model, always the same: token ids, pixels, or both, by its config.
+def probe_of(model: nn.Module, rows: int = 2, length: int = 16) -> dict[str, Any]:
+    """Return a small batch for a model of transformers or diffusers, always the same, by its config.
+
+    Token ids, or pixels; for a UNet or DiT a noisy sample, a time step and what it is conditioned on.
 
     Raises AddendaError where the model has no config that says what it reads.
     """
     config: Any = getattr(model, "config", None)
     main = str(getattr(model, "main_input_name", "input_ids"))
-    rng, batch = Stream(0, "probe"), {}
+    rng, batch = Stream(0, "probe"), diffusion_batch(model, rows) or {}
     text = getattr(config, "text_config", None) or config
     vocabulary = getattr(text, "vocab_size", None)
     if main == "pixel_values" and config is not None:
@@ -49,7 +52,13 @@ def probe_of(model: nn.Module, rows: int = 2, length: int = 16) -> dict[str, Ten
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return {k: t.to(device, dtype if t.is_floating_point() else t.dtype) for k, t in batch.items()}
+    return {k: _placed(t, device, dtype) for k, t in batch.items()}
+
+
+def _placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(value, dict):
+        return {k: _placed(v, device, dtype) for k, v in value.items()}
+    return value.to(device, dtype if value.is_floating_point() else value.dtype)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,95 @@
+"""A file of kohya or LyCORIS, checked for form: which parts it has, which modules in each, which tensors at each."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from addenda.core.base.errors import AddendaError
+from addenda.core.base.visible import label
+from addenda.core.disk.access import path_of, reading, shown
+from addenda.core.file.header import FLOATING
+from addenda.exporting.kohya.names import split
+
+_MAXHEADER = 64 << 20  # bytes
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+
+Modules = dict[str, dict[str, Tensor]]  # by flat name, the tensors by suffix
+
+
+@dataclass
+class KohyaFile:
+    """What a file holds. parts: "lora_unet", "lora_te1", …, each with its modules; metadata: as sd-scripts notes it."""
+
+    path: Path
+    parts: dict[str, Modules] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def is_kohya(path: str | Path) -> bool:
+    """Return whether a file looks like one of kohya or LyCORIS, by the names in it. False where it is unreadable."""
+    try:
+        keys, _ = _keys(path_of(path))
+    except (AddendaError, OSError):
+        return False
+    return any(split(k) is not None for k in keys)
+
+
+def read_file(path: str | Path) -> KohyaFile:
+    """Return what a file holds, checked against no model.
+
+    Raises AddendaError for a file that is missing, damaged, a pickle or of another make, and for tensors that are not
+    floating or not finite.
+    """
+    file = path_of(path)
+    keys, metadata = _keys(file)
+    foreign = [k for k in keys if split(k) is None]
+    if len(foreign) == len(keys):
+        raise AddendaError(
+            f"{shown(file)} is no file of kohya or LyCORIS: no key in it begins with lora_unet_, lora_te_ or the like"
+            f"{f', e.g. {label(foreign[0])}' if foreign else ''}."
+        )
+    problems = [f"{label(k)} is no key of this format" for k in foreign]
+    found = KohyaFile(file, metadata=metadata)
+    with reading(file), safe_open(file, framework="pt") as f:
+        for key in keys:
+            parsed = split(key)
+            if parsed is None:
+                continue
+            part, name, suffix = parsed
+            tensor = f.get_tensor(key)
+            if tensor.dtype not in FLOATING:
+                problems.append(f"{label(key)} is {str(tensor.dtype).removeprefix('torch.')}, and numbers are expected")
+            elif not bool(torch.isfinite(tensor).all()):
+                problems.append(f"{label(key)} holds values that are not finite")
+            found.parts.setdefault(part, {}).setdefault(name, {})[suffix] = tensor
+    if problems:
+        raise AddendaError(
+            f"{shown(file)} cannot be read, and nothing was attached. {len(problems)} problems: "
+            f"{'; '.join(problems[:12])}{' …' if len(problems) > 12 else ''}."
+        )
+    return found
+
+
+def _keys(file: Path) -> tuple[list[str], dict[str, str]]:
+    with reading(file):
+        exists = file.is_file()
+    if file.suffix.lower() in _PICKLES:
+        raise AddendaError(
+            f"{shown(file)} is a pickle, which can run code and is never opened. Save it as safetensors where it was "
+            "made, or with a converter that you trust."
+        )
+    if not exists:
+        raise AddendaError(f"There is no file {shown(file)}; give the .safetensors file of a LoRA.")
+    try:
+        with reading(file):
+            with open(file, "rb") as f:
+                size = int.from_bytes(f.read(8), "little")
+            if size > min(_MAXHEADER, file.stat().st_size):
+                raise AddendaError(f"{shown(file)} claims a header of {size:,} bytes, which is more than there can be.")
+            with safe_open(file, framework="pt") as f:
+                return list(f.keys()), dict(f.metadata() or {})
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise AddendaError(f"{shown(file)} is no sound safetensors file: {label(error, 300)}.") from None
