@@ -1,4 +1,7 @@
-"""python -m bench NAME|all|gpu [--out FOLDER] [--docs PAGE]: measure, print a table, keep both. NAMEs: see COMMANDS."""
+"""python -m bench NAME|all|gpu|served [--out FOLDER] [--docs PAGE]: measure, print a table, keep both.
+
+NAMEs: see COMMANDS. gpu and served want what not every machine has: a GPU, a Python with vLLM.
+"""
 
 import argparse
 import json
@@ -13,7 +16,7 @@ COMMANDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", choices=(*COMMANDS, "all", "gpu"))
+    parser.add_argument("what", choices=(*COMMANDS, "all", "gpu", "served"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", default="llama94m")
     parser.add_argument("--tokens", default="4x256", help="batch x length")

@@ -66,6 +66,7 @@ class Door:
 
 _ALL = (
     Door("peft", "Hugging Face PEFT 0.21.2", "peft.door", own=True),
+    Door("vllm", "vLLM 0.32", "vllm", options=("uniform", "max_lora_rank")),
     Door("gguf", "llama.cpp's GGUF", "gguf.door", folder=False, options=("dtype",)),
     Door("kohya", "kohya's sd-scripts", "kohya.door", folder=False, options=("part", "layout", "dtype")),
 )
