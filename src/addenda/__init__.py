@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from addenda.core.method.hidden import HiddenMethod as HiddenMethod
     from addenda.exporting.doors import passage as passage
     from addenda.exporting.export import export as export
+    from addenda.exporting.extract import ExtractReport as ExtractReport
+    from addenda.exporting.extract import extract as extract
     from addenda.exporting.import_adapter import import_adapter as import_adapter
     from addenda.exporting.inspect import inspect as inspect
     from addenda.exporting.merged import DiskMergeReport as DiskMergeReport
@@ -103,6 +105,7 @@ _NAMES = {
     "core.method.hidden": "HiddenMethod",
     "exporting.doors": "passage",
     "exporting.export": "export",
+    "exporting.extract": "ExtractReport extract",
     "exporting.import_adapter": "import_adapter",
     "exporting.inspect": "inspect",
     "exporting.merged": "DiskMergeReport merge_on_disk",

@@ -27,6 +27,7 @@ COMMANDS = (
     "merge",
     "reduce",
     "combine",
+    "extract",
 )
 
 HELP = {"help_option_names": ["-h", "--help"]}

@@ -51,7 +51,7 @@ def compare_folders(
     excused: the share of the change's own effect that may be lost. Raises AddendaError where the merged folder does not
     load whole, where the adapters move no output of the batch, and where outputs are not finite.
     """
-    model = _loaded(source.folder, source.architecture, dtype, source.config)
+    model = loaded(source.folder, source.architecture, dtype, source.config)
     names = tuple(f"merged-{i}" for i in range(len(adapters)))
     for name, adapter in zip(names, adapters, strict=True):
         trained_in = {s.dtype for s in adapter.header.sites}
@@ -72,7 +72,7 @@ def compare_folders(
         )
     proof.base = without if excused else None
     del model
-    model = _loaded(merged, source.architecture, dtype)
+    model = loaded(merged, source.architecture, dtype)
     after = run(model, batch)
     verdict = proof.judge(after, excused)
     if not verdict.within:
@@ -92,7 +92,7 @@ def compare_folders(
     return Comparison(verdict, effect, logits, tuple(notes))
 
 
-def _loaded(folder: Path, architecture: str, dtype: torch.dtype, config: Any = None) -> nn.Module:
+def loaded(folder: Path, architecture: str, dtype: torch.dtype, config: Any = None) -> nn.Module:
     """Load a folder as a class of transformers. Raises AddendaError where weights of the merged folder are missing."""
     options: dict[str, Any] = {} if config is None else {"config": config, "ignore_mismatched_sizes": True}
     model, info = pretrained(

@@ -72,13 +72,7 @@ class ReduceReport:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        worst = sorted(self.sites, key=lambda s: -s.error)[:_SHOWN]
-        rows = [("site", "form", "error", "energy kept")]
-        rows += [(short(s.path), s.form, f"{s.error:.4f}", f"{s.energy:.4f}" + "*" * s.weighed) for s in worst]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        if len(self.sites) > _SHOWN:
-            lines.append(f"… and {len(self.sites) - _SHOWN} sites with less error")
+        lines = rows_of(self.sites)
         if any(s.weighed for s in self.sites):
             lines.append("* of the outputs' energy on the batches")
         made, was = self.bytes
@@ -87,6 +81,18 @@ class ReduceReport:
         lines += [f"as whole copies: {some(self.copies)}"] if self.copies else []
         lines += [f"unchanged, and left out: {some(self.unchanged)}"] if self.unchanged else []
         return "\n".join(lines)
+
+
+def rows_of(sites: Sequence[ReducedSite]) -> list[str]:
+    """Return the lines of a table of the sites with the largest errors, and how many more there are."""
+    worst = sorted(sites, key=lambda s: -s.error)[:_SHOWN]
+    rows = [("site", "form", "error", "energy kept")]
+    rows += [(short(s.path), s.form, f"{s.error:.4f}", f"{s.energy:.4f}" + "*" * s.weighed) for s in worst]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if len(sites) > _SHOWN:
+        lines.append(f"… and {len(sites) - _SHOWN} sites with less error")
+    return lines
 
 
 def some(names: Sequence[str], most: int = 4) -> str:
