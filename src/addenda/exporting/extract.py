@@ -37,7 +37,7 @@ from addenda.data.labels import named
 from addenda.exporting.checkpoint_pair import Changed, CheckpointPair
 from addenda.exporting.merge_check import loaded
 from addenda.exporting.probe import probe_of
-from addenda.exporting.reduce import RANGES, check_form
+from addenda.exporting.reduce import check_form
 from addenda.exporting.reduce_report import OutputError, ReducedSite, rows_of, some
 from addenda.exporting.reduced import form_of
 from addenda.models.skeleton import filled
@@ -77,7 +77,7 @@ class ExtractReport:
         return "\n".join([*lines, *self.notes])
 
 
-@checked(special=RANGES)
+@checked()
 @torch.no_grad()
 def extract(
     base: str | Path,
