@@ -78,10 +78,8 @@ IA3 = (
         base="convolutions", again=False, std=0.1),
     Row("pointwise, inputs", {"peft_type": "IA3", "target_modules": ["point"], "feedforward_modules": ["point"]},
         {"point": "ia3:side=in"}, base="convolutions"),
-    Row("outputs with biases", {"peft_type": "IA3", "target_modules": _BERT, "feedforward_modules": []}, base="bert",
-        again=False),
-    Row("Conv1D, outputs", {"peft_type": "IA3", "target_modules": _GPT2, "feedforward_modules": [],
-                            "fan_in_fan_out": True}, base="gpt2", again=False),
+    _on("bert", _BERT, "IA3", "outputs with biases", "ia3-output", std=0.1, feedforward_modules=[]),
+    _on("gpt2", _GPT2, "IA3", "Conv1D, outputs", "ia3-output", feedforward_modules=[], fan_in_fan_out=True),
 )  # fmt: skip
 MISS = (
     _llama("MISS", "", "miss:rank=8", r=8),
@@ -90,6 +88,19 @@ MISS = (
     _llama("MISS", "random start", None, r=6, init_weights=False),
     _llama("MISS", "bat", "bat:rank=8", r=8, init_weights="bat"),
     _on("bert", _BERT, "MISS", "with biases", "miss:rank=8", r=8),
+    Row(
+        "classifier",
+        {"peft_type": "MISS", "task_type": "SEQ_CLS", "target_modules": ["query"], "r": 8},
+        "miss:rank=8",
+        "bert",
+        {"targets": ["*.query"], "also_train": ["classifier"]},
+    ),
+    Row(
+        "modules_to_save",
+        {"peft_type": "MISS", "target_modules": ["q_proj"], "r": 8, "modules_to_save": ["lm_head"]},
+        "miss:rank=8",
+        attach={"targets": ["*.q_proj"], "also_train": ["lm_head"]},
+    ),
     _on("bert", _BERT, "MISS", "bat with biases", "bat:rank=8", r=8, init_weights="bat"),
 )
 OFT = (
@@ -107,6 +118,8 @@ OFT = (
     _on("bert", _BERT, "OFT", "with biases", "oft:block=8", oft_block_size=8, use_cayley_neumann=False),
     _on("convolutions", ["point", "out"], "OFT", "pointwise", "oft:block=4,terms=5", oft_block_size=4),
     _on("bert", ["position_embeddings", "query"], "OFT", "embeddings", "oft:block=8,terms=5", oft_block_size=8),
+    Row("token embedding", {"peft_type": "OFT", "target_modules": ["embed_tokens"], "oft_block_size": 8},
+        "oft:block=8,terms=5", attach={"targets": ["model.embed_tokens"]}),
     _on("bert", ["position_embeddings"], "OFT", "embeddings, exact", "oft:block=8", oft_block_size=8,
         use_cayley_neumann=False),
 )  # fmt: skip
@@ -142,7 +155,43 @@ ROAD = (
     _llama("ROAD", "random start", None, variant="road_1", group_size=8, init_weights=False),
     _llama("ROAD", "neighbours", "road", variant="road_1", group_size=2),
 )  # fmt: skip
+LORA = (
+    _llama("LORA", "", "lora:rank=4,alpha=8", r=4, lora_alpha=8),
+    _llama("LORA", "rsLoRA", "lora:rank=4,alpha=8,scaling=rs", r=4, lora_alpha=8, use_rslora=True),
+    _llama("LORA", "patterns", {"*.q_proj": "lora:rank=3,alpha=5", "*.k_proj": "lora:rank=2,alpha=7"}, r=4,
+           lora_alpha=8, rank_pattern={"k_proj": 2}, alpha_pattern={"k_proj": 6, "layers.1.mlp.up_proj": 3}),
+    _llama("LORA", "DoRA", "dora:rank=4", r=4, lora_alpha=8, use_dora=True),
+    _llama("LORA", "PiSSA", "pissa:rank=4", r=4, lora_alpha=4, init_lora_weights="pissa"),
+    _llama("LORA", "OLoRA", "olora:rank=4", r=4, lora_alpha=4, init_lora_weights="olora"),
+    _on("gpt2", _GPT2, "LORA", "Conv1D", "lora:rank=4", r=4, lora_alpha=4, fan_in_fan_out=True),
+    _on("bert", _BERT, "LORA", "with biases", "lora:rank=4", r=4, lora_alpha=8),
+    _on("convolutions", ["wide", "point", "line", "out"], "LORA", "convolutions", "lora:rank=3", std=0.1, r=3,
+        lora_alpha=6),
+    Row("embedding and head", {"peft_type": "LORA", "target_modules": ["embed_tokens", "lm_head"], "r": 4},
+        "lora:rank=4", attach={"targets": ["model.embed_tokens", "lm_head"]}),
+    Row("modules_to_save", {"peft_type": "LORA", "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        "lora:rank=4", attach={"targets": ["*.q_proj"], "also_train": ["lm_head"]}),
+    Row("classifier", {"peft_type": "LORA", "task_type": "SEQ_CLS", "target_modules": ["query"]}, "lora:rank=4",
+        "bert", {"targets": ["*.query"], "also_train": ["classifier"]}),
+    Row("tokens", {"peft_type": "LORA", "target_modules": ["q_proj"], "trainable_token_indices": [3, 5, 7, 11, 13]},
+        {"*.q_proj": "lora:rank=4", "model.embed_tokens": "trainable-tokens:tokens=3+5+7+11+13"}),
+    Row("a raw parameter", {"peft_type": "LORA", "target_modules": [], "r": 4,
+                            "target_parameters": ["self_attn.q_proj.weight"]}),
+)  # fmt: skip
+OTHERS: dict[str, tuple[Row, ...]] = {
+    "ADALORA": (_llama("ADALORA", "", "adalora:rank=6,target_rank=4", std=0.2, init_r=6, target_r=4, total_step=100),),
+    "VERA": (_llama("VERA", "", "vera:rank=8", std=0.2, r=8, d_initial=1.0),),
+    "DELORA": (_llama("DELORA", "", "delora:rank=4", r=4, delora_lambda=4),),
+    "SHIRA": (_llama("SHIRA", "", "shira:density=0.1", r=2),),
+    "LN_TUNING": (
+        Row("", {"peft_type": "LN_TUNING", "target_modules": ["input_layernorm", "norm"]}, "ln-tuning"),
+    ),
+    "TRAINABLE_TOKENS": (
+        Row("", {"peft_type": "TRAINABLE_TOKENS", "token_indices": [3, 5, 7, 11, 13]},
+            "trainable-tokens:tokens=3+5+7+11+13"),
+    ),
+}  # fmt: skip
 ROWS: dict[str, tuple[Row, ...]] = {
-    "LOHA": LOHA, "LOKR": LOKR, "IA3": IA3, "MISS": MISS, "OFT": OFT, "BOFT": BOFT, "HRA": HRA, "C3A": C3A,
-    "VBLORA": VBLORA, "ROAD": ROAD,
+    "LORA": LORA, **OTHERS, "LOHA": LOHA, "LOKR": LOKR, "IA3": IA3, "MISS": MISS, "OFT": OFT, "BOFT": BOFT,
+    "HRA": HRA, "C3A": C3A, "VBLORA": VBLORA, "ROAD": ROAD,
 }  # fmt: skip

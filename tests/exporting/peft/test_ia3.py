@@ -29,6 +29,9 @@ def test_where_a_layer_has_a_bias_peft_scales_it_too_and_only_ia3_output_does(tm
     assert all(path.endswith("query@output") for path in forms.sites)
     route = passes("ia3", "bert.encoder.layer.0.attention.self.query", "bert")
     assert route.kind == "approximate" and "scales the bias too" in route.why
+    output = "bert.encoder.layer.0.attention.self.query@output"
+    assert passes("ia3-output", output, "bert").why == "IA3"
+    assert passes("ia3-output", "bert.encoder.layer.0.attention@output", "bert").kind == "refused"
     assert passes("ia3:side=in", "bert.encoder.layer.0.attention.self.query", "bert").kind == "exact"
     assert passes("ia3", "model.layers.0.self_attn.q_proj").kind == "exact"
 
@@ -94,3 +97,14 @@ def test_one_adapter_may_scale_inputs_and_outputs(tmp_path):
     write(attached({"*.q_proj": "ia3", "*.down_proj": "ia3:side=in"}), tmp_path)
     given = json.loads((tmp_path / CONFIG).read_text())
     assert given["feedforward_modules"] == ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
+
+
+def test_what_changes_activations_as_peft_does_passes_the_door_and_what_does_not_is_refused(tmp_path):
+    adapter = attached({"*.query": "ia3-output"}, "bert")
+    report = ad.export(adapter, "peft", tmp_path / "out")
+    assert report.exact and report.forms == ("IA3",)
+    with pytest.raises(ad.AddendaError, match=r"\(ia3-output\): it changes activations"):
+        ad.export(adapter, "gguf", tmp_path / "file.gguf")
+    with pytest.raises(ad.AddendaError, match="activations"):
+        ad.export(adapter, "peft", tmp_path / "lora", rank=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

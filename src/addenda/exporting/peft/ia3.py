@@ -11,7 +11,8 @@ from torch import Tensor
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.method.contract import Method
-from addenda.core.site.site import Site
+from addenda.core.site.kinds import CONV1D, LINEAR, kind_of
+from addenda.core.site.site import Point, Site
 from addenda.exporting.install import Forms
 from addenda.exporting.peft.conversion import Config, Conversion, Live, Saved, Written, expect, refuse
 from addenda.exporting.peft.layers import dimensions, taps
@@ -19,7 +20,7 @@ from addenda.exporting.routes import Route
 from addenda.methods.ia3 import IA3
 from addenda.methods.ia3_output import IA3Output
 
-L = "ia3_l"
+L, OUTPUT = "ia3_l", "@output"
 _LONGEST = 1 << 16  # characters of an expression for feedforward_modules
 
 
@@ -40,15 +41,17 @@ class Ia3Conversion(Conversion):
             problems += problem
             if problem:
                 continue
-            d = s.tensors[L].double().flatten() - 1  # in float32 nothing is lost: l is near 1
+            d = s.tensors[L].double().flatten() - 1
             if not inside and _has_bias(s.site):
-                forms.sites[f"{s.path}@output"] = IA3Output(), {"d": d}
+                forms.sites[f"{s.path}{OUTPUT}"] = IA3Output(), {"d": d}
                 continue
             many = taps(s.site) if inside and dimensions(s.site) else 1
             forms.sites[s.path] = IA3(side="in" if inside else "out"), {"d": d.repeat_interleave(many)}
         refuse(problems, "This IA3 adapter of PEFT does not fit")
 
     def route(self, method: Method, site: Site) -> Route | None:
+        if type(method) is IA3Output:
+            return Route("exact", "IA3") if _is_output(site) else None
         if type(method) is not IA3:
             return None
         inside = method.side == "in"
@@ -62,16 +65,28 @@ class Ia3Conversion(Conversion):
         return Route("exact", "IA3")
 
     def write(self, live: Sequence[Live]) -> Written:
-        inside = [each.path for each in live if each.method.side == "in"]
-        outside = [each.path for each in live if each.method.side == "out"]
-        transposed = {each.site.kind.transposed for each in live}
+        paths = {each.path: each.path.removesuffix(OUTPUT) for each in live}
+        inside = [paths[each.path] for each in live if _scales_inputs(each)]
+        outside = [path for path in paths.values() if path not in set(inside)]
         made = Written({"peft_type": self.type, "feedforward_modules": _named(inside, outside)})
-        made.config |= {"fan_in_fan_out": transposed == {True}, "init_ia3_weights": True}
+        kinds = [kind_of(each.site.module) for each in live]
+        made.config |= {"fan_in_fan_out": all(k == CONV1D for k in kinds), "init_ia3_weights": True}
+        made.modules = [*paths.values()]
         for each in live:
-            made.tensors[f"{each.path}.{L}"] = (1 + each.values()["d"]).reshape(
-                _shape(each.site, each.method.side == "in")
-            )
+            factor = 1 + each.values()["d"]
+            shape = (len(factor), 1) if isinstance(each.site, Point) else _shape(each.site, _scales_inputs(each))
+            made.tensors[f"{paths[each.path]}.{L}"] = factor.reshape(shape)
         return made
+
+
+def _scales_inputs(live: Live) -> bool:
+    return type(live.method) is IA3 and live.method.side == "in"
+
+
+def _is_output(site: Site) -> bool:
+    """Whether a place is what a linear layer returns, bias included, as PEFT scales it."""
+    own = isinstance(site, Point) and site.reads == "output" and site.back is None
+    return own and kind_of(site.module) in (LINEAR, CONV1D)
 
 
 def _is_flat(site: Site) -> bool:

@@ -86,7 +86,7 @@ def conversion_for(method: Method, site: Site) -> tuple[Conversion | None, Route
             return (conversion if route.kind == "exact" else None), route
     if isinstance(method, HiddenMethod):
         return None, Route(
-            "refused", "it changes activations, and no type of PEFT does that as we do; keep it attached"
+            "refused", "it changes activations, and no type of PEFT does that as it does; keep it attached"
         )
     if reason := layout.obstacle(site):
         return None, Route("refused", reason)

@@ -51,7 +51,7 @@ def write(adapter: Adapter, folder: Path, pairs: dict[str, Pair] | None = None) 
               for path, t in adapter.sites() if path in record.also_train}  # fmt: skip
     if pairs is None:
         with training_mode(adapter.model, False):
-            live = [Live(site, t, places(site, owners)) for site, t in changed_sites(adapter)]
+            live = [Live(site, t, places(site, owners)) for site, t in changed_sites(adapter, hidden=True)]
             made = _own(adapter, live, values)
     else:
         made = written({k: Piece(p.site, p.B, p.A, 1.0, places(p.site, owners)) for k, p in pairs.items()})
