@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,19 @@ def moved(module_or_tensors: Any, size: float = 0.1, seed: int = 1) -> None:
                 p.add_(torch.randn(p.shape, generator=rng) * size)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """PEFT warns of what these tests want (ties, positions, stale names of transformers); ours are errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def by_peft(make: Make, config: Any, folder: Path, batch: Any, size: float = 0.1, change: Any = None) -> Tensor:
     """Save a PEFT adapter with trained tensors moved at random; return its model's outputs. change: done before."""
     from peft import get_peft_model
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         model = get_peft_model(make(), config)
         moved(model, size)
         if change is not None:
@@ -57,8 +65,7 @@ def in_peft(make: Make, folder: Path, batch: Any) -> Tensor:
     """The outputs of a fresh base into which PEFT has loaded a folder, every key of which it knew."""
     from peft import PeftModel
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         warnings.filterwarnings("error", message=".*[Ff]ound (missing|unexpected) adapter keys.*")
         return outputs(PeftModel.from_pretrained(make(), str(folder)), batch)
 

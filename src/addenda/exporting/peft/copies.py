@@ -6,7 +6,7 @@ resized holds these too, without naming them.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +117,7 @@ def add(made: Written, root: nn.Module, values: Mapping[str, Tensor], heads: Ite
             trained[f"{p}.{n}" if p else n] = value
     wrapped = made.modules if isinstance(made.modules, list) else []
     lora = made.config.get("peft_type") == "LORA"
-    biases = {p for p in trained if p.endswith(".bias") and (p.removesuffix(".bias") in wrapped or lora)}
+    biases = {p for p in trained if p.endswith(".bias") and _alone(p.removesuffix(".bias"), trained, wrapped, lora)}
     names = dict.fromkeys([*_whole(root, [p for p in trained if p not in biases]), *heads])
     modules = [
         p for p, m in root.named_modules() if any(p.endswith(n) for n in names) and any(True for _ in m.parameters())
@@ -146,6 +146,11 @@ def add(made: Written, root: nn.Module, values: Mapping[str, Tensor], heads: Ite
             made.config["bias"] = "all"
     if len(trained) > len(values):
         made.config["ensure_weight_tying"] = True
+
+
+def _alone(module: str, trained: Container[str], wrapped: Container[str], lora: bool) -> bool:
+    """Return whether a bias is trained in place: of a wrapped module always, of others where the weight is not."""
+    return module in wrapped or (lora and f"{module}.weight" not in trained)
 
 
 def _whole(root: nn.Module, paths: Sequence[str]) -> list[str]:

@@ -70,7 +70,7 @@ def placed(
     saved, missing, problems = [], [], []
     names = config.get("target_parameters") or []
     for path, tensors in sites.items():
-        bare, inner = path, 0
+        bare, inner = path.replace(f"{_INNER}.", "."), 0  # what is inside of a wrapped attention
         while bare.endswith(_INNER):
             bare, inner = bare.removesuffix(_INNER), inner + 1
         try:
@@ -80,8 +80,11 @@ def placed(
             continue
         wrapped = [n for n, _ in module.named_parameters(recurse=False) if _named(names, f"{bare}.{n}")]
         try:
-            if isinstance(module, nn.MultiheadAttention) and not wrapped:
-                saved.append(Saved(site_at(model, f"{bare}.in_proj_weight", owners), tensors, bare))
+            if isinstance(module, nn.MultiheadAttention | _MHA_OUTPUT) and not wrapped:
+                problems.append(
+                    f"{bare} is of an nn.MultiheadAttention, where PEFT 0.21.2 adds the change of out_proj twice and "
+                    "others may not. Merge it in PEFT and extract the change: addenda extract"
+                )
             elif not wrapped and not inner:
                 saved.append(Saved(site_at(model, bare, owners), tensors, bare))
             elif inner < len(wrapped):

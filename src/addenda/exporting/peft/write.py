@@ -56,7 +56,7 @@ def write(adapter: Adapter, folder: Path, pairs: dict[str, Pair] | None = None) 
     else:
         made = written({k: Piece(p.site, p.B, p.A, 1.0, places(p.site, owners)) for k, p in pairs.items()})
     common = _common(root)
-    modules = [*record.methods] if made.modules is None else made.modules
+    modules = made.modules or []
     heads = [n for n, _ in root.named_children() if n in _HEADS.get(common["task_type"], ())]
     if any(m in heads or m.split(".")[0] in heads for m in modules):
         common["task_type"], heads = None, []  # for its task PEFT would copy what is changed here
@@ -102,7 +102,7 @@ def _changes(adapter: Adapter, used: dict[Conversion, list[Live]], as_lora: bool
     if len(used) == 1 and not (as_lora and lora not in used):
         ((conversion, sites),) = used.items()
         made = conversion.write(sites)
-        made.modules = made.modules or [each.path for each in sites]
+        made.modules = [e.path for e in sites] if made.modules is None else made.modules
         return made
     listed = [e for sites in used.values() for e in sites]
     others = {c.type: e for c, sites in used.items() for e in sites if lora.route(e.method, e.site) is None}
