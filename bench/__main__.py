@@ -10,7 +10,7 @@ from pathlib import Path
 
 COMMANDS = (
     "steps", "others", "profile", "scaling", "inference", "mixed", "switching", "optimizer", "tune", "memory", "attach",
-    "basis", "images", "hidden", "quantised", "qlora", "reduce", "peft_parity", "combine", "retention",
+    "basis", "images", "hidden", "quantised", "qlora", "reduce", "peft_parity", "combine", "retention", "gguf",
 )  # fmt: skip
 
 

@@ -76,9 +76,14 @@ def pythons() -> list[str]:
 
 
 @functools.cache
+def engine_and_version(python: str) -> str:
+    """Which llama.cpp a Python has: "ik 0.1.5"."""
+    return _script(python).strip()
+
+
 def engine(python: str) -> str:
     """Which llama.cpp a Python has: "ik" or "mainline"."""
-    return _script(python).strip()
+    return engine_and_version(python).split()[0]
 
 
 def run(python: str, base: Path, adapters: Sequence[Path], tokens: Sequence[int] = TOKENS, **environment) -> np.ndarray:
@@ -101,6 +106,11 @@ def _script(python: str, *arguments: str, **environment: str) -> str:
 def apart(one: np.ndarray, other: np.ndarray) -> float:
     """The largest difference, of the largest of the other."""
     return float(np.abs(one - other).max() / np.abs(other).max())
+
+
+def far(one: np.ndarray, other: np.ndarray) -> float:
+    """‖one − other‖ / ‖other‖."""
+    return float(np.linalg.norm((one - other).astype(np.float64)) / np.linalg.norm(other.astype(np.float64)))
 
 
 def permute(weight: torch.Tensor, heads: int) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Logits of llama.cpp, run by a Python that has it: PYTHON llama_logits.py BASE OUT TOKENS [ADAPTER ...].
 
 TOKENS: numbers with commas. OUT: a .npy of float32, (1 + adapters) × tokens × vocabulary: of the base alone, then with
-each adapter. Without arguments it prints which engine it has: "ik" (ik-llama-cpp-python) or "mainline"
-(llama-cpp-python). Every adapter has a context of its own.
+each adapter. Without arguments it prints which engine it has and its version: "ik 0.1.5" (ik-llama-cpp-python) or
+"mainline 0.3.36" (llama-cpp-python). Every adapter has a context of its own.
 
 What is switched: the cache of keys and values is in float32 (with ik that of values in float16, as it has it so), and
 nothing is fused: ik leaves out LoRA in its fused product of gate and up, and refuses it with flash attention. FUSED=1
@@ -13,6 +13,7 @@ import ctypes
 import os
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -33,6 +34,10 @@ class Engine:
             lib.llama_lora_adapter_init.restype = ctypes.c_void_p
             lib.llama_lora_adapter_set.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_float]
         self.C.llama_backend_init()
+
+    @property
+    def name(self) -> str:
+        return f"ik {version('ik-llama-cpp-python')}" if self.ik else f"mainline {self.C.__version__}"
 
     def model(self, path: str) -> Any:
         params = self.C.llama_model_default_params()
@@ -102,6 +107,6 @@ def run(base: str, tokens: list[int], adapters: list[str]) -> np.ndarray:
 
 if __name__ == "__main__":
     if len(sys.argv) == 1:
-        print("ik" if Engine().ik else "mainline")
+        print(Engine().name)
     else:
         np.save(sys.argv[2], run(sys.argv[1], [int(n) for n in sys.argv[3].split(",")], sys.argv[4:]))
