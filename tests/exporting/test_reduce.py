@@ -314,6 +314,16 @@ def test_hidden_methods_other_models_and_merged_changes_are_refused(tiny, ids):
         ad.reduce(adapter, rank=1)
 
 
+def test_a_change_that_is_not_finite_is_named(tiny, ids):
+    adapter = stir(attach(tiny, "lora", ids, targets="linear"), 0.2)
+    with torch.no_grad():
+        dict(adapter.sites())["layers.1.up_proj"].B[0, 0] = float("nan")
+    for to, given in (("lora", {"rank": 1}), ("sparse", {"count": 2}), ("bits", {})):
+        with pytest.raises(AddendaError, match=r"layers.1.up_proj: .*not finite.*Nothing was attached"):
+            ad.reduce(adapter, to, **given)
+    assert list(ad.adapters(tiny)) == ["default"]
+
+
 def test_a_patch_of_packed_weights_is_refused_and_other_forms_are_not(tiny, ids):
     ad.quantize(tiny, "int8")
     adapter = stir(attach(tiny, "lora", ids, targets="q_proj"), 0.2)

@@ -95,7 +95,7 @@ def _reduced(
             for site, live, second in _weighed(root, places, given["weigh"]):
                 if not is_matrix(site, live):
                     copies[site.path] = {"value": (site.matrix.double() + total_delta(site, live)).float()}
-                elif (made := form_of(site, live, to, given, second)) is None:
+                elif (made := _made(site, live, to, given, second)) is None:
                     unchanged.append(site.path)
                 else:
                     forms[site.path], rows[site.path] = made
@@ -123,6 +123,13 @@ def _reduced(
     return ReduceReport(
         reduced, to, tuple(rows[p] for p in order if p in rows), bytes_of, outputs, tuple(copies), tuple(unchanged)
     )
+
+
+def _made(site: Site, live: list[SiteTensors], to: To, given: dict[str, Any], second: Tensor | None):
+    try:
+        return form_of(site, live, to, given, second)
+    except AddendaError as error:
+        raise AddendaError(f"{site.path}: {error} Nothing was attached.") from None
 
 
 # -- all sites ---------------------------------------------------------------------------------------------------------
