@@ -54,6 +54,14 @@ def test_series_that_are_no_rotation_are_refused(tmp_path):
     refused(spoil(folder, num_cayley_neumann_terms=101), "terms must be at most 100")
 
 
+def test_a_folder_of_an_old_peft_says_too_little(tmp_path):
+    folder = saved(tmp_path / "a", "OFT", oft_block_size=8, target_modules=["q_proj"])
+    refused(spoil(folder, peft_version="0.17.1"), "before 0.18, whose series was another")
+    refused(spoil(folder, peft_version=None), "before 0.18")
+    refused(spoil(folder, use_cayley_neumann=None), "does not say use_cayley_neumann")
+    read(spoil(folder, use_cayley_neumann=False), base_of(Row("")))
+
+
 def test_convolutions_of_more_than_one_tap_and_of_groups_have_no_form(tmp_path):
     folder = saved(tmp_path / "a", "OFT", "convolutions", oft_block_size=4, target_modules=["wide"])
     refused(folder, "PEFT turns the patches .* and adds them up again", "convolutions")

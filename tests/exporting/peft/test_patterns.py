@@ -1,5 +1,8 @@
 """One number for most sites, patterns for the rest, in PEFT's own matching."""
 
+import pytest
+
+from addenda import AddendaError
 from addenda.exporting.peft.patterns import patterned, ranked, ranks_of
 
 
@@ -18,3 +21,9 @@ def test_peft_finds_the_same_numbers_even_where_one_path_ends_another():
         assert config["rank_pattern"].get(key, config["r"]) == rank
         assert config["alpha_pattern"].get(other, config["alpha"]) == alpha
         assert ranks_of(config, path) == (rank, alpha)
+
+
+def test_a_rank_below_one_is_none():
+    for config in ({"r": 0}, {"r": 4, "rank_pattern": {"a": -1}}, {"r": "4"}, {"r": 4, "alpha": None}):
+        with pytest.raises(AddendaError, match=r"rank|number"):
+            ranks_of(config, "a")

@@ -7,11 +7,13 @@ every forward: they are read as projected. The side of a block is what the tenso
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from addenda.core.base.errors import AddendaError
 from addenda.core.method.contract import Method
 from addenda.core.site.site import Site
 from addenda.exporting.install import Forms
@@ -34,7 +36,7 @@ class OftConversion(Conversion):
     ignores = frozenset(["module_dropout", "fan_in_fan_out"])
 
     def read(self, config: Config, saved: Sequence[Saved], shared: Mapping[str, Tensor], forms: Forms) -> None:
-        series, share = bool(config.get("use_cayley_neumann")), bool(config.get("block_share"))
+        series, share = _is_series(config), bool(config.get("block_share"))
         terms = number(config, "num_cayley_neumann_terms", int, 5) if series else 0
         if series and terms < 3:
             refuse(
@@ -86,6 +88,25 @@ class OftConversion(Conversion):
             name = EMBEDDED if each.site.kind.name == "embedding" else R
             made.tensors[f"{each.path}.{name}"] = _sign(each.site, terms > 0) * each.values()["skew"]
         return made
+
+
+def _is_series(config: Config) -> bool:
+    """Return use_cayley_neumann. Raises AddendaError where a config lacks it, or an old PEFT meant another series.
+
+    Either way the same numbers would turn the other way round, or not quite as far.
+    """
+    if not isinstance(config.get("use_cayley_neumann"), bool):
+        raise AddendaError(
+            "The config of this OFT adapter does not say use_cayley_neumann, true or false, and by it the numbers turn "
+            "one way or the other. It was saved by an old PEFT: load it there and merge it (merge_and_unload)."
+        )
+    version = re.match(r"(\d+)\.(\d+)", str(config.get("peft_version", "")))
+    if config["use_cayley_neumann"] and (version is None or (int(version[1]), int(version[2])) < (0, 18)):
+        raise AddendaError(
+            "This OFT adapter was saved by a PEFT before 0.18, whose series was another (PEFT itself says: retrain). "
+            "Merge it in that PEFT (merge_and_unload)."
+        )
+    return config["use_cayley_neumann"]
 
 
 def _block(live: Sequence[Live]) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from addenda.core.base.errors import AddendaError
 from addenda.exporting.peft.conversion import Config, number, pattern_value
 
 Ranks = tuple[int, float]
@@ -24,7 +25,10 @@ def ranks_of(config: Config, path: str) -> Ranks:
     """Return the rank and alpha of a site in the configs of LOHA and LOKR. Raises AddendaError where they are none."""
     rank = pattern_value(config.get("rank_pattern"), path, number(config, "r", int, 8), "rank_pattern")
     alpha = pattern_value(config.get("alpha_pattern"), path, number(config, "alpha", float, 8), "alpha_pattern")
-    return number({"r": rank}, "r", int), float(number({"alpha": alpha}, "alpha", float))
+    rank, alpha = number({"r": rank}, "r", int), float(number({"alpha": alpha}, "alpha", float))
+    if rank < 1:
+        raise AddendaError(f"The config of this PEFT adapter gives {path} the rank {rank}.")
+    return rank, alpha
 
 
 def ranked(ranks: Mapping[str, Ranks]) -> Config:
