@@ -12,6 +12,7 @@ from addenda.core.adapter.assign import Spec, assign
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.merge.outputs import Outputs
 from addenda.core.method.contract import Method, WeightMethod
 from addenda.core.method.hidden import HiddenMethod
 from addenda.core.modules.wrappers import unwrap
@@ -29,7 +30,8 @@ class Door:
     """A format of another program. writes(adapter, place, pairs, options) makes it; reads(path, model) gives it back.
 
     own: whether methods other than LoRA have forms of their own there; else every change goes as B A. activations:
-    whether some that change activations have. folder: whether it is a folder, not a file.
+    whether some that change activations have. folder: whether it is a folder, not a file. model: whether a whole model
+    is written, which is loaded to prove it.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Door:
     own: bool = False
     activations: bool = False
     folder: bool = True
+    model: bool = False
     options: tuple[str, ...] = ()
 
     def route(self, method: Method, site: Site, config: Any = None) -> Route:
@@ -57,6 +60,10 @@ class Door:
         """Return what a folder or file holds, as methods and tensors at the sites of a model."""
         return self._call("read")(path, model, **options)
 
+    def outputs(self, path: Path, like: nn.Module, batch: object) -> Outputs:
+        """Return what a whole model that was written gives on a batch. like: the model that it was written from."""
+        return self._call("outputs")(path, like, batch)
+
     def describe(self, path: Path) -> str:
         """Return what a file holds, for people."""
         return self._call("describe")(path)
@@ -68,7 +75,10 @@ class Door:
 _ALL = (
     Door("peft", "Hugging Face PEFT 0.21.2", "peft.door", own=True, activations=True),
     Door("vllm", "vLLM 0.32", "vllm", options=("uniform", "max_lora_rank")),
+    Door("vllm", "vLLM 0.32", "vllm", options=("uniform", "max_lora_rank")),
     Door("gguf", "llama.cpp's GGUF", "gguf.door", folder=False, options=("dtype",)),
+    Door("kohya", "kohya's and LyCORIS's files", "kohya.door", folder=False, options=("part", "layout", "dtype")),
+    Door("merged", "a model's own folder", "merged_model", own=True, model=True, options=("allow_loss",)),
     Door("kohya", "kohya's sd-scripts", "kohya.door", folder=False, options=("part", "layout", "dtype")),
 )
 DOORS = {door.name: door for door in _ALL}

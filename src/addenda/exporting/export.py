@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,9 @@ def _routes(door: Door, host: HostRecord) -> dict[str, Route]:
 def _proved(adapter: Adapter, door: Door, written: Path, pairs: Pairs | None, batch: object, rounded: bool) -> Effect:
     """Read back what was written and return its effect beside the adapter's. Raises AddendaError where they differ."""
     exact = not rounded and (pairs is None or all(p.exact for p in pairs.values()))
+    if door.model:
+        other = partial(door.outputs, written, adapter.model, batch)
+        return effect(adapter, other, batch, exact=exact, where=f"The export to {door.title}")
     with _beside(adapter, door.read(written, adapter.model)) as other:
         return effect(adapter, other, batch, exact=exact, where=f"The export for {door.title}")
 
