@@ -158,6 +158,21 @@ def test_what_does_not_fit_is_refused_with_the_reason(case, tmp_path):
         read(path, make("llama"))
 
 
+@pytest.mark.parametrize("alpha", [None, 20.0])
+@pytest.mark.parametrize(("tensor", "m", "n"), [("attn_v", 32, 64), ("ffn_down", 64, 96), ("ffn_up", 96, 64)])
+def test_a_rank_above_the_smaller_side_is_read_as_the_product(tensor, m, n, alpha, tmp_path):
+    tensors = two(f"blk.0.{tensor}.weight", m, n, rank=100)
+    model, (A, B) = make("llama"), (torch.tensor(t).double() for t in tensors.values())
+    forms = read(file(tmp_path / "a.gguf", tensors, alpha=alpha), model)
+    ((method, p),) = forms.sites.values()
+    expected = (alpha or 100.0) / 100.0 * B @ A
+    assert method == LoRA(rank=min(m, n))
+    assert (p["B"].double() @ p["A"].double() - expected).norm() <= 1e-6 * expected.norm()
+    adapter = install(model, forms.sites, name="back")
+    (pair,) = low_rank(adapter).values()
+    assert (pair.B.double() @ pair.A.double() - expected).norm() <= 1e-6 * expected.norm()
+
+
 def test_tied_models_and_models_that_were_not_tried(tmp_path):
     path = file(tmp_path / "a.gguf", two("output.weight", 64, 64))
     assert [*read(path, make("llama")).sites] == ["lm_head"]

@@ -134,6 +134,10 @@ def _form(
     if not alpha:  # without one, ranks of zeros change nothing: they were put there, see `write`
         rank = len(A) - int(((A != 0).any(1) | (B != 0).any(0)).flip(0).int().argmax())
         A, B = A[:rank], B[:, :rank]
+    if len(A) > (least := min(site.shape)):  # it says no more than the product, which is of the smaller side's rank
+        product = ((alpha / len(A) if alpha else 1.0) * (B.double() @ A.double())).float()
+        whole = torch.eye(least)
+        (B, A), alpha = ((whole, product) if least == site.shape[0] else (product, whole)), 0.0
     return LoRA(rank=len(A), alpha=alpha or None), {"A": A, "B": B}
 
 

@@ -10,7 +10,7 @@ of zeros is added, which changes nothing. It takes no LoRA of the token embeddin
 leaves out those of gate_proj and up_proj unless fused_up_gate is off.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,14 @@ def _unfit(pair: Pair) -> str | None:
     if pair.B.shape != (m, pair.rank) or pair.A.shape != (pair.rank, n) or pair.rank < 1:
         return f"B and A are {[*pair.B.shape]} and {[*pair.A.shape]}, and the weight is {m} × {n}"
     return None
+
+
+def rounding(pairs: Mapping[str, Pair], dtype: str) -> Iterator[tuple[str, Pair, float]]:
+    """Yield ‖B A − what is written‖ / ‖B A‖ by path, for a dtype in which numbers are rounded; nothing for "f32"."""
+    for path, pair in pairs.items() if dtype != "f32" else ():
+        product = pair.B.float() @ pair.A.float()
+        written = pair.B.to(_DTYPES[dtype]).float() @ pair.A.to(_DTYPES[dtype]).float()
+        yield path, pair, float((product - written).norm() / product.norm().clamp_min(1e-30))
 
 
 def _two(pair: Pair, architecture: Architecture, config: Any) -> dict[str, Tensor]:
