@@ -24,11 +24,17 @@ def make_conv() -> nn.Module:
     )  # fmt: skip
 
 
+def make_conv2d() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(32, 5))
+
+
 LLAMA = (toys.make_llama, IDS)
 UNTIED = (make_untied, IDS)
 GPT2 = (toys.make_gpt2, IDS)
 BERT = (toys.make_bert, IDS)
 MIXTRAL = (toys.make_mixtral, IDS)
+CONV2D = (make_conv2d, torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0)))
 CONV = (make_conv, torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)))
 
 
@@ -102,6 +108,7 @@ READ = {
             init_r=3, total_step=10, lora_alpha=4, target_modules=["c_attn"], fan_in_fan_out=True
         ),
     ),
+    "adalora conv": (CONV2D, lambda: peft.AdaLoraConfig(init_r=3, total_step=10, target_modules=["0", "3"])),
     "vera": (LLAMA, lambda: peft.VeraConfig(r=3, d_initial=1.0, target_modules=["q_proj", "v_proj", "up_proj"])),
     "vera wide": (LLAMA, lambda: peft.VeraConfig(r=16, d_initial=1.0, target_modules=["q_proj", "down_proj"])),
     "delora": (LLAMA, lambda: peft.DeloraConfig(r=2, delora_lambda=2.0, target_modules=ATTENTION)),
@@ -117,3 +124,13 @@ def test_a_folder_of_peft_acts_alike_here_and_after_a_way_back(row, tmp_path):
     adapter, found = in_addenda(make, tmp_path / "peft", batch)
     same(found, wanted, base)
     same(in_peft(make, given(adapter, tmp_path / "back"), batch), wanted, base)
+
+
+@pytest.mark.parametrize("row", ["lora", "dora", "pissa", "mixed"])
+def test_on_a_base_in_half_precision_the_difference_is_of_its_rounding(row, tmp_path):
+    (make, batch), config = READ[row]
+    base = outputs(make().bfloat16(), batch)
+    wanted = by_peft(lambda: make().bfloat16(), config(), tmp_path / "peft", batch, size=0.3)
+    adapter, found = in_addenda(lambda: make().bfloat16(), tmp_path / "peft", batch)
+    same(found, wanted, base, limit=2.0**-4)
+    same(in_peft(lambda: make().bfloat16(), given(adapter, tmp_path / "back"), batch), wanted, base, limit=2.0**-4)

@@ -64,6 +64,9 @@ def test_every_method_that_passes_exactly_acts_alike_in_peft(name, tmp_path, mon
     same(in_addenda(make_untied, folder, IDS)[1], wanted, base)
 
 
+SEQUENCES = {"input_ids": IDS, "decoder_input_ids": IDS}
+
+
 def llama():
     return toys.make_llama()
 
@@ -77,6 +80,10 @@ ROWS = {
     "tied embedding": (llama, IDS, {"model.embed_tokens.weight": ad.LoRA(rank=2), "q_proj": ad.LoRA(rank=1)}, {}),
     "tied head": (llama, IDS, {"q_proj": ad.LoRA(rank=2)}, {"also_train": ["model.embed_tokens"]}),
     "tied tokens": (llama, IDS, {"model.embed_tokens.weight": "trainable-tokens:tokens=5+10+15"}, {}),
+    "three places of one table": (
+        toys.make_t5, SEQUENCES, {"shared.weight": ad.LoRA(rank=2), "q": ad.LoRA(rank=2)}, {},
+    ),
+    "a table of three places": (toys.make_t5, SEQUENCES, {"q": ad.LoRA(rank=2)}, {"also_train": ["shared"]}),
     "experts": (
         toys.make_mixtral,
         IDS,

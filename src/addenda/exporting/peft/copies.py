@@ -111,9 +111,11 @@ def add(made: Written, root: nn.Module, values: Mapping[str, Tensor], heads: Ite
     for parameters that PEFT has no place for.
     """
     owners, parameters = owners_of(root), dict(root.named_parameters(remove_duplicate=False))
-    trained = {}
+    trained, tied = {}, []
     for path, value in values.items():
-        for p, _, n in owners[id(parameters[path])]:
+        holders = owners[id(parameters[path])]
+        tied += [module for _, module, _ in holders[1:]]
+        for p, _, n in holders:
             trained[f"{p}.{n}" if p else n] = value
     wrapped = made.modules if isinstance(made.modules, list) else []
     lora = made.config.get("peft_type") == "LORA"
@@ -144,7 +146,7 @@ def add(made: Written, root: nn.Module, values: Mapping[str, Tensor], heads: Ite
         if f"{module}.bias" not in made.tensors:
             made.tensors[f"{module}{_BASE if module in wrapped else ''}.bias"] = trained[path].detach()
             made.config["bias"] = "all"
-    if len(trained) > len(values):
+    if tied and all(isinstance(m, nn.Linear) for m in tied):  # PEFT makes a Linear of what it ties to an embedding
         made.config["ensure_weight_tying"] = True
 
 
