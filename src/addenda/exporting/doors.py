@@ -13,13 +13,13 @@ from addenda.core.adapter.handle import Adapter
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.merge.outputs import Outputs
-from addenda.core.method.contract import Method, WeightMethod
+from addenda.core.method.contract import Method
 from addenda.core.method.hidden import HiddenMethod
 from addenda.core.modules.wrappers import unwrap
 from addenda.core.site.site import Site
 from addenda.core.site.targets import Target, grouped
 from addenda.exporting.install import Forms
-from addenda.exporting.pairs import Pair, is_low_rank
+from addenda.exporting.pairs import Pair
 from addenda.exporting.routes import Route
 
 Pairs = dict[str, Pair]
@@ -89,15 +89,6 @@ def door_called(name: str) -> Door:
     if name not in DOORS:
         raise AddendaError(f"There is no door {name!r}.{nearest(name, DOORS)} Known: {', '.join(DOORS)}.")
     return DOORS[name]
-
-
-def as_product(method: Method, site: Site, what: str = "LoRA") -> Route:
-    """Return the route of a change that goes as B A: exact where the method has it so."""
-    if isinstance(method, WeightMethod) and len(site.weight.shape) < 2:
-        return Route("refused", "a vector is no product of two matrices; use 'merged'")
-    if is_low_rank(method):
-        return Route("exact", f"{what} of its rank")
-    return Route("approximate", f"{what} of the rank= or energy= asked for, with its error")
 
 
 @dataclass(frozen=True)
