@@ -13,7 +13,7 @@ from addenda.combining.combine import combine
 from addenda.core.forward.slots import slots_of
 from addenda.core.modules.borrow import training_mode
 from addenda.exporting.deltas import changed_sites, delta
-from shared import attach, bits, same_bits, stir
+from shared import NAMES, attach, bits, same_bits, stir
 
 LORA = "lora:rank=2,alpha=4"
 EXACT = ("linear", "task-arithmetic", "cat", "svd")
@@ -137,7 +137,10 @@ def test_dare_draws_by_seed_and_site():
     assert not torch.equal(one, two)
 
 
-@pytest.mark.parametrize("name", ["dora", "vera", "oft", "loha", "shira", "ia3", "pissa", "full", "svft", "dylora"])
+QUICK = ("dora", "vera", "oft", "loha", "shira", "ia3", "pissa", "full", "dylora")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_methods_of_every_family_come_to_their_weighted_sum(name):
     model = toys.Tiny()
     ids = torch.arange(12).reshape(2, 6)
@@ -205,6 +208,18 @@ def test_files_are_on_the_model_for_the_time_of_the_call_only(tmp_path):
     ad.load(model, saved[1], name="b")
     a, b = changes(model, "a"), changes(model, "b")
     assert apart(found, {p: 2 * a[p] + b[p] for p in a}) < 1e-6
+
+
+def test_files_of_one_base_in_two_dtypes(tmp_path):
+    model, saved = files(tmp_path)
+    half = toys.Tiny().bfloat16()
+    half.load_state_dict({k: v.bfloat16() for k, v in model.state_dict().items()})
+    put(half, names="c")
+    saved.append(ad.adapters(half)["c"].save(tmp_path / "c.safetensors"))
+    with pytest.raises(ad.AddendaError, match="other base weights"):
+        combine(saved, model=model)
+    combine(saved, model=model, base="compatible")
+    assert {m.rank for m in ad.adapters(model)["combined"].methods.values()} == {6}
 
 
 def test_sites_that_differ_are_named_or_count_as_zero():

@@ -49,6 +49,18 @@ def test_ties_is_its_definition_entry_by_entry():
     assert int((found == 0).sum()) > 0
 
 
+def test_ties_and_magnitude_are_peft_s_where_weights_are_one():
+    theirs = pytest.importorskip("peft.utils.merge_utils")
+    parts, ones = three(), torch.ones(3).double()
+    torch.testing.assert_close(apply("ties", parts, [1.0] * 3, density=0.5), theirs.ties(parts, ones, 0.5))
+    weights = torch.tensor(WEIGHTS).double()
+    found = apply("magnitude", parts, WEIGHTS, density=0.5)
+    torch.testing.assert_close(found, theirs.magnitude_prune(parts, weights, 0.5))
+    assert float((apply("ties", parts, WEIGHTS) - theirs.ties(parts, weights, 0.2)).norm()) > 0.1, (
+        "theirs elects unweighted"
+    )
+
+
 def test_with_weights_of_one_ties_divides_by_the_count_of_those_that_agree():
     a, b, c = torch.tensor([[2.0]]), torch.tensor([[4.0]]), torch.tensor([[-1.0]])
     assert float(elected([a, b, c], [1.0, 1.0, 1.0])) == 3.0

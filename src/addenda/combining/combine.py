@@ -22,8 +22,8 @@ Scales are folded in, and everything is computed in float64 of what an adapter *
 site at a time. Factors are never averaged: (B_1 + B_2)(A_1 + A_2) has products of one adapter's B with the other's A,
 and two halves of one adapter so come to be that adapter with a wrong scale.
 
-Where every change at a site is low-rank, `linear`, `task-arithmetic`, `svd`, `tsv` and `iso-c` are computed in Core
-Space: these rules turn with their matrices, so it is the same (1e-6), and takes a hundredth of the time and less.
+Where every change at a site is low-rank, ΔW is never formed for sums (factors side by side), `svd` (a decomposition of
+Σ r_t × Σ r_t), `tsv` and `iso-c` (in Core Space): these turn with their matrices, so that it is the same.
 `magnitude`, `ties`, `dare` and `della` look at single entries of ΔW, and are something else in Core Space or KnOTS:
 say which with `rule=`. Vectors (norms, biases) have no singular values: the matrix rules sum them.
 """
@@ -172,7 +172,7 @@ def prepared(
     weighted = weights_of(weights, [s.name for s in sources], chosen)
     settings = Settings(1.0 if chosen.density is None else density or chosen.density, window, scale)
     check_window(settings, window)
-    check_files(sources, absent, heads_of)
+    check_files(sources, absent, heads_of, base)
     return sources, chosen, weighted, settings
 
 

@@ -117,9 +117,14 @@ def named(given: Sequence[Given], model: nn.Module | None) -> list[Source]:
     return sources
 
 
-def same_base(sources: Sequence[Source]) -> dict[Path, Header]:
-    """Read the headers of files. Raises AddendaError where two were trained on other weights at one site."""
+def same_base(sources: Sequence[Source], base: str) -> dict[Path, Header]:
+    """Read the headers of files. Raises AddendaError where two were trained on other weights at one site.
+
+    base="compatible" leaves that to the load of each, which compares values within rounding.
+    """
     headers = {s.file: read(s.file)[0] for s in sources if s.file is not None}
+    if base != "exact":
+        return headers
     for (one, first), (other, second) in itertools.combinations(headers.items(), 2):
         marks = {s.path: (s.hash, s.shape) for s in first.sites if s.hash is not None}
         differ = [s.path for s in second.sites if s.hash and marks.get(s.path, (s.hash, s.shape)) != (s.hash, s.shape)]
@@ -154,12 +159,14 @@ def refuse_hidden(methods: Mapping[str, Mapping[str, object]]) -> None:
             )
 
 
-def check_files(sources: Sequence[Source], absent: Literal["error", "zero"], heads_of: str | None) -> list[Header]:
+def check_files(
+    sources: Sequence[Source], absent: Literal["error", "zero"], heads_of: str | None, base: str
+) -> list[Header]:
     """Return the headers of the files, read and held against each other; no model is needed.
 
     Raises AddendaError for other bases, methods of activations, other sites and heads where all are files.
     """
-    headers = same_base(sources)
+    headers = same_base(sources, base)
     files = [(s.name, s.file, headers[s.file]) for s in sources if s.file is not None]
     for name, file, header in files:
         methods, _ = methods_of(header, file)
