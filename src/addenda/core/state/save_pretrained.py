@@ -23,7 +23,7 @@ from torch import nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.slots import slots_of
-from addenda.core.forward.writing import in_a_checkpoint, loss
+from addenda.core.forward.writing import in_a_checkpoint, loss, whole_model
 from addenda.core.modules.ours import is_ours
 from addenda.core.state.state import State
 
@@ -65,7 +65,7 @@ class Guarded:
                 args, kwargs = bound.args, bound.kwargs
         else:
             refuse_loss(module, self.state, self.name)
-        return self._own(module)(*args, **kwargs)
+        return whole_model(self._own(module), args, kwargs)
 
 
 def refuse_loss(module: nn.Module, state: State, name: str) -> None:
