@@ -234,8 +234,10 @@ def wrong(folder: Path) -> dict[str, dict[str, Any]]:
             does = "base"
         else:
             does = "alike" if between(answer, answers["good"]) == 0 else "otherwise"
-        rows[w.name] = {"vllm": does, "said": answer.get("error", "")[:160].replace(str(folder), "…"),
-                        "check": (check(places[w.name], max_lora_rank=MOST, config=model) or [""])[0]}  # fmt: skip
+        found = check(places[w.name], max_lora_rank=MOST, config=model) or [""]
+        words = (answer.get("error", ""), found[0])
+        said, told = (text.replace(str(folder), "…")[:200] for text in words)
+        rows[w.name] = {"vllm": does, "said": said, "check": told}
     return rows
 
 

