@@ -11,6 +11,7 @@ from pathlib import Path
 COMMANDS = (
     "steps", "others", "profile", "scaling", "inference", "mixed", "switching", "optimizer", "tune", "memory", "attach",
     "basis", "images", "hidden", "quantised", "qlora", "reduce", "peft_parity", "combine", "retention", "gguf",
+    "on_disk",
 )  # fmt: skip
 
 
@@ -22,7 +23,9 @@ def main() -> None:
     parser.add_argument("--tokens", default="4x256", help="batch x length")
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--arms", help="arms of `steps`, `others`, `hidden`, between |; others on record stay")
+    parser.add_argument(
+        "--arms", help="arms of `steps`, `others`, `hidden`, parts of `on_disk`, between |; others on record stay"
+    )
     parser.add_argument("--device", default="cuda", help="of `gpu`, which measures nothing else here")
     parser.add_argument("--quick", action="store_true", help="of `gpu`: tries the script, and measures little")
     parser.add_argument("--out", type=Path, help="folder of the record")

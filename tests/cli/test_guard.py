@@ -39,6 +39,7 @@ def needed(name):
         "reduce": ["a.safetensors", "--to", "lora", "--out", "b.safetensors"],
         "export": ["a.safetensors", "--to", "peft", "--out", "b"], "import": ["a", "--out", "b.safetensors"],
         "merge": ["--adapter", "a.safetensors", "--out", "b"],
+        "extract": ["--base", "a", "--tuned", "b", "--out", "c.safetensors"],
     }.get(name, [])  # fmt: skip
 
 

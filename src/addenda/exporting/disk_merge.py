@@ -193,8 +193,11 @@ class DiskMerge:
             acting = tuple(live) if single else tuple(one_of(t, e) for t in live)
             with filled(self.source.model, {name: part}, weights.names):
                 exact = effective_weight(site, acting, wide)
-            key = (site.path,) if single else (site.path, str(e))
-            rounded = rounded_to(exact, dtype, rounding, Stream(seed, "rounding", *key))
+            if rounding == "nearest":
+                rounded = exact.to(dtype)
+            else:
+                key = (site.path,) if single else (site.path, str(e))
+                rounded = rounded_to(exact, dtype, rounding, Stream(seed, "rounding", *key))
             if dtype == exact.dtype:  # nothing is lost, so that how large the change is does not matter
                 size += float(not torch.equal(exact, part)) + float(exact.sum()) * 0.0  # NaN where it is not finite
             else:

@@ -138,12 +138,12 @@ class CheckpointWriter:
         """Write every tensor that was not written yet as the other checkpoint has it."""
         for name in [n for n in self.tensors if n in self._left]:
             source, place = self.files.tensors[name], self.tensors[name]
-            if source.code != place.code:
-                self.write(name, self.files.read(name))
-                continue
             path = self.folder / place.shard
             with open(self.files.folder / source.shard, "rb", buffering=0) as file, writing(path):
-                self._copy(file, source.begin, self._open[place.shard], place.begin, source.size)
+                if source.code == place.code:
+                    self._copy(file, source.begin, self._open[place.shard], place.begin, source.size)
+                else:
+                    self._cast(file, source, place)
             self._left.discard(name)
 
     def write_index(self) -> None:
@@ -170,6 +170,19 @@ class CheckpointWriter:
             with self._lock:
                 file.seek(place + written)
                 written += file.write(piece) or 0
+
+    def _cast(self, file: BinaryIO, source: StoredTensor, place: StoredTensor) -> None:
+        """Copy a tensor in another dtype, a piece at a time."""
+        begin = 0
+        while begin < source.size:
+            data = bytearray(min(_PIECE, source.size - begin))
+            file.seek(source.begin + begin)
+            if file.readinto(data) != len(data):  # type: ignore[attr-defined]
+                raise AddendaError(f"{shown(file.name)} has become shorter while it was read. Get it again.")
+            piece: Any = torch.frombuffer(data, dtype=source.dtype).to(place.dtype).view(torch.uint8).numpy()
+            at = place.begin + begin // source.dtype.itemsize * place.dtype.itemsize
+            self._put(self._open[place.shard], at, memoryview(piece))
+            begin += len(data)
 
     def _copy(self, source: BinaryIO, begin: int, target: BinaryIO, place: int, size: int) -> None:
         """Copy bytes from file to file, by the system itself where it can."""
