@@ -77,7 +77,6 @@ _ALL = (
     Door("vllm", "vLLM 0.32", "vllm", options=("uniform", "max_lora_rank")),
     Door("vllm", "vLLM 0.32", "vllm", options=("uniform", "max_lora_rank")),
     Door("gguf", "llama.cpp's GGUF", "gguf.door", folder=False, options=("dtype",)),
-    Door("kohya", "kohya's and LyCORIS's files", "kohya.door", folder=False, options=("part", "layout", "dtype")),
     Door("merged", "a model's own folder", "merged_model", own=True, model=True, options=("allow_loss",)),
     Door("kohya", "kohya's sd-scripts", "kohya.door", folder=False, options=("part", "layout", "dtype")),
 )

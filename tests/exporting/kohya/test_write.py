@@ -122,8 +122,8 @@ def test_routes_say_what_passes():
 @pytest.mark.parametrize(
     ("targets", "options", "reason"),
     [
-        (["conv_in", "apart"], {}, "apart: readers differ about convolutions with groups"),
-        (["to_out", "table"], {}, "table: embedding layers have no place"),
+        (["conv_in", "apart"], {}, r"apart \(lora\): readers differ about convolutions with groups"),
+        (["to_out", "table"], {}, r"table \(lora\): embedding layers have no place"),
         (["to_out"], {"also_train": ["norm"]}, "trained whole"),
     ],
 )
