@@ -13,9 +13,7 @@ from addenda.exporting.install import Forms
 from addenda.exporting.peft.conversion import (
     Config,
     Conversion,
-    Live,
     Saved,
-    Written,
     expect,
     number,
     pattern_value,
@@ -53,6 +51,3 @@ class DeloraConversion(Conversion):
 
     def route(self, method: Method, site: Site) -> Route | None:
         return None
-
-    def write(self, live: Sequence[Live]) -> Written:
-        raise NotImplementedError  # no route leads here
