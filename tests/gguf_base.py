@@ -6,9 +6,10 @@ The rules are those of llama.cpp's `conversion/`: names by gguf's own table, q a
 ADDENDA_LLAMA_PYTHON names the Pythons that have llama.cpp, one or several as in PATH. They are made by
 
     python3 -m venv IK && IK/bin/pip install ik-llama-cpp-python==0.1.5
-    python3 -m venv MAINLINE && MAINLINE/bin/pip install llama-cpp-python==0.3.36    # compiles llama.cpp
+    python3 -m venv MAINLINE && CMAKE_ARGS=-DLLAVA_BUILD=OFF MAINLINE/bin/pip install llama-cpp-python==0.3.36
 
-and ADDENDA_LLAMA_PYTHON=IK/bin/python:MAINLINE/bin/python then runs the tests.
+The second compiles llama.cpp, which takes some minutes. ADDENDA_LLAMA_PYTHON=IK/bin/python:MAINLINE/bin/python then
+runs the tests.
 """
 
 import functools
