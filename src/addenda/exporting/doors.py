@@ -75,10 +75,9 @@ class Door:
 _ALL = (
     Door("peft", "Hugging Face PEFT 0.21.2", "peft.door", own=True, activations=True),
     Door("vllm", "vLLM 0.32", "vllm", options=("uniform", "max_lora_rank")),
-    Door("vllm", "vLLM 0.32", "vllm", options=("uniform", "max_lora_rank")),
     Door("gguf", "llama.cpp's GGUF", "gguf.door", folder=False, options=("dtype",)),
-    Door("merged", "a model's own folder", "merged_model", own=True, model=True, options=("allow_loss",)),
     Door("kohya", "kohya's sd-scripts", "kohya.door", folder=False, options=("part", "layout", "dtype")),
+    Door("merged", "a model's own folder", "merged_model", own=True, model=True, options=("allow_loss",)),
 )
 DOORS = {door.name: door for door in _ALL}
 
