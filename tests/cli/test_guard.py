@@ -38,6 +38,7 @@ def needed(name):
         "tune": ["--out", "run"], "compress": ["--out", "run"], "generate": ["hello"],
         "reduce": ["a.safetensors", "--to", "lora", "--out", "b.safetensors"],
         "export": ["a.safetensors", "--to", "peft", "--out", "b"], "import": ["a", "--out", "b.safetensors"],
+        "combine": ["a.safetensors", "b.safetensors", "--out", "c.safetensors"], "inspect": ["a.safetensors"],
         "merge": ["--adapter", "a.safetensors", "--out", "b"],
         "extract": ["--base", "a", "--tuned", "b", "--out", "c.safetensors"],
     }.get(name, [])  # fmt: skip

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import addenda as ad
 from addenda.cli.main import run
-from shared import read_raw, write_raw
+from shared import read_raw, stir, write_raw
 
 LONG = "x" * 100_000
 NAMES = ["a\x1b]0;owned\x07", "[/red][bold]", "\u202egnp.exe", "a\nlora (defaults): 1 site\x1b[2J", LONG, "\ud800"]
@@ -157,3 +157,23 @@ def test_a_model_with_an_adapter_of_peft_beside_it_is_refused(folder, capsys, co
     said = harmless(capsys)
     assert "holds a model and an adapter of PEFT" in said and "adapter_config.json" in said
     assert not (folder / "out").exists()
+
+
+def test_a_folder_is_checked_by_the_rules_of_vllm(tmp_path, capsys):
+    from tiny_models import make_llama
+
+    model = make_llama()
+    model.save_pretrained(tmp_path / "base")
+    adapter = stir(ad.attach(model, "lora:rank=1"))
+    ad.export(adapter, "vllm", tmp_path / "good")
+    ad.export(adapter, "peft", tmp_path / "wide")
+    config = json.loads((tmp_path / "wide" / "adapter_config.json").read_text())
+    (tmp_path / "wide" / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    capsys.readouterr()  # transformers' bars
+    call("inspect", tmp_path / "good", "--for", "vllm", "--model", tmp_path / "base")
+    assert "nothing keeps it from being served" in harmless(capsys)
+    call("inspect", tmp_path / "wide", "--for", "vllm", code=2)
+    assert "DoRA" in harmless(capsys)
+    call("inspect", tmp_path / "good", "--for", "gguf", code=2)
+    call("inspect", tmp_path / "good", "--max-lora-rank", 8, code=2)
+    assert "without --for" in harmless(capsys)

@@ -71,3 +71,17 @@ def test_outputs_leave_the_model_as_it_was():
     model.train()
     outputs_of(model, (), probe_of(model))
     assert model.training and "default" in str(ad.status(model))
+
+
+def test_what_rounding_does_in_a_deep_model_is_no_other_adapter(monkeypatch):
+    from addenda.exporting import probe
+
+    model = make_llama()
+    adapter = stir(ad.attach(model, METHODS["lora"]))
+    near, batch = copy_of(adapter, "near", 1 + 1e-4), probe_of(model)
+    with pytest.raises(AddendaError, match="acts otherwise"):
+        effect(adapter, near, batch)
+    monkeypatch.setattr(probe, "_noise", lambda *_: 1e-2)  # as if float32 were that far from float64
+    assert 0 < effect(adapter, near, batch).difference < 2e-2
+    monkeypatch.undo()
+    assert 0 < probe._noise(adapter, batch) < 1e-5

@@ -8,6 +8,7 @@ import typer
 from addenda.cli.common import Device, Dtype, Model, Trust, model_or_default, refuse_unread, say, tell
 from addenda.cli.evaluate import with_adapter
 
+_OPTIONS = {"uniform": "uniform", "max_lora_rank": "max_lora_rank", "stored": "dtype"}  # of the command and of doors
 AS_LORA = "Methods that have no form of their own there"
 
 
@@ -31,6 +32,9 @@ def export(
     uniform: Annotated[
         bool, typer.Option("--uniform", help="One rank for all sites, padded with zeros (vllm).")
     ] = False,
+    max_lora_rank: Annotated[
+        int | None, typer.Option("--max-lora-rank", help="What the engine is started with (vllm).")
+    ] = None,
     stored: Annotated[
         str | None, typer.Option("--stored", help="How numbers are stored: f32, f16 (gguf); float32, … (kohya).")
     ] = None,
@@ -51,10 +55,10 @@ def export(
     free_place(out, "--out")
     header, _ = read(adapter)
     same = all(s.dtype == dtype for s in header.sites)
-    unread = [name for name, option in (("uniform", "uniform"), ("stored", "dtype")) if option not in door.options]
+    unread = [name for name, option in _OPTIONS.items() if option not in door.options]
     refuse_unread(export, locals(), unread, f"with --to {to}.")
-    given: dict[str, Any] = {"uniform": True} if uniform else {}
-    given |= {"dtype": stored} if stored is not None else {}
+    asked: dict[str, Any] = {"uniform": uniform or None, "max_lora_rank": max_lora_rank, "stored": stored}
+    given = {_OPTIONS[name]: value for name, value in asked.items() if value is not None}
     base = "exact" if same else "compatible"  # the same weights in another dtype
     loaded = with_adapter(model, adapter, dtype, device, trust_remote_code=trust_remote_code, base=base)
     tell(write(adapters(loaded.model)["default"], door.name, out, rank=rank, energy=energy, **given))

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from addenda.cli.common import tell
+from addenda.cli.common import refuse_unread, tell
+
+ENGINE = "Whether an engine would serve it"
 
 
 def register(app: typer.Typer) -> None:
@@ -13,9 +15,33 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="An adapter: a file of addenda, GGUF, kohya, or a folder of PEFT.")],
+    file: Annotated[Path, typer.Argument(help="A file of addenda, GGUF or kohya, or a folder of PEFT.")],
+    engine: Annotated[
+        str | None,
+        typer.Option("--for", help="vllm: check a folder by its rules, without it.", rich_help_panel=ENGINE),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Folder of the base, for names.", rich_help_panel=ENGINE)
+    ] = None,
+    max_lora_rank: Annotated[
+        int | None, typer.Option("--max-lora-rank", help="What it is started with.", rich_help_panel=ENGINE)
+    ] = None,
 ) -> None:
     """Show the methods, sites and size of an adapter file, whoever wrote it."""
+    from addenda.core.base.errors import AddendaError
     from addenda.exporting.inspect import inspect as describe
 
+    if engine is None:
+        refuse_unread(inspect, locals(), ("model", "max_lora_rank"), "without --for.")
+    elif engine != "vllm":
+        raise AddendaError(f"Only vllm has rules that are checked here, got --for {engine!r}.")
     tell(describe(file))
+    if engine is None:
+        return
+    from addenda.exporting.vllm import check
+
+    problems = check(file, max_lora_rank=max_lora_rank, config=model)
+    if problems:
+        raise AddendaError(f"vLLM would not serve this as it is meant: {'; '.join(problems[:12])}.")
+    unknown = "" if model else "; whether the base has these modules, --model says"
+    tell(f"vllm: nothing keeps it from being served{unknown}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
-from addenda.core.merge.judge import distance
+from addenda.core.merge.judge import Proof, distance
 from addenda.core.merge.outputs import Outputs, run
 from addenda.core.modules.borrow import training_mode
 from addenda.core.state.state import apply_active, state_of
@@ -121,11 +121,27 @@ def effect(
         torch.finfo(p.dtype).bits < 32 for p in adapter.model.parameters() if p.is_floating_point()
     )
     limit = (_HALF if half else EXACT) * found.size
+    if exact and not found.difference <= limit:  # deep models may amplify rounding: so it is measured
+        limit = max(limit, 2 * _noise(adapter, batch))
     if exact and not found.difference <= limit:
         raise AddendaError(
             f"{where}: what was read back acts otherwise than the adapter: {found}. At most {limit:.2e} is rounding."
         )
     return found
+
+
+def _noise(adapter: Adapter, batch: object) -> float:
+    """Return how far the main output of the live adapter is from that in the next wider dtype; 0 if not measured."""
+    root, state = state_of(adapter.model)
+    active = state.active
+    try:
+        apply_active(root, state, (adapter.name,))
+        with training_mode(root, False):
+            live = run(root, batch)
+            noise = Proof.of(root, batch, live).noise
+    finally:
+        apply_active(root, state, active)
+    return noise.get("logits" if "logits" in live.values else next(iter(live.values)), 0.0)
 
 
 def _largest(t: Tensor) -> float:

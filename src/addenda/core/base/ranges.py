@@ -101,6 +101,9 @@ RANGES: dict[str, Range] = {
     "rank": _COUNT,
     "energy": Range(0, 1, above=True),
     "density": Range(0, 1, above=True),
+    "window": _SHARE,
+    "scale": Range(-1e6, 1e6),
+    "max_lora_rank": _whole(1, 512),
     "count": _COUNT,
     # merging, and what a layer's rank may do
     "allow_loss": Range(0, 1e6),
