@@ -52,3 +52,14 @@ def test_every_form(folders, capsys, form):
 def test_a_refusal_is_a_sentence(folders, capsys):
     call("extract", "--base", folders / "base", "--tuned", folders / "none", "-o", folders / "x.safetensors", code=2)
     assert "no such folder" in capsys.readouterr().err and not (folders / "x.safetensors").exists()
+
+
+def test_options_and_places_are_told_in_words_of_the_command_line(folders, capsys):
+    given = ("--base", folders / "base", "--tuned", folders / "tuned", "-o")
+    call("extract", *given, folders / "base", code=2)
+    assert "Choose another --out" in capsys.readouterr().err
+    call("extract", *given, folders / "base" / "config.json" / "x", code=2)
+    assert "config.json is no folder. Choose another --out" in capsys.readouterr().err
+    call("extract", *given, folders / "x.safetensors", "--bits", 2, code=2)
+    said = capsys.readouterr().err
+    assert "--bits is not read with --to lora, which reads --rank, --energy." in said

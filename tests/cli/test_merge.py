@@ -29,7 +29,7 @@ def test_merge_and_what_it_says(folder, capsys):
     call("merge", "--model", folder / "model", "--adapter", folder / "a.safetensors", "--out", folder / "out")
     said = capsys.readouterr()
     assert "merged 14 sites in float32" in said.out and "largest difference" in said.out
-    assert "the base is the one of training (14 weights)" in said.err
+    assert "14 weights compared with those of training" in said.err
     merged = transformers.LlamaForCausalLM.from_pretrained(folder / "out")
     model = transformers.LlamaForCausalLM.from_pretrained(folder / "model")
     ids = torch.arange(1, 13)[None]
@@ -56,3 +56,11 @@ def test_no_check_says_so_and_several_files_add_up(folder, capsys):
 def test_a_refusal_is_a_sentence(folder, capsys):
     call("merge", "-m", folder / "model", "-a", folder / "b.safetensors", "-o", folder / "out", code=2)
     assert "There is no file" in capsys.readouterr().err and not (folder / "out").exists()
+
+
+def test_another_base_is_not_said_to_be_the_one_of_training(folder, capsys):
+    make_llama(seed=1).save_pretrained(folder / "other")
+    call("merge", "-m", folder / "other", "-a", folder / "a.safetensors", "-o", folder / "out", code=2)
+    said = capsys.readouterr().err
+    assert "was trained on other base weights" in said and "is the one of training" not in said
+    assert not (folder / "out").exists()

@@ -95,3 +95,16 @@ def test_hidden_methods_and_doubles_too(folder, capsys, monkeypatch):
     assert "holds pfeiffer, which changes activations" in capsys.readouterr().err
     call("reduce", one, one, "--to", "lora", "--rank", 1, "--out", folder / "new.safetensors", code=2)
     assert "named twice" in capsys.readouterr().err
+
+
+def test_the_base_is_read_in_the_dtype_of_training_unless_another_is_given(folder, capsys, monkeypatch):
+    monkeypatch.setattr("addenda.models.load.pick_dtype", _never_auto)
+    common = [folder / "one.safetensors", "--model", folder / "model", "--to", "lora", "--rank", 1, "--out"]
+    call("reduce", *common, folder / "new.safetensors")
+    assert "sites as lora" in capsys.readouterr().out
+    call("reduce", *common, folder / "other.safetensors", "--dtype", "bfloat16", code=2)
+    assert "--base compatible" in capsys.readouterr().err
+
+
+def _never_auto(dtype, where):
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype], "as given"

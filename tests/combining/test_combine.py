@@ -259,6 +259,7 @@ BAD = {
     "weights of another count": ({"weights": [1.0]}, "2 adapters want 2 weights"),
     "weights that are none": ({"weights": [float("nan"), 1.0]}, "finite"),
     "weights of nothing": ({"weights": [0.0, 0.0]}, "not 0"),
+    "a scale of nothing": ({"scale": 0.0}, "scale=0"),
     "weights by other names": ({"weights": {"a": 1, "c": 1}}, "other adapters"),
     "density of zero": ({"how": "ties", "density": 0.0}, "density must be"),
     "density above one": ({"how": "ties", "density": 1.5}, "density must be"),

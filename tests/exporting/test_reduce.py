@@ -285,6 +285,8 @@ BAD = {
     "twice": (lambda a: ad.reduce([a, a], rank=1), "named twice"),
     "name": (lambda a: ad.reduce(a, rank=1, name="default"), "default"),
     "no batch": (lambda a: ad.reduce(a, rank=1, weigh=[]), "holds no batch"),
+    "a number for batches": (lambda a: ad.reduce(a, rank=1, weigh=3), "list of batches.*got a int"),
+    "a text for batches": (lambda a: ad.reduce(a, rank=1, weigh="some words"), "list of batches.*got a str"),
     "batch": (lambda a: ad.reduce(a, rank=1, weigh=[torch.ones(2, 3)]), "does not run"),
     "probe": (lambda a: ad.reduce(a, rank=1, probe=torch.ones(2, 3)), "does not run"),
 }

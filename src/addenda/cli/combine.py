@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def combine(
-    files: Annotated[list[Path], typer.Argument(help="Adapter files of one model, two or more.")],
+    files: Annotated[list[Path], typer.Argument(help="Adapter files of one model.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The adapter file to write.")],
     how: Annotated[
         str, typer.Option("--how", help="cat, linear, svd, ties, dare, della, magnitude, tsv, iso-c, core-space, …")
@@ -61,8 +61,7 @@ def combine(
     from addenda.core.base import ranges
     from addenda.core.base.errors import AddendaError
     from addenda.core.disk.place import file_for
-    from addenda.core.file.header import read
-    from addenda.models.load import load_model, wanted_by
+    from addenda.models.load import dtype_for, load_model, wanted_by
 
     options: dict[str, Any] = {n: given[n] for n in _OWN}
     options["weights"] = None if weights is None else _numbers(weights)
@@ -73,9 +72,7 @@ def combine(
         raise AddendaError(f"{place} is one of the adapters that are combined. Choose another --out.")
     prepared(files, **options)
     wanted: dict[str, Any] = wanted_by(next((f for f in files if f.stem == heads_of), files[0]))
-    headers = [read(f)[0] for f in files] if dtype == "auto" else []
-    kinds = {s.dtype for h in headers for s in h.sites if s.hash is not None}  # of the weights they were trained on
-    wanted |= {"dtype": kinds.pop() if len(kinds) == 1 else dtype, "trust_remote_code": trust_remote_code}
+    wanted |= {"dtype": dtype_for(files, dtype), "trust_remote_code": trust_remote_code}
     loaded = load_model(model_or_default(model), device=device, **wanted)
     report = combined(files, model=loaded.model, **options)
     tell(report)

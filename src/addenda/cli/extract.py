@@ -38,12 +38,14 @@ def extract(
     ] = True,
 ) -> None:
     """Write what a tuned checkpoint has changed of its base as an adapter file of the base."""
+    from addenda.core.disk.whole import free_place
     from addenda.exporting.extract import extract as write
 
     def progress(done: int, path: str) -> None:
         if done % 50 == 0:
             say(f"{done} weights that differ are done, the last {path}")
 
+    free_place(out, "--out")
     tell(
         write(
             base, tuned, out, to=cast(Any, to), rank=rank, energy=energy, density=density, count=count, bits=bits,

@@ -51,4 +51,4 @@ def merge(
 
 def _progress(done: int, total: int, what: str) -> None:
     if done == total:
-        say({"base": f"the base is the one of training ({total} weights)", "weights": f"{total} weights written"}[what])
+        say(f"{total} weights {'compared with those of training' if what == 'base' else 'written'}")

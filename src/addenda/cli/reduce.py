@@ -52,6 +52,7 @@ def reduce(
     from addenda.core.disk.whole import free_place
     from addenda.exporting.reduce import check_form
     from addenda.exporting.reduce import reduce as run
+    from addenda.models.load import dtype_for
 
     given: dict[str, Any] = {"rank": rank, "energy": energy, "density": density, "count": count, "bits": bits}
     check_form(to, given | {"weigh": None if weigh is None else [weigh]})  # before the model is read
@@ -59,6 +60,7 @@ def reduce(
         refuse_unread(reduce, locals(), ("samples", "length"), "without texts to weigh by: give weigh=.")
     place = free_place(out, "--out")
     _refuse_hidden(files)
+    dtype = dtype_for(files, dtype)
     loaded = with_adapter(model, files[0], dtype, device, trust_remote_code=trust_remote_code, base=base)
     chosen: list[Adapter] = [adapters(loaded.model)["default"]]
     for i, file in enumerate(files[1:], 2):

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.combining import forms
-from addenda.combining.options import SPACES, SPECIAL, SUMS, How, check, check_window, rule_of, weights_of
+from addenda.combining.options import SPACES, SPECIAL, SUMS, How, check, check_settings, rule_of, weights_of
 from addenda.combining.report import Combined, CombineReport
 from addenda.combining.rules import RULES, Rule, Settings, within
 from addenda.combining.sources import (
@@ -171,7 +171,7 @@ def prepared(
     chosen = rule_of(how, rule)
     weighted = weights_of(weights, [s.name for s in sources], chosen)
     settings = Settings(1.0 if chosen.density is None else density or chosen.density, window, scale)
-    check_window(settings, window)
+    check_settings(settings, window)
     check_files(sources, absent, heads_of, base)
     return sources, chosen, weighted, settings
 

@@ -30,7 +30,7 @@ def check(how, rule, form, absent, rank, energy, density, window, seed, base) ->
                 f"There is no {option}={value!r}.{nearest(str(value), known)} Known: {', '.join(known)}."
             )
     if rule is not None and how not in SPACES:
-        raise AddendaError(f"rule= is what acts in a common subspace: how='core-space' or 'knots'. how={how!r} is one.")
+        raise AddendaError(f"rule= acts in a common subspace only: how='core-space' or 'knots'; how={how!r} is none.")
     chosen = rule_of(how, rule)
     unread = [n for n, v in (("density", density), ("window", window)) if v is not None and chosen.density is None]
     unread += ["window"] if window is not None and chosen.name != "della" and "window" not in unread else []
@@ -47,8 +47,10 @@ def check(how, rule, form, absent, rank, energy, density, window, seed, base) ->
         raise AddendaError(f"Give rank= or energy=, not both (got rank={rank}, energy={energy}).")
 
 
-def check_window(settings: Settings, window: float | None) -> None:
-    """Raise AddendaError for a window of probabilities that reaches beyond 0 or 1."""
+def check_settings(settings: Settings, window: float | None) -> None:
+    """Raise AddendaError for a scale of 0, and for a window of probabilities that reaches beyond 0 or 1."""
+    if not settings.scale:
+        raise AddendaError("scale=0 leaves nothing of any adapter. Give another number.")
     most = 2 * min(settings.density, 1 - settings.density)
     if window is not None and window >= most:
         raise AddendaError(

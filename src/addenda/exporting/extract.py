@@ -107,7 +107,7 @@ def extract(
     Raises AddendaError, and nothing is written, for a target that exists, folders that are no checkpoints of one model
     (all of the differences), models that are the same, a grown vocabulary, and options that the form does not read.
     """
-    given = {"rank": rank, "energy": energy, "density": density, "count": count, "bits": bits, "weigh": None}
+    given = {"rank": rank, "energy": energy, "density": density, "count": count, "bits": bits}
     check_form(to, given)
     place = free_place(out)
     folders = path_of(base, "base").resolve(), path_of(tuned, "tuned").resolve()

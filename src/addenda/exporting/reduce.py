@@ -65,6 +65,8 @@ def reduce(
     several models or twice the same, a change that is merged or zero, a taken name, and batches that do not run.
     """
     chosen = [adapters] if isinstance(adapters, Adapter) else list(adapters)
+    if weigh is not None and (isinstance(weigh, (str, bytes)) or not isinstance(weigh, Iterable)):
+        raise AddendaError(f"weigh= is a list of batches for the model, or a loader; got a {type(weigh).__name__}.")
     given = {
         "rank": rank, "energy": energy, "density": density, "count": count, "bits": bits,
         "weigh": None if weigh is None else list(weigh),
@@ -190,13 +192,13 @@ def check_form(to: str, given: Mapping[str, Any]) -> None:
     if to not in READS:
         raise AddendaError(f"There is no form {to!r}.{nearest(str(to), READS)} Known: {', '.join(READS)}.")
     if unread := [f"{k}=" for k, v in given.items() if v is not None and k not in READS[to]]:
-        reads = ", ".join(f"{k}=" for k in READS[to]) or "no option of its own"
+        reads = ", ".join(f"{k}=" for k in READS[to] if k in given) or "no option of its own"
         raise AddendaError(f"{', '.join(unread)} is not read with to={to!r}, which reads {reads}.")
     if to == "lora" and given["rank"] is not None and given["energy"] is not None:
         raise AddendaError(f"Give rank= or energy=, not both; got {given['rank']} and {given['energy']}.")
     if to == "sparse" and (given["density"] is None) == (given["count"] is None):
         raise AddendaError("A sparse form wants density= or count=, one of them: how many entries of each matrix.")
-    if given["weigh"] is not None and not given["weigh"]:
+    if given.get("weigh") is not None and not given["weigh"]:
         raise AddendaError("weigh= holds no batch. Give some that the model takes, or leave it out.")
     if wrong := problems(given):
         raise AddendaError(f"A reduction cannot be made so: {'; '.join(wrong)}.")

@@ -4,7 +4,7 @@ Nothing is downloaded.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from torch import nn
 
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.disk.access import path_of, read_json, reading
-from addenda.core.file.header import FROM_PEFT, of_peft, read
+from addenda.core.file.header import IMPORTED, of_peft, read
 from addenda.data.examples import TaskKind
 from addenda.data.labels import named
 from addenda.data.prepare import Preparation
 from addenda.models.kinds import AUTO, KINDS, check_folder, task_in, task_of
-from addenda.models.machine import pick_device, pick_dtype
+from addenda.models.machine import DTYPES, pick_device, pick_dtype
 from addenda.models.preparation import preparation_of
 from addenda.models.pretrained import pretrained
 from addenda.quantizing.bridges import adopt
@@ -187,7 +187,7 @@ def config_of(folder: Path, trust_remote_code: bool = False):
     with reading(folder):
         has_config = (folder / "config.json").is_file()
     if not has_config and of_peft(folder):
-        raise AddendaError(f"{folder} is an adapter of PEFT and not a model, {FROM_PEFT}")
+        raise AddendaError(f"{folder} is an adapter of PEFT and not a model, {IMPORTED}")
     if not has_config:
         siblings = folder.parent.iterdir() if folder.parent.is_dir() else ()
         names = [p.name for p in siblings if p != folder and (p / "config.json").is_file()]
@@ -268,6 +268,14 @@ def wanted_by(adapter: str | Path | None) -> dict:
     if type(side) is int and 0 < side <= 8192:
         options["image_size"] = side
     return options | ({"quantize": form} if isinstance(form, str) else {})
+
+
+def dtype_for(adapters: Iterable[str | Path], dtype: str) -> str:
+    """Return the dtype to load the base of adapter files in: for "auto" that of training, where all have the same."""
+    if dtype != "auto":
+        return dtype
+    found = {s.dtype for adapter in adapters for s in read(adapter)[0].sites if s.hash is not None}
+    return found.pop() if len(found) == 1 and found <= set(DTYPES) else dtype
 
 
 def labels_beside(adapter: str | Path | None) -> list[str] | None:

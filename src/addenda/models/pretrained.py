@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.file.header import FROM_PEFT, PEFT
+from addenda.core.file.header import IMPORTED, PEFT
 
 _OUTSIDE = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
@@ -30,7 +30,7 @@ def pretrained(auto: str, folder: str | Path, *, trust_remote_code: bool = False
 
     if (Path(folder) / PEFT).is_file():  # transformers would put that adapter on the model without a word
         raise AddendaError(
-            f"{folder} holds a model and an adapter of PEFT on it ({PEFT}), {FROM_PEFT} To take the model without the "
+            f"{folder} holds a model and an adapter of PEFT on it ({PEFT}), {IMPORTED} To take the model without the "
             f"adapter, move {PEFT} and the adapter's weights out of the folder."
         )
     if not trust_remote_code:

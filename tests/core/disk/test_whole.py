@@ -3,6 +3,7 @@
 import pytest
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import file_of
 from addenda.core.disk.whole import free_place, whole
 
 
@@ -55,3 +56,11 @@ def test_a_path_that_no_disk_takes_is_an_error_of_ours(tmp_path):
     with pytest.raises(AddendaError), whole(tmp_path / "file" / "out", folder=True):
         raise AssertionError("no place was to be had")
     assert everything(tmp_path) == ["file"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_before_anything_is_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    for check in (free_place, file_of):
+        with pytest.raises(AddendaError, match=r"file is no folder\. Choose another --out"):
+            check(tmp_path / "file" / "below" / "out", "--out")
+    assert free_place(tmp_path / "new" / "out") == file_of(tmp_path / "new" / "out") == tmp_path / "new" / "out"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
@@ -107,3 +108,11 @@ def test_older_files_lack_what_is_new(file, tmp_path):
     assert all(isinstance(s, SiteEntry) for s in older.sites)
     assert older == dataclasses.replace(read(file)[0], head={})
     assert isinstance(older, Header)
+
+
+def test_adapters_of_other_programs_are_sent_to_import(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(60))
+    save_file({"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, tmp_path / "a.safetensors")
+    for name in ("a.gguf", "a.safetensors"):
+        with pytest.raises(AddendaError, match="addenda import"):
+            read(tmp_path / name)

@@ -55,11 +55,19 @@ def file_of(given: str | Path, what: str = "path") -> Path:
     with reading(path):
         folder = path.is_dir()
         special = not folder and path.exists() and not path.is_file()
+        check_above(path, what)
     if folder:
         raise AddendaError(f"{path} is a folder. Name a file, such as {path / 'adapter.safetensors'}.")
     if special:
         raise AddendaError(f"{path} is a device or a pipe, and a file is written whole or not at all. Name a file.")
     return path
+
+
+def check_above(path: Path, what: str = "path") -> None:
+    """Raise AddendaError where a file stands in the place of a folder above a path, so that nothing can be there."""
+    above = next((p for p in path.absolute().parents if p.exists()), None)
+    if above is not None and not above.is_dir():
+        raise AddendaError(f"{shown(path)} cannot be made, since {shown(above)} is no folder. Choose another {what}.")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.access import path_of, reading, shown, writing
+from addenda.core.disk.access import check_above, path_of, reading, shown, writing
 
 
 def free_place(out: str | Path, what: str = "out") -> Path:
@@ -17,6 +17,7 @@ def free_place(out: str | Path, what: str = "out") -> Path:
     with reading(path):
         taken = path.is_symlink() or path.exists()
         there = path.resolve()
+        check_above(path, what)
     if taken:
         raise AddendaError(f"{shown(there)} is there already, and nothing is written over. Choose another {what}.")
     return path

@@ -22,7 +22,7 @@ from addenda.core.packed.few_bits import FewBits
 SCHEMA = 1
 _MAXHEADER = 64 << 20
 PEFT = "adapter_config.json"  # the file by which PEFT knows its folders
-FROM_PEFT = "which is imported, not loaded: addenda.import_adapter(model, folder), or addenda import FOLDER --out FILE."
+IMPORTED = "which is imported, not loaded: addenda.import_adapter(model, path), or addenda import PATH --out FILE."
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -152,7 +152,7 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
     with reading(path):
         folder, exists = path.is_dir(), path.is_file()
     if of_peft(path):
-        raise AddendaError(f"{shown(path)} is an adapter of PEFT, {FROM_PEFT}")
+        raise AddendaError(f"{shown(path)} is an adapter of PEFT, {IMPORTED}")
     if folder:
         files = sorted(p.name for p in path.glob("*.safetensors"))[:4]
         raise AddendaError(f"{path} is a folder, and an adapter is a file. In it: {', '.join(files) or 'none'}.")
@@ -160,16 +160,20 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
         raise AddendaError(f"There is no file {shown(path)}.{_hint(path)}")
     try:
         with open(path, "rb") as f:
-            size = int.from_bytes(f.read(8), "little")
+            start = f.read(8)
+        if start[:4] == b"GGUF":
+            raise AddendaError(f"{shown(path)} is a GGUF file, {IMPORTED}")
+        size = int.from_bytes(start, "little")
         if size > min(_MAXHEADER, path.stat().st_size):
             raise AddendaError(f"{path} claims a header of {size:,} bytes, which is more than there can be.")
         with safe_open(path, framework="pt") as f:
             text = (f.metadata() or {}).get("addenda")
             if text is None:
                 if any(key.startswith("base_model.model.") for key in f.keys()):  # noqa: SIM118
-                    raise AddendaError(f"{shown(path)} is an adapter of PEFT, {FROM_PEFT}")
+                    raise AddendaError(f"{shown(path)} is an adapter of PEFT, {IMPORTED}")
                 raise AddendaError(
-                    f"{path} is a safetensors file, but not an adapter of addenda (no 'addenda' header)."
+                    f"{path} is a safetensors file, but not an adapter of addenda (no 'addenda' header). "
+                    "One of another program is imported first: addenda import."
                 )
             # copies begin where torch's own tensors do, so that sums are taken in the same order
             tensors = {key: f.get_tensor(key).clone() for key in f.keys()}  # noqa: SIM118
