@@ -2,13 +2,14 @@
 
 Each measurement is a process of its own. It starts when torch, transformers and addenda are imported and a small pair
 of folders has been through the same call, so that the code of kernels and of the model's class is in memory. The check
-on a probe batch is off, as it loads models. The base is SmolLM2 in float32, saved again in shards of at most 75 MB. The
+on a probe batch is off, as it loads models. The base is SmolLM2 in float32, saved again in shards of at most 60 MB. The
 adapter is a LoRA of rank 16 on every linear layer, moved at random. "tuned" is its merge; "tuned throughout" has every
-weight moved, the embedding too.
+weight moved, the embedding too, which is the largest shard by itself.
 
 Copying and hashing is what a shell would do: `cp`, then SHA-256 of every copy, flushed to the disk as a merge is. The
-two are timed in turn. Processor seconds are what all threads worked, whatever else ran on the machine. Parts that
---arms names (time, merge, extract, between |) are measured anew, and the others on record stay.
+two are timed in turn; "load" is how many processes wanted a core then. Processor seconds are what all threads worked,
+whatever else ran on the machine. Parts that --arms names (time, merge, extract, between |) are measured anew, and the
+others on record stay.
 """
 
 import hashlib
@@ -22,8 +23,8 @@ from statistics import median
 
 from bench.measure import in_process
 
-SHARDS = "75MB"
-EXTRACTS = {"lora, rank 16": {"to": "lora", "rank": 16}, "patch": {"to": "patch"}}
+SHARDS = "60MB"
+EXTRACTS = {"patch": {"to": "patch"}, "lora, rank 16": {"to": "lora", "rank": 16}}
 MERGES = {"merge": {}, "merge to bfloat16": {"dtype": "bfloat16", "allow_loss": 1.0}}
 PARTS = ("time", "merge", "extract")
 
@@ -182,4 +183,4 @@ def _time(folder: Path, threads: int, rounds: int) -> dict:
     turns = turns[1:]  # the first one imports the model's class
     made = {name: {k: median(t[name][k] for t in turns) for k in ("wall", "cpu")} for name in ("copy", "merge")}
     ratios = sorted(t["merge"]["wall"] / t["copy"]["wall"] for t in turns)
-    return made | {"ratio": median(ratios), "ratios": ratios}
+    return made | {"ratio": median(ratios), "ratios": ratios, "load": os.getloadavg()[0]}

@@ -119,7 +119,7 @@ def extract(
     for changed in pair.changed():
         made.add(changed)
         if progress:
-            progress(len(made.plan), changed.site.path)
+            progress(len(made.entries), changed.site.path)
     made.check()
     with whole(place, folder=False) as beside:
         write(beside, made.header(), made.tensors)
@@ -146,8 +146,6 @@ class _Extracted:
     unchanged: list[str] = field(default_factory=list)
     entries: list[SiteEntry] = field(default_factory=list)
     methods: list[Method] = field(default_factory=list)
-    plan: list[tuple[Site, Method]] = field(default_factory=list)
-    stored: dict[str, Params] = field(default_factory=dict)
 
     def add(self, changed: Changed) -> None:
         """Put one weight's change into its form."""
@@ -178,7 +176,7 @@ class _Extracted:
 
     def _add_copy(self, site: Site, tuned: Tensor) -> None:
         self.copies.append(site.path)
-        self._add(site, Replace(), {"value": site.kind.to_matrix(tuned)}, None, None)
+        self._add(site, Replace(), {"value": site.kind.to_matrix(tuned).clone()}, None, None)
 
     def _add(
         self, site: Site, method: Method, params: Params, hashed: str | None, numbers: tuple[float, ...] | None
@@ -191,12 +189,11 @@ class _Extracted:
                 shapes[key] = tuple(t.shape)
                 self.tensors |= packed_as(f"{site.path}/{key}", t)
             else:
-                self.tensors[f"{site.path}/{key}"] = t.detach().contiguous().clone()
+                self.tensors[f"{site.path}/{key}"] = t.detach().contiguous()
         head = hashed is None
         if not head and method not in self.methods:
             self.methods.append(method)
-        self.plan.append((site, method))
-        self.stored[site.path] = own
+        fitting_tensors([(site, method)], {site.path: own}, f"What was extracted from {self.pair.tuned.folder}")
         self.entries.append(
             SiteEntry(
                 path=site.path,
@@ -215,13 +212,12 @@ class _Extracted:
         )
 
     def check(self) -> None:
-        """Raise AddendaError where there is nothing to write, or tensors are not those that a load wants."""
+        """Raise AddendaError where there is nothing to write."""
         if not self.entries:
             raise AddendaError(
                 f"Nothing differs between {shown(self.pair.base.folder)} and {shown(self.pair.tuned.folder)}: they are "
                 "the same model. Was the tuned one saved?"
             )
-        fitting_tensors(self.plan, self.stored, f"What was extracted from {self.pair.tuned.folder}")
 
     def header(self) -> Header:
         """Return the header of the file."""
