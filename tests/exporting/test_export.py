@@ -88,6 +88,8 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
         ({"door": "pefd"}, "no door 'pefd'.*peft"),
         ({"uniform": True}, "has no option 'uniform'"),
         ({"rank": 0}, "rank must be at least 1"),
+        ({"door": None}, "no door None"),
+        ({"second": {"nothing.here": torch.eye(2)}}, "second= has moments at 'nothing.here'"),
         ({"out": "taken"}, "there already"),
     ],
 )
@@ -120,3 +122,29 @@ def test_our_own_file_is_sent_to_load(tmp_path):
     file = adapter.save(tmp_path / "own.safetensors")
     with pytest.raises(AddendaError, match=r"addenda\.load"):
         ad.import_adapter(make_llama(), file)
+
+
+def test_what_is_no_adapter_or_no_model_is_told(tmp_path):
+    model = make_llama()
+    with pytest.raises(AddendaError, match="of an adapter, got a LlamaForCausalLM"):
+        ad.export(model, "peft", tmp_path / "out")
+    with pytest.raises(AddendaError, match="on a model, got a str"):
+        ad.import_adapter("model", tmp_path)
+    assert everything(tmp_path) == []
+
+
+def test_refused_sites_are_told_once_for_each_reason(tmp_path):
+    adapter = stir(ad.attach(make_llama(tie_word_embeddings=False), METHODS["lora"], also_train=["lm_head"]))
+    with pytest.raises(AddendaError, match=r"^1 of \d+ sites .*lm_head.weight \(full copy\): "):
+        ad.export(adapter, "gguf", tmp_path / "out")
+    houlsby = stir(attach(make_llama(), "houlsby", torch.arange(10)[None]))
+    with pytest.raises(AddendaError, match=r"layers\.\*\.mlp\.down_proj@output × 2 \(houlsby\)") as error:
+        ad.export(houlsby, "peft", tmp_path / "out")
+    assert str(error.value).count("it changes activations") == 1 and everything(tmp_path) == []
+
+
+def test_what_rounding_takes_is_told_in_figures_that_show_it(tmp_path):
+    adapter = stir(ad.attach(make_llama(), METHODS["lora"]))
+    report = ad.export(adapter, "gguf", tmp_path / "out.gguf", dtype="f16")
+    assert 0 < max(report.errors.values()) < 1e-3 and "e-04" in str(report) and "0.000" not in str(report)
+    assert all(len(line) <= 80 for line in str(report).splitlines())

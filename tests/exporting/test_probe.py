@@ -7,7 +7,7 @@ from torch import nn
 import addenda as ad
 from addenda import AddendaError
 from addenda.exporting.install import install
-from addenda.exporting.probe import effect, outputs_of, probe_of
+from addenda.exporting.probe import effect, outputs_of, probe_for, probe_of
 from shared import METHODS, stir
 from toys import make_bert, make_dinov2, make_gpt2, make_llama, make_t5, make_vit
 
@@ -85,3 +85,15 @@ def test_what_rounding_does_in_a_deep_model_is_no_other_adapter(monkeypatch):
     assert 0 < effect(adapter, near, batch).difference < 2e-2
     monkeypatch.undo()
     assert 0 < probe._noise(adapter, batch) < 1e-5
+
+
+def test_an_adapter_of_few_tokens_is_probed_with_these():
+    model = make_llama(vocab_size=500, tie_word_embeddings=False)
+    seen = set(probe_of(model)["input_ids"].flatten().tolist())
+    ours = [i for i in range(500) if i not in seen][7:9]
+    adapter = stir(ad.attach(model, f"trainable-tokens:tokens={ours[0]}+{ours[1]}"), 0.3)
+    batch = probe_for(adapter)
+    assert set(ours) <= set(batch["input_ids"].flatten().tolist())
+    assert effect(adapter, adapter, batch).moved > 0
+    for other in (stir(ad.attach(make_llama(), METHODS["lora"])), stir(ad.attach(make_gpt2(), "bitfit"))):
+        assert all(torch.equal(t, probe_of(other.model)[k]) for k, t in probe_for(other).items())

@@ -39,7 +39,7 @@ def export(
         str | None, typer.Option("--stored", help="How numbers are stored: f32, f16 (gguf); float32, … (kohya).")
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="In which the model is read to prove it: float32 shows most.")
+        str, typer.Option("--dtype", help="In which the model is read to prove it; merged: and written.")
     ] = "float32",
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -60,7 +60,8 @@ def export(
     asked: dict[str, Any] = {"uniform": uniform or None, "max_lora_rank": max_lora_rank, "stored": stored}
     given = {_OPTIONS[name]: value for name, value in asked.items() if value is not None}
     base = "exact" if same else "compatible"  # the same weights in another dtype
-    loaded = with_adapter(model, adapter, dtype, device, trust_remote_code=trust_remote_code, base=base)
+    folder = model.resolve() if model is not None and door.model else model  # whose tokenizer is copied
+    loaded = with_adapter(folder, adapter, dtype, device, trust_remote_code=trust_remote_code, base=base)
     tell(write(adapters(loaded.model)["default"], door.name, out, rank=rank, energy=energy, **given))
     tell(f"written: {out}")
 
@@ -72,11 +73,15 @@ def import_(
     labels: Annotated[
         int | None, typer.Option("--labels", help="Outputs of a new classifier. Default: of the head in the adapter.")
     ] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", help="Of a file of kohya for several models: this one's, e.g. lora_te1.")
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Read an adapter that another program has trained, and write it as an adapter file of addenda."""
+    from addenda.core.base.errors import AddendaError
     from addenda.core.disk.whole import free_place
     from addenda.exporting.formats import format_of
     from addenda.exporting.import_adapter import import_adapter, outputs_in
@@ -84,10 +89,11 @@ def import_(
 
     place = free_place(out, "--out")
     say(f"{file} is an adapter of {format_of(file)}")
-    outputs = labels or outputs_in(file)
-    loaded = load_model(
-        model_or_default(model), labels=outputs, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-    )
-    adapter = import_adapter(loaded.model, file)
+    outputs = outputs_in(file)
+    if None not in (labels, outputs) and labels != outputs:
+        raise AddendaError(f"The head in {file} has {outputs} outputs, and labels={labels} were asked for.")
+    wanted: dict[str, Any] = {"labels": labels or outputs, "dtype": dtype, "device": device}
+    loaded = load_model(model_or_default(model), **wanted, trust_remote_code=trust_remote_code)
+    adapter = import_adapter(loaded.model, file, part=part)
     tell(adapter)
     tell(f"written: {adapter.save(place)}")

@@ -82,8 +82,9 @@ def in_flags(text: str, flags: Mapping[str, str]) -> str:
 # Options of the functions behind the commands that no command has: a message that names one says where it is.
 ONLY_IN_PYTHON = (
     "activate", "also_train", "arguments", "around", "basis", "chat", "clip", "columns", "examples", "freeze", "judge",
-    "keep", "labels", "latent", "memory_floor", "messages", "outputs", "pair", "prefix", "progress", "save_every",
-    "source", "subject", "task", "title", "tokenizer", "train", "trainable", "validation", "watch", "allow_loss",
+    "keep", "labels", "latent", "memory_floor", "messages", "outputs", "pair", "prefix", "probe", "progress",
+    "save_every", "source", "subject", "task", "title", "tokenizer", "train", "trainable", "validation", "watch",
+    "allow_loss",
 )  # fmt: skip
 _ALIASES = {"eval": "--eval", "remove": "--ratio", "of": "--of", "humaneval": "--pass-at-1", "how": "--how"}
 

@@ -29,12 +29,15 @@ def inspect(
 ) -> None:
     """Show the methods, sites and size of an adapter file, whoever wrote it."""
     from addenda.core.base.errors import AddendaError
+    from addenda.exporting.formats import format_of
     from addenda.exporting.inspect import inspect as describe
 
     if engine is None:
         refuse_unread(inspect, locals(), ("model", "max_lora_rank"), "without --for.")
     elif engine != "vllm":
         raise AddendaError(f"Only vllm has rules that are checked here, got --for {engine!r}.")
+    elif (kind := format_of(file)) != "peft":
+        raise AddendaError(f"vllm reads folders of PEFT, and {file} is an adapter of {kind}. Export it: --to vllm.")
     tell(describe(file))
     if engine is None:
         return
@@ -42,6 +45,7 @@ def inspect(
 
     problems = check(file, max_lora_rank=max_lora_rank, config=model)
     if problems:
-        raise AddendaError(f"vLLM would not serve this as it is meant: {'; '.join(problems[:12])}.")
-    unknown = "" if model else "; whether the base has these modules, --model says"
+        told = "; ".join(p.rstrip(".") for p in problems[:12])
+        raise AddendaError(f"vLLM would not serve this as it is meant: {told}.")
+    unknown = "" if model else ";\n  whether the base has these modules, --model says"
     tell(f"vllm: nothing keeps it from being served{unknown}")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from torch import nn
@@ -85,7 +86,7 @@ DOORS = {door.name: door for door in _ALL}
 def door_called(name: str) -> Door:
     """Return a door by its name. Raises AddendaError for an unknown one."""
     if name not in DOORS:
-        raise AddendaError(f"There is no door {name!r}.{nearest(name, DOORS)} Known: {', '.join(DOORS)}.")
+        raise AddendaError(f"There is no door {name!r}.{nearest(str(name), DOORS)} Known: {', '.join(DOORS)}.")
     return DOORS[name]
 
 
@@ -109,8 +110,8 @@ class Passage:
         for r, paths in by_route.items():
             groups = grouped(paths)
             more = f" and {len(groups) - 3} more kinds" if len(groups) > 3 else ""
-            lines.append(f"  {len(paths)} sites {r}")
-            lines.append(f"    {', '.join([*groups][:3])}{more}")
+            lines += wrap(f"{len(paths)} sites {r}", 80, initial_indent="  ", subsequent_indent="  ")
+            lines += [f"    {pattern}" for pattern in [*groups][:3]] + ([f"    {more.strip()}"] if more else [])
         return "\n".join(lines)
 
 

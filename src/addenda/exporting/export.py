@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from addenda.core.base.sharded import refuse_sharded
 from addenda.core.disk.whole import free_place, whole
 from addenda.core.modules.borrow import in_its_mode
 from addenda.core.site.site import owners_of, site_at
+from addenda.core.site.targets import grouped
 from addenda.core.state.state import HostRecord, intact, record_of
 from addenda.exporting.doors import DOORS, Door, Pairs, door_called
 from addenda.exporting.install import Forms, install
 from addenda.exporting.pairs import EXACT, low_rank
-from addenda.exporting.probe import Effect, effect, probe_of
+from addenda.exporting.probe import Effect, effect, probe_for
 from addenda.exporting.routes import Route
 
 
@@ -44,16 +46,21 @@ class ExportReport:
         return max(self.errors.values(), default=0.0) <= EXACT
 
     def __str__(self) -> str:
-        lines = [f"{self.door}: {len(self.errors)} sites as {', '.join(self.forms)}, {self.bytes:,} bytes"]
+        lines = wrap(f"{self.door}: {len(self.errors)} sites as {'; '.join(self.forms)}; {self.bytes:,} bytes", 80)
         worst = sorted(((e, p) for p, e in self.errors.items() if e > EXACT), reverse=True)
         if worst:
             mean = sum(self.errors.values()) / len(self.errors)
             lines.append(
-                f"an approximation: ‖ΔW − written‖ / ‖ΔW‖ is {mean:.3f} on average; worst:"
-                + "".join(f"\n  {e:.3f}  {p}" for e, p in worst[:3])
+                f"an approximation: ‖ΔW − written‖ / ‖ΔW‖ is {_share(mean)} on average; worst:"
+                + "".join(f"\n  {_share(e)}  {p}" for e, p in worst[:3])
             )
         lines += [f"read back: {self.effect}", *self.notes]
         return "\n".join(lines)
+
+
+def _share(error: float) -> str:
+    """Return a share of a change for people: 0.123, or 1.2e-04 where that would be 0.000."""
+    return f"{error:.3f}" if error >= 1e-3 else f"{error:.1e}"
 
 
 @checked(also=tuple(dict.fromkeys(option for door in DOORS.values() for option in door.options)))
@@ -87,13 +94,18 @@ def export(
     if unknown := options.keys() - set(chosen.options):
         known = ", ".join(chosen.options) or "none"
         raise AddendaError(f"The door {door!r} has no option {min(unknown)!r}; it has: {known}.")
+    if not isinstance(adapter, Adapter):
+        kind = type(adapter).__name__
+        raise AddendaError(f"An export is of an adapter, got a {kind}. attach, load and adapters(model) give them.")
     place, host = free_place(out), record_of(adapter.model, adapter.name)
     refuse_sharded(host.root, "nothing can be exported from it")
     if host.state.merged is not None:
         raise AddendaError("A change is merged into the base. Call unmerge(model) first.")
     intact(host.root, adapter.name, host.record)
     found = _routes(chosen, host)
-    batch = probe_of(host.root) if probe is None else probe
+    if absent := [path for path in second or () if path not in found]:
+        raise AddendaError(f"second= has moments at {absent[0]!r}, where {adapter.name!r} changes nothing.")
+    batch = probe_for(adapter) if probe is None else probe
     approximate = any(r.kind == "approximate" for r in found.values())
     pairs = None
     if approximate or not chosen.own or rank is not None or energy is not None:
@@ -115,13 +127,23 @@ def _routes(door: Door, host: HostRecord) -> dict[str, Route]:
     config = getattr(host.root, "config", None)
     methods = host.record.methods
     found = {path: door.route(m, site_at(host.root, path, owners), config) for path, m in methods.items()}
-    refused = [f"{path} ({methods[path].name}): {r.why}" for path, r in found.items() if r.kind == "refused"]
+    refused: dict[tuple[str, str], list[str]] = {}
+    for path, r in found.items():
+        if r.kind == "refused":
+            refused.setdefault((methods[path].name or "full copy", r.why.rstrip(".")), []).append(path)
     if refused:
+        texts = [f"{_some(paths)} ({name}): {why}" for (name, why), paths in refused.items()]
         raise AddendaError(
-            f"{len(refused)} of {len(found)} sites have no form for {door.title}: {'; '.join(refused[:8])}"
-            f"{' …' if len(refused) > 8 else ''}. Nothing was written."
+            f"{sum(map(len, refused.values()))} of {len(found)} sites have no form for {door.title}: "
+            f"{'; '.join(texts[:8])}{' …' if len(texts) > 8 else ''}. Nothing was written."
         )
     return found
+
+
+def _some(paths: list[str]) -> str:
+    """Return paths for a message, layers alike as one."""
+    groups = [of[0] if len(of) == 1 else f"{p} × {len(of)}" for p, of in grouped(paths).items()]
+    return ", ".join(groups[:4]) + (f" and {len(groups) - 4} more kinds" if len(groups) > 4 else "")
 
 
 @torch.no_grad()

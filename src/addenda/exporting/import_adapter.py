@@ -37,6 +37,8 @@ def import_adapter(
     Raises AddendaError that lists everything which does not fit the model, for options that have no counterpart here,
     and for a file of our own, which `load` takes.
     """
+    if not isinstance(model, nn.Module):
+        raise AddendaError(f"An adapter is put on a model, got a {type(model).__name__}. Load the model first.")
     kind = format_of(path)
     if kind == "addenda":
         raise AddendaError(f"{shown(path)} is an adapter of addenda itself: addenda.load(model, {str(path)!r}).")

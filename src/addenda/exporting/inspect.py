@@ -45,7 +45,8 @@ def _peft(path: str | Path) -> str:
     for pattern, paths in grouped(sites).items():
         kinds = Counter(forms[p] for p in paths).most_common()
         more = f" and {len(kinds) - 1} other forms" if len(kinds) > 1 else ""
-        lines.append(f"  {label(pattern, 200)} × {len(paths)}: {label(kinds[0][0], 200)}{more}")
+        line = f"  {label(pattern, 200)} × {len(paths)}: {label(kinds[0][0], 200)}{more}"
+        lines += [line] if len(line) <= 80 else line.replace(": ", ":\n    ", 1).splitlines()
     lines.append(f"  {sum(t.numel() for t in folder.tensors.values()):,} numbers, {_bytes(folder.tensors):,} bytes")
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from addenda.core.state.state import apply_active, record_of
 from addenda.exporting.other_files import copy_others
 from addenda.exporting.pairs import Pair
 from addenda.exporting.routes import Route
+from addenda.models.pretrained import quiet
 
 
 def route(method: Method, site: Site, config: Any = None) -> Route:
@@ -54,7 +55,7 @@ def write(
     try:
         report = merge(root, allow_loss=allow_loss)
         try:
-            with writing(folder):
+            with writing(folder), quiet():
                 model.save_pretrained(folder)
         finally:
             unmerge(root)

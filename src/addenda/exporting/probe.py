@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
+from addenda.core.forward.adapted import effective_weight
 from addenda.core.merge.judge import Proof, distance
 from addenda.core.merge.outputs import Outputs, run
 from addenda.core.modules.borrow import training_mode
-from addenda.core.state.state import apply_active, state_of
+from addenda.core.site.site import owners_of, site_at
+from addenda.core.state.state import apply_active, record_of, state_of
 from addenda.exporting.diffusion_probe import diffusion_batch
 
 EXACT = 1e-5  # of the largest output in float32: the difference that an exact export may make
@@ -53,6 +55,29 @@ def probe_of(model: nn.Module, rows: int = 2, length: int = 16) -> dict[str, Any
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return {k: _placed(t, device, dtype) for k, t in batch.items()}
+
+
+@torch.no_grad()
+def probe_for(adapter: Adapter) -> dict[str, Any]:
+    """Return the batch of `probe_of` an adapter's model; where the adapter moves nothing on it, one that it may move.
+
+    An adapter of a few tokens acts on texts with these tokens only, and the batch has few of a vocabulary: those whose
+    rows of the embedding are changed take the place of others. Raises AddendaError as `probe_of` does.
+    """
+    root, _, record = record_of(adapter.model, adapter.name)
+    batch, owners = probe_of(root), owners_of(root)
+    ids = batch.get("input_ids")
+    sites = [(site_at(root, path, owners), t) for path, t in adapter.sites() if path not in record.also_train]
+    sites = [(site, t) for site, t in sites if site.kind.name == "embedding"]
+    if ids is None or not sites:
+        return batch
+    base, live = (outputs_of(root, names, batch).main for names in ((), (adapter.name,)))
+    if torch.equal(base, live):
+        changed = [effective_weight(site, (t,), torch.float32) != site.weight.float() for site, t in sites]
+        rows = torch.cat([c.any(-1).nonzero()[:, 0] for c in changed if c.shape[0] > int(ids.max())]).unique()
+        rows = rows[: ids.shape[1] // 2]
+        ids[0, : len(rows)] = rows.to(ids)
+    return batch
 
 
 def _placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

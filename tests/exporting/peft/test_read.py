@@ -81,6 +81,8 @@ DAMAGED = {
     "the adapter's name in keys": (None, rename("lora_A.weight", "lora_A.default.weight"), "name of an adapter"),
     "another model's keys": (None, rename("self_attn", "attention"), "model has no .*attention"),
     "no prefix": (None, rename("base_model.model.model", "model"), "does not begin with base_model"),
+    "layers without a name": ({"layers_to_transform": [0]}, None, r"\*.self_attn.q_proj .*layers_to_transform"),
+    "whole numbers": (None, put(f"{Q0}.lora_A.weight", torch.ones(2, 8, dtype=torch.int32)), "whole numbers .int32"),
     "no number": (None, put(f"{Q0}.lora_A.weight", torch.full((2, 8), float("nan"))), "not finite"),
     "an unknown option": ({"use_sorcery": 3}, None, "use_sorcery='3', which addenda does not read"),
     "an unknown start": ({"init_lora_weights": "magic"}, None, "no start that addenda knows"),

@@ -1,6 +1,7 @@
 """A summary of a GGUF adapter in a few lines; no model needed."""
 
 from pathlib import Path
+from textwrap import wrap
 
 from addenda.core.base.visible import label
 from addenda.core.disk.access import shown
@@ -28,7 +29,8 @@ def describe(path: str | Path) -> str:
     ]
     groups = list(grouped(pairs).items())
     shown_groups = ", ".join(f"{label(g, 80)} × {len(p)}" for g, p in groups[:40])
-    lines.append(f"  {shown_groups}{f', … and {len(groups) - 40:,} more' if len(groups) > 40 else ''}")
+    more = f", … and {len(groups) - 40:,} more" if len(groups) > 40 else ""
+    lines += wrap(shown_groups + more, 80, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
     dtypes = ", ".join(dict.fromkeys(e.dtype for e in head.tensors))
     numbers = sum(e.numbers for e in head.tensors)
     lines.append(f"  {numbers:,} numbers in {len(head.tensors):,} tensors ({dtypes}), {head.size:,} bytes")

@@ -59,6 +59,8 @@ def _sorted(
     stems = {s.split(".")[0] for s in conversion.suffixes}
     for key, tensor in folder.tensors.items():
         rest = key.removeprefix(PREFIX)
+        if not tensor.is_floating_point() and "indices" not in rest:
+            problems.append(f"{key} holds whole numbers ({str(tensor.dtype).removeprefix('torch.')})")
         if key.removeprefix(ROOT) in conversion.shared:
             shared[key.removeprefix(ROOT)] = tensor
         elif not key.startswith(PREFIX):
@@ -102,9 +104,20 @@ def _unlike_targets(
         if not s.raw and not any("token" in k for k in s.tensors) and name in sites and not _targeted(targets, name)
         and not config.get("ensure_weight_tying")
     ]  # fmt: skip
+    if isinstance(targets, list) and (layers := config.get("layers_to_transform")) not in (None, []):
+        numbers = layers if isinstance(layers, list) else [layers]
+        beyond = [n for n in found if n in sites and n not in targets and _layer(config, n) not in (None, *numbers)]
+        problems += [f"{p} ({len(paths)} modules) has tensors in layers that the config's layers_to_transform does not "
+                     "name, so that PEFT would leave them out" for p, paths in grouped(beyond).items()]  # fmt: skip
     problems += [f"{p} ({len(paths)} modules) has tensors, and the config's target_modules does not name it, so that "
                  "PEFT would leave it out" for p, paths in grouped(extra).items()]  # fmt: skip
     return problems
+
+
+def _layer(config: Config, path: str) -> int | None:
+    """Return the number by which layers_to_transform knows a path's layer; None where a pattern of its own says it."""
+    found = re.match(r".*?\.[^.]*\.(\d+)\.", path)
+    return None if config.get("layers_pattern") or found is None else int(found[1])
 
 
 def _sensible(targets: object) -> bool:
