@@ -38,7 +38,7 @@ def test_what_differs_and_what_it_is(tmp_path):
     ]
     for c in found:
         assert torch.equal(c.tuned, tuned.get_parameter(c.name)) and torch.equal(
-            c.W, make_llama().get_parameter(c.name)
+            c.base, make_llama().get_parameter(c.name)
         )
 
 
@@ -62,7 +62,7 @@ def test_a_tie_that_training_has_cut(tmp_path):
 def test_stacked_experts_are_found_behind_their_names(tmp_path):
     found = list(pair(tmp_path, make("MixtralForCausalLM"), move(make("MixtralForCausalLM"),
                       "model.layers.1.mlp.experts.down_proj")).changed())  # fmt: skip
-    assert [c.site.path for c in found] == ["model.layers.1.mlp.experts.down_proj"] and found[0].W.dim() == 3
+    assert [c.site.path for c in found] == ["model.layers.1.mlp.experts.down_proj"] and found[0].base.dim() == 3
 
 
 def test_what_no_form_makes_smaller_is_copied(tmp_path):
@@ -79,7 +79,7 @@ def test_a_head_that_the_base_has_not(tmp_path):
     base = make_bert(labels=2).bert
     found = {c.name: c for c in pair(tmp_path, base, move(tuned, "bert.pooler.dense.weight")).changed()}
     assert set(found) == {"bert.pooler.dense.weight", "classifier.weight", "classifier.bias"}
-    assert found["classifier.weight"].W is None and found["bert.pooler.dense.weight"].W is not None
+    assert found["classifier.weight"].base is None and found["bert.pooler.dense.weight"].base is not None
 
 
 def test_buffers_are_named(tmp_path):

@@ -8,8 +8,10 @@ import transformers
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
-from addenda.core.file.header import read
+from addenda.core.file.header import read, write
+from addenda.exporting import checkpoint_pair
 from addenda.exporting.extract import extract
+from addenda.models import checkpoint_files
 from architectures import batch_for, make
 from shared import bits, same_bits
 from tiny_models import make_bert, make_llama
@@ -109,6 +111,25 @@ def test_it_is_an_ordinary_file_of_the_base(folders, tmp_path):
     with pytest.raises(AddendaError, match="other base weights"):
         ad.load(tuned_of(llama(folders / "base"), seed=9), tmp_path / "x.safetensors")
     assert "lora" in ad.inspect(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(("to", "options"), [*LOSSY[1:4:2], ("bits", {"bits": 2}), ("patch", {})])
+def test_the_file_is_the_one_that_is_written_at_once(folders, tmp_path, to, options, monkeypatch):
+    monkeypatch.setattr(checkpoint_files, "PIECE", 100)  # smaller than every matrix, and no divisor of most
+    monkeypatch.setattr(checkpoint_pair, "PIECE", 100)
+    extract(folders / "base", folders / "tuned", tmp_path / "x.safetensors", to=to, check=False, **options)
+    header, tensors = read(tmp_path / "x.safetensors")
+    write(tmp_path / "y.safetensors", header, tensors)
+    assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()
+    if to != "patch":
+        return
+    base, tuned = llama(folders / "base").state_dict(), llama(folders / "tuned").state_dict()
+    for s in header.sites:
+        if not s.is_head:
+            name = s.path if s.path in base else f"{s.path}.weight"
+            expected = torch.nonzero((base[name] != tuned[name]).flatten()).flatten().int()
+            assert torch.equal(tensors[f"{s.path}/index"], expected) and len(expected) > 100
+            assert torch.equal(tensors[f"{s.path}/values"], tuned[name].flatten()[expected])
 
 
 def test_only_what_differs_is_in_it(folders, tmp_path):
@@ -231,7 +252,12 @@ def test_an_interrupt_leaves_nothing(folders, tmp_path):
 def test_a_patch_that_does_not_act_gets_no_name(folders, tmp_path, monkeypatch):
     from addenda.exporting import extract as module
 
-    monkeypatch.setattr(module._Extracted, "_add_copy", lambda self, site, tuned: None)
+    real = module._Extracted._add
+    monkeypatch.setattr(
+        module._Extracted,
+        "_add",
+        lambda self, site, method, params, mark: mark and real(self, site, method, params, mark),
+    )
     with pytest.raises(AddendaError, match="acts otherwise than the tuned model"):
         extract(folders / "base", folders / "tuned", tmp_path / "x.safetensors", to="patch")
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from addenda.core.base.errors import AddendaError
+from addenda.models import checkpoint_files
 from addenda.models.checkpoint_files import INDEX, SINGLE, CheckpointFiles
 from tiny_models import make_llama
 
@@ -27,7 +28,7 @@ def test_every_tensor_is_what_safetensors_reads(folder):
         assert files.tensors[name].size == t.numel() * t.element_size()
 
 
-def test_all_dtypes_and_shapes_and_writing_into_what_was_read(tmp_path):
+def test_all_dtypes_and_shapes_and_writing_into_what_was_read(tmp_path, monkeypatch):
     given = {
         "half": torch.randn(3, 5).bfloat16(), "wide": torch.randn(7).double(), "one": torch.tensor(2.5),
         "whole": torch.arange(6).view(2, 3), "flags": torch.tensor([True, False, True]), "none": torch.zeros(0, 4),
@@ -38,6 +39,10 @@ def test_all_dtypes_and_shapes_and_writing_into_what_was_read(tmp_path):
     for name, t in given.items():
         read = files.read(name)
         assert torch.equal(read, t) and read.dtype == t.dtype and read.shape == t.shape
+        monkeypatch.setattr(checkpoint_files, "PIECE", 2)
+        pieces = [piece.clone() for piece in files.pieces(name)]
+        assert torch.equal(torch.cat(pieces) if pieces else t.flatten(), t.flatten())
+        assert all(p.dtype == t.dtype and len(p) <= 2 for p in pieces)
     files.read("wide").fill_(1.0)  # a copy of the reader's own
     assert torch.equal(files.read("wide"), given["wide"])
 

@@ -15,7 +15,7 @@ from addenda.core.site.kinds import CONV, CONV1D, LINEAR, PARAMETER, kind_of
 from addenda.core.site.site import Owners, Site, owners_of, refusal, site_at
 from addenda.core.site.targets import matching
 from addenda.exporting.folder_model import FolderModel
-from addenda.models.checkpoint_files import CheckpointFiles
+from addenda.models.checkpoint_files import PIECE, CheckpointFiles
 from addenda.models.load import HEADS
 from addenda.models.named_weights import NamedWeights
 from addenda.models.skeleton import skeleton
@@ -23,12 +23,26 @@ from addenda.models.skeleton import skeleton
 
 @dataclass(frozen=True)
 class Changed:
-    """One weight that differs. W: the base's; tuned: the other's, both as stored; W is None for a head of its own."""
+    """One weight that differs. It is read each time that it is asked for, and nothing of it stays in memory."""
 
     name: str
     site: Site
-    W: Tensor | None
-    tuned: Tensor
+    pair: "CheckpointPair"
+
+    @property
+    def base(self) -> Tensor | None:
+        """The base's weight as stored, or None for a head of the tuned model alone."""
+        weights = self.pair.base.weights
+        return None if weights.holder(self.name) is None else weights.weight(self.name)
+
+    @property
+    def tuned(self) -> Tensor:
+        """The tuned weight as stored."""
+        return self.pair.tuned.weights.weight(self.name)
+
+    def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield both weights' numbers in their order, vector by vector; each lies where the last one did."""
+        return self.pair.pieces(self.name)
 
 
 @dataclass
@@ -66,13 +80,12 @@ class CheckpointPair:
         """
         owners, linear = owners_of(self.model), set(_linear(self.model))
         for group in dict.fromkeys(self.base.weights.names.values()):
-            W = None if self.base.weights.holder(group[0]) is None else self.base.weights.weight(group[0])
-            tuned = self.tuned.weights.weight(group[0])
-            if W is not None and _equal(W, tuned):
+            only = self.base.weights.holder(group[0]) is None
+            if not only and all(_equal(W, tuned) for W, tuned in self.pieces(group[0])):
                 continue
             for name in group[1:]:
                 if self.tuned.weights.names[name] != self.tuned.weights.names[group[0]] and not torch.equal(
-                    self.tuned.weights.weight(name), tuned
+                    self.tuned.weights.weight(name), self.tuned.weights.weight(group[0])
                 ):
                     raise AddendaError(
                         f"{name} and {group[0]} are one weight in {shown(self.base.folder)} and two in "
@@ -82,7 +95,11 @@ class CheckpointPair:
             site = self._site(group[0], owners, linear)
             if reason := refusal(self.model, site, owners):
                 raise AddendaError(f"{site.path} differs, and no adapter can hold that: {reason}.")
-            yield Changed(group[0], site, W, tuned)
+            yield Changed(group[0], site, self)
+
+    def pieces(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the numbers of a weight that both have, in their order, vector by vector."""
+        return zip(_pieces(self.base, name), _pieces(self.tuned, name), strict=True)
 
     def buffers(self) -> list[str]:
         """Return the names of buffers that differ, such as a batch norm's statistics: no adapter holds them."""
@@ -161,6 +178,15 @@ def _unlike(one: FolderModel, other: FolderModel) -> list[str]:
             problems.append(f"{name} is {[*p.shape]} in the base and {[*b[name].shape]} in the tuned one")
     missing = [n for n in one.weights.missing if not any(part in HEADS for part in n.split("."))]
     return problems + [f"the base has no weights for {name}" for name in missing]
+
+
+def _pieces(model: FolderModel, name: str) -> Iterator[Tensor]:
+    """Return a weight's numbers in vectors of one length, from its file where they lie there as they are."""
+    holder = model.weights.holder(name)
+    unit = model.weights.unit_of[holder] if holder is not None else None
+    if unit is not None and unit.converter is None:
+        return model.weights.files.pieces(unit.sources[0])
+    return iter(model.weights.weight(name).flatten().split(PIECE))
 
 
 def _equal(base: Tensor, tuned: Tensor) -> bool:

@@ -17,15 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.adapter.build import template
-from addenda.core.adapter.fit import fitting_tensors
+from addenda.core.adapter.fit import fitting_tensors, not_sane
 from addenda.core.adapter.load import load
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
+from addenda.core.base.largest import narrow
 from addenda.core.disk.access import path_of, shown
 from addenda.core.disk.whole import free_place, whole
 from addenda.core.file.fingerprint import hash_of, sample
-from addenda.core.file.header import HEAD, SCHEMA, Header, SiteEntry, packed_as, write
+from addenda.core.file.header import HEAD, SCHEMA, Header, SiteEntry, packed_as
 from addenda.core.file.methods import described
+from addenda.core.file.spool import Spool
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.merge.judge import distance, divergence
 from addenda.core.merge.outputs import run
@@ -40,9 +42,12 @@ from addenda.exporting.probe import probe_of
 from addenda.exporting.reduce import check_form
 from addenda.exporting.reduce_report import OutputError, ReducedSite, rows_of, some
 from addenda.exporting.reduced import form_of
+from addenda.methods.patch import Patch
 from addenda.models.skeleton import filled
+from addenda.reducing.delta import difference
 
 To = Literal["lora", "sparse", "bits", "patch"]
+Mark = tuple[str, tuple[float, ...]]  # of a base's weight: its hash, and a sample of its numbers
 ExtractProgress = Callable[[int, str], None]  # (how many weights that differ are done, the path of the last)
 
 
@@ -115,14 +120,15 @@ def extract(
         raise AddendaError(f"{shown(folders[0])} is named as base and as tuned; there is no difference.")
     pair = CheckpointPair.of(*folders)
     batch = (probe_of(pair.model) if probe is None else probe) if check else None
-    made = _Extracted(pair, to, given)
-    for changed in pair.changed():
-        made.add(changed)
-        if progress:
-            progress(len(made.entries), changed.site.path)
-    made.check()
     with whole(place, folder=False) as beside:
-        write(beside, made.header(), made.tensors)
+        with Spool(beside.with_name("tensors")) as spool:
+            made = _Extracted(pair, to, given, spool)
+            for changed in pair.changed():
+                made.add(changed)
+                if progress:
+                    progress(len(made.entries), changed.site.path)
+            made.check()
+            spool.write(beside, made.header())
         outputs = _compared(pair, beside, batch, to) if check else None
         size = beside.stat().st_size
     notes = [] if check else ["outputs: not compared, as check=False says"]
@@ -135,12 +141,12 @@ def extract(
 
 @dataclass
 class _Extracted:
-    """What was made of the weights so far: tensors by their keys in the file, and what its header says of them."""
+    """What was made of the weights so far: what the header of the file says of it. The tensors are in the spool."""
 
     pair: CheckpointPair
     to: str
     given: dict[str, Any]
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    spool: Spool
     rows: list[ReducedSite] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
@@ -149,17 +155,21 @@ class _Extracted:
 
     def add(self, changed: Changed) -> None:
         """Put one weight's change into its form."""
-        site, W, tuned = changed.site, changed.W, changed.tuned
+        site, W, tuned = changed.site, changed.base, changed.tuned
         names = self.pair.base.weights.names
         matrix = site.kind.to_matrix(tuned)
         if W is None or self.pair.is_copied(changed.name) or matrix.dim() not in (2, 3):
-            self._add_copy(site, tuned)
+            self.copies.append(site.path)
+            self._add(site, Replace(), {"value": matrix}, None)
             return
         if self.to == "patch" and W.dtype != tuned.dtype:
             raise AddendaError(
                 f"{changed.name} is {W.dtype} in the base and {tuned.dtype} in the tuned one, and a patch holds "
                 "numbers of one dtype. Save both in one dtype, or take another form."
             )
+        if self.to == "patch" and matrix.dim() == 2 and matrix.is_contiguous():  # numbers lie in the matrix's order
+            self._add_patch(changed, self._mark(site, changed.name, W))
+            return
         reference = W.to(tuned.dtype).to(W.dtype) if tuned.dtype.itemsize < W.dtype.itemsize else W
         live = SiteTensors(Replace(), {"value": nn.Parameter(matrix, False)}, {}, {})
         with filled(self.pair.model, {changed.name: reference}, names):
@@ -171,43 +181,74 @@ class _Extracted:
         self.rows.append(row)
         if self.to == "patch":
             params["values"] = params["values"].to(W.dtype)
-        with filled(self.pair.model, {changed.name: W}, names):
-            self._add(site, method, params, hash_of(site.weight), tuple(sample(State(), site)))
+        self._add(site, method, params, self._mark(site, changed.name, W))
 
-    def _add_copy(self, site: Site, tuned: Tensor) -> None:
-        self.copies.append(site.path)
-        self._add(site, Replace(), {"value": site.kind.to_matrix(tuned).clone()}, None, None)
+    def _mark(self, site: Site, name: str, W: Tensor) -> Mark:
+        """Return what tells the base at a site from others."""
+        with filled(self.pair.model, {name: W}, self.pair.base.weights.names):
+            return hash_of(site.weight), tuple(sample(State(), site))
 
-    def _add(
-        self, site: Site, method: Method, params: Params, hashed: str | None, numbers: tuple[float, ...] | None
-    ) -> None:
+    def _add_patch(self, changed: Changed, mark: Mark) -> None:
+        """Put a matrix's change into a patch piece by piece, with nothing as large as the matrix in memory."""
+        site, at, count, square = changed.site, 0, 0, 0.0
+        total = site.shape[0] * site.shape[1]
+        keys = {k: f"{site.path}/{k}" for k in ("values", "index")}
+        for W, tuned in changed.pieces():
+            found = difference(W, tuned)
+            square += float((tuned.double() - W.double()).square().sum())
+            if reason := not_sane(found.values, total):
+                raise AddendaError(f"{changed.name} in {shown(self.pair.tuned.folder)} {reason}, and no file takes it.")
+            self.spool.append(keys["values"], found.values)
+            self.spool.append(keys["index"], narrow(found.index + at, total))
+            at, count = at + len(W), count + len(found.index)
+        if not square:
+            for key in keys.values():
+                self.spool.drop(key)
+            self.unchanged.append(site.path)
+            return
+        self.rows.append(ReducedSite(site.path, f"{count:,} entries", count, 0.0, 1.0, square**0.5, False))
+        self._enter(site, Patch(count=count), ("values",), ("index",), {}, mark)
+
+    def _add(self, site: Site, method: Method, params: Params, mark: Mark | None) -> None:
         trained = template(site, method)._parameters
         own: Params = {k: nn.Parameter(t, False) if k in trained else t for k, t in params.items()}
+        fitting_tensors([(site, method)], {site.path: own}, f"What was extracted from {self.pair.tuned.folder}")
         shapes = {}
         for key, t in own.items():
+            stored = packed_as(f"{site.path}/{key}", t) if isinstance(t, FewBits) else {f"{site.path}/{key}": t}
             if isinstance(t, FewBits):
                 shapes[key] = tuple(t.shape)
-                self.tensors |= packed_as(f"{site.path}/{key}", t)
-            else:
-                self.tensors[f"{site.path}/{key}"] = t.detach().contiguous()
-        head = hashed is None
-        if not head and method not in self.methods:
+            for name, tensor in stored.items():
+                self.spool.put(name, tensor)
+        self._enter(site, method, tuple(k for k in own if k in trained), tuple(k for k in own if k not in trained),
+                    shapes, mark)  # fmt: skip
+
+    def _enter(
+        self,
+        site: Site,
+        method: Method,
+        trained: tuple[str, ...],
+        frozen: tuple[str, ...],
+        packed: dict[str, tuple[int, ...]],
+        mark: Mark | None,
+    ) -> None:
+        """Say of a site what the header says of it. mark: of the base there; None for a whole copy."""
+        if mark is not None and method not in self.methods:
             self.methods.append(method)
-        fitting_tensors([(site, method)], {site.path: own}, f"What was extracted from {self.pair.tuned.folder}")
         self.entries.append(
             SiteEntry(
                 path=site.path,
                 kind=site.kind.name,
                 shape=tuple(site.stored),
                 dtype=str(site.weight.dtype).removeprefix("torch."),
-                method=HEAD if head else self.methods.index(method),
-                trainable=tuple(k for k in own if k in trained),
-                frozen=tuple(k for k in own if k not in trained),
+                method=HEAD if mark is None else self.methods.index(method),
+                trainable=trained,
+                frozen=frozen,
                 form=None,
-                hash=hashed,
-                sample=numbers,
+                hash=mark and mark[0],
+                sample=mark and mark[1],
                 checks={},
-                packed=shapes,
+                packed=packed,
             )
         )
 

@@ -3,6 +3,7 @@
     files = CheckpointFiles.of(folder)
     files.tensors["model.embed_tokens.weight"]           # in which shard, dtype, shape, bytes
     files.read("model.embed_tokens.weight")              # a tensor of its own; nothing else is in memory
+    files.pieces("model.embed_tokens.weight")            # the same, a few numbers at a time
 
 The names are the files' own; `models.named_weights` says what a model calls them. Only a tensor's own bytes are mapped,
 and only as long as it lives: pages of a whole file that is mapped count as memory until it is closed.
@@ -12,7 +13,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+PIECE = 1 << 21  # numbers of a tensor that is read in pieces
 _MOST = 256 << 20  # bytes of a header
 
 
@@ -108,6 +110,27 @@ class CheckpointFiles:
         if before % entry.dtype.itemsize:  # very old files, whose headers have any length
             return torch.frombuffer(bytearray(pages[before:]), dtype=entry.dtype).view(entry.shape)
         return torch.frombuffer(pages, dtype=entry.dtype, offset=before).view(entry.shape)
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Yield a tensor's numbers in their order, as vectors of `PIECE` or less; each lies where the last one did.
+
+        Raises AddendaError where its file is shorter.
+        """
+        entry = self.tensors[name]
+        path, count = self.folder / entry.shard, entry.size // entry.dtype.itemsize
+        buffer = torch.empty(min(PIECE, count), dtype=entry.dtype)
+        data: Any = buffer.view(torch.uint8).numpy()
+        with reading(path), open(path, "rb", buffering=0) as file:
+            file.seek(entry.begin)
+            for begin in range(0, count, PIECE):
+                piece = buffer[: min(PIECE, count - begin)]
+                left = memoryview(data)[: piece.nbytes]
+                while len(left):
+                    read = file.readinto(left)
+                    if not read:
+                        raise AddendaError(f"{shown(path)} has become shorter since its header was read. Get it again.")
+                    left = left[read:]
+                yield piece
 
 
 def _shards_of(folder: Path) -> tuple[list[str], dict | None]:

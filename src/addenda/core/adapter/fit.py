@@ -11,6 +11,8 @@ from addenda.core.file.header import FLOATING
 from addenda.core.method.contract import Params
 from addenda.core.packed.tensor import Packed
 
+_PIECE = 1 << 22  # numbers that are looked at at once: of large copies no temporary is as large as they are
+
 
 def fitting_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path) -> None:
     """Raise AddendaError where names, kinds or shapes are not those of a fresh `init`, or values are not sane."""
@@ -44,7 +46,8 @@ def fitting_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path)
 def not_sane(t: Tensor, size: int) -> str | None:
     """Return what is wrong with a tensor's numbers, or None. size: of the weight into which whole numbers point."""
     if t.is_floating_point():
-        return None if bool(torch.isfinite(t).all()) else "holds values that are not finite"
+        pieces = t.detach().flatten().split(_PIECE)
+        return None if all(bool(torch.isfinite(p).all()) for p in pieces) else "holds values that are not finite"
     in_range = t.dtype not in (torch.int32, torch.int64) or not t.numel() or 0 <= int(t.min()) <= int(t.max()) < size
     return None if in_range else "holds positions outside the weight"
 
