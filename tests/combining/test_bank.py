@@ -164,3 +164,32 @@ def test_bad_banks_are_refused_before_anything_is_read(tmp_path):
         bank.use("e")
     with pytest.raises(ad.AddendaError, match="no adapter 'e'"):
         bank.prefetch("e")
+
+
+def test_a_file_that_fails_leaves_an_adapter_of_others_acting(tmp_path):
+    model, files, _ = made(tmp_path)
+    stir(ad.attach(model, "lora:rank=4", targets="*v_proj", name="mine"), 1.0)
+    acting = model(IDS).detach()
+    files["b"].write_bytes(b"not a file of tensors, and longer than eight bytes")
+    bank = AdapterBank(model, {n: f for n, f in files.items() if n != "b"}, size=1)
+    bank.use("a")
+    ad.switch(model, ("mine", "a"))
+    both = model(IDS).detach()
+    files["c"].write_bytes(files["c"].read_bytes()[:-8])
+    for before in (both, acting):
+        ad.switch(model, ("mine", "a") if before is both else "mine")
+        with pytest.raises(ad.AddendaError):
+            bank.use("c")
+        assert torch.equal(model(IDS), before) and not torch.equal(both, acting)
+
+
+def test_an_adapter_that_has_taken_the_name_of_one_that_is_gone_is_not_the_banks(tmp_path):
+    model, files, _ = made(tmp_path)
+    bank = AdapterBank(model, files, size=1)
+    bank.use("a")
+    ad.detach(model, "a")
+    stir(ad.load(model, files["a"], name="a"), 1.0)
+    assert bank.held == ()
+    bank.use("b")
+    bank.close()
+    assert set(ad.adapters(model)) == {"a"}

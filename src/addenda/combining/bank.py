@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
+from weakref import ref
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from addenda.core.base.ranges import Range
 from addenda.core.disk.access import path_of, reading, shown
 from addenda.core.file.header import Header, read
 from addenda.core.file.methods import methods_of
-from addenda.core.state.state import check_name, find_state
+from addenda.core.state.state import Record, check_name, find_state, record_of
 
 _AT_LEAST_ONE = Range(1, 2**62, whole=True)
 
@@ -78,6 +79,7 @@ class AdapterBank:
                 f"{next(iter(large.values())):,}. A bank must hold the largest: {max(large.values()):,} or more."
             )
         self._held: OrderedDict[str, int] = OrderedDict()  # bytes on the model, by name, the latest used last
+        self._records: dict[str, ref[Record]] = {}  # what says that they are still those of the bank
         self._ahead: OrderedDict[str, Future] = OrderedDict()
         self._reader: ThreadPoolExecutor | None = None
 
@@ -158,12 +160,12 @@ class AdapterBank:
 
     def _bring(self, name: str) -> None:
         """Put an adapter on the model. Where that fails, one that acted and had to go is brought back."""
-        acted = self._acting()
+        acted, held = self._acting(), tuple(self._held)
         try:
             self._attach(name)
         except BaseException:
             self._ahead.pop(name, None)
-            for gone in (n for n in acted if n not in self._held):
+            for gone in (n for n in held if n in acted and n not in self._held):
                 self._attach(gone)
             if acted:
                 switch(self.model, acted)
@@ -189,7 +191,7 @@ class AdapterBank:
                 f"has bytes={self.bytes:,}. Give it more."
             )
         self._make_room(taken, of=name)
-        self._held[name] = taken
+        self._held[name], self._records[name] = taken, ref(record_of(self.model, name).record)
 
     def _make_room(self, wanted: int, keep: tuple[str, ...] = (), of: str | None = None) -> bool:
         """Let adapters go until one more of so many bytes fits: idle ones, then what was read ahead, then what acts.
@@ -219,7 +221,7 @@ class AdapterBank:
 
     def _evict(self, name: str) -> None:
         detach(self.model, name)
-        del self._held[name]
+        del self._held[name], self._records[name]
 
     def _acting(self) -> tuple[str, ...]:
         host = find_state(self.model)
@@ -231,10 +233,12 @@ class AdapterBank:
         return host.root
 
     def _forget_detached(self) -> None:
-        """Count those no more that somebody else has taken off the model."""
+        """Count those no more that somebody else has taken off the model, be there another of the name by now."""
         host = find_state(self.model)
-        for name in [n for n in self._held if host is None or n not in host.state.records]:
-            del self._held[name]
+        for name in list(self._held):
+            record = None if host is None else host.state.records.get(name)
+            if record is None or record is not self._records[name]():
+                del self._held[name], self._records[name]
 
     def _check(self, name: str) -> None:
         if name not in self.files:
