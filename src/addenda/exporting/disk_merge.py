@@ -168,12 +168,19 @@ class DiskMerge:
         return _report(losses, kind)
 
     def _workers(self, units: Iterable[tuple[Unit, list[str]]]) -> int:
-        """Return how many weights are changed at a time: one where that takes as much memory as a shard."""
+        """Return how many weights are changed at a time.
+
+        One where that takes as much memory as a shard, and where a weight reads others, or is read under the name of
+        another while that is changed: neighbours, and ties of which the files hold both.
+        """
         files = self.source.weights.files
         largest = max(sum(files.tensors[n].size for n in unit.sources) for unit, _ in units)
         beside = any(site.beside for edits in self.edits.values() for _, site, _ in edits)
+        twice = any(
+            sum(n in self.source.weights.unit_of for n in self.source.weights.names[name]) > 1 for name in self.edits
+        )
         room = max(shard.size for shard in files.shards.values())
-        return 1 if beside or largest * _AT_WORK * _WORKERS > room else _WORKERS
+        return 1 if beside or twice or largest * _AT_WORK * _WORKERS > room else _WORKERS
 
     def _changed(
         self, name: str, W: Tensor, dtype: torch.dtype, rounding: str, seed: int
