@@ -80,3 +80,22 @@ def test_bytes_are_copied_where_the_system_cannot(files, tmp_path, monkeypatch):
     for shard in files.shards:
         assert (tmp_path / "out" / shard).read_bytes() == (files.folder / shard).read_bytes()
     assert not (tmp_path / "out" / INDEX).exists()
+
+
+def test_numbers_beyond_the_new_dtype_are_refused_and_infinities_of_the_old_one_kept(tmp_path):
+    model = make_llama()
+    model.model.norm.weight.data[0] = 1e6
+    model.model.norm.weight.data[1] = float("inf")
+    model.save_pretrained(tmp_path / "model")
+    files = CheckpointFiles.of(tmp_path / "model")
+    for dtype, fits in ((torch.float16, False), (torch.bfloat16, True)):
+        (tmp_path / str(dtype)).mkdir()
+        with CheckpointWriter(files, tmp_path / str(dtype), dtype=dtype) as writer:
+            if fits:
+                writer.copy_rest()
+            else:
+                with pytest.raises(AddendaError, match="beyond what float16 holds"):
+                    writer.copy_rest()
+                writer._left.clear()
+    made = CheckpointFiles.of(tmp_path / "torch.bfloat16").read("model.norm.weight")
+    assert made[1] == float("inf") and bool(made[2:].isfinite().all())

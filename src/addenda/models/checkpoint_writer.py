@@ -179,7 +179,14 @@ class CheckpointWriter:
             file.seek(source.begin + begin)
             if file.readinto(data) != len(data):  # type: ignore[attr-defined]
                 raise AddendaError(f"{shown(file.name)} has become shorter while it was read. Get it again.")
-            piece: Any = torch.frombuffer(data, dtype=source.dtype).to(place.dtype).view(torch.uint8).numpy()
+            read = torch.frombuffer(data, dtype=source.dtype)
+            cast = read.to(place.dtype)
+            if not bool((torch.isfinite(cast) | ~torch.isfinite(read)).all()):
+                raise AddendaError(
+                    f"A weight of {shown(file.name)} has numbers up to {float(read.abs().max()):.3g}, beyond what "
+                    f"{str(place.dtype).removeprefix('torch.')} holds. Give dtype='bfloat16' or 'float32'."
+                )
+            piece: Any = cast.view(torch.uint8).numpy()
             at = place.begin + begin // source.dtype.itemsize * place.dtype.itemsize
             self._put(self._open[place.shard], at, memoryview(piece))
             begin += len(data)
