@@ -82,3 +82,11 @@ def test_heads_are_trained_copies_and_belong_to_the_adapter():
     assert adapter.name == "a"
     with pytest.raises(AddendaError, match="called 'a' is attached"):
         install(model, {Q: (LoRA(rank=2), {})}, name="a")
+
+
+def test_whole_numbers_where_a_method_trains_are_refused():
+    model = make_llama()
+    tensors = {"A": torch.ones(2, 32, dtype=torch.int32), "B": torch.ones(32, 2)}
+    with pytest.raises(AddendaError, match=f"{Q}/A is int32"):
+        install(model, {Q: (LoRA(rank=2), tensors)}, name="b")
+    assert find_state(model) is None

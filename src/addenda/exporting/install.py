@@ -60,7 +60,7 @@ def install(
     if both := copies.keys() & forms.keys():
         raise AddendaError(f"{what}: {min(both)} is given as a change and as a trained copy; nothing was attached.")
     plan, given = _plan(root, {**forms, **copies}, what), {**forms, **copies}
-    own = {site.path: _own(site, m, given[site.path][1]) for site, m in plan}
+    own = {site.path: _own(site, m, given[site.path][1], what) for site, m in plan}
     fitting_tensors(plan, own, what)
     shared = _pools(plan, pools or {}, what)
     built = build_tensors(plan, seed, stored=own, pools=shared)
@@ -106,11 +106,19 @@ def _module_of(path: str, known: Mapping[str, int]) -> str:
     return path if path in known else path.rpartition(".")[0]
 
 
-def _own(site: Site, method: Method, given: Mapping[str, Tensor]) -> Params:
-    """Return copies of a site's tensors, floating ones in float32, those that a fresh start trains as parameters."""
+def _own(site: Site, method: Method, given: Mapping[str, Tensor], what: str) -> Params:
+    """Return copies of a site's tensors, floating ones in float32, those that a fresh start trains as parameters.
+
+    Raises AddendaError where such a one is of whole numbers.
+    """
     trained = template(site, method)._parameters
     own: Params = {}
     for name, t in given.items():
+        if name in trained and not t.is_floating_point():
+            raise AddendaError(
+                f"{what}: {site.path}/{name} is {str(t.dtype).removeprefix('torch.')}, and what is trained is of a "
+                "floating dtype; nothing was attached."
+            )
         copy = t.detach().to("cpu", torch.float32 if t.is_floating_point() else t.dtype, copy=True).contiguous()
         own[name] = nn.Parameter(copy) if name in trained else copy
     return own

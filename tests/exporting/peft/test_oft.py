@@ -95,3 +95,15 @@ def test_tensors_of_other_shapes_are_refused(tmp_path):
     refused(spoil(folder, {end: torch.zeros(4, 10)}), "blocks of 5 do not divide the width 32")
     refused(spoil(folder, {end: torch.zeros(28)}), r"oft_R.weight is \[28\]")
     refused(spoil(folder, {end: torch.zeros(4, 28)}, block_share=True), r"is \[4, 28\], and .* say \[1, 28\]")
+
+
+@pytest.mark.parametrize("shape", [(), (28,), (2, 2, 28)])
+def test_numbers_that_are_no_matrix_are_refused(tmp_path, shape):
+    from safetensors.torch import load_file, save_file
+
+    folder = saved(tmp_path, "OFT", oft_block_size=8, use_cayley_neumann=True, target_modules=["q_proj"])
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, next(iter(tensors)): torch.ones(shape)}, file)
+    with pytest.raises(AddendaError, match="is wanted"):
+        read(folder, base_of(Row("")))

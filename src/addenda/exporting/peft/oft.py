@@ -49,7 +49,7 @@ class OftConversion(Conversion):
             vec = s.tensors.get(name)
             side = 0 if vec is None or vec.dim() != 2 else (1 + math.isqrt(1 + 8 * vec.shape[1])) // 2
             n = s.site.shape[1]
-            if not problem and vec is not None and side * (side - 1) // 2 != vec.shape[-1]:
+            if not problem and vec is not None and (not side or side * (side - 1) // 2 != vec.shape[-1]):
                 problem = [f"{s.path}: {name} is {list(vec.shape)}, and blocks × b (b − 1) / 2 is wanted"]
             if not problem and side and (side < 2 or n % side):
                 problem = [f"{s.path}: blocks of {side} do not divide the width {n}"]
