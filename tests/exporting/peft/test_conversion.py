@@ -26,7 +26,11 @@ def test_the_first_pattern_that_matches_counts():
     assert pattern_value(None, PATH, 8, "rank_pattern") == pattern_value({}, PATH, 8, "rank_pattern") == 8
 
 
-@pytest.mark.parametrize("key", ["(a+)+$", "(a*)*b", "(x+x+)+y", "(.*)*", "a" * 2000, ".*a.*a.*a.*a.*a.*"])
+@pytest.mark.parametrize(
+    "key",
+    ["(a+)+$", "(a*)*b", "(x+x+)+y", "(.*)*", "a" * 2000, ".*a.*a.*a.*a.*a.*", ".?" * 40 + "X", "(.|..)" * 40 + "X",
+     "([)]|.|..)" * 40 + "X", "(?x:(a+)#\n+)b", "(a|b|c)?" * 12],
+)  # fmt: skip
 def test_expressions_that_could_take_for_ever_are_not_tried(key):
     assert not is_quick(key)
     with pytest.raises(AddendaError, match="could take for ever"):

@@ -81,6 +81,7 @@ def test_a_path_that_ends_another_is_named_by_an_expression(tmp_path):
     ("named", "match"),
     [
         ("(a+)+", "could take for ever"),
+        (".?" * 40 + "X", "could take for ever"),
         ("(a", "which is no expression"),
         (7, "is a list of names or an expression"),
         (["up_proj"], r"ia3_l is \[32, 1\], and the config and the model say \[1, 32\]"),

@@ -5,6 +5,7 @@ conversion takes give a config and tensors by key. PEFT has one config for a fol
 in a few methods; sites that would need two configs are refused with the options that differ.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ _PLAIN = frozenset({  # of every config: what changes nothing about how the save
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_weights", "megatron_core",
     "runtime_config", "ensure_weight_tying", "modules_to_save",
 })  # fmt: skip
+_WAYS = 20  # the binary logarithm of how many ways to match an expression may have
 _NEUTRAL = (None, False, 0, 0.0, "", "none")
 
 
@@ -173,10 +175,31 @@ def pattern_value(patterns: object, path: str, default: Any, what: str) -> Any:
     return default
 
 
-def is_quick(expression: str) -> bool:
-    """Return whether a regular expression has no repetition inside of one, few of them, and is short."""
-    nested = re.search(r"[+*?}]\s*\)?\s*[+*{]|\)\s*[+*{]", expression)
-    return len(expression) <= 1000 and not nested and len(re.findall(r"[+*]|\{\d*,\d*\}", expression)) <= 4
+def is_quick(expression: str, longest: int = 1000) -> bool:
+    """Return whether a regular expression is short and has few ways to match a path: at most some million.
+
+    It has no repetition inside of one, and each repetition, optional part and choice in parentheses multiplies them.
+    """
+    if len(expression) > longest or re.search(r"[+*?}]\s*\)?\s*[+*{]|\)\s*[+*{]|\(\?[a-zA-Z-]*x", expression):
+        return False
+    repeated = len(re.findall(r"[+*]|\{\d*,\d*\}", expression))
+    optional = len(re.findall(r"(?<![(+*?}])\?", expression))  # but what is lazy, and (?:
+    return repeated <= 4 and 4 * repeated + optional + _choices(expression) <= _WAYS
+
+
+def _choices(expression: str) -> float:
+    """Return the binary logarithm of the product of how many alternatives each pair of parentheses has."""
+    plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "", expression, flags=re.DOTALL)
+    counts, at = [1], [0]  # of every pair, the first for what is in none; and of those that are open
+    for sign in re.findall(r"[(|)]", plain):
+        if sign == "(":
+            at.append(len(counts))
+            counts.append(1)
+        elif sign == "|":
+            counts[at[-1]] += 1
+        elif len(at) > 1:
+            at.pop()
+    return sum(math.log2(n) for n in counts[1:])
 
 
 def matches(expression: str, path: str, what: str) -> bool:

@@ -14,7 +14,7 @@ from addenda.core.method.contract import Method
 from addenda.core.site.kinds import CONV1D, LINEAR, kind_of
 from addenda.core.site.site import Point, Site
 from addenda.exporting.install import Forms
-from addenda.exporting.peft.conversion import Config, Conversion, Live, Saved, Written, expect, refuse
+from addenda.exporting.peft.conversion import Config, Conversion, Live, Saved, Written, expect, is_quick, refuse
 from addenda.exporting.peft.layers import dimensions, taps
 from addenda.exporting.routes import Route
 from addenda.methods.ia3 import IA3
@@ -122,7 +122,7 @@ def _is_feedforward(config: Config, path: str) -> bool:
     """Return whether a config says that a module's inputs are scaled: a list of ends of paths, or one expression."""
     named = config.get("feedforward_modules") or []
     if isinstance(named, str):
-        if len(named) > _LONGEST or re.search(r"[+*?}]\s*\)?\s*[+*{]|\)\s*[+*{]", named):
+        if not is_quick(named, _LONGEST):
             raise AddendaError(f"feedforward_modules is {named[:80]!r}, which could take for ever to match.")
         try:
             return re.fullmatch(named, path) is not None
