@@ -97,3 +97,9 @@ def test_low_rank_by_form_is_found_on_a_small_layer():
     found = {name for name in NAMES if is_low_rank(ad.core.method.catalogue.info(name).build())}
     assert {"lora", "rslora", "pissa", "olora", "dylora", "adalora", "vera", "loldu", "nola", "miss"} <= found
     assert not found & {"dora", "oft", "boft", "svft", "shira", "full", "bitfit", "fourierft", "c3a", "lokr"}
+
+
+def test_whether_a_method_is_low_rank_takes_no_numbers_of_torchs_own():
+    state = torch.get_rng_state()
+    assert is_low_rank.__wrapped__(METHODS["lora"]) and not is_low_rank.__wrapped__(METHODS["oft"])
+    assert torch.equal(torch.get_rng_state(), state)

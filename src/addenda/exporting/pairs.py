@@ -112,8 +112,9 @@ def is_low_rank(method: Any) -> bool:
         return False
     if (getattr(method, "rank", None) or 0) >= _SIDE // 2:
         method = dataclasses.replace(method, rank=_SIDE // 8)  # the form counts, and no small layer has such a rank
-    linear = nn.Linear(_SIDE, _SIDE)
+    linear: Any = nn.utils.skip_init(nn.Linear, _SIDE, _SIDE)  # which would draw of torch's own numbers
     linear.weight.data = Stream(0, "is_low_rank").normal(_SIDE, _SIDE, std=_SIDE**-0.5)
+    linear.bias.data.zero_()
     site = site_at(nn.ModuleDict({"layer": linear}), "layer")
     try:
         sample = stand_in(method, site.matrix.float())
