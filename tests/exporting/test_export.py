@@ -148,3 +148,19 @@ def test_what_rounding_takes_is_told_in_figures_that_show_it(tmp_path):
     report = ad.export(adapter, "gguf", tmp_path / "out.gguf", dtype="f16")
     assert 0 < max(report.errors.values()) < 1e-3 and "e-04" in str(report) and "0.000" not in str(report)
     assert all(len(line) <= 80 for line in str(report).splitlines())
+
+
+def test_an_export_inside_a_block_leaves_the_caller_in_it(tmp_path):
+    model = make_llama(tie_word_embeddings=False).eval()
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        base = model(ids).logits
+        adapter = stir(ad.attach(model, "lora:rank=2"))
+        acting = model(ids).logits
+        with ad.disabled(model):
+            for door in ("peft", "merged"):
+                ad.export(adapter, door, tmp_path / door)
+                assert torch.equal(model(ids).logits, base)
+            ad.reduce(adapter, rank=1)
+            assert torch.equal(model(ids).logits, base)
+        assert torch.equal(model(ids).logits, acting) and not torch.equal(acting, base)

@@ -13,12 +13,13 @@ from torch import nn
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import writing
+from addenda.core.forward.acting import blocks, enter
 from addenda.core.merge.merge import merge, unmerge
 from addenda.core.merge.outputs import Outputs, run
 from addenda.core.method.contract import Method
 from addenda.core.modules.classes import original_class
 from addenda.core.site.site import Site
-from addenda.core.state.state import apply_active, record_of
+from addenda.core.state.state import acting_again, apply_active, record_of
 from addenda.exporting.other_files import copy_others
 from addenda.exporting.pairs import Pair
 from addenda.exporting.routes import Route
@@ -50,17 +51,16 @@ def write(
             f"A {original_class(root).__name__} has no save_pretrained and from_pretrained, so there is no folder that "
             "could come back. Call merge(model) and save its state_dict yourself."
         )
-    active = state.active
-    apply_active(root, state, (adapter.name,))
-    try:
+    around = blocks()  # which a merge leaves, and an unmerge would take for those of somebody else
+    with acting_again(root, state):
+        apply_active(root, state, (adapter.name,), stay=True)
         report = merge(root, allow_loss=allow_loss)
         try:
             with writing(folder), quiet():
                 model.save_pretrained(folder)
         finally:
+            enter(around)
             unmerge(root)
-    finally:
-        apply_active(root, state, active)
     source = Path(str(getattr(getattr(root, "config", None), "_name_or_path", "") or ""))
     if source.is_absolute() and source.is_dir():
         copy_others(source, folder, [str(p.relative_to(folder)) for p in folder.rglob("*")])

@@ -15,7 +15,7 @@ from addenda.core.merge.judge import Proof, distance
 from addenda.core.merge.outputs import Outputs, run
 from addenda.core.modules.borrow import training_mode
 from addenda.core.site.site import owners_of, site_at
-from addenda.core.state.state import apply_active, record_of, state_of
+from addenda.core.state.state import acting_again, apply_active, record_of, state_of
 from addenda.exporting.diffusion_probe import diffusion_batch
 
 EXACT = 1e-5  # of the largest output in float32: the difference that an exact export may make
@@ -108,13 +108,9 @@ class Effect:
 def outputs_of(model: nn.Module, names: tuple[str, ...], batch: object) -> Outputs:
     """Return a model's outputs on a batch with exactly these adapters acting, outside training; all is put back."""
     root, state = state_of(model)
-    active = state.active
-    try:
+    with acting_again(root, state), training_mode(root, False):
         apply_active(root, state, names)
-        with training_mode(root, False):
-            return run(root, batch)
-    finally:
-        apply_active(root, state, active)
+        return run(root, batch)
 
 
 def effect(

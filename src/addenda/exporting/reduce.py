@@ -25,7 +25,7 @@ from addenda.core.method.contract import Method
 from addenda.core.modules.borrow import in_its_mode, training_mode
 from addenda.core.packed.tensor import Packed, parts_of
 from addenda.core.site.site import Site, owners_of, site_at
-from addenda.core.state.state import apply_active, intact, record_of
+from addenda.core.state.state import acting_again, apply_active, intact, record_of
 from addenda.exporting.deltas import refuse_hidden
 from addenda.exporting.install import install
 from addenda.exporting.probe import outputs_of, probe_of
@@ -86,12 +86,12 @@ def _reduced(
     batch = _probe(root, probe)
     places = _places(root, adapters)
     _refuse_packed(places, to)
-    names, active = tuple(a.name for a in adapters), state.active
+    names = tuple(a.name for a in adapters)
     base, acting = (None if batch is None else outputs_of(root, which, batch).main for which in ((), names))
     forms: dict[str, tuple[Method, dict[str, Tensor]]] = {}
     rows: dict[str, ReducedSite] = {}
     copies, unchanged = {}, []
-    try:
+    with acting_again(root, state):
         apply_active(root, state, names)
         with training_mode(root, False):
             for site, live, second in _weighed(root, places, given["weigh"]):
@@ -101,8 +101,6 @@ def _reduced(
                     unchanged.append(site.path)
                 else:
                     forms[site.path], rows[site.path] = made
-    finally:
-        apply_active(root, state, active)
     if not forms:
         raise AddendaError(
             f"{_said(adapters)} changes no matrix of this {type(root).__name__}, so there is nothing to reduce"

@@ -9,6 +9,7 @@ import toys
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.slots import Slots, slots_of
 from addenda.core.forward.tensors import SiteTensors
+from addenda.core.state.state import acting_again, apply_active, state_of
 from shared import bits, flags, same_bits, stir
 
 ISSUE = ["live", "kinds", "each", "seen", "readers", "waiting", "undoes", "training"]
@@ -110,3 +111,27 @@ def test_unmerging_after_a_head_was_replaced_leaves_the_new_one_alone():
     after = bits(model)
     assert all(torch.equal(after[k], v) for k, v in before.items() if k != "lm_head.weight")
     ad.detach(model)
+
+
+def test_an_adapter_that_comes_idle_leaves_the_callers_block_as_it_is(tiny, ids, tmp_path):
+    base = tiny(ids).detach()
+    first = stir(ad.attach(tiny, "lora:rank=2", targets="*.q_proj", name="a"))
+    first.save(tmp_path / "a.safetensors")
+    acting = tiny(ids).detach()
+    with ad.disabled(tiny):
+        ad.load(tiny, tmp_path / "a.safetensors", name="b", activate=False)
+        assert torch.equal(tiny(ids), base)
+    assert torch.equal(tiny(ids), acting) and not torch.equal(acting, base)
+
+
+def test_what_acted_acts_again_in_the_callers_block_too(tiny, ids):
+    base = tiny(ids).detach()
+    stir(ad.attach(tiny, "lora:rank=2", targets="*.q_proj", name="a"))
+    root, state = state_of(tiny)
+    acting = tiny(ids).detach()
+    with ad.disabled(tiny):
+        with acting_again(root, state):
+            apply_active(root, state, ("a",))
+            assert torch.equal(tiny(ids), acting)
+        assert torch.equal(tiny(ids), base)
+    assert torch.equal(tiny(ids), acting) and not torch.equal(acting, base)

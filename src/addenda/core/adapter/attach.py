@@ -146,7 +146,7 @@ def _installed(root, state, name, plan, built, heads, seed, freeze, started, act
         tensors.train(mode_of(site.module))
         adapt(site).add(name, site, tensors)
     state.records[name] = Record({s.path: m for s, m in plan}, heads, seed, seconds=time.perf_counter() - started)
-    apply_active(root, state, (name,) if activate else state.active)
+    apply_active(root, state, (name,) if activate else state.active, stay=not activate)
     follow(root)
     bypass.hook(root, state)
     save_pretrained.guard(root, state)

@@ -2,8 +2,8 @@
 
 import re
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet
@@ -251,6 +251,16 @@ def apply_again(root: nn.Module, state: State, active: tuple[str, ...], around: 
         apply_active(root, state, tuple(n for n in active if n in state.records), stay=True)
         enter(around)
         mirror(root, state)
+
+
+@contextmanager
+def acting_again(root: nn.Module, state: State) -> Iterator[None]:
+    """Let behind a `with` block act what acted before, in the caller's blocks too, whatever was made to act in it."""
+    active, around = state.active, blocks()
+    try:
+        yield
+    finally:
+        apply_again(root, state, active, around)
 
 
 def apply_block(root: nn.Module, state: State, block: Arrangement) -> None:
