@@ -193,3 +193,24 @@ def test_an_adapter_that_has_taken_the_name_of_one_that_is_gone_is_not_the_banks
     bank.use("b")
     bank.close()
     assert set(ad.adapters(model)) == {"a"}
+
+
+@pytest.mark.parametrize("bound", [{"size": 2}, {"bytes": 5000}, {"size": 1, "bytes": 5000}])
+def test_a_bank_says_how_large_it_may_be(tmp_path, bound):
+    model, files, _ = made(tmp_path, "ab")
+    assert repr(AdapterBank(model, files, **bound)).endswith(
+        ", ".join(f"{n:,} {'adapters' if of == 'size' else of}" for of, n in bound.items()) + ")"
+    )
+
+
+def test_a_list_and_a_folder_of_peft_are_no_files_of_a_bank(tmp_path):
+    model, files, _ = made(tmp_path, "a")
+    with pytest.raises(ad.AddendaError, match="a dict of files by the names"):
+        AdapterBank(model, [*files.values()], size=1)
+    ad.export(ad.load(toys.make_llama(), _saved(tmp_path)), "peft", tmp_path / "theirs")
+    with pytest.raises(ad.AddendaError, match="an adapter of PEFT, which is imported"):
+        AdapterBank(model, {"a": tmp_path / "theirs"}, size=1)
+
+
+def _saved(tmp_path: Path) -> Path:
+    return stir(ad.attach(toys.make_llama(), "lora:rank=2"), 0.3).save(tmp_path / "llama.st")

@@ -412,3 +412,10 @@ def test_what_lies_beside_the_weights(base, tmp_path):
     assert names(tmp_path / "out") == names(base) | {"1_Pooling"}
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
     assert any("adapter.safetensors, onnx/model.onnx, pytorch_model.bin" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("given", [3, None, torch.nn.Linear(1, 1)])
+def test_what_is_no_file_is_no_adapter_to_merge(given, tmp_path):
+    with pytest.raises(AddendaError, match="adapter is the path of a file"):
+        ad.merge_on_disk(tmp_path / "model", given, tmp_path / "out")
+    assert not any(tmp_path.iterdir())

@@ -97,3 +97,11 @@ def test_an_adapter_of_few_tokens_is_probed_with_these():
     assert effect(adapter, adapter, batch).moved > 0
     for other in (stir(ad.attach(make_llama(), METHODS["lora"])), stir(ad.attach(make_gpt2(), "bitfit"))):
         assert all(torch.equal(t, probe_of(other.model)[k]) for k, t in probe_for(other).items())
+
+
+def test_a_probe_that_does_not_run_is_called_a_probe():
+    adapter = stir(ad.attach(make_llama(), METHODS["lora"]))
+    for wrong in ("words", {"foo": torch.ones(1)}, torch.ones(2, 2)):
+        with pytest.raises(AddendaError, match="probe") as error:
+            outputs_of(adapter.model, (), wrong)
+        assert "verify" not in str(error.value)

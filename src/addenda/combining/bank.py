@@ -27,7 +27,7 @@ from addenda.core.adapter.switch import switch
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.base.ranges import Range
 from addenda.core.disk.access import path_of, reading, shown
-from addenda.core.file.header import Header, read
+from addenda.core.file.header import IMPORTED, Header, of_peft, read
 from addenda.core.file.methods import methods_of
 from addenda.core.state.state import Record, check_name, find_state, record_of
 
@@ -151,7 +151,7 @@ class AdapterBank:
         return len(self.files)
 
     def __repr__(self) -> str:
-        bound = [f"{self.size} adapters"] * (self.size is not None) + [f"{self.bytes:,} bytes"] * bool(self.bytes)
+        bound = [f"{limit:,} {of}" for limit, of in ((self.size, "adapters"), (self.bytes, "bytes")) if limit]
         return (
             f"AdapterBank({len(self.files)} files, {len(self._held)} held, {self.used:,} bytes of {', '.join(bound)})"
         )
@@ -251,6 +251,8 @@ class AdapterBank:
 def _files(given: Mapping[str, str | Path] | str | Path) -> dict[str, Path]:
     if isinstance(given, Mapping):
         files = {name: path_of(path) for name, path in given.items()}
+    elif isinstance(given, list | tuple):
+        raise AddendaError("files is a dict of files by the names of their adapters, or a folder; got a list.")
     else:
         folder = path_of(given, "files")
         with reading(folder):
@@ -264,6 +266,8 @@ def _files(given: Mapping[str, str | Path] | str | Path) -> dict[str, Path]:
 
 def _stored_bytes(path: Path) -> int:
     """Return the bytes of a file's tensors. Raises AddendaError for one that is no adapter file of addenda."""
+    if of_peft(path):
+        raise AddendaError(f"{shown(path)} is an adapter of PEFT, {IMPORTED}")
     try:
         with reading(path), safe_open(path, framework="pt") as f:
             ours = "addenda" in (f.metadata() or {})

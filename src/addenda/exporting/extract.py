@@ -279,12 +279,12 @@ class _Extracted:
 def _compared(pair: CheckpointPair, file: Path, batch: object, to: str) -> OutputError:
     """Compare the tuned model with the base and the file on it. Raises AddendaError where a patch is not exact."""
     dtype = pair.base.dtype
-    live = run(loaded(pair.tuned.folder, pair.tuned.architecture, dtype, pair.tuned.config), batch).main
+    live = run(loaded(pair.tuned.folder, pair.tuned.architecture, dtype, pair.tuned.config), batch, called="probe").main
     model = loaded(pair.base.folder, pair.base.architecture, dtype, pair.base.config)
-    base = run(model, batch).main
+    base = run(model, batch, called="probe").main
     stored = {t.dtype for t in pair.base.weights.files.tensors.values() if t.dtype.is_floating_point}
     load(model, file, name="extracted", base="exact" if stored == {dtype} else "compatible")
-    made = run(model, batch).main
+    made = run(model, batch, called="probe").main
     gap, moved = (float((t - live).double().abs().max()) for t in (made, base))
     if to == "patch" and not gap <= 1e-5 * float(live.double().abs().max()):
         raise AddendaError(f"What was extracted acts otherwise than the tuned model: outputs differ by {gap:.2e}.")

@@ -58,11 +58,11 @@ def compare_folders(
         exact = base == "exact" and trained_in == {str(dtype).removeprefix("torch.")}
         load(model, adapter.path, name=name, base="exact" if exact else "compatible", activate=False)
     switch(model, None)
-    without = run(model, batch)
+    without = run(model, batch, called="probe")
     switch(model, names)
     owners = owners_of(model)
     with watching(site_at(model, site.path, owners) for adapter in adapters for site, _ in adapter.plan):
-        before = run(model, batch)
+        before = run(model, batch, called="probe")
     proof = Proof.of(model, batch, before)
     effect = distance(before.main, without.main)
     if not effect > 0:
@@ -73,7 +73,7 @@ def compare_folders(
     proof.base = without if excused else None
     del model
     model = loaded(merged, source.architecture, dtype)
-    after = run(model, batch)
+    after = run(model, batch, called="probe")
     verdict = proof.judge(after, excused)
     if not verdict.within:
         proof.look_again(model, batch, after)

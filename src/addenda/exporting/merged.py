@@ -66,6 +66,8 @@ def merge_on_disk(
         raise AddendaError(f"rounding must be 'nearest' or 'stochastic', got {rounding!r}.")
     if base not in ("exact", "compatible"):
         raise AddendaError(f"base must be 'exact' or 'compatible', got {base!r}.")
+    if not isinstance(adapter, (str, Path, Iterable)):
+        adapter = path_of(adapter, "adapter")  # raises, and says what it is
     files = [path_of(f, "adapter") for f in ([adapter] if isinstance(adapter, (str, Path)) else adapter)]
     if not files:
         raise AddendaError("adapter= names no file, so there is nothing to merge.")

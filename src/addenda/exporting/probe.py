@@ -110,7 +110,7 @@ def outputs_of(model: nn.Module, names: tuple[str, ...], batch: object) -> Outpu
     root, state = state_of(model)
     with acting_again(root, state), training_mode(root, False):
         apply_active(root, state, names)
-        return run(root, batch)
+        return run(root, batch, called="probe")
 
 
 def effect(

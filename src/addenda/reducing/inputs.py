@@ -35,7 +35,7 @@ def input_moments(model: nn.Module, batches: Sequence[object], paths: Sequence[s
     with watch, torch.no_grad(), training_mode(model, False):
         for i, batch in enumerate(batches):
             watch.begin(torch.ones(1), i)
-            run(model, batch)
+            run(model, batch, called="weigh")
     yield {path: m for path, m in watch.moments.items() if m.count}
 
 

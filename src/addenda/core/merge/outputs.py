@@ -41,30 +41,33 @@ class Outputs:
 
 
 @torch.no_grad()
-def run(model: nn.Module, batch: object, dtype: torch.dtype | None = None) -> Outputs:
+def run(model: nn.Module, batch: object, dtype: torch.dtype | None = None, called: str = "verify") -> Outputs:
     """Run one forward of a model and return its outputs; floating tensors of the batch are cast to `dtype`.
+
+    called: the option that the batch was given as, for messages.
 
     Raises AddendaError where the batch does not fit the model, or nothing comes back that could be compared.
     """
     with _same_draws(model) as drawn:
         try:
-            result = _call(model, batch, dtype)
+            result = _call(model, batch, dtype, called)
         except AddendaError:
             raise
         except Exception as error:
             message = next(iter(str(error).splitlines()), "")[:300]
             raise AddendaError(
-                f"The verify batch does not run through this {original_class(model).__name__}: {type(error).__name__}: "
-                f"{message} Give verify= a tensor for model(tensor), a tuple for model(*tuple), a dict for "
-                "model(**dict), or a function that is given the model and returns its outputs."
+                f"The {called} batch does not run through this {original_class(model).__name__}: "
+                f"{type(error).__name__}: {message} Give {called}= a tensor for model(tensor), a tuple for "
+                "model(*tuple), a dict for model(**dict), or a function that is given the model and returns its "
+                "outputs."
             ) from error
     values: dict[str, Tensor] = {}
     other_count = _collect(result, "", values, set())
     if not values:
         raise AddendaError(
-            f"The verify batch gave a {type(result).__name__} without a floating tensor to compare"
+            f"The {called} batch gave a {type(result).__name__} without a floating tensor to compare"
             + (f" ({other_count} of whole numbers, which hide what moves)" if other_count else "")
-            + ". Give verify= a function that is given the model and returns such, e.g. its logits."
+            + f". Give {called}= a function that is given the model and returns such, e.g. its logits."
         )
     return Outputs(values, other_count, drawn())
 
@@ -105,9 +108,9 @@ def _parts_of(value: Any, depth: int) -> Iterable[tuple[str, Any]]:
 # -- how it is called --------------------------------------------------------------------------------------------------
 
 
-def _call(model: nn.Module, batch: Any, dtype: torch.dtype | None) -> Any:
+def _call(model: nn.Module, batch: Any, dtype: torch.dtype | None, called: str) -> Any:
     if isinstance(batch, Mapping):
-        if all(isinstance(k, str) for k in batch) and _names_fit(model, batch):
+        if all(isinstance(k, str) for k in batch) and _names_fit(model, batch, called):
             return model(**{k: _own(v, dtype) for k, v in batch.items()})
         return model(_own(batch, dtype))
     if type(batch) is tuple and _binds(model, *batch):
@@ -116,13 +119,13 @@ def _call(model: nn.Module, batch: Any, dtype: torch.dtype | None) -> Any:
         return batch(model)
     if isinstance(batch, (str, bytes, int, float)) or hasattr(batch, "__next__") or hasattr(batch, "batch_sampler"):
         raise AddendaError(
-            f"verify is one batch: a tensor, a tuple, a dict, or a function that is given the model; got a "
+            f"{called} is one batch: a tensor, a tuple, a dict, or a function that is given the model; got a "
             f"{type(batch).__name__}. Of a loader take next(iter(loader))."
         )
     return model(_own(batch, dtype))
 
 
-def _names_fit(model: nn.Module, batch: Mapping) -> bool:
+def _names_fit(model: nn.Module, batch: Mapping, called: str) -> bool:
     """Return whether a forward takes these names; False where it takes the mapping itself."""
     if _binds(model, **batch):
         return True
@@ -132,7 +135,7 @@ def _names_fit(model: nn.Module, batch: Mapping) -> bool:
     unknown = [k for k in batch if k not in names]
     hint = nearest(unknown[0], names) if unknown else ""
     raise AddendaError(
-        f"The verify batch has {', '.join(map(repr, batch))}, and {original_class(model).__name__}.forward takes "
+        f"The {called} batch has {', '.join(map(repr, batch))}, and {original_class(model).__name__}.forward takes "
         f"{', '.join(names)}.{hint} Give the names that it takes, or a function that is given the model."
     )
 
