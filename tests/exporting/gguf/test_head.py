@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from addenda.core.base.errors import AddendaError
-from addenda.exporting.gguf.head import is_gguf, read_head
+from addenda.exporting.gguf.head import read_head
 
 
 def text(value: str) -> bytes:
@@ -120,10 +120,3 @@ def test_missing_and_folders(tmp_path):
     for path in (tmp_path / "none.gguf", tmp_path):
         with pytest.raises(AddendaError, match="no file"):
             read_head(path)
-        assert not is_gguf(path)
-
-
-def test_is_gguf(tmp_path):
-    (tmp_path / "a").write_bytes(file())
-    (tmp_path / "b").write_bytes(b"GG")
-    assert is_gguf(tmp_path / "a") and not is_gguf(tmp_path / "b")

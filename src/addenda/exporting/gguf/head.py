@@ -63,15 +63,6 @@ class Head:
         return value if isinstance(value, str) else ""
 
 
-def is_gguf(path: Path) -> bool:
-    """Return whether a file begins as a GGUF file does; False where it cannot be read."""
-    try:
-        with open(path, "rb") as f:
-            return f.read(4) == MAGIC
-    except OSError:
-        return False
-
-
 def read_head(given: str | Path) -> Head:
     """Return the head of a GGUF file. Raises AddendaError for one that is missing, damaged, or of another make."""
     path = path_of(given)

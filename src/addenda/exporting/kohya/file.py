@@ -28,15 +28,6 @@ class KohyaFile:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def is_kohya(path: str | Path) -> bool:
-    """Return whether a file looks like one of kohya or LyCORIS, by the names in it. False where it is unreadable."""
-    try:
-        keys, _ = _keys(path_of(path))
-    except (AddendaError, OSError):
-        return False
-    return any(split(k) is not None for k in keys)
-
-
 def read_file(path: str | Path) -> KohyaFile:
     """Return what a file holds, checked against no model.
 
