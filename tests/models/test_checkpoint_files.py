@@ -91,7 +91,9 @@ def test_an_index_that_leads_out_of_the_folder(folder, name):
         CheckpointFiles.of(folder)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": {"a": 3}}', "{"])
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"weight_map": {"a": 3}}', "{", '{"weight_map": {"a": "b.safetensors"}, "metadata": [1]}']
+)
 def test_an_index_that_is_none(folder, text):
     (folder / INDEX).write_text(text)
     with pytest.raises(AddendaError, match=r"no index of shards|not JSON"):

@@ -58,6 +58,13 @@ def test_what_has_no_known_structure_is_refused():
     config.architectures = None
     with pytest.raises(AddendaError, match="names no architecture"):
         skeleton(config)
+    for wrong in (3, "LlamaForCausalLM", {"a": 1}):
+        config.architectures = wrong
+        with pytest.raises(AddendaError, match="names no architecture"):
+            skeleton(config)
+    config.architectures = [["MyOwnModel"]]
+    with pytest.raises(AddendaError, match=r"MyOwnModel.* which transformers does not have"):
+        skeleton(config)
     config.architectures = ["MyOwnModel"]
     with pytest.raises(AddendaError, match="is a MyOwnModel, which transformers does not have"):
         skeleton(config)

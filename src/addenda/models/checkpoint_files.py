@@ -154,6 +154,8 @@ def _shards_of(folder: Path) -> tuple[list[str], dict | None]:
     mapping = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(mapping, dict) or not mapping or not all(isinstance(v, str) for v in mapping.values()):
         raise AddendaError(f"{shown(folder / INDEX)} is no index of shards: it wants 'weight_map' with their names.")
+    if not isinstance(index.get("metadata") or {}, dict):
+        raise AddendaError(f"{shown(folder / INDEX)} is no index of shards: its 'metadata' is no object.")
     names = sorted(set(mapping.values()))
     if outside := [n for n in names if Path(n).name != n or n.startswith(".") or not n.endswith(".safetensors")]:
         raise AddendaError(

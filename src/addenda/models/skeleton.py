@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.base.visible import label
 
 _IN_MEMORY = "Load the model, and use merge(model) and save_pretrained in memory."
 
@@ -29,10 +30,11 @@ def skeleton(config: Any, architecture: str | None = None) -> nn.Module:
             "The model's weights are quantised (quantization_config in its config.json), and no change can be written "
             "into them as they lie. Take the folder that they were quantised from, and quantise the result again."
         )
-    names = [architecture] if architecture else list(getattr(config, "architectures", None) or ())
-    cls = getattr(transformers, names[0], None) if names else None
+    listed = getattr(config, "architectures", None)
+    names = [architecture] if architecture else listed if isinstance(listed, list) and listed else []
+    cls = getattr(transformers, names[0], None) if names and isinstance(names[0], str) else None
     if not isinstance(cls, type):
-        known = f"is a {names[0]}, which transformers does not have" if names else "names no architecture"
+        known = f"is a {label(names[0])}, which transformers does not have" if names else "names no architecture"
         raise AddendaError(f"The model {known}, so its structure is not known without running code. {_IN_MEMORY}")
     try:
         with torch.device("meta"):

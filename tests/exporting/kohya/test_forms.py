@@ -198,6 +198,9 @@ BAD = {
     "lora_up.weight beside hada|hada_w1_a, .* beside lora": LORA | LOHA,
     r"one number for each of 12 outputs .* one for each input": LORA | {"dora_scale": torch.ones(1, N)},
     "dora_scale with a change that is no LoRA": LOHA | {"dora_scale": torch.ones(M, 1)},
+    "lora_down.weight is a single number": LORA | {"lora_down.weight": torch.ones(())},
+    "hada_w1_b is a single number": LOHA | {"hada_w1_b": torch.ones(())},
+    "lokr_w2_a is a single number": LOKR | {"lokr_w2_a": torch.ones(())},
     "unknown tensors weight": {"weight": torch.ones(M, N)},
 }
 
