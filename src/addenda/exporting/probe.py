@@ -154,14 +154,10 @@ def effect(
 def _noise(adapter: Adapter, batch: object) -> float:
     """Return how far the main output of the live adapter is from that in the next wider dtype; 0 if not measured."""
     root, state = state_of(adapter.model)
-    active = state.active
-    try:
+    with acting_again(root, state), training_mode(root, False):
         apply_active(root, state, (adapter.name,))
-        with training_mode(root, False):
-            live = run(root, batch)
-            noise = Proof.of(root, batch, live).noise
-    finally:
-        apply_active(root, state, active)
+        live = run(root, batch)
+        noise = Proof.of(root, batch, live).noise
     return noise.get("logits" if "logits" in live.values else next(iter(live.values)), 0.0)
 
 
