@@ -104,7 +104,8 @@ def extract(
     base, tuned: folders of transformers with safetensors, of one architecture; the base may lack the head of a
     classifier. out: a file that does not exist yet. to, rank, energy, density, count, bits: as in `reduce`; the patch
     is lossless. A tuned checkpoint that was saved in a narrower dtype is compared with the base rounded to it. Weights
-    that are tied in the base are one site. progress: called with (done, path).
+    that are tied in the base are one site. Tensors are written as they are made, so that the disk holds the file twice
+    until it is whole. progress: called with (done, path).
 
     check: load the tuned model, and then the base with what was extracted, and compare their outputs on `probe` (by
     default a small batch by the model's config). Only this needs a model in memory.

@@ -34,7 +34,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-PIECE = 1 << 21  # numbers of a tensor that is read in pieces
+PIECE = 1 << 18  # numbers of a tensor that is read in pieces: what is computed of one stays in the processor
 _MOST = 256 << 20  # bytes of a header
 
 
