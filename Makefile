@@ -24,7 +24,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(PIP) $(if $(CONSTRAINTS),-c $(CONSTRAINTS),"$$(grep '^torch==' constraints.txt)") -e '.[dev,peft]'
+	$(PIP) $(if $(CONSTRAINTS),-c $(CONSTRAINTS),"$$(grep '^torch==' constraints.txt)") -e '.[dev,peft,libraries]'
 	touch $@
 
 demo: setup

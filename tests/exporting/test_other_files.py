@@ -8,7 +8,7 @@ def test_settings_are_copied_and_weights_are_not(tmp_path):
     kept = ["config.json", "tokenizer.json", "README.md", "modeling.py", "1_Pooling/config.json", "images/plot.png"]
     left = ["pytorch_model.bin", "pytorch_model.bin.index.json", "adapter.safetensors", "adapter_config.json",
             "model.safetensors.index.json", "onnx/model.onnx", "old.ckpt", "model.Q4.gguf"]  # fmt: skip
-    for name in [*kept, *left, ".git/HEAD", ".cache/x.json", "model.safetensors"]:
+    for name in [*kept, *left, ".git/HEAD", ".cache/x.json", "checkpoint-5/trainer_state.json", "model.safetensors"]:
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).write_text(name)
     (base / "elsewhere").symlink_to(tmp_path)

@@ -62,7 +62,7 @@ def write(
             enter(around)
             unmerge(root)
     source = Path(str(getattr(getattr(root, "config", None), "_name_or_path", "") or ""))
-    if source.is_absolute() and source.is_dir():
+    if source.is_absolute() and (source / "config.json").is_file():  # a pipeline's folder has none
         copy_others(source, folder, [str(p.relative_to(folder)) for p in folder.rglob("*")])
     return report.sites
 

@@ -19,7 +19,7 @@ def copy_others(folder: Path, target: Path, done: Iterable[str]) -> list[str]:
     """Copy the files of a model's folder beside its weights, those in folders below too; return what was left behind.
 
     done: files that are written by other means. Left behind are weights in any format (they are those of the base),
-    pickles, adapters, hidden files, and folders that are links.
+    pickles, adapters, and folders that are links; and hidden files and a Trainer's checkpoints, which are not named.
     """
     left, skipped = [], set(done)
     with reading(folder):
@@ -28,7 +28,7 @@ def copy_others(folder: Path, target: Path, done: Iterable[str]) -> list[str]:
         place = path.relative_to(folder)
         if str(place) in skipped or (path.is_dir() and not path.is_symlink()):
             continue
-        hidden = any(part.startswith(".") for part in place.parts)
+        hidden = any(part.startswith((".", "checkpoint-")) for part in place.parts)
         if hidden or path.name in _OF_WEIGHTS or path.suffix.lower() in _WEIGHTS or not path.is_file():
             if not hidden:
                 left.append(str(place))
