@@ -23,7 +23,7 @@ from addenda.core.state.state import acting_again, apply_active, record_of
 from addenda.exporting.other_files import copy_others
 from addenda.exporting.pairs import Pair
 from addenda.exporting.routes import Route
-from addenda.models.pretrained import quiet
+from addenda.models.pretrained import pretrained_as, quiet
 
 
 def route(method: Method, site: Site, config: Any = None) -> Route:
@@ -70,9 +70,8 @@ def write(
 @torch.no_grad()
 def outputs(folder: Path, like: nn.Module, batch: object) -> Outputs:
     """Return the outputs of a fresh model of a folder on a batch. like: the model that it was written from."""
-    cls: Any = original_class(like)
     weight = next((p for p in like.parameters() if p.is_floating_point()), torch.empty(0))
     config = getattr(like, "config", None)
     kind = "dtype" if hasattr(config, "to_dict") else "torch_dtype"  # transformers; diffusers
-    model = cls.from_pretrained(folder, **{kind: weight.dtype}, use_safetensors=True).to(weight.device)
-    return run(model.eval(), batch)
+    options: dict[str, Any] = {kind: weight.dtype, "use_safetensors": True}
+    return run(pretrained_as(original_class(like), folder, **options).to(weight.device).eval(), batch)

@@ -46,6 +46,12 @@ def pretrained(auto: str, folder: str | Path, *, trust_remote_code: bool = False
         raise AddendaError(_wants_code(Path(folder))) from error
 
 
+def pretrained_as(cls: Any, folder: str | Path, **options: Any) -> Any:
+    """Call `cls.from_pretrained(folder, …)` of a class that is there already: no code is read from the folder."""
+    with quiet():
+        return cls.from_pretrained(folder, local_files_only=True, **options)
+
+
 def _wants_code(folder: Path) -> str:
     files = [file.name for file in sorted(folder.glob("*.json")) if "auto_map" in _json(file)]
     code = sorted(file.name for file in folder.glob("*.py"))

@@ -262,7 +262,7 @@ def test_a_bottleneck_sits_behind_the_way_back_of_a_list(modulated):
     assert [p.partition("@")[0] for p in adapter.methods] == [
         f"transformer_blocks.{i}.{part}" for i in range(2) for part in ("attn1.to_out.0", "ff")
     ]
-    assert torch.equal(model(x), before)
+    torch.testing.assert_close(model(x), before)  # a product of another layout, which some processors round otherwise
     model(x).sum().backward()
     ad.detach(model)
     assert torch.equal(model(x), before)

@@ -59,7 +59,8 @@ def _sorted(
     stems = {s.split(".")[0] for s in conversion.suffixes}
     for key, tensor in folder.tensors.items():
         rest = key.removeprefix(PREFIX)
-        if not tensor.is_floating_point() and "indices" not in rest:
+        whole = not tensor.is_floating_point() and "indices" not in rest
+        if whole and (named.fullmatch(rest) or key.removeprefix(ROOT) in conversion.shared):  # a head may count batches
             problems.append(f"{key} holds whole numbers ({str(tensor.dtype).removeprefix('torch.')})")
         if key.removeprefix(ROOT) in conversion.shared:
             shared[key.removeprefix(ROOT)] = tensor
