@@ -131,6 +131,15 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
 
+def call(*arguments: object, code: int = 0) -> None:
+    """Run a command line of addenda, which must exit with this code."""
+    from addenda.cli.main import run
+
+    with pytest.raises(SystemExit) as stopped:
+        run([str(a) for a in arguments])
+    assert (stopped.value.code or 0) == code
+
+
 def read_raw(file: Path) -> tuple[dict, dict[str, Tensor]]:
     """The header of an adapter file as JSON, to be changed into what no `Header` can be, and its tensors."""
     header, tensors = read(file)

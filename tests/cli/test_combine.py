@@ -4,16 +4,9 @@ import pytest
 import torch
 
 import addenda as ad
-from addenda.cli.main import run
 from addenda.core.file.header import read
 from addenda.models.load import load_model
-from shared import stir
-
-
-def call(*arguments, code=0):
-    with pytest.raises(SystemExit) as stopped:
-        run([str(a) for a in arguments])
-    assert (stopped.value.code or 0) == code
+from shared import call, stir
 
 
 @pytest.fixture

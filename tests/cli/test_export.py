@@ -8,15 +8,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import addenda as ad
-from addenda.cli.main import run
-from shared import stir
+from shared import call, stir
 from tiny_models import make_bert, make_llama, make_tokenizer
-
-
-def call(*arguments, code=0):
-    with pytest.raises(SystemExit) as stopped:
-        run([str(a) for a in arguments])
-    assert (stopped.value.code or 0) == code
 
 
 @pytest.fixture

@@ -7,17 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 import addenda as ad
-from addenda.cli.main import run
-from shared import read_raw, stir, write_raw
+from shared import call, read_raw, stir, write_raw
 
 LONG = "x" * 100_000
 NAMES = ["a\x1b]0;owned\x07", "[/red][bold]", "\u202egnp.exe", "a\nlora (defaults): 1 site\x1b[2J", LONG, "\ud800"]
-
-
-def call(*arguments, code=0):
-    with pytest.raises(SystemExit) as stopped:
-        run([str(a) for a in arguments])
-    assert (stopped.value.code or 0) == code
 
 
 @pytest.fixture

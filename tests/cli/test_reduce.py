@@ -4,15 +4,8 @@ import pytest
 import torch
 
 import addenda as ad
-from addenda.cli.main import run
-from shared import stir
+from shared import call, stir
 from tiny_models import make_llama, make_tokenizer
-
-
-def call(*arguments, code=0):
-    with pytest.raises(SystemExit) as stopped:
-        run([str(a) for a in arguments])
-    assert (stopped.value.code or 0) == code
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
-from addenda.core.forward.tensors import SiteTensors
+from addenda.core.forward.tensors import SiteTensors, each_of
 from addenda.core.method.contract import to_float
 from addenda.core.method.hidden import HiddenMethod
 from addenda.core.site.site import Site, owners_of, site_at
@@ -50,8 +50,18 @@ def delta(site: Site, tensors: SiteTensors, dtype: torch.dtype = torch.float64) 
     p = to_float(tensors.tensors(), dtype)
     if m.any_shape or W.dim() < 3:
         return m.delta(W, p)
-    parts = [({k: t if k in tensors.shared else t[e] for k, t in p.items()}, w) for e, w in enumerate(W)]
-    return torch.stack([m.delta(w, q) for q, w in parts])
+    return torch.stack([m.delta(w, q) for w, q in zip(W, each_of(p, tensors.shared, len(W)), strict=True)])
+
+
+@torch.no_grad()
+def factors(site: Site, tensors: SiteTensors, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Return (B: m × r, A: r × n) with ΔW = B A of a method that has factors, scales folded in; of a stack, stacks."""
+    m, p, shape = tensors.method, to_float(tensors.tensors(), dtype), (site.shape[0], site.shape[1])
+    if site.matrix.dim() < 3:
+        B, A = m.factors(p, shape).pair()
+        return B.to(dtype), A.to(dtype)
+    pairs = [m.factors(q, shape).pair() for q in each_of(p, tensors.shared, site.copies)]
+    return torch.stack([b for b, _ in pairs]).to(dtype), torch.stack([a for _, a in pairs]).to(dtype)
 
 
 @torch.no_grad()
@@ -60,15 +70,8 @@ def thin_factors(site: Site, tensors: SiteTensors, dtype: torch.dtype = torch.fl
 
     Of a stack of matrices, stacks. Factors that are as wide as the matrix itself are none, but those of a LoRA.
     """
-    m, W = tensors.method, site.matrix
+    m, narrower = tensors.method, min(site.shape)
     if not m.has("factors") or m.has("magnitude"):
         return None
-    p, shape = to_float(tensors.tensors(), dtype), (W.shape[-2], W.shape[-1])
-    if W.dim() < 3:
-        B, A = m.factors(p, shape).pair()
-    else:
-        sets = [{k: t if k in tensors.shared else t[e] for k, t in p.items()} for e in range(len(W))]
-        pairs = [m.factors(q, shape).pair() for q in sets]
-        B, A = torch.stack([b for b, _ in pairs]), torch.stack([a for _, a in pairs])
-    thin = B.shape[-1] < min(shape) or (m.has("pair") and B.shape[-1] == min(shape))
-    return (B.to(dtype), A.to(dtype)) if thin else None
+    B, A = factors(site, tensors, dtype)
+    return (B, A) if B.shape[-1] < narrower or (m.has("pair") and B.shape[-1] == narrower) else None

@@ -116,7 +116,7 @@ def export(
         seen = _proved(adapter, chosen, beside, pairs, batch, rounded)
         files = [beside] if beside.is_file() else [p for p in beside.rglob("*") if p.is_file()]
         size = sum(p.stat().st_size for p in files)
-    errors = dict.fromkeys((p for p in found), 0.0) | {path: p.error for path, p in (pairs or {}).items()} | losses
+    errors = dict.fromkeys(found, 0.0) | {path: p.error for path, p in (pairs or {}).items()} | losses
     forms = ("LoRA",) if pairs is not None else tuple(dict.fromkeys(r.why for r in found.values()))
     return ExportReport(door, place, errors, seen, size, forms)
 

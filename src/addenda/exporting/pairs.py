@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from addenda.core.adapter.build import build_tensors
 from addenda.core.adapter.calibration import stand_in
 from addenda.core.adapter.handle import Adapter
+from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
 from addenda.core.forward.tensors import SiteTensors
@@ -47,6 +48,7 @@ class Pair:
         return self.error <= EXACT
 
 
+@checked()
 @torch.no_grad()
 def low_rank(
     adapter: Adapter,
@@ -66,10 +68,6 @@ def low_rank(
     """
     if rank is not None and energy is not None:
         raise AddendaError(f"Give rank= or energy=, not both (got rank={rank}, energy={energy}).")
-    if rank is not None and rank < 1:
-        raise AddendaError(f"rank must be at least 1, got {rank}.")
-    if energy is not None and not 0 < energy <= 1:
-        raise AddendaError(f"energy is the share of the change to keep, in (0, 1]; got {energy}.")
     pairs, dense = {}, []
     with training_mode(adapter.model, False):
         for site, tensors in changed_sites(adapter):

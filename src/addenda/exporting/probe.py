@@ -11,7 +11,7 @@ from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
 from addenda.core.forward.adapted import effective_weight
-from addenda.core.merge.judge import Proof, distance
+from addenda.core.merge.judge import Proof, distance, working_dtype
 from addenda.core.merge.outputs import Outputs, run
 from addenda.core.modules.borrow import training_mode
 from addenda.core.site.site import owners_of, site_at
@@ -138,9 +138,7 @@ def effect(
         raise AddendaError(
             f"{where}: the adapter that was read back has no effect: the model answers as the base does."
         )
-    half = torch.finfo(live.dtype).bits < 32 or any(
-        torch.finfo(p.dtype).bits < 32 for p in adapter.model.parameters() if p.is_floating_point()
-    )
+    half = any(torch.finfo(d).bits < 32 for d in (live.dtype, working_dtype(state_of(adapter.model).root)))
     limit = (_HALF if half else EXACT) * found.size
     if exact and not found.difference <= limit:  # deep models may amplify rounding: so it is measured
         limit = max(limit, 2 * _noise(adapter, batch))

@@ -6,9 +6,8 @@ import torch
 import addenda as ad
 import toys
 from addenda.core.site.site import site_at
-from addenda.exporting.deltas import changed_sites, delta, thin_factors
-from addenda.exporting.peft.conversion import Live
-from addenda.exporting.peft.thin import exact_rank, factors_of, narrow, trimmed
+from addenda.exporting.deltas import changed_sites, delta, factors, thin_factors
+from addenda.exporting.peft.thin import exact_rank, narrow, trimmed
 from shared import METHODS, NAMES, attach, relative, stir
 
 IDS = torch.arange(12).reshape(2, 6) * 5 % toys.VOCAB
@@ -27,14 +26,14 @@ def test_the_rank_that_is_said_is_that_of_the_factors(name):
         thin = thin_factors(site, tensors)
         assert (said is None) == (thin is None) and (thin is None or thin[0].shape[-1] == said)
         if said is not None:
-            B, A = factors_of(Live(site, tensors))
+            B, A = factors(site, tensors)
             assert relative(B @ A, delta(site, tensors)) < 1e-6
 
 
 def test_of_a_stack_the_factors_are_stacks(mixtral):
     adapter = stir(ad.attach(mixtral, ad.LoRA(rank=2), targets="*.down_proj"))
     site, tensors = next(iter(changed_sites(adapter)))
-    B, A = factors_of(Live(site, tensors))
+    B, A = factors(site, tensors)
     assert B.shape == (4, 8, 2) and A.shape == (4, 2, 16)
     assert relative(B @ A, delta(site, tensors)) < 1e-6
 

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.fused import block_linear, factored_linear, sparse_linear
-from addenda.core.forward.tensors import SiteTensors
+from addenda.core.forward.tensors import SiteTensors, each_of
 from addenda.core.method.contract import Base, Factors, WeightMethod, to_float
 from addenda.core.modules.autocast import autocast_dtype, switched_off, without_autocast
 from addenda.core.modules.recompute import as_recipe
@@ -109,7 +109,7 @@ def _effective(kind: Kind, weight: Tensor, parts: "list[tuple]") -> Tensor:
     stacked = []
     for m, p, shared in parts:
         p = to_float(p, wide)
-        sets = [p] if W.dim() < 3 else [{k: t if k in shared else t[e] for k, t in p.items()} for e in range(len(W))]
+        sets = [p] if W.dim() < 3 else each_of(p, shared, len(W))
         stacked.append([(m, q, W if W.dim() < 3 else W[e]) for e, q in enumerate(sets)])
     if len(stacked) == 1:
         weights = [m.effective(w, p) for m, p, w in stacked[0]]

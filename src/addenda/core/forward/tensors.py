@@ -1,5 +1,6 @@
 """The tensors of one adapter at one site, and those that all sites of a method train together."""
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -54,6 +55,11 @@ class Pool(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.method}"
+
+
+def each_of(p: Params, shared: Collection[str], count: int) -> list[Params]:
+    """Return the tensors of every matrix of a stack of `count`: its own of each, those named in `shared` for all."""
+    return [{k: t if k in shared else t[e] for k, t in p.items()} for e in range(count)]
 
 
 class SiteTensors(nn.Module):

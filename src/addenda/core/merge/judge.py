@@ -56,7 +56,7 @@ class Proof:
     @classmethod
     def of(cls, root: nn.Module, batch: object, before: Outputs) -> "Proof":
         """Build the proof from `before`, what `run(root, batch)` gave. Raises AddendaError where it proves nothing."""
-        proof = cls(before, None, _working(root), _is_logits(root, before.main))
+        proof = cls(before, None, working_dtype(root), _is_logits(root, before.main))
         if any(bool(t.isnan().any()) for t in before.values.values()):
             raise AddendaError(_not_finite(before))
         try:
@@ -183,7 +183,7 @@ def divergence(p: Tensor, q: Tensor) -> tuple[float, float]:
 # -- the noise ---------------------------------------------------------------------------------------------------------
 
 
-def _working(root: nn.Module) -> torch.dtype:
+def working_dtype(root: nn.Module) -> torch.dtype:
     """Return the coarsest dtype that the base computes in."""
     adapter_ids = {id(p) for m in root.modules() if isinstance(m, Adapted) for p in m._modules["addenda"].parameters()}
     dtypes = {p.dtype for p in root.parameters() if p.is_floating_point() and id(p) not in adapter_ids}

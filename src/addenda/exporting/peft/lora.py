@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from addenda.core.base.errors import AddendaError
 from addenda.core.method.contract import Method
 from addenda.core.site.site import Site, owners_of
+from addenda.exporting.deltas import factors
 from addenda.exporting.install import Forms
 from addenda.exporting.peft import dora, layout, residual, tokens
 from addenda.exporting.peft.conversion import (
@@ -29,7 +30,7 @@ from addenda.exporting.peft.conversion import (
     pattern_value,
     refuse,
 )
-from addenda.exporting.peft.thin import exact_rank, factors_of, narrow, trimmed
+from addenda.exporting.peft.thin import exact_rank, narrow, trimmed
 from addenda.exporting.routes import Route
 from addenda.methods.dora import DoRA
 from addenda.methods.lora import LoRA
@@ -174,7 +175,7 @@ def _piece(live: Live, turned: bool) -> Piece:
     if isinstance(method, LoRA) and method.origin == "zero":
         piece = Piece(live.site, p["B"], p["A"], method.scale, live.places)
     else:
-        B, A = narrow(*trimmed(*factors_of(live)))
+        B, A = narrow(*trimmed(*(t.cpu() for t in factors(live.site, live.tensors))))
         piece = Piece(live.site, B, A, 1.0, live.places)
     if not turned:
         return piece

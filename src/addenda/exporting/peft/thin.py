@@ -12,7 +12,6 @@ from addenda.core.method.contract import Method, WeightMethod, to_float
 from addenda.core.method.lowrank import LowRank
 from addenda.core.site.kinds import LINEAR
 from addenda.core.site.site import Site
-from addenda.exporting.peft.conversion import Live
 from addenda.methods.delora import DeLoRA
 
 _SIDE = 64  # a stand-in for a larger weight is at least as large as this, and as four ranks
@@ -53,20 +52,6 @@ def _width(method: WeightMethod, m: int, n: int) -> int | None:
         return None
     width = method.factors(to_float(tensors.tensors()), small).pair()[0].shape[-1]
     return min(m, n) if width >= min(small) else width
-
-
-@torch.no_grad()
-def factors_of(live: Live) -> tuple[Tensor, Tensor]:
-    """Return (B: m × r, A: r × n) with ΔW = B A of a site, every scale folded in; of a stack, stacks. In float64."""
-    method, site, tensors = live.method, live.site, live.tensors
-    p = to_float(tensors.tensors(), torch.float64)
-    shape = site.shape
-    if site.copies == 1 and len(site.matrix.shape) < 3:
-        B, A = method.factors(p, shape).pair()
-        return B.double().cpu(), A.double().cpu()
-    sets = [{k: t if k in tensors.shared else t[e] for k, t in p.items()} for e in range(site.copies)]
-    pairs = [method.factors(q, shape).pair() for q in sets]
-    return torch.stack([b for b, _ in pairs]).double().cpu(), torch.stack([a for _, a in pairs]).double().cpu()
 
 
 def narrow(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
