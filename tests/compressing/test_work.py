@@ -46,6 +46,33 @@ def test_a_run_that_ended_between_the_look_and_the_lock_is_seen(tmp_path):
     assert not work.folder.exists()
 
 
+def test_what_a_run_killed_at_its_very_end_has_left_goes_and_unfinished_work_stays(tmp_path, monkeypatch):
+    class KilledError(BaseException): ...
+
+    def killed(self):
+        raise KilledError
+
+    work = Work(tmp_path / "out", {"how": "lord"}).open()
+    work.write("piece-000", solved(), {"fc": 1.0})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("")  # of somebody else, who came while the work is not done
+    with pytest.raises(AddendaError, match="is there already"):
+        Work(tmp_path / "out", {"how": "lord"}).open()
+    work.close()
+    assert work.has("piece-000")
+    (tmp_path / "out" / "file").unlink()
+    (work.folder / "model").mkdir()
+    (work.folder / "model" / "config.json").write_text("{}")
+    with monkeypatch.context() as patched:
+        patched.setattr(Work, "_clear", killed)
+        with pytest.raises(KilledError):
+            work.finish()
+    assert work.has("piece-000")
+    with pytest.raises(AddendaError, match="is there already"):
+        Work(tmp_path / "out", {"how": "lord"}).open()
+    assert not work.folder.exists() and (tmp_path / "out" / "config.json").is_file()
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "out.unfinished").mkdir()
     (tmp_path / "out.unfinished/thesis.txt").write_text("x")

@@ -1,6 +1,5 @@
 """`to_dense`: the factors multiplied out into an ordinary checkpoint, which transformers reads without addenda."""
 
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from addenda.compressing.layers import FORMS
 from addenda.compressing.work import check_apart, check_free, rename, writing
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of
+from addenda.core.disk.unfinished import unfinished
 from addenda.core.modules.put import put
 from addenda.models.load import config_of, load_model
 from addenda.models.pretrained import quiet
@@ -53,8 +53,8 @@ def to_dense(folder: str | Path, out: str | Path, *, dtype: str = "auto", trust_
     model.hf_quantizer = None
     with writing(out), quiet():
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as parent:
-            staging = Path(parent) / out.name
+        with unfinished(out, folder=True) as parent:
+            staging = parent / out.name
             model.to(final).save_pretrained(staging)
             cast(Any, loaded.tokenizer).save_pretrained(staging)
             rename(staging, out)

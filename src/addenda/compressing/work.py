@@ -21,6 +21,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import read_json, reading, writing
 from addenda.core.disk.atomic import write_atomically
 from addenda.core.disk.lock import Lock
+from addenda.core.disk.unfinished import clear
 from addenda.core.file.identity import differences
 from addenda.reducing.solve import LowRank
 
@@ -44,7 +45,7 @@ class Work:
 
         Raises AddendaError where the target is taken, another run is at it, or the folder is not of such a run.
         """
-        check_free(self.out)
+        self._check_free()
         with writing(self.folder):
             free = self._lock.take()
         if not free:
@@ -71,7 +72,8 @@ class Work:
         self.close()
 
     def _begin(self) -> None:
-        check_free(self.out)  # a run that was under way may have ended between that look and the lock
+        self._check_free()  # a run that was under way may have ended between that look and the lock
+        clear(self.folder)
         notes = self.notes()
         if notes is not None:
             identity = notes.get("identity")
@@ -94,6 +96,21 @@ class Work:
                 f"({', '.join(sorted(names)[:4])}). Choose another --out, or move that folder."
             )
         self.note(identity=self.identity)
+
+    def _check_free(self) -> None:
+        """Raise AddendaError where something is at the target.
+
+        What a run has left that was killed between giving it its name and deleting the rest is deleted then.
+        """
+        try:
+            check_free(self.out)
+        except AddendaError:
+            with contextlib.suppress(AddendaError):
+                named = (self.notes() or {}).get("finished") is True and not (self.folder / "model").exists()
+                if named and self._lock.take():
+                    self._clear()
+                    self._lock.release()
+            raise
 
     def notes(self) -> dict | None:
         """Read plan.json; None where there is none."""
@@ -148,6 +165,7 @@ class Work:
 
     def finish(self) -> None:
         """Give the finished folder its name and drop the rest."""
+        self.note(finished=True)
         with writing(self.out):
             rename(self.folder / "model", self.out)
         self._clear()
@@ -157,6 +175,7 @@ class Work:
         for path in [*self.folder.glob("*.safetensors"), self.folder / "plan.json", self.folder / _LOCK]:
             if path.suffix != ".safetensors" or self.has(path.stem):
                 path.unlink(missing_ok=True)
+        clear(self.folder)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 

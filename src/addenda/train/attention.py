@@ -9,7 +9,6 @@ machine, model and shape, and equal runs on one machine are computed alike.
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from torch import nn
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import read_json
 from addenda.core.disk.cache import cache_folder
+from addenda.core.disk.unfinished import unfinished
 from addenda.core.file.identity import digest, versions
 from addenda.core.modules.borrow import entrance, frozen, gradient_from, training_mode
 from addenda.core.modules.ours import is_ours
@@ -97,20 +97,16 @@ def settled(model: nn.Module, train: Encoded, batch: int) -> Attention:
         return known
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent)
-    except OSError:
-        return Attention(own)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            json.dump(asdict(measure(model, train, batch)), f, indent=1)
-        os.link(name, file)  # unlike a rename it does not replace what another run has written meanwhile
-    except FileExistsError:
-        pass
-    except OSError:  # a disk without links, or a full one
-        with suppress(OSError):
-            os.replace(name, file)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        with unfinished(file, folder=False) as beside:
+            beside.write_text(json.dumps(asdict(measure(model, train, batch)), indent=1), encoding="utf-8")
+            try:
+                os.link(beside, file)  # unlike a rename it does not replace what another run has written meanwhile
+            except FileExistsError:
+                pass
+            except OSError:  # a disk without links
+                os.replace(beside, file)
+    except OSError:  # a full disk, or one that cannot be written to
+        return _kept(file) or Attention(own)
     return _kept(file) or Attention(own)
 
 

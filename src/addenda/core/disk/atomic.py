@@ -2,12 +2,12 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from addenda.core.disk.access import writing
+from addenda.core.disk.unfinished import unfinished
 
 
 def readable(value: object, at: str = "\n") -> str:
@@ -64,20 +64,20 @@ def replacing(path: Path) -> Iterator[Path]:
     For what is written by other libraries, to a path of their own. After an error nothing is left of it, and what was
     at the path stays.
     """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(temporary)
-        with open(temporary, "rb+") as f:
+    with unfinished(path, folder=False) as beside:
+        yield beside
+        with open(beside, "rb+") as f:
             os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself must reach the disk too
-        folder = os.open(path.parent, os.O_RDONLY)
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    flush_folder(path.absolute().parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names in a folder reach the disk too."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(handle)
         finally:
-            os.close(folder)
+            os.close(handle)

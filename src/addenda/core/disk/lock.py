@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import shown, writing
 from addenda.core.disk.place import folder_for, is_first
+from addenda.core.disk.unfinished import clear
 
 NAME = ".addenda-lock"  # of the file in a folder that one run at a time may write to
 WAIT = 0.1  # seconds: whoever held a lock may be removing its file
@@ -52,6 +53,7 @@ class Lock:
 def alone(folder: Path, *, here: bool = True) -> Iterator[None]:
     """Keep other runs out of a folder, which is made where it is missing, for the length of a `with` block.
 
+    What killed runs have left half-written in it is removed first (`unfinished.clear`).
     Afterwards the lock's file is gone, and so is a folder that was made for it and that nothing was written to. here:
     whether this process locks; of several that make one run together only the first does.
     Raises AddendaError where another run is at the folder, and where it cannot be written to.
@@ -68,6 +70,7 @@ def alone(folder: Path, *, here: bool = True) -> Iterator[None]:
             f"Another run is under way in {shown(folder)}. Wait for it to end, or choose another folder (--out)."
         )
     try:
+        clear(folder)
         yield
     finally:
         with contextlib.suppress(OSError):
