@@ -86,7 +86,7 @@ class CheckpointFiles:
         Raises AddendaError for a folder without safetensors weights, an index that names files or tensors which are not
         there, and files that are damaged.
         """
-        names, index = _shards_of(folder)
+        names, index = shards_of(folder)
         tensors: dict[str, StoredTensor] = {}
         shards = {}
         for name in names:
@@ -133,7 +133,7 @@ class CheckpointFiles:
                 yield piece
 
 
-def _shards_of(folder: Path) -> tuple[list[str], dict | None]:
+def shards_of(folder: Path) -> tuple[list[str], dict | None]:
     """Return the names of a folder's weight files, and its index where it has one."""
     with reading(folder):
         single, several = (folder / SINGLE).is_file(), (folder / INDEX).is_file()
@@ -142,12 +142,12 @@ def _shards_of(folder: Path) -> tuple[list[str], dict | None]:
     if not several:
         with reading(folder):
             names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        pickled = [n for n in names if n.endswith((".bin", ".pt", ".pth"))]
+        pickled = [n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt"))]
         advice = (
             f"Its weights are pickled ({', '.join(pickled[:3])}), which is not read, as it may run code: load it where "
-            "you trust it, and save it again with save_pretrained."
+            "you trust it, and save it again with save_pretrained(new, safe_serialization=True)."
             if pickled
-            else f"It holds: {', '.join(names[:8]) or 'nothing'}."
+            else f"It holds: {', '.join(names[:8]) or 'nothing'}. Get its files again."
         )
         raise AddendaError(f"{shown(folder)} has neither {SINGLE} nor {INDEX}. {advice}")
     index = read_json(folder / INDEX)

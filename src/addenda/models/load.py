@@ -18,6 +18,7 @@ from addenda.core.file.header import IMPORTED, of_peft, read
 from addenda.data.examples import TaskKind
 from addenda.data.labels import named
 from addenda.data.prepare import Preparation
+from addenda.models.folder_check import check_size
 from addenda.models.kinds import AUTO, KINDS, check_folder, task_in, task_of
 from addenda.models.machine import DTYPES, pick_device, pick_dtype
 from addenda.models.preparation import preparation_of
@@ -111,7 +112,8 @@ def load_model(
         config.use_mask_token = False  # for pretraining only; trained in full it would get no gradient
     torch.manual_seed(seed)
     try:
-        flags: dict[str, Any] = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        check_size(config, AUTO[task], folder)
+        flags: dict[str, Any] = {"ignore_mismatched_sizes": True, "output_loading_info": True}
         model, info = pretrained(AUTO[task], folder, config=config, dtype=compute_dtype, **flags, **trust)
         _check_shapes(info, folder)
         if task == "image":
@@ -122,15 +124,9 @@ def load_model(
     except AddendaError:
         raise
     except Exception as error:  # of whatever class: transformers reads what others wrote
-        pickled = any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
         raise AddendaError(
             f"The folder {folder} could not be loaded as a {KINDS[task]}: {_first_line(error)} It holds: "
-            f"{_some(p.name for p in sorted(folder.iterdir()))}. "
-            + (
-                "Pickled weights are not read, as they may run code: save it again with safetensors."
-                if pickled
-                else "Get its files again where one is damaged or missing."
-            )
+            f"{_some(p.name for p in sorted(folder.iterdir()))}. Get its files again where one is damaged or missing."
         ) from error
     fresh = tuple(sorted(info.get("missing_keys", ())))
     body = [p for p in fresh if task == "causal" or p.startswith(f"{model.base_model_prefix}.")]

@@ -7,7 +7,6 @@ It is run only where `trust_remote_code=True` says so; else transformers would a
 piped into a command would be an answer. Nothing is downloaded.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.header import IMPORTED, PEFT
+from addenda.models.folder_check import check_folder, json_of
 
 _OUTSIDE = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
@@ -23,10 +23,16 @@ _OUTSIDE = ("attn_implementation", "_attn_implementation", "experts_implementati
 def pretrained(auto: str, folder: str | Path, *, trust_remote_code: bool = False, **options: Any) -> Any:
     """Call `transformers.<auto>.from_pretrained(folder, …)`, of local files only, without warnings and bars.
 
-    auto: the name of a class of transformers. Raises AddendaError where that takes code out of the folder and
-    trust_remote_code is not given, and whatever transformers raises.
+    auto: the name of a class of transformers. Weights are read from safetensors only, or from the GGUF file that
+    gguf_file= names. Raises AddendaError where that takes code out of the folder and trust_remote_code is not given,
+    for what no library should be given (see `models.folder_check`), and whatever transformers raises.
     """
     import transformers
+
+    if "gguf_file" not in options:
+        check_folder(Path(folder))
+        if auto not in ("AutoConfig", "AutoTokenizer", "AutoImageProcessor"):
+            options["use_safetensors"] = True
 
     if (Path(folder) / PEFT).is_file():  # transformers would put that adapter on the model without a word
         raise AddendaError(
@@ -53,7 +59,7 @@ def pretrained_as(cls: Any, folder: str | Path, **options: Any) -> Any:
 
 
 def _wants_code(folder: Path) -> str:
-    files = [file.name for file in sorted(folder.glob("*.json")) if "auto_map" in _json(file)]
+    files = [file.name for file in sorted(folder.glob("*.json")) if "auto_map" in json_of(file)]
     code = sorted(file.name for file in folder.glob("*.py"))
     return (
         f"The folder {folder} can only be read by running code of its own ({', '.join(code) or 'of another repository'}"
@@ -65,7 +71,7 @@ def _wants_code(folder: Path) -> str:
 
 def _check_kernels(folder: Path) -> None:
     """Raise AddendaError for attention kernels of a repository: transformers would fetch that code without asking."""
-    config = _json(folder / "config.json")
+    config = json_of(folder / "config.json")
     kernels = [
         value for part in (config, *config.values()) if isinstance(part, dict) for value in map(part.get, _OUTSIDE)
     ]
@@ -74,15 +80,6 @@ def _check_kernels(folder: Path) -> None:
             f"{folder / 'config.json'} asks for the kernel {names[0]!r}, which is code of another repository, and "
             "that is not run unasked. Take the entry out of it, or give --trust-remote-code (trust_remote_code=True)."
         )
-
-
-def _json(file: Path) -> dict:
-    """Read a JSON file; nothing where it cannot be read, as whoever wants it will complain."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 @contextmanager
