@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
-from addenda.core.file.header import read
+from addenda.core.file import container
+from addenda.core.file.header import BEFORE_DIGEST, read
 from addenda.core.forward.adapted import effective_weight
 from addenda.core.forward.slots import slots_of
 from addenda.core.method.contract import Method, WeightMethod
@@ -147,8 +147,10 @@ def read_raw(file: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def write_raw(path: Path, header: dict | str, tensors: dict[str, Tensor]) -> Path:
-    """A file as anybody can write one, whatever is in its header."""
-    save_file(tensors, str(path), {"addenda": header if isinstance(header, str) else json.dumps(header)})
+    """A file as anybody can write one, whatever is in its header; with a digest where that asks for one."""
+    text = header if isinstance(header, str) else json.dumps(header)
+    asked = BEFORE_DIGEST if text.startswith('{"schema": 2, "sha256": "' + "0" * 64) else None
+    container.write(path, {"addenda": text}, tensors, asked)
     return path
 
 

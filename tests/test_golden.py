@@ -12,6 +12,7 @@ import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.header import MethodEntry, read, write
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is of schema 1:UserWarning")  # which has no digest
 GOLDEN = Path(__file__).parent / "golden"
 from bases import Kinds, Layers  # noqa: E402
 

@@ -149,7 +149,7 @@ def test_bad_banks_are_refused_before_anything_is_read(tmp_path):
         with pytest.raises(ad.AddendaError, match=message):
             AdapterBank(model, files, **options)
     (tmp_path / "sub" / "x.safetensors").write_bytes(b"\0" * 20)
-    with pytest.raises(ad.AddendaError, match="no adapter file of addenda"):
+    with pytest.raises(ad.AddendaError, match="no sound safetensors file"):
         AdapterBank(model, tmp_path / "sub", size=1)
     with pytest.raises(ad.AddendaError, match="There is no adapter file"):
         AdapterBank(model, tmp_path / "none", size=1)

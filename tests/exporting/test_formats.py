@@ -42,8 +42,8 @@ def test_what_is_none_of_them_is_refused_with_what_there_is(tmp_path):
     (tmp_path / "folder" / "notes").write_text("")
     said = {
         "model.safetensors": "a.weight",
-        "text": "damaged",
-        "empty": "damaged",
+        "text": "no sound safetensors file",
+        "empty": "no sound safetensors file",
         "folder": "notes",
         "nothing": "no file",
     }

@@ -10,6 +10,7 @@ Who was used longest ago goes first, and what acts goes last. All calls are the 
 bank reads files and nothing else. Adapters that the bank did not bring are neither counted nor touched.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from weakref import ref
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from addenda.core.adapter.attach import detach, ready
@@ -27,6 +27,7 @@ from addenda.core.adapter.switch import switch
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.base.ranges import Range
 from addenda.core.disk.access import path_of, reading, shown
+from addenda.core.file.container import sound
 from addenda.core.file.header import IMPORTED, Header, of_peft, read
 from addenda.core.file.methods import methods_of
 from addenda.core.state.state import Record, check_name, find_state, record_of
@@ -268,16 +269,11 @@ def _stored_bytes(path: Path) -> int:
     """Return the bytes of a file's tensors. Raises AddendaError for one that is no adapter file of addenda."""
     if of_peft(path):
         raise AddendaError(f"{shown(path)} is an adapter of PEFT, {IMPORTED}")
-    try:
-        with reading(path), safe_open(path, framework="pt") as f:
-            ours = "addenda" in (f.metadata() or {})
-        with reading(path), path.open("rb") as raw:
-            header = int.from_bytes(raw.read(8), "little")
-    except SafetensorError:
-        ours, header = False, 0
+    with sound(path) as file:
+        ours, forms = "addenda" in file.metadata, file.forms.values()
     if not ours:
         raise AddendaError(f"{shown(path)} is no adapter file of addenda.")
-    return path.stat().st_size - 8 - header
+    return sum(math.prod(shape) * dtype.itemsize for dtype, shape in forms)
 
 
 def _mark(path: Path) -> tuple[int, int]:

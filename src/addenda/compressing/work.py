@@ -13,8 +13,7 @@ import json
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from safetensors import safe_open
 from torch import Tensor
 
 from addenda.core.base.errors import AddendaError
@@ -22,10 +21,12 @@ from addenda.core.disk.access import read_json, reading, writing
 from addenda.core.disk.atomic import write_atomically
 from addenda.core.disk.lock import Lock
 from addenda.core.disk.unfinished import clear
+from addenda.core.file import container
 from addenda.core.file.identity import differences
 from addenda.reducing.solve import LowRank
 
 _LOCK = ".lock"
+_BEFORE_DIGEST = b'{"__metadata__":{"about":"{\\"sha256\\": \\"'  # how a piece begins
 
 
 class Work:
@@ -137,23 +138,22 @@ class Work:
             if low.mean is not None:
                 tensors[f"{path}/mean"] = low.mean
         about = {p: {"uses": uses[p], "note": low.note} for p, low in solved.items()}
-        tensors = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
-        data = to_bytes(tensors, {"about": json.dumps(about)})
-        with writing(self.folder, len(data)):
-            write_atomically(self.folder / f"{name}.safetensors", data)
+        about = json.dumps({"sha256": "0" * container.DIGITS, "layers": about})
+        with writing(self.folder):
+            container.write(self.folder / f"{name}.safetensors", {"about": about}, tensors, _BEFORE_DIGEST)
 
     def has(self, name: str) -> bool:
-        """Return whether a piece is there and whole. One that a failing disk has cut short counts as absent."""
+        """Return whether a piece is there and whole, by its digest. One that the disk has damaged counts as absent."""
         try:
-            with safe_open(self.folder / f"{name}.safetensors", framework="pt") as f:
-                return "about" in (f.metadata() or {})
-        except (OSError, SafetensorError):
+            with container.opened(self.folder / f"{name}.safetensors") as file:
+                return file.proven(_BEFORE_DIGEST)[1] is not None
+        except (OSError, ValueError, RecursionError):
             return False
 
     def about(self, name: str) -> dict[str, dict]:
         """Read {path: uses, note and errors} of one piece."""
         with safe_open(self.folder / f"{name}.safetensors", framework="pt") as f:
-            about = json.loads(f.metadata()["about"])
+            about = json.loads(f.metadata()["about"])["layers"]
             return {p: a | {"errors": f.get_tensor(f"{p}/errors").numpy()} for p, a in about.items()}
 
     def read(self, name: str, path: str, rank: int) -> LowRank:
@@ -173,11 +173,20 @@ class Work:
     def _clear(self) -> None:
         """Delete what this class writes; a file of anybody else's keeps the folder."""
         for path in [*self.folder.glob("*.safetensors"), self.folder / "plan.json", self.folder / _LOCK]:
-            if path.suffix != ".safetensors" or self.has(path.stem):
+            if path.suffix != ".safetensors" or _is_piece(path):
                 path.unlink(missing_ok=True)
         clear(self.folder)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+
+def _is_piece(path: Path) -> bool:
+    """Return whether a file is a piece of such a run, by its header alone: it may be large, and is not read."""
+    try:
+        with container.opened(path) as file:
+            return "about" in file.metadata
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def beside(out: Path) -> Path:

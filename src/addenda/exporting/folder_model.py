@@ -133,7 +133,7 @@ def _pad_of(folder: Path, config: Any) -> int | None:
 
 def written_config(model: FolderModel, dtype: torch.dtype | None) -> dict[str, Any]:
     """Return the folder's config.json with what a merge changes in it. dtype: the new one of all weights."""
-    config: Mapping[str, Any] = read_json(model.folder / "config.json")
+    config: Mapping[str, Any] = read_json(model.folder / "config.json", foreign=True)
     changed = {**config, **model.changes}
     if dtype is not None:
         name = str(dtype).removeprefix("torch.")

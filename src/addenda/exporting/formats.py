@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError, safe_open
-
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of, reading, shown
+from addenda.core.file.container import sound
 from addenda.core.file.header import of_peft
 
 Format = Literal["addenda", "peft", "gguf", "kohya"]
@@ -44,13 +43,8 @@ def format_of(path: str | Path) -> Format:
 
 
 def _of_safetensors(path: Path) -> Format:
-    try:
-        with reading(path), safe_open(path, framework="pt") as f:
-            named, keys = "addenda" in (f.metadata() or {}), list(f.keys())
-    except (SafetensorError, ValueError) as error:
-        raise AddendaError(
-            f"{shown(path)} is no safetensors file and no GGUF file, or is damaged: {str(error)[:200]}."
-        ) from None
+    with sound(path) as file:
+        named, keys = "addenda" in file.metadata, list(file.forms)
     if named:
         return "addenda"
     if any(key.startswith("base_model.") for key in keys):

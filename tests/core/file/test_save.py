@@ -185,7 +185,7 @@ def test_half_precision_copies_are_compatible(saved, tiny, ids):
 
 def test_inspect_needs_no_model(saved):
     text = inspect(saved[0])
-    assert "schema 1, seed 3, 0 steps" in text
+    assert "schema 2, seed 3, 0 steps" in text
     assert "lora (rank=2): layers.*.self_attn.q_proj × 2" in text
     assert "whole copies: score.weight, score.bias" in text
     assert f"{os.path.getsize(saved[0]):,} bytes" in text

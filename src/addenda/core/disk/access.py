@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,14 +143,17 @@ def printable(text: str) -> str:
 _TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # of the direction of writing
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises AddendaError for one that is missing, too long, too deep, or not strict JSON."""
+def read_json(path: Path, *, foreign: bool = False) -> Any:
+    """Read a JSON file. Raises AddendaError for one that is missing, too long, too deep, or not strict JSON.
+
+    foreign: of another program, which may have taken the last of a key that stands twice.
+    """
     try:
         with open(path, "rb") as f:
             data = f.read(MOST + 1)
         if len(data) > MOST:
             raise ValueError(f"more than {MOST >> 20} MiB")
-        return json.loads(data.decode("utf-8"), parse_constant=_float, parse_float=_float, parse_int=_integer)
+        return parse_json(data.decode("utf-8"), foreign=foreign)
     except RecursionError:
         raise AddendaError(f"{shown(path)} is not JSON that can be read: it is nested too deeply.") from None
     except OSError as error:
@@ -158,6 +162,24 @@ def read_json(path: Path) -> Any:
         raise failure from None
     except ValueError as error:
         raise AddendaError(f"{shown(path)} is not JSON ({error}).") from None
+
+
+def parse_json(text: str, *, foreign: bool = False) -> Any:
+    """Return the value of strict JSON: each key of an object once, no NaN, no number of thousands of digits.
+
+    foreign: see `read_json`. Raises ValueError, or RecursionError where it is nested too deeply.
+    """
+    each = None if foreign else _once
+    return json.loads(text, parse_constant=_float, parse_float=_float, parse_int=_integer, object_pairs_hook=each)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON. Raises ValueError for a key that stands twice: readers differ in which they take."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice[:80]!r} stands twice")
+    return made
 
 
 def _float(text: str) -> float:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,20 +31,23 @@ def _named(value: object) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and any(_named(v) for v in value))
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | Sequence[bytes | memoryview]) -> None:
     """Write a file so that a reader sees the old one or the new one whole: beside it, flush to disk, rename.
 
+    data: its bytes, or the pieces of them in order.
     Raises DiskError, which is an AddendaError, where the disk or the path does not take it; nothing is left behind.
     """
-    with writing(path, len(data) if len(data) >= 1 << 20 else None):
-        _write(path, data)
+    pieces = [data] if isinstance(data, bytes) else data
+    size = sum(map(len, pieces))
+    with writing(path, size if size >= 1 << 20 else None):
+        _write(path, pieces)
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
     new_folders = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, data)
+        _replace(path, pieces)
     except BaseException:
         with suppress(OSError):  # one that another process has put something into stays
             for folder in new_folders:
@@ -52,9 +55,9 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
-def _replace(path: Path, data: bytes) -> None:
-    with replacing(path) as beside:
-        beside.write_bytes(data)
+def _replace(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
+    with replacing(path) as beside, open(beside, "wb") as file:
+        file.writelines(pieces)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def folder_for(out: str | Path, *, apart: Iterable[Any] = (), what: str = "out")
 def is_model(folder: Path) -> bool:
     """Return whether a folder holds the configuration of a transformers model."""
     try:
-        config = read_json(folder / "config.json")
+        config = read_json(folder / "config.json", foreign=True)
     except AddendaError:
         return False
     return isinstance(config, dict) and ("model_type" in config or "architectures" in config)

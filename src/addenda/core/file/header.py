@@ -2,30 +2,35 @@
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.base.visible import label
-from addenda.core.disk.access import path_of, reading, shown
-from addenda.core.disk.atomic import write_atomically
+from addenda.core.disk.access import parse_json, path_of, reading, shown
+from addenda.core.file import container
 from addenda.core.packed.bits import code_bytes
 from addenda.core.packed.few_bits import FewBits
 
-SCHEMA = 1
-_MAXHEADER = 64 << 20
+SCHEMA = 2  # 1 had no digest
+BEFORE_DIGEST = b'{"__metadata__":{"addenda":"{\\"schema\\": 2, \\"sha256\\": \\"'  # how a file with one begins
 PEFT = "adapter_config.json"  # the file by which PEFT knows its folders
 IMPORTED = "which is imported, not loaded: addenda.import_adapter(model, path), or addenda import PATH --out FILE."
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+_KEYS = frozenset(("schema", "seed", "step", "methods", "basis", "sites", "pools", "head", "labels"))
+_KEYS_2 = _KEYS | {"sha256", "note"}
+_KEYS_OF_METHOD = frozenset(("name", "options"))
+_KEYS_OF_SITE = frozenset((
+    "path", "kind", "shape", "dtype", "method", "trainable", "frozen", "form", "hash", "sample", "checks", "packed",
+))  # fmt: skip
 Checksum = tuple[float, float] | str
 HEAD = -1  # what stands for a method where a head is trained as a whole copy
 
@@ -103,6 +108,8 @@ class Header:
     pools: tuple[tuple[str, ...], ...]  # the names of the tensors that all sites of a method train together
     head: Mapping[str, Any]  # the options of heads; empty in older files
     labels: tuple[str, ...]  # of a classifier's outputs, in their order, where they are known
+    note: Mapping[str, Any] = field(default_factory=dict)  # whatever its writer wants to tell; readers may ignore it
+    sha256: str | None = field(default=None, compare=False)  # of the file that it was read from
 
     @property
     def heads(self) -> tuple[SiteEntry, ...]:
@@ -119,9 +126,14 @@ class Header:
         return (self.head if site.is_head else self.methods[site.method].options).get("bits")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the header as a file stores it, keys in the order of writing. What older files lack is left out."""
-        header: dict[str, Any] = {
-            "schema": self.schema,
+        """Return the header as a file stores it, keys in the order of writing. What older files lack is left out.
+
+        Where the digest will be there are zeros.
+        """
+        header: dict[str, Any] = {"schema": self.schema}
+        if self.schema > 1:
+            header["sha256"] = "0" * container.DIGITS
+        header |= {
             "seed": self.seed,
             "step": self.step,
             "methods": [m.to_json() for m in self.methods],
@@ -133,13 +145,19 @@ class Header:
             header["head"] = dict(self.head)
         if self.labels:
             header["labels"] = list(self.labels)
+        if self.note:
+            header["note"] = dict(self.note)
         return header
 
 
-def write(path: Path, header: Header, tensors: dict[str, Tensor]) -> Path:
-    """Write a file of a header and tensors, as `read` returns them."""
-    # one entry only: safetensors writes several in random order, and equal adapters should be equal files
-    write_atomically(path, to_bytes(tensors, {"addenda": json.dumps(header.to_json())}))
+def metadata_of(header: Header) -> dict[str, str]:
+    """Return what a file of safetensors is told besides its tensors: the header, in the schema of this version."""
+    return {"addenda": json.dumps(replace(header, schema=SCHEMA).to_json())}
+
+
+def write(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> Path:
+    """Write a file of a header and tensors, as `read` returns them, with the digest of its bytes."""
+    container.write(path, metadata_of(header), tensors, BEFORE_DIGEST)
     return path
 
 
@@ -160,28 +178,33 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
         raise AddendaError(f"There is no file {shown(path)}.{_hint(path)}")
     try:
         with open(path, "rb") as f:
-            start = f.read(8)
-        if start[:4] == b"GGUF":
-            raise AddendaError(f"{shown(path)} is a GGUF file, {IMPORTED}")
-        size = int.from_bytes(start, "little")
-        if size > min(_MAXHEADER, path.stat().st_size):
-            raise AddendaError(f"{path} claims a header of {size:,} bytes, which is more than there can be.")
-        with safe_open(path, framework="pt") as f:
-            text = (f.metadata() or {}).get("addenda")
+            if f.read(4) == b"GGUF":
+                raise AddendaError(f"{shown(path)} is a GGUF file, {IMPORTED}")
+        with container.opened(path) as file:
+            text = file.metadata.get("addenda")
             if text is None:
-                if any(key.startswith("base_model.model.") for key in f.keys()):  # noqa: SIM118
+                if any(key.startswith("base_model.model.") for key in file.forms):
                     raise AddendaError(f"{shown(path)} is an adapter of PEFT, {IMPORTED}")
                 raise AddendaError(
                     f"{path} is a safetensors file, but not an adapter of addenda (no 'addenda' header). "
                     "One of another program is imported first: addenda import."
                 )
-            # copies begin where torch's own tensors do, so that sums are taken in the same order
-            tensors = {key: f.get_tensor(key).clone() for key in f.keys()}  # noqa: SIM118
-        header = _header(json.loads(text))
+            tensors, digest = file.proven(BEFORE_DIGEST)
+        if further := sorted(file.metadata.keys() - {"addenda"}):
+            raise ValueError(f"there is more than a header of addenda: {further[:4]}")
+        header = replace(_header(parse_json(text)), sha256=digest)
+        if header.schema > 1 and digest is None:
+            raise ValueError("a header of schema 2 begins with its schema and its sha256, and this one does not")
         _check_tensors(header, tensors)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = label(error, 600)  # the names in it are the file's own
         raise AddendaError(f"{path} is damaged or no adapter file: {type(error).__name__}: {reason}.") from None
+    if header.sha256 is None:
+        warnings.warn(
+            f"{shown(path)} is of schema 1, which has no digest: nothing proves that its bytes are those that were "
+            "saved. Saved again, it is of the present schema.",
+            stacklevel=3,
+        )
     return header, tensors
 
 
@@ -203,10 +226,16 @@ def _hint(path: Path) -> str:
 def _header(raw: Any) -> Header:
     """Build the header from a file's JSON. Raises ValueError, KeyError or TypeError where that is malformed."""
     schema = raw["schema"]
-    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
-        raise ValueError(f"schema {schema!r}, this version of addenda reads up to {SCHEMA}; upgrade it")
-    if not (isinstance(raw["seed"], int) and isinstance(raw["step"], int) and raw["step"] >= 0):
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        raise ValueError(f"schema {label(schema, 40)}, this version of addenda reads up to {SCHEMA}; upgrade it")
+    _only(raw, _KEYS if schema == 1 else _KEYS_2, "the header")
+    if not (type(raw["seed"]) is int and type(raw["step"]) is int and raw["step"] >= 0):
         raise ValueError("seed and step must be whole numbers")
+    if type(raw["basis"]) is not bool:
+        raise ValueError("basis must be true or false")
+    note = raw.get("note", {})
+    if not isinstance(note, dict):
+        raise ValueError("the note must be entries by name")
     if not (isinstance(raw["methods"], list) and isinstance(raw["sites"], list)):
         raise ValueError("methods and sites must be lists")
     head, labels, pools = raw.get("head", {}), raw.get("labels", []), raw.get("pools", [])
@@ -227,15 +256,23 @@ def _header(raw: Any) -> Header:
         seed=raw["seed"],
         step=raw["step"],
         methods=methods,
-        basis=bool(raw["basis"]),
+        basis=raw["basis"],
         sites=sites,
         pools=tuple(map(tuple, pools)),
         head=head,
         labels=tuple(labels),
+        note=note,
     )
 
 
+def _only(raw: Any, known: frozenset[str], where: str) -> None:
+    """Raise ValueError for keys that nobody here understands: what they ask for would not be done."""
+    if unknown := sorted(raw.keys() - known):
+        raise ValueError(f"{where} has unknown keys: {', '.join(k[:80] for k in unknown[:4])}; only 'note' is free")
+
+
 def _method(raw: Any) -> MethodEntry:
+    _only(raw, _KEYS_OF_METHOD, "a method")
     if not isinstance(raw["name"], str) or not isinstance(raw["options"], dict):
         raise ValueError("a method needs a name and options")
     return MethodEntry(raw["name"], raw["options"])
@@ -244,9 +281,10 @@ def _method(raw: Any) -> MethodEntry:
 def _site(raw: Any, methods: int) -> SiteEntry:
     """Build the entry of a site from its JSON, in a file of so many methods."""
     path, method, checks, packed = raw["path"], raw["method"], raw["checks"], raw.get("packed", {})
+    _only(raw, _KEYS_OF_SITE, f"site {path!r:.200}")
     if not (isinstance(path, str) and isinstance(raw["kind"], str) and isinstance(checks, dict)):
         raise ValueError("a site needs a path and a kind")
-    if not (isinstance(method, int) and HEAD <= method < methods):
+    if not (type(method) is int and HEAD <= method < methods):
         raise ValueError(f"{path}: method {method!r} is not listed")
     trainable, frozen = raw["trainable"], raw["frozen"]
     if not (_names(trainable) and _names(frozen) and _once([*trainable, *frozen])):
@@ -254,6 +292,8 @@ def _site(raw: Any, methods: int) -> SiteEntry:
     if not all(isinstance(c, str) or _numbers(c, 2) for c in checks.values()):
         raise ValueError(f"{path}: a checksum must be a hash or two numbers")
     form, hashed, sample = raw.get("form"), raw.get("hash"), raw.get("sample")
+    if "form" in raw and not isinstance(form, str):
+        raise ValueError(f"{path}: the form of a base must be text")
     bare = method == HEAD and hashed is None
     if not bare and not (isinstance(hashed, str) and _numbers(sample)):
         raise ValueError(f"{path}: the base's hash and sample must be there")
@@ -275,7 +315,7 @@ def _site(raw: Any, methods: int) -> SiteEntry:
         method=method,
         trainable=tuple(trainable),
         frozen=tuple(frozen),
-        form=form if isinstance(form, str) else None,
+        form=form,
         hash=None if bare else hashed,
         sample=None if bare else tuple(sample),
         checks={k: c if isinstance(c, str) else tuple(c) for k, c in checks.items()},

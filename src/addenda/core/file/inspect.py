@@ -54,4 +54,8 @@ def inspect(path: str | Path) -> str:
     lines.append(
         f"  {trained + shared:,} trained numbers, {size:,} bytes of tensors, {Path(path).stat().st_size:,} bytes"
     )
+    proof = f"SHA-256 {header.sha256}, as its bytes have" if header.sha256 else "no digest: of schema 1"
+    lines.append(f"  {proof}")
+    if header.note:
+        lines.append(f"  note of its writer: {label(str(dict(header.note)), 400)}")
     return "\n".join(lines)

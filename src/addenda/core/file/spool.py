@@ -9,21 +9,20 @@ So they are put into a file of their own as they come, which is copied into that
 moment: the disk must have room for two of them.
 """
 
-import json
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from addenda.core.disk.access import writing
-from addenda.core.file.header import Header
+from addenda.core.file.container import bytes_of, layout, sealed
+from addenda.core.file.header import BEFORE_DIGEST, Header, metadata_of
 
 _PIECE = 8 << 20  # bytes that are copied at once
-_ALIGNED = 8  # bytes: headers of safetensors end at a multiple of this
 Extent = tuple[int, int]  # from where in the spool, and how many bytes
 
 
@@ -64,41 +63,27 @@ class Spool:
 
     def write(self, path: Path, header: Header) -> None:
         """Write the file of all that was put, with its header, to where nothing is yet."""
-        start = self._start(header)
+        start, order = layout(metadata_of(header), {k: (self._dtypes[k], shape) for k, shape in self._shapes.items()})
         size = len(start) + sum(length for extents in self._extents.values() for _, length in extents)
         with writing(path, size), open(path, "xb", buffering=0) as out:
+            sha = hashlib.sha256(start)
             _put(out, memoryview(start))
-            for key in self._order():
+            for key in order:
                 for extent in self._extents[key]:
                     for piece in self._read(extent):
+                        sha.update(piece)
                         _put(out, piece)
+            out.seek(0)
+            _put(out, memoryview(sealed(start, BEFORE_DIGEST, sha.hexdigest())))
             os.fsync(out.fileno())
-
-    def _order(self) -> dict[str, str]:
-        """Return the keys as safetensors itself puts them, by names and dtypes only, and its word for each dtype."""
-        small = to_bytes({key: torch.zeros(1, dtype=dtype) for key, dtype in self._dtypes.items()})
-        entries = json.loads(small[8 : 8 + int.from_bytes(small[:8], "little")])
-        return {key: entry["dtype"] for key, entry in entries.items()}
-
-    def _start(self, header: Header) -> bytes:
-        """Return what stands before the tensors, as safetensors writes it."""
-        entries: dict[str, Any] = {"__metadata__": {"addenda": json.dumps(header.to_json())}}
-        begin = 0
-        for key, code in self._order().items():
-            end = begin + sum(length for _, length in self._extents[key])
-            entries[key] = {"dtype": code, "shape": list(self._shapes[key]), "data_offsets": [begin, end]}
-            begin = end
-        text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % _ALIGNED)
-        return len(text).to_bytes(8, "little") + text
 
     def _written(self, tensor: Tensor) -> Extent:
         """Write a tensor's bytes behind all that is there, and return where they are."""
-        data: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        data = bytes_of(tensor)
         extent = self._end, len(data)
         with writing(self.path):
             self._file.seek(self._end)
-            _put(self._file, memoryview(data))
+            _put(self._file, data)
         self._end += len(data)
         return extent
 

@@ -4,16 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.visible import label
 from addenda.core.disk.access import path_of, reading, shown
+from addenda.core.file.container import sound
 from addenda.core.file.header import FLOATING
 from addenda.exporting.kohya.names import split
 
-_MAXHEADER = 64 << 20  # bytes
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 Modules = dict[str, dict[str, Tensor]]  # by flat name, the tensors by suffix
@@ -35,7 +34,10 @@ def read_file(path: str | Path) -> KohyaFile:
     floating or not finite.
     """
     file = path_of(path)
-    keys, metadata = _keys(file)
+    _check(file)
+    with sound(file) as opened:
+        keys, metadata = sorted(opened.forms), opened.metadata
+        tensors = opened.tensors() if any(map(split, keys)) else {}  # a large file of another make stays unread
     foreign = [k for k in keys if split(k) is None]
     if len(foreign) == len(keys):
         raise AddendaError(
@@ -44,18 +46,17 @@ def read_file(path: str | Path) -> KohyaFile:
         )
     problems = [f"{label(k)} is no key of this format" for k in foreign]
     found = KohyaFile(file, metadata=metadata)
-    with reading(file), safe_open(file, framework="pt") as f:
-        for key in keys:
-            parsed = split(key)
-            if parsed is None:
-                continue
-            part, name, suffix = parsed
-            tensor = f.get_tensor(key)
-            if tensor.dtype not in FLOATING:
-                problems.append(f"{label(key)} is {str(tensor.dtype).removeprefix('torch.')}, and numbers are expected")
-            elif not bool(torch.isfinite(tensor).all()):
-                problems.append(f"{label(key)} holds values that are not finite")
-            found.parts.setdefault(part, {}).setdefault(name, {})[suffix] = tensor
+    for key in keys:
+        parsed = split(key)
+        if parsed is None:
+            continue
+        part, name, suffix = parsed
+        tensor = tensors[key]
+        if tensor.dtype not in FLOATING:
+            problems.append(f"{label(key)} is {str(tensor.dtype).removeprefix('torch.')}, and numbers are expected")
+        elif not bool(torch.isfinite(tensor).all()):
+            problems.append(f"{label(key)} holds values that are not finite")
+        found.parts.setdefault(part, {}).setdefault(name, {})[suffix] = tensor
     if problems:
         raise AddendaError(
             f"{shown(file)} cannot be read, and nothing was attached. {len(problems)} problems: "
@@ -64,7 +65,8 @@ def read_file(path: str | Path) -> KohyaFile:
     return found
 
 
-def _keys(file: Path) -> tuple[list[str], dict[str, str]]:
+def _check(file: Path) -> None:
+    """Raise AddendaError for a pickle, and where no file is."""
     with reading(file):
         exists = file.is_file()
     if file.suffix.lower() in _PICKLES:
@@ -74,13 +76,3 @@ def _keys(file: Path) -> tuple[list[str], dict[str, str]]:
         )
     if not exists:
         raise AddendaError(f"There is no file {shown(file)}; give the .safetensors file of a LoRA.")
-    try:
-        with reading(file):
-            with open(file, "rb") as f:
-                size = int.from_bytes(f.read(8), "little")
-            if size > min(_MAXHEADER, file.stat().st_size):
-                raise AddendaError(f"{shown(file)} claims a header of {size:,} bytes, which is more than there can be.")
-            with safe_open(file, framework="pt") as f:
-                return list(f.keys()), dict(f.metadata() or {})
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise AddendaError(f"{shown(file)} is no sound safetensors file: {label(error, 300)}.") from None

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of, read_json, reading, shown
 from addenda.core.disk.atomic import write_atomically
+from addenda.core.file.container import sound
 from addenda.core.file.header import FLOATING
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -77,11 +77,8 @@ def read_folder(path: str | Path) -> PeftFolder:
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        with reading(file), safe_open(file, framework="pt") as f:
-            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118  no dict
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise AddendaError(f"{shown(file)} is no sound safetensors file: {error}. Copy or save it again.") from None
+    with sound(file) as opened:
+        tensors = opened.tensors()
     problems = [f"{k} is {str(t.dtype).removeprefix('torch.')}" for k, t in tensors.items()
                 if t.dtype not in (*FLOATING, *_WHOLE)]  # fmt: skip
     problems += [f"{k} holds values that are not finite" for k, t in tensors.items()
