@@ -132,7 +132,9 @@ def test_a_damaged_folder_of_datasets(tmp_path):
         datasets.DatasetDict({"train": made}).save_to_disk(str(folder))
         assert list(rows_of(folder)) == GOOD
         damage(folder)
-        with pytest.raises(AddendaError, match=r"cannot be read|does not say which splits"):
+        with pytest.raises(
+            AddendaError, match=r"cannot be read|does not say which splits|is not JSON|no folders beside"
+        ):
             splits_of(folder) and rows_of(folder)
 
 

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from addenda.core.base.errors import AddendaError
+from addenda.data.unpacked import check_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 TaskKind = Literal["causal", "label", "image"]
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")  # never EPS, which is a program
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,15 @@ class Picture:
     stored: Stored = field(repr=False, compare=False)
 
     def open(self) -> "Image":
-        """Return the image, decoded. Raises whatever the decoder does for a file that is none."""
+        """Return the image, decoded. Raises whatever the decoder does for a file that is none, or of a giant image."""
         from PIL import Image
 
         if isinstance(self.stored, np.ndarray):
             return Image.fromarray(self.stored)
-        with Image.open(self.stored if isinstance(self.stored, Path) else BytesIO(self.stored)) as image:
+        path, data = (self.stored, b"") if isinstance(self.stored, Path) else (None, self.stored)
+        with Image.open(BytesIO(data) if path is None else path) as image:  # only its head is read
+            if image.format not in FORMATS:
+                raise ValueError(f"its format is {image.format}, expected one of {', '.join(FORMATS)}")
+            check_pixels(*image.size, len(data) if path is None else path.stat().st_size)
             image.load()
         return image

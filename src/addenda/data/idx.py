@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from addenda.core.base.errors import AddendaError
+from addenda.data.unpacked import check_unpacked
 
 FASHION = "fashion-mnist"
 PLACE = Path("/usr/share/datasets/fashion-mnist")
@@ -80,6 +81,7 @@ def _read(path: Path, dimensions: int) -> np.ndarray:
             size = math.prod(shape)
             if size > LARGEST:
                 raise ValueError(f"it claims {' × '.join(map(str, shape))} bytes")
+            check_unpacked(size, path.stat().st_size, "An array")
             values = f.read(size + 1)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise AddendaError(f"{path} cannot be read as idx: {error}. Fetch it again.") from None

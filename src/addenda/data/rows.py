@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from addenda.core.base.errors import AddendaError, nearest
+from addenda.data.unpacked import check_saved, parquet_table
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -116,12 +117,9 @@ def _file(path: Path) -> Rows:
         if kind == ".csv":
             return _csv(path)
         if kind == ".parquet":
-            import pyarrow.parquet
-
-            with path.open("rb") as f:
-                table = pyarrow.parquet.ParquetFile(f)
-                _once(table.schema_arrow.names, str(path), "column")
-                return Rows(table.read().to_pylist(), str(path))
+            table = parquet_table(path)
+            _once(table.column_names, str(path), "column")
+            return Rows(table.to_pylist(), str(path))
         if kind in (".jsonl", ".json"):
             return _json(path, path.read_text(encoding="utf-8-sig"))
     except AddendaError:
@@ -213,6 +211,7 @@ def _saved(path: Path, split: str) -> Rows:
     """Read what datasets.save_to_disk wrote."""
     from datasets import DatasetDict, load_from_disk
 
+    check_saved(path)
     try:
         dataset = load_from_disk(str(path))
         if isinstance(dataset, DatasetDict):
