@@ -225,6 +225,11 @@ def test_messages_are_in_the_spelling_of_the_command():
         "resume=False (--no-resume) or out= (--out)": "--no-resume or --out",
     }.items():  # fmt: skip
         assert in_flags(told, flags) == says
+    told = 'With rename={"a.*.q": "b.*.q", "c": "d"} it has 4 (a guess). See name={"x": 3}.'
+    assert in_flags(told, flags_of(COMMANDS["export"])) == (
+        "With --rename 'a.*.q=b.*.q' --rename 'c=d' it has 4 (a guess). See name={\"x\": 3}."
+    )
+    assert in_flags(told, flags).startswith('With rename={"a.*.q": "b.*.q", "c": "d"} (in Python) it has 4')
     for name in ("eval", "generate"):
         made = in_flags("load it with base='compatible'.", flags_of(COMMANDS[name]))
         assert made == "load it with --base compatible."

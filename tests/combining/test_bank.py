@@ -214,3 +214,17 @@ def test_a_list_and_a_folder_of_peft_are_no_files_of_a_bank(tmp_path):
 
 def _saved(tmp_path: Path) -> Path:
     return stir(ad.attach(toys.make_llama(), "lora:rank=2"), 0.3).save(tmp_path / "llama.st")
+
+
+def test_files_of_a_model_whose_modules_had_other_names(tmp_path):
+    model, files, outputs = made(tmp_path, "ab")
+    other = torch.nn.Sequential(model)
+    with pytest.raises(ad.AddendaError, match=r'rename=\{"\*": "0\.\*"\}'):
+        AdapterBank(other, files, size=1).use("a")
+    bank = AdapterBank(other, files, size=2, rename={"*": "0.*"})
+    assert bank.prefetch("b")
+    for name in "ab":
+        bank.use(name)
+        assert torch.equal(other(IDS), outputs[name])
+    with pytest.raises(ad.AddendaError, match="each \\* of a path"):
+        AdapterBank(other, files, size=2, rename={"*": "0"})

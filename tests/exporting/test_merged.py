@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
+from addenda.core.file.header import read, write
+from addenda.core.file.rename import renamed
 from addenda.exporting.merged import merge_on_disk
 from addenda.models.checkpoint_files import INDEX, SINGLE, CheckpointFiles
 from architectures import batch_for, make
@@ -147,6 +149,20 @@ def test_several_adapters_add_up(base, tmp_path):
     both = logits(model)
     ad.switch(model, "one")
     assert (merged - both).abs().max() <= 1e-5 * both.abs().max() < (logits(model) - both).abs().max()
+
+
+def test_files_of_a_model_whose_modules_had_other_names(base, tmp_path):
+    """The change, and random tensors of theirs, are those of training."""
+    file, out = tmp_path / "a.safetensors", tmp_path / "out"
+    expected = logits(trained(base, file, "fourierft:frequencies=16"))
+    header, tensors = read(file)
+    older = {"model.layers.*.self_attn.*_proj": "decoder.*.attn.*", "model": "decoder"}
+    write(file, *renamed(header, tensors, older, file))
+    with pytest.raises(AddendaError, match="With rename="):
+        merge_on_disk(base, file, out)
+    back = {"decoder.*.attn.*": "model.layers.*.self_attn.*_proj", "decoder": "model"}
+    merge_on_disk(base, file, out, rename=back)
+    assert torch.allclose(logits(llama(out)), expected, atol=1e-4)
 
 
 def test_adapters_that_hold_a_weight_in_two_ways(base, tmp_path):

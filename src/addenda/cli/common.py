@@ -13,6 +13,13 @@ from addenda.core.base.visible import visible
 DATA, SPEED = "Columns and lengths", "Speed and memory"  # panels of --help
 VISION = "dinov2-small"
 
+Rename = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rename",
+        help="OLD=NEW: paths in the adapter file and in this model, where those differ; * fills *. May be given again.",
+    ),
+]
 Model = Annotated[
     Path | None, typer.Option("--model", "-m", help="Folder of a transformers model. Default: the embedded one.")
 ]
@@ -119,6 +126,18 @@ def refuse_unread(command: Callable, given: Mapping[str, Any], unread: Collectio
 
     if found := [f"{name}=" for name in asked_of(command, given) if name in unread]:
         raise AddendaError(f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} not read {why}")
+
+
+def renaming(given: Collection[str] | None) -> dict[str, str] | None:
+    """Return {path in the file: path in this model} of OLD=NEW. Raises AddendaError for other texts and doubles."""
+    from addenda.core.base.errors import AddendaError
+
+    pairs = [text.partition("=") for text in given or ()]
+    if wrong := ["".join(p) for p in pairs if not (p[0] and p[2]) or "=" in p[2]]:
+        raise AddendaError(f"--rename wants OLD=NEW, a path in the file and one in this model; got {wrong[0]!r}.")
+    if len({old for old, _, _ in pairs}) < len(pairs):
+        raise AddendaError("--rename names one path of the file twice. Give each once.")
+    return {old: new for old, _, new in pairs} or None
 
 
 def columns_of(**named: str | None) -> dict[str, str]:

@@ -19,6 +19,7 @@ from addenda.cli.common import (
     Model,
     Overflow,
     Question,
+    Rename,
     SkipCorrupt,
     Text,
     Trust,
@@ -26,6 +27,7 @@ from addenda.cli.common import (
     data_or_default,
     left_out,
     model_or_default,
+    renaming,
     say,
     tell,
 )
@@ -56,6 +58,7 @@ def evaluate(
     image: Image = None,
     image_size: ImageSize = None,
     base: Base = "exact",
+    rename: Rename = None,
     skip_corrupt: SkipCorrupt = False,
     max_length: MaxLength = None,
     overflow: Overflow = "error",
@@ -70,7 +73,7 @@ def evaluate(
 
     where = None if items is None else file_for(items, _is_items, what="--items")  # before anything is loaded
     source = data_or_default(data)
-    loaded = with_adapter(model, adapter, dtype, device, image_size, trust_remote_code, base)
+    loaded = with_adapter(model, adapter, dtype, device, image_size, trust_remote_code, base, rename=rename)
     from addenda.train.evaluate import evaluate as judge
 
     columns: dict[str, Any] = columns_of(question=question, answer=answer, text=text, label=label, image=image)
@@ -105,6 +108,7 @@ def generate(
     model: Model = None,
     adapter: Adapter = None,
     base: Base = "exact",
+    rename: Rename = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")] = 64,
     system: Annotated[
         str | None, typer.Option("--system", help="System prompt. Default: the embedded task's, for its model.")
@@ -117,7 +121,9 @@ def generate(
     """Write greedy answers to prompts."""
     if prompts == ["-"]:
         prompts = [line for line in typer.get_text_stream("stdin").read().splitlines() if line.strip()]
-    loaded = with_adapter(model, adapter, dtype, device, trust_remote_code=trust_remote_code, base=base, writes=True)
+    loaded = with_adapter(
+        model, adapter, dtype, device, trust_remote_code=trust_remote_code, base=base, writes=True, rename=rename
+    )
     from addenda.train.evaluate import generate as write
 
     if system is None and model is None and not plain:
@@ -143,6 +149,7 @@ def with_adapter(
     trust_remote_code: bool = False,
     base: str = "exact",
     writes: bool = False,
+    rename: list[str] | None = None,
 ):
     """Load a model as the command line names it, with an adapter file on it. writes: it must be able to write text."""
     if base not in ("exact", "compatible"):  # before the model is read, which takes longer
@@ -154,6 +161,11 @@ def with_adapter(
         from addenda.core.base.errors import AddendaError
 
         raise AddendaError(f"base={base!r} is for an adapter, and none is named: give adapter=.")
+    paths = renaming(rename)
+    if paths and adapter is None:
+        from addenda.core.base.errors import AddendaError
+
+        raise AddendaError("rename= is for the paths of an adapter, and none is named: give adapter=.")
     from addenda.models.load import labels_beside, load_model, name_outputs, wanted_by
 
     wanted: dict[str, Any] = wanted_by(adapter) | ({"image_size": image_size} if image_size else {})
@@ -165,7 +177,7 @@ def with_adapter(
         from addenda.core.adapter.load import load
         from addenda.core.state.state import record_of
 
-        attached = load(loaded.model, adapter, base=cast(Any, base))
+        attached = load(loaded.model, adapter, base=cast(Any, base), rename=paths)
         if names := labels_beside(adapter):  # older files have them in their run.json alone
             attached.labels = names
             name_outputs(loaded.model, names)

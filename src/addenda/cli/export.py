@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from addenda.cli.common import Device, Dtype, Model, Trust, model_or_default, refuse_unread, say, tell
+from addenda.cli.common import Device, Dtype, Model, Rename, Trust, model_or_default, refuse_unread, say, tell
 from addenda.cli.evaluate import with_adapter
 
 _OPTIONS = {"uniform": "uniform", "max_lora_rank": "max_lora_rank", "stored": "dtype"}  # of the command and of doors
@@ -22,6 +22,7 @@ def export(
     to: Annotated[str, typer.Option("--to", help="peft, vllm or merged: a folder; gguf or kohya: a file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The new folder or file; nothing may be there yet.")],
     model: Model = None,
+    rename: Rename = None,
     rank: Annotated[
         int | None, typer.Option("--rank", help="Write them as LoRA of this rank.", rich_help_panel=AS_LORA)
     ] = None,
@@ -61,7 +62,7 @@ def export(
     given = {_OPTIONS[name]: value for name, value in asked.items() if value is not None}
     base = "exact" if same else "compatible"  # the same weights in another dtype
     folder = model.resolve() if model is not None and door.model else model  # whose tokenizer is copied
-    loaded = with_adapter(folder, adapter, dtype, device, trust_remote_code=trust_remote_code, base=base)
+    loaded = with_adapter(folder, adapter, dtype, device, trust_remote_code=trust_remote_code, base=base, rename=rename)
     tell(write(adapters(loaded.model)["default"], door.name, out, rank=rank, energy=energy, **given))
     tell(f"written: {out}")
 

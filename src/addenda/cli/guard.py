@@ -52,6 +52,8 @@ def guarded(command: Callable) -> Callable:
 def in_flags(text: str, flags: Mapping[str, str]) -> str:
     """Return a message in the spelling of a command: `name=`, `name='value'`, `name=True`, bare `two_words`.
 
+    `name={"a": "b"}` is one option for each pair.
+
     The options of methods and the calls of Python in it (lora:rank=8, f(x=1)) stay as they are.
     """
     names = _ALIASES | dict(flags)
@@ -62,20 +64,24 @@ def in_flags(text: str, flags: Mapping[str, str]) -> str:
 
     def option(found: re.Match) -> str:
         flag, value = names[found["name"]], found["value"]
+        if value and value[0] == "{":
+            pairs = re.findall(r'"([^"]*)": "([^"]*)"(, …)?', value)
+            return " ".join(f"{flag} '{old}={new}'{more}" for old, new, more in pairs) or flag
         if value in (None, "None", "True"):
             return flag
         if value == "False":
             return f"--no-{flag.removeprefix('--')}"
         return f"{flag} {value.strip('[]').replace(', ', ',').replace(chr(39), '')}"
 
-    value = r"'[^' ]*'|\['[^\]]*'\]|[\w.]*\w"
+    value = r"\{[^{}]*\}|'[^' ]*'|\['[^\]]*'\]|[\w.]*\w"
     made = re.sub(rf"(?<![\w.:;,@'\-])(?<!\w\()(?<!\.\.\., )(?P<name>{known})=(?P<value>{value})?", option, text)
     if long:  # a name of two words is no word of the sentence
         made = re.sub(
             rf"(?<![\w.:;,@'\"/\-=])(?<!\w\()({long})(?![\w='\"/(]|\.\w)", lambda found: names[found[0]], made
         )
     theirs = "|".join(n for n in ONLY_IN_PYTHON if n not in flags)
-    made = re.sub(rf"(?<![\w.:;,@'\-(])(?<!\w, )({theirs})=('[^' ]*'|\[[^\]]*\]|[\w.]*\w)?", r"\g<0> (in Python)", made)
+    given = r"'[^' ]*'|\[[^\]]*\]|\{[^{}]*\}|[\w.]*\w"
+    made = re.sub(rf"(?<![\w.:;,@'\-(])(?<!\w, )({theirs})=({given})?", r"\g<0> (in Python)", made)
     return re.sub(r"(--[\w-]+) \(\1\)", r"\1", made)
 
 
@@ -83,8 +89,8 @@ def in_flags(text: str, flags: Mapping[str, str]) -> str:
 ONLY_IN_PYTHON = (
     "activate", "also_train", "arguments", "around", "basis", "chat", "clip", "columns", "examples", "freeze", "judge",
     "keep", "labels", "latent", "memory_floor", "messages", "outputs", "pair", "prefix", "probe", "progress",
-    "save_every", "source", "subject", "task", "title", "tokenizer", "train", "trainable", "validation", "watch",
-    "allow_loss",
+    "rename", "save_every", "source", "subject", "task", "title", "tokenizer", "train", "trainable", "validation",
+    "watch", "allow_loss",
 )  # fmt: skip
 _ALIASES = {"eval": "--eval", "remove": "--ratio", "of": "--of", "humaneval": "--pass-at-1", "how": "--how"}
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from addenda.cli.common import Model, model_or_default, say, tell
+from addenda.cli.common import Model, Rename, model_or_default, renaming, say, tell
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +28,7 @@ def merge(
         str,
         typer.Option("--base", help="exact, or compatible: the adapter was trained on these weights in another dtype."),
     ] = "exact",
+    rename: Rename = None,
     allow_loss: Annotated[
         float | None, typer.Option("--allow-loss", help="Share of the change that rounding may take, e.g. 0.5.")
     ] = None,
@@ -40,11 +41,12 @@ def merge(
     from addenda.core.disk.whole import free_place
     from addenda.exporting.merged import merge_on_disk
 
+    paths = renaming(rename)
     free_place(out, "--out")  # before the embedded model is made
     tell(
         merge_on_disk(
             model_or_default(model), adapter, out, dtype=dtype, rounding=cast(Any, rounding), base=cast(Any, base),
-            allow_loss=allow_loss, check=check, progress=_progress,
+            rename=paths, allow_loss=allow_loss, check=check, progress=_progress,
         )
     )  # fmt: skip
 

@@ -30,6 +30,7 @@ from addenda.core.disk.access import path_of, reading, shown
 from addenda.core.file.container import sound
 from addenda.core.file.header import IMPORTED, Header, of_peft, read
 from addenda.core.file.methods import methods_of
+from addenda.core.file.rename import check_map, renamed
 from addenda.core.state.state import Record, check_name, find_state, record_of
 
 _AT_LEAST_ONE = Range(1, 2**62, whole=True)
@@ -45,7 +46,7 @@ class AdapterBank:
     """Adapter files of one model, of which a bounded number is in memory. See the module.
 
     files: {name: file}, or a folder whose *.safetensors are adapters, named by their files. size: how many at most.
-    bytes: how many bytes of tensors at most. base: as in `load`, which is as strict here as everywhere.
+    bytes: how many bytes of tensors at most. base, rename: as in `load`, which is as strict here as everywhere.
 
     Raises AddendaError, before anything is read whole, for no bound, for a bound below one of the adapters, for a file
     that is none of addenda's, and for names that an adapter cannot have or one on the model has.
@@ -59,6 +60,7 @@ class AdapterBank:
         size: int | None = None,
         bytes: int | None = None,
         base: Literal["exact", "compatible"] = "exact",
+        rename: Mapping[str, str] | None = None,
     ):
         for option, value in (("size", size), ("bytes", bytes)):
             if value is not None and (refusal := _AT_LEAST_ONE.refusal(option, value)):
@@ -67,7 +69,8 @@ class AdapterBank:
             raise AddendaError("A bank has a bound: size= (adapters) or bytes= (of their tensors), or both.")
         if base not in ("exact", "compatible"):
             raise AddendaError(f"base must be 'exact' or 'compatible', got {base!r}.")
-        self.model, self.size, self.bytes = model, size, bytes
+        check_map(rename)
+        self.model, self.size, self.bytes, self.rename = model, size, bytes, rename
         self.base: Literal["exact", "compatible"] = base
         self.files = _files(files)
         for name in self.files:
@@ -130,7 +133,7 @@ class AdapterBank:
         if not self._make_room(self._stored[name], keep=self._acting()):
             return False
         self._reader = self._reader or ThreadPoolExecutor(1, thread_name_prefix="addenda-bank")
-        self._ahead[name] = self._reader.submit(_contents, self.files[name])
+        self._ahead[name] = self._reader.submit(_contents, self.files[name], self.rename)
         return True
 
     def close(self) -> None:
@@ -176,9 +179,9 @@ class AdapterBank:
         future = self._ahead.get(name)
         if future is None:
             self._make_room(self._stored[name])
-        contents = _contents(self.files[name]) if future is None else future.result()
+        contents = _contents(self.files[name], self.rename) if future is None else future.result()
         if contents.mark != _mark(self.files[name]):  # written anew since it was read ahead
-            contents = _contents(self.files[name])
+            contents = _contents(self.files[name], self.rename)
         self._ahead.pop(name, None)
         self._make_room(sum(t.nbytes for t in contents.tensors.values()))
         adapter = place(
@@ -282,10 +285,10 @@ def _mark(path: Path) -> tuple[int, int]:
     return found.st_mtime_ns, found.st_size
 
 
-def _contents(path: Path) -> _Contents:
+def _contents(path: Path, rename: Mapping[str, str] | None) -> _Contents:
     """Read a file and check it for form: all that needs no model."""
     mark = _mark(path)
-    header, tensors = read(path)
+    header, tensors = renamed(*read(path), rename, path)
     methods_of(header, path)
     return _Contents(header, tensors, mark)
 

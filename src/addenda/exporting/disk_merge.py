@@ -16,6 +16,7 @@ from addenda.core.disk.access import shown
 from addenda.core.disk.atomic import readable, write_atomically
 from addenda.core.file.header import Header, read
 from addenda.core.file.methods import methods_of
+from addenda.core.file.rename import renamed
 from addenda.core.forward.adapted import effective_weight
 from addenda.core.merge.merge import MergeReport
 from addenda.core.merge.write import rounded_to
@@ -62,9 +63,9 @@ class DiskMerge:
     edits: Mapping[str, list[Edit]]
 
     @classmethod
-    def of(cls, folder: Path, files: list[Path]) -> "DiskMerge":
+    def of(cls, folder: Path, files: list[Path], rename: Mapping[str, str] | None = None) -> "DiskMerge":
         """Match adapter files with a folder. Raises AddendaError where anything does not fit."""
-        read_files = [(path, *read(path)) for path in files]
+        read_files = [(path, *renamed(*read(path), rename, path)) for path in files]
         for path, header, _ in read_files:
             refuse_hidden(path, header, methods_of(header, path)[0])
         source = FolderModel.of(folder, *_wanted([header for _, header, _ in read_files]))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from addenda.core.adapter.load import load
+from addenda.core.adapter.load import place
 from addenda.core.adapter.switch import switch
 from addenda.core.base.errors import AddendaError
 from addenda.core.merge.judge import Proof, Verdict, distance
@@ -56,7 +56,8 @@ def compare_folders(
     for name, adapter in zip(names, adapters, strict=True):
         trained_in = {s.dtype for s in adapter.header.sites}
         exact = base == "exact" and trained_in == {str(dtype).removeprefix("torch.")}
-        load(model, adapter.path, name=name, base="exact" if exact else "compatible", activate=False)
+        how = "exact" if exact else "compatible"
+        place(model, adapter.path, adapter.header, dict(adapter.tensors), name=name, base=how, activate=False)
     switch(model, None)
     without = run(model, batch, called="probe")
     switch(model, names)

@@ -1,6 +1,6 @@
 """Merging on disk: a folder whose weights are W + ΔW, written shard by shard, without the model in memory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,7 @@ def merge_on_disk(
     dtype: str | torch.dtype | None = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     base: Literal["exact", "compatible"] = "exact",
+    rename: Mapping[str, str] | None = None,
     allow_loss: float | None = None,
     check: bool = True,
     probe: object | None = None,
@@ -46,8 +47,8 @@ def merge_on_disk(
     other formats, pickles and adapters are not.
 
     The base's bytes must be those of training, as they are or rounded to the dtype of training; base="compatible"
-    admits what `load` admits. dtype: of all weights of the result, where not the folder's. rounding, allow_loss: as in
-    `merge`. progress: called with (done, total, what).
+    admits what `load` admits. rename: as in `load`, for each of the files. dtype: of all weights of the result, where
+    not the folder's. rounding, allow_loss: as in `merge`. progress: called with (done, total, what).
 
     check: load the base with the adapters, and then the result, and compare their outputs on a batch, within the limits
     of `merge`; only this needs the model in memory. Without it rounding may take a quarter of the change. probe: the
@@ -71,7 +72,7 @@ def merge_on_disk(
     files = [path_of(f, "adapter") for f in ([adapter] if isinstance(adapter, (str, Path)) else adapter)]
     if not files:
         raise AddendaError("adapter= names no file, so there is nothing to merge.")
-    merging = DiskMerge.of(folder, files)
+    merging = DiskMerge.of(folder, files, rename)
     batch = (probe_of(merging.source.model) if probe is None else probe) if check else None
     merging.check_base(base, progress)
     with whole(target, folder=True) as temporary:

@@ -2,10 +2,8 @@
 
     adapter.safetensors   the adapter, heads included, as `core.file.save` writes it; never a weight of the base
     addenda.json          the step of its schedules, the run's settings and identity, and what was chosen by measuring
-    optimizer.safetensors, scheduler.safetensors, rng_state.safetensors     states, as `core.file.states` writes them
-    trainer_state.json    transformers' own: the losses and evaluations so far
+    optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json      transformers' own
 
-Nothing in it is a pickle, and none is ever read. Of several processes each has an rng_state_RANK.safetensors.
 A folder takes its name only when everything in it is on disk, so a kill leaves a whole checkpoint or none. The folder
 that they lie in has an addenda.json too, written before the first step: the identity and the choices of the run.
 What this run has not written (another program's `checkpoint-500`) is never read, replaced or deleted.
@@ -33,17 +31,10 @@ from addenda.core.file.methods import methods_of
 from addenda.core.file.save import save
 from addenda.core.method.contract import Method
 from addenda.core.site.site import site_at
-from addenda.core.state.state import record_of
+from addenda.core.state.state import Record, record_of
 
 FILE, NOTE, STATE, BEST = "adapter.safetensors", "addenda.json", "trainer_state.json", "best.safetensors"
-OPTIMIZER, SCHEDULER, SCALER = "optimizer.safetensors", "scheduler.safetensors", "scaler.safetensors"
-RESUMES = (OPTIMIZER, SCHEDULER, STATE)  # without them a run goes on with other numbers
-PLAIN = ("optimizer.pt", "scheduler.pt", STATE)  # what a plain Trainer calls them
-
-
-def random_file(process: int, processes: int) -> str:
-    """Return the name of the file with a process' random generators."""
-    return "rng_state.safetensors" if processes == 1 else f"rng_state_{process}.safetensors"
+RESUMES = ("optimizer.pt", "scheduler.pt", STATE)  # without them a run goes on with other numbers
 
 
 def write(
@@ -104,6 +95,7 @@ def fitting(adapter: Adapter, folder: str | Path, base: bool = True) -> dict[str
         problems.append(f"heads are trained with {copy.options()} there and {copies[0].options()} here")
     if header.has_codes:
         problems.append("its matrices are codes there")
+    problems += _other_places(record, header)
     if base and not problems:
         problems = _other_base(adapter, header)
     if problems:
@@ -112,6 +104,19 @@ def fitting(adapter: Adapter, folder: str | Path, base: bool = True) -> dict[str
             "the same options, on the same base, or start again with resume=False or in another folder."
         )
     return tensors
+
+
+def _other_places(record: Record, header: Header) -> list[str]:
+    """Return what differs in the paths of sites, and in those by which random tensors are drawn."""
+    there, here = {s.path for s in header.sites}, set(record.methods)
+    if lost := sorted(there - here):
+        more = f", where this model has {min(here - there)}" if here - there else ""
+        return [
+            f"{len(lost)} of its {len(there)} sites are not here, e.g. {lost[0]}{more} (where modules have other names "
+            f"now, load(model, {FILE!r}, rename=…) begins a new run)"
+        ]
+    other = [s.path for s in header.sites if (s.origin or s.path) != record.origins.get(s.path, s.path)]
+    return [f"random tensors were drawn for other paths there at {len(other)} sites, e.g. {other[0]}"] if other else []
 
 
 def _all(methods: list[Method]) -> str:
@@ -183,7 +188,7 @@ def latest(out: str | Path) -> Path | None:
 
 def check_resumable(folder: Path) -> None:
     """Raise AddendaError where a plain Trainer would go on from this folder with a new optimizer or schedule."""
-    held = [(name, [name, name.replace(".pt", ".bin")]) for name in PLAIN]  # the other name is of older versions
+    held = [(name, [name, name.replace(".pt", ".bin")]) for name in RESUMES]  # the other name is of older versions
     missing = [name for name, names in held if not any((folder / n).is_file() for n in names)]
     if missing:
         raise AddendaError(

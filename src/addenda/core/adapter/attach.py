@@ -145,7 +145,9 @@ def _installed(root, state, name, plan, built, heads, seed, freeze, started, act
         tensors = built[site.path]
         tensors.train(mode_of(site.module))
         adapt(site).add(name, site, tensors)
-    state.records[name] = Record({s.path: m for s, m in plan}, heads, seed, seconds=time.perf_counter() - started)
+    origins = {s.path: s.key for s, _ in plan if s.key != s.path}
+    seconds = time.perf_counter() - started
+    state.records[name] = Record({s.path: m for s, m in plan}, heads, seed, seconds=seconds, origins=origins)
     apply_active(root, state, (name,) if activate else state.active, stay=not activate)
     follow(root)
     bypass.hook(root, state)

@@ -100,7 +100,7 @@ def tensors_of(
     parts: list[tuple[Params, Params]] = []
     for e, view in enumerate(views):
         view = view.to(wide) if isinstance(view, Tensor) else view
-        rng = Stream(seed, site.path) if single else Stream(seed, site.path, str(e))
+        rng = Stream(seed, site.key) if single else Stream(seed, site.key, str(e))
         derived = _derived(site, m, view, rng)
         if stored is None:
             inputs = shared | derived | ({} if pool is None else pool.stored())

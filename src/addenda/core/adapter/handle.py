@@ -196,7 +196,8 @@ class Adapter:
             if m in values or m not in scheduled:
                 tensors.draw(values.get(m, {}))
             else:
-                tensors.draw(m.on_step(record.step, Stream(record.seed, *keys, path)))
+                key = record.origins.get(path, path)
+                tensors.draw(m.on_step(record.step, Stream(record.seed, *keys, key)))
 
     def _look_for_the_unmoved(self, step: int) -> None:
         """Raise AddendaError where three steps have moved no tensor, by versions and by bits."""

@@ -1,7 +1,8 @@
 """Loading an adapter file: it takes whole, or it raises and the model is as it was."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +15,13 @@ from addenda.core.adapter.attach import install, ready
 from addenda.core.adapter.build import Assigned, build_tensors, pool_template
 from addenda.core.adapter.fit import fitting_tensors, form_of, form_text, not_sane
 from addenda.core.adapter.handle import Adapter, fitting
+from addenda.core.adapter.moved import advice
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.file.fingerprint import checksum, fingerprint, hash_of, sample
 from addenda.core.file.header import Checksum, Header, SiteEntry, read
 from addenda.core.file.methods import methods_of
+from addenda.core.file.rename import check_map, renamed
 from addenda.core.file.save import derived_of
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Method, Params, Replace, Shape
@@ -40,20 +43,26 @@ def load(
     trainable: bool = False,
     base: Literal["exact", "compatible"] = "exact",
     activate: bool = True,
+    rename: Mapping[str, str] | None = None,
 ) -> Adapter:
     """Attach the adapter of a file: whole, or not at all.
 
     base="compatible" admits another floating dtype of the same weights, checked on stored samples within rounding.
-    A file in few bits stays in codes, which act as they did in training and cannot be trained on.
+    rename: {path in the file: path in this model}, where modules have other names than in training; see
+    `core.file.rename`. Where paths are missing, the error has that map. A file in few bits stays in codes, which act as
+    they did in training and cannot be trained on.
+
     Raises AddendaError listing everything that does not fit (paths with the nearest names, kinds, shapes, tensors), for
     base values that differ, for factors that this machine computes differently, and for a taken name.
     """
     started = time.perf_counter()
     if base not in ("exact", "compatible"):
         raise AddendaError(f"base must be 'exact' or 'compatible', got {base!r}.")
+    check_map(rename)
     ready(model, name)
+    header, tensors = renamed(*read(path), rename, path)
     return place(
-        model, path, *read(path), name=name, trainable=trainable, base=base, activate=activate, started=started
+        model, path, header, tensors, name=name, trainable=trainable, base=base, activate=activate, started=started
     )
 
 
@@ -112,7 +121,7 @@ def match(root: nn.Module, header: Header, methods: list[Method], copy: Replace,
             continue
         changed.add(site.changed)
         method = copy if s.is_head else methods[s.method]
-        site = with_neighbours(root, site, method.beside(site.path), owners)
+        site = with_neighbours(root, replace(site, origin=s.origin or ""), method.beside(site.path), owners)
         if site.kind.name != s.kind or tuple(site.stored) != s.shape:
             actual = f"{site.kind.name} {site.stored}"
             problems.append(f"{s.path}: the file has {s.kind} {list(s.shape)}, the model {actual}")
@@ -123,9 +132,10 @@ def match(root: nn.Module, header: Header, methods: list[Method], copy: Replace,
     for pattern, paths in grouped(missing).items():
         problems.append(f"the model has no {pattern[:200]} ({len(paths)} sites).{nearest(paths[0], names, 1)}")
     if problems:
+        found = advice(root, header, missing, path) if missing else ""
         raise AddendaError(
             f"{path} does not fit this {type(root).__name__}, and nothing was loaded. {len(problems)} problems: "
-            f"{'; '.join(problems[:20])}{' …' if len(problems) > 20 else ''}"
+            f"{'; '.join(problems[:20])}{' …' if len(problems) > 20 else ''} {found}".rstrip()
         )
     return plan
 

@@ -47,7 +47,7 @@ def _identity(part: Tensor) -> tuple:
 def sample(state: State, site: Site) -> list[float]:
     """Return values of the base at seeded positions, with which another dtype of the same weights must agree."""
     values = whole(state.base(site)).flatten()
-    positions = Stream(0, "sample", site.path).choice(values.numel(), min(_SAMPLE, values.numel()))
+    positions = Stream(0, "sample", site.key).choice(values.numel(), min(_SAMPLE, values.numel()))
     return values[positions.to(values.device)].double().tolist()
 
 

@@ -31,6 +31,7 @@ _KEYS_OF_METHOD = frozenset(("name", "options"))
 _KEYS_OF_SITE = frozenset((
     "path", "kind", "shape", "dtype", "method", "trainable", "frozen", "form", "hash", "sample", "checks", "packed",
 ))  # fmt: skip
+_KEYS_OF_SITE_2 = _KEYS_OF_SITE | {"origin"}
 Checksum = tuple[float, float] | str
 HEAD = -1  # what stands for a method where a head is trained as a whole copy
 
@@ -63,6 +64,7 @@ class SiteEntry:
     sample: tuple[float, ...] | None
     checks: Mapping[str, Checksum]  # of tensors that are computed again
     packed: Mapping[str, tuple[int, ...]]  # the shapes of those that are in codes
+    origin: str | None = None  # the path by which its random tensors are drawn, where that is another
 
     @property
     def is_head(self) -> bool:
@@ -90,6 +92,8 @@ class SiteEntry:
         if self.hash is not None and self.sample is not None:
             entry |= {"hash": self.hash, "sample": list(self.sample)}
         entry["checks"] = {k: c if isinstance(c, str) else list(c) for k, c in self.checks.items()}
+        if self.origin is not None:
+            entry["origin"] = self.origin
         if self.packed:
             entry["packed"] = {k: list(shape) for k, shape in self.packed.items()}
         return entry
@@ -248,7 +252,7 @@ def _header(raw: Any) -> Header:
     if not (isinstance(pools, list) and all(map(_names, pools))):
         raise ValueError("the tensors of a pool must have names of their own")
     methods = tuple(_method(m) for m in raw["methods"])
-    sites = tuple(_site(s, len(methods)) for s in raw["sites"])
+    sites = tuple(_site(s, len(methods), _KEYS_OF_SITE if schema == 1 else _KEYS_OF_SITE_2) for s in raw["sites"])
     if not (sites and _once([s.path for s in sites])):
         raise ValueError("sites must be there, each once")
     return Header(
@@ -278,10 +282,10 @@ def _method(raw: Any) -> MethodEntry:
     return MethodEntry(raw["name"], raw["options"])
 
 
-def _site(raw: Any, methods: int) -> SiteEntry:
-    """Build the entry of a site from its JSON, in a file of so many methods."""
+def _site(raw: Any, methods: int, keys: frozenset[str]) -> SiteEntry:
+    """Build the entry of a site, which has none but these keys, from its JSON, in a file of so many methods."""
     path, method, checks, packed = raw["path"], raw["method"], raw["checks"], raw.get("packed", {})
-    _only(raw, _KEYS_OF_SITE, f"site {path!r:.200}")
+    _only(raw, keys, f"site {path!r:.200}")
     if not (isinstance(path, str) and isinstance(raw["kind"], str) and isinstance(checks, dict)):
         raise ValueError("a site needs a path and a kind")
     if not (type(method) is int and HEAD <= method < methods):
@@ -299,6 +303,8 @@ def _site(raw: Any, methods: int) -> SiteEntry:
         raise ValueError(f"{path}: the base's hash and sample must be there")
     if not (isinstance(raw["dtype"], str) and _sizes(raw["shape"])):
         raise ValueError(f"{path}: dtype and shape must be there")
+    if "origin" in raw and (not isinstance(raw["origin"], str) or raw["origin"] in ("", path)):
+        raise ValueError(f"{path}: the path of training, where it is told, must be another")
     if not isinstance(packed, dict):
         raise ValueError(f"{path}: the shapes of codes must be by name")
     trained = set(trainable)
@@ -320,6 +326,7 @@ def _site(raw: Any, methods: int) -> SiteEntry:
         sample=None if bare else tuple(sample),
         checks={k: c if isinstance(c, str) else tuple(c) for k, c in checks.items()},
         packed={k: tuple(shape) for k, shape in packed.items()},
+        origin=raw.get("origin"),
     )
 
 

@@ -10,9 +10,13 @@ known, are the names of a classifier's outputs, in their order.
 
 A matrix in few bits is two tensors, "path/name" its codes and "path/name.moments" its mean and standard deviation; its
 shape stands under "packed" at the site, its bits among the options of the method ("head", for heads).
+
+"origin" at a site is its path in the model of training, where it was loaded under another (`load(rename=…)`): random
+tensors are drawn by that path, for ever.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -64,7 +68,7 @@ def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool =
     problems, owners, copy = [], owners_of(root), Replace()
     gathered = adapter.sharded
     for site_path, site_tensors in adapter.sites():
-        site = site_at(root, site_path, owners)
+        site = replace(site_at(root, site_path, owners), origin=record.origins.get(site_path, ""))
         head = site_path in record.also_train
         copy = site_tensors.method if head else copy
         derived = derived_of(site_tensors)
@@ -96,6 +100,7 @@ def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool =
                 sample=None if head else tuple(sample(state, site)),
                 checks={k: checksum(k, t) for k, t in derived.items()},
                 packed=shapes,
+                origin=site.origin or None,
             )
         )
     pools = dict(adapter.pools())

@@ -26,6 +26,12 @@ class Site:
     kind: Kind
     ties: tuple[tuple[nn.Module, str], ...] = field(default=())  # further owners of the same parameter
     beside: dict[str, "Site"] = field(default_factory=dict, compare=False)  # those that its method looks at, by name
+    origin: str = ""  # its path in the model of training, where that is another: its random tensors are drawn by it
+
+    @property
+    def key(self) -> str:
+        """The path by which random tensors are drawn: the one of training."""
+        return self.origin or self.path
 
     @property
     def weight(self) -> Tensor:

@@ -36,6 +36,7 @@ class Record:
     seed: int
     step: int = 0
     seconds: float = 0.0  # how long attaching took
+    origins: dict[str, str] = field(default_factory=dict)  # the paths of training by path, where they are others
     labels: tuple[str, ...] = ()  # the names of a classifier's outputs, in their order, where it was told
     moved: tuple | None = None  # marks of its tensors since the first step, while nothing has moved them
 
