@@ -11,7 +11,7 @@ from pathlib import Path
 COMMANDS = (
     "steps", "others", "profile", "scaling", "inference", "mixed", "switching", "optimizer", "tune", "memory", "attach",
     "basis", "images", "hidden", "quantised", "qlora", "reduce", "peft_parity", "combine", "retention", "gguf",
-    "on_disk",
+    "on_disk", "loading",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from addenda.core.file.header import read
 from addenda.core.file.inspect import inspect
 from addenda.core.forward.slots import slots_of
 from addenda.core.site.site import site_at
+from addenda.core.state.state import record_of
 from shared import attach, bits, read_raw, relative, same_bits, stir, train, write_raw
 
 LORA = ad.LoRA(rank=2)
@@ -234,3 +235,21 @@ def test_a_base_changed_behind_autograds_back_is_noticed(tmp_path):
     model["a"].weight.data[0, 0] += 1.0
     with pytest.raises(AddendaError, match="other base weights"):
         ad.load(model, tmp_path / "x.safetensors", name="again")
+
+
+def test_hashes_that_several_threads_take_are_those_of_one(tiny):
+    """And what was written behind autograd's back is seen by either."""
+    attach(tiny, ad.LoRA(rank=2))
+    root, state, record = record_of(tiny, "default")
+    sites = [site_at(root, path) for path in record.methods]
+    alone = {s.path: files.fingerprint(state, s) for s in sites}
+    state.fingerprints.clear()
+    torch.set_num_threads(2)
+    try:
+        files.hash_all(state, sites)
+    finally:
+        torch.set_num_threads(1)
+    assert {path: entry[1] for path, entry in state.fingerprints.items()} == alone
+    sites[0].weight.data.view(-1)[0] += 1
+    assert files.fingerprint(state, sites[0]) != alone[sites[0].path]
+    assert files.fingerprint(state, sites[1]) == alone[sites[1].path]

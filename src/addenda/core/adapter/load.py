@@ -18,7 +18,7 @@ from addenda.core.adapter.handle import Adapter, fitting
 from addenda.core.adapter.moved import advice
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
-from addenda.core.file.fingerprint import checksum, fingerprint, hash_of, sample
+from addenda.core.file.fingerprint import checksum, fingerprint, hash_all, hash_of, sample
 from addenda.core.file.header import Checksum, Header, SiteEntry, read
 from addenda.core.file.methods import methods_of
 from addenda.core.file.rename import check_map, renamed
@@ -143,6 +143,8 @@ def match(root: nn.Module, header: Header, methods: list[Method], copy: Replace,
 def check_base(state: State, header: Header, plan: Assigned, base: str, path: str | Path) -> None:
     """Raise AddendaError where the base's values at the sites are not those that the adapter was trained on."""
     entries = {s.path: s for s in header.sites}
+    if base == "exact":
+        hash_all(state, [site for site, _ in plan if entries[site.path].hash is not None])
     mismatches = [text for site, _ in plan if (text := mismatch(state, entries[site.path], site, base))]
     if mismatches:
         raise AddendaError(f"{other_base(path, base, mismatches, len(plan))} Nothing was loaded.")

@@ -1,6 +1,8 @@
 """Marks that tell bases apart: hashes of stored bytes at a site, sampled values, checksums of derived tensors."""
 
 import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -25,6 +27,15 @@ def fingerprint(state: State, site: Site) -> str:
     if entry is None or entry[0] != identity:
         state.fingerprints[site.path] = entry = (identity, _hash(parts))
     return entry[1]
+
+
+def hash_all(state: State, sites: Iterable[Site]) -> None:
+    """Take the fingerprints of many sites at once, so that `fingerprint` has them: as many threads as torch uses."""
+    threads = torch.get_num_threads()
+    plain = [s for s in sites if not any(is_sharded(part) for part in parts_of(state.base(s)))] if threads > 1 else []
+    if len(plain) > 1:
+        with ThreadPoolExecutor(threads) as pool:  # hashing lets other threads run
+            list(pool.map(lambda site: fingerprint(state, site), plain))
 
 
 def hash_of(weight: Tensor) -> str:

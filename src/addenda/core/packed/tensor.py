@@ -146,8 +146,13 @@ def finite(W: Tensor, form: str) -> Tensor:
 
 def bits_sum(t: Tensor) -> int:
     """Return the sum of a plain tensor's bits, which shows what was written behind autograd's back."""
+    t = t.detach()
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
-    return int(t.detach().view(bits).sum(dtype=torch.int64))
+    size = t.numel() * t.element_size()
+    if t.is_cpu and type(t) is Tensor and t.is_contiguous() and size and size % 8 == 0 and t.data_ptr() % 8 == 0:
+        words: Any = t.view(-1).view(torch.uint8).numpy()
+        return int(words.view("int64").sum())  # by numpy: no conversion, and no waiting for torch's other threads
+    return int(t.view(bits).sum(dtype=torch.int64))
 
 
 def parts_of(weight: Tensor) -> list[Tensor]:
