@@ -203,6 +203,28 @@ def test_two_runs_of_one_command(source, monkeypatch):
     assert read_report(source.parent / "low").kept <= 0.8
 
 
+def test_killed_at_its_very_end_a_run_has_left_everything(source, monkeypatch, capsys):
+    """Its run file too, which the command writes; and the same command removes what is left beside."""
+
+    class KilledError(BaseException): ...
+
+    def killed(self):
+        raise KilledError
+
+    options = ["--samples", "24", "--length", "48", "--dtype", "float32", "--multiple", "1"]
+    given = ["compress", "--model", source, "--out", source.parent / "low", "--calibration", source.parent / "text.txt"]
+    given = [*map(str, given), "--no-latency", *options]
+    with monkeypatch.context() as patched:
+        patched.setattr(work_files.Work, "_clear", killed)
+        with pytest.raises(KilledError):
+            cli(given)
+    assert (source.parent / "low/run.yaml").is_file() and (source.parent / "low.unfinished/plan.json").is_file()
+    with pytest.raises(SystemExit, match="2"):
+        cli(given)
+    assert "is there already" in capsys.readouterr().err
+    assert not (source.parent / "low.unfinished").exists()
+
+
 def test_a_piece_that_was_cut_short_is_solved_again(source, monkeypatch):
     made(source, "whole")
     with monkeypatch.context() as m:

@@ -138,8 +138,8 @@ def compress(
         model_or_default(model), out=out, calibration=calibration, settings=settings,
         targets=listed(targets) if targets else "linear", exclude=listed(exclude), dtype=dtype, device=device,
         latency=latency, by_type=by_type, humaneval=humaneval, trust_remote_code=trust_remote_code, say=say,
+        leave=lambda folder, made: run_file.write(folder, compress, given, {"dtype": made.dtype.partition(" ")[0]}),
     )  # fmt: skip
-    run_file.write(out, compress, given, {"dtype": report.dtype.partition(" ")[0]})
     tell(report)
     tell(f"written: {out}, with README.md, compress.json and {run_file.NAME}")
 

@@ -29,7 +29,7 @@ from addenda.compressing.layers import FORMS
 from addenda.compressing.report import Report, rows_of, write_report
 from addenda.compressing.settings import CompressionSettings
 from addenda.compressing.texts import Windows, windows
-from addenda.compressing.work import Work, check_apart, check_free, identity_of, writing
+from addenda.compressing.work import Work, check_apart, identity_of, writing
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.threads import side_by_side
@@ -69,6 +69,7 @@ def compress(
     humaneval: int = 0,
     trust_remote_code: bool = False,
     say: Say | None = None,
+    leave: Callable[[Path, Report], None] | None = None,
 ) -> Report:
     """Write the low-rank form of the model in a folder to another folder, and say what that cost and brought.
 
@@ -76,7 +77,8 @@ def compress(
     second of both forms, which holds both in memory. by_type: judge each type of layer compressed alone, too.
     humaneval: how many of its problems to try before and after, which executes what the model writes
     (`compressing.humaneval`); 0: none, and nothing is executed. trust_remote_code: run code that the model's folder
-    brings. say: called with one line of progress at a time.
+    brings. say: called with one line of progress at a time. leave: called with the finished folder, before that gets
+    its name, and the report: what it writes there comes to be with all the rest.
     Raises AddendaError for a model, text or settings that cannot be used, a taken target, another run for the same one
     and a full disk. The source is never written to, and an unfinished target keeps what is done.
     """
@@ -97,7 +99,7 @@ def compress(
             "and blocks are solved one after the other along one stack. Give a causal LM or a classifier of texts."
         )
     check_apart(source, out)
-    check_free(out)
+    Work(out, {}).check_free()
     loaded = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     loaded.check_heads(())  # what is judged would be drawn at random
     causal = task_of(loaded.model) == "causal"
@@ -139,7 +141,7 @@ def compress(
             versions=versions(), hardware=hardware(), seconds=time.perf_counter() - started, stages=job.seconds,
             memory=None if peak.bytes is None else max(peak.bytes - base, 0),
         )  # fmt: skip
-        _save(loaded, low, s, work, report)
+        _save(loaded, low, s, work, report, leave)
     return report
 
 
@@ -425,7 +427,14 @@ def _enough(text: Windows, chosen: dict[str, tuple[int, int]], s: CompressionSet
     return []
 
 
-def _save(loaded: Loaded, low: dict[str, nn.Module], s: CompressionSettings, work: Work, report: Report) -> None:
+def _save(
+    loaded: Loaded,
+    low: dict[str, nn.Module],
+    s: CompressionSettings,
+    work: Work,
+    report: Report,
+    leave: Callable[[Path, Report], None] | None,
+) -> None:
     model, tokenizer = cast(Any, loaded.model), cast(Any, loaded.tokenizer)
     entries = {
         p: {"rank": layer.rank, "bias": layer.bias is not None, "form": s.storage}
@@ -438,4 +447,6 @@ def _save(loaded: Loaded, low: dict[str, nn.Module], s: CompressionSettings, wor
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_report(folder, report)
+        if leave is not None:
+            leave(folder, report)
     work.finish()

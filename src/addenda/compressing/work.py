@@ -46,7 +46,7 @@ class Work:
 
         Raises AddendaError where the target is taken, another run is at it, or the folder is not of such a run.
         """
-        self._check_free()
+        self.check_free()
         with writing(self.folder):
             free = self._lock.take()
         if not free:
@@ -73,7 +73,7 @@ class Work:
         self.close()
 
     def _begin(self) -> None:
-        self._check_free()  # a run that was under way may have ended between that look and the lock
+        self.check_free()  # a run that was under way may have ended between that look and the lock
         clear(self.folder)
         notes = self.notes()
         if notes is not None:
@@ -98,7 +98,7 @@ class Work:
             )
         self.note(identity=self.identity)
 
-    def _check_free(self) -> None:
+    def check_free(self) -> None:
         """Raise AddendaError where something is at the target.
 
         What a run has left that was killed between giving it its name and deleting the rest is deleted then.
