@@ -1,4 +1,7 @@
-"""Ctrl-C as a terminal sends it: the command ends with 130, says what is kept, and the same command goes on."""
+"""Ctrl-C and SIGTERM, as terminals and schedulers send them: a command says what is kept, and the same one goes on.
+
+It ends with 130 or 143.
+"""
 
 import json
 import os
@@ -39,8 +42,8 @@ def heard_by_the_command():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell would ignore it
 
 
-def call(place, arguments, until=None):
-    """(exit code, all that was said); SIGINT is sent at the first line that holds `until`."""
+def call(place, arguments, until=None, sent=signal.SIGINT):
+    """(exit code, all that was said); a signal is sent at the first line that holds `until`."""
     source = str(Path(__file__).parents[2] / "src")
     with subprocess.Popen(
         [sys.executable, "-m", "addenda", *arguments], cwd=place, text=True, encoding="utf-8",
@@ -51,7 +54,7 @@ def call(place, arguments, until=None):
         for line in running.stderr:
             said.append(line)
             if until is not None and until in line:
-                running.send_signal(signal.SIGINT)
+                running.send_signal(sent)
                 until = None
     return running.returncode, "".join(said)
 
@@ -61,10 +64,11 @@ def call(place, arguments, until=None):
     (["tune", *TUNE], "step 20/40", "Kept: step ", "went on from step "),
     (["compare", *COMPARE], "base judging", "Kept: 1 finished runs in run.", "Going on with run: 1 runs are done."),
 ])  # fmt: skip
-def test_ctrl_c_and_the_same_command_again(command, at, kept, goes_on, place):
+def test_sigterm_and_the_same_command_again(command, at, kept, goes_on, place):
     arguments = [*command, "--model", "model", "--data", "sums.jsonl", "--batch", "4"]
-    code, said = call(place, arguments, until=at)
-    assert code == 130, said
+    code, said = call(place, arguments, until=at, sent=signal.SIGTERM)
+    assert code == 143, said
+    assert "stopped by SIGTERM" in said
     assert kept in said
     assert "The same command goes on there." in said
     assert "Traceback" not in said

@@ -3,14 +3,18 @@
     --batch must be at least 1, at most 10,000,000, got 0        not: batch must be …
     load it with --base compatible                               not: base='compatible'
 
-Ctrl-C says what the command has kept and ends with 130.
+Ctrl-C says what the command has kept and ends with 130; so does SIGTERM, as schedulers send it, with 143.
 """
 
 import functools
 import inspect
+import os
 import re
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -18,6 +22,41 @@ import typer
 from addenda.cli import run_file
 from addenda.cli.common import flags_of, say
 from addenda.core.base import ranges
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM: what Ctrl-C is to a terminal, sent by a scheduler or by `kill`."""
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """Return what shells expect of a process that a signal has ended."""
+    return 128 + (signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Raise TerminatedError at SIGTERM, in a `with` block. A second one ends the process at once.
+
+    Where SIGTERM is ignored, or handled by whoever called, it stays so.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    here = os.getpid()
+
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != here:  # a forked worker, which has nothing to say
+            os.kill(os.getpid(), number)
+            return
+        raise TerminatedError
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def guarded(command: Callable) -> Callable:
@@ -40,8 +79,9 @@ def guarded(command: Callable) -> Callable:
             raise
         except KeyboardInterrupt as error:
             told = in_flags(" ".join(getattr(error, "__notes__", ())), flags)
-            say(f"\naddenda: interrupted. {told.replace('The same call', 'The same command')}")
-            raise typer.Exit(130) from None
+            how = "stopped by SIGTERM" if isinstance(error, TerminatedError) else "interrupted"
+            say(f"\naddenda: {how}. {told.replace('The same call', 'The same command')}")
+            raise typer.Exit(exit_code(error)) from None
 
     vars(call)["__signature__"] = signature.replace(
         parameters=[*signature.parameters.values(), run_file.parameter(command)]

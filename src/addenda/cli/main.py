@@ -8,7 +8,7 @@ from itertools import pairwise
 import typer
 
 from addenda.cli.common import say, tell
-from addenda.cli.guard import guarded
+from addenda.cli.guard import exit_code, guarded, terminable
 
 # Threads wait for each other asleep, not spinning: a step is several times faster where another process uses one of two
 # cores, and little slower where none does. libgomp reads this when torch is imported.
@@ -74,16 +74,17 @@ def _empty(arguments: list[str]) -> str | None:
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 2 something that the user can mend, 130 interrupted."""
+    """Run a command and exit: 0 done, 2 something that the user can mend, 130 interrupted, 143 ended by SIGTERM."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if (empty := _empty(arguments)) is not None:  # a path would be taken for the present folder
         say(f"addenda: {empty} has an empty value. Give one, or leave {empty} out.")
         sys.exit(2)
     try:
-        app(arguments)
-    except KeyboardInterrupt:
+        with terminable():
+            app(arguments)
+    except KeyboardInterrupt as error:
         print("addenda: interrupted.", file=sys.stderr)  # before a command began
-        sys.exit(130)
+        sys.exit(exit_code(error))
     except Exception as error:
         from addenda.core.base.errors import AddendaError
         from addenda.core.disk.access import printable, reading
