@@ -11,7 +11,7 @@ from pathlib import Path
 COMMANDS = (
     "steps", "others", "profile", "scaling", "inference", "mixed", "switching", "optimizer", "tune", "memory", "attach",
     "basis", "images", "hidden", "quantised", "qlora", "reduce", "peft_parity", "combine", "retention", "gguf",
-    "on_disk", "loading",
+    "on_disk", "loading", "kills",
 )  # fmt: skip
 
 
@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--arms", help="arms of `steps`, `others`, `hidden`, parts of `on_disk`, between |; others on record stay"
+        "--arms",
+        help="arms of `steps`, `others`, `hidden`, parts of `on_disk` and `kills`, between |; others on record stay",
     )
     parser.add_argument("--device", default="cuda", help="of `gpu`, which measures nothing else here")
     parser.add_argument("--quick", action="store_true", help="of `gpu`: tries the script, and measures little")
