@@ -11,7 +11,9 @@ from torch import Tensor
 
 import addenda as ad
 import toys
+from addenda.core.file.states import read_state, write_state
 from addenda.optim import build
+from addenda.train.states import load_state, state_of
 
 METHODS = {  # one for each path through the core, and one whose values change every step
     "lora:rank=2": "lora-pro:mode=full",
@@ -83,7 +85,8 @@ def process(rank: int, kind: str, folder: str) -> None:
                 ad.detach(model)
             with pytest.raises(ad.AddendaError, match="shard"):
                 ad.merge(model)
-        train(wrapped, adapter, build(adapter, trained_by, 1e-2), ids, labels)
+        made = build(adapter, trained_by, 1e-2)
+        train(wrapped, adapter, made, ids, labels)
         after = whole({k: t for k, t in model.state_dict().items() if ".addenda." not in k})
         assert all(torch.equal(before[k], after[k]) for k in before if not k.startswith("score")), method
         found[method] = whole(adapter.state_dict())
@@ -92,6 +95,20 @@ def process(rank: int, kind: str, folder: str) -> None:
         adapter.load_state_dict(found[method])
         if kind == "fsdp2" or rank == 0:
             adapter.save(f"{folder}/{method.partition(':')[0]}.safetensors")
+        state, file = state_of(made), Path(folder, "state.safetensors")
+        if rank == 0:
+            write_state(file, state)
+        dist.barrier()
+        again = build(adapter, trained_by, 1e-2)
+        load_state(again, read_state(file), file)
+        ended = []
+        for optimizer in (made, again):
+            adapter.load_state_dict(found[method])
+            adapter.draw(STEPS)
+            train(wrapped, adapter, optimizer, ids, labels)
+            ended.append(whole(adapter.state_dict()))
+        assert all(torch.equal(ended[0][k], ended[1][k]) for k in ended[0]), method
+        assert not all(torch.equal(ended[0][k], found[method][k]) for k in ended[0])
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
+from addenda.core.file.states import read_state
 from addenda.data.batches import Collator, batches
 from addenda.data.encode import encode
 from addenda.data.read import read
@@ -18,6 +19,7 @@ from addenda.train.callback import TrainerCallback
 from addenda.train.fit import fit
 from tiny_models import SUMS, make_llama, make_tokenizer
 
+FILES = (checkpoint.FILE, *checkpoint.RESUMES, "rng_state.safetensors")
 METHOD = ad.LoRA(rank=4, dropout=0.25)
 
 
@@ -88,7 +90,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, accumulate, bits):
         run(train, out=tmp_path, progress=killed_at(11), **options)
     assert checkpoint.latest(tmp_path).name == "checkpoint-8"
     shutil.copytree(tmp_path / "checkpoint-8", tmp_path / ".checkpoint-12")  # a kill while writing the next
-    (tmp_path / ".checkpoint-12" / "optimizer.pt").write_bytes(b"half")
+    (tmp_path / ".checkpoint-12" / "optimizer.safetensors").write_bytes(b"half")
     torch.manual_seed(99)
     _, parts, again = run(train, out=tmp_path, resume=True, **options)
     assert again.resumed_from == 8
@@ -105,10 +107,16 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, accumulate, bits):
 def test_a_checkpoint_holds_the_adapter_and_nothing_of_the_base(tmp_path):
     _, adapter, _ = run(data(), out=tmp_path, steps=2)
     folder = checkpoint.latest(tmp_path)
-    names = {"adapter.safetensors", "addenda.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    names = {
+        "adapter.safetensors",
+        "addenda.json",
+        "optimizer.safetensors",
+        "scheduler.safetensors",
+        "rng_state.safetensors",
+    }
     assert {p.name for p in folder.iterdir()} == names | {"trainer_state.json"}
     assert same(load_file(folder / "adapter.safetensors"), values(adapter))
-    moments = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
+    moments = read_state(folder / "optimizer.safetensors")["state"]
     assert sum(t.numel() for s in moments.values() for t in s.values() if t.numel() > 1) == 2 * adapter.trainable
     assert sum(p.stat().st_size for p in folder.iterdir()) < 4 * 4 * adapter.trainable + 100_000
     fresh = make_llama()
@@ -380,7 +388,13 @@ def test_a_run_can_be_lengthened_and_says_so(tmp_path):
 def test_a_checkpoint_that_is_not_whole_is_an_error(tmp_path):
     train = data()
     run(train, out=tmp_path, steps=4, save_every=2)
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "adapter.safetensors"):
+    for name in (
+        "optimizer.safetensors",
+        "scheduler.safetensors",
+        "rng_state.safetensors",
+        "trainer_state.json",
+        "adapter.safetensors",
+    ):
         file = tmp_path / "checkpoint-4" / name
         whole = file.read_bytes()
         for held in (None, whole[:20], whole + b" "):

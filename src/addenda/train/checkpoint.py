@@ -2,8 +2,10 @@
 
     adapter.safetensors   the adapter, heads included, as `core.file.save` writes it; never a weight of the base
     addenda.json          the step of its schedules, the run's settings and identity, and what was chosen by measuring
-    optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json      transformers' own
+    optimizer.safetensors, scheduler.safetensors, rng_state.safetensors     states, as `core.file.states` writes them
+    trainer_state.json    transformers' own: the losses and evaluations so far
 
+Nothing in it is a pickle, and none is ever read. Of several processes each has an rng_state_RANK.safetensors.
 A folder takes its name only when everything in it is on disk, so a kill leaves a whole checkpoint or none. The folder
 that they lie in has an addenda.json too, written before the first step: the identity and the choices of the run.
 What this run has not written (another program's `checkpoint-500`) is never read, replaced or deleted.
@@ -34,7 +36,14 @@ from addenda.core.site.site import site_at
 from addenda.core.state.state import Record, record_of
 
 FILE, NOTE, STATE, BEST = "adapter.safetensors", "addenda.json", "trainer_state.json", "best.safetensors"
-RESUMES = ("optimizer.pt", "scheduler.pt", STATE)  # without them a run goes on with other numbers
+OPTIMIZER, SCHEDULER, SCALER = "optimizer.safetensors", "scheduler.safetensors", "scaler.safetensors"
+RESUMES = (OPTIMIZER, SCHEDULER, STATE)  # without them a run goes on with other numbers
+PLAIN = ("optimizer.pt", "scheduler.pt", STATE)  # what a plain Trainer calls them
+
+
+def random_file(process: int, processes: int) -> str:
+    """Return the name of the file with a process' random generators."""
+    return "rng_state.safetensors" if processes == 1 else f"rng_state_{process}.safetensors"
 
 
 def write(
@@ -188,7 +197,7 @@ def latest(out: str | Path) -> Path | None:
 
 def check_resumable(folder: Path) -> None:
     """Raise AddendaError where a plain Trainer would go on from this folder with a new optimizer or schedule."""
-    held = [(name, [name, name.replace(".pt", ".bin")]) for name in RESUMES]  # the other name is of older versions
+    held = [(name, [name, name.replace(".pt", ".bin")]) for name in PLAIN]  # the other name is of older versions
     missing = [name for name, names in held if not any((folder / n).is_file() for n in names)]
     if missing:
         raise AddendaError(

@@ -317,7 +317,7 @@ def _known(
     settings = replace(settings, **{k: note["settings"].get(k) if v == "auto" else v for k, v in chosen.items()})
     there, now = note.get("identity"), identity | asdict(settings)
     if not adapter.sharded:
-        checkpoint.check_whole(start, ["rng_state.pth"] if processes() == 1 else [])
+        checkpoint.check_whole(start, [checkpoint.random_file(i, processes()) for i in range(processes())])
         checkpoint.fitting(adapter, start, base=there is None)
     if there is None:  # of a version that kept none: what it did keep must be the same
         there = note["settings"]

@@ -2,7 +2,8 @@
 
 A plain Trainer writes the whole model and loads it non-strictly. `AdapterTrainer` writes the adapter, the optimizer,
 the scheduler, the random generators and its own state; on one machine a run that was killed and resumed ends with the
-very bits of the uninterrupted one. For a Trainer of your own, see `TrainerCallback`.
+very bits of the uninterrupted one. A plain Trainer's states are pickles; these are not, and none is opened. (DeepSpeed
+writes and reads its own.) For a Trainer of your own, see `TrainerCallback`.
 """
 
 import math
@@ -24,11 +25,13 @@ from torch.utils.data import DataLoader, Sampler
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import DiskError, writing
+from addenda.core.file.states import read_state, write_state
 from addenda.data.encoded import IGNORE, Encoded
 from addenda.optim.plain import adamw
 from addenda.optim.registry import Optimizers
-from addenda.train import checkpoint
+from addenda.train import checkpoint, states
 from addenda.train.callback import TrainerCallback
+from addenda.train.checkpoint import OPTIMIZER, SCALER, SCHEDULER, random_file
 from addenda.train.compiled import eager
 from addenda.train.consistency import Consistency
 from addenda.train.evaluate import evaluate
@@ -114,6 +117,11 @@ class AdapterTrainer(transformers.Trainer):
         with own_check(adapter):
             super().__init__(
                 adapter.model, args, train_dataset=train, eval_dataset=eval_data, callbacks=[_Conductor(self, watch)]
+            )
+        if self.is_fsdp_enabled and getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 2) == 1:
+            raise AddendaError(
+                "The first version of FSDP puts many tensors into one, and no adapter can be told from it. Take the "
+                "second: fsdp_config={'version': 2}, or accelerate's --fsdp_version 2."
             )
         self.remove_callback(transformers.PrinterCallback)
         self.add_callback(_Steps(adapter, dead=dead))
@@ -246,6 +254,52 @@ class AdapterTrainer(transformers.Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             checkpoint.finish(staging, final, self.keep)
+
+    # what transformers does with pickles, without them: its names, its moments
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        made = states.state_of(self.optimizer)  # of a sharded model all processes take part
+        if self.args.should_save:
+            write_state(Path(output_dir, OPTIMIZER), made, "state of the optimizer")
+            assert self.lr_scheduler is not None
+            write_state(Path(output_dir, SCHEDULER), self.lr_scheduler.state_dict(), "state of the schedule")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        file = Path(checkpoint, OPTIMIZER)
+        states.load_state(self.optimizer, read_state(file), file)
+        file = Path(checkpoint, SCHEDULER)
+        states.load_schedule(self.lr_scheduler, read_state(file), file)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        write_state(self._random_file(output_dir), states.random_state(self._devices()), "state of a generator")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            file = self._random_file(checkpoint)
+            states.set_random_state(read_state(file), self._devices(), file)
+
+    def _save_scaler(self, output_dir: str) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None and self.args.should_save:
+            write_state(Path(output_dir, SCALER), scaler.state_dict(), "state of the scaler")
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None and checkpoint is not None and Path(checkpoint, SCALER).is_file():
+            scaler.load_state_dict(read_state(Path(checkpoint, SCALER)))
+
+    def _random_file(self, folder: str) -> Path:
+        return Path(folder, random_file(self.args.process_index, self.args.world_size))
+
+    def _devices(self) -> set[torch.device]:
+        """Return the devices whose generators this process draws from."""
+        if self.args.world_size > 1:
+            return {self.args.device}
+        return {self.args.device, *(p.device for p in self.adapter.model.parameters())}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         checkpoint.restore(self.adapter, resume_from_checkpoint)
