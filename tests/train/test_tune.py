@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -183,20 +184,23 @@ def test_a_finished_run_repeated_writes_nothing(folder, tmp_path):
         tune(folder, SUMS, **(common | {"steps": 6}))
 
 
-def test_the_run_of_an_older_version_goes_on(folder, tmp_path):
+def test_the_run_of_an_older_version_is_begun_again_when_asked(folder, tmp_path):
     out = tmp_path / "run"
     common = {"method": "lora:rank=4", "out": out, **QUICK}
     tune(folder, SUMS, **common)
     run = json.loads((out / "run.json").read_text())
-    del run["files"], run["looks"]
+    del run["files"], run["looks"], run["sha256"]
     (out / "run.json").write_text(json.dumps(run))
     for note in out.glob("checkpoints/checkpoint-*/addenda.json"):
         said = json.loads(note.read_text())
         note.write_text(json.dumps({k: said[k] for k in ("step", "settings", "choices")}))
+        (note.parent / "optimizer.safetensors").rename(note.parent / "optimizer.pt")
     (out / "checkpoints" / "addenda.json").unlink()
-    assert tune(folder, SUMS, **common).resumed_from == 2
-    assert tune(folder, SUMS, **(common | {"steps": 3})).resumed_from == 2
+    with pytest.raises(AddendaError, match=r"an older version of addenda, which wrote pickles.*resume=False"):
+        tune(folder, SUMS, **common)
+    assert tune(folder, SUMS, **common, resume=False).resumed_from == 0
     assert "files" in json.loads((out / "run.json").read_text())
+    assert not list(out.rglob("*.pt"))
 
 
 def test_the_card_of_a_quantised_run_works_as_written(folder, tmp_path, monkeypatch, capsys):
@@ -237,3 +241,31 @@ def test_a_hostile_run_beside_an_adapter_says_nothing(tmp_path, text):
     (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
     assert wanted_by(tmp_path / "adapter.safetensors") == {}
     assert labels_beside(tmp_path / "adapter.safetensors") is None
+
+
+def test_a_damaged_file_of_a_finished_run_is_written_again(tmp_path):
+    def run():
+        return tune(make_llama(), SUMS, "lora:rank=2", tokenizer=make_tokenizer(), out=tmp_path, **QUICK)
+
+    assert run().tokens > 0
+    kept = {n: (tmp_path / n).read_bytes() for n in ("adapter.safetensors", "README.md", "run.json")}
+    for name, whole in kept.items():
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 4
+        for held in (None, b"", whole[: len(whole) // 2], bytes(flipped)):
+            if name == "README.md" and held:
+                continue  # it may have been edited
+            (tmp_path / name).unlink() if held is None else (tmp_path / name).write_bytes(held)
+            assert run().tokens == 0
+            made = {n: (tmp_path / n).read_bytes() for n in kept}
+            if name == "run.json":
+                run_now, run_then = json.loads(made.pop(name)), json.loads(kept["run.json"])
+                assert run_now["losses"] == run_then["losses"] and run_now["files"].keys() == run_then["files"].keys()
+                made["README.md"] = kept["README.md"]  # with the times of this call
+                for other in ("README.md", name):
+                    (tmp_path / other).write_bytes(kept[other])
+            assert made.items() <= kept.items()
+    (tmp_path / "run.json").write_text('{"command": 3}')
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(AddendaError, match=r"holds run\.json.*, which would be written"):
+        run()

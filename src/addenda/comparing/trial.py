@@ -21,6 +21,7 @@ from addenda.core.adapter.handle import Adapter
 from addenda.core.file.save import save
 from addenda.data.encoded import Encoded
 from addenda.models.machine import device_of, resident
+from addenda.train.checkpoint import NoneWholeError, newest
 from addenda.train.evaluate import Evaluation
 from addenda.train.fit import Progress, fit
 from addenda.train.loss import score
@@ -70,7 +71,7 @@ def trial(
                 warmup=settings.warmup, weight_decay=settings.weight_decay, seed=seed,
                 eval=subject.splits["validation"].first(settings.validation), eval_every=looks(steps, stage),
                 progress=progress, memory_floor=floor, out=checkpoints, save_every=save_every,
-                resume=checkpoints is not None, optimizer=arm.optimizer,
+                resume=checkpoints is not None and _goes_on(checkpoints), optimizer=arm.optimizer,
                 attention=None,  # chosen once, for all arms
                 **arm.training,
             )  # fmt: skip
@@ -94,6 +95,15 @@ def trial(
         if not result.losses or not math.isfinite(result.losses[-1][1]):
             run = _diverged(run, "the loss is not finite", 0.0)
         return replace(run, seconds=time.perf_counter() - started)
+
+
+def _goes_on(checkpoints: Path) -> bool:
+    """Return False where all checkpoints of a trial are damaged: it begins again, and ends as it would have."""
+    try:
+        newest(checkpoints)
+    except NoneWholeError:
+        return False
+    return True
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """What a run leaves beside its adapter: `run.json` to repeat it, and a model card; and by what these are known as ours.
 
-run.json holds the SHA-256 of the adapter and of the card. A file of theirs that is another now is somebody's own: an
-adapter is not written over, a card that was edited is left as it is.
+run.json holds the SHA-256 of the adapter, of the card and of itself. A file of theirs that is another now is somebody's
+own: an adapter is not written over, a card that was edited is left as it is. One that cannot be read any more is
+damaged, and the same call writes it again.
 """
 
 import hashlib
-import json
 import re
 import shlex
 import sys
@@ -23,6 +23,8 @@ from addenda.core.disk.access import printable, read_json, reading, strict
 from addenda.core.disk.atomic import write_atomically
 from addenda.core.disk.place import check_free, holds
 from addenda.core.file.header import read
+from addenda.core.file.identity import plain
+from addenda.core.file.sealed import is_sealed, read_sealed, write_sealed
 from addenda.models.machine import hardware, versions
 from addenda.train import checkpoint
 from addenda.train.fit import FitResult
@@ -34,9 +36,12 @@ _SIGNS = ("---\n", "\nlibrary_name: addenda\n")  # of a card of ours
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """Read run.json; None where there is none, or it is not of such a run."""
+    """Read run.json; None where there is none, it is damaged, or not of such a run."""
+    file = folder / RUN
     try:
-        run = read_json(folder / RUN)
+        with reading(file), file.open("rb") as f:
+            sealed = is_sealed(f.read(64))
+        run = read_sealed(file) if sealed else read_json(file)  # which older versions wrote
     except AddendaError:
         return None
     fine = isinstance(run, dict) and all(isinstance(run.get(k), kind) for k, kind in _FIELDS.items())
@@ -44,9 +49,33 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def check_ours(folder: Path) -> None:
-    """Raise AddendaError where a name that a run writes is taken by something else."""
-    names = {RUN: lambda _: read_run(folder) is not None, ADAPTER: is_adapter, CARD: lambda p: holds(p, *_SIGNS)}
+    """Raise AddendaError where a name that a run writes is taken by something else.
+
+    A file of ours that a disk has damaged is no such thing: a run that goes on writes it again.
+    """
+    names = {
+        RUN: lambda p: read_run(folder) is not None or _is_empty(p) or _was_run(p),
+        ADAPTER: lambda p: is_adapter(p) or _is_damaged(p),
+        CARD: lambda p: _is_empty(p) or holds(p, *_SIGNS),
+    }
     check_free(folder, names | {"checkpoints": Path.is_dir})
+
+
+def _is_empty(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size == 0
+
+
+def _was_run(file: Path) -> bool:
+    """Return whether a file beside checkpoints of ours begins as a run.json does, damaged as it may be."""
+    signs = ('"sha256": "', '"created": "', '"command": "')
+    return checkpoint.latest(file.parent / "checkpoints") is not None and any(holds(file, sign) for sign in signs)
+
+
+def _is_damaged(file: Path) -> bool:
+    """Return whether a file, beside a run or checkpoints of ours, was an adapter and cannot be read any more."""
+    run = read_run(file.parent)
+    ours = run is not None or checkpoint.latest(file.parent / "checkpoints") is not None
+    return ours and file.is_file() and (_is_empty(file) or holds(file, "addenda")) and not checkpoint.has_adapter(file)
 
 
 def is_adapter(file: Path) -> bool:
@@ -57,8 +86,7 @@ def is_adapter(file: Path) -> bool:
         return checkpoint.has_adapter(file)
     if isinstance(said, dict) and said.get(ADAPTER) == _hash(file):
         return True
-    kept = file.parent / "checkpoints"
-    near = [*(p / ADAPTER for p in checkpoint.all_of(kept)), kept / checkpoint.BEST]
+    near = [p / ADAPTER for p in checkpoint.all_of(file.parent / "checkpoints")]
     return any(_alike(file, other) for other in near if other.is_file())
 
 
@@ -73,12 +101,22 @@ def _alike(a: Path, b: Path) -> bool:
 
 
 def is_finished(folder: Path, made: FitResult) -> bool:
-    """Return whether a call has found its run finished, with all that it leaves: nothing is to be written then."""
+    """Return whether a call has found its run finished, with its run.json: that is not written again then."""
     run = read_run(folder)
-    there = (folder / ADAPTER).is_file() and (folder / CARD).is_file()
-    return (
-        made.tokens == 0 and there and run is not None and run["steps"] == made.steps and is_adapter(folder / ADAPTER)
-    )
+    if made.tokens or run is None or not isinstance(run.get("files"), dict):
+        return False
+    return run["steps"] == made.steps and run["losses"] == plain(made.losses)
+
+
+def mend(folder: Path, adapter: Adapter) -> None:
+    """Write again what a finished run has lost since: its adapter, where it is another one now, and its card."""
+    run = read_run(folder)
+    if run is None:
+        return
+    if not (folder / ADAPTER).is_file() or run["files"].get(ADAPTER) != _hash(folder / ADAPTER):
+        adapter.save(folder / ADAPTER)
+    if not (folder / CARD).is_file() or _is_empty(folder / CARD):
+        write_atomically(folder / CARD, card_of(adapter, run).encode())
 
 
 def _hash(file: Path) -> str:
@@ -95,8 +133,7 @@ def write_all(folder: Path, adapter: Adapter, *, base: str, options: dict, data:
     edited = CARD in known and (folder / CARD).is_file() and known[CARD] != _hash(folder / CARD)
     card_hash = known[CARD] if edited else hashlib.sha256(card).hexdigest()
     run["files"] = {ADAPTER: _hash(folder / ADAPTER), CARD: card_hash}
-    text = json.dumps(strict(run), indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / RUN, text.encode("utf-8", "replace"))
+    write_sealed(folder / RUN, strict(run))
     if not edited:
         write_atomically(folder / CARD, card)
 

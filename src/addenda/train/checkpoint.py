@@ -6,13 +6,16 @@
     trainer_state.json    transformers' own: the losses and evaluations so far
 
 Nothing in it is a pickle, and none is ever read. Of several processes each has an rng_state_RANK.safetensors.
-A folder takes its name only when everything in it is on disk, so a kill leaves a whole checkpoint or none. The folder
-that they lie in has an addenda.json too, written before the first step: the identity and the choices of the run.
-What this run has not written (another program's `checkpoint-500`) is never read, replaced or deleted.
+    best.safetensors      with early_stop: the values of the best evaluation so far
+
+A folder takes its name only when everything in it is on disk, so a kill leaves a whole checkpoint or none; addenda.json
+has the SHA-256 of all files, and its own. One that a disk has damaged is passed over for the one before it, and stays
+until the run has come to its step again. The folder that they lie in has an addenda.json too, written before the first
+step: the identity and the choices of the run. What this run has not written (another program's `checkpoint-500`) is
+never read, replaced or deleted.
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -25,12 +28,12 @@ from torch import Tensor
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import writes
-from addenda.core.disk.access import read_json
-from addenda.core.disk.atomic import write_atomically
+from addenda.core.disk.access import reading
 from addenda.core.file.fingerprint import fingerprint
 from addenda.core.file.header import Header, read
 from addenda.core.file.methods import methods_of
 from addenda.core.file.save import save
+from addenda.core.file.sealed import is_sealed, read_sealed, write_sealed
 from addenda.core.method.contract import Method
 from addenda.core.site.site import site_at
 from addenda.core.state.state import Record, record_of
@@ -38,7 +41,12 @@ from addenda.core.state.state import Record, record_of
 FILE, NOTE, STATE, BEST = "adapter.safetensors", "addenda.json", "trainer_state.json", "best.safetensors"
 OPTIMIZER, SCHEDULER, SCALER = "optimizer.safetensors", "scheduler.safetensors", "scaler.safetensors"
 RESUMES = (OPTIMIZER, SCHEDULER, STATE)  # without them a run goes on with other numbers
+OLD = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # pickles, of versions before: known, never opened
 PLAIN = ("optimizer.pt", "scheduler.pt", STATE)  # what a plain Trainer calls them
+
+
+class NoneWholeError(AddendaError):
+    """Raised where a run is to be gone on with, and all of its checkpoints are damaged."""
 
 
 def random_file(process: int, processes: int) -> str:
@@ -66,7 +74,7 @@ def write(
     note = {"step": adapter.step_count, "settings": settings or {}, "choices": choices or {}}
     note |= {k: v for k, v in (("identity", identity), ("looks", looks)) if v}
     if writes(adapter.sharded):  # first: it says whose the folder is
-        write_atomically(folder / NOTE, json.dumps(note, indent=1).encode())
+        write_sealed(folder / NOTE, note)
     save(adapter, folder / FILE, latent=True)
 
 
@@ -149,9 +157,7 @@ def _other_base(adapter: Adapter, header: Header) -> list[str]:
 def note_of(folder: str | Path) -> dict[str, Any]:
     """Read what `write` noted. Raises AddendaError where there is no such note."""
     try:
-        note = read_json(Path(folder) / NOTE)
-        if not isinstance(note, dict):
-            raise AddendaError(f"an object was expected, {type(note).__name__} came")
+        note = read_sealed(Path(folder) / NOTE)
         wanted = {"step": int, "settings": dict}
         kinds = wanted | {"choices": dict, "identity": dict, "looks": list, "files": dict}
         wrong = [k for k, kind in kinds.items() if (k in note or k in wanted) and not isinstance(note.get(k), kind)]
@@ -165,19 +171,26 @@ def note_of(folder: str | Path) -> dict[str, Any]:
 
 
 def is_own(folder: Path) -> bool:
-    """Return whether `fit` wrote this checkpoint, or began to: its note says so.
+    """Return whether `fit` wrote this checkpoint, or began to: by its note, or else by the names of all files in it.
 
     One that was killed before the note was written holds nothing, or nothing but the adapter.
     """
-    if folder.is_symlink() or not folder.is_dir():
-        return False
+    with reading(folder):
+        if folder.is_symlink() or not folder.is_dir():
+            return False
+        names = {p.name for p in folder.iterdir()}
     try:
         return bool(note_of(folder)["settings"])
     except AddendaError:
-        names = {p.name for p in folder.iterdir()}
-        ours = {n for n in names if n == FILE or n.startswith((f".{FILE}.", f".{NOTE}."))}
-        begun = folder.name.startswith(".") and names == ours
-        return begun and (FILE not in names or has_adapter(folder / FILE))
+        begun = folder.name.startswith(".") and FILE not in names
+        return all(map(_is_ours, names)) and (NOTE in names or begun or has_adapter(folder / FILE))
+
+
+def _is_ours(name: str) -> bool:
+    """Return whether a name is one that a checkpoint's file has, or has while it is written."""
+    known = (FILE, NOTE, STATE, OPTIMIZER, SCHEDULER, SCALER, BEST, *OLD)
+    begun = name.startswith(".") and any(name.startswith(f".{n}.") for n in known)
+    return name in known or begun or re.fullmatch(r"\.?rng_state(_\d+)?\.(safetensors(\..*)?|pth)", name) is not None
 
 
 def has_adapter(file: Path) -> bool:
@@ -190,9 +203,28 @@ def has_adapter(file: Path) -> bool:
 
 
 def latest(out: str | Path) -> Path | None:
-    """Return the newest checkpoint of `fit`'s in a folder, or None."""
+    """Return the newest checkpoint of `fit`'s in a folder, damaged or not; None where there is none."""
     found = [p for p in all_of(out) if is_own(p)]
     return found[-1] if found else None
+
+
+def newest(out: str | Path, also: Iterable[str] = ()) -> tuple[Path | None, list[str]]:
+    """Return the newest whole checkpoint of `fit`'s in a folder, or None, and what is wrong with each newer one.
+
+    also: files that must be there. Raises NoneWholeError where there are checkpoints, and all are damaged.
+    """
+    damaged = []
+    for folder in reversed([p for p in all_of(out) if is_own(p)]):
+        wrong = damage(folder, also)
+        if wrong is None:
+            return folder, damaged
+        damaged.append(f"{folder.name} {wrong}")
+    if damaged:
+        raise NoneWholeError(
+            f"No checkpoint in {out} is whole: {'; '.join(damaged)}. Put back what is missing, or start again with "
+            "resume=False (--no-resume), which deletes them, or in another folder (--out)."
+        )
+    return None, []
 
 
 def check_resumable(folder: Path) -> None:
@@ -207,24 +239,31 @@ def check_resumable(folder: Path) -> None:
         )
 
 
-def check_whole(folder: Path, also: Iterable[str] = ()) -> None:
-    """Raise AddendaError for a checkpoint with a file gone or changed: its run would end with other numbers."""
-    known = note_of(folder).get("files", {})
-    missing = [name for name in dict.fromkeys((FILE, *RESUMES, *also, *known)) if not (folder / name).is_file()]
-    wrong = [name for name, said in known.items() if name not in missing and said != _hash(folder / name)]
-    if missing or wrong:
-        before = [p.name for p in all_of(folder.parent) if is_own(p) and p != folder]
-        way = f"remove that folder to go on from {before[-1]}" if before else "remove that folder to start again"
-        what = [f"lacks {' and '.join(missing)}"] if missing else []
-        what += [f"has {' and '.join(wrong)} damaged or changed"] if wrong else []
-        raise AddendaError(
-            f"The checkpoint {folder} {' and '.join(what)}, with which the run would end with other numbers. Put back "
-            f"what is missing, or {way} (or give resume=False, --no-resume, which starts again)."
-        )
+def damage(folder: Path, also: Iterable[str] = ()) -> str | None:
+    """Return what is wrong with a checkpoint, as the end of a sentence; None where it is whole.
+
+    A file gone, emptied or changed: a run that went on from it would end with other numbers, or with an error.
+    """
+    try:
+        with reading(folder):
+            names = {p.name for p in folder.iterdir() if p.is_file()}
+        if any(name in names for name in OLD):
+            return "is of an older version of addenda, which wrote pickles: these are not opened"
+        if NOTE not in names:
+            return f"lacks {NOTE}"
+        known = note_of(folder).get("files", {})
+        wanted = dict.fromkeys((FILE, *RESUMES, *also, *known))
+        missing = [name for name in wanted if name not in names]
+        wrong = [name for name in wanted if name in names and known.get(name) != _hash(folder / name)]
+    except AddendaError as error:
+        return f"has {NOTE} damaged or changed" if (folder / NOTE).is_file() else f"cannot be read ({error})"
+    what = [f"lacks {' and '.join(missing)}"] if missing else []
+    what += [f"has {' and '.join(wrong)} damaged or changed"] if wrong else []
+    return " and ".join(what) or None
 
 
 def _hash(file: Path) -> str:
-    with file.open("rb") as f:
+    with reading(file), file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -243,29 +282,35 @@ def step_of(folder: Path) -> int:
 
 def begin(out: Path, identity: dict, choices: dict, looks: list) -> None:
     """Write down what a run is and how it is computed, before its first step."""
-    note = {"identity": identity, "choices": choices, "looks": looks}
-    write_atomically(out / NOTE, json.dumps(note, indent=1).encode())
+    write_sealed(out / NOTE, {"identity": identity, "choices": choices, "looks": looks})
 
 
 def begun(out: str | Path) -> dict[str, Any]:
-    """Read what `begin` wrote; empty where no run has begun in that folder, or the note is of something else."""
+    """Read what `begin` wrote; empty where no run has begun in that folder, the note is damaged, or not a run's."""
     try:
-        note = read_json(Path(out) / NOTE)
+        note = read_sealed(Path(out) / NOTE)
     except AddendaError:
         return {}
     kinds = {"identity": dict, "choices": dict, "looks": list}
-    fine = isinstance(note, dict) and all(isinstance(note.get(k), kind) for k, kind in kinds.items())
-    return note if fine else {}
+    return note if all(isinstance(note.get(k), kind) for k, kind in kinds.items()) else {}
 
 
-def check_free(out: Path, saves: Iterable[int], best: bool) -> None:
+def _has_begun(out: Path) -> bool:
+    """Return whether the note in a folder is one of `begin`, damaged or not."""
+    try:
+        with reading(out / NOTE):
+            text = (out / NOTE).read_bytes()
+    except AddendaError:
+        return False
+    return not text or is_sealed(text) or b'"sha256"' in text or b'"identity"' in text or latest(out) is not None
+
+
+def check_free(out: Path, saves: Iterable[int]) -> None:
     """Raise AddendaError where a name that a run will write is taken by something that `fit` did not write."""
     steps = set(saves)
     taken = [p.name for p in all_of(out) if step_of(p) in steps and not is_own(p)]
-    if (out / NOTE).exists() and not begun(out):
+    if (out / NOTE).exists() and not _has_begun(out):
         taken.append(NOTE)
-    if best and _exists(out / BEST) and not _is_best(out):
-        taken.append(BEST)
     if taken:
         raise AddendaError(
             f"{out} holds {', '.join(taken[:6])}, which this run would write and which is not of such a run. Move it, "
@@ -273,19 +318,10 @@ def check_free(out: Path, saves: Iterable[int], best: bool) -> None:
         )
 
 
-def _exists(path: Path) -> bool:
-    return path.exists() or path.is_symlink()
-
-
-def _is_best(out: Path) -> bool:
-    """Return whether the file of the best values is of a run in this folder."""
-    return bool(begun(out) or latest(out)) and has_adapter(out / BEST)
-
-
 def finish(staging: Path, final: Path, keep: int) -> None:
     """Flush a written folder to disk, give it its name, and delete older ones of the run but the last `keep`."""
     known = {p.name: _hash(p) for p in sorted(staging.iterdir()) if p.is_file() and p.name != NOTE}
-    write_atomically(staging / NOTE, json.dumps(note_of(staging) | {"files": known}, indent=1).encode())
+    write_sealed(staging / NOTE, note_of(staging) | {"files": known})
     for path in [*staging.iterdir(), staging]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -297,19 +333,19 @@ def finish(staging: Path, final: Path, keep: int) -> None:
             raise AddendaError(f"{final} is not of this run, so it is not replaced. Move it, or choose another folder.")
         shutil.rmtree(final)
     staging.rename(final)
-    for old in [p for p in all_of(final.parent) if is_own(p)][:-keep]:
+    # one of a later step is damaged, and this run has not come to it yet
+    for old in [p for p in all_of(final.parent) if step_of(p) <= step_of(final) and is_own(p)][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def clear(out: str | Path) -> None:
     """Delete all checkpoints of `fit`'s in a folder, unfinished ones too, and the note of its run; nothing else."""
     out = Path(out)
-    if (out / BEST).is_file() and _is_best(out):
-        (out / BEST).unlink(missing_ok=True)
+    noted = _has_begun(out)
     for path in [*all_of(out), *out.glob(".checkpoint-*")]:
         if is_own(path):
             shutil.rmtree(path, ignore_errors=True)
-    if begun(out):
+    if noted:
         (out / NOTE).unlink(missing_ok=True)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import statistics
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -72,6 +73,7 @@ class FitResult:
     looks: list[dict] = field(
         default_factory=list
     )  # how a run was lengthened after it was seen, see `core.file.identity`
+    damaged: tuple[str, ...] = ()  # checkpoints that were passed over, and what is wrong with each
 
 
 @checked(settings=Settings, also=PASSED, translate=translated)
@@ -122,8 +124,9 @@ def fit(
     `looks` tell.
 
     Raises AddendaError for impossible settings, an adapter that cannot train, a diverged loss, a tensor that gets no
-    gradient, a checkpoint of another run or one that lacks a file, another run in the same folder, and a name in it
-    that is taken by something else.
+    gradient, a checkpoint of another run, another run in the same folder, and a name in it that is taken by something
+    else. A damaged checkpoint is passed over for the one before it, with a warning and in the result's `damaged`; where
+    none is whole, NoneWholeError.
     """
     _trainable(model, adapter)
     if not len(train):
@@ -139,7 +142,8 @@ def fit(
     evaluations = _when(eval_every, settings.steps, 20) if eval is not None else frozenset()
     saves = _when(save_every, settings.steps, 5) | {settings.steps} if out is not None else frozenset()
     kept = None if out is None else path_of(out, "out")
-    start = checkpoint.latest(kept) if resume and kept is not None else None
+    wanted = [checkpoint.random_file(i, processes()) for i in range(processes())]
+    start, damaged = checkpoint.newest(kept, wanted) if resume and kept is not None else (None, [])
     identity: dict[str, Any] = {}
     known, looks = {}, []
     if kept is not None:
@@ -149,7 +153,13 @@ def fit(
             evaluations={"every": every} if settings.early_stop else None, arguments=arguments,
         )  # fmt: skip
         known, looks = _known(kept, start, adapter, settings, identity, resume)
-        checkpoint.check_free(kept, saves, settings.early_stop is not None)
+        checkpoint.check_free(kept, saves)
+        if start is not None and damaged and is_first():
+            warnings.warn(
+                f"In {kept} {'; '.join(damaged)}. The run goes on from {start.name}, which is whole, and ends as it "
+                "would have.",
+                stacklevel=2,
+            )
         if start is None:
             checkpoint.clear(kept)
 
@@ -226,6 +236,7 @@ def fit(
         choices=choices,
         unit=train.unit,
         looks=looks,
+        damaged=tuple(damaged),
     )
 
 
@@ -303,7 +314,7 @@ def _known(
 ) -> tuple[dict, list[dict]]:
     """Return the choices and looks of the run that a call goes on with, with this look where it lengthens the run.
 
-    Raises AddendaError where the newest checkpoint is of another run, or not whole.
+    start: the newest whole checkpoint. Raises AddendaError where it is of another run.
     """
     if start is None:
         before = checkpoint.begun(out) if resume else {}
@@ -315,13 +326,8 @@ def _known(
     chosen = {"attention": settings.attention or attentions.current(adapter.model), "loss": settings.loss}
     chosen = {k: choices.get(k, {}).get("name") if v == "auto" and k in choices else v for k, v in chosen.items()}
     settings = replace(settings, **{k: note["settings"].get(k) if v == "auto" else v for k, v in chosen.items()})
-    there, now = note.get("identity"), identity | asdict(settings)
-    if not adapter.sharded:
-        checkpoint.check_whole(start, [checkpoint.random_file(i, processes()) for i in range(processes())])
-        checkpoint.fitting(adapter, start, base=there is None)
-    if there is None:  # of a version that kept none: what it did keep must be the same
-        there = note["settings"]
-        now = {k: v for k, v in now.items() if k in there}
+    there, now = note.get("identity", {}), identity | asdict(settings)
+    checkpoint.fitting(adapter, start, base=False)  # that is in the identity
     grown = goes_on(
         f"The checkpoint {start}", there, now, grows={"steps": larger},
         way="Repeat the call with its settings to go on with it, or start again with resume=False (--no-resume) or in "

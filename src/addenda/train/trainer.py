@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
+from addenda.core.base.sharded import whole
 from addenda.core.disk.access import DiskError, writing
 from addenda.core.file.states import read_state, write_state
 from addenda.data.encoded import IGNORE, Encoded
@@ -210,17 +211,13 @@ class AdapterTrainer(transformers.Trainer):
             losses = [*before, made.loss]
             best = losses.index(min(losses))
             if best == len(losses) - 1:
-                self.best = {k: t.clone() for k, t in self.adapter.state_dict().items()}
-                if self.saves:
-                    self.adapter.save(self.out / "best.safetensors", latent=True)
+                self.best = {k: whole(t).clone() for k, t in self.adapter.state_dict().items()}
             if len(losses) - 1 - best >= patience:
                 self.control.should_training_stop = True
         return metrics
 
     def take_best(self) -> None:
         """Put the values of the best evaluation back into the adapter."""
-        if self.best is None and (self.out / "best.safetensors").is_file():
-            self.best = checkpoint.read(self.out / "best.safetensors")[1]
         if self.best is not None:
             self.adapter.load_state_dict(self.best)
 
@@ -250,6 +247,8 @@ class AdapterTrainer(transformers.Trainer):
         self._save_scaler(str(staging))
         self._save_rng_state(str(staging))
         if self.args.should_save:
+            if self.best is not None:
+                write_state(staging / checkpoint.BEST, self.best, "best values")
             self.state.save_to_json(os.path.join(staging, checkpoint.STATE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -303,6 +302,8 @@ class AdapterTrainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         checkpoint.restore(self.adapter, resume_from_checkpoint)
+        best = Path(resume_from_checkpoint, checkpoint.BEST)
+        self.best = read_state(best) if best.is_file() else None
 
     def _load_callback_state(self) -> None:
         pass  # ours keep none

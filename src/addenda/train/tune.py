@@ -50,7 +50,7 @@ from addenda.models.machine import device_of, pick_device, pick_dtype, resident
 from addenda.quantizing.bridges import adopt
 from addenda.quantizing.quantize import Form
 from addenda.train import checkpoint
-from addenda.train.card import check_ours, is_finished, write_all
+from addenda.train.card import check_ours, is_finished, mend, write_all
 from addenda.train.evaluate import evaluate, generate
 from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.loss import score
@@ -233,7 +233,9 @@ def tune(
         known |= {"labels": train.labels, "skipped": len(encoded.skipped)}
         if held is not None:
             known |= {"eval": held.source, "eval_examples": len(more[0]), "eval_digest": held.digest}
-        if not is_finished(folder, made):
+        if is_finished(folder, made):
+            mend(folder, adapter)
+        else:
             save(adapter, path)
             write_all(
                 folder, adapter, base=loaded.source, options=told, data=known, made=made, before=before, after=after
