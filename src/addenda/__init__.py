@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from addenda.core.adapter.attach import detach as detach
     from addenda.core.adapter.blocks import disabled as disabled
     from addenda.core.adapter.blocks import per_example as per_example
+    from addenda.core.adapter.grow import grow as grow
+    from addenda.core.adapter.grow import shrink as shrink
     from addenda.core.adapter.handle import Adapter as Adapter
     from addenda.core.adapter.handle import adapters as adapters
     from addenda.core.adapter.load import load as load
@@ -91,6 +93,7 @@ _NAMES = {
     "compressing.trp": "TrainedRankPruning",
     "core.adapter.attach": "attach detach",
     "core.adapter.blocks": "disabled per_example",
+    "core.adapter.grow": "grow shrink",
     "core.adapter.handle": "Adapter adapters",
     "core.adapter.load": "load",
     "core.adapter.switch": "status switch",

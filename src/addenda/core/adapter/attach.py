@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from addenda.core.adapter.assign import Spec, allotted, assign, check_bits
 from addenda.core.adapter.build import Assigned, BuildProgress, build_tensors
 from addenda.core.adapter.calibration import calibrate
+from addenda.core.adapter.grow import refuse_untold
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
@@ -37,6 +38,7 @@ from addenda.core.state.state import (
     state_of,
 )
 from addenda.core.state.undo import undone
+from addenda.core.state.vocabulary import grown_of, keep_rows, take_off
 
 
 @in_its_mode
@@ -72,6 +74,7 @@ def attach(
     """
     started = time.perf_counter()
     root, state = ready(model, name)
+    refuse_untold(root)
     plan, heads = assign(root, method, targets, exclude, also_train, head_bits)
     calibrated = calibrate(root, plan, calibration, loss)
     plan = allotted(plan, calibrated)
@@ -146,8 +149,9 @@ def _installed(root, state, name, plan, built, heads, seed, freeze, started, act
         tensors.train(mode_of(site.module))
         adapt(site).add(name, site, tensors)
     origins = {s.path: s.key for s, _ in plan if s.key != s.path}
-    seconds = time.perf_counter() - started
-    state.records[name] = Record({s.path: m for s, m in plan}, heads, seed, seconds=seconds, origins=origins)
+    seconds, grown = time.perf_counter() - started, grown_of(root) is not None
+    methods = {s.path: m for s, m in plan}
+    state.records[name] = Record(methods, heads, seed, seconds=seconds, origins=origins, grown=grown)
     apply_active(root, state, (name,) if activate else state.active, stay=not activate)
     follow(root)
     bypass.hook(root, state)
@@ -179,6 +183,8 @@ def _detach(root: nn.Module, state: State, names: list[str], keep_merged: bool) 
     if state.merged is not None and not keep_merged:
         restore(root, state)
     with undone(root):  # what stands in the tensors of the base is right by now
+        if keep_merged:
+            keep_rows(root)
         _take_off(root, state, names)
 
 
@@ -200,6 +206,7 @@ def _take_off(root: nn.Module, state: State, names: list[str]) -> None:
     save_pretrained.guard(root, state)
     if state.records:
         apply_active(root, state, tuple(n for n in state.active if n in state.records), stay=True)
+        _let_rows_go(root, state)
         return
     parameters = dict(root.named_parameters())
     for n, flag in state.frozen.items():
@@ -207,6 +214,14 @@ def _take_off(root: nn.Module, state: State, names: list[str]) -> None:
             parameters[n].requires_grad_(flag)
     let_go(root.modules())
     del root.__dict__["_addenda"]
+    _let_rows_go(root, state)
+
+
+def _let_rows_go(root: nn.Module, state: State) -> None:
+    """Take off the rows that came with a file, where no adapter has them any more."""
+    grown = grown_of(root)
+    if grown is not None and grown.loaded and not any(r.grown for r in state.records.values()):
+        take_off(root)
 
 
 def _still_adapted(root: nn.Module, state: State) -> set[int]:

@@ -16,6 +16,7 @@ from addenda.core.method.contract import Method
 from addenda.core.modules.statistics import gathered
 from addenda.core.packed.tensor import Packed, bits_sum
 from addenda.core.state.state import intact, record_of, state_of, tensors_at
+from addenda.core.state.vocabulary import Vocabulary, grown_of
 
 
 class Adapter:
@@ -38,6 +39,13 @@ class Adapter:
     def labels(self, names: Iterable[str]) -> None:
         root, _, record = record_of(self.model, self.name)
         record.labels = fitting(root, names)
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The new tokens and rows that its file holds, where the model's vocabulary has grown."""
+        root, _, record = record_of(self.model, self.name)
+        grown = grown_of(root) if record.grown else None
+        return None if grown is None else grown.vocabulary
 
     @property
     def kinds(self) -> str:

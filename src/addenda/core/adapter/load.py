@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from addenda.core.adapter.assign import unfit
 from addenda.core.adapter.attach import install, ready
 from addenda.core.adapter.build import Assigned, build_tensors, pool_template
 from addenda.core.adapter.fit import fitting_tensors, form_of, form_text, not_sane
+from addenda.core.adapter.grow import grown_as
 from addenda.core.adapter.handle import Adapter, fitting
 from addenda.core.adapter.moved import advice
 from addenda.core.base.arguments import checked
@@ -23,6 +24,8 @@ from addenda.core.file.header import Checksum, Header, SiteEntry, read
 from addenda.core.file.methods import methods_of
 from addenda.core.file.rename import check_map, renamed
 from addenda.core.file.save import derived_of
+from addenda.core.file.tokenizer import difference
+from addenda.core.file.vocabulary import rows_in
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Method, Params, Replace, Shape
 from addenda.core.modules.borrow import in_its_mode
@@ -31,6 +34,7 @@ from addenda.core.site.site import Site, owners_of, refusal, site_at, with_neigh
 from addenda.core.site.targets import grouped
 from addenda.core.state.state import State, record_of
 from addenda.core.state.undo import undone
+from addenda.core.state.vocabulary import table_at
 
 
 @in_its_mode
@@ -44,13 +48,15 @@ def load(
     base: Literal["exact", "compatible"] = "exact",
     activate: bool = True,
     rename: Mapping[str, str] | None = None,
+    tokenizer: Any = None,
 ) -> Adapter:
     """Attach the adapter of a file: whole, or not at all.
 
     base="compatible" admits another floating dtype of the same weights, checked on stored samples within rounding.
     rename: {path in the file: path in this model}, where modules have other names than in training; see
-    `core.file.rename`. Where paths are missing, the error has that map. A file in few bits stays in codes, which act as
-    they did in training and cannot be trained on.
+    `core.file.rename`. Where paths are missing, the error has that map. tokenizer: the one to use with a file of new
+    tokens (`core.adapter.grow`), which must be the one of training; their rows stand behind the base's until `detach`.
+    A file in few bits stays in codes, which act as they did in training and cannot be trained on.
 
     Raises AddendaError listing everything that does not fit (paths with the nearest names, kinds, shapes, tensors), for
     base values that differ, for factors that this machine computes differently, and for a taken name.
@@ -61,6 +67,7 @@ def load(
     check_map(rename)
     ready(model, name)
     header, tensors = renamed(*read(path), rename, path)
+    check_tokenizer(header, tokenizer, path)
     return place(
         model, path, header, tensors, name=name, trainable=trainable, base=base, activate=activate, started=started
     )
@@ -90,6 +97,14 @@ def place(
             f"{path} holds codes: what training moved is not in it, and codes cannot be moved a little. Go on from a "
             "checkpoint of its run, or from a file that was saved with latent=True."
         )
+    rows = rows_in(header.vocabulary, tensors)
+    if any(table_at(root, t) is None for t in rows):
+        match(root, header, *methods_of(header, path), path)  # whose error has the map of paths
+    with grown_as(root, state, header.vocabulary, rows, path):
+        return _place(root, state, path, header, tensors, name, trainable, base, activate, started)
+
+
+def _place(root, state, path, header, tensors, name, trainable, base, activate, started) -> Adapter:
     labels = fitting(root, header.labels)
     plan = match(root, header, *methods_of(header, path), path)
     check_base(state, header, plan, base, path)
@@ -104,6 +119,17 @@ def place(
         record_of(root, name).record.labels = labels
         adapter.draw(header.step)
         return adapter.requires_grad_(trainable)
+
+
+def check_tokenizer(header: Header, tokenizer: Any, path: str | Path) -> None:
+    """Raise AddendaError where a tokenizer is not the one that a file's new tokens are of."""
+    if tokenizer is None or header.vocabulary is None:
+        return
+    if told := difference(tokenizer, header.vocabulary):
+        raise AddendaError(
+            f"{path} was trained with another tokenizer: {told}. Load the one that was saved with it "
+            "(tokenizer.save_pretrained). Nothing was loaded."
+        )
 
 
 def match(root: nn.Module, header: Header, methods: list[Method], copy: Replace, path: str | Path) -> Assigned:

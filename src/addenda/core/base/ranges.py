@@ -71,6 +71,8 @@ RANGES: dict[str, Range] = {
     "keep": _COUNT,
     "memory_floor": _whole(0, 2**62),
     "head_bits": _whole(1, 8),
+    "base_rows": _whole(1, 2**40),
+    "noise": Range(0, 1e6),
     # data and models
     "max_length": _COUNT,
     "image_size": _whole(1, 10**5),

@@ -15,8 +15,10 @@ from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.base.visible import label
 from addenda.core.disk.access import parse_json, path_of, reading, shown
 from addenda.core.file import container
+from addenda.core.file import vocabulary as vocabularies
 from addenda.core.packed.bits import code_bytes
 from addenda.core.packed.few_bits import FewBits
+from addenda.core.state.vocabulary import Vocabulary
 
 SCHEMA = 2  # 1 had no digest
 BEFORE_DIGEST = b'{"__metadata__":{"addenda":"{\\"schema\\": 2, \\"sha256\\": \\"'  # how a file with one begins
@@ -26,7 +28,7 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 _KEYS = frozenset(("schema", "seed", "step", "methods", "basis", "sites", "pools", "head", "labels"))
-_KEYS_2 = _KEYS | {"sha256", "note"}
+_KEYS_2 = _KEYS | {"sha256", "note", "vocabulary"}
 _KEYS_OF_METHOD = frozenset(("name", "options"))
 _KEYS_OF_SITE = frozenset((
     "path", "kind", "shape", "dtype", "method", "trainable", "frozen", "form", "hash", "sample", "checks", "packed",
@@ -114,6 +116,7 @@ class Header:
     labels: tuple[str, ...]  # of a classifier's outputs, in their order, where they are known
     note: Mapping[str, Any] = field(default_factory=dict)  # whatever its writer wants to tell; readers may ignore it
     sha256: str | None = field(default=None, compare=False)  # of the file that it was read from
+    vocabulary: Vocabulary | None = None  # what is new in it, where it has grown
 
     @property
     def heads(self) -> tuple[SiteEntry, ...]:
@@ -149,6 +152,8 @@ class Header:
             header["head"] = dict(self.head)
         if self.labels:
             header["labels"] = list(self.labels)
+        if self.vocabulary is not None:
+            header["vocabulary"] = vocabularies.to_json(self.vocabulary)
         if self.note:
             header["note"] = dict(self.note)
         return header
@@ -266,6 +271,7 @@ def _header(raw: Any) -> Header:
         head=head,
         labels=tuple(labels),
         note=note,
+        vocabulary=vocabularies.of_json(raw["vocabulary"]) if "vocabulary" in raw else None,
     )
 
 
@@ -341,6 +347,8 @@ def _check_tensors(header: Header, tensors: dict[str, Tensor]) -> None:
         if not (_once(keys) and named.isdisjoint(keys)):
             raise ValueError("the tensors of a pool must have names of their own")
         named.update(keys)
+    if header.vocabulary is not None:
+        named.update(map(vocabularies.key_of, header.vocabulary.tables))
     if named != set(tensors):
         missing, unexpected = sorted(named - set(tensors)), sorted(set(tensors) - named)
         raise ValueError(f"tensors and header disagree (missing {missing[:4]}, unexpected {unexpected[:4]})")
@@ -351,6 +359,8 @@ def _check_tensors(header: Header, tensors: dict[str, Tensor]) -> None:
         claimed, stored = math.prod(s.shape), sum(s.count(k, tensors) for k in s.trainable)
         if claimed != stored:
             raise ValueError(f"{s.path} is said to be {list(s.shape)}, {claimed:,} numbers, and {stored:,} are there")
+    if header.vocabulary is not None:
+        vocabularies.check_rows(header.vocabulary, tensors, FLOATING)
     trained = [tensors[f"{s.path}/{k}"] for s in header.sites for k in s.trainable if k not in s.packed]
     trained += [tensors[f".{i}/{k}"] for i, names in enumerate(header.pools) for k in names]
     if not all(t.dtype in FLOATING for t in trained):

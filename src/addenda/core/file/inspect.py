@@ -37,6 +37,12 @@ def inspect(path: str | Path) -> str:
     heads = [s.path for s in header.heads]
     if heads:
         lines.append(f"  also trained as whole copies: {_some(heads)}")
+    if header.vocabulary is not None:
+        v = header.vocabulary
+        texts = [label(repr(t[:40])) for t in list(v.tokens)[:12]] + ["…"] * (len(v.tokens) > 12)
+        lines.append(f"  {label(str(v)[:300])}{': ' + ', '.join(texts) if texts else ''}")
+        if v.tokenizer is not None:
+            lines.append(f"  tokenizer: {v.entries:,} tokens, SHA-256 {v.tokenizer}")
     if header.labels:
         labels = [label(repr(n[:40])) for n in header.labels[:12]] + ["…"] * (len(header.labels) > 12)
         lines.append(f"  {len(header.labels)} labels in order: {', '.join(labels)}")

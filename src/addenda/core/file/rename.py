@@ -20,6 +20,7 @@ from torch import Tensor
 
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.file.header import Header, SiteEntry
+from addenda.core.file.vocabulary import key_of
 
 _PLAIN = ("output", "input", "again")  # what a hidden method reads where it names no module
 _LONGEST = 1000  # characters of a module's path: no pattern is tried on what only a hostile file holds
@@ -35,14 +36,19 @@ def renamed(
     if not rename:
         check_map(rename)
         return header, dict(tensors)
-    new = new_paths((s.path for s in header.sites), rename, path)
+    v = header.vocabulary
+    tables = () if v is None else v.tables
+    new = new_paths(dict.fromkeys([*(s.path for s in header.sites), *tables]), rename, path)
     sites = tuple(_moved(s, new[s.path]) for s in header.sites)
     kept = {key: t for key, t in tensors.items() if key.startswith(".")}  # what all sites train together
+    rows = {key_of(new[t]): kept.pop(key_of(t)) for t in tables}
+    kept |= rows
     for s in header.sites:
         for name in (*s.trainable, *s.frozen, *s.checks, *(f"{k}.moments" for k in s.packed)):
             if (key := f"{s.path}/{name}") in tensors:
                 kept[f"{new[s.path]}/{name}"] = tensors[key]
-    return replace(header, sites=sites), kept
+    vocabulary = v and replace(v, tables=tuple(new[t] for t in tables))
+    return replace(header, sites=sites, vocabulary=vocabulary), kept
 
 
 def _moved(site: SiteEntry, path: str) -> SiteEntry:

@@ -9,7 +9,8 @@ again is stored, only a checksum of it. No pickle, no code and no import path is
 known, are the names of a classifier's outputs, in their order.
 
 A matrix in few bits is two tensors, "path/name" its codes and "path/name.moments" its mean and standard deviation; its
-shape stands under "packed" at the site, its bits among the options of the method ("head", for heads).
+shape stands under "packed" at the site, its bits among the options of the method ("head", for heads). Of a vocabulary
+that has grown the new rows are there too: see `core.file.vocabulary`.
 
 "origin" at a site is its path in the model of training, where it was loaded under another (`load(rename=…)`): random
 tensors are drawn by that path, for ever.
@@ -29,6 +30,7 @@ from addenda.core.disk.access import file_of
 from addenda.core.file.fingerprint import checksum, fingerprint, sample
 from addenda.core.file.header import HEAD, SCHEMA, Header, SiteEntry, packed_as, write
 from addenda.core.file.methods import described
+from addenda.core.file.vocabulary import stored
 from addenda.core.forward.tensors import Pool, SiteTensors
 from addenda.core.method.contract import Params, Replace
 from addenda.core.modules.borrow import in_its_mode
@@ -109,6 +111,10 @@ def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool =
             tensor = whole(tensor)
             problems += _unsaved(f"{pool_name}/{key}", tensor)
             tensors[f"{pool_name}/{key}"] = tensor.cpu().contiguous()
+    vocabulary, rows = stored(root, state) if record.grown else (None, {})
+    for key, tensor in rows.items():
+        problems += _unsaved(key, tensor)
+    tensors |= rows
     if problems:
         raise AddendaError(
             f"{adapter.name!r} was not saved to {path}: {'; '.join(problems[:8])}"
@@ -124,6 +130,7 @@ def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool =
         pools=tuple(tuple(pool._parameters) for pool in pools.values()),
         head=copy.options(defaults=True) if record.also_train else {},
         labels=record.labels,
+        vocabulary=vocabulary,
     )
     if writes(gathered):
         write(path, header, tensors)

@@ -38,6 +38,7 @@ class Record:
     seconds: float = 0.0  # how long attaching took
     origins: dict[str, str] = field(default_factory=dict)  # the paths of training by path, where they are others
     labels: tuple[str, ...] = ()  # the names of a classifier's outputs, in their order, where it was told
+    grown: bool = False  # whether the vocabulary had new rows when it was attached, which its file then holds
     moved: tuple | None = None  # marks of its tensors since the first step, while nothing has moved them
 
 
