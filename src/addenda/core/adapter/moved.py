@@ -26,6 +26,7 @@ from addenda.core.site.kinds import OUTPUT
 from addenda.core.site.site import Site, owners_of, point_at, site_at
 from addenda.core.site.targets import all_paths
 from addenda.core.state.state import State
+from addenda.core.state.vocabulary import Vocabulary
 
 _MOST = 2000  # sites that are looked for
 _NEAREST = 8  # modules that are tried for one that a hidden method names
@@ -41,7 +42,7 @@ class _Found:
 def advice(root: nn.Module, header: Header, missing: Iterable[str], path: str | Path) -> str:
     """Return a sentence with the map under which missing paths are found, or the empty string where none comes near."""
     entries = {s.path: s for s in header.sites}
-    lost = [entries[p] for p in missing][:_MOST]
+    lost = [_as_before(entries[p], header.vocabulary) for p in missing][:_MOST]
     found = _Search(root, {s.path for s in header.sites}).of(lost)
     pairs = dict((f.old, f.new) for f in found)
     rename = _shortest(pairs, [s.path for s in header.sites], path)
@@ -52,6 +53,14 @@ def advice(root: nn.Module, header: Header, missing: Iterable[str], path: str | 
     listed = ", ".join(f'"{k}": "{v}"' for k, v in list(rename.items())[:40]) + (", …" if len(rename) > 40 else "")
     how = "certain: the weights are equal" if certain else _guess(found)
     return f"With rename={{{listed}}} it has {sites} of them ({how})."
+
+
+def _as_before(s: SiteEntry, vocabulary: Vocabulary | None) -> SiteEntry:
+    """Return an entry as it would be without the new rows of a vocabulary, of whose base no hash is known."""
+    v = vocabulary
+    if v is None or not {s.path, f"{s.path}.weight"} & set(v.tables) or s.shape[0] != v.all_rows:
+        return s
+    return replace(s, shape=(v.base_rows, *s.shape[1:]), hash=None, sample=None)
 
 
 def _guess(found: list[_Found]) -> str:
