@@ -373,9 +373,9 @@ def test_tables_are_renamed_with_the_sites(tmp_path):
     y, _ = trained("tied", tmp_path / "a.safetensors")
     model = Around()
     before, told = bits(model), snapshot(model)
-    with pytest.raises(AddendaError, match=r'With rename=\{"model": "inner\.model"\}'):
+    with pytest.raises(AddendaError, match=r'With rename=\{"\*": "inner\.\*"\} it has 15 of them'):
         ad.load(model, tmp_path / "a.safetensors")
-    ad.load(model, tmp_path / "a.safetensors", rename={"model": "inner.model"})
+    ad.load(model, tmp_path / "a.safetensors", rename={"*": "inner.*"})
     assert torch.equal(model(IDS).logits, y)
     ad.detach(model)
     assert same_bits(bits(model), before)
