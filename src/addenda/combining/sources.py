@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.combining.spaces import Low
-from addenda.core.adapter.handle import Adapter
+from addenda.core.adapter.handle import Adapter, refuse_part
 from addenda.core.adapter.load import load
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.file.header import Header, read
@@ -108,6 +108,9 @@ def named(given: Sequence[Given], model: nn.Module | None) -> list[Source]:
             )
         else:
             raise AddendaError(f"An adapter, a name or a file is wanted, got {type(g).__name__}.")
+    for s in sources:
+        if s.adapter is not None:
+            refuse_part(s.adapter, "what it is combined into would be one too")
     names = [s.name for s in sources]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise AddendaError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from addenda.core.adapter.attach import detach
-from addenda.core.adapter.handle import Adapter
+from addenda.core.adapter.handle import Adapter, refuse_part
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import refuse_sharded
@@ -102,6 +102,7 @@ def export(
     if host.state.merged is not None:
         raise AddendaError("A change is merged into the base. Call unmerge(model) first.")
     intact(host.root, adapter.name, host.record)
+    refuse_part(adapter, "an export would be one too")
     found = _routes(chosen, host)
     if absent := [path for path in second or () if path not in found]:
         raise AddendaError(f"second= has moments at {absent[0]!r}, where {adapter.name!r} changes nothing.")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.adapter.attach import detach, ready
-from addenda.core.adapter.handle import Adapter
+from addenda.core.adapter.handle import Adapter, refuse_part
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.base.ranges import problems
@@ -84,6 +84,8 @@ def _reduced(
     ready(root, name)
     refuse_sharded(root, "nothing can be made of its adapters")
     batch = _probe(root, probe)
+    for each in adapters:
+        refuse_part(each, "what is made of it would be one too")
     places = _places(root, adapters)
     _refuse_packed(places, to)
     names = tuple(a.name for a in adapters)

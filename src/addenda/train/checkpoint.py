@@ -75,7 +75,7 @@ def write(
     note |= {k: v for k, v in (("identity", identity), ("looks", looks)) if v}
     if writes(adapter.sharded):  # first: it says whose the folder is
         write_sealed(folder / NOTE, note)
-    save(adapter, folder / FILE, latent=True)
+    save(adapter, folder / FILE, latent=True, partial=True)
 
 
 def restore(adapter: Adapter, folder: str | Path) -> int:

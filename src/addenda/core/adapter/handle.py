@@ -1,7 +1,7 @@
 """The handle of one adapter on one model: its tensors, saving, and checks of its training steps."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +46,11 @@ class Adapter:
         root, _, record = record_of(self.model, self.name)
         grown = grown_of(root) if record.grown else None
         return None if grown is None else grown.vocabulary
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """The sites of its file that are not on this model, and why; empty but for `load(allow_partial=True)`."""
+        return dict(record_of(self.model, self.name).record.left_out)
 
     @property
     def kinds(self) -> str:
@@ -140,9 +145,9 @@ class Adapter:
         """Whether the model's tensors are spread over processes: then every process must call `save`."""
         return any(is_sharded(p) for p in self.model.parameters())
 
-    def save(self, path: str | Path, *, basis: bool = False, latent: bool = False) -> Path:
+    def save(self, path: str | Path, *, basis: bool = False, latent: bool = False, partial: bool = False) -> Path:
         """Write one safetensors file; see `core.file.save.save`."""
-        return save(self, path, basis=basis, latent=latent)
+        return save(self, path, basis=basis, latent=latent, partial=partial)
 
     @property
     def step_count(self) -> int:
@@ -262,6 +267,16 @@ class Adapter:
 
     def __repr__(self) -> str:
         return f"Adapter({self.name!r}: {self.kinds}, {len(self.methods)} sites, {self.trainable:,} trainable)"
+
+
+def refuse_part(adapter: Adapter, what: str) -> None:
+    """Raise AddendaError for an adapter of which a load left sites out. what: what cannot be done with it."""
+    if left_out := record_of(adapter.model, adapter.name).record.left_out:
+        raise AddendaError(
+            f"{adapter.name!r} is a part of its file, and {what}: {len(left_out)} sites were left out as it was "
+            f"loaded, e.g. {next(iter(left_out))}. Where the part is what you want, save(path, partial=True) makes it "
+            "an adapter of its own, which load takes."
+        )
 
 
 def fitting(model: nn.Module, labels: Iterable[str]) -> tuple[str, ...]:

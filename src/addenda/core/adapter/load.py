@@ -1,6 +1,7 @@
 """Loading an adapter file: it takes whole, or it raises and the model is as it was."""
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from addenda.core.adapter.fit import fitting_tensors, form_of, form_text, not_sa
 from addenda.core.adapter.grow import grown_as
 from addenda.core.adapter.handle import Adapter, fitting
 from addenda.core.adapter.moved import advice
+from addenda.core.adapter.part import without
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.file.fingerprint import checksum, fingerprint, hash_all, hash_of, sample
@@ -36,6 +38,8 @@ from addenda.core.state.state import State, record_of
 from addenda.core.state.undo import undone
 from addenda.core.state.vocabulary import table_at
 
+_ABSENT = "the model has no module and no parameter of this path"
+
 
 @in_its_mode
 @checked()
@@ -49,6 +53,7 @@ def load(
     activate: bool = True,
     rename: Mapping[str, str] | None = None,
     tokenizer: Any = None,
+    allow_partial: bool = False,
 ) -> Adapter:
     """Attach the adapter of a file: whole, or not at all.
 
@@ -57,6 +62,10 @@ def load(
     `core.file.rename`. Where paths are missing, the error has that map. tokenizer: the one to use with a file of new
     tokens (`core.adapter.grow`), which must be the one of training; their rows stand behind the base's until `detach`.
     A file in few bits stays in codes, which act as they did in training and cannot be trained on.
+
+    allow_partial: attach the sites that are here and alike, with the base's bytes of training, and leave out the rest:
+    `adapter.left_out` has each with the reason, a warning counts them, and `save` refuses what is a part, unless told.
+    A file that is damaged is refused all the same, and one of which nothing fits.
 
     Raises AddendaError listing everything that does not fit (paths with the nearest names, kinds, shapes, tensors), for
     base values that differ, for factors that this machine computes differently, and for a taken name.
@@ -69,8 +78,9 @@ def load(
     header, tensors = renamed(*read(path), rename, path)
     check_tokenizer(header, tokenizer, path)
     return place(
-        model, path, header, tensors, name=name, trainable=trainable, base=base, activate=activate, started=started
-    )
+        model, path, header, tensors, name=name, trainable=trainable, base=base, activate=activate, started=started,
+        allow_partial=allow_partial,
+    )  # fmt: skip
 
 
 @in_its_mode
@@ -85,6 +95,7 @@ def place(
     base: Literal["exact", "compatible"] = "exact",
     activate: bool = True,
     started: float | None = None,
+    allow_partial: bool = False,
 ) -> Adapter:
     """Attach what was read of a file, as `load` does, which says more. started: when the reading was, for its seconds.
 
@@ -101,22 +112,35 @@ def place(
     if any(table_at(root, t) is None for t in rows):
         match(root, header, *methods_of(header, path), path)  # whose error has the map of paths
     with grown_as(root, state, header.vocabulary, rows, path):
-        return _place(root, state, path, header, tensors, name, trainable, base, activate, started)
+        return _place(root, state, path, header, tensors, name, trainable, base, activate, started, allow_partial)
 
 
-def _place(root, state, path, header, tensors, name, trainable, base, activate, started) -> Adapter:
+def _place(root, state, path, header, tensors, name, trainable, base, activate, started, allow_partial) -> Adapter:
+    left_out: dict[str, str] | None = {} if allow_partial else None
+    methods, copy = methods_of(header, path)
+    plan = match(root, header, methods, copy, path, left_out)
+    plan = check_base(state, header, plan, base, path, left_out)
+    told = ""
+    if left_out:
+        told = (
+            f"{len(left_out)} of {len(header.sites)} sites of {path} were left out: {_reasons(left_out, root, header)}"
+        )
+        if not plan:
+            raise AddendaError(f"Nothing of {path} fits this {type(root).__name__}, and nothing was loaded. {told}")
+        header, tensors = without(header, tensors, methods, left_out, path)
     labels = fitting(root, header.labels)
-    plan = match(root, header, *methods_of(header, path), path)
-    check_base(state, header, plan, base, path)
     stored = {s.path: stored_params(s, header.bits(s), tensors) for s in header.sites}
     pools = stored_pools(plan, header, tensors, path)
     fitting_tensors(plan, stored, path)
     built = build_tensors(plan, header.seed, stored=stored, pools=pools)
     check_factors(header, {site.path: site.weight.numel() for site, _ in plan}, built, tensors, path)
     heads = tuple(s.path for s in header.heads)
+    if told:  # before anything is attached: where warnings are errors, nothing is
+        warnings.warn(f"{told} The adapter's left_out has them all.", stacklevel=2)
     with undone(root):
         adapter = install(root, state, name, plan, built, heads, header.seed, not state.records, started, activate)
-        record_of(root, name).record.labels = labels
+        record = record_of(root, name).record
+        record.labels, record.note, record.left_out = labels, header.note, left_out or {}
         adapter.draw(header.step)
         return adapter.requires_grad_(trainable)
 
@@ -132,9 +156,26 @@ def check_tokenizer(header: Header, tokenizer: Any, path: str | Path) -> None:
         )
 
 
-def match(root: nn.Module, header: Header, methods: list[Method], copy: Replace, path: str | Path) -> Assigned:
-    """Return a file's sites on a model, each with its method. Raises AddendaError listing all that does not fit."""
-    plan, problems = [], []
+def _reasons(left_out: dict[str, str], root: nn.Module, header: Header) -> str:
+    """Return the first of the sites that were left out, with the reasons, and where the others may have gone."""
+    first = "; ".join(f"{path}: {why}" for path, why in list(left_out.items())[:4])
+    found = advice(root, header, [p for p, why in left_out.items() if why == _ABSENT], "the file")
+    return f"{first}{'; …' if len(left_out) > 4 else ''}. {found}".rstrip()
+
+
+def match(
+    root: nn.Module,
+    header: Header,
+    methods: list[Method],
+    copy: Replace,
+    path: str | Path,
+    left_out: dict[str, str] | None = None,
+) -> Assigned:
+    """Return a file's sites on a model, each with its method. Raises AddendaError listing all that does not fit.
+
+    left_out: a dict that gets what does not fit, with the reasons, instead.
+    """
+    plan, problems = [], {}
     missing, owners, changed = [], owners_of(root), set()
     for s in header.sites:
         try:
@@ -143,37 +184,55 @@ def match(root: nn.Module, header: Header, methods: list[Method], copy: Replace,
             missing.append(s.path)
             continue
         if site.changed in changed or (site.path != s.path and site.kind.name == s.kind):
-            problems.append(f"{s.path}: in this model it is {site.path} (tied or repeated)")
+            problems[s.path] = f"in this model it is {site.path} (tied or repeated)"
             continue
         changed.add(site.changed)
         method = copy if s.is_head else methods[s.method]
         site = with_neighbours(root, replace(site, origin=s.origin or ""), method.beside(site.path), owners)
         if site.kind.name != s.kind or tuple(site.stored) != s.shape:
             actual = f"{site.kind.name} {site.stored}"
-            problems.append(f"{s.path}: the file has {s.kind} {list(s.shape)}, the model {actual}")
+            problems[s.path] = f"the file has {s.kind} {list(s.shape)}, the model {actual}"
         elif reason := refusal(root, site, owners) or unfit(site, method):
-            problems.append(f"{s.path}: {reason}")
-        plan.append((site, method))
+            problems[s.path] = reason
+        else:
+            plan.append((site, method))
+    if left_out is not None:
+        left_out |= dict.fromkeys(missing, _ABSENT) | problems
+        return plan
     names = [n for n, _ in root.named_modules()]
+    listed = [f"{where}: {why}" for where, why in problems.items()]
     for pattern, paths in grouped(missing).items():
-        problems.append(f"the model has no {pattern[:200]} ({len(paths)} sites).{nearest(paths[0], names, 1)}")
-    if problems:
-        found = advice(root, header, missing, path) if missing else ""
+        listed.append(f"the model has no {pattern[:200]} ({len(paths)} sites).{nearest(paths[0], names, 1)}")
+    if listed:
+        found = advice(root, header, missing, path)
         raise AddendaError(
-            f"{path} does not fit this {type(root).__name__}, and nothing was loaded. {len(problems)} problems: "
-            f"{'; '.join(problems[:20])}{' …' if len(problems) > 20 else ''} {found}".rstrip()
+            f"{path} does not fit this {type(root).__name__}, and nothing was loaded. {len(listed)} problems: "
+            f"{'; '.join(listed[:20])}{' …' if len(listed) > 20 else ''} {found}".rstrip()
         )
     return plan
 
 
-def check_base(state: State, header: Header, plan: Assigned, base: str, path: str | Path) -> None:
-    """Raise AddendaError where the base's values at the sites are not those that the adapter was trained on."""
+def check_base(
+    state: State,
+    header: Header,
+    plan: Assigned,
+    base: str,
+    path: str | Path,
+    left_out: dict[str, str] | None = None,
+) -> Assigned:
+    """Return the plan where the base's values at the sites are those that the adapter was trained on.
+
+    Raises AddendaError where they are others; left_out: a dict that gets those sites instead, which leave the plan.
+    """
     entries = {s.path: s for s in header.sites}
     if base == "exact":
         hash_all(state, [site for site, _ in plan if entries[site.path].hash is not None])
-    mismatches = [text for site, _ in plan if (text := mismatch(state, entries[site.path], site, base))]
-    if mismatches:
-        raise AddendaError(f"{other_base(path, base, mismatches, len(plan))} Nothing was loaded.")
+    mismatches = {site.path: text for site, _ in plan if (text := mismatch(state, entries[site.path], site, base))}
+    if mismatches and left_out is None:
+        raise AddendaError(f"{other_base(path, base, [*mismatches.values()], len(plan))} Nothing was loaded.")
+    if left_out is not None:
+        left_out |= dict.fromkeys(mismatches, "the model has other weights there than in training")
+    return [(site, m) for site, m in plan if site.path not in mismatches]
 
 
 def mismatch(state: State | None, entry: SiteEntry, site: Site, base: str) -> str | None:

@@ -43,6 +43,8 @@ def advice(root: nn.Module, header: Header, missing: Iterable[str], path: str | 
     """Return a sentence with the map under which missing paths are found, or the empty string where none comes near."""
     entries = {s.path: s for s in header.sites}
     lost = [_as_before(entries[p], header.vocabulary) for p in missing][:_MOST]
+    if not lost:
+        return ""
     found = _Search(root, {s.path for s in header.sites}).of(lost)
     pairs = dict((f.old, f.new) for f in found)
     rename = _shortest(pairs, [s.path for s in header.sites], path)

@@ -53,17 +53,24 @@ class Held(Protocol):
 
 
 @in_its_mode
-def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool = False) -> Path:
+def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool = False, partial: bool = False) -> Path:
     """Write the adapter to one file, atomically: a reader sees the old file or the new one, never a part.
 
     basis: store the tensors derived from W as well (singular vectors), for machines whose factorisations differ.
     latent: of matrices in few bits store what training moves, in float32, so that it can go on; else their codes.
+    partial: write an adapter of which a load has left sites out; the file holds those that are here.
     Of a sharded model (FSDP2) every process must call it: tensors are gathered, the first process writes, and all
     return when the file is there.
     Raises AddendaError for tensors that are empty or not finite; then nothing is written.
     """
     path = file_of(path)
     root, state, record = record_of(adapter.model, adapter.name)
+    if record.left_out and not partial:
+        raise AddendaError(
+            f"{adapter.name!r} is a part of its file ({len(record.left_out)} sites were left out as it was loaded, "
+            f"e.g. {next(iter(record.left_out))}), and what is written would be one too. Where you want that: "
+            "partial=True."
+        )
     methods = list(dict.fromkeys(m for p, m in record.methods.items() if p not in record.also_train))
     tensors: dict[str, Tensor] = {}
     sites: list[SiteEntry] = []
@@ -131,6 +138,7 @@ def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool =
         head=copy.options(defaults=True) if record.also_train else {},
         labels=record.labels,
         vocabulary=vocabulary,
+        note={**record.note, **({"left_out": dict(record.left_out)} if record.left_out else {})},
     )
     if writes(gathered):
         write(path, header, tensors)

@@ -189,7 +189,11 @@ def _merged(
             apply_active(root, state, names)
         errors, total, _ = write(root, state, how)
         dtypes = dict.fromkeys(str(kept.values.dtype).removeprefix("torch.") for kept in state.merged.values())
-        report = MergeReport(errors, total, next(iter(dtypes)), ways=ways)
+        parts = [(n, len(left)) for n in names if (left := state.records[n].left_out)]
+        notes = tuple(
+            f"{n!r} is a part of its file: {count} sites were left out as it was loaded" for n, count in parts
+        )
+        report = MergeReport(errors, total, next(iter(dtypes)), ways=ways, notes=notes)
         if proof is None:
             return _unseen(report, root, state, allow_loss, how)
         after, excused = run(root, verify), min(allow_loss, 2 * total) if allow_loss else 0.0

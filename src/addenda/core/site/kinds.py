@@ -84,6 +84,9 @@ PARAMETER = Kind("parameter")  # a raw parameter, read by its owner as an attrib
 OUTPUT = Kind("output")  # no weight: what a module returns, see `Point`
 
 
+KINDS = {kind.name: kind for kind in (LINEAR, CONV1D, CONV, EMBEDDING, PARAMETER, OUTPUT)}
+
+
 def kind_of(module: nn.Module) -> Kind | None:
     """Return the kind of a module that is called with its weight, or None."""
     if isinstance(module, nn.Linear):

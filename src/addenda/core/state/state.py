@@ -2,10 +2,10 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class Record:
     step: int = 0
     seconds: float = 0.0  # how long attaching took
     origins: dict[str, str] = field(default_factory=dict)  # the paths of training by path, where they are others
+    left_out: dict[str, str] = field(default_factory=dict)  # paths in its file that this model cannot take, and why
+    note: Mapping[str, Any] = field(default_factory=dict)  # of its file, kept for the next one
     labels: tuple[str, ...] = ()  # the names of a classifier's outputs, in their order, where it was told
     grown: bool = False  # whether the vocabulary had new rows when it was attached, which its file then holds
     moved: tuple | None = None  # marks of its tensors since the first step, while nothing has moved them
