@@ -18,7 +18,6 @@ never read, replaced or deleted.
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import writes
 from addenda.core.disk.access import reading
+from addenda.core.disk.atomic import flush_folder
+from addenda.core.disk.unfinished import discard
 from addenda.core.file.fingerprint import fingerprint
 from addenda.core.file.header import Header, read
 from addenda.core.file.methods import methods_of
@@ -331,11 +332,12 @@ def finish(staging: Path, final: Path, keep: int) -> None:
     if final.exists():
         if not is_own(final):
             raise AddendaError(f"{final} is not of this run, so it is not replaced. Move it, or choose another folder.")
-        shutil.rmtree(final)
+        discard(final)
     staging.rename(final)
+    flush_folder(final.parent)  # before older ones go: a loss of power leaves one of them
     # one of a later step is damaged, and this run has not come to it yet
     for old in [p for p in all_of(final.parent) if step_of(p) <= step_of(final) and is_own(p)][:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        discard(old)
 
 
 def clear(out: str | Path) -> None:
@@ -344,7 +346,7 @@ def clear(out: str | Path) -> None:
     noted = _has_begun(out)
     for path in [*all_of(out), *out.glob(".checkpoint-*")]:
         if is_own(path):
-            shutil.rmtree(path, ignore_errors=True)
+            discard(path)
     if noted:
         (out / NOTE).unlink(missing_ok=True)
 

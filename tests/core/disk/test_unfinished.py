@@ -13,8 +13,9 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.disk import unfinished as made
 from addenda.core.disk.atomic import write_atomically
 from addenda.core.disk.lock import alone
-from addenda.core.disk.unfinished import clear, remove_dead, unfinished
+from addenda.core.disk.unfinished import clear, discard, remove_dead, unfinished
 from addenda.core.disk.whole import free_place, whole
+from file_operations import supported, watch
 
 pytest.importorskip("fcntl")
 WRITER = """
@@ -165,3 +166,27 @@ def test_every_name_that_a_disk_takes_can_be_written(tmp_path, name):
     with whole(tmp_path / (name[:-1] + "y"), folder=True):
         pass
     assert len(names(tmp_path)) == 2 and (tmp_path / name).read_bytes() == b"1"
+
+
+@pytest.mark.skipif(not supported(), reason="wants the kernel's system calls, of Linux on x86-64")
+def test_a_folder_that_is_removed_is_there_whole_or_not_at_all(tmp_path):
+    def filled():
+        (tmp_path / "folder").mkdir()
+        for i in range(3):
+            (tmp_path / "folder" / str(i)).write_text("whole")
+
+    filled()
+    operations = watch(lambda: discard(tmp_path / "folder"), tmp_path).operations
+    named = [o.name for o in operations]
+    at = named.index("rename")
+    assert len(named) >= at + 5 and names(tmp_path) == []  # three files and a folder, afterwards
+    for number in range(len(operations)):
+        filled()
+        assert watch(lambda: discard(tmp_path / "folder"), tmp_path, stop=number).killed
+        there = (tmp_path / "folder").exists()
+        assert there == (number <= at)
+        assert not there or names(tmp_path / "folder") == ["0", "1", "2"]
+        clear(tmp_path)
+        assert names(tmp_path) == (["folder"] if there else [])
+        discard(tmp_path / "folder")
+    assert names(tmp_path) == []

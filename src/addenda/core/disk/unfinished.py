@@ -70,6 +70,21 @@ def clear(folder: Path) -> None:
                 _remove_dead(folder / name)
 
 
+def discard(path: Path) -> None:
+    """Remove a folder: at whatever moment this is killed, it is there whole, or hidden as what killed writers leave.
+
+    A half of it would be no more what it is known by. Where it cannot be removed, it stays.
+    """
+    for number in range(_MOST):
+        place = _place(path, number)
+        _remove_dead(place)
+        if not os.path.lexists(place):
+            break
+    with suppress(OSError):
+        os.rename(path, place)
+        _remove(place)
+
+
 def _new(path: Path, folder: bool) -> tuple[Path, int | None]:
     """Make a file or folder beside a path and lock it; return it and what holds the lock, None where there is none."""
     for number in range(_MOST if fcntl is not None else 0):
