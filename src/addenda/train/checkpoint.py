@@ -4,9 +4,9 @@
     addenda.json          the step of its schedules, the run's settings and identity, and what was chosen by measuring
     optimizer.safetensors, scheduler.safetensors, rng_state.safetensors     states, as `core.file.states` writes them
     trainer_state.json    transformers' own: the losses and evaluations so far
+    best.safetensors      with early_stop: the values of the best evaluation so far
 
 Nothing in it is a pickle, and none is ever read. Of several processes each has an rng_state_RANK.safetensors.
-    best.safetensors      with early_stop: the values of the best evaluation so far
 
 A folder takes its name only when everything in it is on disk, so a kill leaves a whole checkpoint or none; addenda.json
 has the SHA-256 of all files, and its own. One that a disk has damaged is passed over for the one before it, and stays
