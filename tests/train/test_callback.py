@@ -25,7 +25,7 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": ids, "labels": ids}
 
 
-def trained(spec: str, folder, resume=None, *, callback: bool = True, packed: bool = False, steps: int = 2):
+def trained(spec: str, folder, resume=None, *, callback: bool = True, packed: bool = False, steps: int = 2, **own):
     """The adapter's tensors after two steps, a checkpoint at each; from the first one with resume."""
     model = toys.make_llama()
     if packed:
@@ -35,9 +35,10 @@ def trained(spec: str, folder, resume=None, *, callback: bool = True, packed: bo
     args = transformers.TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-2, save_steps=1,
         report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, logging_strategy="no", seed=1,
+        **own,
     )  # fmt: skip
     callbacks = [ad.TrainerCallback(adapter)] if callback else []
-    trainer = transformers.Trainer(model, args, train_dataset=Rows(), callbacks=callbacks)
+    trainer = transformers.Trainer(model, args, train_dataset=Rows(), eval_dataset=Rows(), callbacks=callbacks)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, {k: v.clone() for k, v in adapter.state_dict().items()}
@@ -83,3 +84,30 @@ def test_a_checkpoint_without_its_optimizer_is_refused(lost, tmp_path):
     (tmp_path / "checkpoint-1" / lost).unlink()
     with pytest.raises(AddendaError, match=rf"checkpoint-1 lacks {lost}.*other numbers.*resume_from_checkpoint"):
         trained("lora", tmp_path, str(tmp_path / "checkpoint-1"))
+
+
+class KilledError(BaseException):
+    """As a kill: nothing of the library's hears it."""
+
+
+BEST = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "eval_loss"}
+
+
+@pytest.mark.parametrize("strategy", [{}, BEST], ids=["steps", "best"])
+def test_a_kill_after_older_checkpoints_are_deleted_leaves_a_whole_one(strategy, tmp_path, monkeypatch):
+    """Also where the Trainer decides to save only when the evaluation is done."""
+    options = {"steps": 3, "save_total_limit": 1} | strategy
+    whole = trained("dylora:rank=4", tmp_path / "whole", **options)[1]
+    delete = transformers.trainer.rotate_checkpoints
+
+    def killed(**given):
+        delete(**given)
+        if (tmp_path / "run" / "checkpoint-2").exists():
+            raise KilledError
+
+    monkeypatch.setattr(transformers.trainer, "rotate_checkpoints", killed)
+    with pytest.raises(KilledError):
+        trained("dylora:rank=4", tmp_path / "run", **options)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
+    monkeypatch.setattr(transformers.trainer, "rotate_checkpoints", delete)
+    assert same_bits(trained("dylora:rank=4", tmp_path / "run", True, **options)[1], whole)

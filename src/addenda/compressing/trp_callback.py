@@ -8,6 +8,7 @@ import transformers
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.atomic import write_atomically
+from addenda.train.callback import before_deleting
 
 FILE = "trained_rank_pruning.json"
 
@@ -42,6 +43,7 @@ class TrainedRankPruningCallback(transformers.TrainerCallback):
                 "With float16 the Trainer's gradients are scaled until it clips them, and the nuclear norm's part "
                 "would be added to scaled ones. Set max_grad_norm, use bfloat16, or leave nuclear out."
             )
+        before_deleting(state, self._write)
         if state.global_step > 0:
             folder = Path(self.resume_from or Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
             try:
@@ -61,7 +63,5 @@ class TrainedRankPruningCallback(transformers.TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.trp.before_step()
 
-    def on_save(self, args, state, control, **kwargs):
-        if args.should_save:
-            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            write_atomically(folder / FILE, json.dumps(self.trp.state_dict(), indent=1).encode())
+    def _write(self, folder: Path) -> None:
+        write_atomically(folder / FILE, json.dumps(self.trp.state_dict(), indent=1).encode())

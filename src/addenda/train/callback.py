@@ -1,5 +1,7 @@
 """For a Hugging Face Trainer of your own: the adapter in every checkpoint, its schedules, a strict resume."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +17,11 @@ class TrainerCallback(transformers.TrainerCallback):
     """A callback for a plain Trainer: `Trainer(model, …, callbacks=[addenda.TrainerCallback(adapter)])`.
 
     Calls `adapter.step()` after every optimizer step (schedules, dead tensors); writes `adapter.safetensors` into every
-    checkpoint; on resume loads it back strictly, over what the Trainer loaded non-strictly. Weights in few bits, which
-    safetensors cannot write, are left out of what the Trainer itself writes of the model while it trains: they are
-    frozen, and in the model that is resumed already. resume_from: the folder that `resume_from_checkpoint` names, if it
-    does not lie in the Trainer's output_dir. dead: as in `Adapter.step`.
+    checkpoint, before the Trainer deletes older ones (save_total_limit); on resume loads it back strictly, over what
+    the Trainer loaded non-strictly. Weights in few bits, which safetensors cannot write, are left out of what the
+    Trainer itself writes of the model while it trains: they are frozen, and in the model that is resumed already.
+    resume_from: the folder that `resume_from_checkpoint` names, if it does not lie in the Trainer's output_dir. dead:
+    as in `Adapter.step`.
     """
 
     def __init__(
@@ -26,6 +29,7 @@ class TrainerCallback(transformers.TrainerCallback):
     ):
         self.adapter, self.resume_from = adapter, resume_from
         self._hooks: list = []
+        self._written: Path | None = None
         self.dead: Literal["raise", "warn"] = dead
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -43,6 +47,9 @@ class TrainerCallback(transformers.TrainerCallback):
                 checkpoint.check_resumable(folder)
             checkpoint.restore(self.adapter, folder)
         self._release()  # of a run that ended early
+        self._written = None
+        if not self.adapter.sharded:  # then all processes write, and only one of them writes the state
+            before_deleting(state, self._write)
         self._hooks = [m.register_state_dict_post_hook(_without_packed) for m in _holders(self.adapter.model)]
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -56,9 +63,42 @@ class TrainerCallback(transformers.TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.adapter.step(self.dead)
 
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save and self.adapter.sharded:
+            self._write(_folder(args, state), args.should_save)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.on_step_end(args, state, control)
+
     def on_save(self, args, state, control, **kwargs):
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        checkpoint.write(self.adapter, folder, here=args.should_save)
+        folder = _folder(args, state)
+        if self._written is None or self._written.name != folder.name:
+            self._write(folder, args.should_save)
+
+    def _write(self, folder: Path, here: bool = True) -> None:
+        checkpoint.write(self.adapter, folder, here=here)
+        self._written = folder
+
+
+def before_deleting(state: transformers.TrainerState, write: Callable[[Path], None]) -> None:
+    """Have a function called with the folder of every checkpoint of a plain Trainer, before it deletes older ones.
+
+    on_save comes after that: killed between the two, a run with save_total_limit=1 would have no whole checkpoint left.
+    What comes before is the Trainer's own state, the last file that it writes; only the process that writes it calls.
+    """
+    own = state.save_to_json
+
+    def save(json_path: str) -> None:
+        folder = Path(json_path).parent
+        if re.fullmatch(r"checkpoint-\d+", folder.name):
+            write(folder)
+        own(json_path)
+
+    state.save_to_json = save
+
+
+def _folder(args, state) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
 def _holders(model: nn.Module) -> list[nn.Module]:
