@@ -11,7 +11,7 @@ from pathlib import Path
 COMMANDS = (
     "steps", "others", "profile", "scaling", "inference", "mixed", "switching", "optimizer", "tune", "memory", "attach",
     "basis", "images", "hidden", "quantised", "qlora", "reduce", "peft_parity", "combine", "retention", "gguf",
-    "on_disk", "loading", "kills",
+    "on_disk", "loading", "kills", "full_disk", "writers",
 )  # fmt: skip
 
 

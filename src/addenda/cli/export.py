@@ -83,7 +83,7 @@ def import_(
 ) -> None:
     """Read an adapter that another program has trained, and write it as an adapter file of addenda."""
     from addenda.core.base.errors import AddendaError
-    from addenda.core.disk.whole import free_place
+    from addenda.core.disk.whole import free_place, whole
     from addenda.exporting.formats import format_of
     from addenda.exporting.import_adapter import import_adapter, outputs_in
     from addenda.models.load import load_model
@@ -97,4 +97,6 @@ def import_(
     loaded = load_model(model_or_default(model), **wanted, trust_remote_code=trust_remote_code)
     adapter = import_adapter(loaded.model, file, part=part)
     tell(adapter)
-    tell(f"written: {adapter.save(place)}")
+    with whole(place, folder=False) as beside:  # where nothing is, not even what came meanwhile
+        adapter.save(beside)
+    tell(f"written: {place}")

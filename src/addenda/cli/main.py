@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from itertools import pairwise
 
@@ -91,14 +92,16 @@ def run(arguments: list[str] | None = None) -> None:
 
         if "--debug" in arguments or not isinstance(error, (AddendaError, OSError)):
             raise
-        if not isinstance(error, AddendaError):  # a path that no command has looked at itself
+        if not isinstance(error, AddendaError):  # of a path that no command has looked at itself, or of what is printed
+            told = f"The system could not read or write ({error.strerror or error}). Look at where the output goes."
             try:
-                with reading(error.filename or "A file"):
-                    raise error
+                with reading(error.filename or ""):
+                    raise error if error.filename else AddendaError(told)
             except AddendaError as made:
                 error = made
         text = printable(str(error))
         if len(text) > MOST:  # a name in it is of 100,000 characters
             text = f"{text[: MOST * 2 // 3]}…{text[-MOST // 3 :]}"
-        say(f"addenda: {text}")
+        with suppress(OSError):  # where that is full as well
+            say(f"addenda: {text}")
         sys.exit(2)

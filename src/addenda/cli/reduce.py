@@ -49,7 +49,7 @@ def reduce(
     """Make one smaller adapter of what others change together, and say what that loses, by site and in outputs."""
     from addenda.core.adapter.handle import Adapter, adapters
     from addenda.core.adapter.load import load
-    from addenda.core.disk.whole import free_place
+    from addenda.core.disk.whole import free_place, whole
     from addenda.exporting.reduce import check_form
     from addenda.exporting.reduce import reduce as run
     from addenda.models.load import dtype_for
@@ -68,7 +68,9 @@ def reduce(
     batches, probe = _texts(loaded.tokenizer, weigh, samples, length)
     report = run(chosen, cast(Any, to), **given, weigh=batches, probe=probe)
     tell(report)
-    tell(f"written: {report.adapter.save(place)}")
+    with whole(place, folder=False) as beside:  # where nothing is, not even what came meanwhile
+        report.adapter.save(beside)
+    tell(f"written: {place}")
 
 
 def _refuse_hidden(files: list[Path]) -> None:

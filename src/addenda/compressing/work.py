@@ -10,14 +10,13 @@ OUT.unfinished/
 import contextlib
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 from safetensors import safe_open
 from torch import Tensor
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.access import read_json, reading, writing
+from addenda.core.disk.access import check_above, read_json, reading, writing
 from addenda.core.disk.atomic import write_atomically
 from addenda.core.disk.lock import Lock
 from addenda.core.disk.unfinished import clear
@@ -61,10 +60,13 @@ class Work:
         return self
 
     def close(self) -> None:
-        """Unlock the folder for other runs, and delete it where it is empty."""
-        if self.folder.is_dir() and {p.name for p in self.folder.iterdir()} <= {_LOCK}:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Unlock the folder for other runs, and delete it where nothing is in it."""
+        with contextlib.suppress(OSError):
+            if (self.folder / _LOCK).stat().st_size == 0:
+                (self.folder / _LOCK).unlink()
         self._lock.release()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def __enter__(self) -> "Work":
         return self.open()
@@ -73,7 +75,7 @@ class Work:
         self.close()
 
     def _begin(self) -> None:
-        self.check_free()  # a run that was under way may have ended between that look and the lock
+        check_free(self.out)  # a run that was under way may have ended between that look and the lock
         clear(self.folder)
         notes = self.notes()
         if notes is not None:
@@ -205,6 +207,7 @@ def check_free(out: Path) -> None:
     """Raise AddendaError where something is at a target already."""
     with reading(out):
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+        check_above(out, "--out")
     if taken:
         raise AddendaError(f"{out} is there already and is not empty. Choose another --out, or remove it.")
 

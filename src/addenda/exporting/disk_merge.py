@@ -12,7 +12,7 @@ from torch import Tensor
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
 from addenda.core.base.threads import side_by_side
-from addenda.core.disk.access import shown
+from addenda.core.disk.access import amount_of, shown
 from addenda.core.disk.atomic import readable, write_atomically
 from addenda.core.file.header import Header, read
 from addenda.core.file.methods import methods_of
@@ -129,8 +129,8 @@ class DiskMerge:
         free = shutil.disk_usage(folder).free
         if writer.size > free:
             raise AddendaError(
-                f"The merged weights take {writer.size / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free at "
-                f"{shown(folder.parent)}. Make room, or choose another --out."
+                f"The disk is too full: the merged weights take {amount_of(writer.size)}, and {amount_of(free)} are "
+                f"free at {shown(folder.parent)}. Make room, or choose another --out."
             )
         by_unit: dict[int, tuple[Unit, list[str]]] = {}
         for name in self.edits:

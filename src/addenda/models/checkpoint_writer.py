@@ -115,7 +115,7 @@ class CheckpointWriter:
                 file = open(path, "xb", buffering=0)  # closed by `__exit__`
                 self._open[shard] = file
                 file.truncate(self._sizes[shard])
-                file.write(header)
+                self._put(file, 0, memoryview(header))
         return self
 
     def __exit__(self, kind, *_) -> None:

@@ -1,9 +1,13 @@
 """A folder or file that gets its name only when it is whole."""
 
+import errno
+import os
+
 import pytest
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import file_of
+from addenda.core.disk.atomic import write_atomically
 from addenda.core.disk.whole import free_place, whole
 
 
@@ -64,3 +68,13 @@ def test_a_file_in_the_place_of_a_folder_is_told_before_anything_is_made(tmp_pat
         with pytest.raises(AddendaError, match=r"file is no folder\. Choose another --out"):
             check(tmp_path / "file" / "below" / "out", "--out")
     assert free_place(tmp_path / "new" / "out") == file_of(tmp_path / "new" / "out") == tmp_path / "new" / "out"
+
+
+def test_an_error_names_the_place_and_not_the_hidden_one(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(AddendaError, match="The disk is full") as raised, whole(tmp_path / "out", folder=True) as place:
+        write_atomically(place / "a", b"1")
+    assert str(tmp_path / "out" / "a") in str(raised.value) and everything(tmp_path) == []

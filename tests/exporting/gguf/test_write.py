@@ -156,7 +156,7 @@ def test_nothing_is_left_of_a_write_that_stops(error, model, tmp_path, monkeypat
     def stop(*_, **__):
         raise error
 
-    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", stop)
+    monkeypatch.setattr(gguf.GGUFWriter, "write_ti_data_to_file", stop)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else AddendaError):
         write(pairs(model, LAYERS[0]), model.config, tmp_path / "a.gguf")
     assert not list(tmp_path.iterdir())

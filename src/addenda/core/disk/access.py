@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ _WAYS = {
     errno.ENOENT: "Make the folder, or name another place",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = 1 << 16  # bytes free, below which an error of torch's writer, which tells no reason, is of a full disk
 
 
 class DiskError(AddendaError, OSError):
@@ -65,10 +67,22 @@ def file_of(given: str | Path, what: str = "path") -> Path:
 
 
 def check_above(path: Path, what: str = "path") -> None:
-    """Raise AddendaError where a file stands in the place of a folder above a path, so that nothing can be there."""
+    """Raise AddendaError where nothing can be made at a path.
+
+    That is where a file stands in the place of a folder above it, and where the folder may not be written to.
+    """
     above = next((p for p in path.absolute().parents if p.exists()), None)
     if above is not None and not above.is_dir():
         raise AddendaError(f"{shown(path)} cannot be made, since {shown(above)} is no folder. Choose another {what}.")
+    if above is not None and not os.access(above, os.W_OK):
+        number = errno.EROFS if _is_read_only(above) else errno.EACCES
+        failure = DiskError(f"{shown(path)} cannot be made in {shown(above)} ({os.strerror(number)}). {_WAYS[number]}.")
+        failure.errno = number
+        raise failure
+
+
+def _is_read_only(folder: Path) -> bool:
+    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 @contextmanager
@@ -81,10 +95,10 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
     except Exception as error:
         if not _of_disk(error):
             raise
-        number = getattr(error, "errno", None)
+        number = getattr(error, "errno", None) or _number_in(str(error))
         reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-        full = number in _FULL or "No space left" in str(error)
-        amount = "" if size is None else f" for {size / 2**20:,.0f} MiB"
+        full = number in _FULL or "No space left" in str(error) or (number is None and _room(path) < _NO_ROOM)
+        amount = "" if size is None else f" for {amount_of(size)}"
         advice = "Make room" if full else _WAYS.get(number or 0, "Make room, or name another place")
         failure = DiskError(
             f"{'The disk is full' if full else 'Could not write'} at {shown(path)}{amount} ({reason}{_free(path)}). "
@@ -108,6 +122,12 @@ def reading(path: str | Path) -> Iterator[None]:
         raise failure from error
 
 
+def _number_in(text: str) -> int | None:
+    """Return the system's number in an error of safetensors."""
+    found = re.search(r"\(os error (\d{1,4})\)", text)
+    return int(found[1]) if found else None
+
+
 def _of_disk(error: Exception) -> bool:
     """Return whether an error is the disk's: the system's, safetensors' for a full disk, or that of torch's writer."""
     if isinstance(error, OSError):
@@ -118,12 +138,23 @@ def _of_disk(error: Exception) -> bool:
 
 
 def _free(path: Path) -> str:
+    room = _room(path)
+    return "" if room == math.inf else f"; {amount_of(room)} free"
+
+
+def _room(path: Path) -> float:
+    """Return the free bytes of a path's disk."""
     for folder in (path, *path.parents):
         try:
-            return f"; {shutil.disk_usage(folder).free / 2**20:,.0f} MiB free"
+            return shutil.disk_usage(folder).free
         except OSError:
             continue
-    return ""
+    return math.inf
+
+
+def amount_of(size: float) -> str:
+    """Return a number of bytes for a message."""
+    return f"{size / 2**20:,.0f} MiB" if size >= 10 << 20 else f"{size / 2**10:,.0f} KiB"
 
 
 def shown(path: str | Path) -> str:

@@ -37,6 +37,7 @@ def whole(out: Path, *, folder: bool) -> Iterator[Path]:
     """
     parent = out.absolute().parent
     made = [p for p in (parent, *parent.parents) if not p.exists()]  # the innermost first
+    place: Path | None = None
     try:
         with ExitStack() as held:
             with writing(out):
@@ -50,10 +51,12 @@ def whole(out: Path, *, folder: bool) -> Iterator[Path]:
                     os.chmod(beside, 0o755)
                 _name(place, out)
                 flush_folder(parent)
-    except BaseException:
+    except BaseException as error:
         for folder_above in made:
             with suppress(OSError):  # one that another process has put something into stays
                 folder_above.rmdir()
+        if isinstance(error, AddendaError) and place is not None:  # the hidden place is no place of the user's
+            error.args = (str(error).replace(str(place), str(out)),)
         raise
 
 

@@ -10,6 +10,7 @@ of zeros is added, which changes nothing. It takes no LoRA of the token embeddin
 leaves out those of gate_proj and up_proj unless fused_up_gate is off.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,15 @@ def _write(path: Path, architecture: Architecture, tensors: Mapping[str, Tensor]
             writer.add_tensor(key, tensor.numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        writer.write_ti_data_to_file()
     finally:
         writer.close()
+    with open(path, "r+b") as file:  # not by the package, whose numpy tells nothing of a disk that fills
+        file.seek(0, os.SEEK_END)
+        for tensor in tensors.values():
+            file.write(bytes(-file.tell() % writer.data_alignment))
+            file.write(tensor.numpy().data)
+        file.write(bytes(-file.tell() % writer.data_alignment))
 
 
 def _package() -> Any:
