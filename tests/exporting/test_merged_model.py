@@ -71,3 +71,38 @@ def test_what_writes_no_folder_and_ranks_are_refused(tmp_path):
     with pytest.raises(AddendaError, match="leave rank= and energy= out"):
         ad.export(stir(ad.attach(make_llama(), METHODS["lora"])), "merged", tmp_path / "out", rank=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_grown_vocabulary_is_written_with_its_rows_and_without_the_old_tokenizer(tmp_path):
+    base, tokenizer = tmp_path / "base", make_tokenizer()
+    make_from_folder().save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    ad.grow(model, tokenizer, ["<call>", "</call>"])
+    rows = {t: "trainable-tokens:tokens=76-77" for t in ("model.embed_tokens", "lm_head")}
+    adapter = stir(ad.attach(model, {"linear": "lora:rank=2", **rows}))
+    report = ad.export(adapter, "merged", tmp_path / "out")
+    assert any("no tokenizer is in it" in note for note in report.notes)
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert merged.config.vocab_size == len(merged.get_input_embeddings().weight) == 78
+    ids = torch.tensor([[5, 76, 77, 9]])
+    with torch.no_grad():
+        assert torch.allclose(merged(ids).logits, model.eval()(ids).logits, atol=1e-6)
+
+
+def test_formats_of_adapters_have_no_place_for_new_rows_and_say_so_before_training(tmp_path):
+    model, tokenizer = make_from_folder(), make_tokenizer()
+    ad.grow(model, tokenizer, ["<call>"])
+    for door in ("peft", "vllm", "gguf"):
+        assert "model.embed_tokens.weight" in ad.passage(model, "lora:rank=2", door, targets="*.q_proj").refused
+    assert not ad.passage(model, "lora:rank=2", "merged", targets="*.q_proj").refused
+    adapter = stir(ad.attach(model, "lora:rank=2", targets="*.q_proj"))
+    for door in ("peft", "vllm", "gguf"):
+        with pytest.raises(AddendaError, match=r"new rows.*'merged'"):
+            ad.export(adapter, door, tmp_path / "out")
+    make_from_folder().save_pretrained(tmp_path / "base")
+    file = adapter.save(tmp_path / "a.safetensors")
+    with pytest.raises(AddendaError, match=r"1 new tokens.*--to merged"):
+        ad.merge_on_disk(tmp_path / "base", file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -269,3 +269,24 @@ def test_a_damaged_file_of_a_finished_run_is_written_again(tmp_path):
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(AddendaError, match=r"holds run\.json.*, which would be written"):
         run()
+
+
+def test_a_run_on_a_grown_vocabulary_goes_on_with_the_same_tokens_only(tmp_path):
+    rows = dict.fromkeys(("model.embed_tokens", "lm_head"), "trainable-tokens:tokens=76")
+    data = [{"question": s["question"] + "<call>", "answer": s["answer"]} for s in SUMS[:16]]
+
+    def go(steps: int, token: str = "<call>"):
+        model, tokenizer = make_llama(), make_tokenizer()
+        ad.grow(model, tokenizer, [token])
+        method = {"*.q_proj": "lora:rank=2", **rows}
+        options = {"tokenizer": tokenizer, "out": tmp_path / "run", "steps": steps, "batch": 4, "progress": False}
+        return tune(model, data, method, **options)
+
+    assert go(2).resumed_from == 0
+    made = go(3)
+    assert made.resumed_from == 2
+    with pytest.raises(AddendaError, match="its new tokens are others: '<call>' is number 76 there"):
+        go(4, "<other>")
+    fresh = make_llama()
+    ad.load(fresh, made.path, tokenizer=made.tokenizer)
+    assert evaluate(fresh, made.tokenizer, data).loss == evaluate(made.model, made.tokenizer, data).loss

@@ -68,6 +68,12 @@ class DiskMerge:
         read_files = [(path, *renamed(*read(path), rename, path)) for path in files]
         for path, header, _ in read_files:
             refuse_hidden(path, header, methods_of(header, path)[0])
+            if header.vocabulary is not None:
+                raise AddendaError(
+                    f"{path} has {header.vocabulary}, and a merge on disk writes the tables of {shown(folder)} as they "
+                    "are. Load the model and the file, and write it whole: export(adapter, 'merged', out), or addenda "
+                    "export FILE --to merged. Nothing was written."
+                )
         source = FolderModel.of(folder, *_wanted([header for _, header, _ in read_files]))
         names = source.weights.names
         adapters = [StoredAdapter.of(*given, source.model) for given in read_files]

@@ -19,6 +19,7 @@ from addenda.core.method.hidden import HiddenMethod
 from addenda.core.modules.wrappers import unwrap
 from addenda.core.site.site import Site
 from addenda.core.site.targets import Target, grouped
+from addenda.core.state.vocabulary import grown_of
 from addenda.exporting.install import Forms
 from addenda.exporting.pairs import Pair
 from addenda.exporting.routes import Route
@@ -132,5 +133,19 @@ def passage(
     """
     chosen = door_called(door)
     root = unwrap(model)
+    rows = rows_refused(root, chosen)
     assigned, _ = assign(root, method, targets, exclude, also_train, head_bits)
-    return Passage(chosen, {site.path: chosen.route(m, site, getattr(root, "config", None)) for site, m in assigned})
+    routes = {site.path: chosen.route(m, site, getattr(root, "config", None)) for site, m in assigned}
+    return Passage(chosen, routes | rows)
+
+
+def rows_refused(root: nn.Module, door: Door) -> dict[str, Route]:
+    """Return by table that a door has no place for the new rows of a vocabulary; empty where it has, or none is new."""
+    grown = grown_of(root)
+    if grown is None or door.model:
+        return {}
+    why = (
+        "the rows of new tokens are no change of a weight of the base, and an adapter's format holds nothing else; "
+        "write the whole model, export(adapter, 'merged', out), and the tokenizer beside it"
+    )
+    return {table: Route("refused", why) for table in grown.vocabulary.tables}

@@ -21,7 +21,7 @@ from addenda.core.modules.borrow import in_its_mode
 from addenda.core.site.site import owners_of, site_at
 from addenda.core.site.targets import grouped
 from addenda.core.state.state import HostRecord, intact, record_of
-from addenda.exporting.doors import DOORS, Door, Pairs, door_called
+from addenda.exporting.doors import DOORS, Door, Pairs, door_called, rows_refused
 from addenda.exporting.install import Forms, install
 from addenda.exporting.pairs import EXACT, low_rank
 from addenda.exporting.probe import Effect, effect, probe_for
@@ -119,7 +119,10 @@ def export(
         size = sum(p.stat().st_size for p in files)
     errors = dict.fromkeys(found, 0.0) | {path: p.error for path, p in (pairs or {}).items()} | losses
     forms = ("LoRA",) if pairs is not None else tuple(dict.fromkeys(r.why for r in found.values()))
-    return ExportReport(door, place, errors, seen, size, forms)
+    notes = ()
+    if adapter.vocabulary is not None:
+        notes = (f"no tokenizer is in it: save the one with the new tokens there, save_pretrained({str(place)!r})",)
+    return ExportReport(door, place, errors, seen, size, forms, notes)
 
 
 def _routes(door: Door, host: HostRecord) -> dict[str, Route]:
@@ -128,14 +131,16 @@ def _routes(door: Door, host: HostRecord) -> dict[str, Route]:
     config = getattr(host.root, "config", None)
     methods = host.record.methods
     found = {path: door.route(m, site_at(host.root, path, owners), config) for path, m in methods.items()}
+    rows = rows_refused(host.root, door) if host.record.grown else {}
     refused: dict[tuple[str, str], list[str]] = {}
-    for path, r in found.items():
+    for path, r in (*found.items(), *rows.items()):
         if r.kind == "refused":
-            refused.setdefault((methods[path].name or "full copy", r.why.rstrip(".")), []).append(path)
+            called = "new rows" if rows.get(path) is r else methods[path].name or "full copy"
+            refused.setdefault((called, r.why.rstrip(".")), []).append(path)
     if refused:
         texts = [f"{_some(paths)} ({name}): {why}" for (name, why), paths in refused.items()]
         raise AddendaError(
-            f"{sum(map(len, refused.values()))} of {len(found)} sites have no form for {door.title}: "
+            f"{sum(map(len, refused.values()))} of {len(found) + len(rows)} sites have no form for {door.title}: "
             f"{'; '.join(texts[:8])}{' …' if len(texts) > 8 else ''}. Nothing was written."
         )
     return found

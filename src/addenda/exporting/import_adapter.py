@@ -4,11 +4,13 @@ from pathlib import Path
 
 from torch import nn
 
+from addenda.core.adapter.grow import refuse_untold
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import shown
 from addenda.core.modules.borrow import in_its_mode
+from addenda.core.modules.wrappers import unwrap
 from addenda.exporting.doors import DOORS
 from addenda.exporting.formats import format_of
 from addenda.exporting.install import install
@@ -44,6 +46,7 @@ def import_adapter(
         raise AddendaError(f"{shown(path)} is an adapter of addenda itself: addenda.load(model, {str(path)!r}).")
     if part is not None and kind != "kohya":
         raise AddendaError(f"part= is for files of kohya, and {shown(path)} is an adapter of {kind}; leave it out.")
+    refuse_untold(unwrap(model))
     options = {} if part is None else {"part": part}
     forms = DOORS[kind].read(Path(path).expanduser(), model, **options)
     return install(

@@ -20,7 +20,7 @@ from addenda.core.method.contract import Method
 from addenda.core.modules.classes import original_class
 from addenda.core.site.site import Site
 from addenda.core.state.state import acting_again, apply_active, record_of
-from addenda.exporting.other_files import copy_others
+from addenda.exporting.other_files import TOKENIZER, copy_others
 from addenda.exporting.pairs import Pair
 from addenda.exporting.routes import Route
 from addenda.models.pretrained import pretrained_as, quiet
@@ -63,7 +63,8 @@ def write(
             unmerge(root)
     source = Path(str(getattr(getattr(root, "config", None), "_name_or_path", "") or ""))
     if source.is_absolute() and (source / "config.json").is_file():  # a pipeline's folder has none
-        copy_others(source, folder, [str(p.relative_to(folder)) for p in folder.rglob("*")])
+        others = TOKENIZER if adapter.vocabulary is not None else ()  # it lacks the new tokens
+        copy_others(source, folder, [*others, *(str(p.relative_to(folder)) for p in folder.rglob("*"))])
     return report.sites
 
 

@@ -12,6 +12,10 @@ _WEIGHTS = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".ot", ".onnx", ".gguf",
     ".npz", ".tflite", ".mlmodel",
 }  # fmt: skip
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 _OF_WEIGHTS = {"pytorch_model.bin.index.json", INDEX, PEFT}  # what belongs to weights that are not copied
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import Tensor
 
+from addenda.core.adapter.grow import other_rows
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import writes
@@ -35,6 +36,7 @@ from addenda.core.file.header import Header, read
 from addenda.core.file.methods import methods_of
 from addenda.core.file.save import save
 from addenda.core.file.sealed import is_sealed, read_sealed, write_sealed
+from addenda.core.file.vocabulary import key_of, rows_in
 from addenda.core.method.contract import Method
 from addenda.core.site.site import site_at
 from addenda.core.state.state import Record, record_of
@@ -114,6 +116,10 @@ def fitting(adapter: Adapter, folder: str | Path, base: bool = True) -> dict[str
     if header.has_codes:
         problems.append("its matrices are codes there")
     problems += _other_places(record, header)
+    rows = rows_in(header.vocabulary, tensors)
+    if adapter.vocabulary is not None or header.vocabulary is not None:
+        told = other_rows(adapter.model, header.vocabulary, rows)
+        problems += [f"its new tokens are others: {told}"] if told else []
     if base and not problems:
         problems = _other_base(adapter, header)
     if problems:
@@ -121,7 +127,7 @@ def fitting(adapter: Adapter, folder: str | Path, base: bool = True) -> dict[str
             f"The checkpoint {folder} belongs to another adapter: {'; '.join(problems)}. Attach the same method with "
             "the same options, on the same base, or start again with resume=False or in another folder."
         )
-    return tensors
+    return {k: t for k, t in tensors.items() if k not in {key_of(table) for table in rows}}
 
 
 def _other_places(record: Record, header: Header) -> list[str]:

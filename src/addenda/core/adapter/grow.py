@@ -205,9 +205,8 @@ def grown_as(
 
 @torch.no_grad()
 def _grow_as(root: nn.Module, state: State, v: Vocabulary, rows: Mapping[str, Tensor], path: str | Path) -> None:
-    grown = grown_of(root)
-    if grown is not None:
-        if problem := _other(root, grown.vocabulary, v, rows):
+    if grown_of(root) is not None:
+        if problem := other_rows(root, v, rows):
             raise AddendaError(
                 f"{path} has {v}, and this model has grown otherwise: {problem}. Detach what has grown it, or call "
                 "shrink(model), and load again. Nothing was loaded."
@@ -258,8 +257,11 @@ def _grow_as(root: nn.Module, state: State, v: Vocabulary, rows: Mapping[str, Te
         put_on(root, v, tables, before.pop(), True)
 
 
-def _other(root: nn.Module, here: Vocabulary, v: Vocabulary, rows: Mapping[str, Tensor]) -> str | None:
-    """Return how new rows on a model differ from those of a file, or None."""
+def other_rows(root: nn.Module, v: Vocabulary | None, rows: Mapping[str, Tensor]) -> str | None:
+    """Return how new rows on a model differ from those of a file, None standing for a file without, or None."""
+    here = None if (grown := grown_of(root)) is None else grown.vocabulary
+    if here is None or v is None:
+        return None if here is v else f"{'nothing has grown' if here is None else here} here"
     if (here.base_rows, here.rows) != (v.base_rows, v.rows):
         return f"{here}"
     if here.tables != v.tables:

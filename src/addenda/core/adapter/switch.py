@@ -54,5 +54,6 @@ def status(model: nn.Module) -> str:
             f"  {name}: {mark}, {adapter.kinds}, {len(record.methods)} sites, "
             f"{adapter.trainable:,} trainable parameters{'' if trains else ' (not training)'}, step {record.step}"
             + (f", {len(record.left_out)} sites of its file left out" if record.left_out else "")
+            + (f", {v}" if (v := adapter.vocabulary) else "")
         )
     return "\n".join(lines)

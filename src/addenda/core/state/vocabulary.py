@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from addenda.core.base.sharded import whole
+
 _KEY = "_addenda_vocabulary"
 _SIZES = ("num_embeddings", "out_features")  # what embeddings and linear layers say of their rows
 
@@ -87,10 +89,10 @@ def axis_of(table: Tensor, rows: int) -> int | None:
 
 
 def rows_of(table: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """Return the new rows of a table that has them, detached."""
+    """Return the new rows of a table that has them, detached. Of a sharded one every process must call it."""
     axis = axis_of(table, vocabulary.all_rows)
     assert axis is not None
-    return table.detach().narrow(axis, vocabulary.base_rows, vocabulary.rows)
+    return whole(table).narrow(axis, vocabulary.base_rows, vocabulary.rows)
 
 
 def put_on(root: nn.Module, vocabulary: Vocabulary, tables: Mapping[str, Tensor], before: int, loaded: bool) -> None:
