@@ -43,8 +43,8 @@ def run(given: Any) -> tuple[dict[str, Any], str]:
         place = kills.Place(Path(folder))
         for name in wanted("operations", OPERATIONS):
             _operations(place, name, found["operations"].setdefault(name, {}), keep)
-        for name in wanted("moments", kills.QUOTA):
-            _moments(place, name, kills.QUOTA[name], found["moments"].setdefault(name, {}), keep)
+        names = {n: kills.QUOTA[n] for n in wanted("moments", kills.QUOTA)}
+        _moments(place, names, found["moments"], keep)
     return found, _table(found)
 
 
@@ -88,22 +88,25 @@ def _operations(place: Any, name: str, done: dict[str, Any], keep: Any) -> None:
     keep()
 
 
-def _moments(place: Any, name: str, quota: int, done: dict[str, Any], keep: Any) -> None:
-    """Kill at random moments until the quota is reached, from where the record ends."""
-    for key, zero in (("kills", 0), ("runs", 0), ("seconds", 0.0), ("faults", []), ("left", 0)):
-        done.setdefault(key, zero)
-    if done["kills"] >= quota:
-        return
-    case = place.prepared(name)
-    while done["kills"] < quota:
-        verdict = case.at_moments(done["runs"], most=min(10, quota - done["kills"]))
-        done["runs"] += 1
-        done["kills"] += verdict.kills
-        done["seconds"] = round(done["seconds"] + verdict.seconds, 1)
-        done["left"] += bool(verdict.left)
-        if not verdict.fine or verdict.left:
-            done["faults"].append({"seed": done["runs"] - 1} | _told(verdict))
-        keep()
+def _moments(place: Any, quota: dict[str, int], done: dict[str, Any], keep: Any) -> None:
+    """Kill at random moments until each command's quota is reached, the commands in turns, from where the record ends.
+
+    The n-th run of a command has the seed n.
+    """
+    cases: dict[str, Any] = {}
+    while todo := [n for n in quota if done.get(n, {}).get("kills", 0) < quota[n]]:
+        for name in todo:
+            if name not in cases:
+                cases[name] = place.prepared(name)
+            of = done.setdefault(name, {"kills": 0, "runs": 0, "seconds": 0.0, "left": 0, "faults": []})
+            verdict = cases[name].at_moments(of["runs"], most=min(10, quota[name] - of["kills"]))
+            if not verdict.fine or verdict.left:
+                of["faults"].append({"seed": of["runs"]} | _told(verdict))
+            of["runs"] += 1
+            of["kills"] += verdict.kills
+            of["seconds"] = round(of["seconds"] + verdict.seconds, 1)
+            of["left"] += bool(verdict.left)
+            keep()
 
 
 def _told(verdict: Any) -> dict[str, Any]:
