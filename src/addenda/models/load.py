@@ -15,6 +15,7 @@ from torch import nn
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.disk.access import path_of, read_json, reading
 from addenda.core.file.header import IMPORTED, of_peft, read
+from addenda.core.state.outside import drawn_at_random
 from addenda.data.examples import TaskKind
 from addenda.data.labels import named
 from addenda.data.prepare import Preparation
@@ -129,6 +130,7 @@ def load_model(
             f"{_some(p.name for p in sorted(folder.iterdir()))}. Get its files again where one is damaged or missing."
         ) from error
     fresh = tuple(sorted(info.get("missing_keys", ())))
+    drawn_at_random(model, fresh)
     body = [p for p in fresh if task == "causal" or p.startswith(f"{model.base_model_prefix}.")]
     body = [p for p in body if ".pooler." not in p]
     if body:

@@ -10,6 +10,8 @@ from torch import nn
 
 from addenda.core.adapter.handle import Adapter
 from addenda.core.packed.tensor import Packed
+from addenda.core.state.outside import refuse_outside
+from addenda.core.state.state import record_of
 from addenda.train import checkpoint
 
 
@@ -21,13 +23,18 @@ class TrainerCallback(transformers.TrainerCallback):
     the Trainer loaded non-strictly. Weights in few bits, which safetensors cannot write, are left out of what the
     Trainer itself writes of the model while it trains: they are frozen, and in the model that is resumed already.
     resume_from: the folder that `resume_from_checkpoint` names, if it does not lie in the Trainer's output_dir. dead:
-    as in `Adapter.step`.
+    as in `Adapter.step`. without_base: as in `save`: go on although tensors of the base train beside the adapter, which
+    are in the Trainer's own files only.
     """
 
     def __init__(
-        self, adapter: Adapter, resume_from: str | Path | None = None, dead: Literal["raise", "warn"] = "raise"
+        self,
+        adapter: Adapter,
+        resume_from: str | Path | None = None,
+        dead: Literal["raise", "warn"] = "raise",
+        without_base: bool = False,
     ):
-        self.adapter, self.resume_from = adapter, resume_from
+        self.adapter, self.resume_from, self.without_base = adapter, resume_from, without_base
         self._hooks: list = []
         self._written: Path | None = None
         self.dead: Literal["raise", "warn"] = dead
@@ -36,8 +43,11 @@ class TrainerCallback(transformers.TrainerCallback):
         """Load the checkpoint that the Trainer resumes from.
 
         Raises AddendaError where it holds no adapter, or not the optimizer and the schedule, which the
-        Trainer would begin anew.
+        Trainer would begin anew; and before the first step where the base trains beside the adapter.
         """
+        root, host, _ = record_of(self.adapter.model, self.adapter.name)
+        if not self.without_base:
+            refuse_outside(root, host, self.adapter.name, "would not be in the checkpoints whole")
         if state.global_step > 0:
             own = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             folder = Path(self.resume_from or own)
@@ -76,7 +86,7 @@ class TrainerCallback(transformers.TrainerCallback):
             self._write(folder, args.should_save)
 
     def _write(self, folder: Path, here: bool = True) -> None:
-        checkpoint.write(self.adapter, folder, here=here)
+        checkpoint.write(self.adapter, folder, here=here, without_base=self.without_base)
         self._written = folder
 
 

@@ -66,10 +66,12 @@ def write(
     identity: dict | None = None,
     looks: list | None = None,
     here: bool = True,
+    without_base: bool = False,
 ) -> None:
     """Write the adapter and its step into a folder. Every process calls it; here: whether this one writes.
 
-    Of a sharded model all of them take part, since tensors are gathered, and the first writes.
+    Of a sharded model all of them take part, since tensors are gathered, and the first writes. without_base: as in
+    `save`.
     """
     if not (here or adapter.sharded):
         return
@@ -78,7 +80,7 @@ def write(
     note |= {k: v for k, v in (("identity", identity), ("looks", looks)) if v}
     if writes(adapter.sharded):  # first: it says whose the folder is
         write_sealed(folder / NOTE, note)
-    save(adapter, folder / FILE, latent=True, partial=True)
+    save(adapter, folder / FILE, latent=True, partial=True, without_base=without_base)
 
 
 def restore(adapter: Adapter, folder: str | Path) -> int:
@@ -115,7 +117,7 @@ def fitting(adapter: Adapter, folder: str | Path, base: bool = True) -> dict[str
         problems.append(f"heads are trained with {copy.options()} there and {copies[0].options()} here")
     if header.has_codes:
         problems.append("its matrices are codes there")
-    problems += _other_places(record, header)
+    problems += _other_places(record, header, base)
     rows = rows_in(header.vocabulary, tensors)
     if adapter.vocabulary is not None or header.vocabulary is not None:
         told = other_rows(adapter.model, header.vocabulary, rows)
@@ -130,16 +132,17 @@ def fitting(adapter: Adapter, folder: str | Path, base: bool = True) -> dict[str
     return {k: t for k, t in tensors.items() if k not in {key_of(table) for table in rows}}
 
 
-def _other_places(record: Record, header: Header) -> list[str]:
-    """Return what differs in the paths of sites, and in those by which random tensors are drawn."""
+def _other_places(record: Record, header: Header, paths: bool) -> list[str]:
+    """Return what differs in the paths by which random tensors are drawn, and, if asked, in those of sites."""
     there, here = {s.path for s in header.sites}, set(record.methods)
-    if lost := sorted(there - here):
+    if paths and (lost := sorted(there - here)):
         more = f", where this model has {min(here - there)}" if here - there else ""
         return [
             f"{len(lost)} of its {len(there)} sites are not here, e.g. {lost[0]}{more} (where modules have other names "
             f"now, load(model, {FILE!r}, rename=…) begins a new run)"
         ]
-    other = [s.path for s in header.sites if (s.origin or s.path) != record.origins.get(s.path, s.path)]
+    drawn = {s.path: s.origin or s.path for s in header.sites if s.path in here}
+    other = [path for path, origin in drawn.items() if origin != record.origins.get(path, path)]
     return [f"random tensors were drawn for other paths there at {len(other)} sites, e.g. {other[0]}"] if other else []
 
 

@@ -22,6 +22,7 @@ from addenda.core.disk.place import is_first
 from addenda.core.file.identity import base_of, digest, goes_on, larger, look, plain, versions
 from addenda.core.forward.lean import leaner
 from addenda.core.modules.borrow import training_mode
+from addenda.core.state.outside import refuse_outside
 from addenda.core.state.state import record_of
 from addenda.data.batches import batches
 from addenda.data.encoded import Encoded
@@ -340,6 +341,7 @@ def _known(
 
 def _trainable(model: nn.Module, adapter: Adapter) -> None:
     root, state, _ = record_of(adapter.model, adapter.name)
+    refuse_outside(root, state, adapter.name, "cannot be trained here")
     if root is not model and root not in set(model.modules()):
         raise AddendaError(f"Adapter {adapter.name!r} is attached to another model than the one given.")
     if state.merged is not None or adapter.name not in state.active:

@@ -65,9 +65,10 @@ def attach(
     trained as whole copies with the adapter (heads); head_bits: in so many bits, as the option `bits` of a method
     does for its own matrices. freeze: no parameter of the base learns, and nothing that it gathers about its inputs
     in training mode moves: batch norms work with the statistics that they have (`core.modules.statistics`), those too
-    whose weights are trained. With freeze=False all of that goes on, and no adapter's file holds it. seed: with a
-    site's path, the key of every random tensor. calibration: batches for methods that look at data first; loss(model,
-    batch) defaults to `model(**batch).loss`. progress: called with (done, total, path).
+    whose weights are trained. With freeze=False all of that goes on, and no adapter's file holds it, so that `save`
+    wants to be told (without_base=True). seed: with a site's path, the key of every random tensor. calibration: batches
+    for methods that look at data first; loss(model, batch) defaults to `model(**batch).loss`. progress: called with
+    (done, total, path).
 
     Raises AddendaError, and leaves the model as it was, when a target matches nothing, a site cannot take the method,
     the name is taken, a merged change is in the base, data is missing for a calibrated method, or the model is sharded.

@@ -145,9 +145,17 @@ class Adapter:
         """Whether the model's tensors are spread over processes: then every process must call `save`."""
         return any(is_sharded(p) for p in self.model.parameters())
 
-    def save(self, path: str | Path, *, basis: bool = False, latent: bool = False, partial: bool = False) -> Path:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        basis: bool = False,
+        latent: bool = False,
+        partial: bool = False,
+        without_base: bool = False,
+    ) -> Path:
         """Write one safetensors file; see `core.file.save.save`."""
-        return save(self, path, basis=basis, latent=latent, partial=partial)
+        return save(self, path, basis=basis, latent=latent, partial=partial, without_base=without_base)
 
     @property
     def step_count(self) -> int:

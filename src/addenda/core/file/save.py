@@ -37,6 +37,7 @@ from addenda.core.modules.borrow import in_its_mode
 from addenda.core.packed.few_bits import FewBits, encoded
 from addenda.core.packed.tensor import Packed
 from addenda.core.site.site import owners_of, site_at
+from addenda.core.state.outside import refuse_outside
 from addenda.core.state.state import record_of
 
 
@@ -53,18 +54,30 @@ class Held(Protocol):
 
 
 @in_its_mode
-def save(adapter: Held, path: str | Path, *, basis: bool = False, latent: bool = False, partial: bool = False) -> Path:
+def save(
+    adapter: Held,
+    path: str | Path,
+    *,
+    basis: bool = False,
+    latent: bool = False,
+    partial: bool = False,
+    without_base: bool = False,
+) -> Path:
     """Write the adapter to one file, atomically: a reader sees the old file or the new one, never a part.
 
     basis: store the tensors derived from W as well (singular vectors), for machines whose factorisations differ.
     latent: of matrices in few bits store what training moves, in float32, so that it can go on; else their codes.
     partial: write an adapter of which a load has left sites out; the file holds those that are here.
+    without_base: write the adapter although tensors of the base train beside it, which the file does not hold.
     Of a sharded model (FSDP2) every process must call it: tensors are gathered, the first process writes, and all
     return when the file is there.
-    Raises AddendaError for tensors that are empty or not finite; then nothing is written.
+    Raises AddendaError for tensors that are empty or not finite, and for those of the base that train, or were drawn
+    at random, and are in no adapter; then nothing is written.
     """
     path = file_of(path)
     root, state, record = record_of(adapter.model, adapter.name)
+    if not without_base:
+        refuse_outside(root, state, adapter.name, f"was not saved to {path}")
     if record.left_out and not partial:
         raise AddendaError(
             f"{adapter.name!r} is a part of its file ({len(record.left_out)} sites were left out as it was loaded, "
