@@ -29,6 +29,7 @@ from torch import Tensor
 
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
+from addenda.core.base.sharded import spread, whole
 from addenda.core.forward.tensors import SiteTensors
 from addenda.optim.pairs import by_decay, can_fuse, loss_of, plain_step, trained
 from addenda.optim.registry import optimizer
@@ -117,13 +118,14 @@ class BudgetedAdamW(torch.optim.Optimizer):
             if p.grad is not None:
                 alike.setdefault((p.mT.shape if turned else p.shape, p.device), []).append((p, turned))
         for group in alike.values():
-            M = torch.stack([p.mT if turned else p for p, turned in group])
+            values = [whole(p) for p, _ in group]
+            M = torch.stack([w.mT if turned else w for w, (_, turned) in zip(values, group, strict=True)])
             off = M @ M.mT - torch.eye(M.shape[-2], dtype=M.dtype, device=M.device)
             size = torch.linalg.matrix_norm(off, keepdim=True).clamp_min(torch.finfo(M.dtype).tiny)
             pull = (2 * self.penalty / count) * (off / size) @ M
             for (p, turned), g in zip(group, pull, strict=True):
                 assert p.grad is not None
-                p.grad.add_(g.mT if turned else g)
+                p.grad.add_(spread(g.mT if turned else g, p))
 
     def _look(self) -> None:
         """Update the running means of importance and of its change, for every number of every triplet."""
@@ -147,7 +149,7 @@ class BudgetedAdamW(torch.optim.Optimizer):
         lowest = torch.zeros(self.full, dtype=torch.bool, device=order.device).index_fill_(0, order[:surplus], True)
         for t, out in zip(self.sites, lowest.split([s.numel() for s in scores]), strict=True):
             E = t.get_parameter("E")
-            E.masked_fill_(out.view(E.shape).to(E.device), 0)
+            E.masked_fill_(spread(out.view(E.shape).to(E.device), E), 0)
 
     def _score(self, t: SiteTensors) -> Tensor:
         """Return the importance of every triplet of a site (…, r)."""
@@ -156,7 +158,8 @@ class BudgetedAdamW(torch.optim.Optimizer):
 
     def _sensitivity(self, p: Tensor) -> Tensor:
         state = self.state[p]
-        return state["importance"] * state["uncertainty"] if "importance" in state else torch.zeros_like(p)
+        known = state["importance"] * state["uncertainty"] if "importance" in state else torch.zeros_like(p)
+        return whole(known)
 
 
 def _has_triplets(t: SiteTensors) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
-from addenda.core.base.sharded import fill, is_sharded
+from addenda.core.base.sharded import fill, give_back, is_sharded
 from addenda.core.file.save import save
 from addenda.core.forward.tensors import Pool, SiteTensors
 from addenda.core.method.contract import Method
@@ -117,6 +117,7 @@ class Adapter:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return trainable and frozen tensors by "path/tensor", those of pools last, matrices in full precision."""
+        give_back(self.model)
         return {f"{path}/{key}": t for path, tensors in self._holders() for key, t in tensors.stored().items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:

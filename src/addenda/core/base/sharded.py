@@ -21,14 +21,33 @@ def whole(tensor: Tensor) -> Tensor:
     return local.full_tensor() if is_sharded(tensor) else local
 
 
+def spread(values: Tensor, like: Tensor) -> Tensor:
+    """Return values as a tensor of their shape is kept: of a sharded one every process, given all, takes its own."""
+    local: Any = like.detach()
+    if not is_sharded(like):
+        return values
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(values.to(local.device), local.device_mesh, local.placements)
+
+
 def fill(tensor: Tensor, values: Tensor) -> None:
     """Copy values into a tensor; of a sharded one every process, given all of them, takes its own."""
-    local: Any = tensor.detach()
-    if is_sharded(tensor):
-        from torch.distributed.tensor import distribute_tensor
+    tensor.detach().copy_(spread(values.to(tensor.dtype), tensor))
 
-        values = distribute_tensor(values.to(local.device, local.dtype), local.device_mesh, local.placements)
-    local.copy_(values)
+
+def give_back(model: nn.Module) -> None:
+    """Drop whole weights that a forward of a sharded model has gathered and left for a backward that did not come.
+
+    What is written into them is lost, and reading their memory by other libraries keeps the next step from freeing it.
+    """
+    if not any(is_sharded(p) for p in model.parameters()):
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def refuse_sharded(model: nn.Module, what: str) -> None:

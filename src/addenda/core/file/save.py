@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.base.sharded import wait, whole, writes
+from addenda.core.base.sharded import give_back, wait, whole, writes
 from addenda.core.disk.access import file_of
 from addenda.core.file.fingerprint import checksum, fingerprint, sample
 from addenda.core.file.header import HEAD, SCHEMA, Header, SiteEntry, packed_as, write
@@ -75,6 +75,7 @@ def save(
     at random, and are in no adapter; then nothing is written.
     """
     path = file_of(path)
+    give_back(adapter.model)
     root, state, record = record_of(adapter.model, adapter.name)
     if not without_base:
         refuse_outside(root, state, adapter.name, f"was not saved to {path}")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from addenda.core.base.sharded import is_sharded
 from addenda.core.forward.acting import Acting
 from addenda.core.forward.execute import effective, execute
 from addenda.core.forward.hidden import in_turn, run, undone
@@ -97,6 +98,8 @@ def _property(name: str) -> property:
         live, weights = slots.acting().live.get(name, ()), slots.here.now
         if not live:
             return stored
+        if weights is None and is_sharded(stored):
+            return stored  # FSDP2 looks for its own part of the parameter; a forward reads whole ones
         if weights is None:
             return effective(slots.kinds[name], stored, live)
         key = (name, torch.is_grad_enabled())
