@@ -110,6 +110,7 @@ def tune(
 
     chosen = build(method)  # a mistake here should not cost the seconds that transformers takes
     run_file.check_place(out)
+    from addenda.core.disk.place import is_first
     from addenda.train.progress import judged, told
     from addenda.train.tune import tune as run
 
@@ -122,6 +123,8 @@ def tune(
         subset=subset, image_size=image_size, skip_corrupt=skip_corrupt, label_kind=cast(Any, label_kind),
         trust_remote_code=trust_remote_code, **{name: given[name] for name in DOCS if name in given},
     )  # fmt: skip
+    if not is_first():  # of several processes one writes and tells
+        return
     run_file.write(out, tune, given, _chosen(out))
     if made.skipped:
         tell(left_out(made.skipped))

@@ -30,10 +30,11 @@ from addenda.data.limits import padded
 from addenda.models.machine import Peak, device_of, processes, resident
 from addenda.optim.registry import Optimizers, named
 from addenda.train import attention as attentions
-from addenda.train import checkpoint, chunked, compiled
+from addenda.train import checkpoint, chunked, compiled, together
 from addenda.train.choices import attention_of, compilation, recomputing
 from addenda.train.consistency import check
 from addenda.train.settings import Settings
+from addenda.train.sharding import check_launch
 from addenda.train.theirs import PASSED, translated
 
 
@@ -129,12 +130,14 @@ def fit(
     else. A damaged checkpoint is passed over for the one before it, with a warning and in the result's `damaged`; where
     none is whole, NoneWholeError.
     """
+    check_launch()
     _trainable(model, adapter)
     if not len(train):
         raise AddendaError("There is no example to train on.")
     if resume and out is None:
         raise AddendaError("resume=True wants the folder of the checkpoints: give out=.")
     arguments = {k: v for k, v in options.items() if k in PASSED}
+    together.meet(arguments.get("ddp_backend"), arguments.get("ddp_timeout"))
     own = {k: v for k, v in options.items() if k not in PASSED}
     plan = _planned(model, adapter, train, eval, steps, optimizer, own)
     settings, train, eval = plan.settings, plan.train, plan.eval
@@ -143,26 +146,34 @@ def fit(
     evaluations = _when(eval_every, settings.steps, 20) if eval is not None else frozenset()
     saves = _when(save_every, settings.steps, 5) | {settings.steps} if out is not None else frozenset()
     kept = None if out is None else path_of(out, "out")
-    wanted = [checkpoint.random_file(i, processes()) for i in range(processes())]
-    start, damaged = checkpoint.newest(kept, wanted) if resume and kept is not None else (None, [])
     identity: dict[str, Any] = {}
-    known, looks = {}, []
-    if kept is not None:
+    known, looks, damaged, start = {}, [], [], None
+    if kept is not None or together.apart():
         every = eval_every if isinstance(eval_every, int | None) else list(eval_every)
         identity = identity_of(
             model, adapter, eval=None if eval is None else eval.digest,
             evaluations={"every": every} if settings.early_stop else None, arguments=arguments,
         )  # fmt: skip
-        known, looks = _known(kept, start, adapter, settings, identity, resume)
-        checkpoint.check_free(kept, saves)
+        together.check_alike(identity | asdict(settings))
+    if kept is not None:
+
+        def begun() -> tuple[str | None, list[str], dict, list[dict]]:
+            wanted = [checkpoint.random_file(i, processes()) for i in range(processes())]
+            start, damaged = checkpoint.newest(kept, wanted) if resume else (None, [])
+            known, looks = _known(kept, start, adapter, settings, identity, resume)
+            checkpoint.check_free(kept, saves)
+            if start is None:
+                checkpoint.clear(kept)
+            return None if start is None else str(start), damaged, known, looks
+
+        found, damaged, known, looks = together.agreed(begun)
+        start = None if found is None else Path(found)
         if start is not None and damaged and is_first():
             warnings.warn(
                 f"In {kept} {'; '.join(damaged)}. The run goes on from {start.name}, which is whole, and ends as it "
                 "would have.",
                 stacklevel=2,
             )
-        if start is None:
-            checkpoint.clear(kept)
 
     from addenda.train.trainer import AdapterTrainer, parts  # transformers takes seconds to import
 
@@ -180,13 +191,15 @@ def fit(
         chosen = attention_of(settings.attention, known.get("attention"), model, train, len(micro[0]), settings.steps)
         computed = attentions.using(model, chosen.name)
         again = recomputing(model, settings.checkpointing)
-        with computed, again, leaner(model, settings.lean), training_mode(model, True):
+        lean = leaner(model, settings.lean)
+        with together.ending(), computed, again, lean, training_mode(model, True):
             loss = settings.loss
             how = (loss == "auto" and known.get("loss")) or chunked.choose(loss, model, train, micro)
             choices: dict[str, Any] = {"attention": asdict(chosen), "loss": how}
             settings = replace(settings, attention=chosen.name, loss=how["name"])
-            if kept is not None and is_first():
-                checkpoint.begin(kept, plain(identity | asdict(settings)), choices, looks)
+            if kept is not None:
+                whole = plain(identity | asdict(settings))
+                together.agreed(lambda: checkpoint.begin(kept, whole, choices, looks))
             with compiled.compiled(model) if settings.compile else nullcontext():
                 if settings.compile:
                     choices["compile"] = compilation(model, adapter, train, micro[0], whole=how["name"] == "logits")
@@ -199,11 +212,12 @@ def fit(
                             identity=plain(identity | asdict(settings)), looks=looks,
                             watch=_watch(progress, settings.steps, train.unit), dead=dead, **arguments,
                         )  # fmt: skip
-                    trainer.train(resume_from_checkpoint=str(start) if start else None)
+                    with together.fetched(start) as here:
+                        trainer.train(resume_from_checkpoint=str(here) if here else None)
                     if settings.early_stop is not None:
                         trainer.take_best()
     except BaseException:
-        if first and not checkpoint.all_of(folder):  # nothing to go on with: nothing stays
+        if first and is_first() and not checkpoint.all_of(folder):  # nothing to go on with: nothing stays
             (folder / checkpoint.NOTE).unlink(missing_ok=True)
         for path in new:  # the Trainer makes folders before it has anything to put there
             with suppress(OSError):

@@ -9,6 +9,7 @@ writes and reads its own.) For a Trainer of your own, see `TrainerCallback`.
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -30,7 +32,7 @@ from addenda.core.file.states import read_state, write_state
 from addenda.data.encoded import IGNORE, Encoded
 from addenda.optim.plain import adamw
 from addenda.optim.registry import Optimizers
-from addenda.train import checkpoint, states
+from addenda.train import checkpoint, states, together
 from addenda.train.callback import TrainerCallback
 from addenda.train.checkpoint import OPTIMIZER, SCALER, SCHEDULER, random_file
 from addenda.train.compiled import eager
@@ -39,6 +41,9 @@ from addenda.train.evaluate import evaluate
 from addenda.train.loss import score
 from addenda.train.quantised import own_check
 from addenda.train.settings import Settings
+from addenda.train.sharding import take_up
+
+IDLE = "idle"  # marks a process's batch that stands in for none, where there are fewer rows than processes
 
 
 class DivergedError(AddendaError):
@@ -51,10 +56,11 @@ class Rows(Sampler):
     def __init__(self, rows: list[list[int]], batch: int):
         self.rows, self.batch_size, self.drop_last = rows, batch, False
         self.following: list[int] = []
+        self.at = 0  # which ones were given last
 
     def __iter__(self):
-        for rows, following in zip_longest(self.rows, self.rows[1:], fillvalue=[]):
-            self.following = following
+        for i, (rows, following) in enumerate(zip_longest(self.rows, self.rows[1:], fillvalue=[])):
+            self.at, self.following = i, following
             yield rows
 
     def __len__(self) -> int:
@@ -128,18 +134,27 @@ class AdapterTrainer(transformers.Trainer):
         self.add_callback(_Steps(adapter, dead=dead))
         self.model_accepts_loss_kwargs = True
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        take_up(self.accelerator)
+        self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
+
     # -- a step ----------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader:
-        rows = Rows(self.rows, self.args.per_device_train_batch_size)
+        """Return this process's share of every batch. Accelerate's own split leaves out batches that are not full."""
+        index, count = self.args.process_index, self.args.world_size
+        rows = Rows([share(part, index, count) for part in self.rows], self.args.per_device_train_batch_size)
+        idle = [len(part) <= index for part in self.rows]
         positions: Any = range(len(self.data))  # the data makes its own batches, from positions
 
         def collate(these: list[int]) -> dict[str, Tensor]:
             made = self.data.batch(these)
             self.data.ahead(rows.following)  # decoded while the model works on this batch
-            return made
+            return made | ({IDLE: torch.ones(1)} if idle[rows.at] else {})
 
-        return self.accelerator.prepare(DataLoader(positions, batch_sampler=rows, collate_fn=collate))
+        loader = DataLoader(positions, batch_sampler=rows, collate_fn=collate)
+        return prepare_data_loader(loader, self.accelerator.device, 1, 0, put_on_device=True)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -157,26 +172,31 @@ class AdapterTrainer(transformers.Trainer):
         """Return the number of labels of one optimizer step, over its parts and all processes."""
         causal = self.data.kind == "causal"
         labels: list[Tensor] = [b["labels"][:, 1:] if causal else b["labels"] for b in batch_samples]
-        count: Any = torch.stack([(t != IGNORE).sum() if causal else torch.tensor(t.numel()) for t in labels]).sum()
-        together: Any = self.accelerator.gather(count.to(device))  # a no-op for one process
-        return together.sum()
+        counts = [(t != IGNORE).sum() if causal else torch.tensor(t.numel()) for t in labels]
+        idle = [IDLE in b for b in batch_samples]
+        count: Any = torch.stack([n * (not i) for n, i in zip(counts, idle, strict=True)]).sum()
+        return together.sum_of(count.to(device))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the summed loss over the labels of the whole step (all parts, all processes)."""
+        idle = inputs.pop(IDLE, None) is not None
         if self.settings.consistency:
             twice = Consistency(self.settings.consistency, self.settings.consistency_add)
             total, count = twice.total(model, self.adapter, inputs, self.data.kind)
         else:
             made = score(model, inputs, self.data.kind, whole=self.settings.loss != "chunked")
             total, count = made.total, made.count
-        self.tokens += int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else len(inputs["labels"])
+        if idle:  # others have the examples of this batch; what is computed here only keeps them company
+            total, count = total * 0, 0
+        else:
+            self.tokens += int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else len(inputs["labels"])
         whole = num_items_in_batch is None
         loss = total / max(count, 1) if whole else total / num_items_in_batch * self.args.world_size
         return (loss, None) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not bool(torch.isfinite(loss)):
+        if together.any_of(not bool(torch.isfinite(loss))):
             raise DivergedError(
                 f"The loss is {loss.item()} at step {self.state.global_step + 1} with rate {self.settings.rate:g}: the "
                 "run has diverged. Use a smaller rate, a longer warm-up, or dtype='float32'."
@@ -184,9 +204,9 @@ class AdapterTrainer(transformers.Trainer):
         return loss
 
     def _clip_grad_norm(self, model):
-        if self.args.world_size > 1:
+        if self.is_deepspeed_enabled:
             return super()._clip_grad_norm(model)
-        return torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.args.max_grad_norm)
+        return whole(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.args.max_grad_norm))
 
     def _get_grad_norm(self, model, grad_norm=None):
         return grad_norm
@@ -201,14 +221,15 @@ class AdapterTrainer(transformers.Trainer):
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         with eager() if self.settings.compile else nullcontext():  # no gradient, other shapes: it would compile anew
             made = evaluate(self.adapter.model, examples=data, batch=max(self.settings.batch, 32))
-        metrics = {f"{metric_key_prefix}_loss": made.loss, f"{metric_key_prefix}_accuracy": made.accuracy}
+        loss, accuracy, items = together.agreed(lambda: (made.loss, made.accuracy, "".join(map(str, made.items))))
+        metrics = {f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_accuracy": accuracy}
         before = [e["eval_loss"] for e in self.state.log_history if "eval_loss" in e]
-        logs: dict[str, Any] = metrics | {f"{metric_key_prefix}_items": "".join(map(str, made.items))}
+        logs: dict[str, Any] = metrics | {f"{metric_key_prefix}_items": items}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         patience = self.settings.early_stop
         if patience is not None:
-            losses = [*before, made.loss]
+            losses = [*before, loss]
             best = losses.index(min(losses))
             if best == len(losses) - 1:
                 self.best = {k: whole(t).clone() for k, t in self.adapter.state_dict().items()}
@@ -241,11 +262,12 @@ class AdapterTrainer(transformers.Trainer):
             raise
 
     def _write_all(self, staging: Path, final: Path) -> None:
-        staging.mkdir(parents=True, exist_ok=True)
+        if self.args.should_save:
+            staging.mkdir(parents=True, exist_ok=True)
         self.save_model(str(staging))
         self._save_optimizer_and_scheduler(str(staging))
         self._save_scaler(str(staging))
-        self._save_rng_state(str(staging))
+        self._save_generators(staging)
         if self.args.should_save:
             if self.best is not None:
                 write_state(staging / checkpoint.BEST, self.best, "best values")
@@ -300,6 +322,18 @@ class AdapterTrainer(transformers.Trainer):
             return {self.args.device}
         return {self.args.device, *(p.device for p in self.adapter.model.parameters())}
 
+    def _save_generators(self, staging: Path) -> None:
+        """Write the random generators of every process into the folder of the first, which others may not see."""
+        if not together.apart():
+            return self._save_rng_state(str(staging))
+        with tempfile.TemporaryDirectory(prefix="addenda-") as own:
+            self._save_rng_state(own)
+            [file] = Path(own).iterdir()
+            names, contents = together.gathered(file.name.encode()), together.gathered(file.read_bytes())
+        if self.args.should_save:
+            for name, content in zip(names, contents, strict=True):
+                (staging / name.decode()).write_bytes(content)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         checkpoint.restore(self.adapter, resume_from_checkpoint)
         best = Path(resume_from_checkpoint, checkpoint.BEST)
@@ -315,7 +349,7 @@ class _Steps(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         pass
 
-    def on_save(self, args, state, control, **kwargs):
+    def _write(self, folder: Path, here: bool = True) -> None:
         pass
 
 
@@ -338,6 +372,11 @@ class _Conductor(transformers.TrainerCallback):
     def on_log(self, args, state, control, **kwargs):
         if self.watch is not None:
             self.watch(self.trainer)
+
+
+def share(rows: list[int], index: int, count: int) -> list[int]:
+    """Return what one of several processes computes of a batch: every so many-th row, or the first if none is left."""
+    return rows[index::count] or rows[:1]
 
 
 def parts(rows: list[int], accumulate: int) -> list[list[int]]:

@@ -24,9 +24,10 @@ from addenda.core.adapter.attach import attach, detach
 from addenda.core.adapter.handle import fitting
 from addenda.core.base.arguments import checked, names_of, unknown_names
 from addenda.core.base.errors import AddendaError
+from addenda.core.base.sharded import is_sharded
 from addenda.core.disk.access import path_of
 from addenda.core.disk.lock import one_at_a_time
-from addenda.core.disk.place import folder_for
+from addenda.core.disk.place import folder_for, is_first
 from addenda.core.file.save import save
 from addenda.core.forward.acting import blocks
 from addenda.core.method.catalogue import Info, build, catalogue
@@ -56,7 +57,9 @@ from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.loss import score
 from addenda.train.progress import announce, attaching, shown, silent, understood
 from addenda.train.settings import check_options
+from addenda.train.sharding import check_launch
 from addenda.train.theirs import PASSED, translated
+from addenda.train.together import agreed
 
 __all__ = ["TuneResult", "evaluate", "generate", "tune"]
 
@@ -94,7 +97,7 @@ def _left_alone(function: Callable[P, R]) -> Callable[P, R]:
                 if isinstance(error, KeyboardInterrupt):
                     error.add_note(_kept(kwargs.get("out"), kwargs.get("resume", True), model))
                 now = None if model is None else find_state(model)
-                if now is not None:
+                if now is not None and not any(map(is_sharded, now.root.parameters())):  # a split one stays as it is
                     for new in [n for n in now.state.records if n not in names]:
                         detach(now.root, new)
                 if host and acted:
@@ -176,12 +179,15 @@ def tune(
     columns = (columns or {}) | ({"label_kind": label_kind} if label_kind else {})
     model, data, eval_data = (path_of(x) if isinstance(x, str | Path) else x for x in (model, data, eval_data))
     _check(model, tokenizer, eval_data, columns, subset, overflow, out, loading)
+    check_launch()
     check_options(steps=steps or 1, batch=batch, seed=seed, **options)
     judged = eval_data is not None or subset is not None or hasattr(data, "splits")
     _check_pairs(options, judged, out is not None)
     folder = None if out is None else folder_for(out, apart=(model, data, eval_data))
     if folder is not None:
         check_ours(folder)
+    if not is_first():
+        progress = False
     say = announce if progress is True else silent
     say(f"reading {'the data' if isinstance(model, nn.Module) else 'the data and the model'}")
     loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns, subset, loading)
@@ -233,13 +239,13 @@ def tune(
         known |= {"labels": train.labels, "skipped": len(encoded.skipped)}
         if held is not None:
             known |= {"eval": held.source, "eval_examples": len(more[0]), "eval_digest": held.digest}
-        if is_finished(folder, made):
-            mend(folder, adapter)
-        else:
-            save(adapter, path)
-            write_all(
-                folder, adapter, base=loaded.source, options=told, data=known, made=made, before=before, after=after
-            )
+        target, about = folder, {"options": told, "data": known, "before": before, "after": after}
+        if not agreed(lambda: is_finished(target, made)):
+            if is_first() or adapter.sharded:  # of a sharded model all processes take part
+                save(adapter, path)
+            agreed(lambda: write_all(target, adapter, base=loaded.source, made=made, **about))
+        elif not adapter.sharded:
+            agreed(lambda: mend(target, adapter))
     skipped = tuple(name for e in (encoded, *more) for name in e.skipped)
     return TuneResult(
         **vars(made), model=model, tokenizer=tokenizer, before=before, after=after, path=path, skipped=skipped
