@@ -101,7 +101,7 @@ def saves(folder: Path) -> dict:
     shutil.copyfile(sources[0], file)
     children = []
     for source in sources:
-        if (child := os.fork()) == 0:
+        if (child := disks.fork()) == 0:
             code = 1
             try:
                 header, tensors = read(source)

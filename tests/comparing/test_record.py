@@ -4,12 +4,14 @@ import json
 import math
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from addenda.comparing.entries import Config, SplitResult, TrialRecord, as_json, trial_name
 from addenda.comparing.record import Record
 from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import DiskError
 
 
 def config(**changes):
@@ -78,6 +80,16 @@ def test_a_half_written_file_is_ignored_and_done_again(tmp_path):
     assert record.ignored == (file.name,)
     assert record.write_trial(trial()).ignored == ()
     assert len(Record.read(tmp_path).trials) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file whose reading the system refuses")
+def test_what_the_disk_does_not_give_now_is_not_done_again(tmp_path):
+    Record.write_config(tmp_path, config()).write_trial(trial())
+    file = tmp_path / "trials" / f"{trial().name}.json"
+    file.rename(tmp_path / "kept")
+    file.symlink_to("/proc/self/mem")
+    with pytest.raises(DiskError, match="cannot be read \\(Input/output error"):
+        Record.read(tmp_path)
 
 
 def test_a_finished_run_is_never_replaced(tmp_path):

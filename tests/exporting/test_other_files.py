@@ -1,5 +1,10 @@
 """What is copied beside weights, and what is not."""
 
+from pathlib import Path
+
+import pytest
+
+from addenda.core.base.errors import AddendaError
 from addenda.exporting.other_files import copy_others
 
 
@@ -27,3 +32,20 @@ def test_a_folder_with_nothing_else(tmp_path):
     (tmp_path / "out").mkdir()
     assert copy_others(tmp_path / "base", tmp_path / "out", []) == []
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file whose reading the system refuses")
+def test_an_error_of_the_disk_says_whether_it_was_read_or_written(tmp_path):
+    base, out = tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    out.mkdir()
+    (base / "tokenizer.json").symlink_to("/proc/self/mem")
+    with pytest.raises(AddendaError, match=r"base/tokenizer\.json cannot be read \(Input/output error"):
+        copy_others(base, out, [])
+    (base / "tokenizer.json").unlink()
+    (base / "tokenizer.json").write_text("{}")
+    (out / "tokenizer.json").unlink()
+    out.rmdir()
+    out.write_text("")
+    with pytest.raises(AddendaError, match=r"Could not write at .*out/tokenizer\.json"):
+        copy_others(base, out, [])

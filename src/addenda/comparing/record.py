@@ -18,7 +18,7 @@ from typing import Any
 from addenda.comparing import fields
 from addenda.comparing.entries import SCHEMA, Config, TrialRecord, as_json
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.access import read_json, reading
+from addenda.core.disk.access import DiskError, read_json, reading
 from addenda.core.disk.atomic import readable, write_atomically
 
 STAGES = ("search", "final", "control")
@@ -49,6 +49,8 @@ class Record:
         for file in sorted((path / "trials").glob("*.json")):
             try:
                 value = read_json(file)
+            except DiskError:  # what the disk does not give now is not gone
+                raise
             except AddendaError:
                 ignored.append(file.name)
                 continue

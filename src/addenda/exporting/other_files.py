@@ -1,6 +1,5 @@
 """What else lies in a model's folder: tokenizer, templates, settings; and what is left behind, by name."""
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from addenda.core.disk.access import reading, writing
 from addenda.core.file.header import PEFT
 from addenda.models.checkpoint_files import INDEX
 
+_PIECE = 16 << 20  # bytes that are copied at once
 _WEIGHTS = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".ot", ".onnx", ".gguf",
     ".npz", ".tflite", ".mlmodel",
@@ -37,7 +37,20 @@ def copy_others(folder: Path, target: Path, done: Iterable[str]) -> list[str]:
             if not hidden:
                 left.append(str(place))
             continue
-        with writing(target / place):
-            (target / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / place)
+        _copy(path, target / place)
     return left
+
+
+def _copy(path: Path, place: Path) -> None:
+    """Copy one file; an error says whether it is the reading or the writing that failed."""
+    with writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        out = place.open("wb")
+    try:
+        with reading(path), path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                with writing(place):
+                    out.write(piece)
+    finally:
+        with writing(place):
+            out.close()

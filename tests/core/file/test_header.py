@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import DiskError
 from addenda.core.file.header import Header, MethodEntry, SiteEntry, read, write
 from shared import attach, read_raw, stir, write_raw
 
@@ -121,3 +122,10 @@ def test_adapters_of_other_programs_are_sent_to_import(tmp_path):
     for name in ("a.gguf", "a.safetensors"):
         with pytest.raises(AddendaError, match="addenda import"):
             read(tmp_path / name)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file whose reading the system refuses")
+def test_a_disk_that_fails_is_not_a_damaged_file(tmp_path):
+    (tmp_path / "a.safetensors").symlink_to("/proc/self/mem")
+    with pytest.raises(DiskError, match=r"a\.safetensors cannot be read \(Input/output error"):
+        read(tmp_path / "a.safetensors")

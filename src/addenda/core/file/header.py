@@ -205,7 +205,10 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
         if header.schema > 1 and digest is None:
             raise ValueError("a header of schema 2 begins with its schema and its sha256, and this one does not")
         _check_tensors(header, tensors)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        with reading(path):
+            raise error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = label(error, 600)  # the names in it are the file's own
         raise AddendaError(f"{path} is damaged or no adapter file: {type(error).__name__}: {reason}.") from None
     if header.sha256 is None:
