@@ -9,7 +9,6 @@ The names are the files' own; `models.named_weights` says what a model calls the
 and only as long as it lives: pages of a whole file that is mapped count as memory until it is closed.
 """
 
-import json
 import math
 import mmap
 import os
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.visible import label
-from addenda.core.disk.access import read_json, reading, shown
+from addenda.core.disk.access import check_values, parse_json, read_json, reading, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -36,6 +35,7 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 PIECE = 1 << 18  # numbers of a tensor that is read in pieces: what is computed of one stays in the processor
 _MOST = 256 << 20  # bytes of a header
+_ALONE = 4 << 20  # bytes of a header that is longer than the tensors behind it
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,14 +175,16 @@ def _read_header(folder: Path, name: str, tensors: dict[str, StoredTensor]) -> S
     """Read the header of one shard and add its tensors. safetensors itself checks that offsets and sizes agree."""
     path = folder / name
     try:
-        with safe_open(path, framework="pt"):
-            pass
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             size = os.fstat(file.fileno()).st_size
-            if length > min(_MOST, size):
+            if length > min(_MOST, size) or length > max(_ALONE, size - 8 - length):
                 raise ValueError(f"a header of {length:,} bytes")
-            header = json.loads(file.read(length))
+            text = file.read(length)
+        check_values(text, size)
+        header = parse_json(text.decode("utf-8"), room=size)
+        with safe_open(path, framework="pt"):
+            pass
         metadata = header.pop("__metadata__", None) or {}
         entries = {}
         for key, raw in header.items():

@@ -18,7 +18,7 @@ import torch
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.visible import label
-from addenda.core.disk.access import reading, shown
+from addenda.core.disk.access import check_values, reading, shown
 from addenda.models.checkpoint_files import INDEX, SINGLE, CheckpointFiles, shards_of
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -41,8 +41,8 @@ def check_folder(folder: Path) -> None:
     weights = SINGLE in names or INDEX in names
     if not weights and (found := [n for n in names if _is_weights(n)]):
         raise AddendaError(_pickled(folder, found))
-    if SINGLE not in names and INDEX in names:
-        shards_of(folder)
+    if weights:
+        CheckpointFiles.of(folder)  # headers only, strictly: what transformers reads of them must be what was checked
     config = json_of(folder / "config.json")
     named = config.get("transformers_weights")
     if named is not None:
@@ -153,7 +153,9 @@ def json_of(file: Path) -> dict:
             raise AddendaError(
                 f"{shown(file)} has {file.stat().st_size:,} bytes, more than any configuration has. Get it again."
             )
-        content = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        check_values(text)
+        content = json.loads(text)
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

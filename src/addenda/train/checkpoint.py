@@ -170,9 +170,9 @@ def note_of(folder: str | Path) -> dict[str, Any]:
         note = read_sealed(Path(folder) / NOTE)
         wanted = {"step": int, "settings": dict}
         kinds = wanted | {"choices": dict, "identity": dict, "looks": list, "files": dict}
-        wrong = [k for k, kind in kinds.items() if (k in note or k in wanted) and not isinstance(note.get(k), kind)]
-        if wrong:
-            raise AddendaError(f"{' and '.join(wrong)} missing, or of another kind than expected")
+        wrong = [k for k, kind in kinds.items() if (k in note or k in wanted) and type(note.get(k)) is not kind]
+        if wrong or note["step"] < 0:
+            raise AddendaError(f"{' and '.join(wrong) or 'step'} missing, or of another kind than expected")
     except AddendaError as error:
         raise AddendaError(
             f"{folder} is not a checkpoint of addenda ({NOTE}: {error}). Give a folder that addenda wrote."

@@ -18,7 +18,8 @@ from typing import Any
 
 from addenda.core.base.errors import AddendaError
 
-MOST = 256 << 20  # bytes of a JSON file
+MOST = 32 << 20  # bytes of a JSON file
+_VALUES = 1 << 19  # of JSON, an object for three: 32 MiB or less in memory
 _WAYS = {
     errno.ENAMETOOLONG: "The name is too long for this disk: choose a shorter one",
     errno.ENOTDIR: "A file stands where a folder is wanted: name another place, or move the file",
@@ -195,13 +196,23 @@ def read_json(path: Path, *, foreign: bool = False) -> Any:
         raise AddendaError(f"{shown(path)} is not JSON ({error}).") from None
 
 
-def parse_json(text: str, *, foreign: bool = False) -> Any:
+def parse_json(text: str, *, foreign: bool = False, room: int = 0) -> Any:
     """Return the value of strict JSON: each key of an object once, no NaN, no number of thousands of digits.
 
-    foreign: see `read_json`. Raises ValueError, or RecursionError where it is nested too deeply.
+    foreign: see `read_json`. room: bytes of the whole file, where the text is a part of it: a larger one may hold more.
+    Raises ValueError, also for more values than such a file has, and RecursionError where it is nested too deeply.
     """
+    check_values(text, room)
     each = None if foreign else _once
     return json.loads(text, parse_constant=_float, parse_float=_float, parse_int=_integer, object_pairs_hook=each)
+
+
+def check_values(text: str | bytes | bytearray, room: int = 0) -> None:
+    """Raise ValueError for JSON of so many values that they would fill the memory: two bytes can be a list of 64."""
+    content: Any = text
+    objects, lists, further = (content.count(m if isinstance(text, str) else m.encode()) for m in "{[,")
+    if 3 * objects + lists + further > _VALUES + room // 64:
+        raise ValueError(f"{objects + lists + further:,} values in it are more than such a file has")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

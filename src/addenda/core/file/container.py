@@ -27,10 +27,11 @@ from torch import Tensor
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.visible import label
-from addenda.core.disk.access import parse_json, reading, shown
+from addenda.core.disk.access import check_values, parse_json, reading, shown
 from addenda.core.disk.atomic import write_atomically
 
 MOST = 64 << 20  # bytes of a header
+_ALONE = 4 << 20  # bytes of a header that is longer than the tensors behind it
 DIGITS = 64  # of a SHA-256, in hexadecimal
 _PIECE = 1 << 20  # bytes that are read and hashed at once, while a processor's cache holds them
 _ALIGNED = 8  # bytes: headers end at a multiple of this
@@ -51,11 +52,15 @@ class Opened:
         size = os.fstat(file.fileno()).st_size
         self._file, self._length = file, file.read(8)
         count = int.from_bytes(self._length, "little")
-        if len(self._length) < 8 or count > min(MOST, size - 8):
+        if len(self._length) < 8 or count > min(MOST, size - 8) or count > max(_ALONE, size - 8 - count):
             raise ValueError(f"it claims a header of {count:,} bytes, which is more than there can be")
         self._header = bytearray(count)
         _fill(file, memoryview(self._header))
-        self.metadata, self.forms = _entries(parse_json(self._header.decode("utf-8")), size - 8 - count)
+        self.metadata, self.forms = _entries(self._parsed(size), size - 8 - count)
+
+    def _parsed(self, size: int) -> Any:
+        check_values(self._header, size)  # before it is a text
+        return parse_json(self._header.decode("utf-8"), room=size)
 
     def tensors(self) -> dict[str, Tensor]:
         """Read the tensors, in the order of their bytes, into memory of their own; once."""

@@ -35,6 +35,8 @@ _KEYS_OF_SITE = frozenset((
 ))  # fmt: skip
 _KEYS_OF_SITE_2 = _KEYS_OF_SITE | {"origin"}
 Checksum = tuple[float, float] | str
+_LABELS, _LABEL = 100_000, 4096  # how many a file may name, and how long each may be
+_PATH = 1000  # characters of a module's path
 HEAD = -1  # what stands for a method where a head is trained as a whole copy
 
 
@@ -201,7 +203,7 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
             tensors, digest = file.proven(BEFORE_DIGEST)
         if further := sorted(file.metadata.keys() - {"addenda"}):
             raise ValueError(f"there is more than a header of addenda: {further[:4]}")
-        header = replace(_header(parse_json(text)), sha256=digest)
+        header = replace(_header(parse_json(text, room=path.stat().st_size)), sha256=digest)
         if header.schema > 1 and digest is None:
             raise ValueError("a header of schema 2 begins with its schema and its sha256, and this one does not")
         _check_tensors(header, tensors)
@@ -255,14 +257,20 @@ def _header(raw: Any) -> Header:
         raise ValueError("the options of heads must be by name")
     if not (_names(labels) and all(labels)):
         raise ValueError("labels must be a list of names")
+    if len(labels) > _LABELS or any(len(name) > _LABEL for name in labels):
+        raise ValueError(f"{len(labels):,} labels of up to {max(map(len, labels)):,} characters are of no classifier")
     if not _once(labels):
         raise ValueError("labels must be different names, one for each output")
     if not (isinstance(pools, list) and all(map(_names, pools))):
         raise ValueError("the tensors of a pool must have names of their own")
+    if len(raw["methods"]) > len(raw["sites"]):
+        raise ValueError(f"{len(raw['methods']):,} methods are more than its {len(raw['sites']):,} sites")
     methods = tuple(_method(m) for m in raw["methods"])
     sites = tuple(_site(s, len(methods), _KEYS_OF_SITE if schema == 1 else _KEYS_OF_SITE_2) for s in raw["sites"])
     if not (sites and _once([s.path for s in sites])):
         raise ValueError("sites must be there, each once")
+    if unused := set(range(len(methods))) - {s.method for s in sites}:
+        raise ValueError(f"{len(unused):,} of its {len(methods):,} methods are at no site")
     return Header(
         schema=schema,
         seed=raw["seed"],
@@ -297,6 +305,8 @@ def _site(raw: Any, methods: int, keys: frozenset[str]) -> SiteEntry:
     _only(raw, keys, f"site {path!r:.200}")
     if not (isinstance(path, str) and isinstance(raw["kind"], str) and isinstance(checks, dict)):
         raise ValueError("a site needs a path and a kind")
+    if len(path) > _PATH or label(path, _PATH) != path:
+        raise ValueError(f"no module of a model is called {label(path)!r}")
     if not (type(method) is int and HEAD <= method < methods):
         raise ValueError(f"{path}: method {method!r} is not listed")
     trainable, frozen = raw["trainable"], raw["frozen"]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.base.visible import label
 from addenda.core.site.kinds import kind_of
 from addenda.core.site.targets import called, grouped
 from addenda.exporting.install import Forms
@@ -27,7 +28,7 @@ def read(path: str | Path, model: nn.Module) -> Forms:
     folder = read_folder(path)
     conversion = CONVERSIONS.get(folder.type)
     if conversion is None:
-        raise AddendaError(f"{folder.path.name} is a {folder.type[:60]} adapter of PEFT: {why_not(folder.type)}.")
+        raise AddendaError(f"{folder.path.name} is a {label(folder.type, 60)} adapter of PEFT: {why_not(folder.type)}.")
     conversion.check(folder.config)
     sites, others, shared, problems = _sorted(folder, conversion)
     saved, missing, more = conversion.place(model, folder.config, sites)

@@ -1,0 +1,201 @@
+"""Who reads what anybody may have written: for each kind a sound one, and the call that a hostile one is given to."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import addenda as ad
+from addenda.core.base.errors import AddendaError
+from shared import stir
+from toys import Tiny
+
+
+@dataclass(frozen=True)
+class Reader:
+    """sound: writes a good one into a folder and returns its path; read: reads one, given a model to put it on."""
+
+    sound: Callable[[Path], Path]
+    read: Callable[[Path, nn.Module], Any]
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Tiny()
+
+
+def _adapter(folder: Path) -> Path:
+    on = model()
+    adapter = ad.attach(on, ad.LoRA(rank=2), targets="q_proj", also_train=["score"])
+    return adapter.save(folder / "adapter.safetensors")
+
+
+def _load(path: Path, on: nn.Module) -> None:
+    from addenda.core.file.inspect import inspect
+    from addenda.models.load import wanted_by
+
+    for look in (inspect, wanted_by):  # these know no model, so they may find nothing wrong
+        with contextlib.suppress(AddendaError):
+            look(path)
+    ad.load(on, path)
+
+
+def _peft(folder: Path) -> Path:
+    made = folder / "peft"
+    on = model()
+    adapter = stir(ad.attach(on, ad.LoRA(rank=2), targets="q_proj"))
+    ad.export(adapter, "peft", made, probe=torch.arange(4)[None])
+    return made
+
+
+def _kohya(folder: Path) -> Path:
+    tensors = {f"lora_te_layers_0_self_attn_q_proj.{k}": torch.zeros(s) for k, s in
+               (("lora_down.weight", (2, 8)), ("lora_up.weight", (8, 2)), ("alpha", ()))}  # fmt: skip
+    save_file(tensors, folder / "kohya.safetensors")
+    return folder / "kohya.safetensors"
+
+
+def _gguf(folder: Path) -> Path:
+    (folder / "adapter.gguf").write_bytes(b"GGUF")
+    return folder / "adapter.gguf"
+
+
+def _import(path: Path, on: nn.Module) -> None:
+    ad.import_adapter(on, path)
+
+
+def _model(folder: Path) -> Path:
+    from tiny_models import make_llama, make_tokenizer
+
+    made = folder / "model"
+    make_llama().save_pretrained(made)
+    make_tokenizer().save_pretrained(made)
+    return made
+
+
+def _load_model(path: Path, on: nn.Module) -> None:
+    from addenda.models.load import load_model
+
+    load_model(path, dtype="float32")
+
+
+def _merge(path: Path, on: nn.Module) -> None:
+    """The weights as they lie, as merging on disk reads them."""
+    from addenda.models.checkpoint_files import CheckpointFiles
+
+    CheckpointFiles.of(path)
+
+
+def _data(folder: Path) -> Path:
+    import datasets  # noqa: F401  as reading a folder of them does
+    import pyarrow.parquet  # noqa: F401
+
+    (folder / "data.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n')
+    return folder / "data.jsonl"
+
+
+def _read(path: Path, on: nn.Module) -> None:
+    from addenda.data.read import read
+
+    read(path)
+
+
+def _images(folder: Path) -> Path:
+    from PIL import Image
+
+    made = folder / "images" / "cat"
+    made.mkdir(parents=True)
+    Image.new("L", (4, 4)).save(made / "x.png")
+    return made.parent
+
+
+def _decode(path: Path, on: nn.Module) -> None:
+    from addenda.data.images import read_images
+    from addenda.data.pixels import decode
+    from addenda.data.prepare import Preparation
+
+    decode(read_images(path), Preparation((8, 8)))
+
+
+def _run_file(folder: Path) -> Path:
+    (folder / "run.yaml").write_text("steps: 40\nmethod: lora\n")
+    return folder / "run.yaml"
+
+
+def _options(path: Path, on: nn.Module) -> None:
+    from addenda.cli.run_file import read
+    from addenda.cli.tune import tune
+
+    read(path, tune, "tune")
+
+
+def _record(folder: Path) -> Path:
+    from addenda.comparing.entries import Config
+    from addenda.comparing.record import Record
+
+    config = {
+        "title": "A test", "model": {"name": "tiny"}, "data": {"name": "sums"}, "budget": {"kind": "steps", "value": 4},
+        "methods": {"lora": {"title": "LoRA", "options": {}}}, "seeds": [0], "hardware": {},
+    }  # fmt: skip
+    Record.write_config(folder / "record", Config.of(config))
+    return folder / "record"
+
+
+def _record_read(path: Path, on: nn.Module) -> None:
+    from addenda.comparing.record import Record
+
+    Record.read(path)
+
+
+def _compressed(folder: Path) -> Path:
+    made = folder / "compressed"
+    made.mkdir()
+    (made / "compress.json").write_text(json.dumps({}))
+    return made
+
+
+def _compress_report(path: Path, on: nn.Module) -> None:
+    from addenda.compressing.report import read_report
+
+    read_report(path)
+
+
+def _checkpoint(folder: Path) -> Path:
+    from addenda.train import checkpoint
+
+    made = folder / "checkpoint-1"
+    made.mkdir()
+    checkpoint.write(ad.attach(model(), ad.LoRA(rank=2), targets="q_proj"), made)
+    return made
+
+
+def _restore(path: Path, on: nn.Module) -> None:
+    from addenda.train import checkpoint
+
+    adapter = ad.attach(on, ad.LoRA(rank=2), targets="q_proj")
+    try:
+        checkpoint.restore(adapter, path)
+    finally:
+        ad.detach(on)
+
+
+READERS = {
+    "adapter": Reader(_adapter, _load),
+    "peft": Reader(_peft, _import),
+    "kohya": Reader(_kohya, _import),
+    "gguf": Reader(_gguf, _import),
+    "model": Reader(_model, _load_model),
+    "weights": Reader(_model, _merge),
+    "data": Reader(_data, _read),
+    "images": Reader(_images, _decode),
+    "run_file": Reader(_run_file, _options),
+    "record": Reader(_record, _record_read),
+    "compressed": Reader(_compressed, _compress_report),
+    "checkpoint": Reader(_checkpoint, _restore),
+}
