@@ -1,6 +1,7 @@
 """`addenda eval` and `addenda generate`: a model, with or without an adapter."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -176,8 +177,11 @@ def with_adapter(
     if adapter is not None:
         from addenda.core.adapter.load import load
         from addenda.core.state.state import record_of
+        from addenda.train.new_tokens import tokenizer_beside
 
-        attached = load(loaded.model, adapter, base=cast(Any, base), rename=paths)
+        if (grown := tokenizer_beside(adapter)) is not None:
+            loaded = replace(loaded, tokenizer=grown)
+        attached = load(loaded.model, adapter, base=cast(Any, base), rename=paths, tokenizer=loaded.tokenizer)
         if names := labels_beside(adapter):  # older files have them in their run.json alone
             attached.labels = names
             name_outputs(loaded.model, names)

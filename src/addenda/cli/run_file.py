@@ -24,7 +24,7 @@ from addenda.core.base.visible import label
 NAME = "run.yaml"
 MOST = 64 << 10  # bytes of a run file
 EXECUTE = {"trust_remote_code": "code of the model's folder", "humaneval": "what the model writes"}
-LISTS = ("targets", "exclude", "methods")  # separated by commas on the command line
+LISTS = ("targets", "exclude", "methods", "add_tokens")  # separated by commas on the command line
 EMPTY = ("exclude", "system")  # may be an empty text
 _FIRST = "# A run of addenda. To run it again: addenda "
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number"}

@@ -63,6 +63,10 @@ def tune(
     head_bits: Annotated[
         int | None, typer.Option("--head-bits", help="A trained head in 1 to 8 bits; a method's own: bits=1 in it.")
     ] = None,
+    add_tokens: Annotated[
+        str | None,
+        typer.Option("--add-tokens", help="New tokens by commas, trained too; the tokenizer is saved in --out."),
+    ] = None,
     steps: Annotated[int | None, _training("--steps")] = None,
     epochs: Annotated[float | None, _training("--epochs", "Passes over the data (1 without --steps).")] = None,
     batch: Annotated[int, _training("--batch")] = Settings.batch,
@@ -117,6 +121,7 @@ def tune(
     made = run(
         model_or_default(model), data_or_default(data), chosen,
         targets=listed(targets) if targets else None, exclude=listed(exclude), head_bits=head_bits,
+        add_tokens=listed(add_tokens or ""),
         out=out, epochs=epochs, eval_data=_share(eval_data), eval_every=eval_every, resume=resume, dead=dead,
         max_length=max_length, overflow=cast(Any, overflow), dtype=dtype, device=device, quantize=quantize,
         columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),

@@ -21,6 +21,7 @@ from torch import nn
 
 from addenda.core.adapter.assign import Spec
 from addenda.core.adapter.attach import attach, detach
+from addenda.core.adapter.grow import by_text
 from addenda.core.adapter.handle import fitting
 from addenda.core.base.arguments import checked, names_of, unknown_names
 from addenda.core.base.errors import AddendaError
@@ -55,6 +56,7 @@ from addenda.train.card import check_ours, is_finished, mend, write_all
 from addenda.train.evaluate import evaluate, generate
 from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.loss import score
+from addenda.train.new_tokens import keep_tokenizer, with_new_tokens
 from addenda.train.progress import announce, attaching, shown, silent, understood
 from addenda.train.settings import check_options
 from addenda.train.sharding import check_launch
@@ -120,6 +122,7 @@ def tune(
     exclude: Iterable[Target] = (),
     also_train: str | Sequence[str] = "auto",
     head_bits: int | None = None,
+    add_tokens: Iterable[str] = (),
     out: str | Path | None = None,
     steps: int | None = None,
     epochs: float | None = None,
@@ -153,7 +156,8 @@ def tune(
     images in pixels, where not what the folder says; skip_corrupt: leave out those that cannot be decoded. method,
     targets, exclude: see `attach`; methods that look at data first see eight batches of the training data. also_train:
     modules trained as whole copies; "auto": a classifier's head and whatever came without weights; head_bits: in so
-    many bits, see `attach`. steps or epochs (1
+    many bits, see `attach`. add_tokens: new tokens, whose rows are trained too (`train.new_tokens`); the tokenizer with
+    them is saved in `out`/tokenizer. steps or epochs (1
     if neither). eval_data: data, or a share of it to hold out by questions. max_length, overflow, chat: see `encode`.
     dtype: "auto" is bfloat16 where it is fast; a loaded module keeps its own. quantize: a form that the base's linear
     layers are kept in, see `quantizing.quantize`; "nf4" with LoRA is QLoRA. trust_remote_code: run code that the
@@ -171,7 +175,7 @@ def tune(
     """
     if steps is not None and epochs is not None:
         raise AddendaError(f"Give steps or epochs, not both; got steps={steps} and epochs={epochs}.")
-    chosen = _built(method)
+    chosen, add_tokens = _built(method), [*by_text(add_tokens)]
     if options.get("rate") is None:
         options["rate"] = starting_rate(chosen)
     loading = {"dtype": dtype, "device": device, "seed": seed, "trust_remote_code": trust_remote_code}
@@ -194,6 +198,9 @@ def tune(
     model, tokenizer = loaded.model, loaded.tokenizer
     heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
     loaded.check_heads(tuple(heads))
+    spec, places = chosen, targets
+    if add_tokens:
+        spec, places = with_new_tokens(model, tokenizer, add_tokens, chosen, targets), None
     seen = isinstance(tokenizer, Preparation)
     limit = max_length if seen else within(max_length or context(model, tokenizer), model)
     reading: dict[str, Any] = {"max_length": limit, "overflow": overflow, "chat": chat, "skip_corrupt": skip_corrupt}
@@ -207,11 +214,13 @@ def tune(
     before = _judge(model, tested)
     floor = resident(device_of(model))
     adapter = attach(
-        model, chosen, targets=targets, exclude=exclude, also_train=heads, head_bits=head_bits, name=name, seed=seed,
+        model, spec, targets=places, exclude=exclude, also_train=heads, head_bits=head_bits, name=name, seed=seed,
         calibration=calibration(model, encoded, batch, seed), loss=lambda m, b: score(m, b, encoded.kind).mean,  # type: ignore[arg-type]
         progress=attaching() if progress is True else None,
     )  # fmt: skip
     adapter.labels = train.labels or ()
+    if folder is not None:
+        keep_tokenizer(folder, adapter, tokenizer)
     say(f"training {adapter.trainable:,} numbers: {adapter.kinds} at {len(adapter.methods)} sites; the first step …")
     with shown(f"tune {getattr(chosen, 'name', '')}") if progress is True else nullcontext(progress or None) as tell:
         made = fit(
@@ -228,7 +237,7 @@ def tune(
         path = folder / "adapter.safetensors"
         told = {
             "method": _described(chosen), "targets": targets or getattr(chosen, "targets", None),
-            "exclude": exclude, "also_train": list(heads), "head_bits": head_bits,
+            "exclude": exclude, "also_train": list(heads), "head_bits": head_bits, "add_tokens": add_tokens,
             "steps": steps, "epochs": epochs, "batch": batch, "seed": seed, "max_length": limit,
             "overflow": overflow, "chat": chat, "columns": columns, "note": loaded.note, "subset": subset,
             "image_size": image_size, "images": str(tokenizer) if train.form == "image" else None,

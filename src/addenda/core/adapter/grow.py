@@ -75,7 +75,7 @@ def grow(
     """
     if start not in ("pieces", "mean"):
         raise AddendaError(f"start must be 'pieces' or 'mean', got {start!r}.")
-    wanted = _by_text(tokens)
+    wanted = by_text(tokens)
     if wanted and tokenizer is None:
         raise AddendaError("tokens= are added to a tokenizer, and none is given: grow(model, tokenizer, tokens).")
     tokenizer = None if tokenizer is None else tokenizers.inner(tokenizer)
@@ -108,7 +108,7 @@ def grow(
     return vocabulary
 
 
-def _by_text(tokens: Iterable[Any]) -> dict[str, Any]:
+def by_text(tokens: Iterable[Any]) -> dict[str, Any]:
     """Return tokens by their text. Raises AddendaError for what is none."""
     given = [] if isinstance(tokens, str) else list(tokens)
     texts = [t if isinstance(t, str) else getattr(t, "content", None) for t in given]

@@ -152,7 +152,7 @@ def check_tokenizer(header: Header, tokenizer: Any, path: str | Path) -> None:
     if told := difference(tokenizer, header.vocabulary):
         raise AddendaError(
             f"{path} was trained with another tokenizer: {told}. Load the one that was saved with it "
-            "(tokenizer.save_pretrained). Nothing was loaded."
+            "(tokenizer.save_pretrained; a run of tune keeps it in 'tokenizer' beside its adapter). Nothing was loaded."
         )
 
 
