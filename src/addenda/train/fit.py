@@ -164,6 +164,8 @@ def fit(
             checkpoint.check_free(kept, saves)
             if start is None:
                 checkpoint.clear(kept)
+            else:  # one that a kill has kept from going
+                checkpoint.prune(start, keep)
             return None if start is None else str(start), damaged, known, looks
 
         found, damaged, known, looks = together.agreed(begun)
