@@ -56,17 +56,8 @@ def _operations(place: Any, name: str, done: dict[str, Any], keep: Any) -> None:
         return
     case = place.prepared(name)
     operations = case.operations()
-    done |= {"operations": len(operations)}
-    for key, zero in (
-        ("at", 0),
-        ("kills", 0),
-        ("by half", 0),
-        ("states", 0),
-        ("seconds", 0.0),
-        ("faults", []),
-        ("left", 0),
-    ):
-        done.setdefault(key, zero)
+    counts = ("at", "kills", "by half", "states", "seconds", "left", "temporary")
+    done |= {key: done.get(key, 0) for key in counts} | {"of": len(operations), "faults": done.get("faults", [])}
     while done["at"] < len(operations):
         number, started = done["at"], time.perf_counter()
         writes = operations[number].split()[0] in WRITES
@@ -78,7 +69,8 @@ def _operations(place: Any, name: str, done: dict[str, Any], keep: Any) -> None:
             done["by half"] += half
             done["states"] += not verdict.same
             done["left"] += bool(verdict.left)
-            if not verdict.fine or verdict.left:
+            done["temporary"] += bool(verdict.temporary)
+            if not verdict.fine:
                 done["faults"].append(_told(verdict))
         done["at"] += 1
         done["seconds"] = round(done["seconds"] + time.perf_counter() - started, 1)
@@ -98,14 +90,15 @@ def _moments(place: Any, quota: dict[str, int], done: dict[str, Any], keep: Any)
         for name in todo:
             if name not in cases:
                 cases[name] = place.prepared(name)
-            of = done.setdefault(name, {"kills": 0, "runs": 0, "seconds": 0.0, "left": 0, "faults": []})
+            of = done.setdefault(name, {"kills": 0, "runs": 0, "seconds": 0.0, "left": 0, "temporary": 0, "faults": []})
             verdict = cases[name].at_moments(of["runs"], most=min(10, quota[name] - of["kills"]))
-            if not verdict.fine or verdict.left:
+            if not verdict.fine:
                 of["faults"].append({"seed": of["runs"]} | _told(verdict))
             of["runs"] += 1
             of["kills"] += verdict.kills
             of["seconds"] = round(of["seconds"] + verdict.seconds, 1)
             of["left"] += bool(verdict.left)
+            of["temporary"] += bool(verdict.temporary)
             keep()
 
 

@@ -20,6 +20,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -85,8 +86,8 @@ LINES: dict[str, tuple[str, ...]] = {
 class Verdict:
     """How a command that was killed has ended. lost: files that are not there, or not as undisturbed, and where.
 
-    left: files that an undisturbed run does not leave, temporary ones of the system's folder too. same: whether the
-    folder was as an earlier kill had left it, so that what follows is known.
+    left: files that an undisturbed run does not leave; temporary: what is in the system's folder for such. same:
+    whether all was as an earlier kill had left it, so that what follows is known.
     """
 
     kills: int = 0
@@ -94,13 +95,14 @@ class Verdict:
     seconds: float = 0.0
     lost: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    temporary: list[str] = field(default_factory=list)
     at: str = ""
     said: str = ""
     same: bool = False
 
     @property
     def fine(self) -> bool:
-        return self.code == 0 and not self.lost
+        return self.code == 0 and not self.lost and not self.left
 
 
 class Place:
@@ -110,11 +112,6 @@ class Place:
         self.folder = folder.resolve()
         self.work, self.base, self.temporary = (self.folder / name for name in ("work", "base", "tmp"))
         self.said, self.seconds = self.folder / "said.txt", 0.0
-        os.environ |= {
-            "ADDENDA_CACHE": str(self.folder / "cache"),
-            "TMPDIR": str(self.temporary),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
         if not self.base.exists():
             _write_inputs(self.base)
 
@@ -155,7 +152,7 @@ class Place:
                 code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
             finally:
                 with contextlib.suppress(Exception):
-                    sys.stderr.flush()
+                    sys.stdout.flush()
                 os._exit(code)
         if within is None:
             _, status, used = os.wait4(pid, 0)
@@ -189,9 +186,6 @@ class Place:
                 found.update(hashlib.sha256(path.read_bytes()).digest())
         return found.hexdigest()
 
-    def temporaries(self) -> list[str]:
-        return [f"tmp/{p.relative_to(self.temporary).as_posix()}" for p in sorted(self.temporary.iterdir())]
-
 
 @dataclass
 class Case:
@@ -206,11 +200,18 @@ class Case:
 
     def work(self) -> None:
         """Run the command in this process, which is a forked one."""
-        known = set(sys.modules)
-        handle = os.open(self.place.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        known, place = set(sys.modules), self.place
+        os.environ |= {
+            "ADDENDA_CACHE": str(place.folder / "cache"),
+            "TMPDIR": str(place.temporary),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        tempfile.tempdir = None  # looked up anew
+        handle = os.open(place.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        os.chdir(self.place.work)
+        sys.stdout = sys.stderr = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        os.chdir(place.work)
         sys.argv = ["addenda", *self.arguments]
         from addenda.cli.main import run
 
@@ -222,7 +223,7 @@ class Case:
             run()
         finally:
             new = [name for name in sys.modules if name not in known]
-            (self.place.folder / "modules.json").write_text(json.dumps(new))
+            (place.folder / "modules.json").write_text(json.dumps(new))
 
     def operations(self) -> list[str]:
         """What the command does to files, undisturbed, in order."""
@@ -262,14 +263,15 @@ class Case:
 
     def _ended(self, code: int | None, kills: int) -> Verdict:
         files = self.place.files()
-        left = [name for name in files if name not in self.wanted] + self.place.temporaries()
+        left = [name for name in files if name not in self.wanted]
         if code == 2 and "is there already" in self.place.told():  # what was killed had just finished
             code = 0
         lost = (
             [] if code else [d for name, data in self.wanted.items() for d in differences(name, data, files.get(name))]
         )
         said = self.place.told() if code or lost else ""
-        return Verdict(kills=kills, code=code or 0, lost=lost, left=left, said=said)
+        temporary = [p.name for p in sorted(self.place.temporary.iterdir())]
+        return Verdict(kills=kills, code=code or 0, lost=lost, left=left, temporary=temporary, said=said)
 
 
 def _worked(pid: int) -> float:
