@@ -159,3 +159,36 @@ def test_a_part_may_be_found_under_other_names(tiny, ids, tmp_path):
         ad.load(other, file, allow_partial=True)
     ad.detach(other)
     assert not ad.load(other, file, rename={"*": "m.*"}, allow_partial=True).left_out
+
+
+@pytest.mark.parametrize("base", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", EVERY)
+def test_a_file_is_written_again_to_the_byte_in_the_dtypes_it_has(name, base, tiny, ids, tmp_path):
+    """Parameters in float32, then in the half of the base: a load changes no dtype, so that a save writes the same."""
+    tiny = tiny.to(base)
+    adapter = stir(attach(tiny, name, ids, targets=where(name), also_train=["score"]))
+    adapter.labels, adapter.model.__dict__["_addenda"].records["default"].step = ["a", "b", "c", "d"], 7
+    for own in (torch.float32, torch.bfloat16):
+        if own != torch.float32:
+            for p in adapter.parameters():
+                p.data = p.data.to(own)
+        first = adapter.save(tmp_path / "first.safetensors")
+        ad.detach(tiny)
+        adapter = ad.load(tiny, first)
+        assert {p.dtype for p in adapter.parameters()} == {own}
+        assert adapter.step_count == 7
+        assert adapter.save(tmp_path / "second.safetensors").read_bytes() == first.read_bytes()
+        with_basis = adapter.save(tmp_path / "third.safetensors", basis=True)
+        ad.detach(tiny)
+        adapter = ad.load(tiny, with_basis, trainable=True)
+        assert adapter.save(tmp_path / "fourth.safetensors", basis=True).read_bytes() == with_basis.read_bytes()
+
+
+@pytest.mark.parametrize("bits", [1, 3])
+def test_codes_and_what_training_moves_are_written_again_to_the_byte(bits, tiny, ids, tmp_path):
+    adapter = stir(ad.attach(tiny, ad.LoRA(rank=2, bits=bits), targets="linear", also_train=["score"], head_bits=2))
+    for latent in (True, False):
+        first = adapter.save(tmp_path / "first.safetensors", latent=latent)
+        ad.detach(tiny)
+        adapter = ad.load(tiny, first)
+        assert adapter.save(tmp_path / "second.safetensors", latent=latent).read_bytes() == first.read_bytes()
