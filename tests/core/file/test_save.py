@@ -115,14 +115,43 @@ def test_unknown_methods_and_options_must_be_understood(saved, tiny, tmp_path):
     header, tensors = read_raw(saved[0])
     for change, pattern in (
         ({"name": "lorra"}, "no method 'lorra'"),
-        ({"options": {"rank": 2, "shiny": 1}}, "options of lora that this version does not know: shiny.*upgrade"),
-        ({"options": {"rank": "2"}}, "rank must be int"),
+        (
+            {"options": {"rank": 2, "shiny": 1}, "ignorable": []},
+            "options of lora that this version does not know: shiny.*upgrade",
+        ),
+        ({"options": {"rank": "2"}, "ignorable": ["rank"]}, "rank must be int"),
     ):
         other = json.loads(json.dumps(header))
         other["methods"][0] |= change
         write_raw(tmp_path / "x.safetensors", other, tensors)
         with pytest.raises(AddendaError, match=pattern):
             ad.load(tiny, tmp_path / "x.safetensors")
+
+
+def test_an_unknown_option_that_changes_nothing_is_left_out(saved, tiny, ids, tmp_path):
+    """A newer version says of each option whether a file without it would mean the same; an older one relies on it."""
+    file, y = saved
+    header, tensors = read_raw(file)
+    assert header["methods"][0]["ignorable"] == [k for k in ad.LoRA().options(defaults=True) if k != "rank"]
+    header["methods"][0]["options"]["shiny"] = 0.5
+    header["methods"][0]["ignorable"].append("shiny")
+    newer = write_raw(tmp_path / "x.safetensors", header, tensors)
+    adapter = ad.load(tiny, newer)
+    assert torch.equal(tiny(ids), y)
+    assert adapter.save(tmp_path / "y.safetensors").read_bytes() == file.read_bytes()
+    for wrong in (["dull"], ["alpha", "alpha"], "alpha", [3]):
+        header["methods"][0]["ignorable"] = wrong
+        with pytest.raises(AddendaError, match="what may be ignored"):
+            read(write_raw(tmp_path / "z.safetensors", header, tensors))
+
+
+def test_what_a_missing_option_meant_is_what_may_be_ignored(saved, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(ad.LoRA, "formerly", {"alpha": 7.0})
+    for alpha, ignorable in ((None, False), (7.0, True)):
+        adapter = ad.attach(tiny, ad.LoRA(rank=2, alpha=alpha), targets="q_proj")
+        entry = read(adapter.save(tmp_path / "a.safetensors"))[0].methods[0]
+        assert ("alpha" in entry.ignorable) == ignorable
+        ad.detach(tiny)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -30,6 +30,7 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _KEYS = frozenset(("schema", "seed", "step", "methods", "basis", "sites", "pools", "head", "labels"))
 _KEYS_2 = _KEYS | {"sha256", "note", "vocabulary"}
 _KEYS_OF_METHOD = frozenset(("name", "options"))
+_KEYS_OF_METHOD_2 = _KEYS_OF_METHOD | {"ignorable"}
 _KEYS_OF_SITE = frozenset((
     "path", "kind", "shape", "dtype", "method", "trainable", "frozen", "form", "hash", "sample", "checks", "packed",
 ))  # fmt: skip
@@ -46,10 +47,12 @@ class MethodEntry:
 
     name: str
     options: Mapping[str, Any]
+    ignorable: tuple[str, ...] = field(default=(), compare=False)  # options that mean what a file without them means
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as a file stores it."""
-        return {"name": self.name, "options": dict(self.options)}
+        more = {"ignorable": list(self.ignorable)} if self.ignorable else {}
+        return {"name": self.name, "options": dict(self.options), **more}
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +268,7 @@ def _header(raw: Any) -> Header:
         raise ValueError("the tensors of a pool must have names of their own")
     if len(raw["methods"]) > len(raw["sites"]):
         raise ValueError(f"{len(raw['methods']):,} methods are more than its {len(raw['sites']):,} sites")
-    methods = tuple(_method(m) for m in raw["methods"])
+    methods = tuple(_method(m, _KEYS_OF_METHOD if schema == 1 else _KEYS_OF_METHOD_2) for m in raw["methods"])
     sites = tuple(_site(s, len(methods), _KEYS_OF_SITE if schema == 1 else _KEYS_OF_SITE_2) for s in raw["sites"])
     if not (sites and _once([s.path for s in sites])):
         raise ValueError("sites must be there, each once")
@@ -292,11 +295,14 @@ def _only(raw: Any, known: frozenset[str], where: str) -> None:
         raise ValueError(f"{where} has unknown keys: {', '.join(k[:80] for k in unknown[:4])}; only 'note' is free")
 
 
-def _method(raw: Any) -> MethodEntry:
-    _only(raw, _KEYS_OF_METHOD, "a method")
-    if not isinstance(raw["name"], str) or not isinstance(raw["options"], dict):
+def _method(raw: Any, keys: frozenset[str]) -> MethodEntry:
+    _only(raw, keys, "a method")
+    options, ignorable = raw["options"], raw.get("ignorable", [])
+    if not isinstance(raw["name"], str) or not isinstance(options, dict):
         raise ValueError("a method needs a name and options")
-    return MethodEntry(raw["name"], raw["options"])
+    if not (_names(ignorable) and _once(ignorable) and options.keys() >= set(ignorable)):
+        raise ValueError("what may be ignored of a method must be options of it, each once")
+    return MethodEntry(raw["name"], options, tuple(ignorable))
 
 
 def _site(raw: Any, methods: int, keys: frozenset[str]) -> SiteEntry:

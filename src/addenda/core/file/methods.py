@@ -14,22 +14,29 @@ from addenda.core.method.contract import Method, Replace
 def known_options(entry: MethodEntry) -> dict[str, Any]:
     """Return a stored method's options. Raises AddendaError for an option that this version does not know.
 
-    One that the file does not store has the default of the version that wrote it.
+    One that the file does not store has the default of the version that wrote it. One that is not known, and of which
+    the file says that it means what a file without it means, is left out: this version does just that.
     """
     cls = info(entry.name).cls
     fields = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(entry.options) - fields)
+    unknown = sorted(set(entry.options) - fields - set(entry.ignorable))
     if unknown:
         raise AddendaError(
             f"The file uses options of {entry.name} that this version does not know: {', '.join(unknown)}. "
             "It was written by another version of addenda; upgrade."
         )
-    return {**cls.formerly, **entry.options}
+    return {**cls.formerly, **{k: v for k, v in entry.options.items() if k in fields}}
 
 
 def described(methods: Iterable[Method]) -> tuple[MethodEntry, ...]:
     """Return the methods as a header stores them: all options, so that no later default changes what a file means."""
-    return tuple(MethodEntry(m.name, m.options(defaults=True)) for m in methods)
+    return tuple(MethodEntry(m.name, m.options(defaults=True), _as_absent(m)) for m in methods)
+
+
+def _as_absent(method: Method) -> tuple[str, ...]:
+    """Return the options whose value is what a file that does not store them means."""
+    absent = {f.name: f.default for f in dataclasses.fields(method)} | method.formerly
+    return tuple(k for k, v in method.options(defaults=True).items() if v == absent[k])
 
 
 def methods_of(header: Header, path: str | Path) -> tuple[list[Method], Replace]:

@@ -12,6 +12,9 @@ A matrix in few bits is two tensors, "path/name" its codes and "path/name.moment
 shape stands under "packed" at the site, its bits among the options of the method ("head", for heads). Of a vocabulary
 that has grown the new rows are there too: see `core.file.vocabulary`.
 
+"ignorable" at a method names the options whose value is what a file without them means: a version that does not know
+one of these leaves it out, and refuses the file for any other that it does not know.
+
 "origin" at a site is its path in the model of training, where it was loaded under another (`load(rename=…)`): random
 tensors are drawn by that path, for ever.
 """
