@@ -5,6 +5,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
+from safetensors import SafetensorError
 
 from addenda.core.base.errors import AddendaError
 from addenda.models.embedded import SMOLLM2
@@ -112,10 +113,14 @@ def test_a_folder_of_others_is_not_replaced(cache, wheel, calls, kind, call, tmp
     assert len(calls) == 1
 
 
-def test_a_conversion_that_fails_leaves_nothing(cache, wheel):
+FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), SafetensorError(FULL)], ids=["ours", "theirs"])
+def test_a_conversion_that_fails_leaves_nothing(cache, wheel, error):
     def write(source, folder, progress):
         (folder / "model.safetensors").write_bytes(b"half")
-        raise OSError("No space left on device")
+        raise error
 
     with pytest.raises(AddendaError, match=r"No space left on device.*ADDENDA_CACHE"):
         replace(wheel, write=write).model_folder()
