@@ -45,6 +45,17 @@ class Layers(nn.Module):
         return self.score(x)
 
 
+class Growing(Layers):
+    """`Layers` that says where its table of tokens is."""
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed
+
+
+class Twins(Layers):
+    """`Layers` whose value and output have the same weight, so that a change of one fits the other too."""
+
+
 class Kinds(nn.Module):
     """Every kind of site, small: (batch, time) of ids to (batch, time, 8)."""
 

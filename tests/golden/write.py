@@ -1,22 +1,22 @@
 """Writes the golden files: what this version saves, and what the adapted bases gave, for every later version to load.
 
-    python tests/golden/write.py schema1        a new folder; one that exists is never written into
+    python tests/golden/write.py schema2        a new folder; one that exists is never written into
 
-`schema1` was written by the code of commit 188f10b, which stored only the options that differ from their defaults, so
-that a default which changes later must be remembered for these files (`Method.formerly`). `manifest.json` names, for
-every file, the base, the method, all options that held, and the step; `outputs.safetensors` holds the ids and what the
-model gave, in evaluation and, where nothing is random, in training.
+`schema1` was written by the code of commit 188f10b, with more options than are written now. It stored only those that
+differ from their defaults, so that a default which changes later must be remembered for these files
+(`Method.formerly`). `schema2` is the first with a digest: of each method the defaults, codes, and all kinds of layer.
+`manifest.json` names, for every file, the base, the method, all options that held, and the step; `outputs.safetensors`
+holds the ids and what the model gave, in evaluation and, where nothing is random, in training.
 """
 
 import dataclasses
 import json
 import sys
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from bases import VOCAB, Kinds, Layers
+from bases import VOCAB, WIDTH, Growing, Kinds, Layers, Twins
 from safetensors.torch import save_file
 from torch import nn
 
@@ -32,52 +32,6 @@ FITS = {  # what 64 × 64 and 128 × 64 need where the defaults refuse them
     "miss": {"rank": 32},
     "bat": {"rank": 32},
 }
-OTHER = {  # a value that differs from the default, where the general rule below gives none that fits
-    "factor": 4,
-    "mini": 8,
-    "dropout": 0.25,
-    "rho": 2.0,
-    "terms": 5,
-    "gamma": 4.0,
-    "first": 2,
-    "last": 1,
-    "tokens": "1+3-5",
-    "density": 0.05,
-    "temperature": 2.0,
-    "quasi": True,
-    "frozen": True,
-    "min_rank": 2,
-    "unit": 2,
-    "target_rank": 3,
-    "levels": 3,
-    "group": 4,
-    "topk": 3,
-    "frequencies": 50,
-    "d_initial": 0.5,
-    "strength": 3.0,
-    "band": 3,
-    "block": 16,
-    "parts": 2,
-    "places": 3,
-    "basis": 32,
-    "rank": 4,
-    "alpha": 24.0,
-    "vectors": 24,
-    "length": 16,
-    "scale": 0.5,
-    "count": 30,
-}
-NEEDS = {  # what an option needs beside it to act at all
-    ("svft", "band"): {"pattern": "banded"},
-    ("shira", "block"): {"mask": "block"},
-    ("oft", "terms"): {"block": 8},
-    ("loldu", "alpha"): {"train_sigma": True},
-    ("adalora", "target_rank"): {"rank": 6},
-    ("boft", "levels"): {"block": 4},
-    ("dylora", "unit"): {"rank": 8},
-    ("shira", "mask"): {"density": 0.05},
-    ("svft", "full_matrices"): {"pattern": "banded"},
-}
 SMALL = {"rank": 4, "places": 3, "vectors": 16, "length": 16, "frequencies": 50, "basis": 32}  # of files but the first
 KINDS = {  # what 8 × 8, 16 × 8 and 8 × 16 need, beside SMALL
     "oft": {"block": 4}, "boft": {"block": 2, "levels": 2}, "ether": {"parts": 2}, "ether-plain": {"parts": 2},
@@ -90,23 +44,9 @@ KINDS = {  # what 8 × 8, 16 × 8 and 8 × 16 need, beside SMALL
 
 
 def variants(info: ad.Info) -> Iterator[tuple[str, dict]]:
-    """(what differs, options): the defaults, then each option at each other value that it may have."""
-    fits = FITS.get(info.name, {})
-    yield "defaults", fits
-    hints = typing.get_type_hints(info.cls)
-    fields = {f.name: f for f in dataclasses.fields(info.cls) if f.name not in ("bits", "ste")}
-    small = fits | small_of(info)
-    for name, field in fields.items():
-        if name in info.preset:
-            continue
-        choices = [v for v in typing.get_args(hints[name]) if isinstance(v, str)] if field.type is not None else []
-        values = choices or ([not field.default] if isinstance(field.default, bool) else [OTHER[name]])
-        for value in values:
-            if value != field.default:
-                beside = NEEDS.get((info.name, name), {})
-                yield f"{name}={value}", small | beside | {name: value}
-    yield "bits=1", small | {"bits": 1}
-    yield "bits=4,ste=plain", small | {"bits": 4, "ste": "plain"}
+    """(what differs, options): the defaults, and in codes."""
+    yield "defaults", FITS.get(info.name, {})
+    yield "bits=4,ste=plain", FITS.get(info.name, {}) | small_of(info) | {"bits": 4, "ste": "plain"}
 
 
 def small_of(info: ad.Info) -> dict:
@@ -119,13 +59,15 @@ def small_of(info: ad.Info) -> dict:
 
 def base(name: str) -> nn.Module:
     torch.manual_seed(0)
-    made = {"layers": Layers, "kinds": Kinds}[name]()
+    made = {"layers": Layers, "kinds": Kinds, "growing": Growing, "twins": Twins}[name]()
     with torch.no_grad():
         for p in made.parameters():
             p.normal_(std=0.3)
         for module in made.modules():
             if isinstance(module, nn.LayerNorm):
                 module.weight.add_(1.0)
+        if name == "twins":
+            made.layers[0].self_attn.o_proj.weight.copy_(made.layers[0].self_attn.v_proj.weight)
     return made.eval()
 
 
@@ -148,6 +90,14 @@ def stir(adapter: ad.Adapter) -> ad.Adapter:
     return adapter
 
 
+def grown(table: nn.Embedding) -> nn.Embedding:
+    """A table with two rows more."""
+    made = nn.Embedding(len(table.weight) + 2, WIDTH)
+    with torch.no_grad():
+        made.weight.copy_(torch.cat([table.weight, torch.randn(2, WIDTH)]))
+    return made
+
+
 def targets_of(info: ad.Info) -> list[str] | None:
     if not issubclass(info.cls, WeightMethod) or info.name in ("ln-tuning", "bitfit", "trainable-tokens", "clover"):
         return None
@@ -159,12 +109,14 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     ids = torch.arange(40).reshape(2, 20) * 5 % VOCAB
     outputs, manifest = {"ids": ids}, {}
-    for name in ("layers", "kinds"):
+    for name in ("layers", "kinds", "growing", "twins"):
         save_file(base(name).state_dict(), folder / f"base-{name}.safetensors")
 
-    def write(key: str, model: nn.Module, adapter: ad.Adapter, base: str, method, **how) -> None:
+    def write(key: str, model: nn.Module, adapter: ad.Adapter, base: str, method, ids=ids, **how) -> None:
         file = f"{len(manifest):03}.safetensors"
         adapter.save(folder / file, **how)
+        if ids is not outputs["ids"]:
+            outputs[f"{file}/ids"] = ids
         with torch.no_grad():
             outputs[f"{file}/eval"] = model(ids)
             training = outputs[f"{file}/eval"] if method.dropout else model.train()(ids)
@@ -221,6 +173,20 @@ def main(folder: Path) -> None:
     adapter = ad.attach(model, {"*.q_proj": "svft:pattern=banded,band=2", "*.up_proj": ad.DoRA(rank=2)}, seed=7)
     stir(adapter)
     write("two methods in one file", model, adapter, "layers", ad.DoRA())
+    model = base("growing")
+    model.embed = grown(model.embed)
+    ad.grow(model, base_rows=VOCAB)
+    adapter = stir(ad.attach(model, ad.LoRA(rank=2), targets=["embed", "*.q_proj"], seed=7))
+    write("lora:rank=2: new rows", model, adapter, "growing", ad.LoRA(), ids=ids % (VOCAB + 2))
+    model = base("twins")
+    method = ad.core.method.catalogue.build("nola:rank=2,basis=16")
+    adapter = stir(ad.attach(model, method, targets=["*.v_proj"], seed=7))
+    file, at = folder / "renamed.safetensors", "layers.0.self_attn"
+    adapter.save(file)
+    ad.detach(model)
+    adapter = ad.load(model, file, rename={f"{at}.v_proj": f"{at}.o_proj"})
+    file.unlink()
+    write("nola:rank=2,basis=16: at another path", model, adapter, "twins", method)
     save_file(outputs, folder / "outputs.safetensors")
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     print(len(manifest), "files")

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -415,6 +416,19 @@ def test_a_damaged_checkpoint_stays_until_its_step(tmp_path):
     assert (tmp_path / "checkpoint-8" / checkpoint.FILE).read_bytes() == b"x"
     with pytest.warns(UserWarning, match="checkpoint-8 has adapter.*goes on from checkpoint-5"):
         assert run(train, out=tmp_path, steps=8, save_every=1, keep=1, resume=True)[2].resumed_from == 5
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file whose reading the system refuses")
+def test_a_checkpoint_that_the_disk_does_not_give_is_passed_over_and_says_why(tmp_path):
+    run(data(), out=tmp_path, steps=4, save_every=2)
+    file = tmp_path / "checkpoint-4" / "optimizer.safetensors"
+    file.unlink()
+    file.symlink_to("/proc/self/mem")
+    start, (wrong,) = checkpoint.newest(tmp_path)
+    assert start == tmp_path / "checkpoint-2"
+    assert (
+        "checkpoint-4 cannot be read" in wrong and "optimizer.safetensors cannot be read (Input/output error" in wrong
+    )
 
 
 def test_where_no_checkpoint_is_whole_it_is_said_how_to_begin_again(tmp_path):

@@ -28,7 +28,7 @@ from addenda.core.adapter.grow import other_rows
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import writes
-from addenda.core.disk.access import reading
+from addenda.core.disk.access import DiskError, reading
 from addenda.core.disk.atomic import flush_folder
 from addenda.core.disk.unfinished import discard
 from addenda.core.file.fingerprint import fingerprint
@@ -265,6 +265,8 @@ def damage(folder: Path, also: Iterable[str] = ()) -> str | None:
         wanted = dict.fromkeys((FILE, *RESUMES, *also, *known))
         missing = [name for name in wanted if name not in names]
         wrong = [name for name in wanted if name in names and known.get(name) != _hash(folder / name)]
+    except DiskError as error:
+        return f"cannot be read ({error})"
     except AddendaError as error:
         return f"has {NOTE} damaged or changed" if (folder / NOTE).is_file() else f"cannot be read ({error})"
     what = [f"lacks {' and '.join(missing)}"] if missing else []
