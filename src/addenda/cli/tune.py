@@ -18,7 +18,6 @@ from addenda.cli.common import (
     Label,
     LabelKind,
     MaxLength,
-    Method,
     Model,
     Overflow,
     Quantize,
@@ -57,7 +56,13 @@ def tune(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the adapter, card, record and checkpoints.")],
     model: Model = None,
     data: DataFile = None,
-    method: Method = "lora",
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="A method and its options, e.g. lora:rank=16 (see methods). Default: lora."),
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", help="An adapter file to begin with; method and sites are then its own.")
+    ] = None,
     targets: Targets = None,
     exclude: Exclude = "",
     head_bits: Annotated[
@@ -112,7 +117,8 @@ def tune(
     given = dict(locals())
     from addenda.core.method.catalogue import build
 
-    chosen = build(method)  # a mistake here should not cost the seconds that transformers takes
+    # a mistake here should not cost the seconds that transformers takes
+    chosen = None if method is None else build(method)
     run_file.check_place(out)
     from addenda.core.disk.place import is_first
     from addenda.train.progress import judged, told
@@ -120,7 +126,7 @@ def tune(
 
     made = run(
         model_or_default(model), data_or_default(data), chosen,
-        targets=listed(targets) if targets else None, exclude=listed(exclude), head_bits=head_bits,
+        start=start, targets=listed(targets) if targets else None, exclude=listed(exclude), head_bits=head_bits,
         add_tokens=listed(add_tokens or ""),
         out=out, epochs=epochs, eval_data=_share(eval_data), eval_every=eval_every, resume=resume, dead=dead,
         max_length=max_length, overflow=cast(Any, overflow), dtype=dtype, device=device, quantize=quantize,

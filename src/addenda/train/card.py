@@ -193,9 +193,12 @@ def _page(adapter: Adapter, run: dict, options: dict, data: dict) -> str:
     command = f"--model {shlex.quote(run['base'])} --adapter adapter.safetensors --dtype {options['dtype']}"
     command += " --trust-remote-code" if trust else ""
     does = "eval --data FILE" if data["form"] in AUTO else "generate 'A prompt'"
+    begun = options.get("start")
+    where = "of the file that it began with" if begun and not options["targets"] else _code(options["targets"])
     table = {
         "method": _code(kinds),
-        "targets": f"{_code(options['targets'])}, {len(adapter.methods)} sites, {run['trainable']:,} trained numbers",
+        "targets": f"{where}, {len(adapter.methods)} sites, {run['trainable']:,} trained numbers",
+        **({"began with": f"{_code(begun)}, SHA-256 `{options['start_sha256'][:16]}…`"} if begun else {}),
         "data": f"{_code(data['train'])}, {data['examples']:,} examples{skipped}, SHA-256 `{data['digest'][:16]}…`",
         "training": f"{run['steps']} steps of {options['batch']}, rate {options['rate']:g}, seed {options['seed']}",
         "loss": f"{first[1]:.4f} at step {first[0]}, {last[1]:.4f} at step {last[0]}",

@@ -96,6 +96,7 @@ def fit(
     resume: bool = False,
     progress: Progress | None = None,
     memory_floor: int | None = None,
+    begun_with: str | None = None,
     **options,
 ) -> FitResult:
     """Train the adapter and nothing else; the model keeps its flags, its configuration and its base's bits.
@@ -104,7 +105,8 @@ def fit(
     steps, or at a list of them; with `eval`, the default is ten times in the run, at most every 20th step. out: a
     folder for checkpoints (None: none), written every save_every steps (default: ten times, at most every 5th) and at
     the end. resume: go on with the newest one there, if there is one. memory_floor: bytes in use by the loaded model
-    (`machine.resident()` before attach); taken at the call if not given. dead: "warn" where layers are dropped at
+    (`machine.resident()` before attach); taken at the call if not given. begun_with: the SHA-256 of the file whose
+    values the adapter begins with, if it does: a part of what the run is. dead: "warn" where layers are dropped at
     random or a first batch reaches not all tensors, see `Adapter.step`.
 
     options: the fields of `Settings`, and what a launcher of several processes reads of transformers.TrainingArguments
@@ -150,8 +152,9 @@ def fit(
     known, looks, damaged, start = {}, [], [], None
     if kept is not None or together.apart():
         every = eval_every if isinstance(eval_every, int | None) else list(eval_every)
+        begun = {"start": begun_with} if begun_with is not None else {}
         identity = identity_of(
-            model, adapter, eval=None if eval is None else eval.digest,
+            model, adapter, **begun, eval=None if eval is None else eval.digest,
             evaluations={"every": every} if settings.early_stop else None, arguments=arguments,
         )  # fmt: skip
         together.check_alike(identity | asdict(settings))

@@ -60,12 +60,13 @@ from addenda.train.new_tokens import keep_tokenizer, with_new_tokens
 from addenda.train.progress import announce, attaching, shown, silent, understood
 from addenda.train.settings import check_options
 from addenda.train.sharding import check_launch
+from addenda.train.start import attach_start, read_start
 from addenda.train.theirs import PASSED, translated
 from addenda.train.together import agreed
 
 __all__ = ["TuneResult", "evaluate", "generate", "tune"]
 
-FURTHER = (*names_of(fit, without=("eval", "memory_floor")), *PASSED)  # what `tune` hands on to `fit`
+FURTHER = (*names_of(fit, without=("eval", "memory_floor", "begun_with")), *PASSED)  # what `tune` hands on to `fit`
 COLUMNS = names_of(read, without=("task", "split"))
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -115,8 +116,9 @@ def _left_alone(function: Callable[P, R]) -> Callable[P, R]:
 def tune(
     model: str | Path | nn.Module,
     data: Any,
-    method: Spec | Mapping[Target, Spec] = "lora",
+    method: Spec | Mapping[Target, Spec] | None = None,
     *,
+    start: str | Path | None = None,
     tokenizer: Any = None,
     targets: Target | Iterable[Target] | None = None,
     exclude: Iterable[Target] = (),
@@ -159,6 +161,8 @@ def tune(
     many bits, see `attach`. add_tokens: new tokens, whose rows are trained too (`train.new_tokens`); the tokenizer with
     them is saved in `out`/tokenizer. steps or epochs (1
     if neither). eval_data: data, or a share of it to hold out by questions. max_length, overflow, chat: see `encode`.
+    start: an adapter file whose values the run begins with; method (if not given), places and heads are then the
+    file's, the optimizer and all schedules new (`train.start`).
     dtype: "auto" is bfloat16 where it is fast; a loaded module keeps its own. quantize: a form that the base's linear
     layers are kept in, see `quantizing.quantize`; "nf4" with LoRA is QLoRA. trust_remote_code: run code that the
     model's folder brings, which is never done unasked. progress: shown on stderr, or a function, or
@@ -175,9 +179,17 @@ def tune(
     """
     if steps is not None and epochs is not None:
         raise AddendaError(f"Give steps or epochs, not both; got steps={steps} and epochs={epochs}.")
-    chosen, add_tokens = _built(method), [*by_text(add_tokens)]
+    asked, add_tokens = _built(method), [*by_text(add_tokens)]
+    begun = None if start is None else read_start(start, asked, None if out is None else path_of(out, "out"))
+    if begun and add_tokens:
+        raise AddendaError(
+            "add_tokens= are new, and a run that begins with a file has the tokens of the file. Give one."
+        )
+    chosen = begun.method if begun else build("lora") if asked is None else asked
     if options.get("rate") is None:
         options["rate"] = starting_rate(chosen)
+    if begun and dtype == "auto" and not isinstance(model, nn.Module):
+        dtype = begun.dtype
     loading = {"dtype": dtype, "device": device, "seed": seed, "trust_remote_code": trust_remote_code}
     loading |= {k: v for k, v in (("image_size", image_size), ("quantize", quantize)) if v}
     columns = (columns or {}) | ({"label_kind": label_kind} if label_kind else {})
@@ -194,9 +206,11 @@ def tune(
         progress = False
     say = announce if progress is True else silent
     say(f"reading {'the data' if isinstance(model, nn.Module) else 'the data and the model'}")
-    loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns, subset, loading)
+    known_labels = begun.header.labels if begun else ()
+    loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns, subset, loading, known_labels)
     model, tokenizer = loaded.model, loaded.tokenizer
     heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
+    heads = begun.heads if begun else heads
     loaded.check_heads(tuple(heads))
     spec, places = chosen, targets
     if add_tokens:
@@ -213,7 +227,10 @@ def tune(
     say(_about(loaded, encoded, tested, steps))
     before = _judge(model, tested)
     floor = resident(device_of(model))
-    adapter = attach(
+    adapter = attach_start(
+        begun, model, method=asked, targets=targets, exclude=exclude, also_train=also_train, head_bits=head_bits,
+        labels=train.labels or (), tokenizer=tokenizer, name=name,
+    ) if begun else attach(
         model, spec, targets=places, exclude=exclude, also_train=heads, head_bits=head_bits, name=name, seed=seed,
         calibration=calibration(model, encoded, batch, seed), loss=lambda m, b: score(m, b, encoded.kind).mean,  # type: ignore[arg-type]
         progress=attaching() if progress is True else None,
@@ -226,7 +243,7 @@ def tune(
         made = fit(
             model, adapter, encoded, steps=steps, batch=batch, seed=seed, eval=tested, progress=tell,
             out=None if folder is None else folder / "checkpoints", resume=resume and folder is not None,
-            memory_floor=floor, **options,
+            memory_floor=floor, begun_with=begun.sha256 if begun else None, **options,
         )  # fmt: skip
     last = made.evaluations[-1] if made.evaluations else None
     ended = last is not None and last["step"] == (made.best_step or made.steps)
@@ -236,13 +253,14 @@ def tune(
     if folder is not None:
         path = folder / "adapter.safetensors"
         told = {
-            "method": _described(chosen), "targets": targets or getattr(chosen, "targets", None),
+            "method": _described(chosen), "targets": targets or (None if begun else getattr(chosen, "targets", None)),
             "exclude": exclude, "also_train": list(heads), "head_bits": head_bits, "add_tokens": add_tokens,
             "steps": steps, "epochs": epochs, "batch": batch, "seed": seed, "max_length": limit,
             "overflow": overflow, "chat": chat, "columns": columns, "note": loaded.note, "subset": subset,
             "image_size": image_size, "images": str(tokenizer) if train.form == "image" else None,
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "quantize": quantize,
             "trust_remote_code": loaded.trust_remote_code, **options,
+            **({"start": str(begun.path), "start_sha256": begun.sha256} if begun else {}),
         }  # fmt: skip
         known = {"train": train.source, "form": train.form, "examples": len(encoded), "digest": train.digest}
         known |= {"labels": train.labels, "skipped": len(encoded.skipped)}
@@ -343,9 +361,12 @@ def _check_loaded(model: nn.Module, tokenizer, loading: dict) -> None:
 
 
 def _prepare(
-    model, data, eval_data, tokenizer, columns: dict, subset: str | None, loading: dict
+    model, data, eval_data, tokenizer, columns: dict, subset: str | None, loading: dict, labels: tuple[str, ...] = ()
 ) -> tuple[Loaded, Data, Data | None]:
-    """Return the model, the training data and the data to judge by, read in the order of their dependence."""
+    """Return the model, the training data and the data to judge by, read in the order of their dependence.
+
+    labels: the classes of a head that has no names of its own, in order.
+    """
     if isinstance(model, nn.Module):
         adopt(model)
         task = task_of(model)
@@ -355,6 +376,9 @@ def _prepare(
         task = data_task(data) or task_in(config_of(Path(model).expanduser(), loading["trust_remote_code"]))
         trusted = loading["trust_remote_code"]
         (names, outputs), loaded = head_in(model, trusted) if task != "causal" else (None, None), None
+    own = names
+    if labels and not names and task != "causal":
+        names, outputs = labels, outputs or len(labels)
     if hasattr(data, "splits") and eval_data is None:
         eval_data = read(data, split="validation")
     options: dict[str, Any] = dict(columns)
@@ -376,7 +400,7 @@ def _prepare(
     if loaded is None:
         outputs = (len(train.labels) if train.labels else 1) if task != "causal" else None
         loaded = load_model(str(model), task=task, labels=outputs, **loading)
-        if train.labels and not names:
+        if train.labels and not own:
             name_outputs(loaded.model, train.labels)
     fitting(loaded.model, train.labels or ())
     if data_task(train) != task_of(loaded.model):
@@ -424,6 +448,8 @@ def calibration(model: nn.Module, train: Encoded, batch: int, seed: int, count: 
 
 
 def _described(chosen) -> Any:
+    if isinstance(chosen, tuple):
+        return [_described(m) for m in chosen]
     if isinstance(chosen, Mapping):
         return {str(target): _described(m) for target, m in chosen.items()}
     return chosen if isinstance(chosen, str) else {"name": chosen.name, "options": chosen.options(defaults=True)}
