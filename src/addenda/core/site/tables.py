@@ -63,7 +63,10 @@ def fixed(table: Tensor) -> str | None:
 
 
 def rows_in_folder(config: Any) -> int | None:
-    """Return how many tokens the folder says that a model was loaded from, or None where it cannot be asked."""
+    """Return how many tokens the folder says that a model was loaded from, or None where it cannot be asked.
+
+    Of a model of several modes the most that one of its parts is said to have.
+    """
     name = str(getattr(config, "_name_or_path", "") or "")
     if not name:
         return None
@@ -77,7 +80,6 @@ def rows_in_folder(config: Any) -> int | None:
     except (OSError, ValueError, RecursionError, AttributeError):
         return None
     said = raw if isinstance(raw, dict) else {}
-    if type(said.get("vocab_size")) is not int:
-        said = next((said[k] for k in ("text_config", "llm_config") if isinstance(said.get(k), dict)), {})
-    rows = said.get("vocab_size")
-    return rows if type(rows) is int else None
+    parts = [said, *(part for part in said.values() if isinstance(part, dict))]  # of a model of several modes
+    rows = [n for part in parts if type(n := part.get("vocab_size")) is int]
+    return max(rows, default=None)
