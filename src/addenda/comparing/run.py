@@ -27,6 +27,7 @@ from addenda.core.ask.plan import plan
 from addenda.core.base import ranges
 from addenda.core.base.arguments import checked, names_of, unknown_names
 from addenda.core.base.errors import AddendaError
+from addenda.core.base.visible import visible
 from addenda.core.disk.access import path_of
 from addenda.core.disk.lock import one_at_a_time
 from addenda.core.disk.place import check_free, folder_for, no_file
@@ -44,7 +45,7 @@ CHECKPOINT_SECONDS = 300.0  # of training between two checkpoints of one run
 class Watch:
     """How a comparison tells what it does. say: a sentence; ask: yes or no, before the long part."""
 
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
+    say: Callable[[str], None] = lambda text: print(visible(text), file=sys.stderr, flush=True)
     ask: Callable[[str], bool] = lambda question: True
     trial: Callable[[str, str, int | None, float | None], Callable[[Event], None] | None] = lambda *_: None
     done: Callable[[Record], None] = lambda record: None

@@ -9,6 +9,7 @@ from typing import Any
 
 from addenda.compressing.measure import compared
 from addenda.core.base.errors import AddendaError
+from addenda.core.base.markdown import code, fenced
 from addenda.core.disk.access import path_of, read_json, shown
 from addenda.core.disk.atomic import write_atomically
 from addenda.core.site.targets import grouped
@@ -135,12 +136,12 @@ def _table(layers: list[dict[str, Any]], alone: dict[str, float], causal: bool, 
 def write_report(folder: Path, report: Report) -> None:
     """Write compress.json and README.md into a folder."""
     text = json.dumps(asdict(report), indent=1, ensure_ascii=False, default=str)
-    write_atomically(folder / "compress.json", text.encode())
-    name = Path(report.source).name
+    write_atomically(folder / "compress.json", text.encode("utf-8", "replace"))
+    name = code(Path(report.source).name)
     lines = [
         f"# {name}, with low-rank layers",
         "",
-        f"Made of `{name}` by `addenda compress`. transformers reads it without remote code where addenda is imported:",
+        f"Made of {name} by `addenda compress`. transformers reads it without remote code where addenda is imported:",
         "",
         "```python",
         "import addenda",
@@ -150,9 +151,7 @@ def write_report(folder: Path, report: Report) -> None:
         "",
         "`addenda compress --model FOLDER --how dense --out OTHER` multiplies the factors out: no addenda needed then.",
         "",
-        "```",
-        str(report),
-        "```",
+        *fenced(report),
         "",
         "The licence is that of the model it was made of.",
     ]

@@ -6,7 +6,6 @@ damaged, and the same call writes it again.
 """
 
 import hashlib
-import re
 import shlex
 import sys
 from datetime import UTC, datetime
@@ -19,7 +18,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.access import printable, read_json, reading, strict
+from addenda.core.base.markdown import code
+from addenda.core.disk.access import read_json, reading, strict
 from addenda.core.disk.atomic import write_atomically
 from addenda.core.disk.place import check_free, holds
 from addenda.core.file.header import read
@@ -194,12 +194,12 @@ def _page(adapter: Adapter, run: dict, options: dict, data: dict) -> str:
     command += " --trust-remote-code" if trust else ""
     does = "eval --data FILE" if data["form"] in AUTO else "generate 'A prompt'"
     begun = options.get("start")
-    where = "of the file that it began with" if begun and not options["targets"] else _code(options["targets"])
+    where = "of the file that it began with" if begun and not options["targets"] else code(options["targets"])
     table = {
-        "method": _code(kinds),
+        "method": code(kinds),
         "targets": f"{where}, {len(adapter.methods)} sites, {run['trainable']:,} trained numbers",
-        **({"began with": f"{_code(begun)}, SHA-256 `{options['start_sha256'][:16]}…`"} if begun else {}),
-        "data": f"{_code(data['train'])}, {data['examples']:,} examples{skipped}, SHA-256 `{data['digest'][:16]}…`",
+        **({"began with": f"{code(begun)}, SHA-256 `{options['start_sha256'][:16]}…`"} if begun else {}),
+        "data": f"{code(data['train'])}, {data['examples']:,} examples{skipped}, SHA-256 `{data['digest'][:16]}…`",
         "training": f"{run['steps']} steps of {options['batch']}, rate {options['rate']:g}, seed {options['seed']}",
         "loss": f"{first[1]:.4f} at step {first[0]}, {last[1]:.4f} at step {last[0]}",
         **{when: judged(run[when]) for when in ("before", "after") if run[when]},
@@ -209,9 +209,9 @@ def _page(adapter: Adapter, run: dict, options: dict, data: dict) -> str:
     table["memory above the model"] = "unknown" if memory is None else f"{memory / 2**20:,.0f} MiB"
     bar = r"\|"
     lines = [
-        f"# An adapter of {_code(Path(run['base']).name)}",
+        f"# An adapter of {code(Path(run['base']).name)}",
         "",
-        f"A small change to the frozen model {_code(run['base'])}, trained with addenda.",
+        f"A small change to the frozen model {code(run['base'])}, trained with addenda.",
         "",
         "| | |",
         "| --- | --- |",
@@ -228,19 +228,11 @@ def _page(adapter: Adapter, run: dict, options: dict, data: dict) -> str:
         'addenda.load(model, "adapter.safetensors")',
         "```",
         "",
-        f"On the command line: {_code(f'addenda {does} {command}')}.",
+        f"On the command line: {code(f'addenda {does} {command}')}.",
         "",
         "`run.json` holds all options, versions and the data's hash; the same command repeats the run.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _code(text: object) -> str:
-    """Return a name as Markdown shows it and no more: on one line, between more backticks than it has in a row."""
-    line = printable(str(text)).replace("\n", " ").replace("\t", " ")
-    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    space = " " if len(fence) > 1 else ""
-    return f"{fence}{space}{line}{space}{fence}"
 
 
 def _hub_name(given: str, kind: str) -> str | None:
