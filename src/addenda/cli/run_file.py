@@ -23,6 +23,7 @@ from addenda.core.base.visible import label
 
 NAME = "run.yaml"
 MOST = 64 << 10  # bytes of a run file
+MANY = 40  # problems that are told of
 EXECUTE = {"trust_remote_code": "code of the model's folder", "humaneval": "what the model writes"}
 LISTS = ("targets", "exclude", "methods", "add_tokens")  # separated by commas on the command line
 EMPTY = ("exclude", "system")  # may be an empty text
@@ -97,7 +98,8 @@ def read(path: Path, command: Callable, name: str, commands: tuple[str, ...] = (
                 problems += [f"{at}{same}{problem.removeprefix(option)}" for problem in wrong]
                 found[option] = converted
     if problems:
-        raise AddendaError(f"The run file {shown(path)} cannot be used: {'; '.join(problems)}.")
+        more = f" … and {len(problems) - MANY} more" if len(problems) > MANY else ""
+        raise AddendaError(f"The run file {shown(path)} cannot be used: {'; '.join(problems[:MANY])}{more}.")
     return found
 
 

@@ -108,8 +108,12 @@ class CheckpointFiles:
             begin, length = entry.begin - before, before + entry.size
             pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=begin)
         if before % entry.dtype.itemsize:  # very old files, whose headers have any length
-            return torch.frombuffer(bytearray(pages[before:]), dtype=entry.dtype).view(entry.shape)
-        return torch.frombuffer(pages, dtype=entry.dtype, offset=before).view(entry.shape)
+            made = torch.frombuffer(bytearray(pages[before:]), dtype=entry.dtype).view(entry.shape)
+        else:
+            made = torch.frombuffer(pages, dtype=entry.dtype, offset=before).view(entry.shape)
+        if entry.dtype == torch.bool and int(made.view(torch.uint8).max()) > 1:
+            raise AddendaError(f"{shown(path)} is damaged: {label(name)} is neither true nor false. Get it again.")
+        return made
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Yield a tensor's numbers in their order, as vectors of `PIECE` or less; each lies where the last one did.

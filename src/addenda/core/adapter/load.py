@@ -21,6 +21,7 @@ from addenda.core.adapter.moved import advice
 from addenda.core.adapter.part import without
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.base.visible import label
 from addenda.core.file.fingerprint import checksum, fingerprint, hash_all, hash_of, sample
 from addenda.core.file.header import Checksum, Header, SiteEntry, read
 from addenda.core.file.methods import methods_of
@@ -191,7 +192,7 @@ def match(
         site = with_neighbours(root, replace(site, origin=s.origin or ""), method.beside(site.path), owners)
         if site.kind.name != s.kind or tuple(site.stored) != s.shape:
             actual = f"{site.kind.name} {site.stored}"
-            problems[s.path] = f"the file has {s.kind} {list(s.shape)}, the model {actual}"
+            problems[s.path] = f"the file has {label(s.kind, 40)} {str(list(s.shape))[:80]}, the model {actual}"
         elif reason := refusal(root, site, owners) or unfit(site, method):
             problems[s.path] = reason
         else:
@@ -312,6 +313,8 @@ def check_factors(
     for s in header.sites:
         site_tensors = built[s.path]
         derived = derived_of(site_tensors)
+        if unproven := sorted(derived.keys() - s.checks.keys()):
+            raise AddendaError(f"{path}: {s.path} has no checksum of {unproven[0]!r}; nothing was loaded.")
         for key, mark in s.checks.items():
             if key not in derived:
                 raise AddendaError(f"{path}: {s.path} has no derived tensor {key!r} in this version of addenda.")

@@ -7,9 +7,23 @@ collected and raised together. The command line prints the message without a tra
 import difflib
 from collections.abc import Iterable
 
+MOST = 1 << 16  # characters of a message: names in it may be a file's own
+
 
 class AddendaError(Exception):
-    """Bad input, or a state in which the call makes no sense. Nothing was changed on the model or on disk."""
+    """Bad input, or a state in which the call makes no sense. Nothing was changed on the model or on disk.
+
+    Its message can be printed, whatever is in it: half a character of a name is spelt out, and a message of more than
+    `MOST` characters is cut in its middle.
+    """
+
+    def __init__(self, *args: object):
+        super().__init__(*(_printable(a) if isinstance(a, str) else a for a in args))
+
+
+def _printable(text: str) -> str:
+    cut = text if len(text) <= MOST else f"{text[: MOST * 3 // 4]}…{text[-MOST // 8 :]}"
+    return cut.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def nearest(word: str, known: Iterable[str], n: int = 3) -> str:

@@ -197,14 +197,17 @@ def read_json(path: Path, *, foreign: bool = False) -> Any:
 
 
 def parse_json(text: str, *, foreign: bool = False, room: int = 0) -> Any:
-    """Return the value of strict JSON: each key of an object once, no NaN, no number of thousands of digits.
+    """Return the value of strict JSON: each key of an object once, whole characters, no NaN, no thousands of digits.
 
     foreign: see `read_json`. room: bytes of the whole file, where the text is a part of it: a larger one may hold more.
     Raises ValueError, also for more values than such a file has, and RecursionError where it is nested too deeply.
     """
     check_values(text, room)
     each = None if foreign else _once
-    return json.loads(text, parse_constant=_float, parse_float=_float, parse_int=_integer, object_pairs_hook=each)
+    value = json.loads(text, parse_constant=_float, parse_float=_float, parse_int=_integer, object_pairs_hook=each)
+    if "\\ud" in text or "\\uD" in text:  # half a character, which can be neither printed nor saved
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def check_values(text: str | bytes | bytearray, room: int = 0) -> None:

@@ -274,6 +274,8 @@ def _header(raw: Any) -> Header:
         raise ValueError("sites must be there, each once")
     if unused := set(range(len(methods))) - {s.method for s in sites}:
         raise ValueError(f"{len(unused):,} of its {len(methods):,} methods are at no site")
+    if head and not any(s.is_head for s in sites):
+        raise ValueError("there are options of heads, and no head")
     return Header(
         schema=schema,
         seed=raw["seed"],

@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 
+from addenda.core.base.visible import label
+
 
 def said(bits: int) -> str:
     """Return a number of bits in words: "1 bit", "2 bits"."""
@@ -50,4 +52,4 @@ def misfit(name: str, value: object, hint) -> str | None:
             if fits and not (isinstance(value, bool) and kind is not bool):
                 return None
             expected.append("None" if kind is type(None) else kind.__name__)
-    return f"{name} must be {' or '.join(expected)}, got {value!r}"
+    return f"{name} must be {' or '.join(expected)}, got {label(repr(value))}"

@@ -82,7 +82,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     problems = [f"{k} is {str(t.dtype).removeprefix('torch.')}" for k, t in tensors.items()
                 if t.dtype not in (*FLOATING, *_WHOLE)]  # fmt: skip
     problems += [f"{k} holds values that are not finite" for k, t in tensors.items()
-                 if t.is_floating_point() and not bool(torch.isfinite(t).all())]  # fmt: skip
+                 if t.dtype in FLOATING and not bool(torch.isfinite(t).all())]  # fmt: skip
     problems += [f"{k} does not begin with {ROOT}" for k in tensors if not k.startswith(ROOT) and "." in k]
     problems += [] if tensors else ["it holds no tensor"]
     if problems:
