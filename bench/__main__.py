@@ -1,6 +1,7 @@
 """python -m bench NAME|all|gpu|served [--out FOLDER] [--docs PAGE]: measure, print a table, keep both.
 
-NAMEs: see COMMANDS. gpu and served want what not every machine has: a GPU, a Python with vLLM.
+NAMEs: see COMMANDS. gpu and served want what not every machine has: a GPU, a Python with vLLM. hostile (180,000 files
+made to harm) takes half an hour, and is not of `all` either.
 """
 
 import argparse
@@ -17,7 +18,7 @@ COMMANDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", choices=(*COMMANDS, "all", "gpu", "served"))
+    parser.add_argument("what", choices=(*COMMANDS, "all", "gpu", "served", "hostile"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", default="llama94m")
     parser.add_argument("--tokens", default="4x256", help="batch x length")
@@ -28,7 +29,7 @@ def main() -> None:
         help="arms of `steps`, `others`, `hidden`, parts of `on_disk` and `kills`, between |; others on record stay",
     )
     parser.add_argument("--device", default="cuda", help="of `gpu`, which measures nothing else here")
-    parser.add_argument("--quick", action="store_true", help="of `gpu`: tries the script, and measures little")
+    parser.add_argument("--quick", action="store_true", help="of `gpu`, `hostile`: tries it, and measures little")
     parser.add_argument("--out", type=Path, help="folder of the record")
     parser.add_argument("--docs", type=Path, help="page whose <!-- name --> … <!-- end --> the table replaces")
     given = parser.parse_args()
