@@ -57,8 +57,9 @@ class _States:
         frozen = [] if self.base else [i for i, model in enumerate(models) if self._is_only_adapted(model)]
         left_out = [i for i in frozen if i < len(weights)]  # there are none of FSDP and DeepSpeed
         for i, adapter in enumerate(self.adapters):
-            here = self.accelerator.is_main_process
-            checkpoint.write(adapter, _folder(output_dir, i), choices={"left_out": left_out}, here=here)
+            here = self.accelerator.is_main_process  # where the base trains too, accelerate writes it
+            noted = {"left_out": left_out}
+            checkpoint.write(adapter, _folder(output_dir, i), choices=noted, here=here, without_base=True)
         for i in reversed(left_out):
             del weights[i]
 
