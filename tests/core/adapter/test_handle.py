@@ -6,7 +6,7 @@ from torch import nn
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
-from shared import loss_of
+from shared import attach, loss_of, where
 
 
 def steps(model: nn.Module, adapter: ad.Adapter, ids, optimizer, count: int = 4, schedule=None) -> None:
@@ -119,3 +119,19 @@ def test_a_step_tells_of_a_replaced_module(before, tiny, ids):
     with pytest.raises(AddendaError, match=r"layers\.0\.up_proj is no longer the module"):
         adapter.step()
     assert adapter.step_count == before
+
+
+@pytest.mark.parametrize("name", ["lora", "svft", "vb-lora", "fourierft"])
+def test_a_save_says_that_no_step_has_moved_anything(name, tiny, ids, tmp_path):
+    adapter = attach(tiny, name, ids, targets=where(name))
+    file = tmp_path / "a.safetensors"
+    adapter.save(file)  # before the first step there is nothing to say
+    steps(tiny, adapter, ids, torch.optim.SGD(adapter.parameters(), lr=0.0), 2)
+    with pytest.warns(UserWarning, match="has made 2 steps, and none of its tensors has moved"):
+        adapter.save(file)
+    ad.detach(tiny)
+    again = ad.load(tiny, file, trainable=True)
+    assert again.step_count == 2
+    assert again.save(tmp_path / "b.safetensors").read_bytes() == file.read_bytes()
+    steps(tiny, again, ids, torch.optim.SGD(again.parameters(), lr=0.5), 1)
+    again.save(file)

@@ -159,6 +159,7 @@ def _installed(root, state, name, plan, built, heads, seed, freeze, started, act
     save_pretrained.guard(root, state)
     adapter = Adapter(root, name)
     adapter.draw()
+    adapter.begin()
     return adapter
 
 

@@ -14,7 +14,7 @@ from addenda.core.file.save import save
 from addenda.core.forward.tensors import Pool, SiteTensors
 from addenda.core.method.contract import Method
 from addenda.core.modules.statistics import gathered
-from addenda.core.packed.tensor import Packed, bits_sum
+from addenda.core.packed.tensor import Packed, bits_mark, bits_sum
 from addenda.core.state.state import intact, record_of, state_of, tensors_at
 from addenda.core.state.vocabulary import Vocabulary, grown_of
 
@@ -155,8 +155,32 @@ class Adapter:
         partial: bool = False,
         without_base: bool = False,
     ) -> Path:
-        """Write one safetensors file; see `core.file.save.save`."""
+        """Write one safetensors file; see `core.file.save.save`.
+
+        Warns where steps were made, and every tensor is still what it was before the first.
+        """
+        record = record_of(self.model, self.name).record
+        if record.step > record.start[0] and self._is_at_its_start():
+            warnings.warn(
+                f"{self.name!r} has made {record.step - record.start[0]} steps, and none of its tensors has moved: the "
+                "file holds what it began with. Was the optimizer made of adapter.parameters(), was its rate 0 so "
+                "far, or was every step left out (a scaler leaves out those with infinite gradients)?",
+                stacklevel=2,
+            )
         return save(self, path, basis=basis, latent=latent, partial=partial, without_base=without_base)
+
+    def begin(self) -> None:
+        """Remember the step and the bits that the adapter has now, for `save` to see whether anything has moved."""
+        plain = {n: p for n, p in self.named_parameters() if not isinstance(p, Packed) and not is_sharded(p)}
+        record = record_of(self.model, self.name).record
+        record.start = record.step, {n: bits_mark(p) for n, p in plain.items()}
+
+    def _is_at_its_start(self) -> bool:
+        """Return whether all tensors have the bits of the start; most often the first two tell that they have not."""
+        marks, live = record_of(self.model, self.name).record.start[1], dict(self.named_parameters())
+        if self.sharded or not marks:
+            return False
+        return all(n in live and int(mark) == int(bits_mark(live[n])) for n, mark in marks.items())
 
     @property
     def step_count(self) -> int:

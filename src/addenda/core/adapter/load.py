@@ -143,6 +143,7 @@ def _place(root, state, path, header, tensors, name, trainable, base, activate, 
         record = record_of(root, name).record
         record.labels, record.note, record.left_out = labels, header.note, left_out or {}
         adapter.draw(header.step)
+        record.start = header.step, record.start[1]
         return adapter.requires_grad_(trainable)
 
 

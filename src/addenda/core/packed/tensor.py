@@ -155,6 +155,14 @@ def bits_sum(t: Tensor) -> int:
     return int(t.view(bits).sum(dtype=torch.int64))
 
 
+def bits_mark(t: Tensor) -> int | Tensor:
+    """Return what tells, compared with another of the same tensor, whether it has changed; no device is waited for."""
+    if t.is_cpu:
+        return bits_sum(t)
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
+    return t.detach().view(bits).sum(dtype=torch.int64)
+
+
 def parts_of(weight: Tensor) -> list[Tensor]:
     """Return the tensors that hold a weight's bytes: itself, or the parts of a packed one."""
     return [getattr(weight, name) for name in weight.parts] if isinstance(weight, Packed) else [weight]

@@ -41,6 +41,7 @@ class Record:
     note: Mapping[str, Any] = field(default_factory=dict)  # of its file, kept for the next one
     labels: tuple[str, ...] = ()  # the names of a classifier's outputs, in their order, where it was told
     grown: bool = False  # whether the vocabulary had new rows when it was attached, which its file then holds
+    start: tuple[int, dict[str, int | Tensor]] = (0, {})  # the step at which it came, and marks of its tensors then
     moved: tuple | None = None  # marks of its tensors since the first step, while nothing has moved them
 
 
