@@ -285,6 +285,9 @@ def test_a_run_on_a_grown_vocabulary_goes_on_with_the_same_tokens_only(tmp_path)
     assert go(2).resumed_from == 0
     made = go(3)
     assert made.resumed_from == 2
+    with pytest.raises(AddendaError, match="is not the tokenizer with the new tokens of this run"):
+        go(4, "<other>")
+    shutil.rmtree(tmp_path / "run" / "tokenizer")
     with pytest.raises(AddendaError, match="its new tokens are others: '<call>' is number 76 there"):
         go(4, "<other>")
     fresh = make_llama()
