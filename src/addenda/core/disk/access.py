@@ -59,11 +59,12 @@ def file_of(given: str | Path, what: str = "path") -> Path:
     with reading(path):
         folder = path.is_dir()
         special = not folder and path.exists() and not path.is_file()
-        check_above(path, what)
     if folder:
         raise AddendaError(f"{path} is a folder. Name a file, such as {path / 'adapter.safetensors'}.")
     if special:
         raise AddendaError(f"{path} is a device or a pipe, and a file is written whole or not at all. Name a file.")
+    with reading(path):
+        check_above(path, what)
     return path
 
 
