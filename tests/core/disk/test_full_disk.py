@@ -1,7 +1,7 @@
 """Every command on a disk that fills, on one that can only be read, and where a file is in the way.
 
-What is run and what is asked of it stands in `bench.full_disk`, whose record is of more commands and sizes. Where nothing can
-be mounted, what a file may have of bytes is limited instead, which every system does.
+What is run and what is asked of it stands in `bench.full_disk`, whose record is of more commands and sizes. Where
+nothing can be mounted, what a file may have of bytes is limited instead, which every system does.
 """
 
 import sys
