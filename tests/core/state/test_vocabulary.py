@@ -4,7 +4,7 @@ import torch
 
 import toys
 from addenda.core.state.undo import undone
-from addenda.core.state.vocabulary import Vocabulary, grown_of, lighten, put_on, take_off
+from addenda.core.state.vocabulary import Vocabulary, grown_of, lighten, put_on, take_off, text_config
 from marks import differences, snapshot
 
 
@@ -51,3 +51,14 @@ def test_an_error_before_they_are_lightened_leaves_everything():
     except KeyboardInterrupt:
         pass
     assert differences(told, snapshot(model)) == []
+
+
+def test_a_configuration_of_several_texts_is_taken_as_it_is():
+    class Several:
+        def get_text_config(self):
+            raise ValueError("Multiple valid text configs were found")
+
+    several = Several()
+    assert text_config(several) is several
+    assert text_config(None) is None
+    assert text_config(toys.make_clip().config).vocab_size == toys.VOCAB

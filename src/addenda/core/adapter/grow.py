@@ -42,6 +42,7 @@ from addenda.core.state.vocabulary import (
     rows_of,
     table_at,
     take_off,
+    text_config,
 )
 
 
@@ -173,8 +174,7 @@ def refuse_untold(root: nn.Module) -> None:
     if grown_of(root) is not None:
         return
     config = getattr(root, "config", None)
-    text = getattr(config, "get_text_config", None)
-    now = getattr(text() if callable(text) else config, "vocab_size", None)
+    now = getattr(text_config(config), "vocab_size", None)
     then = rows_in_folder(config)
     if type(now) is int and then is not None and now > then:
         raise AddendaError(

@@ -168,14 +168,22 @@ def _count(root: nn.Module, before: int, now: int) -> None:
             thing.vocab_size = now
 
 
+def text_config(config: Any) -> Any:
+    """Return the part of a configuration that is of text, or all of it where it has no such part, or several."""
+    ask = getattr(config, "get_text_config", None)
+    try:
+        return ask() if callable(ask) else config
+    except ValueError:  # transformers', where there are several
+        return config
+
+
 def counting(root: nn.Module) -> Iterator[Any]:
     """Yield the modules and the configurations, each once, that say how large the vocabulary is."""
     seen: set[int] = set()
     for module in root.modules():
         config = vars(module).get("config")
-        text = getattr(config, "get_text_config", None)
         said = [module] if "vocab_size" in vars(module) else []
-        said += [c for c in (config, text() if callable(text) else None) if hasattr(c, "vocab_size")]
+        said += [c for c in (config, text_config(config)) if hasattr(c, "vocab_size")]
         for thing in said:
             if id(thing) not in seen:
                 seen.add(id(thing))
