@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-OPERATIONS = ("tune lora", "tune adalora", "compress lord", "compare", "compare long runs", "export peft", "merge",
-              "combine")  # fmt: skip
+OPERATIONS = ("export peft", "merge", "combine", "compress lord", "tune lora", "compare", "compare long runs")
 
 
 def run(given: Any) -> tuple[dict[str, Any], str]:

@@ -56,7 +56,7 @@ CASES = {
     "compress lord": f"compress {COMPRESS} --how lord",
     "compress svd-llm": f"compress {COMPRESS} --how svd-llm --storage pivot",
     "compare": f"compare {COMPARE} --methods lora:rank=2,shira --budget steps=4 --rates 2",
-    "compare long runs": f"compare {COMPARE} --methods lora:rank=2,dylora:rank=4 --budget steps=8 --rates 1",
+    "compare long runs": f"compare {COMPARE} --methods dylora:rank=4 --budget steps=3 --rates 1",
     "export peft": f"export {ONE} --to peft --model ../base/model --out out",
     "merge": f"merge --adapter {ONE} --model ../base/model --out out",
     "combine": f"combine {ONE} {TWO} --model ../base/model --how ties --out out/both.safetensors",
