@@ -11,11 +11,11 @@ source, and the same command goes on. --arms: these kinds alone, the others on r
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,19 @@ def run(given) -> tuple[dict[str, Any], str]:
     torch.set_num_threads(1)
     names = (given.arms or "|".join((*oracles.TARGETS, _BITS))).split("|")
     found: dict[str, Any] = dict(given.earlier)
+    work = _PLACE / str(os.getpid())
     for name in names:
-        shutil.rmtree(_PLACE / "now", ignore_errors=True)
-        target = oracles.TARGETS["adapter" if name == _BITS else name](_PLACE / "now" / "sources")
+        shutil.rmtree(work, ignore_errors=True)
+        target = oracles.TARGETS["adapter" if name == _BITS else name](work / "sources")
         begun = time.perf_counter()
         if name == _BITS:
-            tally = _every_bit(campaign, target, _PLACE / "now" / "files", 100 if given.quick else 1)
+            tally = _every_bit(campaign, target, work / "files", 100 if given.quick else 1)
         else:
             count = (MANY if name == "adapter" else OTHERS) // (100 if given.quick else 1)
-            tally = _resumed(campaign, target, count, _PLACE / "now" / "files")
+            tally = _resumed(campaign, target, count, work / "files")
         found[name] = _row(tally, time.perf_counter() - begun)
         print(name, {k: v for k, v in found[name].items() if k != "kinds"}, flush=True)
-    shutil.rmtree(_PLACE, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
     return found, table(found)
 
 
@@ -57,7 +58,6 @@ def _resumed(campaign, target, count: int, place: Path):
     tally = campaign.Tally()
     if journal.is_file():
         kept = json.loads(journal.read_text())
-        kept["kinds"] = {k: Counter(c) for k, c in kept["kinds"].items()}
         kept["faults"] = [campaign.Attempt(**a) for a in kept["faults"]]
         tally = campaign.Tally(**kept)
 

@@ -20,7 +20,6 @@ import struct
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +56,7 @@ class Tally:
     loaded: int = 0
     slowest: tuple[float, int] = (0.0, -1)  # seconds, seed
     largest: tuple[int, int] = (0, -1)  # bytes, seed
-    kinds: dict[str, Counter] = field(default_factory=dict)
+    kinds: dict[str, dict[str, int]] = field(default_factory=dict)
     faults: list[Attempt] = field(default_factory=list)
     seconds: float = 0.0  # of the processor, all in all
 
@@ -67,7 +66,8 @@ class Tally:
         self.loaded += a.outcome == "loaded"
         self.slowest = max(self.slowest, (a.seconds, a.seed))
         self.largest = max(self.largest, (a.memory, a.seed))
-        self.kinds.setdefault(a.kind, Counter())[a.outcome] += 1
+        counts = self.kinds.setdefault(a.kind, {})
+        counts[a.outcome] = counts.get(a.outcome, 0) + 1
         if a.fault:
             self.faults.append(a)
 
