@@ -196,7 +196,10 @@ def test_one_comparison_at_a_time(files, once):
 
 
 def test_what_does_not_fit_the_time_is_dropped_and_said(files):
-    record = run(files, rates=3, full=True, within=0.05)
+    told: list[str] = []
+    record = run(files, rates=3, full=True, within=0.05, watch=Watch(say=told.append))
+    assert next(i for i, text in enumerate(told) if "follows the clock" in text) < told.index("measuring lora:rank=2")
+    assert any("follows the clock" in note for note in record.config.notes)
     assert len(record.config.methods) == 1 and record.config.search is None
     assert any("left out" in note for note in record.config.notes)
     assert "1 learning rate" in " ".join(record.config.notes)

@@ -63,12 +63,27 @@ def test_equal_runs_are_computed_alike_whatever_the_clock_says(monkeypatch, trai
 
 def test_of_two_that_measure_at_once_the_first_decides(monkeypatch, train):
     def measured(*_):
-        monkeypatch.setattr(attention, "measure", lambda *_: attention.Attention("sdpa", {}))
+        monkeypatch.setattr(attention, "measure", lambda *_: attention.Attention("sdpa", {"sdpa": 1.0}))
         attention.settled(make_llama(), train, 4)  # another process, meanwhile
-        return attention.Attention("eager", {})
+        return attention.Attention("eager", {"eager": 1.0})
 
     monkeypatch.setattr(attention, "measure", measured)
     assert attention.settled(make_llama(), train, 4).name == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "{", "[]", "{}", '{"name": "flush", "seconds": {"flush": 1.0}}', '{"name": "eager", "seconds": {}}',
+     '{"name": "eager", "seconds": {"eager": -1.0}}', '{"name": "eager", "seconds": {"eager": "1"}, "x": 1}'],
+)  # fmt: skip
+def test_a_damaged_entry_is_measured_anew_once(monkeypatch, train, said):
+    found = [attention.Attention(n, {"eager": 1.0, "sdpa": 1.0}) for n in ("eager", "sdpa", "eager")]
+    monkeypatch.setattr(attention, "measure", lambda *_: found.pop(0))
+    assert attention.settled(make_llama(), train, 4).name == "eager"
+    [file] = (attention.cache_folder() / "attention").iterdir()
+    file.write_text(said)
+    assert [attention.settled(make_llama(), train, 4).name for _ in range(3)] == ["sdpa"] * 3
+    assert len(found) == 1
 
 
 def test_where_nothing_can_be_kept_nothing_is_measured(monkeypatch, train, tmp_path):

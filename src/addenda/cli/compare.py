@@ -67,7 +67,8 @@ def compare(
     batch: Annotated[int, typer.Option("--batch", help=DOCS["batch"])] = 8,
     targets: Targets = None,
     within: Annotated[
-        float | None, typer.Option("--within", help="Seconds it may take: rates, then arms, are dropped to fit.")
+        float | None,
+        typer.Option("--within", help="Seconds it may take: rates, then arms, are dropped to fit, by the clock."),
     ] = None,
     items: Annotated[int, typer.Option("--items", help="Test examples judged; 0: all. Half as many of ood.")] = 500,
     out: Annotated[Path, typer.Option("--out", "-o", help="Record directory; an interrupted one goes on.")] = Path(

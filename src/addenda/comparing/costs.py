@@ -75,6 +75,23 @@ def measure(
     )
 
 
+def by_the_clock(budget: Budget, within: float | None) -> list[str]:
+    """Return what of a comparison follows measured times, a sentence each: equal commands may differ there."""
+    said = []
+    if budget.kind == "seconds":
+        said.append(
+            f"The budget of {budget.value:g} seconds becomes steps by the clock: an equal command may train for a few "
+            "more or fewer. budget=steps gives equal runs."
+        )
+    if within is not None:
+        said.append(
+            f"What is dropped to stay within {minutes(within)} follows the clock: an equal command may drop other test "
+            "items, rates or methods. Without within= (--within) nothing is dropped. What this one drops is told, and "
+            "written down, before anything is trained."
+        )
+    return said
+
+
 def fit_within(
     costs: Costs, arms: list[Arm], subject: Subject, within: float
 ) -> tuple[Costs, list[Arm], Subject, list[str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from addenda.comparing.arm import Arm, center, parse_arm
 from addenda.comparing.budget import Budget, fitted
-from addenda.comparing.costs import Costs, fit_within, measure, minutes, step_seconds
+from addenda.comparing.costs import Costs, by_the_clock, fit_within, measure, minutes, step_seconds
 from addenda.comparing.entries import BudgetRecord, Config, MethodRecord, SearchRecord, TrialRecord, trial_name
 from addenda.comparing.grow import costs_of, cut_like, grown, identity_of, open_record, told
 from addenda.comparing.record import FULL, HEAD, Record, other_hardware
@@ -203,11 +203,14 @@ def _fresh(
     identity: dict,
 ) -> tuple[Record, list[Arm], Subject]:
     """Measure, predict, drop what does not fit, ask, and write the configuration."""
+    clocked = by_the_clock(budget, within)
+    for note in clocked:
+        watch.say(note)
     chosen = attention.settled(subject.model, subject.splits["train"], settings.batch)
     attention.put(subject.model, chosen.name)
     further = 0 if within is not None else 1  # rates beyond an edge of the grid: not where time is short
     costs = measure(subject, arms, settings, budget, len(seeds), search_steps, further, watch.say)
-    measured, notes = costs.step, _left_out(subject)
+    measured, notes = costs.step, [*clocked, *_left_out(subject)]
     if within is not None:
         costs, arms, subject, dropped = fit_within(costs, arms, subject, within)
         notes += dropped

@@ -87,8 +87,8 @@ def choose(model: nn.Module, train: Encoded, batch: int, steps: int) -> Attentio
 def settled(model: nn.Module, train: Encoded, batch: int) -> Attention:
     """Return the implementation measured on this machine for such a model and batch: once, kept for later runs.
 
-    Of runs that measure at the same time the first to write decides. Where nothing can be kept, nothing is measured:
-    the model keeps its own, which is the same the next time.
+    Of runs that measure at the same time the first to write decides. A damaged entry is removed and measured anew.
+    Where nothing can be kept, nothing is measured: the model keeps its own, which is the same the next time.
     """
     if (own := current(model)) is None:
         return Attention(None)
@@ -99,6 +99,8 @@ def settled(model: nn.Module, train: Encoded, batch: int) -> Attention:
         file.parent.mkdir(parents=True, exist_ok=True)
         with unfinished(file, folder=False) as beside:
             beside.write_text(json.dumps(asdict(measure(model, train, batch)), indent=1), encoding="utf-8")
+            if _kept(file) is None:
+                file.unlink(missing_ok=True)
             try:
                 os.link(beside, file)  # unlike a rename it does not replace what another run has written meanwhile
             except FileExistsError:
@@ -120,13 +122,16 @@ def _case(model: nn.Module, train: Encoded, batch: int) -> str:
 
 
 def _kept(file: Path) -> Attention | None:
-    """Read what was measured before; None where it was not, or the file cannot be used."""
+    """Read what was measured before; None where it was not, or the file holds anything else."""
     try:
         said = read_json(file)
-        seconds = {k: float(v) for k, v in said["seconds"].items() if k in NAMES}
-        return Attention(said["name"], seconds) if isinstance(said["name"], str) else None
-    except (AddendaError, KeyError, TypeError, AttributeError, ValueError):
+    except AddendaError:
         return None
+    if not isinstance(said, dict) or said.keys() != {"name", "seconds"} or not isinstance(said["seconds"], dict):
+        return None
+    name, seconds = said["name"], said["seconds"]
+    numbers = all(isinstance(v, float) and v > 0 for v in seconds.values())
+    return Attention(name, seconds) if numbers and seconds.keys() <= set(NAMES) and name in seconds else None
 
 
 def measure(model: nn.Module, train: Encoded, batch: int) -> Attention:
