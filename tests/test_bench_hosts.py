@@ -1,7 +1,6 @@
 """Two hosts in network namespaces train what one process does; skipped where namespaces cannot be made."""
 
 import pytest
-
 from bench import two_hosts
 
 
