@@ -1,14 +1,16 @@
 """Every command: numbers are refused before anything is loaded, words are the command line's, names cannot act."""
 
 import inspect
+import os
 import re
+import signal
 import typing
 from importlib import import_module
 
 import pytest
 import typer
 
-from addenda.cli.guard import flags_of, in_flags
+from addenda.cli.guard import TerminatedError, exit_code, flags_of, in_flags, terminable
 from addenda.cli.main import app, run
 from addenda.core.base import ranges
 from addenda.core.base.visible import visible
@@ -328,3 +330,20 @@ def test_ctrl_c_says_what_is_kept(command, place, tmp_path, monkeypatch, capsys)
     told = capsys.readouterr().err
     assert "interrupted. " in told
     assert "Kept: step 4" in told if command == "tune" else "Nothing is kept yet" in told
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_sigterm_is_raised_in_a_command_and_left_to_whoever_handles_it():
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(TerminatedError) as ended, terminable():
+            signal.raise_signal(signal.SIGTERM)
+        assert exit_code(ended.value) == 143 and exit_code(KeyboardInterrupt()) == 130
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        heard = []
+        signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+        with terminable():
+            signal.raise_signal(signal.SIGTERM)
+        assert heard == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,12 +1,14 @@
 """One holder at a time; a killed one holds nothing."""
 
 import errno
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 
+import filelock
 import pytest
 
 from addenda.core.base.errors import AddendaError
@@ -78,3 +80,34 @@ def test_a_folder_made_for_a_lock_goes_with_it(tmp_path):
             pass
         assert (tmp_path / "new" / "out").is_dir()
     assert not (tmp_path / "new").exists()
+
+
+FORKED = """
+import os, pathlib, sys, time
+from addenda.core.disk.lock import alone
+with alone(pathlib.Path(sys.argv[1])):
+    if (child := os.fork()) == 0:  # a worker that loads data
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.skipif(int(filelock.__version__.split(".")[0]) < 4, reason="a child of an older filelock keeps the lock")
+def test_a_killed_run_holds_nothing_though_its_workers_live(tmp_path):
+    command = [sys.executable, "-c", FORKED, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        child = int(holder.stdout.readline())
+        try:
+            with pytest.raises(AddendaError, match="Another run is under way"), alone(tmp_path / "out"):
+                pass
+            holder.kill()
+            holder.wait()
+            os.kill(child, 0)  # it lives
+            with alone(tmp_path / "out"):
+                entered = True
+        finally:
+            os.kill(child, signal.SIGKILL)
+    assert entered
