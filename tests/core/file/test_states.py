@@ -94,6 +94,7 @@ def test_types_of_libraries_come_back_as_what_they_are(tmp_path):
         '{"tensor": "b"}',
         '{"tensor": "a", "order": [0, 0]}',
         '{"tensor": "a", "order": [[]]}',
+        '{"dict": [[{"tensor": "a"}, 1]]}',
         '{"other": 1}',
         "{}",
         "NaN",
@@ -123,4 +124,7 @@ def test_other_files_are_refused(tmp_path):
             read_state(file)
     save_file({"a": torch.ones(1)}, file)
     with pytest.raises(AddendaError, match="without the entry 'state'"):
+        read_state(file)
+    save_file({"a": torch.ones(1, dtype=torch.complex64)}, file, {"state": '{"tensor": "a"}'})
+    with pytest.raises(AddendaError, match=r"a tensor of torch\.complex64"):  # as one that is never written
         read_state(file)

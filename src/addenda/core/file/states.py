@@ -92,8 +92,7 @@ class _Writer:
         raise self.error(type(value).__name__, at)
 
     def key(self, value: Any, at: str) -> Any:
-        parts = value if isinstance(value, tuple) else (value,)
-        if not all(p is None or isinstance(p, bool | int | float | str | tuple) for p in parts):
+        if not _is_key(value):
             raise self.error(f"a key of type {type(value).__name__}", at)
         return self.plain(value, at)
 
@@ -158,6 +157,8 @@ class _Reader:
             if not (isinstance(pair, list) and len(pair) == 2):
                 raise ValueError("a dict wants pairs")
             key = self.value(pair[0], depth + 1)
+            if not _is_key(key):
+                raise ValueError(f"a {type(key).__name__} for a key")
             if key in made:
                 raise ValueError(f"the key {key!r} twice")
             made[key] = self.value(pair[1], depth + 1)
@@ -166,11 +167,19 @@ class _Reader:
     def tensor(self, name: str, order: Any) -> Tensor:
         self.used.add(name)
         held = self.tensors[name]
+        if held.dtype.is_complex:
+            raise ValueError(f"a tensor of {held.dtype}")
         if order is None:
             return held
         if not (isinstance(order, list) and sorted(order) == list(range(held.dim()))):
             raise ValueError(f"dimensions in the order {order!r}")
         return held.permute([order.index(i) for i in range(len(order))])
+
+
+def _is_key(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_key, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict:
