@@ -53,7 +53,7 @@ def main() -> None:
             command = "python -m bench " + " ".join(sys.argv[1:])
             about = {"command": command, "versions": versions() | {"peft": peft.__version__}, "hardware": hardware()}
             if earlier:  # some rows are new, the others stay
-                about |= {"command": earlier["command"], "then": [*earlier.get("then", ()), command]}
+                about |= {"command": earlier.get("command", command), "then": [*earlier.get("then", ()), command]}
             record.write_text(json.dumps(about | {"found": found}, indent=1) + "\n")
         if given.docs is not None:
             where = hardware()

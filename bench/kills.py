@@ -25,13 +25,14 @@ def run(given: Any) -> tuple[dict[str, Any], str]:
 
     torch.set_num_threads(1)
     record = given.out and given.out / "kills.json"
-    found = json.loads(record.read_text())["found"] if record and record.exists() else {}
+    about = json.loads(record.read_text()) if record and record.exists() else {}
+    found = about.pop("found", {})
     found |= {"fields": kills.FIELDS, "lines": kills.LINES, **{k: found.get(k, {}) for k in ("operations", "moments")}}
 
     def keep() -> None:
         if record:
             record.parent.mkdir(parents=True, exist_ok=True)
-            record.write_text(json.dumps({"found": found}, indent=1) + "\n")
+            record.write_text(json.dumps(about | {"found": found}, indent=1) + "\n")
 
     asked = [a.strip() for a in (given.arms or "operations|moments").split("|")]
 
