@@ -284,3 +284,11 @@ def test_a_cell_that_defines_a_method_may_run_twice():
 
     assert registry.info("mine").cls is Mine
     del registry._catalogue["mine"]
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30])
+def test_a_whole_number_that_torch_cannot_take_is_refused(value):
+    """An adapter with one loads, and its first forward would be an OverflowError."""
+    with pytest.raises(AddendaError, match=r"must be finite and at most 9\.2e"):
+        ad.LoRA(alpha=value)
+    assert ad.LoRA(alpha=2**63 - 1).alpha == 2**63 - 1

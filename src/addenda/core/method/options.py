@@ -46,9 +46,11 @@ def misfit(name: str, value: object, hint) -> str | None:
             expected.append("one of " + ", ".join(map(repr, typing.get_args(kind))))
         else:
             fits = isinstance(value, (int, float) if kind is float else kind)
-            if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
+            many = isinstance(value, int) and value.bit_length() > 63  # torch takes no such whole number, as 10**30
+            if isinstance(value, (int, float)) and (many or not abs(value) <= LARGEST):
                 text = repr(value) if isinstance(value, float) else f"a whole number of {value.bit_length()} bits"
-                return f"{name} must be finite and at most {LARGEST:.1e}, got {text}"
+                most = 2**63 - 1 if many else LARGEST
+                return f"{name} must be finite and at most {most:.1e}, got {text}"
             if fits and not (isinstance(value, bool) and kind is not bool):
                 return None
             expected.append("None" if kind is type(None) else kind.__name__)
