@@ -176,6 +176,9 @@ class Place:
             p.relative_to(self.work).as_posix(): p.read_bytes() for p in sorted(self.work.rglob("*")) if p.is_file()
         }
 
+    def folders(self) -> list[str]:
+        return [f"{p.relative_to(self.work).as_posix()}/" for p in sorted(self.work.rglob("*")) if p.is_dir()]
+
     def state(self) -> str:
         """A hash of all names and bytes that are there, by which one state of the disk is known from another."""
         found = hashlib.sha256()
@@ -263,7 +266,9 @@ class Case:
 
     def _ended(self, code: int | None, kills: int) -> Verdict:
         files = self.place.files()
+        folders = {f"{above.as_posix()}/" for name in self.wanted for above in Path(name).parents}
         left = [name for name in files if name not in self.wanted]
+        left += [name for name in self.place.folders() if name not in folders]
         if code == 2 and "is there already" in self.place.told():  # what was killed had just finished
             code = 0
         lost = (

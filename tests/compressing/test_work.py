@@ -71,6 +71,13 @@ def test_what_a_run_killed_at_its_very_end_has_left_goes_and_unfinished_work_sta
     with pytest.raises(AddendaError, match="is there already"):
         Work(tmp_path / "out", {"how": "lord"}).open()
     assert not work.folder.exists() and (tmp_path / "out" / "config.json").is_file()
+    for left in ([], [".lock"]):  # killed a little later
+        work.folder.mkdir()
+        for name in left:
+            (work.folder / name).write_text("")
+        with pytest.raises(AddendaError, match="is there already"):
+            Work(tmp_path / "out", {"how": "lord"}).open()
+        assert not work.folder.exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -110,7 +110,8 @@ class Work:
         except AddendaError:
             with contextlib.suppress(AddendaError):
                 named = (self.notes() or {}).get("finished") is True and not (self.folder / "model").exists()
-                if named and self._lock.take():
+                empty = self.folder.is_dir() and {p.name for p in self.folder.iterdir()} <= {_LOCK}
+                if (named or empty) and self._lock.take():
                     self._clear()
                     self._lock.release()
             raise
