@@ -174,7 +174,7 @@ class AdapterFiles(Target):
         """Nothing loads without a right digest; with one, what is saved again says all that the file said."""
         file = place / "adapter.safetensors"
         header, tensors = adapter_header.read(file)
-        if header.schema > 1 and not mutant.sealed and mutant.files != self.sources[mutant.source]:
+        if header.schema > 1 and not mutant.sealed and mutant.files not in self.sources:
             raise UntrueError("it loads, and its bytes are not those that were saved")
         again, kept = adapter_header.read(made.save(place / "again.safetensors", basis=header.basis, latent=True))
         same("seed", header.seed, again.seed)
