@@ -1,5 +1,6 @@
 """Telling whose adapter a file is by what is in it."""
 
+import os
 import pickle
 
 import pytest
@@ -38,12 +39,14 @@ def test_what_is_none_of_them_is_refused_with_what_there_is(tmp_path):
     save_file({"a.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "text").write_text("hello, this is no adapter")
     (tmp_path / "empty").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe")  # it would be waited for
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes").write_text("")
     said = {
         "model.safetensors": "a.weight",
         "text": "no sound safetensors file",
-        "empty": "no sound safetensors file",
+        "empty": "it is empty",
+        "pipe": "a device or a pipe",
         "folder": "notes",
         "nothing": "no file",
     }

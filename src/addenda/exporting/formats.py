@@ -5,7 +5,7 @@ from typing import Literal
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of, reading, shown
-from addenda.core.file.container import sound
+from addenda.core.file.container import is_pickle, sound
 from addenda.core.file.header import of_peft
 
 Format = Literal["addenda", "peft", "gguf", "kohya"]
@@ -30,11 +30,13 @@ def format_of(path: str | Path) -> Format:
             f"{shown(path)} is a folder without adapter_config.json, so it is no adapter of PEFT. In it: {names}. "
             "Of the other formats give the file itself."
         )
+    if not path.is_file():  # a pipe would be waited for, for ever
+        raise AddendaError(f"{shown(path)} is a device or a pipe. Name a file or a folder.")
     with reading(path), path.open("rb") as f:
         start = f.read(16)
     if start[:4] == b"GGUF":
         return "gguf"
-    if start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:9] != b"{"):  # the length of a header may begin so
+    if is_pickle(start):
         raise AddendaError(
             f"{shown(path)} is a pickle, which can run code and is never opened. Where you trust it, save its tensors "
             "as safetensors with the program that wrote it."

@@ -151,6 +151,16 @@ def test_a_whole_that_fits_is_no_part(tiny, ids, tmp_path):
     assert adapter.save(tmp_path / "b.safetensors").read_bytes() == file.read_bytes()
 
 
+def test_an_error_says_when_a_part_could_be_loaded(tiny, ids, tmp_path):
+    file = tmp_path / "a.safetensors"
+    saved("lora", tiny, ids, file)
+    tiny.layers = tiny.layers[:1]
+    with pytest.raises(AddendaError, match=r"6 of 12 sites are there and alike; with allow_partial=True load takes"):
+        ad.load(tiny, file)
+    with pytest.warns(UserWarning, match="6 of 12 sites"):
+        ad.load(tiny, file, allow_partial=True)
+
+
 def test_a_part_may_be_found_under_other_names(tiny, ids, tmp_path):
     file = tmp_path / "a.safetensors"
     saved("lora", tiny, ids, file)

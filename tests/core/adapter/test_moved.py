@@ -41,6 +41,7 @@ BY_HAND = {"*": "tiny.*", "layers.*.up_proj": "tiny.layers.*.fc"}
 
 
 def told(error: AddendaError) -> tuple[dict[str, str], str]:
+    assert "Did you mean" not in str(error)  # beside a map it would say another path
     found = re.search(r"With rename=(\{.*?\}) it has \d+ of them \((.*?)\)", str(error))
     assert found, error
     return json.loads(found[1]), found[2]

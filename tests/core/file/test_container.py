@@ -61,7 +61,7 @@ WRONG = {
     "numbers as texts": (raw('{"__metadata__":{"x":1}}'), "texts by name"),
     "no text": (raw(b"\xff{}"), "decode"),
     "two values": (raw("{}{}"), "Extra data"),
-    "no header": (b"\2\0", "claims a header"),
+    "no header": (b"\2\0", "2 bytes, and"),
     "too much": ((2**40).to_bytes(8, "little") + b"{}", "claims a header"),
 }  # fmt: skip
 

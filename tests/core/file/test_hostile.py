@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import pickle
 import resource
 import struct
 import time
@@ -80,6 +81,19 @@ def test_missing_and_foreign_files(good, tiny, tmp_path):
     refused(tiny, tmp_path, "is a folder, and an adapter is a file")
     save_file({"a": torch.ones(1)}, str(tmp_path / "other.safetensors"))
     refused(tiny, tmp_path / "other.safetensors", "not an adapter of addenda")
+    (tmp_path / "none").mkdir()
+    refused(tiny, tmp_path / "none", r"No \.safetensors file is in it")
+    torch.save({"a": torch.ones(1)}, tmp_path / "packed.safetensors")
+    for name, content, told in (
+        ("empty", b"", "it is empty. Fetch or save it again"),
+        ("five", b"abcde", "5 bytes, and the length of a header alone takes 8"),
+        ("pickled", pickle.dumps({"a": 1}), "a pickle does .torch.save., which can run code and is never opened"),
+        ("packed", None, "a pickle does .torch.save."),
+        ("text", b"hello, this is no adapter", "no adapter file: it claims a header"),
+    ):
+        if content is not None:
+            (tmp_path / f"{name}.safetensors").write_bytes(content)
+        refused(tiny, tmp_path / f"{name}.safetensors", told)
 
 
 NONSENSE = [

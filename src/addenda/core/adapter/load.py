@@ -201,12 +201,17 @@ def match(
     if left_out is not None:
         left_out |= dict.fromkeys(missing, _ABSENT) | problems
         return plan
-    names = [n for n, _ in root.named_modules()]
-    listed = [f"{where}: {why}" for where, why in problems.items()]
-    for pattern, paths in grouped(missing).items():
-        listed.append(f"the model has no {pattern[:200]} ({len(paths)} sites).{nearest(paths[0], names, 1)}")
-    if listed:
+    if missing or problems:
         found = advice(root, header, missing, path)
+        names = [] if found else [n for n, _ in root.named_modules()]  # the map says it better than a near name
+        listed = [f"{where}: {why}" for where, why in problems.items()]
+        for pattern, paths in grouped(missing).items():
+            listed.append(f"the model has no {pattern[:200]} ({len(paths)} sites).{nearest(paths[0], names, 1)}")
+        if plan and not found:
+            found = (
+                f"{len(plan)} of {len(header.sites)} sites are there and alike; with allow_partial=True load takes "
+                "those whose weights are those of training, and lists the others."
+            )
         raise AddendaError(
             f"{path} does not fit this {type(root).__name__}, and nothing was loaded. {len(listed)} problems: "
             f"{'; '.join(listed[:20])}{' …' if len(listed) > 20 else ''} {found}".rstrip()

@@ -53,7 +53,7 @@ class Opened:
         self._file, self._length = file, file.read(8)
         count = int.from_bytes(self._length, "little")
         if len(self._length) < 8 or count > min(MOST, size - 8) or count > max(_ALONE, size - 8 - count):
-            raise ValueError(f"it claims a header of {count:,} bytes, which is more than there can be")
+            raise ValueError(_instead(self._length, size))
         self._header = bytearray(count)
         _fill(file, memoryview(self._header))
         self.metadata, self.forms = _entries(self._parsed(size), size - 8 - count)
@@ -82,7 +82,7 @@ class Opened:
         if claimed != found:
             raise ValueError(
                 f"its bytes have the SHA-256 {found[:16]}…, and those that were saved had {claimed[:16]}…: something "
-                "in it has changed since. Fetch or save the file again"
+                "in it has changed since"
             )
         return made, found
 
@@ -95,6 +95,24 @@ class Opened:
             if dtype == torch.bool and tensor.numel() and int(tensor.view(torch.uint8).max()) > 1:
                 raise ValueError(f"tensor {key[:200]!r} holds bytes that are neither true nor false")
         return made
+
+
+def is_pickle(start: bytes) -> bool:
+    """Return whether a file that begins so is a pickle, alone or packed as torch.save does.
+
+    The length of a header may begin so too: then the header's first character follows it.
+    """
+    return start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:9] != b"{")
+
+
+def _instead(length: bytes, size: int) -> str:
+    """Return what a file is, where the length of its header cannot be one."""
+    if size < 8:
+        return f"it has {size} bytes, and the length of a header alone takes 8" if size else "it is empty"
+    if is_pickle(length):
+        return "it begins as a pickle does (torch.save), which can run code and is never opened"
+    count = int.from_bytes(length, "little")
+    return f"it claims a header of {count:,} bytes, which is more than there can be"
 
 
 @contextmanager

@@ -187,7 +187,8 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
         raise AddendaError(f"{shown(path)} is an adapter of PEFT, {IMPORTED}")
     if folder:
         files = sorted(p.name for p in path.glob("*.safetensors"))[:4]
-        raise AddendaError(f"{path} is a folder, and an adapter is a file. In it: {', '.join(files) or 'none'}.")
+        there = f"In it: {', '.join(files)}" if files else "No .safetensors file is in it"
+        raise AddendaError(f"{shown(path)} is a folder, and an adapter is a file. {there}.")
     if not exists:
         raise AddendaError(f"There is no file {shown(path)}.{_hint(path)}")
     try:
@@ -215,7 +216,9 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
             raise error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = label(error, 600)  # the names in it are the file's own
-        raise AddendaError(f"{path} is damaged or no adapter file: {type(error).__name__}: {reason}.") from None
+        if not isinstance(error, ValueError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise AddendaError(f"{shown(path)} is damaged or no adapter file: {reason}. Fetch or save it again.") from None
     if header.sha256 is None:
         warnings.warn(
             f"{shown(path)} is of schema 1, which has no digest: nothing proves that its bytes are those that were "
