@@ -358,13 +358,21 @@ def prune(newest: Path, keep: int) -> None:
         discard(old)
 
 
+def clear_unfinished(out: Path) -> None:
+    """Delete the part of a checkpoint that a killed run has left: its files would be taken into the next one there."""
+    for path in out.glob(".checkpoint-*"):
+        if is_own(path):
+            discard(path)
+
+
 def clear(out: str | Path) -> None:
     """Delete all checkpoints of `fit`'s in a folder, unfinished ones too, and the note of its run; nothing else."""
     out = Path(out)
     noted = _has_begun(out)
-    for path in [*all_of(out), *out.glob(".checkpoint-*")]:
+    for path in all_of(out):
         if is_own(path):
             discard(path)
+    clear_unfinished(out)
     if noted:
         (out / NOTE).unlink(missing_ok=True)
 

@@ -167,7 +167,8 @@ def fit(
             checkpoint.check_free(kept, saves)
             if start is None:
                 checkpoint.clear(kept)
-            else:  # one that a kill has kept from going
+            else:  # what a kill has left
+                checkpoint.clear_unfinished(kept)
                 checkpoint.prune(start, keep)
             return None if start is None else str(start), damaged, known, looks
 
