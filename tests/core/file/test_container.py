@@ -123,3 +123,13 @@ def test_a_digest_of_schema_1_and_keys_that_nobody_knows(tmp_path):
     refused(lambda raw: raw["methods"][0].update(more=1), "a method has unknown keys: more", BEFORE_DIGEST)
     refused(lambda raw: raw.update(schema=3), "schema 3, this version of addenda reads up to 2")
     refused(lambda raw: raw.pop("sha256"), "begins with its schema and its sha256")
+
+
+def test_a_default_device_takes_nothing_of_what_is_read(tmp_path):
+    """Tensors that were made there stayed unread, under a digest that was right."""
+    with torch.device("meta"):
+        write(tmp_path / "x", {"mark": "0" * 64}, TENSORS, BEFORE)
+        with opened(tmp_path / "x") as file:
+            tensors, digest = file.proven(BEFORE)
+    assert digest is not None and all(t.device.type == "cpu" for t in tensors.values())
+    assert torch.equal(tensors["a"], TENSORS["a"])

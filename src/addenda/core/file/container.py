@@ -46,10 +46,13 @@ Form = tuple[torch.dtype, tuple[int, ...]]  # of a tensor
 
 
 class Opened:
-    """A file whose header has been read. metadata: its texts by name; forms: of its tensors, in the order of bytes."""
+    """A file whose header has been read.
+
+    size: its bytes; metadata: its texts by name; forms: of its tensors, in the order of bytes.
+    """
 
     def __init__(self, file: FileIO):
-        size = os.fstat(file.fileno()).st_size
+        self.size = size = os.fstat(file.fileno()).st_size
         self._file, self._length = file, file.read(8)
         count = int.from_bytes(self._length, "little")
         if len(self._length) < 8 or count > min(MOST, size - 8) or count > max(_ALONE, size - 8 - count):
@@ -89,8 +92,9 @@ class Opened:
     def _tensors(self, sha: Any) -> dict[str, Tensor]:
         made: dict[str, Tensor] = {}
         for key, (dtype, shape) in self.forms.items():
-            # in memory that torch itself has chosen, as for every other tensor: sums are taken in the same order
-            made[key] = tensor = torch.empty(shape, dtype=dtype)
+            # in memory that torch itself has chosen, as for every other tensor: sums are taken in the same order; a
+            # default device would get a tensor of its own, and what is read a copy of it
+            made[key] = tensor = torch.empty(shape, dtype=dtype, device="cpu")
             _fill(self._file, bytes_of(tensor), sha)
             if dtype == torch.bool and tensor.numel() and int(tensor.view(torch.uint8).max()) > 1:
                 raise ValueError(f"tensor {key[:200]!r} holds bytes that are neither true nor false")
@@ -153,7 +157,7 @@ def write(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
 def layout(metadata: Mapping[str, str], forms: Mapping[str, Form]) -> tuple[bytes, list[str]]:
     """Return what stands before the tensors, as safetensors writes it, and the order in which they follow."""
     # that library's own order, by dtypes and names, taken from a file of one number each
-    small = to_bytes({key: torch.zeros(1, dtype=dtype) for key, (dtype, _) in forms.items()})
+    small = to_bytes({key: torch.zeros(1, dtype=dtype, device="cpu") for key, (dtype, _) in forms.items()})
     order = list(json.loads(small[8 : 8 + int.from_bytes(small[:8], "little")]))
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     begin = 0
