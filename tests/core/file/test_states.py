@@ -128,3 +128,10 @@ def test_other_files_are_refused(tmp_path):
     save_file({"a": torch.ones(1, dtype=torch.complex64)}, file, {"state": '{"tensor": "a"}'})
     with pytest.raises(AddendaError, match=r"a tensor of torch\.complex64"):  # as one that is never written
         read_state(file)
+
+
+@pytest.mark.parametrize("value", [10**400, "\ud800", [0] * (1 << 19)], ids=["digits", "half a character", "values"])
+def test_what_could_not_be_read_again_is_not_written(tmp_path, value):
+    with pytest.raises(AddendaError, match=r"The state of x could not be read again .*, so it is not written"):
+        write_state(tmp_path / "x.safetensors", {"a": value}, "state of x")
+    assert not any(tmp_path.iterdir())

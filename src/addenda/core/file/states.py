@@ -3,7 +3,7 @@
 A state is made of dicts, lists, tuples, tensors, numbers, text, True, False and None, however deep. Tensors are the
 file's tensors; all else is its one entry of metadata, JSON in which nothing is lost:
 
-    3, 0.1, "text", true, null, [1, 2]      themselves: whole numbers of any size, floats to the last bit
+    3, 0.1, "text", true, null, [1, 2]      themselves: whole numbers of up to 300 digits, floats to the last bit
     {"float": "inf"}                        inf, -inf and nan
     {"tuple": [1, 2]}
     {"dict": [[key, value], …]}             in their order; keys are numbers, text, True, False, None, tuples
@@ -19,17 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.visible import label
-from addenda.core.disk.access import reading, shown
-from addenda.core.disk.atomic import replacing
+from addenda.core.disk.access import parse_json, reading, shown
+from addenda.core.file.container import opened, write
 
 ENTRY = "state"  # of the metadata
-DIGITS = 10_000  # of a whole number
 _DEEP = 200
 _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
@@ -41,25 +38,29 @@ def write_state(path: Path, state: Any, what: str = "state") -> None:
     """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_Writer(tensors, what).plain(state, ""), allow_nan=False, separators=(",", ":"))
-    with replacing(path) as beside:
-        save_file(tensors, beside, {ENTRY: text})
+    try:
+        parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise AddendaError(
+            f"The {what} could not be read again ({label(error, 300)}), so it is not written. It is many values that "
+            "are no tensors, a number of hundreds of digits, or half a character of text: keep large things in tensors."
+        ) from None
+    write(path, {ENTRY: text}, tensors)
 
 
 def read_state(path: Path) -> Any:
     """Read what `write_state` wrote, tensors on the CPU. Raises AddendaError for any other file."""
     try:
-        with reading(path), safe_open(path, framework="pt") as f:
-            text = (f.metadata() or {}).get(ENTRY)
+        with reading(path), opened(path) as file:
+            text = file.metadata.get(ENTRY)
             if text is None:
                 raise ValueError(f"a safetensors file without the entry {ENTRY!r}")
-            # copies begin where torch's own tensors do, so that sums are taken in the same order
-            tensors = {key: f.get_tensor(key).clone() for key in f.keys()}  # noqa: SIM118
+            tensors = file.tensors()
         reader = _Reader(tensors)
-        numbers: dict[str, Any] = {"parse_constant": _float, "parse_float": _float, "parse_int": _integer}
-        state = reader.value(json.loads(text, object_pairs_hook=_once, **numbers), 0)
+        state = reader.value(parse_json(text, room=file.size), 0)
         if unused := sorted(set(tensors) - reader.used):
             raise ValueError(f"tensors that nothing names: {unused[:4]}")
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AddendaError(
             f"{shown(path)} is damaged, or no state that addenda wrote: {type(error).__name__}: {label(error, 300)}."
         ) from None
@@ -102,10 +103,8 @@ class _Writer:
         if type(value.data) is not Tensor or value.layout != torch.strided or value.dtype.is_complex:
             raise self.error(f"a {type(value.data).__name__} of {value.dtype}", at)
         order = _order(value)
-        held = value.detach().permute(order).cpu()
         name = str(len(self.tensors))
-        whole = held.is_contiguous() and held.untyped_storage().nbytes() == held.nbytes
-        self.tensors[name] = held if whole and held.data_ptr() != value.data_ptr() else held.clone().contiguous()
+        self.tensors[name] = value.detach().permute(order)
         entry: dict[str, Any] = {"tensor": name}
         if order != sorted(order):
             entry["order"] = order
@@ -180,22 +179,3 @@ def _is_key(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_key, value))
     return value is None or isinstance(value, bool | int | float | str)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("a name twice in one object")
-    return made
-
-
-def _float(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text[:40]} is no number of JSON, or too large")
-    return number
-
-
-def _integer(text: str) -> int:
-    if len(text) > DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits")
-    return int(text)
