@@ -184,15 +184,21 @@ def read_json(path: Path, *, foreign: bool = False) -> Any:
     try:
         with open(path, "rb") as f:
             data = f.read(MOST + 1)
+    except OSError as error:
+        failure = DiskError(f"{shown(path)} cannot be read ({error.strerror or error}).")
+        failure.errno = error.errno
+        raise failure from None
+    return json_of(data, path, foreign=foreign)
+
+
+def json_of(data: bytes, path: Path, *, foreign: bool = False) -> Any:
+    """Return the value of a JSON file's bytes, of which `MOST` + 1 were read. Raises AddendaError as `read_json`."""
+    try:
         if len(data) > MOST:
             raise ValueError(f"more than {MOST >> 20} MiB")
         return parse_json(data.decode("utf-8"), foreign=foreign)
     except RecursionError:
         raise AddendaError(f"{shown(path)} is not JSON that can be read: it is nested too deeply.") from None
-    except OSError as error:
-        failure = DiskError(f"{shown(path)} cannot be read ({error.strerror or error}).")
-        failure.errno = error.errno
-        raise failure from None
     except ValueError as error:
         raise AddendaError(f"{shown(path)} is not JSON ({error}).") from None
 

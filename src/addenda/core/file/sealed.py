@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.access import read_json, reading, shown
+from addenda.core.disk.access import MOST, json_of, reading, shown
 from addenda.core.disk.atomic import write_atomically
 
 _START = b'{\n "sha256": "'
@@ -31,13 +31,13 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """Read what `write_sealed` wrote, without the digest. Raises AddendaError for any other file, and a changed one."""
-    with reading(path):
-        text = path.read_bytes()
+    with reading(path), path.open("rb") as f:
+        text = f.read(MOST + 1)
     if not is_sealed(text):
         raise AddendaError(f"{shown(path)} does not begin with a digest of itself, as such a file does.")
     if text[len(_START) : _END] != _digest(text):
         raise AddendaError(f"{shown(path)} is damaged, or was changed: it is not the file whose digest is in it.")
-    value = read_json(path)
+    value = json_of(text, path)  # the very bytes that were proven
     return {k: v for k, v in value.items() if k != "sha256"}
 
 
