@@ -40,6 +40,7 @@ from addenda.core.state.undo import undone
 from addenda.core.state.vocabulary import table_at
 
 _ABSENT = "the model has no module and no parameter of this path"
+_LISTED = 20  # problems that an error tells of
 
 
 @in_its_mode
@@ -206,7 +207,8 @@ def match(
         names = [] if found else [n for n, _ in root.named_modules()]  # the map says it better than a near name
         listed = [f"{where}: {why}" for where, why in problems.items()]
         for pattern, paths in grouped(missing).items():
-            listed.append(f"the model has no {pattern[:200]} ({len(paths)} sites).{nearest(paths[0], names, 1)}")
+            near = nearest(paths[0], names, 1) if len(listed) < _LISTED else ""
+            listed.append(f"the model has no {pattern[:200]} ({len(paths)} sites).{near}")
         if plan and not found:
             found = (
                 f"{len(plan)} of {len(header.sites)} sites are there and alike; with allow_partial=True load takes "
@@ -214,7 +216,7 @@ def match(
             )
         raise AddendaError(
             f"{path} does not fit this {type(root).__name__}, and nothing was loaded. {len(listed)} problems: "
-            f"{'; '.join(listed[:20])}{' …' if len(listed) > 20 else ''} {found}".rstrip()
+            f"{'; '.join(listed[:_LISTED])}{' …' if len(listed) > _LISTED else ''} {found}".rstrip()
         )
     return plan
 

@@ -29,6 +29,7 @@ from addenda.core.state.state import State
 from addenda.core.state.vocabulary import Vocabulary
 
 _MOST = 2000  # sites that are looked for
+_LOOKS = 3000  # at a name or a weight: about a second, however many paths a file makes up
 _NEAREST = 8  # modules that are tried for one that a hidden method names
 
 
@@ -78,6 +79,7 @@ class _Search:
         self.modules = [path for path in self.known if path and not is_ours(path)]
         self.sites: dict[tuple, list[Site]] = {}
         self.learned: dict[str, str] = {}  # patterns of what was found
+        self.looks = _LOOKS  # that are left; then only places are looked at that what was found leads to
         for path in dict.fromkeys(all_paths(root)):
             try:
                 site = site_at(root, path, self.owners)
@@ -102,10 +104,10 @@ class _Search:
 
     def _weight(self, s: SiteEntry, used: set[str]) -> _Found | None:
         """Return the site that has the weight of an entry, or the nearest by name of its kind and shape."""
-        candidates = [c for c in self.sites.get((s.kind, s.shape), ()) if c.path not in used]
-        ordered = self._by_name(s.path, [c.path for c in candidates], len(candidates))
-        by_path = {c.path: c for c in candidates}
-        for name in ordered:
+        by_path = {c.path: c for c in self.sites.get((s.kind, s.shape), ()) if c.path not in used}
+        ordered = self._by_name(s.path, list(by_path), len(by_path))
+        for name in ordered[: max(self.looks, 1)]:
+            self.looks -= 1
             if self._equal(s, by_path[name]):
                 return self._learn(s.path, name, True)
         alike = [n for n in ordered if _numbers(n) == _numbers(s.path)]
@@ -127,7 +129,8 @@ class _Search:
         gone = list(dict.fromkeys(n for n in _modules(s.path) if n not in self.known))
         options = [self._options(n, used) for n in gone]
         fallback: dict[str, str] = {}
-        for choice in itertools.product(*options):
+        for choice in itertools.islice(itertools.product(*options), max(self.looks, 1)):
+            self.looks -= 1
             new = dict(zip(gone, choice, strict=True))
             try:
                 point = point_at(self.root, "".join(new.get(part, part) for part in re.split(r"([@~])", s.path)))
@@ -142,6 +145,9 @@ class _Search:
         return [self._learn(old, found, False) for old, found in fallback.items()]
 
     def _options(self, name: str, used: set[str]) -> list[str]:
+        if self.looks <= 0:
+            expected = self._expected(name)
+            return [expected] if expected is not None and expected in self.known and expected not in used else []
         free = [m for m in self.modules if m not in used and _numbers(m) == _numbers(name)]
         return self._by_name(name, free, _NEAREST)
 
@@ -157,6 +163,9 @@ class _Search:
         numbers, around, leaf = _numbers(path), self._expected(_around(path)), path.rpartition(".")[2]
         if (expected := self._expected(path)) in known:
             return [expected, *(p for p in known if p != expected)][:most]
+        if self.looks <= 0:
+            return []
+        self.looks -= len(known)
         matcher = difflib.SequenceMatcher(b=path, autojunk=False)
 
         def rank(other: str) -> tuple[Any, ...]:

@@ -40,16 +40,15 @@ def without(
 
 def _pooled(sites: tuple[SiteEntry, ...], methods: list[Method]) -> list[Method]:
     """Return the methods whose sites train tensors together, in the order in which a file has those."""
-    used = dict.fromkeys(methods[s.method] for s in sites if not s.is_head)
-    return [m for m in used if m.has("pool")]
+    return [m for m in _by_method(sites, methods) if m.has("pool")]
 
 
 def _same_for_all(
     sites: tuple[SiteEntry, ...], kept: tuple[SiteEntry, ...], methods: list[Method], path: str | Path
 ) -> None:
-    for m in dict.fromkeys(methods):
-        own = [s for s in sites if not s.is_head and methods[s.method] == m]
-        rest = [s for s in kept if not s.is_head and methods[s.method] == m]
+    before, after = _by_method(sites, methods), _by_method(kept, methods)
+    for m, own in before.items():
+        rest = after.get(m, [])
         if not rest or len(rest) == len(own) or not (m.has("shared") or m.has("pool")):
             continue
         if _shared_forms(m, own) != _shared_forms(m, rest):
@@ -57,6 +56,13 @@ def _same_for_all(
                 f"{path} cannot be loaded in part: its sites of {m.name} share tensors that are made for all of them, "
                 f"and for the {len(rest)} of {len(own)} that fit they would be others. Nothing was loaded."
             )
+
+
+def _by_method(sites: tuple[SiteEntry, ...], methods: list[Method]) -> dict[Method, list[SiteEntry]]:
+    found: dict[Method, list[SiteEntry]] = {}
+    for s in (s for s in sites if not s.is_head):
+        found.setdefault(methods[s.method], []).append(s)
+    return found
 
 
 def _shared_forms(m: Method, sites: list[SiteEntry]) -> dict[str, tuple] | None:

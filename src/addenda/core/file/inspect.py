@@ -12,6 +12,8 @@ from addenda.core.method.catalogue import info
 from addenda.core.method.options import said
 from addenda.core.site.targets import grouped
 
+_METHODS = 100  # that are listed
+
 
 def _unusual(entry: MethodEntry) -> Mapping[str, Any]:
     """Return a stored method's options that differ from its defaults; all of them for a method not known here."""
@@ -30,10 +32,15 @@ def inspect(path: str | Path) -> str:
     """Describe what an adapter file holds, in a few lines; no model needed."""
     header, tensors = read(path)
     lines = [f"{path}: adapter file, schema {header.schema}, seed {header.seed}, {header.step} steps"]
-    for i, m in enumerate(header.methods):
+    paths: dict[int, list[str]] = {}
+    for s in header.sites:
+        paths.setdefault(s.method, []).append(s.path)
+    for i, m in enumerate(header.methods[:_METHODS]):
         options = _some([f"{k}={v}" for k, v in _unusual(m).items()]) or "defaults"
-        groups = grouped(s.path for s in header.sites if s.method == i)
+        groups = grouped(paths[i])
         lines.append(f"  {label(m.name)} ({options}): " + _some([f"{g} × {len(p)}" for g, p in groups.items()]))
+    if (more := len(header.methods) - _METHODS) > 0:
+        lines.append(f"  … and {more:,} more methods")
     heads = [s.path for s in header.heads]
     if heads:
         lines.append(f"  also trained as whole copies: {_some(heads)}")
