@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
+from addenda.core.state.state import record_of
 from addenda.data.encode import encode
 from addenda.data.read import read
 from addenda.train.fit import fit
@@ -35,6 +36,7 @@ def test_a_run_begins_with_the_values_of_a_file(file, tmp_path, monkeypatch):
     made = run(start=file, out=tmp_path / "second")
     assert {m.name for m in made.adapter.methods.values()} == {"dylora"} and len(made.adapter.methods) == 2
     assert made.adapter.step_count == 3
+    assert record_of(made.adapter.model, "default").record.start[0] == 0  # a save counts the steps of this run
     by_hand = make_llama()
     adapter = ad.load(by_hand, file, trainable=True)
     adapter.draw(0)

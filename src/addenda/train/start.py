@@ -117,6 +117,7 @@ def attach_start(
     tensors = {k: t.clone() for k, t in start.tensors.items()}
     adapter = place(model, start.path, start.header, tensors, name=name, trainable=True)
     adapter.draw(0)
+    adapter.begin()  # of this run: steps of the file's are none of it
     return adapter
 
 

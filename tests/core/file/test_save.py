@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.core.file import fingerprint as files
-from addenda.core.file.header import read
+from addenda.core.file.header import read, write
 from addenda.core.file.inspect import inspect
 from addenda.core.forward.slots import slots_of
 from addenda.core.site.site import site_at
@@ -282,3 +283,33 @@ def test_hashes_that_several_threads_take_are_those_of_one(tiny):
     sites[0].weight.data.view(-1)[0] += 1
     assert files.fingerprint(state, sites[0]) != alone[sites[0].path]
     assert files.fingerprint(state, sites[1]) == alone[sites[1].path]
+
+
+def test_what_could_not_be_read_again_is_not_saved(tiny, ids, tmp_path):
+    """A header with a NaN, half a character or names that no reader takes was written, and then refused by load."""
+    adapter = stir(attach(tiny, "lora", ids))
+    for labels, told in ((("\ud800",), "surrogates not allowed"), (("x" * 5000,), "of up to 5,000 characters")):
+        adapter.labels = labels
+        with pytest.raises(AddendaError, match=f"The adapter was not saved: .*{told}"):
+            adapter.save(tmp_path / "a.safetensors")
+    adapter.labels = ()
+    with torch.no_grad():
+        tiny.get_parameter("layers.0.up_proj.weight").fill_(float("inf"))
+    with pytest.raises(AddendaError, match=r"the base at layers\.0\.up_proj holds values that are not finite"):
+        adapter.save(tmp_path / "a.safetensors")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_file_of_thousands_of_methods_is_described_in_some_lines(tiny, ids, tmp_path):
+    header, tensors = read(stir(attach(tiny, "lora", ids, targets="layers.0.up_proj")).save(tmp_path / "a.safetensors"))
+    [site], [method] = header.sites, header.methods
+    paths = [f"layers.{i}.up_proj" for i in range(150)]
+    many = replace(
+        header,
+        methods=tuple(replace(method, options={**method.options, "alpha": 1.0 + i}) for i in range(150)),
+        sites=tuple(replace(site, path=path, method=i) for i, path in enumerate(paths)),
+    )
+    names = [key.rpartition("/")[2] for key in tensors]
+    write(tmp_path / "b.safetensors", many, {f"{p}/{n}": tensors[f"{site.path}/{n}"] for p in paths for n in names})
+    told = inspect(tmp_path / "b.safetensors")
+    assert "… and 50 more methods" in told and len(told.splitlines()) < 110

@@ -9,8 +9,8 @@ from addenda.core.file.spool import Spool
 TENSORS = {
     "b/B": torch.randn(3, 2, generator=torch.Generator().manual_seed(0)),
     "b/A": torch.randn(2, 5, generator=torch.Generator().manual_seed(1)).double(),
-    'ä "\t/values': torch.arange(7).bfloat16(),
-    'ä "\t/index': torch.arange(7, dtype=torch.int32),
+    'ä "/values': torch.arange(7).bfloat16(),
+    'ä "/index': torch.arange(7, dtype=torch.int32),
     "c/codes": torch.arange(11, dtype=torch.uint8),
     "c/far": torch.arange(3),
     "c/half": torch.ones(1, 1, dtype=torch.float16),
@@ -21,7 +21,7 @@ def header() -> Header:
     def site(path, *keys):
         return SiteEntry(path, "linear", (3, 5), "float32", 0, keys, (), None, "é", (1.0, 2.5), {}, {})
 
-    sites = (site("b", "A", "B"), site('ä "\t', "values", "index"), site("c", "codes", "far", "half"))
+    sites = (site("b", "A", "B"), site('ä "', "values", "index"), site("c", "codes", "far", "half"))
     return Header(SCHEMA, 0, 0, (MethodEntry("lora", {"rank": 2}),), False, sites, (), {}, ("gut", "böse"))
 
 

@@ -164,14 +164,29 @@ class Header:
         return header
 
 
-def metadata_of(header: Header) -> dict[str, str]:
-    """Return what a file of safetensors is told besides its tensors: the header, in the schema of this version."""
-    return {"addenda": json.dumps(replace(header, schema=SCHEMA).to_json())}
+def metadata_of(header: Header, size: int) -> dict[str, str]:
+    """Return what a file of safetensors is told besides its tensors: the header, in the schema of this version.
+
+    size: bytes of these tensors. Raises AddendaError for a header that `read` would refuse, or take for another: no
+    file is written that cannot be read again.
+    """
+    try:
+        text = json.dumps(replace(header, schema=SCHEMA).to_json(), allow_nan=False)
+        again = json.dumps(_header(parse_json(text, room=size)).to_json())
+        if again != text:
+            raise ValueError("something in it would be read as something else")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AddendaError(
+            f"The adapter was not saved: what its file would say of it could not be read again ({label(error, 600)}). "
+            "Names, labels and numbers of a model must be such as text and JSON can hold."
+        ) from None
+    return {"addenda": text}
 
 
 def write(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> Path:
     """Write a file of a header and tensors, as `read` returns them, with the digest of its bytes."""
-    container.write(path, metadata_of(header), tensors, BEFORE_DIGEST)
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    container.write(path, metadata_of(header, size), tensors, BEFORE_DIGEST)
     return path
 
 
@@ -207,7 +222,7 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
             tensors, digest = file.proven(BEFORE_DIGEST)
         if further := sorted(file.metadata.keys() - {"addenda"}):
             raise ValueError(f"there is more than a header of addenda: {further[:4]}")
-        header = replace(_header(parse_json(text, room=path.stat().st_size)), sha256=digest)
+        header = replace(_header(parse_json(text, room=file.size)), sha256=digest)
         if header.schema > 1 and digest is None:
             raise ValueError("a header of schema 2 begins with its schema and its sha256, and this one does not")
         _check_tensors(header, tensors)
@@ -297,7 +312,10 @@ def _header(raw: Any) -> Header:
 def _only(raw: Any, known: frozenset[str], where: str) -> None:
     """Raise ValueError for keys that nobody here understands: what they ask for would not be done."""
     if unknown := sorted(raw.keys() - known):
-        raise ValueError(f"{where} has unknown keys: {', '.join(k[:80] for k in unknown[:4])}; only 'note' is free")
+        raise ValueError(
+            f"{where} has unknown keys: {', '.join(k[:80] for k in unknown[:4])}; only 'note' is free. Where a newer "
+            "version of addenda has written it, upgrade"
+        )
 
 
 def _method(raw: Any, keys: frozenset[str]) -> MethodEntry:

@@ -19,6 +19,7 @@ one of these leaves it out, and refuses the file for any other that it does not 
 tensors are drawn by that path, for ever.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import give_back, wait, whole, writes
 from addenda.core.disk.access import file_of
 from addenda.core.file.fingerprint import checksum, fingerprint, sample
-from addenda.core.file.header import HEAD, SCHEMA, Header, SiteEntry, packed_as, write
+from addenda.core.file.header import HEAD, SCHEMA, Checksum, Header, SiteEntry, packed_as, write
 from addenda.core.file.methods import described
 from addenda.core.file.vocabulary import stored
 from addenda.core.forward.tensors import Pool, SiteTensors
@@ -112,6 +113,9 @@ def save(
                 plain.clone() if key in derived else plain
             )  # shared ones once for every site
         base = state.base(site)
+        seen = None if head else tuple(sample(state, site))
+        checks = {k: checksum(k, t) for k, t in derived.items()}
+        problems += _unknowable(site_path, seen or (), checks)
         sites.append(
             SiteEntry(
                 path=site_path,
@@ -123,8 +127,8 @@ def save(
                 frozen=tuple(site_tensors.frozen),
                 form=base.form if isinstance(base, Packed) else None,
                 hash=None if head else fingerprint(state, site),
-                sample=None if head else tuple(sample(state, site)),
-                checks={k: checksum(k, t) for k, t in derived.items()},
+                sample=seen,
+                checks=checks,
                 packed=shapes,
                 origin=site.origin or None,
             )
@@ -186,6 +190,14 @@ def _unsaved(key: str, tensor: Tensor) -> list[str]:
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         return [f"{key} holds values that are not finite"]
     return []
+
+
+def _unknowable(path: str, seen: tuple[float, ...], checks: dict[str, Checksum]) -> list[str]:
+    """Return why a load could not know the base at a site again, in a list; empty where it can."""
+    if not all(map(math.isfinite, seen)):
+        return [f"the base at {path} holds values that are not finite, by which no load could know it again"]
+    sums = [k for k, c in checks.items() if not isinstance(c, str) and not all(map(math.isfinite, c))]
+    return [f"{path}/{k}, computed from the base, holds values that are not finite" for k in sums]
 
 
 def derived_of(held: SiteTensors) -> Params:

@@ -63,9 +63,10 @@ class Spool:
 
     def write(self, path: Path, header: Header) -> None:
         """Write the file of all that was put, with its header, to where nothing is yet."""
-        start, order = layout(metadata_of(header), {k: (self._dtypes[k], shape) for k, shape in self._shapes.items()})
-        size = len(start) + sum(length for extents in self._extents.values() for _, length in extents)
-        with writing(path, size), open(path, "xb", buffering=0) as out:
+        forms = {k: (self._dtypes[k], shape) for k, shape in self._shapes.items()}
+        size = sum(length for extents in self._extents.values() for _, length in extents)
+        start, order = layout(metadata_of(header, size), forms)
+        with writing(path, len(start) + size), open(path, "xb", buffering=0) as out:
             sha = hashlib.sha256(start)
             _put(out, memoryview(start))
             for key in order:
