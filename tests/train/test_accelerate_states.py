@@ -102,3 +102,16 @@ def test_what_cannot_be_registered_is_refused():
         ad.register_for_checkpointing(accelerator, "default")
     ad.register_for_checkpointing(accelerator, adapter)
     assert len(accelerator._addenda_states.adapters) == 1
+
+
+def test_where_the_second_adapter_does_not_fit_the_first_is_not_changed(tmp_path):
+    first, second, other = begun("lora:rank=2"), begun("lora:rank=2"), begun("lora:rank=3")
+    ad.register_for_checkpointing(first[0], second[2])
+    trained(first, range(2))
+    first[0].save_state(str(tmp_path))
+    trained(first, range(2, 3))
+    before, step = {k: t.clone() for k, t in first[2].state_dict().items()}, first[2].step_count
+    first[0]._addenda_states.adapters[1] = other[2]
+    with pytest.raises(AddendaError, match="addenda_1 belongs to another adapter"):
+        first[0].load_state(str(tmp_path))
+    assert same_bits(before, first[2].state_dict()) and first[2].step_count == step

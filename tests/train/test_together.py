@@ -1,5 +1,6 @@
 """Several processes that make one run: the same adapter as of one, one folder, and all end together."""
 
+import importlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from processes import FSDP, POSSIBLE, side_by_side
 from tiny_models import SUMS, make_llama, make_llama_classifier, make_tokenizer
 
 pytestmark = pytest.mark.skipif(not POSSIBLE, reason="wants gloo, and processes that fork")
+tuning = importlib.import_module("addenda.train.tune")
 RUN: dict[str, Any] = {"steps": 6, "batch": 7, "accumulate": 2, "rate": 1e-2, "eval_data": SUMS[:6], "progress": False}
 SAME = 1e-4  # of the norm of a tensor, after six steps in float32; 1e-6 was seen
 
@@ -89,6 +91,24 @@ def test_a_step_of_fewer_examples_than_processes(tmp_path):
     said = side_by_side(lambda: run(tmp_path / "two", "lora:rank=4", **few), tmp_path)
     assert said.codes == [0, 0], said.text
     assert max(differences(tmp_path / "two", tmp_path / "one").values()) < SAME
+
+
+def test_new_tokens_are_kept_by_the_first_process_alone(tmp_path):
+    few = {"batch": 4, "accumulate": 1, "steps": 2, "add_tokens": ["<call>"]}
+    kept, keep = tmp_path / "kept", tuning.keep_tokenizer
+
+    def noted(*given: Any) -> None:
+        with kept.open("a") as file:
+            file.write(os.environ["RANK"])
+        keep(*given)
+
+    def both() -> None:
+        vars(tuning)["keep_tokenizer"] = noted  # of a forked process
+        run(tmp_path / "two", "lora:rank=2", **few)
+
+    said = side_by_side(both, tmp_path)
+    assert said.codes == [0, 0], said.text
+    assert kept.read_text() == "0" and (tmp_path / "two" / "tokenizer").is_dir()
 
 
 @pytest.mark.slow

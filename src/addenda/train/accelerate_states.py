@@ -64,7 +64,8 @@ class _States:
             del weights[i]
 
     def load(self, models: list[nn.Module], input_dir: str) -> None:
-        left_out: list[int] = []
+        left_out: Any = []
+        found = []
         for i, adapter in enumerate(self.adapters):
             folder = _folder(input_dir, i)
             if not folder.is_dir():
@@ -72,10 +73,14 @@ class _States:
                     f"{input_dir} has no folder {folder.name!r}: adapter {adapter.name!r} was not registered when that "
                     "state was saved. Take another state, or load the model's weights by themselves."
                 )
-            left_out = checkpoint.note_of(folder).get("choices", {}).get("left_out", [])
-            checkpoint.restore(adapter, folder)
-        if not all(isinstance(i, int) and 0 <= i < len(models) for i in left_out):
-            raise AddendaError(f"{input_dir} is of {left_out} models more than there are here. Prepare the same ones.")
+            note = checkpoint.note_of(folder)
+            left_out = note.get("choices", {}).get("left_out", [])
+            found.append((adapter, checkpoint.fitting(adapter, folder), note["step"]))
+        if not (isinstance(left_out, list) and all(type(i) is int and 0 <= i < len(models) for i in left_out)):
+            raise AddendaError(f"{input_dir} is of other models than there are here. Prepare the same ones.")
+        for adapter, tensors, step in found:  # all of them fit
+            adapter.load_state_dict(tensors)
+            adapter.draw(step)
         for i in sorted(set(left_out), reverse=True):
             del models[i]
 

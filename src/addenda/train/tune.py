@@ -236,7 +236,7 @@ def tune(
         progress=attaching() if progress is True else None,
     )  # fmt: skip
     adapter.labels = train.labels or ()
-    if folder is not None:
+    if folder is not None and is_first():
         keep_tokenizer(folder, adapter, tokenizer)
     say(f"training {adapter.trainable:,} numbers: {adapter.kinds} at {len(adapter.methods)} sites; the first step …")
     with shown(f"tune {getattr(chosen, 'name', '')}") if progress is True else nullcontext(progress or None) as tell:

@@ -31,6 +31,7 @@ except ImportError:  # Windows
 _MARK = "addenda"
 _BYTES = 160  # of a name that are kept: with the mark it is no longer than disks allow
 _MOST = 1000  # writers to one place
+_AT_ONCE = 8  # of them that are expected at one time
 
 
 @contextmanager
@@ -56,9 +57,10 @@ def remove_dead(path: Path) -> None:
     """Remove what killed writers to a path have left beside it."""
     for number in range(_MOST):
         place = _place(path, number)
-        if not os.path.lexists(place):
+        if os.path.lexists(place):
+            _remove_dead(place)
+        elif number >= _AT_ONCE:  # the first of several writers may have ended well, and the second been killed
             return
-        _remove_dead(place)
 
 
 def clear(folder: Path) -> None:

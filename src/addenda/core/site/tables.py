@@ -1,6 +1,5 @@
 """The tensors of a model that have an entry for every token: the embedding, the output head, a head's bias."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import is_sharded
+from addenda.core.disk.access import read_json
 from addenda.core.site.site import owners_of
 
 
@@ -76,8 +76,8 @@ def rows_in_folder(config: Any) -> int | None:
             hub = sys.modules.get("huggingface_hub")  # which has brought the model, where it came from there
             revision = getattr(config, "_commit_hash", None)
             file = None if hub is None else hub.try_to_load_from_cache(name, "config.json", revision=revision)
-        raw = json.loads(Path(file).read_text()) if isinstance(file, (str, Path)) else None
-    except (OSError, ValueError, RecursionError, AttributeError):
+        raw = read_json(Path(file), foreign=True) if isinstance(file, (str, Path)) else None
+    except (OSError, ValueError, AttributeError, AddendaError):
         return None
     said = raw if isinstance(raw, dict) else {}
     parts = [said, *(part for part in said.values() if isinstance(part, dict))]  # of a model of several modes
