@@ -130,7 +130,12 @@ def test_other_files_are_refused(tmp_path):
         read_state(file)
 
 
-@pytest.mark.parametrize("value", [10**400, "\ud800", [0] * (1 << 19)], ids=["digits", "half a character", "values"])
+DEEP: list = []
+for _ in range(300):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize("value", [10**400, "\ud800", [0] * (1 << 19), DEEP], ids=["digits", "half", "values", "deep"])
 def test_what_could_not_be_read_again_is_not_written(tmp_path, value):
     with pytest.raises(AddendaError, match=r"The state of x could not be read again .*, so it is not written"):
         write_state(tmp_path / "x.safetensors", {"a": value}, "state of x")

@@ -39,11 +39,11 @@ def write_state(path: Path, state: Any, what: str = "state") -> None:
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_Writer(tensors, what).plain(state, ""), allow_nan=False, separators=(",", ":"))
     try:
-        parse_json(text)
+        _Reader(tensors).value(parse_json(text), 0)
     except (ValueError, RecursionError) as error:
         raise AddendaError(
-            f"The {what} could not be read again ({label(error, 300)}), so it is not written. It is many values that "
-            "are no tensors, a number of hundreds of digits, or half a character of text: keep large things in tensors."
+            f"The {what} could not be read again ({label(error, 300)}), so it is not written. It has too many values "
+            "that are no tensors, a number of hundreds of digits, half a character, or is nested too deeply."
         ) from None
     write(path, {ENTRY: text}, tensors)
 
