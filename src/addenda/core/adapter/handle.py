@@ -203,7 +203,7 @@ class Adapter:
         root, state, record = record_of(self.model, self.name)
         intact(root, self.name, record)
         record.step += 1
-        if record.step <= 3 and self.name in state.active:
+        if record.step <= 3 and not record.start[0] and self.name in state.active:  # a file's steps were not seen here
             self._look_for_the_unmoved(record.step)
             self._look_for_the_dead(record.step, dead)
             self._look_at_buffers(record.step)
