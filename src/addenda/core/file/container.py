@@ -114,7 +114,10 @@ def _instead(length: bytes, size: int) -> str:
     if size < 8:
         return f"it has {size} bytes, and the length of a header alone takes 8" if size else "it is empty"
     if is_pickle(length):
-        return "it begins as a pickle does (torch.save), which can run code and is never opened"
+        return (
+            "it begins as a pickle does (torch.save), which can run code and is never opened; the program that wrote "
+            "it may write safetensors too"
+        )
     count = int.from_bytes(length, "little")
     return f"it claims a header of {count:,} bytes, which is more than there can be"
 
