@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -109,6 +110,10 @@ def test_bad_files_are_told(tmp_path):
     (tmp_path / "d.xml").write_text("<a/>")
     with pytest.raises(AddendaError, match=r"has the ending '.xml'"):
         read(tmp_path / "d.xml")
+    for name in ("pipe.jsonl", "pipe.csv", "pipe.parquet"):  # it would be waited for
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(AddendaError, match="a device or a pipe"):
+            read(tmp_path / name)
     with pytest.raises(AddendaError, match=r"holds no validation.jsonl"):
         read(tmp_path, split="validation")
     with pytest.raises(AddendaError, match="leaves one part empty"):

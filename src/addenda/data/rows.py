@@ -112,6 +112,8 @@ def _once(names: Sequence[str], where: str, what: str) -> None:
 
 
 def _file(path: Path) -> Rows:
+    if not path.is_file() and path.suffix.lower() in SUFFIXES:  # a pipe would be waited for, and is read once only
+        raise AddendaError(f"{path} is a folder, a device or a pipe, and rows are read from a file. Name a file.")
     kind = path.suffix.lower()
     try:
         if kind == ".csv":
