@@ -341,7 +341,7 @@ def test_folders_that_cannot_be_merged_into(base, tmp_path, how):
             file.unlink()
         (tmp_path / "base" / "pytorch_model.bin").write_bytes(b"")
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
-    reason = {"quantised": "quantised from", "pickled": "pickled", "code": "running code"}[how]
+    reason = {"quantised": "quantised from", "pickled": "pickles, which can run code", "code": "running code"}[how]
     with pytest.raises(AddendaError, match=reason):
         merge_on_disk(tmp_path / "base", tmp_path / "a.safetensors", tmp_path / "out")
     assert names(tmp_path) == {"a.safetensors", "base"}

@@ -171,7 +171,7 @@ class Adapter:
 
     def begin(self) -> None:
         """Remember the step and the bits that the adapter has now, for `save` to see whether anything has moved."""
-        plain = {n: p for n, p in self.named_parameters() if not isinstance(p, Packed) and not is_sharded(p)}
+        plain = {n: p for n, p in self.named_parameters() if type(p.detach()) is Tensor and not p.is_meta}
         record = record_of(self.model, self.name).record
         record.start = record.step, {n: bits_mark(p) for n, p in plain.items()}
 

@@ -119,6 +119,8 @@ def place(
 
 def _place(root, state, path, header, tensors, name, trainable, base, activate, started, allow_partial) -> Adapter:
     left_out: dict[str, str] | None = {} if allow_partial else None
+    if left_out is None:
+        fitting(root, header.labels)  # first: it says more than the shape of a head
     methods, copy = methods_of(header, path)
     plan = match(root, header, methods, copy, path, left_out)
     plan = check_base(state, header, plan, base, path, left_out)
