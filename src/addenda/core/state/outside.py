@@ -34,8 +34,8 @@ def refuse_outside(root: nn.Module, state: State, name: str, what: str) -> None:
             "with requires_grad_(False) (attach does, but for freeze=False); or save(path, without_base=True) writes "
             "the adapter alone."
         )
-    copies = {path for record in state.records.values() for path in record.also_train}
-    drawn = [n for n in root.__dict__.get(_FRESH, ()) if n in parameters and n not in copies]
+    own = {path for record in state.records.values() for path in (*record.also_train, *record.methods)}
+    drawn = [n for n in root.__dict__.get(_FRESH, ()) if n in parameters and n not in own]
     if drawn:
         raise AddendaError(
             f"{name!r} {what}: {len(drawn)} tensors were drawn at random as the model was loaded, are not trained, and "
