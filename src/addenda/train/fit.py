@@ -152,9 +152,9 @@ def fit(
     known, looks, damaged, start = {}, [], [], None
     if kept is not None or together.apart():
         every = eval_every if isinstance(eval_every, int | None) else list(eval_every)
-        begun = {"start": begun_with} if begun_with is not None else {}
+        origin = {"start": begun_with} if begun_with is not None else {}
         identity = identity_of(
-            model, adapter, **begun, eval=None if eval is None else eval.digest,
+            model, adapter, **origin, eval=None if eval is None else eval.digest,
             evaluations={"every": every} if settings.early_stop else None, arguments=arguments,
         )  # fmt: skip
         together.check_alike(identity | asdict(settings))

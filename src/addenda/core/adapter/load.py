@@ -22,7 +22,7 @@ from addenda.core.adapter.part import without
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.base.visible import label
-from addenda.core.file.fingerprint import checksum, fingerprint, hash_all, hash_of, sample
+from addenda.core.file.fingerprint import checksum, fingerprint, fingerprints, hash_of, sample
 from addenda.core.file.header import Checksum, Header, SiteEntry, read
 from addenda.core.file.methods import methods_of
 from addenda.core.file.rename import check_map, renamed
@@ -236,9 +236,10 @@ def check_base(
     Raises AddendaError where they are others; left_out: a dict that gets those sites instead, which leave the plan.
     """
     entries = {s.path: s for s in header.sites}
-    if base == "exact":
-        hash_all(state, [site for site, _ in plan if entries[site.path].hash is not None])
-    mismatches = {site.path: text for site, _ in plan if (text := mismatch(state, entries[site.path], site, base))}
+    hashed = [site for site, _ in plan if entries[site.path].hash is not None] if base == "exact" else []
+    known = dict(zip([site.path for site in hashed], fingerprints(state, hashed), strict=True))
+    told = {site.path: mismatch(state, entries[site.path], site, base, known.get(site.path)) for site, _ in plan}
+    mismatches = {at: text for at, text in told.items() if text}
     if mismatches and left_out is None:
         raise AddendaError(f"{other_base(path, base, [*mismatches.values()], len(plan))} Nothing was loaded.")
     if left_out is not None:
@@ -246,10 +247,11 @@ def check_base(
     return [(site, m) for site, m in plan if site.path not in mismatches]
 
 
-def mismatch(state: State | None, entry: SiteEntry, site: Site, base: str) -> str | None:
+def mismatch(state: State | None, entry: SiteEntry, site: Site, base: str, known: str | None = None) -> str | None:
     """Return the site's name for an error where the base's values there are not those of training; else None.
 
-    state: what remembers the base's hashes; None where its weights are there for a moment only.
+    state: what remembers the base's hashes; None where its weights are there for a moment only. known: the hash of the
+    site, where that was taken already.
     """
     if entry.hash is None or entry.sample is None:
         return None
@@ -257,7 +259,7 @@ def mismatch(state: State | None, entry: SiteEntry, site: Site, base: str) -> st
     if base == "exact" and entry.dtype != dtype:
         return f"{site.path} (file {entry.dtype}, model {dtype})"
     if base == "exact":
-        actual = hash_of(site.weight) if state is None else fingerprint(state, site)
+        actual = known or (hash_of(site.weight) if state is None else fingerprint(state, site))
         return None if entry.hash == actual else site.path
     return None if _within_rounding(entry.sample, sample(state or State(), site)) else site.path
 

@@ -16,10 +16,11 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import save as to_bytes
@@ -33,7 +34,7 @@ from addenda.core.disk.atomic import write_atomically
 MOST = 64 << 20  # bytes of a header
 _ALONE = 4 << 20  # bytes of a header that is longer than the tensors behind it
 DIGITS = 64  # of a SHA-256, in hexadecimal
-_PIECE = 1 << 20  # bytes that are read and hashed at once, while a processor's cache holds them
+_PIECE = 1 << 20  # bytes that are worth handing to another thread
 _ALIGNED = 8  # bytes: headers end at a multiple of this
 _DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
@@ -79,9 +80,9 @@ class Opened:
         place = slice(len(before), len(before) + DIGITS)
         claimed = self._header[place].decode("ascii", "replace")
         self._header[place] = b"0" * len(self._header[place])
-        sha = hashlib.sha256(self._length + self._header)
-        made = self._tensors(sha)
-        found = sha.hexdigest()
+        with _Hashing(self._length + self._header) as hashing:
+            made = self._tensors(hashing)
+        found = hashing.digest()
         if claimed != found:
             raise ValueError(
                 f"its bytes have the SHA-256 {found[:16]}…, and those that were saved had {claimed[:16]}…: something "
@@ -89,16 +90,51 @@ class Opened:
             )
         return made, found
 
-    def _tensors(self, sha: Any) -> dict[str, Tensor]:
+    def _tensors(self, hashing: "_Hashing | None") -> dict[str, Tensor]:
         made: dict[str, Tensor] = {}
         for key, (dtype, shape) in self.forms.items():
             # in memory that torch itself has chosen, as for every other tensor: sums are taken in the same order; a
             # default device would get a tensor of its own, and what is read a copy of it
             made[key] = tensor = torch.empty(shape, dtype=dtype, device="cpu")
-            _fill(self._file, bytes_of(tensor), sha)
+            piece = bytes_of(tensor)
+            _fill(self._file, piece)
+            if hashing is not None:
+                hashing.add(piece)
             if dtype == torch.bool and tensor.numel() and int(tensor.view(torch.uint8).max()) > 1:
                 raise ValueError(f"tensor {key[:200]!r} holds bytes that are neither true nor false")
         return made
+
+
+class _Hashing:
+    """The SHA-256 of pieces, in their order; in a `with` block a thread hashes large ones while the next are read."""
+
+    def __init__(self, start: bytes):
+        self._sha = hashlib.sha256(start)
+        self._pool = ThreadPoolExecutor(1)  # no thread before there is work for it
+        self._waiting: list[memoryview] = []
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._pool.shutdown()
+
+    def add(self, piece: memoryview) -> None:
+        self._waiting.append(piece)
+        self._size += len(piece)
+        if self._size > _PIECE:
+            self._pool.submit(self._update, self._waiting)
+            self._waiting, self._size = [], 0
+
+    def _update(self, pieces: list[memoryview]) -> None:
+        for piece in pieces:
+            self._sha.update(piece)
+
+    def digest(self) -> str:
+        """Return the digest of all pieces, after the `with` block."""
+        self._update(self._waiting)
+        return self._sha.hexdigest()
 
 
 def is_pickle(start: bytes) -> bool:
@@ -189,17 +225,13 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(data)
 
 
-def _fill(file: FileIO, buffer: memoryview, sha: Any = None) -> None:
-    """Read until a buffer is full, hashing what has come. Raises ValueError where the file ends before."""
-    for begin in range(0, len(buffer), _PIECE):
-        rest = piece = buffer[begin : begin + _PIECE]
-        while len(rest):
-            count = file.readinto(rest)
-            if not count:
-                raise ValueError("the file became shorter while it was read")
-            rest = rest[count:]
-        if sha is not None:
-            sha.update(piece)
+def _fill(file: FileIO, buffer: memoryview) -> None:
+    """Read until a buffer is full. Raises ValueError where the file ends before."""
+    while len(buffer):
+        count = file.readinto(buffer)
+        if not count:
+            raise ValueError("the file became shorter while it was read")
+        buffer = buffer[count:]
 
 
 def _entries(header: Any, size: int) -> tuple[dict[str, str], dict[str, Form]]:

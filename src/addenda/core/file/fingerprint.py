@@ -1,7 +1,7 @@
 """Marks that tell bases apart: hashes of stored bytes at a site, sampled values, checksums of derived tensors."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -29,13 +29,13 @@ def fingerprint(state: State, site: Site) -> str:
     return entry[1]
 
 
-def hash_all(state: State, sites: Iterable[Site]) -> None:
-    """Take the fingerprints of many sites at once, so that `fingerprint` has them: as many threads as torch uses."""
+def fingerprints(state: State, sites: Sequence[Site]) -> list[str]:
+    """Return the fingerprints of many sites, taken by as many threads as torch uses: hashing lets others run."""
     threads = torch.get_num_threads()
-    plain = [s for s in sites if not any(is_sharded(part) for part in parts_of(state.base(s)))] if threads > 1 else []
-    if len(plain) > 1:
-        with ThreadPoolExecutor(threads) as pool:  # hashing lets other threads run
-            list(pool.map(lambda site: fingerprint(state, site), plain))
+    if threads == 1 or any(is_sharded(part) for s in sites for part in parts_of(state.base(s))):
+        return [fingerprint(state, site) for site in sites]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda site: fingerprint(state, site), sites))
 
 
 def hash_of(weight: Tensor) -> str:
