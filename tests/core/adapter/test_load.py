@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import addenda as ad
+from addenda.core.adapter import build
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.header import read
 from addenda.core.forward.slots import slots_of
@@ -124,6 +125,20 @@ def test_what_uses_a_part_says_so(tiny, ids, tmp_path):
             call()
     assert not (tmp_path / "out").exists()
     assert "a part of its file: 1 sites were left out" in str(ad.merge(tiny, verify=ids))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_method_runs_on_another_base(name, tiny, ids, tmp_path, monkeypatch):
+    """The base's bytes are compared before a method is asked for anything on a weight: a decomposition, a mask."""
+    saved(name, tiny, ids, tmp_path / "a.safetensors")
+    with torch.no_grad():
+        for p in tiny.parameters():
+            p.add_(0.01)
+    asked = []
+    monkeypatch.setattr(build, "_derived", lambda site, *_: asked.append(site.path) or {})
+    with pytest.raises(AddendaError, match="trained on other base weights"):
+        ad.load(tiny, tmp_path / "a.safetensors")
+    assert not asked
 
 
 def test_nothing_fits_or_the_file_is_damaged(tiny, ids, tmp_path):
