@@ -134,7 +134,7 @@ def _lines(file: Path) -> set[int]:
 
 def main() -> None:
     try:
-        import atheris
+        import atheris  # pyright: ignore[reportMissingModuleSource]
     except ImportError:
         print("atheris is not installed here, so nothing is searched: pip install atheris (of Python 3.11 to 3.13).")
         return

@@ -39,8 +39,8 @@ def with_new_tokens(model: nn.Module, tokenizer: Any, tokens: Iterable[Any], met
     if isinstance(method, Mapping):
         groups = dict(method)
     else:
-        one = targets is None or isinstance(targets, str) or callable(targets)
-        groups = {targets if one else tuple(targets): method}
+        key = targets if targets is None or isinstance(targets, str) or callable(targets) else tuple(targets)
+        groups = {key: method}
     return groups | {p.removesuffix(".weight") if alone[p] else p: rows for p in tables}
 
 
