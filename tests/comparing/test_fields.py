@@ -133,14 +133,14 @@ def test_markup_and_escapes_are_shown_as_text(whole, capsys):
     at = whole / "config.json"
     good = at.read_text()
     config = json.loads(good)
-    config["title"] = config["methods"]["lora"]["title"] = "a [/red] \x1b]0;b\x07 \ud800"
+    config["title"] = config["methods"]["lora"]["title"] = "a [/red] \x1b]0;b\x07 \u202e"
     config["notes"] = ["\x1b[2J [/b]"]
     try:
         at.write_text(json.dumps(config))
         record = Record.read(whole)
         out = io.StringIO()
         Console(file=out, width=200, force_terminal=True).print(summary(record))
-        assert "a [/red] \\x1b]0;b\\x07 \\ud800" in out.getvalue() and "\x1b]0" not in out.getvalue()
+        assert "a [/red] \\x1b]0;b\\x07 \\u202e" in out.getvalue() and "\x1b]0" not in out.getvalue()
         text = page(record).encode().decode()
         assert "\x1b" not in text and "\\x1b[2J [/b]" in text
     finally:

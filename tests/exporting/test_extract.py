@@ -252,11 +252,11 @@ def test_an_interrupt_leaves_nothing(folders, tmp_path):
 def test_a_patch_that_does_not_act_gets_no_name(folders, tmp_path, monkeypatch):
     from addenda.exporting import extract as module
 
-    real = module._Extracted._add
+    real = module._Extracted._add_patch
     monkeypatch.setattr(
         module._Extracted,
-        "_add",
-        lambda self, site, method, params, mark: mark and real(self, site, method, params, mark),
+        "_add_patch",
+        lambda self, changed, mark: None if "up_proj" in changed.name else real(self, changed, mark),
     )
     with pytest.raises(AddendaError, match="acts otherwise than the tuned model"):
         extract(folders / "base", folders / "tuned", tmp_path / "x.safetensors", to="patch")

@@ -252,4 +252,4 @@ def _differences(there: Any, now: Any, where: str) -> list[str]:
 
 def _write(file: Path, value: Any) -> None:
     """Write `value` as JSON to `file`: whole, on disk, or not at all."""
-    write_atomically(file, (readable(value) + "\n").encode())
+    write_atomically(file, (readable(value) + "\n").encode("utf-8", "backslashreplace"))

@@ -35,7 +35,7 @@ def write_report(record_dir: str | Path) -> Path:
     record = Record.read(path_of(record_dir, "the record"))
     check_free(record.path, {"report.html": is_report})
     file = record.path / "report.html"
-    write_atomically(file, page(record).encode())
+    write_atomically(file, page(record).encode("utf-8", "backslashreplace"))
     return file
 
 

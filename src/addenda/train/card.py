@@ -116,7 +116,7 @@ def mend(folder: Path, adapter: Adapter) -> None:
     if not (folder / ADAPTER).is_file() or run["files"].get(ADAPTER) != _hash(folder / ADAPTER):
         adapter.save(folder / ADAPTER)
     if not (folder / CARD).is_file() or _is_empty(folder / CARD):
-        write_atomically(folder / CARD, card_of(adapter, run).encode())
+        write_atomically(folder / CARD, card_of(adapter, run).encode("utf-8", "backslashreplace"))
 
 
 def _hash(file: Path) -> str:
@@ -129,7 +129,7 @@ def write_all(folder: Path, adapter: Adapter, *, base: str, options: dict, data:
     known = (read_run(folder) or {}).get("files")
     known = known if isinstance(known, dict) else {}
     run = run_of(base=base, options=options, data=data, made=made, before=before, after=after)
-    card = card_of(adapter, run).encode()
+    card = card_of(adapter, run).encode("utf-8", "backslashreplace")
     edited = CARD in known and (folder / CARD).is_file() and known[CARD] != _hash(folder / CARD)
     card_hash = known[CARD] if edited else hashlib.sha256(card).hexdigest()
     run["files"] = {ADAPTER: _hash(folder / ADAPTER), CARD: card_hash}

@@ -391,7 +391,7 @@ def test_a_weight_method_at_an_output_and_the_other_way_round(tiny, tmp_path):
         file = ad.attach(tiny, method, targets=target).save(tmp_path / "a.safetensors")
         ad.detach(tiny)
         header, tensors = read_raw(file)
-        header["methods"][0] |= {"name": other, "options": {"rank": 2}}
+        header["methods"] = [{"name": other, "options": {"rank": 2}}]
         write_raw(tmp_path / "b.safetensors", header, tensors)
         with pytest.raises(AddendaError, match=r"changes (weights|what a module returns), and this is"):
             ad.load(tiny, tmp_path / "b.safetensors")
