@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ _PLAIN = frozenset({  # of every config: what changes nothing about how the save
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_weights", "megatron_core",
     "runtime_config", "ensure_weight_tying", "modules_to_save",
 })  # fmt: skip
+_PATTERNS = 4000  # keys of a rank_pattern: more than a model has modules
 _WAYS = 20  # the binary logarithm of how many ways to match an expression may have
 _NEUTRAL = (None, False, 0, 0.0, "", "none")
 
@@ -165,6 +167,10 @@ def pattern_value(patterns: object, path: str, default: Any, what: str) -> Any:
         return default
     if not isinstance(patterns, dict):
         raise AddendaError(f"{what} of a PEFT config is a dict by path, got {str(patterns)[:80]}.")
+    if len(patterns) > _PATTERNS:
+        raise AddendaError(
+            f"{what} of a PEFT config has {len(patterns):,} keys, and no more than {_PATTERNS:,} are read."
+        )
     for key, value in patterns.items():
         if key == path:
             return value
@@ -175,6 +181,7 @@ def pattern_value(patterns: object, path: str, default: Any, what: str) -> Any:
     return default
 
 
+@lru_cache(_PATTERNS)
 def is_quick(expression: str, longest: int = 1000) -> bool:
     """Return whether a regular expression is short and has few ways to match a path: at most some million.
 
@@ -202,10 +209,16 @@ def _choices(expression: str) -> float:
     return sum(math.log2(n) for n in counts[1:])
 
 
+@lru_cache(_PATTERNS)
+def _compiled(expression: str) -> re.Pattern[str]:
+    """Return an expression, compiled once: it is asked of every path."""
+    return re.compile(expression)
+
+
 def matches(expression: str, path: str, what: str) -> bool:
     """Return whether a path matches an expression from its beginning. Raises AddendaError where it is none."""
     try:
-        return re.match(expression, path) is not None
+        return _compiled(expression).match(path) is not None
     except (re.error, RecursionError, OverflowError) as error:
         raise AddendaError(f"{what} has {expression[:80]!r}, which is no path or expression: {error}.") from None
 
