@@ -272,13 +272,15 @@ class PeftFolders(Imported):
         with torch.no_grad():
             ours = self.model.live(IDS).logits
         ad.detach(self.model.live)
-        config = json.loads((place / "adapter_config.json").read_text())
-        size = max(float(t.float().abs().max()) for t in load_file(place / "adapter_model.safetensors").values())
-        if max(size, abs(config.get("lora_alpha") or 0)) > 1e6 or (config.get("oft_block_size") or 0) < 0:
-            return  # float32 decides nothing there; and of such blocks PEFT itself never comes to an end
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
+                config = json.loads((place / "adapter_config.json").read_text())
+                size = max(
+                    float(t.float().abs().max()) for t in load_file(place / "adapter_model.safetensors").values()
+                )
+                if max(size, abs(config.get("lora_alpha") or 0)) > 1e6 or (config.get("oft_block_size") or 0) < 0:
+                    return  # float32 decides nothing there; and of such blocks PEFT itself never comes to an end
                 theirs = PeftModel.from_pretrained(make_model(), str(place)).eval()
                 with torch.no_grad():
                     wanted = theirs(IDS).logits
