@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
+import shutil
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ def adapter(file: Path, change: Callable[[dict], Any]) -> Path:
     return safetensors(file, header | {"__metadata__": {"addenda": text}}, data)
 
 
+def at_path(sound: Path, file: Path, path: str) -> Path:
+    """A copy of an adapter file in which its first site, and the tensors of that, are at another path."""
+    header, data = parts(sound)
+    own = json.loads(header["__metadata__"]["addenda"])
+    old, own["sites"][0]["path"] = own["sites"][0]["path"], path
+    renamed = {(f"{path}/{k.rpartition('/')[2]}" if k.startswith(f"{old}/") else k): v for k, v in header.items()}
+    return safetensors(file, renamed | {"__metadata__": {"addenda": json.dumps(own)}}, data)
+
+
 def edited(file: Path, **entries: Any) -> Path:
     """A JSON file with other entries."""
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))
@@ -54,6 +64,28 @@ def copied(sound: Path, name: object) -> Path:
 def written(file: Path, data: bytes) -> Path:
     file.write_bytes(data)
     return file
+
+
+def wrong_shapes(sound: Path, folder: Path) -> Iterator[Path]:
+    """Copies of a model's folder in which a weight is of a shape without bytes, on another's bytes, or outside."""
+    header, data = parts(sound / "model.safetensors")
+    one, other = [k for k in header if k != "__metadata__"][:2]
+    for i, entry in enumerate(
+        (
+            {"shape": [2**62]},
+            {"shape": [2**31, 2**31, 4]},
+            {"data_offsets": header[one]["data_offsets"]},
+            {"data_offsets": [2**62, 2**62 + 4]},
+            {"dtype": "F7"},
+            {"shape": [-1]},
+            {"shape": "x"},
+            {"data_offsets": [0]},
+        )
+    ):
+        made = folder / str(i)
+        shutil.copytree(sound, made)
+        safetensors(made / "model.safetensors", header | {other: header[other] | entry}, data)
+        yield made
 
 
 def index(folder: Path, name: str) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.disk.access import sha256_of
 from addenda.data import idx
 from addenda.data.columns import collect, first_of, label_column, present, scale_in, table
 from addenda.data.examples import Data, Picture, Stored
@@ -176,18 +177,10 @@ def _folders(
             f"({', '.join(SUFFIXES)}) lie in one folder for each class; remove or rename the rest."
         )
     index = {n: i for i, n in enumerate(names)}
-    keys = pool().map(_hash, [p for p, _ in files])
+    keys = pool().map(sha256_of, [p for p, _ in files])
     pictures = [Picture(k, index[c], str(p.relative_to(path)), p) for k, (p, c) in zip(keys, files, strict=True)]
     note = f"{len(names):,} classes by folder: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
     return Data(tuple(sorted(pictures, key=lambda p: p.key)), "image", names, f"{path}[{split}]", note)
-
-
-def _hash(file: Path) -> str:
-    try:
-        with file.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
-    except OSError as error:
-        raise AddendaError(f"{file} cannot be read: {error}.") from None
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------
@@ -251,7 +244,7 @@ def _held(picture: Any, column: str) -> np.ndarray:
 
 def _key(stored: Stored) -> str:
     if isinstance(stored, Path):
-        return _hash(stored)
+        return sha256_of(stored)
     digest = hashlib.sha256(stored if isinstance(stored, bytes) else b"")
     if isinstance(stored, np.ndarray):
         digest.update(repr(stored.shape).encode() + np.ascontiguousarray(stored).tobytes())

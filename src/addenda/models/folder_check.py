@@ -43,7 +43,7 @@ def check_folder(folder: Path) -> None:
         raise AddendaError(_pickled(folder, found))
     if weights:
         CheckpointFiles.of(folder)  # headers only, strictly: what transformers reads of them must be what was checked
-    config = json_of(folder / "config.json")
+    config = entries_in(folder / "config.json")
     named = config.get("transformers_weights")
     if named is not None:
         raise AddendaError(
@@ -141,10 +141,10 @@ def check_size(config: Any, auto: str, folder: Path) -> None:
         )
 
 
-def json_of(file: Path) -> dict:
+def entries_in(file: Path) -> dict:
     """Read a JSON file; nothing where it cannot be read, as whoever wants it will complain.
 
-    Raises AddendaError for one that is larger than any configuration is.
+    Raises AddendaError for one that is larger, or has more values, than any configuration.
     """
     try:
         if not file.is_file():
@@ -154,8 +154,14 @@ def json_of(file: Path) -> dict:
                 f"{shown(file)} has {file.stat().st_size:,} bytes, more than any configuration has. Get it again."
             )
         text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return {}
+    try:
         check_values(text)
+    except ValueError as error:  # transformers would read it all the same
+        raise AddendaError(f"{shown(file)} is no configuration: {error}. Get it again.") from None
+    try:
         content = json.loads(text)
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -15,7 +15,7 @@ from typing import Any
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.header import IMPORTED, PEFT
-from addenda.models.folder_check import check_folder, json_of
+from addenda.models.folder_check import check_folder, entries_in
 
 _OUTSIDE = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
@@ -59,7 +59,7 @@ def pretrained_as(cls: Any, folder: str | Path, **options: Any) -> Any:
 
 
 def _wants_code(folder: Path) -> str:
-    files = [file.name for file in sorted(folder.glob("*.json")) if "auto_map" in json_of(file)]
+    files = [file.name for file in sorted(folder.glob("*config.json")) if "auto_map" in entries_in(file)]
     code = sorted(file.name for file in folder.glob("*.py"))
     return (
         f"The folder {folder} can only be read by running code of its own ({', '.join(code) or 'of another repository'}"
@@ -71,7 +71,7 @@ def _wants_code(folder: Path) -> str:
 
 def _check_kernels(folder: Path) -> None:
     """Raise AddendaError for attention kernels of a repository: transformers would fetch that code without asking."""
-    config = json_of(folder / "config.json")
+    config = entries_in(folder / "config.json")
     kernels = [
         value for part in (config, *config.values()) if isinstance(part, dict) for value in map(part.get, _OUTSIDE)
     ]

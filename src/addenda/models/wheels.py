@@ -8,7 +8,6 @@ by its size. It is written last, into a hidden folder that takes its final name 
 was killed leaves nothing that could be taken for a model. Nothing here reads the network but `Wheel.setup`.
 """
 
-import hashlib
 import importlib
 import json
 import os
@@ -23,7 +22,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.access import writing
+from addenda.core.disk.access import sha256_of, writing
 from addenda.core.disk.cache import cache_folder
 from addenda.core.disk.unfinished import unfinished
 
@@ -205,11 +204,6 @@ class Wheel:
             json.dump(record, f, indent=1)
             f.flush()
             os.fsync(f.fileno())
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.markdown import code
-from addenda.core.disk.access import read_json, reading, strict
+from addenda.core.disk.access import read_json, reading, sha256_of, strict
 from addenda.core.disk.atomic import write_atomically
 from addenda.core.disk.place import check_free, holds
 from addenda.core.file.header import read
@@ -84,7 +84,7 @@ def is_adapter(file: Path) -> bool:
     said = (run or {}).get("files")
     if run is not None and not isinstance(said, dict):  # of a version that noted no hashes
         return checkpoint.has_adapter(file)
-    if isinstance(said, dict) and said.get(ADAPTER) == _hash(file):
+    if isinstance(said, dict) and said.get(ADAPTER) == sha256_of(file):
         return True
     near = [p / ADAPTER for p in checkpoint.all_of(file.parent / "checkpoints")]
     return any(_alike(file, other) for other in near if other.is_file())
@@ -113,15 +113,10 @@ def mend(folder: Path, adapter: Adapter) -> None:
     run = read_run(folder)
     if run is None:
         return
-    if not (folder / ADAPTER).is_file() or run["files"].get(ADAPTER) != _hash(folder / ADAPTER):
+    if not (folder / ADAPTER).is_file() or run["files"].get(ADAPTER) != sha256_of(folder / ADAPTER):
         adapter.save(folder / ADAPTER)
     if not (folder / CARD).is_file() or _is_empty(folder / CARD):
         write_atomically(folder / CARD, card_of(adapter, run).encode("utf-8", "backslashreplace"))
-
-
-def _hash(file: Path) -> str:
-    with reading(file), file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def write_all(folder: Path, adapter: Adapter, *, base: str, options: dict, data: dict, made: FitResult, before, after):
@@ -130,9 +125,9 @@ def write_all(folder: Path, adapter: Adapter, *, base: str, options: dict, data:
     known = known if isinstance(known, dict) else {}
     run = run_of(base=base, options=options, data=data, made=made, before=before, after=after)
     card = card_of(adapter, run).encode("utf-8", "backslashreplace")
-    edited = CARD in known and (folder / CARD).is_file() and known[CARD] != _hash(folder / CARD)
+    edited = CARD in known and (folder / CARD).is_file() and known[CARD] != sha256_of(folder / CARD)
     card_hash = known[CARD] if edited else hashlib.sha256(card).hexdigest()
-    run["files"] = {ADAPTER: _hash(folder / ADAPTER), CARD: card_hash}
+    run["files"] = {ADAPTER: sha256_of(folder / ADAPTER), CARD: card_hash}
     write_sealed(folder / RUN, strict(run))
     if not edited:
         write_atomically(folder / CARD, card)

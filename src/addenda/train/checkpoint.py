@@ -15,8 +15,6 @@ step: the identity and the choices of the run. What this run has not written (an
 never read, replaced or deleted.
 """
 
-import hashlib
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,9 +26,10 @@ from addenda.core.adapter.grow import other_rows
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import writes
-from addenda.core.disk.access import DiskError, reading
+from addenda.core.disk.access import DiskError, reading, sha256_of
 from addenda.core.disk.atomic import flush_folder
 from addenda.core.disk.unfinished import discard
+from addenda.core.disk.whole import flush
 from addenda.core.file.fingerprint import fingerprint
 from addenda.core.file.header import Header, read
 from addenda.core.file.methods import methods_of
@@ -264,7 +263,7 @@ def damage(folder: Path, also: Iterable[str] = ()) -> str | None:
         known = note_of(folder).get("files", {})
         wanted = dict.fromkeys((FILE, *RESUMES, *also, *known))
         missing = [name for name in wanted if name not in names]
-        wrong = [name for name in wanted if name in names and known.get(name) != _hash(folder / name)]
+        wrong = [name for name in wanted if name in names and known.get(name) != sha256_of(folder / name)]
     except DiskError as error:
         return f"cannot be read ({error})"
     except AddendaError as error:
@@ -272,11 +271,6 @@ def damage(folder: Path, also: Iterable[str] = ()) -> str | None:
     what = [f"lacks {' and '.join(missing)}"] if missing else []
     what += [f"has {' and '.join(wrong)} damaged or changed"] if wrong else []
     return " and ".join(what) or None
-
-
-def _hash(file: Path) -> str:
-    with reading(file), file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def all_of(out: str | Path) -> list[Path]:
@@ -332,14 +326,9 @@ def check_free(out: Path, saves: Iterable[int]) -> None:
 
 def finish(staging: Path, final: Path, keep: int) -> None:
     """Flush a written folder to disk, give it its name, and delete older ones of the run but the last `keep`."""
-    known = {p.name: _hash(p) for p in sorted(staging.iterdir()) if p.is_file() and p.name != NOTE}
+    known = {p.name: sha256_of(p) for p in sorted(staging.iterdir()) if p.is_file() and p.name != NOTE}
     write_sealed(staging / NOTE, note_of(staging) | {"files": known})
-    for path in [*staging.iterdir(), staging]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    flush(staging)
     if final.exists():
         if not is_own(final):
             raise AddendaError(f"{final} is not of this run, so it is not replaced. Move it, or choose another folder.")

@@ -77,7 +77,7 @@ def check_kept(place: Path, vocabulary: Vocabulary) -> None:
 def tokenizer_beside(adapter: str | Path) -> Any:
     """Return the tokenizer that a run has kept beside its adapter file, or None where its vocabulary has not grown."""
     place = path_of(adapter).with_name(FOLDER)
-    if read(adapter)[0].vocabulary is None or not place.is_dir():
+    if not place.is_dir() or read(adapter)[0].vocabulary is None:  # in this order: most adapters have no such folder
         return None
     return _read(place)
 

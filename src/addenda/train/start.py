@@ -5,7 +5,6 @@ the optimizer, the schedule of the rate, and the step that the method's own sche
 file's SHA-256 is part of what the run is, and the file may be of any run, a checkpoint's too.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from addenda.core.adapter.assign import assign
 from addenda.core.adapter.handle import Adapter
 from addenda.core.adapter.load import check_tokenizer, place
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.access import path_of, reading, shown
+from addenda.core.disk.access import path_of, reading, sha256_of, shown
 from addenda.core.file.header import Header, read
 from addenda.core.file.methods import methods_of
 from addenda.core.method.contract import Method
@@ -66,8 +65,6 @@ def read_start(given: str | Path, method: Any, out: Path | None) -> Start:
                 "go on with an interrupted run, leave start= out."
             )
     header, tensors = read(path)
-    with reading(path), path.open("rb") as f:
-        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     if header.has_codes:
         raise AddendaError(
             f"{shown(path)} holds its matrices as codes, and these cannot be moved a little. Begin with a checkpoint "
@@ -80,7 +77,7 @@ def read_start(given: str | Path, method: Any, out: Path | None) -> Start:
             f"{shown(path)} is an adapter of {_all(methods)}, and method= says {_all(asked)}. Leave method= out, which "
             "takes the file's, or give the same options."
         )
-    return Start(path, sha256, header, tensors, methods)
+    return Start(path, sha256_of(path), header, tensors, methods)
 
 
 def attach_start(
@@ -96,7 +93,7 @@ def attach_start(
     tokenizer: Any,
     name: str,
 ) -> Adapter:
-    """Attach the adapter of a start, ready to train, its schedules at step 0.
+    """Attach the adapter of a start, ready to train, its schedules at step 0. The start's tensors become its own.
 
     The options are those of `tune`, and must agree with the file where they are given. Raises AddendaError where they
     do not, and whatever `load` raises: other places, other base weights, another tokenizer.
@@ -114,8 +111,7 @@ def attach_start(
     if problems:
         raise AddendaError(f"The run cannot begin with {shown(start.path)}: {'; '.join(problems)}.")
     check_tokenizer(start.header, tokenizer, start.path)
-    tensors = {k: t.clone() for k, t in start.tensors.items()}
-    adapter = place(model, start.path, start.header, tensors, name=name, trainable=True)
+    adapter = place(model, start.path, start.header, start.tensors, name=name, trainable=True)
     adapter.draw(0)
     adapter.begin()  # of this run: steps of the file's are none of it
     return adapter

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.base.sharded import is_sharded, whole
+from addenda.core.base.sharded import is_sharded, spread, whole
 
 
 def state_of(optimizer: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def load_state(optimizer: Any, held: Any, where: object) -> None:
         if unknown := [i for i in states if isinstance(i, int) and i not in by_number]:
             raise ValueError(f"states of tensors {unknown[:4]}, which are in no group")
         for index, key in held["sharded"]:
-            states[index][key] = _spread(states[index][key], by_number[index])
+            states[index][key] = spread(states[index][key], by_number[index])
         optimizer.load_state_dict({k: v for k, v in held.items() if k != "sharded"} | {"state": states})
         own = getattr(optimizer, "optimizer", optimizer).state  # accelerate wraps it
         for index, now in [(i, own[p]) for i, p in by_number.items() if i in states]:
@@ -66,12 +66,6 @@ def load_schedule(schedule: Any, held: Any, where: object) -> None:
 
 def _tensors(state: Any) -> list[tuple[Any, Tensor]]:
     return [(k, v) for k, v in state.items() if isinstance(v, Tensor)] if isinstance(state, dict) else []
-
-
-def _spread(value: Tensor, like: Any) -> Any:
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 def random_state(devices: Iterable[torch.device]) -> dict[str, Any]:

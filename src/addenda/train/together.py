@@ -6,7 +6,6 @@ JSON and bytes of files, never a pickle.
 """
 
 import contextlib
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import sha256_of
 from addenda.core.disk.place import is_first
 from addenda.core.file.identity import differences, plain
 from addenda.models.machine import processes
@@ -145,11 +145,7 @@ def ending() -> Iterator[None]:
 def _files(path: Path) -> dict[str, str]:
     """Return the files of a folder, or a file itself, by name, with their SHA-256."""
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    found = {}
-    for file in files:
-        with file.open("rb") as f:
-            found[file.name] = hashlib.file_digest(f, "sha256").hexdigest()
-    return found
+    return {file.name: sha256_of(file) for file in files}
 
 
 def _send(file: Path, to: Path | None) -> None:

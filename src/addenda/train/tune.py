@@ -22,7 +22,6 @@ from torch import nn
 from addenda.core.adapter.assign import Spec
 from addenda.core.adapter.attach import attach, detach
 from addenda.core.adapter.grow import by_text
-from addenda.core.adapter.handle import fitting
 from addenda.core.base.arguments import checked, names_of, unknown_names
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import is_sharded
@@ -37,24 +36,22 @@ from addenda.core.site.targets import Target
 from addenda.core.state.state import apply_again, find_state
 from addenda.core.state.undo import undone
 from addenda.data.batches import batches
-from addenda.data.columns import as_train, check_classes
 from addenda.data.encode import Overflow, encode
 from addenda.data.encoded import Encoded
-from addenda.data.examples import Data, TaskKind
-from addenda.data.labels import LabelKind, head_of, of_head
+from addenda.data.labels import LabelKind
 from addenda.data.limits import padded, within
 from addenda.data.prepare import Preparation
-from addenda.data.read import read, splits_of, without_columns
+from addenda.data.read import read
 from addenda.data.subsets import Subset
-from addenda.models.kinds import check_module, task_in, task_of
-from addenda.models.load import Loaded, config_of, head_in, load_model, name_outputs
+from addenda.models.kinds import check_module
+from addenda.models.load import Loaded
 from addenda.models.machine import device_of, pick_device, pick_dtype, resident
-from addenda.quantizing.bridges import adopt
 from addenda.quantizing.quantize import Form
 from addenda.train import checkpoint
 from addenda.train.card import check_ours, is_finished, mend, write_all
 from addenda.train.evaluate import evaluate, generate
 from addenda.train.fit import FitResult, Progress, fit
+from addenda.train.inputs import check_loaded, context, read_inputs
 from addenda.train.loss import score
 from addenda.train.new_tokens import keep_tokenizer, with_new_tokens
 from addenda.train.progress import announce, attaching, shown, silent, understood
@@ -207,7 +204,7 @@ def tune(
     say = announce if progress is True else silent
     say(f"reading {'the data' if isinstance(model, nn.Module) else 'the data and the model'}")
     known_labels = begun.header.labels if begun else ()
-    loaded, train, held = _prepare(model, data, eval_data, tokenizer, columns, subset, loading, known_labels)
+    loaded, train, held = read_inputs(model, data, eval_data, tokenizer, columns, subset, loading, known_labels)
     model, tokenizer = loaded.model, loaded.tokenizer
     heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
     heads = begun.heads if begun else heads
@@ -310,7 +307,7 @@ def _check(model, tokenizer, eval_data, columns: dict, subset: str | None, overf
     """Raise AddendaError for options of `tune`, as far as they can be judged before anything is read."""
     if isinstance(model, nn.Module):
         check_module(model)
-        _check_loaded(model, tokenizer, loading)
+        check_loaded(model, tokenizer, loading)
     elif not isinstance(model, str | Path):
         raise AddendaError(f"Expected a folder or a torch.nn.Module as the model, got {type(model).__name__}.")
     elif tokenizer is not None:
@@ -341,75 +338,6 @@ def _check_pairs(options: dict, judged: bool, kept: bool) -> None:
             raise AddendaError(f"{given[0]}= {wants}.")
 
 
-def _check_loaded(model: nn.Module, tokenizer, loading: dict) -> None:
-    """Raise AddendaError for what a loaded model wants, and what it cannot be given any more."""
-    if tokenizer is None:
-        raise AddendaError(
-            "A loaded model wants its tokenizer= (for images a Preparation, see addenda.data.prepare); a folder "
-            "brings its own."
-        )
-    if "image_size" in loading:
-        raise AddendaError("image_size is for folders; give tokenizer=preparation.sized(pixels) with a loaded model.")
-    if "quantize" in loading:
-        raise AddendaError("quantize is for folders; call addenda.quantize(model) on a loaded model.")
-    where, own = device_of(model), next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    if loading["device"] is not None and pick_device(loading["device"]).type != where.type:
-        raise AddendaError(f"device= is for folders; this model lies on {where}. Move it before: model.to(device).")
-    asked = None if loading["dtype"] == "auto" else pick_dtype(loading["dtype"])[0]
-    if asked not in (None, own):
-        raise AddendaError(f"dtype= is for folders; this model is in {own}. Convert it before: model.to({asked}).")
-
-
-def _prepare(
-    model, data, eval_data, tokenizer, columns: dict, subset: str | None, loading: dict, labels: tuple[str, ...] = ()
-) -> tuple[Loaded, Data, Data | None]:
-    """Return the model, the training data and the data to judge by, read in the order of their dependence.
-
-    labels: the classes of a head that has no names of its own, in order.
-    """
-    if isinstance(model, nn.Module):
-        adopt(model)
-        task = task_of(model)
-        names, outputs = head_of(model)
-        loaded = Loaded(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__)
-    else:
-        task = data_task(data) or task_in(config_of(Path(model).expanduser(), loading["trust_remote_code"]))
-        trusted = loading["trust_remote_code"]
-        (names, outputs), loaded = head_in(model, trusted) if task != "causal" else (None, None), None
-    own = names
-    if labels and not names and task != "causal":
-        names, outputs = labels, outputs or len(labels)
-    if hasattr(data, "splits") and eval_data is None:
-        eval_data = read(data, split="validation")
-    options: dict[str, Any] = dict(columns)
-    if task != "causal":
-        options |= {"labels": of_head(columns.get("labels"), names), "outputs": outputs}
-    train = read(data, task=task, **options)
-    held = None
-    if subset is not None:
-        train, held = Subset.parse(subset).of(train)
-    if isinstance(eval_data, float):
-        train, held = train.split(eval_data, loading["seed"])
-    elif eval_data is not None:
-        options |= as_train(train)
-        found = splits_of(eval_data, task)
-        part = next((s for s in ("validation", "test") if s in found), "train")
-        ready = isinstance(eval_data, Data) or hasattr(eval_data, "metric")
-        held = read(eval_data, task=task, split=part, **(without_columns(options) if ready else options))
-    check_classes(train)
-    if loaded is None:
-        outputs = (len(train.labels) if train.labels else 1) if task != "causal" else None
-        loaded = load_model(str(model), task=task, labels=outputs, **loading)
-        if train.labels and not own:
-            name_outputs(loaded.model, train.labels)
-    fitting(loaded.model, train.labels or ())
-    if data_task(train) != task_of(loaded.model):
-        raise AddendaError(
-            f"{train.source} holds {train.form} examples, which a {type(loaded.model).__name__} cannot learn."
-        )
-    return loaded, train, held
-
-
 def _built(method: Any) -> Any:
     """Return the method of a text form or an entry of the catalogue; another one, or {target: method}, as it is."""
     if isinstance(method, Mapping):
@@ -421,23 +349,6 @@ def starting_rate(method: Any) -> float:
     """Return where the catalogue starts a search for this method's learning rate; 1e-3 for several methods together."""
     known = [i.rate for i in catalogue() if isinstance(method, Method) and i.name == method.name]
     return known[0] if known else 1e-3
-
-
-def data_task(data: Any) -> TaskKind | None:
-    """Return what the data alone says about the task: texts with labels, images: classifiers; None: unknown."""
-    if not isinstance(data, Data):
-        return None
-    return "causal" if data.form in ("pair", "chat") else data.form
-
-
-def context(model: nn.Module, tokenizer) -> int | None:
-    """Return how many tokens fit: the tokenizer's or configuration's smaller number; None if none, or for images."""
-    if isinstance(tokenizer, Preparation):
-        return None
-    config = getattr(model, "config", None)
-    said = [getattr(tokenizer, "model_max_length", None), getattr(config, "max_position_embeddings", None)]
-    known = [n for n in said if isinstance(n, int) and 0 < n < 10**6]
-    return min(known) if known else None
 
 
 def calibration(model: nn.Module, train: Encoded, batch: int, seed: int, count: int = 8):

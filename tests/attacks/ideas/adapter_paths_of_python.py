@@ -1,10 +1,9 @@
 """Names of sites that are attributes of every object."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from attacks.files import parts, safetensors
+from attacks.files import at_path
 
 READER = "adapter"
 
@@ -13,9 +12,4 @@ def make(sound: Path, folder: Path) -> Iterator[Path]:
     for i, path in enumerate(
         ("__class__", "layers.0.__class__", "forward", "layers.0.self_attn.q_proj.__init__", "_modules", "")
     ):
-        file = folder / f"{i}.safetensors"
-        header, data = parts(sound)
-        own = json.loads(header["__metadata__"]["addenda"])
-        old, own["sites"][0]["path"] = own["sites"][0]["path"], path
-        renamed = {(f"{path}/{k.rpartition('/')[2]}" if k.startswith(f"{old}/") else k): v for k, v in header.items()}
-        yield safetensors(file, renamed | {"__metadata__": {"addenda": json.dumps(own)}}, data)
+        yield at_path(sound, folder / f"{i}.safetensors", path)

@@ -1,7 +1,7 @@
 """New tokens: a tokenizer and the tables of its model grow together, and adapters' files hold the new rows.
 
     grown = ad.grow(model, tokenizer, ["<call>", "</call>"])
-    ad.attach(model, {"linear": "lora", "model.embed_tokens": method}, ...)      # whatever trains the new rows
+    ad.attach(model, {"linear": method, "model.embed_tokens": rows}, ...)        # whatever trains the new rows
     adapter.save("calls.safetensors")                                            # rows, tokens, the tokenizer's hash
     ad.load(fresh_model, "calls.safetensors", tokenizer=tokenizer)               # grows the tables of the fresh base
 

@@ -5,6 +5,7 @@ file in the way, a name that is too long) is a `DiskError`, which is both an Add
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -122,6 +123,12 @@ def reading(path: str | Path) -> Iterator[None]:
         failure = DiskError(f"{shown(path)} cannot be read ({error.strerror or error}). {advice}.")
         failure.errno = error.errno
         raise failure from error
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes. Raises DiskError where it cannot be read."""
+    with reading(path), path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _number_in(text: str) -> int | None:

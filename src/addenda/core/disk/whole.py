@@ -46,7 +46,7 @@ def whole(out: Path, *, folder: bool) -> Iterator[Path]:
             place = beside if folder else beside / out.name
             yield place
             with writing(out):
-                _flush(beside)
+                flush(beside)
                 if folder:
                     os.chmod(beside, 0o755)
                 _name(place, out)
@@ -81,7 +81,8 @@ def _name(place: Path, out: Path) -> None:
         raise AddendaError(f"{shown(out)} has come to be while it was made; nothing is written over.")
 
 
-def _flush(folder: Path) -> None:
+def flush(folder: Path) -> None:
+    """Have the files in a folder, and in those in it, reach the disk, and the folder's own names."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             handle = os.open(path, os.O_RDONLY)

@@ -56,12 +56,11 @@ def difference(tokenizer: Any, vocabulary: Vocabulary) -> str | None:
     """Return how a tokenizer differs from the one that a vocabulary was made with, or None."""
     tokenizer = inner(tokenizer)
     tokens, found = tokenizer.get_vocab(), mark(tokenizer)
-    if vocabulary.tokenizer in (None, found.sha256) and _first(tokens, vocabulary.tokens) is None:
+    first = next(((t, n) for t, n in vocabulary.tokens.items() if tokens.get(t) != n), None)
+    if vocabulary.tokenizer in (None, found.sha256) and first is None:
         return None
-    sizes = f"it has {found.entries:,} tokens, and that of training {vocabulary.entries or 'some'}"
-    if vocabulary.entries is not None:
-        sizes = f"it has {found.entries:,} tokens, and that of training {vocabulary.entries:,}"
-    first = _first(tokens, vocabulary.tokens)
+    there = "some" if vocabulary.entries is None else f"{vocabulary.entries:,}"
+    sizes = f"it has {found.entries:,} tokens, and that of training {there}"
     if first is None:
         return (
             f"{sizes}; the new tokens are the same, and among the others, the merges or how added tokens are found in "
@@ -70,10 +69,6 @@ def difference(tokenizer: Any, vocabulary: Vocabulary) -> str | None:
     text, number = first
     has = "there is none here" if text not in tokens else f"here it is {tokens[text]}"
     return f"{sizes}; the first that differs is {label(repr(text))}, which is number {number} there, and {has}"
-
-
-def _first(tokens: Mapping[str, int], wanted: Mapping[str, int]) -> tuple[str, int] | None:
-    return next(((t, n) for t, n in wanted.items() if tokens.get(t) != n), None)
 
 
 def pieces(tokenizer: Any, text: str) -> list[int]:
