@@ -51,7 +51,8 @@ def side_by_side(function: Callable[[], Any], folder: Path, **more: str) -> Ende
 
 def _variables(rank: int, port: int) -> dict[str, str]:
     """Return what torchrun sets for a process."""
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": WORLD, "MASTER_PORT": port}
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": WORLD, "MASTER_PORT": port,
+               "OMP_NUM_THREADS": 1}  # fmt: skip
     return {k: str(v) for k, v in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
 
 

@@ -56,7 +56,7 @@ def short(folder, name, *, real, parts):
         room = round(most * (k + 0.5) / parts) if real else most * k // parts
         row = forked(disks.trial, folder, name, room, whole["files"], real=real)
         faults += row["faults"]
-        assert row["went_on"] or (real and not row["stopped"])
+        assert row["went_on"] or (real and not row["stopped"]), row["faults"]
     return faults
 
 
