@@ -18,7 +18,7 @@ import torch
 from addenda.comparing.arm import Arm, center, parse_arm
 from addenda.comparing.entries import BudgetRecord, Config, MethodRecord, SplitResult, TrialRecord, as_json
 from addenda.comparing.record import Record
-from addenda.comparing.search import grid, search
+from addenda.comparing.search import Look, driven, grid, search
 from addenda.comparing.stats import analyse
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import TrialSettings, attached, judged, looks
@@ -101,12 +101,12 @@ def told(given: Namespace, on: Subject | None, runs: Runs) -> None:
 def best_rate(runs: Runs, on: Subject | None, spec: str, given: Namespace) -> float:
     rates, steps = grid(center(spec), given.rates), search_steps(given.steps)
 
-    def look(rate: float, n: int) -> TrialRecord:
-        name = f"search-{_file(spec)}-{rate:g}-{n}"
-        run = runs.once(name, lambda: trained(on, spec, 1000, rate, n, search=True))
-        return TrialRecord.of({"method": spec, "stage": "search", **run})
+    def run(look: Look) -> TrialRecord:
+        name = f"search-{_file(spec)}-{look.rate:g}-{look.steps}"
+        made = runs.once(name, lambda: trained(on, spec, look.seed, look.rate, look.steps, search=True))
+        return TrialRecord.of({"method": spec, "stage": "search", **made})
 
-    return search(rates, steps, look)
+    return driven(search(rates, steps, further=1), run).rate
 
 
 def trained(on: Subject | None, spec: str, seed: int, rate: float, steps: int, search: bool = False) -> dict:

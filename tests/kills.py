@@ -219,7 +219,7 @@ class Case:
         from addenda.cli.main import run
 
         if self.name == "compare long runs":  # so long that they keep checkpoints of their own
-            import addenda.comparing.run as comparing
+            import addenda.comparing.runner as comparing
 
             vars(comparing)["CHECKPOINT_SECONDS"] = 0.0
         try:

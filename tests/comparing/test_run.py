@@ -8,10 +8,9 @@ import pytest
 import addenda
 from addenda.comparing.arm import parse_arm
 from addenda.comparing.budget import Budget, fitted
-from addenda.comparing.entries import MethodRecord, TrialRecord, Validation
+from addenda.comparing.entries import MethodRecord
 from addenda.comparing.record import Record
 from addenda.comparing.run import Watch, _titled, compare
-from addenda.comparing.search import cost, grid, rungs, search
 from addenda.comparing.subject import from_files
 from addenda.core.base.errors import AddendaError
 from tiny_models import make_llama, make_tokenizer
@@ -254,39 +253,6 @@ def test_one_method_may_be_named_alone(files):
         run(files, methods="lorra")
     record = run(files, methods="lora:rank=2", budget="steps=1", seeds=1, rates=1)
     assert list(record.config.methods) == ["lora:rank=2"]
-
-
-def searched(rate, steps, loss, status="ok"):
-    look = steps, Validation(loss=loss)
-    return TrialRecord(method="lora", stage="search", status=status, rate=rate, steps=steps, validation=(look,))
-
-
-def test_the_search_halves():
-    assert grid(1e-3, 3) == (3.2e-4, 1e-3, 3.2e-3)
-    assert grid(1e-3, 1) == (1e-3,)
-    assert rungs(5, 10) == [(5, 10), (2, 20)] and cost(5, 10) == 100 and cost(1, 10) == 0
-    ran = []
-
-    def one(rate, steps):
-        ran.append((rate, steps))
-        status = "diverged" if rate > 3 else "ok"
-        return searched(rate, steps, abs(rate - 2), status)
-
-    assert search((1.0, 2.0, 3.0, 4.0), 10, one) == 2.0
-    assert ran == [(1.0, 10), (2.0, 10), (3.0, 10), (4.0, 10), (2.0, 20), (1.0, 20)]
-
-
-def test_the_search_goes_beyond_an_edge_while_it_gains():
-    ran = []
-
-    def one(rate, steps):
-        ran.append(rate)
-        return searched(rate, steps, abs(rate - 50))
-
-    assert search((1.0, 2.0, 4.0), 10, one, further=2) == 16.0 and ran[3:] == [8.0, 16.0]
-    ran.clear()
-    assert search((64.0, 128.0), 10, one, further=2) == 64.0 and ran == [64.0, 128.0, 32.0]
-    assert search((3.0,), 10, one) == 3.0
 
 
 def test_an_arm_names_its_optimizer_and_its_rates(files):

@@ -72,11 +72,14 @@ class Validation(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class SplitResult(Entry):
-    """A whole split judged. items: one character for each item, "1" right, "0" wrong."""
+    """A whole split judged. items: one character for each item, "1" right, "0" wrong; losses: of each, in nats."""
+
+    READ: ClassVar = {"losses": tuple}
 
     accuracy: float
     loss: float | None = None
     items: str
+    losses: tuple[float | None, ...] | None = None
 
 
 def _looks(value: list) -> tuple[tuple[int, Validation], ...]:
@@ -131,6 +134,22 @@ class TrialRecord(Entry):
     def on(self, split: str) -> SplitResult | None:
         """Return the result on "test" or "ood"."""
         return {"test": self.test, "ood": self.ood}[split]
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """A run that is wanted: of which arm, in which stage, and how. Its fields are a finished run's identity."""
+
+    method: str
+    stage: str
+    seed: int
+    rate: float
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """The name of the run's file, without suffix."""
+        return trial_name(self.method, self.stage, self.seed, self.rate, self.steps)
 
 
 def trial_name(

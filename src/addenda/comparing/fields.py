@@ -111,7 +111,7 @@ def bounded(value: Any) -> list[str]:
 
 _VALIDATION = fields({"loss": number, "accuracy": share})
 _LOOK = fields({"when": text(NAME), "seen": text(NAME), "changed": by_name(each(anything))})
-_JUDGED = fields({"loss": number})
+_JUDGED = fields({"loss": number, "losses": maybe(each(number, ITEMS))})
 TRIAL = fields({
     "method": text(NAME), "note": maybe(text()), "seed": whole, "rate": positive, "steps": whole, "trainable": whole,
     "attach_seconds": number, "seconds": number, "step_seconds": number, "peak_bytes": number, "adapter_bytes": number,

@@ -217,6 +217,8 @@ def _trial_problems(trial: Any, config: Config) -> list[str]:
             problems += wrong
         elif abs(items.count("1") / len(items) - value["accuracy"]) > 1e-3:
             problems.append(f"{split}.accuracy: {value['accuracy']} is not the share of 1 in {split}.items")
+        elif (losses := value.get("losses")) is not None and len(losses) != len(items):
+            problems.append(f"{split}.losses: {len(losses):,} numbers for {len(items):,} items")
     return problems
 
 

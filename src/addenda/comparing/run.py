@@ -16,13 +16,14 @@ from pathlib import Path
 from addenda.comparing.arm import Arm, center, parse_arm
 from addenda.comparing.budget import Budget, fitted
 from addenda.comparing.costs import Costs, by_the_clock, fit_within, measure, minutes, step_seconds
-from addenda.comparing.entries import BudgetRecord, Config, MethodRecord, SearchRecord, TrialRecord, trial_name
+from addenda.comparing.entries import BudgetRecord, Config, MethodRecord, SearchRecord, TrialRecord, TrialSpec
 from addenda.comparing.grow import costs_of, cut_like, grown, identity_of, open_record, told
 from addenda.comparing.record import FULL, HEAD, Record, other_hardware
 from addenda.comparing.report import is_report, write_report
-from addenda.comparing.search import grid, search
+from addenda.comparing.runner import OneByOne
+from addenda.comparing.search import Chosen, Search, grid, search
 from addenda.comparing.subject import Subject, embedded, from_files
-from addenda.comparing.trial import TrialSettings, control, trial
+from addenda.comparing.trial import TrialSettings, control
 from addenda.core.ask.plan import plan
 from addenda.core.base import ranges
 from addenda.core.base.arguments import checked, names_of, unknown_names
@@ -34,11 +35,10 @@ from addenda.core.disk.place import check_free, folder_for, no_file
 from addenda.core.method.catalogue import build, info
 from addenda.data.read import read
 from addenda.models.machine import hardware, versions
-from addenda.train import attention, checkpoint
+from addenda.train import attention
 from addenda.train.fit import Event
 
 HEAD_RATE = 3.2e-3  # where its search starts
-CHECKPOINT_SECONDS = 300.0  # of training between two checkpoints of one run
 
 
 @dataclass(frozen=True)
@@ -369,7 +369,7 @@ def _run(
     record: Record, subject: Subject, arms: list[Arm], settings: TrialSettings, seeds: Sequence[int], watch: Watch
 ) -> None:
     """Execute every run that the record lacks, searches first, then seed by seed so that early seeds are complete."""
-    known, partial = record.config, record.path / "partial"
+    known = record.config
     controls = {} if subject.fresh else {"base": subject.tested, **subject.controls}
     for label, splits in controls.items():
         if record.find(label, "control") is None:
@@ -377,34 +377,46 @@ def _run(
             record = record.write_trial(control(subject, label, splits))
             watch.done(record)
 
-    def once(arm: Arm, stage: str, seed: int, rate: float, steps: int) -> TrialRecord:
-        nonlocal record
-        run = record.find(arm.label, stage, seed, rate, steps)
-        if run is None:
-            folder = partial / trial_name(arm.label, stage, seed, rate, steps)
-            pace = (known.measured_step_seconds or {}).get(arm.label, 1.0)
-            long = pace * steps > CHECKPOINT_SECONDS  # a shorter run is quicker repeated than saved ten times
-            run = trial(
-                subject, arm, settings, stage=stage, seed=seed, rate=rate, steps=steps,
-                progress=watch.trial(arm.label, stage, seed, rate), checkpoints=folder if long else None,
-                save_every=max(1, round(CHECKPOINT_SECONDS / pace)),
-            )  # fmt: skip
-            record = record.write_trial(run)
-            checkpoint.drop(folder)
-            watch.done(record)
-        return run
+    runner = OneByOne(subject, arms, settings, record.path / "partial", known.measured_step_seconds or {}, watch.trial)
 
-    best, how = {}, known.search or SearchRecord()
-    for arm in arms:
-        best[arm.label] = search(
-            arm.rates,
-            how.first_steps(arm.label),
-            lambda rate, n, arm=arm: once(arm, "search", 1000, rate, n),
-            how.further or 0,
-        )
+    def run(specs: Sequence[TrialSpec]) -> list[TrialRecord]:
+        nonlocal record
+        found = {s: record.find(s.method, s.stage, s.seed, s.rate, s.steps) for s in specs}
+        for spec, made in runner([s for s in found if found[s] is None]):
+            record = record.write_trial(made)
+            found[spec] = made
+            runner.recorded(spec)
+            watch.done(record)
+        return [made for s in specs if (made := found[s]) is not None]
+
+    best = _searched(arms, known.search or SearchRecord(), run)
     final = {label: method.steps for label, method in known.methods.items() if method.steps is not None}
     for seed in seeds:
-        for arm in arms:
-            once(arm, "final", seed, best[arm.label], final[arm.label])
+        run([TrialSpec(a.label, "final", seed, best[a.label].rate, final[a.label]) for a in arms])
     with suppress(OSError):  # another's file in it keeps it
-        partial.rmdir()
+        runner.folder.rmdir()
+
+
+def _searched(
+    arms: list[Arm], how: SearchRecord, run: Callable[[Sequence[TrialSpec]], list[TrialRecord]]
+) -> dict[str, Chosen]:
+    """Search for the rate of every arm, all of them side by side: their runs are asked for together."""
+    found: dict[str, Chosen] = {}
+    going: dict[str, Search] = {}
+    sent: dict[str, list[TrialRecord] | None] = {}
+    for arm in arms:
+        going[arm.label] = search(arm.rates, how.first_steps(arm.label), how.further or 0)
+        sent[arm.label] = None
+    while going:
+        asked: dict[str, list[TrialSpec]] = {}
+        for label, one in list(going.items()):
+            try:
+                looks = one.send(sent[label])  # type: ignore[arg-type]
+            except StopIteration as end:
+                found[label] = end.value
+                del going[label]
+            else:
+                asked[label] = [TrialSpec(label, "search", look.seed, look.rate, look.steps) for look in looks]
+        made = iter(run([spec for specs in asked.values() for spec in specs]))
+        sent = {label: [next(made) for _ in specs] for label, specs in asked.items()}
+    return found

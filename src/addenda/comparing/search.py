@@ -1,9 +1,35 @@
-"""The learning-rate search: successive halving on the validation loss, per arm, before any final run."""
+"""The learning-rate search: successive halving on the validation loss, per arm, before any final run.
+
+A search is a generator: it asks for runs, a batch at a time, and is sent what they gave in the same order. Whoever
+drives it decides where they run: one after another, several at once, or on other machines.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 
 from addenda.comparing.entries import TrialRecord
+
+SEEDS = (1000,)  # of the runs of a search: none that a final run has
+
+
+@dataclass(frozen=True)
+class Look:
+    """A run that a search asks for."""
+
+    rate: float
+    seed: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a search ends with: a rate."""
+
+    rate: float
+
+
+Search = Generator[list[Look], Sequence[TrialRecord], Chosen]
 
 
 def grid(center: float, n: int) -> tuple[float, ...]:
@@ -21,17 +47,19 @@ def rungs(rates: int, steps: int) -> list[tuple[int, int]]:
     return ladder
 
 
-def search(rates: tuple[float, ...], steps: int, run: Callable[[float, int], TrialRecord], further: int = 1) -> float:
-    """Return the best rate. run(rate, steps): what such a run gives; a diverged one counts as infinitely bad.
+def search(rates: tuple[float, ...], steps: int, further: int = 1) -> Search:
+    """Ask for runs until the best rate is known. A diverged run counts as infinitely bad.
 
     Where the best lies at an edge of the grid, up to `further` rates beyond that edge are tried, each as long as the
     first rung, while they are better.
     """
     if len(rates) == 1:
-        return rates[0]
-    left, first = list(rates), {}
+        return Chosen(rates[0])
+    left: list[float] = list(rates)
+    first: dict[float, float] = {}
     for count, length in rungs(len(rates), steps):
-        scores = {rate: _score(run(rate, length)) for rate in left[:count]}
+        asked = [Look(rate, seed, length) for rate in left[:count] for seed in SEEDS]
+        scores = {look.rate: _score(run) for look, run in zip(asked, (yield asked), strict=True)}
         first = first or scores
         left = sorted(scores, key=lambda r: (scores[r], r))[: max(1, count // 2)]
     best, factor = left[0], rates[1] / rates[0]
@@ -39,11 +67,22 @@ def search(rates: tuple[float, ...], steps: int, run: Callable[[float, int], Tri
         if min(first) < best < max(first):
             break
         beyond = float(f"{best * factor if best == max(first) else best / factor:.1e}")
-        first[beyond] = _score(run(beyond, steps))
+        (run,) = yield [Look(beyond, SEEDS[0], steps)]
+        first[beyond] = _score(run)
         if first[beyond] >= first[best]:
             break
         best = beyond
-    return best
+    return Chosen(best)
+
+
+def driven(search: Search, run: Callable[[Look], TrialRecord]) -> Chosen:
+    """Run what a search asks for, one after another, to its end."""
+    try:
+        asked = next(search)
+        while True:
+            asked = search.send([run(look) for look in asked])
+    except StopIteration as end:
+        return end.value
 
 
 def _score(trial: TrialRecord) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from addenda.comparing.arm import Arm
-from addenda.comparing.entries import SplitResult, TrialRecord, Validation
+from addenda.comparing.entries import SplitResult, TrialRecord, TrialSpec, Validation
 from addenda.comparing.shots import evaluate_with_cache
 from addenda.comparing.subject import Subject
 from addenda.core.adapter.attach import attach, detach
@@ -44,20 +44,18 @@ def trial(
     subject: Subject,
     arm: Arm,
     settings: TrialSettings,
+    spec: TrialSpec,
     *,
-    stage: str,
-    seed: int,
-    rate: float,
-    steps: int,
     progress: Progress | None = None,
     checkpoints: Path | None = None,
     save_every: int | None = None,
 ) -> TrialRecord:
-    """Train and judge once; return what the record keeps. stage: "search" judges on validation only.
+    """Train and judge once; return what the record keeps. spec: stage "search" judges on validation only.
 
     A loss that diverges is a result, not an error: status "diverged". checkpoints: a folder for going on after a kill.
     """
     model, train = subject.model, subject.splits["train"]
+    stage, seed, rate, steps = spec.stage, spec.seed, spec.rate, spec.steps
     floor, started = resident(device_of(model)), time.perf_counter()
     torch.manual_seed(seed)  # of dropout
     with attached(subject, arm, settings, seed) as adapter:
@@ -139,7 +137,9 @@ def _results(model: nn.Module, splits: dict[str, Encoded]) -> dict[str, SplitRes
 def judged(evaluation: Evaluation) -> SplitResult:
     """Return what the record keeps of a whole split."""
     accuracy = math.nan if evaluation.accuracy is None else evaluation.accuracy
-    return SplitResult(accuracy=accuracy, loss=evaluation.loss, items="".join(map(str, evaluation.items)))
+    losses = tuple(float(f"{loss:.4g}") for loss in evaluation.losses)
+    items = "".join(map(str, evaluation.items))
+    return SplitResult(accuracy=accuracy, loss=evaluation.loss, items=items, losses=losses)
 
 
 def looks(steps: int, stage: str) -> list[int]:
