@@ -318,7 +318,10 @@ def fork() -> int:
     """Fork this process; return 0 in the new one, and its number in the old one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of newer Pythons, where a library has started a thread
-        return os.fork()
+        child = os.fork()
+    if child == 0 and (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)  # torch's pool of threads is made anew now, while one thread asks for it: several race
+    return child
 
 
 def cli(arguments: list, told: Path, most: int | None = None) -> int:

@@ -1,6 +1,7 @@
 """Fixtures of tiny models, and one thread: the machine is shared, and golden values want one order of sums."""
 
 import gc
+import os
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 import toys
 
 torch.set_num_threads(1)
+if hasattr(os, "register_at_fork"):  # torch's pool is made anew by whoever asks first, and several threads race for it
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def pytest_addoption(parser):
