@@ -94,6 +94,7 @@ def noted(record):
         ({"targets": "q_proj"}, "methods.lora:rank=2.targets was 'linear', now 'q_proj'"),
         ({"budget": "steps=2"}, "budget was 4.0, now 2.0"),
         ({"budget": "seconds=9"}, "of was 'steps', now 'seconds'"),
+        ({"margin": 1}, r"margin was 2\.0, now 1\.0"),
         ({"seeds": 1}, "seeds was 2, now 1"),
         ({"rates": 2}, "asked.rates was 1, now 2"),
         ({"within": 1e6}, "asked.within was None, now 1000000.0"),
@@ -158,6 +159,20 @@ def test_a_grown_comparison_is_that_of_one_command(files, once):
     whole = run(files, rates=1, seeds=3, out=files[2].parent / "whole")
     for t in whole.trials_of(stage="final"):
         assert grown.find(t.method, "final", t.seed).losses == t.losses
+
+
+def test_the_margin_is_in_the_record_and_that_of_older_ones_is_two_points(files, once):
+    shutil.copytree(once, files[2])
+    config = json.loads((files[2] / "config.json").read_text())
+    assert config["margin"] == config["identity"]["margin"] == 2.0
+    del config["margin"], config["identity"]["margin"]  # as before margins were kept
+    (files[2] / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AddendaError, match=r"margin was 2\.0, now 3\.5"):
+        run(files, rates=1, margin=3.5)
+    assert len(run(files, rates=1, seeds=3, margin=2).trials_of("shira", "final")) == 3
+    for wrong in (0, -1, 101, float("nan")):
+        with pytest.raises(AddendaError, match="margin must be a positive number, at most 100"):
+            run(files, rates=1, margin=wrong)
 
 
 def test_a_no_to_more_leaves_the_record(files, once):

@@ -34,6 +34,7 @@ from addenda.cli.common import (
     say,
     tell,
 )
+from addenda.comparing.entries import MARGIN
 from addenda.train.settings import DOCS
 
 METHODS = "lora,miss:rank=16,shira"
@@ -59,6 +60,9 @@ def compare(
         str, typer.Option("--budget", help="steps=40, seconds=120 or parameters=500000, the same for every arm.")
     ] = "steps=40",
     seeds: Annotated[int, typer.Option("--seeds", help="Final runs of every arm.")] = 2,
+    margin: Annotated[
+        float, typer.Option("--margin", help="Percentage points that matter; arms that differ by less count as equal.")
+    ] = MARGIN,
     rates: Annotated[int, typer.Option("--rates", help="Learning rates tried for every arm; 1: no search.")] = 3,
     search_steps: Annotated[
         int | None, typer.Option("--search-steps", help="Steps of a first look at a rate. Default: a quarter.")
@@ -113,9 +117,9 @@ def compare(
 
     with Board() as board, _kept(out):
         record = run(
-            model and model_or_default(model), data, chosen, out=out, budget=budget, seeds=seeds, rates=rates,
-            search_steps=search_steps, full=full, batch=batch, targets=listed(targets) if targets else None,
-            within=within, dtype=dtype, quantize=quantize, max_length=max_length, items=items or None,
+            model and model_or_default(model), data, chosen, out=out, budget=budget, seeds=seeds, margin=margin,
+            rates=rates, search_steps=search_steps, full=full, batch=batch, within=within, items=items or None,
+            targets=listed(targets) if targets else None, dtype=dtype, quantize=quantize, max_length=max_length,
             columns=columns_of(question=question, answer=answer, text=text, label=label, image=image)
             | columns_of(label_kind=label_kind), subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
             trust_remote_code=trust_remote_code, command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(ask),

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from urllib.parse import quote
 
 SCHEMA = 1
+MARGIN = 2.0  # percentage points, where none was given or kept
 FIRST_STEPS = 10  # of a search whose record does not say how long its runs are
 
 
@@ -264,7 +265,10 @@ def _growths(value: list) -> tuple[Growth, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Entry):
-    """The configuration of a comparison. identity, looks: see `grow`; None in records from before they were kept."""
+    """The configuration of a comparison. identity, looks: see `grow`; None in records from before they were kept.
+
+    margin: the difference, in percentage points, below which two arms count as equal; None: `MARGIN`.
+    """
 
     READ: ClassVar = {
         "search": SearchRecord.of, "notes": tuple, "model": ModelRecord.of, "data": DataRecord.of,
@@ -285,6 +289,7 @@ class Config(Entry):
     budget: BudgetRecord
     methods: Mapping[str, MethodRecord]
     seeds: tuple[int, ...]
+    margin: float | None = None
     identity: Mapping[str, Any] | None = None
     looks: tuple[Growth, ...] | None = None
     predicted_seconds: float | None = None

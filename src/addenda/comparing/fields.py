@@ -43,6 +43,10 @@ def share(value: Any, where: str) -> list[str]:
     return number(value, where) or ([] if value is None or 0 <= value <= 1 else [_wrong(where, "from 0 to 1", value)])
 
 
+def percents(value: Any, where: str) -> list[str]:
+    return positive(value, where) or ([] if value is None or value <= 100 else [_wrong(where, "at most 100", value)])
+
+
 def each(check: Check, most: int = 1_000_000) -> Check:
     """Return a check for a list of such values."""
 
@@ -136,7 +140,7 @@ CONFIG = fields({
         "kind": text(NAME), "rates": by_name(each(positive, 1000)), "further": whole,
         "steps": _either(whole, by_name(whole)),
     })),
-    "looks": each(_LOOK), "identity": by_name(anything), "predicted_seconds": number,
+    "margin": percents, "looks": each(_LOOK), "identity": by_name(anything), "predicted_seconds": number,
     "measured_step_seconds": by_name(number),
 })  # fmt: skip
 

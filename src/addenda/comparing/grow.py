@@ -14,7 +14,7 @@ from typing import Any
 from addenda.comparing.arm import Arm
 from addenda.comparing.budget import Budget
 from addenda.comparing.costs import Costs
-from addenda.comparing.entries import Growth, MethodRecord
+from addenda.comparing.entries import MARGIN, Growth, MethodRecord
 from addenda.comparing.fields import extended
 from addenda.comparing.record import HEAD, Record
 from addenda.comparing.subject import Subject
@@ -27,7 +27,13 @@ WAY = "Choose another --out, or repeat the first command to go on."
 
 
 def identity_of(
-    subject: Subject, arms: list[Arm], settings: TrialSettings, budget: Budget, seeds: int, asked: Mapping[str, Any]
+    subject: Subject,
+    arms: list[Arm],
+    settings: TrialSettings,
+    budget: Budget,
+    seeds: int,
+    margin: float,
+    asked: Mapping[str, Any],
 ) -> dict:
     """Return what decides the numbers of a comparison, as JSON. asked: further options as they were given."""
     methods = {
@@ -47,7 +53,7 @@ def identity_of(
         "data": {"subset": about.subset, "prepared": about.prepared, "examples": examples},
         "settings": vars(settings), "of": budget.kind, "budget": budget.value,
         "steps": budget.steps if budget.kind == "parameters" else None,
-        "methods": methods, "seeds": seeds, "asked": dict(asked), "versions": versions(),
+        "methods": methods, "seeds": seeds, "margin": float(margin), "asked": dict(asked), "versions": versions(),
     })  # fmt: skip
 
 
@@ -71,7 +77,7 @@ def open_record(out: Path) -> Record | None:
 
 def grown(record: Record, now: dict) -> Growth | None:
     """Return the look of a command that asks for more than a record; None for the same. Raises AddendaError else."""
-    there = dict(record.config.identity or {})
+    there = {"margin": MARGIN, **(record.config.identity or {})}
     grows = {"seeds": larger, "methods": longer}
     if there.get("of") in ("steps", "seconds"):
         grows["budget"] = larger

@@ -16,7 +16,7 @@ from pathlib import Path
 from addenda.comparing.arm import Arm, center, parse_arm
 from addenda.comparing.budget import Budget, fitted
 from addenda.comparing.costs import Costs, by_the_clock, fit_within, measure, minutes, step_seconds
-from addenda.comparing.entries import BudgetRecord, Config, MethodRecord, SearchRecord, TrialRecord, TrialSpec
+from addenda.comparing.entries import MARGIN, BudgetRecord, Config, MethodRecord, SearchRecord, TrialRecord, TrialSpec
 from addenda.comparing.grow import costs_of, cut_like, grown, identity_of, open_record, told
 from addenda.comparing.record import FULL, HEAD, Record, other_hardware
 from addenda.comparing.report import is_report, write_report
@@ -61,6 +61,7 @@ def compare(
     out: str | Path = "runs/compare",
     budget: str | Budget = "steps=40",
     seeds: int = 2,
+    margin: float = MARGIN,
     rates: int = 3,
     search_steps: int | None = None,
     full: bool = False,
@@ -89,8 +90,10 @@ def compare(
     such as "svft", "lora:rank=8", "lora:rank=8@lora-pro:mode=full" or "mosa@consistency=1", where behind an @ stands
     what trains it (see `arm`).
     budget: "steps=40", "seconds=120" (turned into steps once, per arm) or "parameters=500000" (each method's size
-    option is set to reach it). rates: how many learning rates are tried per arm, around the catalogue's (1: no search)
-    or that of `around` for its text form; search_steps: for how long at first (a quarter of the steps, at least 10).
+    option is set to reach it). margin: the difference in percentage points that matters: arms that differ by less count
+    as equal; it is fixed before the first run. rates: how many learning rates are tried per arm, around the catalogue's
+    (1: no search) or that of `around` for its text form; search_steps: for how long at first (a quarter of the steps,
+    at least 10).
     full: full fine-tuning of every parameter as a control. A model that got a new head has another control in place of
     the bare base, which cannot answer: the head alone, on frozen features. within: seconds it may take. subset: learn
     from a small part of the training data, see `data.subsets`. image_size: the side of images in pixels; skip_corrupt:
@@ -147,16 +150,16 @@ def compare(
     if record is not None:
         watch.say(f"Going on with {out}: {len(record.trials)} runs are done.")
         subject = _as_judged(subject, record)
-        identity = identity_of(subject, arms, settings, budget, seeds, asked)
+        identity = identity_of(subject, arms, settings, budget, seeds, margin, asked)
         record = _grown(record, identity, subject, arms, settings, budget, seeds, search_steps, watch)
         arms = _as_recorded(arms, record)
         attention.put(subject.model, record.config.model.attention)
         subject = subject.limited((record.config.data.sizes or {}).get("test"))
     else:
-        identity = identity_of(subject, arms, settings, budget, seeds, asked)
+        identity = identity_of(subject, arms, settings, budget, seeds, margin, asked)
         record, arms, subject = _fresh(
-            out, subject, arms, settings, budget, list(range(seeds)), search_steps, within, command, title, watch,
-            identity,
+            out, subject, arms, settings, budget, list(range(seeds)), margin, search_steps, within, command, title,
+            watch, identity,
         )  # fmt: skip
     _run(record, subject, arms, settings, record.config.seeds, watch)
     record = Record.read(out)
@@ -195,6 +198,7 @@ def _fresh(
     settings: TrialSettings,
     budget: Budget,
     seeds: list[int],
+    margin: float,
     search_steps: int | None,
     within: float | None,
     command: str,
@@ -225,6 +229,7 @@ def _fresh(
         budget=BudgetRecord(kind=budget.kind, value=budget.value, steps=max(steps.values()), batch=settings.batch),
         methods=_titled({arm.label: _about(arm, subject, steps[arm.label]) for arm in arms}),
         seeds=tuple(seeds),
+        margin=float(margin),
         search=_search_of(arms, costs),
         versions=versions(),
         hardware=hardware(),

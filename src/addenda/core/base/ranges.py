@@ -83,6 +83,7 @@ RANGES: dict[str, Range] = {
     "rates": _whole(1, 100),
     "search_steps": _COUNT,
     "within": Range(0, MANY, above=True),
+    "margin": Range(0, 100, above=True),
     "items": _whole(0),
     "validation": _COUNT,
     # planning
