@@ -20,30 +20,27 @@ from dataclasses import replace
 
 import torch
 
+from addenda.comparing.encoder import fit_head
 from addenda.comparing.entries import DataRecord, TrialRecord
 from addenda.comparing.record import FULL, Record
 from addenda.comparing.run import Watch, compare
 from addenda.comparing.subject import Subject, of_splits
+from addenda.data.docstrings import KINDS, LIBRARIES, docstrings, splits
 from addenda.data.encode import encode
 from addenda.data.examples import Data, Labelled
 from addenda.data.subsets import Subset
 from addenda.models.load import load_model
 from recipes.common import (
-    KINDS,
-    LIBRARIES,
     VALIDATION,
     Finding,
     Interval,
     all_of,
     conclude,
-    docstrings,
-    fit_head,
     folder_of,
     options,
     over_seeds,
     recorded,
     search_steps,
-    splits,
 )
 
 SIZE, TERM, START = "rank=16", "@consistency=1", 1e-2

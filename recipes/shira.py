@@ -22,13 +22,13 @@ from addenda.comparing.search import grid, search
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import looks
 from addenda.core.site.site import site_at
+from addenda.models.encoders import ENCODERS
 from addenda.models.load import load_model
 from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
 from addenda.train.loss import score
 from addenda.train.tune import calibration
 from recipes.common import (
-    MODELS,
     VALIDATION,
     Finding,
     Interval,
@@ -179,7 +179,7 @@ def switching(name: str) -> dict:
 
     On MiniLM, whose layers are three times as wide as the subject's, unless a folder is given.
     """
-    model = load_model(folder_of("minilm" if name in MODELS else name), task="label", labels=2).model
+    model = load_model(folder_of("minilm" if name in ENCODERS else name), task="label", labels=2).model
     sparse = ad.attach(model, SHIRA["random"], targets=["attention", "mlp"], name="sparse")
     jobs, thin = [], []
     for path, t in sparse.sites():

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from addenda.cli.common import say, tell
+from addenda.core.base.errors import AddendaError
 
 
 def register(app: typer.Typer) -> None:
@@ -13,8 +14,18 @@ def register(app: typer.Typer) -> None:
 
 def setup_demo(
     vision: Annotated[bool, typer.Option("--vision", help="The vision model instead: DINOv2-small (90 MB).")] = False,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="An encoder of texts instead: splade-tiny (17 MB), minilm (84 MB).")
+    ] = None,
 ) -> None:
     """Fetch and convert the embedded model (93 MB, once), so that the other commands need no --model."""
+    if encoder is not None:
+        if vision:
+            raise AddendaError("--vision and --encoder name one model each; run the command once for each.")
+        from addenda.models.encoders import encoder_named
+
+        tell(encoder_named(encoder).setup(say))
+        return
     if vision:
         from addenda.models.vision import DINOV2
 
