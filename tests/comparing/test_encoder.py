@@ -1,10 +1,14 @@
 """The embedded encoder as a subject: its head is fitted beforehand, belongs to the base, and the rest is as it was."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from addenda.comparing import encoder
-from addenda.comparing.trial import control
+from addenda.comparing.arm import parse_arm
+from addenda.comparing.entries import TrialSpec
+from addenda.comparing.trial import TrialSettings, control, trial
 from addenda.data.docstrings import LIBRARIES, _hash
 from tiny_models import make_bert, make_tokenizer
 
@@ -41,3 +45,10 @@ def test_only_pooler_and_classifier_are_fitted(subject):
     assert changed == {f"{m}.{p}" for m in ("bert.pooler.dense", "classifier") for p in ("weight", "bias")}
     again = encoder.on_docstrings(folder, sizes=SIZES, dtype="float32")
     assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in on.model.state_dict().items())
+
+
+def test_an_adapter_beside_the_head_trains(subject):
+    on, _ = subject
+    arm = replace(parse_arm("lora:rank=2"), rates=(1e-2,))
+    run = trial(on, arm, TrialSettings(batch=8, validation=16), TrialSpec(arm.label, "final", 0, 1e-2, 12))
+    assert run.status == "ok" and run.losses[-1][1] < run.losses[0][1]

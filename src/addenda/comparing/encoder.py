@@ -15,6 +15,7 @@ from torch import nn
 
 from addenda.comparing.entries import DataRecord
 from addenda.comparing.subject import Subject, of_splits
+from addenda.core.state.outside import drawn_at_random
 from addenda.data.batches import Collator
 from addenda.data.docstrings import SIZES, docstrings, splits
 from addenda.data.encode import encode
@@ -46,7 +47,10 @@ def on_docstrings(
 
 
 def fit_head(on: Subject) -> None:
-    """Fit pooler and classifier to the first token's features: AdamW on all of train, the best on validation."""
+    """Fit pooler and classifier to the first token's features: AdamW on all of train, the best on validation.
+
+    They are the base's from then on: no adapter has to hold them.
+    """
     model: Any = on.model
     sizes: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for part in ("train", "validation"):
@@ -76,3 +80,4 @@ def fit_head(on: Subject) -> None:
         for layer, place in zip(layers, ("0", "2"), strict=True):
             layer.weight.copy_(kept[f"{place}.weight"])
             layer.bias.copy_(kept[f"{place}.bias"])
+    drawn_at_random(model, ())

@@ -13,7 +13,8 @@ _FRESH = "_addenda_fresh"  # on a model: names of parameters that its folder had
 
 
 def drawn_at_random(model: nn.Module, names: Iterable[str]) -> None:
-    """Note on a model which of its parameters had no weights where it was loaded from."""
+    """Note on a model which of its parameters had no weights where it was loaded from; none: they have been fitted."""
+    model.__dict__.pop(_FRESH, None)
     if found := tuple(names):
         model.__dict__[_FRESH] = found
 
