@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from addenda.combining.combine import combine as combine
     from addenda.combining.report import CombineReport as CombineReport
     from addenda.combining.retention import retention as retention
+    from addenda.comparing.choose import choose as choose
     from addenda.comparing.run import compare as compare
     from addenda.compose.composition import Average as Average
     from addenda.compose.composition import BatchSplit as BatchSplit
@@ -84,6 +85,7 @@ _NAMES = {
     "combining.combine": "combine",
     "combining.report": "CombineReport",
     "combining.retention": "retention",
+    "comparing.choose": "choose",
     "comparing.run": "compare",
     "compose.composition": "Average BatchSplit Composition Fuse Parallel Split Stack composed",
     "compressing.factorise": "Factorised factorise",

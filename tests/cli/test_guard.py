@@ -42,6 +42,7 @@ def needed(name):
         "export": ["a.safetensors", "--to", "peft", "--out", "b"], "import": ["a", "--out", "b.safetensors"],
         "combine": ["a.safetensors", "b.safetensors", "--out", "c.safetensors"], "inspect": ["a.safetensors"],
         "merge": ["--adapter", "a.safetensors", "--out", "b"],
+        "choose": ["a"],
         "extract": ["--base", "a", "--tuned", "b", "--out", "c.safetensors"],
     }.get(name, [])  # fmt: skip
 

@@ -20,6 +20,7 @@ COMMANDS = (
     "plan",
     "tune",
     "compare",
+    "choose",
     "evaluate",
     "demo",
     "inspect",

@@ -1,9 +1,10 @@
 """The plots of the report: SVG text from matplotlib, no pyplot state, labels beside what they name."""
 
 import io
+import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +16,18 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from addenda.comparing.choose import OF, Choice, Cost, in_words
 from addenda.comparing.entries import TrialRecord
 from addenda.comparing.record import Record
 from addenda.comparing.rows import Row
 from addenda.comparing.stats import Comparison, Estimate
-from addenda.comparing.words import count, duration, size, tick
+from addenda.comparing.words import tick
 
 INK, GREY, PALE, BLUE, WARM = "#23272f", "#6b7280", "#d5d8dd", "#0b62a4", "#b3400a"
 FONT = FontProperties(family="DejaVu Sans")
+AXES: dict[Cost, str] = {
+    "memory": "Peak memory above the loaded model", "size": "File of the adapter", "time": "Training time of one run",
+}  # fmt: skip
 PIXEL = 1 / 96  # inches: a figure of w × h pixels shows its text at the size it was set in
 
 
@@ -46,42 +51,62 @@ def axis(comparison: Comparison) -> tuple[float, float]:
     return max(low - margin, -0.01), min(high + margin, 1.01)
 
 
-def scatters(rows: list[Row], comparison: Comparison, titles: dict[str, str]) -> list[Plot]:
-    """Draw accuracy against what it costs: one small plot per cost that was measured."""
-    costs = (
-        ("trainable", "Trainable parameters (log)", count, True),
-        ("step_seconds", "Time of a step", duration, False),
-        ("peak_bytes", "Peak memory above the loaded model", size, False),
-    )
+def frontiers(rows: list[Row], comparison: Comparison, choices: Mapping[Cost, Choice]) -> list[Plot]:
+    """Draw accuracy against each cost: the band of the margin below the best, the frontier, a ring round the chosen.
+
+    The frontier is the highest accuracy that a method or a fitted control reaches at a cost or less.
+    """
     plots = []
     tested = [(r, r.test) for r in rows if r.test]
     fitted = [(r, test) for r, test in tested if r.arm in comparison.letters and not r.arm.startswith("base")]
-    base = [(titles[r.arm], test.mean) for r, test in tested if (r, test) not in fitted]
-    for name, label, unit, log in costs:
-        measured = [(r, test, getattr(r, name)) for r, test in fitted]
-        shown = [(r, test, value) for r, test, value in measured if value is not None and (value > 0 or not log)]
+    base = [(r.title, test.mean) for r, test in tested if (r, test) not in fitted]
+    for cost, label in AXES.items():
+        measured = [(r, test, OF[cost](r)) for r, test in fitted]
+        shown = [(r, test, value) for r, test, value in measured if value is not None and value > 0]
         if not shown:
             continue
+        x, chosen = np.array([value for _, _, value in shown], dtype=float), choices[cost]
         figure = Figure(figsize=(345 * PIXEL, 290 * PIXEL))
         ax = figure.add_axes((0.115, 0.085, 0.83, 0.905))
-        x = np.array([value for _, _, value in shown], dtype=float)
+        log = bool(x.max() > 8 * x.min())
         if log:
             ax.set_xscale("log")
-            ax.set_xlim(x.min() / 2.2, x.max() * 2.2)
+            wide = (x.max() / x.min()) ** 0.3
+            ax.set_xlim(x.min() / wide, x.max() * wide)
         else:
             ax.set_xlim(max(0, x.min() - 0.35 * (np.ptp(x) or x.min())), x.max() + 0.35 * (np.ptp(x) or x.max() or 1))
         ax.set_ylim(*axis(comparison))
-        _bare(ax, unit)
+        _bare(ax, lambda v, cost=cost: in_words(cost, v))
         ax.yaxis.set_major_formatter(_percent)
+        if chosen.best is not None:
+            top = comparison.test[chosen.best].mean
+            ax.axhspan(top - chosen.margin / 100, top, color=BLUE, alpha=0.1, lw=0, zorder=0)
         lines = _base_lines(ax, base)
+        _frontier(ax, [(value, test.mean) for r, test, value in shown if not r.diverged])
         for r, test, value in shown:
             color = WARM if r.diverged else BLUE if r.leads else INK
             ax.vlines(value, test.low, test.high, color=color, lw=1, alpha=0.3 if r.diverged else 0.6)
             face = "white" if r.control or r.diverged else color
             ax.plot(value, test.mean, marker="X" if r.diverged else "o", ms=6, mfc=face, mec=color)
-        _labels(ax, [(r.title, value, test, BLUE if r.leads else INK) for r, test, value in shown], lines)
-        plots.append(Plot(label, _svg(figure, name, f"Accuracy against {label.lower()}")))
+            if r.arm == chosen.arm:
+                ax.plot(value, test.mean, marker="o", ms=13, mfc="none", mec=BLUE, mew=1.4)
+        names = [(r.title + " ✓" * (r.arm == chosen.arm), v, e, BLUE if r.leads else INK) for r, e, v in shown]
+        _labels(ax, names, lines)
+        alt = f"Accuracy against {label[:1].lower()}{label[1:]}" + (f"; chosen: {chosen.title}" if chosen.arm else "")
+        plots.append(Plot(label + " (log)" * log, _svg(figure, cost, alt)))
     return plots
+
+
+def _frontier(ax: Axes, points_: Sequence[tuple[float, float]]) -> None:
+    """Draw the highest accuracy that is reached at a cost or less, as steps to the right end of the plot."""
+    best, line = -math.inf, []
+    for value, mean in sorted(points_, key=lambda p: (p[0], -p[1])):
+        if mean > best:
+            best = mean
+            line.append((value, mean))
+    if line:
+        line.append((ax.get_xlim()[1], best))
+        ax.plot(*zip(*line, strict=True), drawstyle="steps-post", color=GREY, lw=0.9, zorder=1)
 
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in points

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from addenda.comparing import fields
 from addenda.comparing.entries import SCHEMA, Config, TrialRecord, as_json
@@ -41,7 +41,7 @@ class Record:
     shorter: tuple[TrialRecord, ...] = ()  # final runs of a budget that was lengthened since; they do not count
 
     @classmethod
-    def read(cls, path: str | Path) -> "Record":
+    def read(cls, path: str | Path) -> Self:
         """Read the record at `path`. Raises AddendaError with every missing or impossible field, by file."""
         path = Path(path)
         config = _config(path / "config.json")

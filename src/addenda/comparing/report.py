@@ -10,10 +10,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from addenda.comparing.entries import Config, SearchRecord, TrialRecord, Validation, as_json
+from addenda.comparing.head import Head, head_of
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.rows import rows_of, titles_of
 from addenda.comparing.stats import Comparison, analyse
@@ -51,11 +53,11 @@ def page(record: Record) -> str:
     """Return the report as HTML."""
     import jinja2
 
-    from addenda.comparing.figures import axis, curves, scatters
+    from addenda.comparing.figures import axis, curves, frontiers
 
     record = _printable(record)
     comparison = analyse(record)
-    rows = rows_of(record, comparison)
+    rows, head = rows_of(record, comparison), head_of(record, comparison)
     source = files("addenda.comparing").joinpath("report.html.j2").read_text(encoding="utf-8")
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters.update(percent=percent, points=points, count=count, size=size, duration=duration, known=known)
@@ -65,13 +67,14 @@ def page(record: Record) -> str:
         comparison=comparison,
         rows=rows,
         titles=titles_of(record),
+        head=head,
         answer=answer(record, comparison),
         warnings=_warnings(record, comparison),
         search=_search(record),
         allowed=as_json(record.config.budget),
         spent=sum(t.seconds or 0 for t in record.trials),
         axis=axis(comparison),
-        scatters=scatters(rows, comparison, titles_of(record)),
+        frontiers=frontiers(rows, comparison, head.choices),
         curves=curves(record, rows),
     )
 
@@ -134,25 +137,40 @@ def answer(record: Record, comparison: Comparison | None = None) -> str:
     return "; ".join(clauses) + "."
 
 
-def summary(record: Record) -> Table:
-    """Return the main table for the terminal; print `answer(record)` under it."""
+def summary(record: Record) -> Group:
+    """Return what the terminal shows of a record: the recommendation, what was found, and the main table."""
     record = _printable(record)
     comparison = analyse(record)
-    table = Table(
-        title=Text(visible(record.config.title)), title_justify="left", box=None, header_style="dim", pad_edge=False
-    )
-    table.add_column("method")
-    for name in ("trainable", "adapter", "step", "memory", "test %", "95 %", "o.o.d. %", "rate", ""):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    for row in rows_of(record, comparison):
-        test, ood = row.test, row.ood
+    head = head_of(record, comparison)
+    said = Text("\n".join(_told(head, answer(record, comparison))))
+    return Group(said, Text(), _table(record, comparison))
+
+
+def _told(head: Head, found: str) -> list[str]:
+    """Return the head of a report as lines of a terminal; commands stand alone, to be copied."""
+    lines = []
+    for advice in head.advice:
+        lines += [visible(advice.what), *(f"  {visible(why)}" for why in advice.why)]
+        lines += ["", advice.command, ""] if advice.command else [""]
+    return [*lines, *(f"- {visible(v)}" for v in (*head.verdicts, *head.left_out)), visible(head.margin), "", found]
+
+
+def _table(record: Record, comparison: Comparison) -> Table:
+    """Return the main table, as narrow as 80 columns: of a name that is longer the lines are broken."""
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
+    rows = rows_of(record, comparison)
+    ood = any(row.ood for row in rows)
+    table.add_column("method", overflow="fold", min_width=12)
+    for name in ("test % (95 %)", *["o.o.d. %"] * ood, "memory", "adapter", "time", "rate"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for row in rows:
+        test = row.test
         table.add_row(
             Text(visible(row.title + (" (diverged)" if row.diverged else ""))),
-            *(count(row.trainable), size(row.adapter_bytes), duration(row.step_seconds)),
-            size(row.peak_bytes),
-            percent(test.mean) if test else "–",
-            f"{percent(test.low)}–{percent(test.high)}" if test else "–",
-            percent(ood.mean) if ood else "–",
+            f"{percent(test.mean)} ({percent(test.low)}–{percent(test.high)})" if test else "–",
+            *[percent(row.ood.mean) if row.ood else "–"] * ood,
+            *(size(row.peak_bytes), size(row.adapter_bytes), duration(row.train_seconds)),
             Text(visible(row.rate)),
             row.letters,
             style="bold" if row.leads else "dim" if row.control else "",

@@ -15,7 +15,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Row:
-    """The row of one arm. leads: no other beats it; diverged: its failed seeds; finished, wanted: numbers of runs."""
+    """The row of one arm. leads: no other beats it; diverged: its failed seeds; finished, wanted: numbers of runs.
+
+    train_seconds: of all steps of one run, without what is judged meanwhile.
+    """
 
     arm: str
     title: str
@@ -30,6 +33,7 @@ class Row:
     trainable: int | None
     adapter_bytes: int | None
     step_seconds: float | None
+    train_seconds: float | None
     peak_bytes: int | None
     rate: str
     test: Estimate | None
@@ -56,6 +60,7 @@ def rows_of(record: Record, comparison: Comparison) -> list[Row]:
         rates = dict.fromkeys(rate(r) for r in sorted(_known(runs, lambda t: t.rate)))
         trainable = _known(runs, lambda t: t.trainable)
         seconds = _known(runs, lambda t: t.step_seconds)
+        trained = _known(runs, _train_seconds)
         rows.append(
             Row(
                 arm=arm,
@@ -71,6 +76,7 @@ def rows_of(record: Record, comparison: Comparison) -> list[Row]:
                 trainable=next(iter(trainable), None) if method.trainable is None else method.trainable,
                 adapter_bytes=max(_known(runs, lambda t: t.adapter_bytes), default=None),
                 step_seconds=median(seconds) if seconds else None,
+                train_seconds=median(trained) if trained else None,
                 peak_bytes=max(_known(runs, lambda t: t.peak_bytes), default=None),
                 rate=", ".join(rates) or "–",
                 test=comparison.test.get(arm),
@@ -79,6 +85,10 @@ def rows_of(record: Record, comparison: Comparison) -> list[Row]:
             )
         )
     return sorted(rows, key=lambda r: (r.control, -(r.test.mean if r.test else -1)))
+
+
+def _train_seconds(trial: TrialRecord) -> float | None:
+    return None if trial.step_seconds is None or trial.steps is None else trial.step_seconds * trial.steps
 
 
 def _known(runs: list[TrialRecord], of: Callable[[TrialRecord], T | None]) -> list[T]:

@@ -20,6 +20,7 @@ from addenda.comparing.entries import MARGIN, BudgetRecord, Config, MethodRecord
 from addenda.comparing.grow import costs_of, cut_like, grown, identity_of, open_record, told
 from addenda.comparing.record import FULL, HEAD, Record, other_hardware
 from addenda.comparing.report import is_report, write_report
+from addenda.comparing.result import Result
 from addenda.comparing.runner import OneByOne
 from addenda.comparing.search import Chosen, Search, grid, search
 from addenda.comparing.subject import Subject, embedded, from_files
@@ -83,7 +84,7 @@ def compare(
     title: str | None = None,
     watch: Watch | None = None,
     subject: Subject | None = None,
-) -> Record:
+) -> Result:
     """Fit methods side by side and write the record directory `out` with its report.
 
     model, data: a transformers folder and a data file; the embedded ones if not given. methods: text forms, one an arm,
@@ -162,7 +163,7 @@ def compare(
             watch, identity,
         )  # fmt: skip
     _run(record, subject, arms, settings, record.config.seeds, watch)
-    record = Record.read(out)
+    record = Result.read(out)
     report = write_report(out)
     watch.say(f"Report: {report}")
     return record

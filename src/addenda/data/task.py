@@ -26,6 +26,7 @@ from addenda.core.base.errors import AddendaError
 
 SYSTEM = ""  # said, though empty: the template of SmolLM2 adds 20 tokens about itself where no system turn is given
 
+NAME = "sort-numbers"
 SEED, POOL = 20_000_000, 8_000
 OOD_SEED, OOD_POOL = 40_000_000, 500
 NUMBERS = 3  # in a question
@@ -61,7 +62,7 @@ def embedded_task() -> Task:
     splits["ood"] = sorted(_longer(deduplicated(_draw(OOD_SEED, OOD_POOL, OOD_LARGEST))), key=_order)
     _check_disjoint(splits)
     return Task(
-        name="sort-numbers",
+        name=NAME,
         description=f"Sort {NUMBERS} whole numbers of up to {len(str(LARGEST))} digits, up or down; ood: numbers up to "
         f"{OOD_LARGEST}, at least one of them above {LARGEST}.",
         metric="exact match",

@@ -1,0 +1,118 @@
+"""Commands that follow from a record: `addenda tune` with an arm of it, `addenda compare` with more seeds.
+
+What a record does not know (where the model and the data are, of a comparison that was called from Python) stands as
+MODEL and DATA. Nothing that executes code is taken over from a record, and nothing that is not what it should be.
+"""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from addenda.comparing.arm import TRAINING, Arm, parse_arm
+from addenda.comparing.record import Record
+from addenda.core.base import ranges
+from addenda.core.base.errors import AddendaError
+from addenda.core.method.catalogue import build
+from addenda.data.task import NAME as TASK
+from addenda.models.embedded import NAME as MODEL
+
+# Options of `addenda compare` that `addenda tune` has too: where the model and the data are, and how they are read.
+SHARED = {
+    "-m": "--model", "-d": "--data", **{name: name for name in (
+        "--model", "--data", "--question", "--answer", "--text", "--label", "--label-kind", "--image", "--subset",
+        "--image-size", "--max-length", "--dtype", "--quantize",
+    )},
+}  # fmt: skip
+
+
+def tune_command(record: Record, arm: str) -> str | None:
+    """Return the `addenda tune` command that trains an arm as the comparison did, or None where tune cannot.
+
+    The rate is the one of the arm's final runs. tune cannot train an arm whose method is not in the catalogue.
+    """
+    about, runs = record.config.methods.get(arm), record.trials_of(arm, "final")
+    if about is None or not runs:
+        return None
+    steps, batch, rate = runs[-1].steps or about.steps, record.config.budget.batch, runs[-1].rate
+    try:
+        made = parse_arm(arm)
+        own = {"optimizer", *TRAINING}  # these the label says, and the parser has judged
+        spec = _spec(made, {k: v for k, v in (about.options or {}).items() if k not in own})
+    except AddendaError:
+        return None
+    method, targets = build(spec), about.targets
+    targets = targets if targets is None or isinstance(targets, str) else ",".join(targets)
+    numbers = {"rate": rate, "steps": steps, "batch": batch} | made.training
+    if ranges.problems({k: v for k, v in numbers.items() if v is not None}):
+        return None
+    said: dict[str, Any] = {"--out": f"runs/{made.name}", **_subject(record), "--method": spec}
+    if targets is not None and targets not in (method.targets, ",".join(method.targets)):
+        said["--targets"] = targets
+    said |= {f"--{k.replace('_', '-')}": v for k, v in numbers.items() if v is not None}
+    said |= {"--optimizer": made.optimizer} if made.optimizer != "auto" else {}
+    return _line("tune", said)
+
+
+def more_command(record: Record, seeds: int) -> str:
+    """Return the command that goes on with a record until every arm has so many seeds."""
+    where = str(record.path)
+    return _line("compare", {"--more": where if _plain(where) and not record.path.is_absolute() else "RECORD",
+                             "--seeds": seeds})  # fmt: skip
+
+
+def _spec(arm: Arm, options: Mapping[str, Any]) -> str:
+    """Return the text form of an arm's method with these options. Raises AddendaError where there is none."""
+
+    def text(value: Any) -> str:
+        return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+    own = arm.label.partition("@")[0]
+    if arm.method.options() == options and _plain(own):
+        return own
+    spec = arm.name + ":" * bool(options) + ",".join(f"{k}={text(v)}" for k, v in options.items())
+    if not _plain(spec) or build(spec).options() != options:
+        raise AddendaError(f"{arm.name} has no text form with the options {options!r}.")
+    return spec
+
+
+def _subject(record: Record) -> dict[str, Any]:
+    """Return options that say which model and data, as far as the record knows them."""
+    said = _given(record.config.command)
+    model, data = record.config.model, record.config.data
+    if said is None:
+        embedded = model.name == MODEL and data.name == TASK
+        said = {} if embedded else {"--model": "MODEL", "--data": "DATA"}
+    if "--model" in said or "--data" in said:
+        said = {"--model": said.pop("--model", "MODEL"), "--data": said.pop("--data", "DATA")} | said
+    if model.quantize is not None and _plain(model.quantize):
+        said["--quantize"] = model.quantize
+    return said
+
+
+def _given(command: str) -> dict[str, Any] | None:
+    """Return what a command `addenda compare` says of model and data, or None of any other, as of a run file's."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    if words[:2] != ["addenda", "compare"] or any(w.partition("=")[0] in ("--config", "--more") for w in words):
+        return None
+    said: dict[str, Any] = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        value = value if equals else following
+        if word == "--skip-corrupt":
+            said[word] = True
+        elif name in SHARED and _plain(value):
+            said[SHARED[name]] = value
+    return said
+
+
+def _plain(value: Any) -> bool:
+    """Return whether a value may stand in a command: one line of text that is no option itself."""
+    return isinstance(value, str) and value.strip() != "" and value.isprintable() and not value.startswith("-")
+
+
+def _line(command: str, said: Mapping[str, Any]) -> str:
+    words = [w for name, value in said.items() for w in ([name] if value is True else [name, str(value)])]
+    return shlex.join(["addenda", command, *words])

@@ -1,0 +1,93 @@
+"""Commands of a record: they parse, train as the arm was trained, and carry nothing that a record has no say in."""
+
+import shlex
+
+import pytest
+import typer
+from tests.comparing.test_choose import a_record
+
+from addenda.cli.main import app
+from addenda.comparing.choose import choose
+from addenda.comparing.commands import more_command, tune_command
+from addenda.comparing.record import Record
+from addenda.core.method.catalogue import build
+
+TUNE = typer.main.get_command(app).commands["tune"]  # type: ignore[attr-defined]
+COST = (0.5, (1, 1, 1))
+
+
+def parsed(command):
+    """The values that the command line's own parser finds in an `addenda tune` command."""
+    words = shlex.split(command)
+    assert words[:2] == ["addenda", "tune"]
+    return TUNE.make_context("tune", words[2:]).params
+
+
+@pytest.mark.parametrize(("arm", "about", "method", "expected"), [
+    ("lora", {}, build("lora"), {}),
+    ("lora:rank=4", {"options": {"rank": 4}}, build("lora:rank=4"), {}),
+    ("lora:rank=4", {"options": {"rank": 3}}, build("lora:rank=3"), {}),  # of a budget of parameters
+    ("lora:alpha=2.5,rank=4", {"options": {"rank": 4, "alpha": 2.5}}, build("lora:rank=4,alpha=2.5"), {}),
+    ("lora@lora-pro:mode=full", {"options": {"optimizer": "lora-pro:mode=full"}}, build("lora"),
+     {"optimizer": "lora-pro:mode=full"}),
+    ("mosa@adamw@consistency=1,consistency_add=0.5",
+     {"options": {"optimizer": "adamw", "consistency": 1.0, "consistency_add": 0.5}}, build("mosa"),
+     {"optimizer": "adamw", "consistency": 1.0, "consistency_add": 0.5}),
+    ("lora", {"targets": ["q_proj", "v_proj"]}, build("lora"), {"targets": "q_proj,v_proj"}),
+    ("lora", {"targets": "linear"}, build("lora"), {"targets": None}),
+    ("svft:pattern=banded,band=3", {"options": {"pattern": "banded", "band": 3}}, build("svft:pattern=banded,band=3"),
+     {}),
+])  # fmt: skip
+def test_it_parses_and_trains_as_the_arm_was(tmp_path, arm, about, method, expected):
+    record = a_record(tmp_path, {arm: COST}, **{arm: about})
+    command = choose(record).command
+    assert command is not None
+    values = parsed(command)
+    assert build(values["method"]) == method
+    assert (values["rate"], values["steps"], values["batch"]) == (0.003, 10, 4)
+    assert {k: values[k] for k in expected} == expected
+
+
+@pytest.mark.parametrize(("command", "model", "expected"), [
+    ("addenda compare --seeds 2", "tiny", {"model": None, "data": None}),
+    ("addenda compare -m dinov2 --data 'my sums' --subset=8/class --skip-corrupt --out x", "tiny",
+     {"model": "dinov2", "data": "my sums", "subset": "8/class", "skip_corrupt": True}),
+    ("addenda compare --data sums.csv --trust-remote-code", "tiny",
+     {"model": "MODEL", "data": "sums.csv", "trust_remote_code": False}),
+    ("addenda compare --config run.yaml", "tiny", {"model": "MODEL", "data": "DATA"}),
+    ("", "tiny", {"model": "MODEL", "data": "DATA"}),
+    ("python -m recipes.svft --model x", "tiny", {"model": "MODEL", "data": "DATA"}),
+    ("addenda compare --model '$(touch x)' --data ';rm -r x'", "tiny", {"model": "$(touch x)", "data": ";rm -r x"}),
+    ("addenda compare --model --trust-remote-code --data '\x1b[2J'", "tiny", {"model": None, "data": None}),
+    ("addenda compare 'unclosed", "tiny", {"model": "MODEL", "data": "DATA"}),
+])  # fmt: skip
+def test_model_and_data_are_those_that_the_record_knows(tmp_path, command, model, expected):
+    values = parsed(tune_command(a_record(tmp_path, {"lora": COST}, command=command, model=model), "lora"))
+    assert {k: values[k] and (str(values[k]) if k in ("model", "data") else values[k]) for k in expected} == expected
+    assert values["trust_remote_code"] is False
+
+
+@pytest.mark.parametrize(("arm", "about"), [
+    ("of a recipe", {}), ("lora", {"options": {"rank": "8; rm"}}), ("lora", {"options": {"rank": [1]}}),
+    ("lora", {"options": {"nothing": 1}}), ("lora@adam", {}), ("lora", {"options": {"rank": None}}),
+    ("atoms\n", {}), ("lora:rank=2\u202e", {"options": {"rank": 2}}),
+])  # fmt: skip
+def test_what_tune_cannot_train_has_no_command(tmp_path, arm, about):
+    record = a_record(tmp_path, {arm: COST}, **{arm: about})
+    choice = choose(record)
+    assert choice.arm == arm and choice.command is None
+
+
+def test_numbers_that_tune_refuses_give_no_command(tmp_path):
+    record = a_record(tmp_path, {"lora": COST})
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"batch": 4', '"batch": 0'))
+    assert tune_command(Record.read(tmp_path), "lora") is None
+    assert tune_command(record, "nobody") is None
+
+
+def test_more_seeds_of_a_record_that_is_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a_record("runs/my compare", {"lora": COST})
+    assert more_command(Record.read("runs/my compare"), 8) == "addenda compare --more 'runs/my compare' --seeds 8"
+    assert more_command(Record.read(tmp_path / "runs/my compare"), 8) == "addenda compare --more RECORD --seeds 8"
