@@ -42,7 +42,8 @@ def test_a_committed_record_is_read_and_concluded_from(name, monkeypatch, capsys
     monkeypatch.setattr(recipe, "conclude", lambda given, *rest: (kept.append(rest[1]), conclude(given, *rest)))
     monkeypatch.setattr(sys, "argv", [f"recipes.{name}"])
     recipe.main()
-    assert [f.verdict for f in kept[0]] == [f["verdict"] for f in said]
+    for now, then in zip(kept[0], said, strict=True):  # what was decided stays, with intervals that are narrower since
+        assert now.claim == then["claim"] and then["verdict"] in (now.verdict, "cannot tell")
     assert "only read" in capsys.readouterr().err
     assert tree(folder) == before
     monkeypatch.setattr(sys, "argv", [f"recipes.{name}", "--seeds" if name != "lord" else "--samples", "2"])

@@ -13,7 +13,6 @@ from addenda import AddendaError
 from addenda.comparing.grow import open_record
 from addenda.comparing.record import Record
 from addenda.comparing.report import page, summary
-from addenda.comparing.stats import analyse
 
 WRONG = (
     None, True, -1, 0, 1.5, 10**290, -(10**290), 1e300, "", "text", "\x1b[31m [/red] \ud800 \u202e", "x" * 300_000,
@@ -68,7 +67,6 @@ def shown(path):
 def test_a_wrong_value_in_any_field(whole, file, monkeypatch):
     monkeypatch.setattr("addenda.comparing.figures.curves", lambda *_: [])
     monkeypatch.setattr("addenda.comparing.figures.scatters", lambda *_: [])
-    monkeypatch.setattr("addenda.comparing.report.analyse", lambda record: analyse(record, 20))
     prefix = {"a final run": "final", "a search": "search", "a control": "control"}.get(file, "")
     at = whole / file if not prefix else sorted((whole / "trials").glob(f"{prefix}*.json"))[0]
     good, draw = at.read_text(), random.Random(0)

@@ -208,7 +208,10 @@ class BudgetRecord(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRecord(Entry):
-    """One arm. options: of the method, its optimizer and its own training; rates: tried; steps: of a final run."""
+    """One arm. options: of the method, its optimizer and its own training; rates: tried; steps: of a final run.
+
+    void: why it cannot be judged, as where every rate diverged.
+    """
 
     READ: ClassVar = {"rates": tuple}
 
@@ -220,6 +223,7 @@ class MethodRecord(Entry):
     targets: str | list[str] | None = None
     rates: tuple[float, ...] | None = None
     steps: int | None = None
+    void: str | None = None
 
 
 def _grids(value: Mapping[str, list]) -> dict[str, tuple[float, ...]]:
@@ -267,7 +271,8 @@ def _growths(value: list) -> tuple[Growth, ...]:
 class Config(Entry):
     """The configuration of a comparison. identity, looks: see `grow`; None in records from before they were kept.
 
-    margin: the difference, in percentage points, below which two arms count as equal; None: `MARGIN`.
+    margin: the difference, in percentage points, below which two arms count as equal; None: `MARGIN`. until: "decided"
+    where seeds are added until it is.
     """
 
     READ: ClassVar = {
@@ -292,6 +297,7 @@ class Config(Entry):
     margin: float | None = None
     identity: Mapping[str, Any] | None = None
     looks: tuple[Growth, ...] | None = None
+    until: str | None = None
     predicted_seconds: float | None = None
     measured_step_seconds: Mapping[str, float] | None = None
 

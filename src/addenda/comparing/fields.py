@@ -124,7 +124,7 @@ TRIAL = fields({
 })  # fmt: skip
 METHOD = fields({
     "title": text(NAME), "hypothesis": text(), "options": maybe(by_name(anything)), "trainable": whole,
-    "rates": maybe(each(positive, 1000)), "steps": whole, "sites": whole,
+    "rates": maybe(each(positive, 1000)), "steps": whole, "sites": whole, "void": maybe(text()),
 })  # fmt: skip
 CONFIG = fields({
     "title": text(NAME), "created": text(NAME), "command": text(), "notes": each(text()), "seeds": each(whole, 100_000),
@@ -140,8 +140,8 @@ CONFIG = fields({
         "kind": text(NAME), "rates": by_name(each(positive, 1000)), "further": whole,
         "steps": _either(whole, by_name(whole)),
     })),
-    "margin": percents, "looks": each(_LOOK), "identity": by_name(anything), "predicted_seconds": number,
-    "measured_step_seconds": by_name(number),
+    "margin": percents, "until": maybe(text(NAME)), "looks": each(_LOOK), "identity": by_name(anything),
+    "predicted_seconds": number, "measured_step_seconds": by_name(number),
 })  # fmt: skip
 
 

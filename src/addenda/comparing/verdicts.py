@@ -1,0 +1,168 @@
+"""What may be said of a pair of arms: better, worse, equivalent, no gain, undecided or void.
+
+    better, worse   the difference is not 0: Holm's p over all pairs of the report is below 5 %
+    equivalent      it is within ± the margin: two one-sided tests, that is the 90 % interval (Schuirmann 1987)
+    no gain         it is below + the margin, by the same interval, and may be far below −
+    undecided       none of these: `why` says so, `more_seeds` how many more would decide if the difference stayed
+    void            one of the two has no result to be judged by: `why` says so
+
+They are tried in this order, so a difference that is there but small reads better, with its size. Where a comparison
+is looked at until it decides, every level is that of the look (`spending`), of the intervals too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from addenda.comparing import spending
+from addenda.comparing.intervals import Pooled, never_seen, of_answers, quantile, seeds_needed, spread, two_sided
+
+LEVEL = 0.05
+FORECAST = 1000  # seeds, and no more, that are asked whether they would decide
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Arm `a` minus arm `b` on the same items and seeds, as shares of 1, and what may be said of it.
+
+    low, high: 95 % interval; low90, high90: 90 %; error: standard error, with `df` degrees of freedom; p: of the
+    difference being 0, over all looks; margin: what counts as equal. why, more_seeds: of what is neither different nor
+    equivalent; more_seeds is None where no number of seeds would decide.
+    """
+
+    a: str
+    b: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    items: int
+    seeds: int
+    error: float
+    df: float
+    low90: float
+    high90: float
+    margin: float
+    verdict: str = "undecided"
+    why: str | None = None
+    more_seeds: int | None = None
+
+    @property
+    def better(self) -> str | None:
+        """The better arm, or None if there is no such verdict."""
+        return {"better": self.a, "worse": self.b}.get(self.verdict)
+
+    def turned(self) -> "PairedDifference":
+        """Return `b` minus `a`."""
+        turned = replace(
+            self, a=self.b, b=self.a, difference=-self.difference, low=-self.high, high=-self.low,
+            low90=-self.high90, high90=-self.low90,
+        )  # fmt: skip
+        return replace(turned, verdict=turned._judged())
+
+    def _judged(self) -> str:
+        if self.verdict == "void":
+            return "void"
+        if self.p_holm < LEVEL and (self.low > 0 or self.high < 0):
+            return "better" if self.low > 0 else "worse"
+        if self.high90 < self.margin:
+            return "equivalent" if self.low90 > -self.margin else "no gain"
+        return "undecided"
+
+    def words(self, titles: Mapping[str, str] | None = None) -> str:
+        """Return the verdict as a sentence, in percentage points."""
+        a, b = ((titles or {}).get(k, k) for k in (self.a, self.b))
+        low, high, gap, margin = self.low * 100, self.high * 100, self.difference * 100, f"{self.margin * 100:g} points"
+        at_90 = f"difference {gap:.1f}, 90 %: {self.low90 * 100:.1f} to {self.high90 * 100:.1f}"
+        match self.verdict:
+            case "better":
+                return f"{a} better than {b} by {gap:.1f} points ({low:.1f} to {high:.1f})"
+            case "worse":
+                return f"{b} better than {a} by {-gap:.1f} points ({-high:.1f} to {-low:.1f})"
+            case "equivalent":
+                return f"{a} and {b} equivalent within ±{margin} ({at_90})"
+            case "no gain":
+                return f"{a} gains no more than {margin} over {b} ({at_90})"
+            case "void":
+                return f"{a} and {b} cannot be compared: {self.why}"
+        told = f"{gap:.1f} points" + (f", {low:.1f} to {high:.1f}" if self.low > -1 or self.high < 1 else "")
+        return f"{a} and {b} undecided (difference {told}; {self.why})"
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A difference before it is judged: its parts of variance, and what they were pooled from."""
+
+    pair: PairedDifference
+    parts: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    pooled: Pooled = Pooled()  # noqa: RUF009 – frozen
+
+
+def unknown(a: str, b: str, margin: float, why: str, verdict: str = "undecided", more: int | None = None) -> _Measured:
+    """Return a pair of which nothing is known."""
+    return _Measured(
+        PairedDifference(a, b, 0.0, -1.0, 1.0, 1.0, 1.0, 0, 0, np.inf, 1.0, -1.0, 1.0, margin, verdict, why, more)
+    )
+
+
+def measured(a: str, b: str, x: np.ndarray, pooled: Pooled, margin: float, until: bool) -> _Measured:
+    """Return the difference x, seeds × items, with its intervals and p. until: it is one look of several."""
+    seeds, items = x.shape
+    mean, pooled = float(x.mean()), pooled.or_own(x.mean(1))
+    blank = replace(unknown(a, b, margin, "").pair, why=None)
+    blank = replace(blank, difference=mean, items=items, seeds=seeds)
+    if items < 2:
+        return _Measured(replace(blank, why="one item does not tell what another would give"))
+    if not pooled.freedom:
+        why = "one seed does not tell what another would give: three or more are needed"
+        return _Measured(replace(blank, why=why, more_seeds=spending.LOOKS[0] - seeds))
+    parts = of_answers(x, pooled)
+    error, df = (float(v) for v in spread(*parts, items, pooled.freedom))
+    p = two_sided(mean, error, df)
+
+    def interval(alpha: float) -> tuple[float, float]:
+        at = spending.level(seeds, alpha) if until else alpha
+        half = max(quantile(1 - at / 2, df) * error, never_seen(items, at))
+        return max(mean - half, -1.0), min(mean + half, 1.0)
+
+    (low, high), (low90, high90) = interval(LEVEL), interval(2 * LEVEL)
+    p = spending.overall(seeds, p) if until else p
+    pair = replace(blank, low=low, high=high, low90=low90, high90=high90, p=p, error=error, df=df)
+    return _Measured(pair, parts, pooled)
+
+
+def judged(found: Sequence[_Measured], until: bool) -> tuple[PairedDifference, ...]:
+    """Return the pairs with Holm's p over all that are not void, a verdict, and what would decide."""
+    pairs = [m.pair for m in found]
+    tested = [i for i, pair in enumerate(pairs) if pair.verdict != "void"]
+    highest = 0.0
+    for rank, i in enumerate(sorted(tested, key=lambda i: pairs[i].p)):
+        highest = max(highest, min(1.0, pairs[i].p * (len(tested) - rank)))
+        pair = replace(pairs[i], p_holm=highest)
+        pair = replace(pair, verdict=pair._judged())
+        if pair.verdict in ("undecided", "no gain") and pair.why is None:
+            pair = _forecast(pair, found[i], len(tested), until)
+        pairs[i] = pair
+    return tuple(pairs)
+
+
+def _forecast(pair: PairedDifference, m: _Measured, tests: int, until: bool) -> PairedDifference:
+    """Return an undecided pair with the seeds that would decide it at the strictest level that Holm may ask."""
+    alphas = LEVEL / tests, 2 * LEVEL
+    last = spending.LOOKS[-1]
+    looks = np.array([look for look in spending.LOOKS if until and look > pair.seeds], dtype=np.int64)
+    candidates = np.append(looks, np.arange(max(pair.seeds, last * until) + 1, FORECAST))
+    levels = (
+        np.array([spending.level(min(n, last), alpha) if until else alpha for n in candidates.tolist()])
+        for alpha in alphas
+    )
+    needed = seeds_needed(pair.difference, pair.margin, m.parts, pair.items, m.pooled, pair.seeds, candidates, *levels)
+    if needed is None:
+        of_items, _, shared = m.parts
+        alone = quantile(1 - alphas[1] / 2, pair.items - 1) * max(of_items - shared, 0.0) ** 0.5
+        why = f"the {pair.items:,} items alone leave ±{alone * 100:.1f} points, so more of them are needed, not seeds"
+        return replace(pair, why=why)
+    more = needed - pair.seeds
+    return replace(pair, more_seeds=more, why=f"{more} more seed{'s' * (more != 1)} would decide if this stays")
