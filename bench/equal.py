@@ -34,7 +34,7 @@ PAGES = ("README.md", "report.html")  # they show such fields
 COMMON = ("--model", "../model", "--data", "../sums.jsonl", "--dtype", "float32", "--batch", "8", "--out", "out")
 COMMANDS = {
     "tune": (*COMMON, "--method", "lora:dropout=0.1", "--steps", str(STEPS), "--eval", "0.25"),
-    "compare": (*COMMON, "--methods", "lora,shira", "--budget", f"steps={STEPS}", "--seeds", "1", "--rates", "2", "-y"),
+    "compare": (*COMMON, "--methods", "lora,shira", "--budget", f"steps={STEPS}", "--seeds", "1", "--rates", "3", "-y"),
 }
 
 

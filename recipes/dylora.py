@@ -15,6 +15,7 @@ from argparse import Namespace
 
 import torch
 
+from addenda import AddendaError
 from addenda.comparing.arm import Arm, center, parse_arm
 from addenda.comparing.entries import BudgetRecord, Config, MethodRecord, SplitResult, TrialRecord, as_json
 from addenda.comparing.record import Record
@@ -99,14 +100,19 @@ def told(given: Namespace, on: Subject | None, runs: Runs) -> None:
 
 
 def best_rate(runs: Runs, on: Subject | None, spec: str, given: Namespace) -> float:
+    if given.old:
+        return runs.once(f"final-{_file(spec)}-seed0", dict)["rate"]
     rates, steps = grid(center(spec), given.rates), search_steps(given.steps)
 
     def run(look: Look) -> TrialRecord:
-        name = f"search-{_file(spec)}-{look.rate:g}-{look.steps}"
+        name = f"search-{_file(spec)}-{look.rate:g}-{look.steps}-seed{look.seed}"
         made = runs.once(name, lambda: trained(on, spec, look.seed, look.rate, look.steps, search=True))
         return TrialRecord.of({"method": spec, "stage": "search", **made})
 
-    return driven(search(rates, steps, further=1), run).rate
+    chosen = driven(search(rates, steps, steps), run)
+    if chosen.rate is None:
+        raise AddendaError(f"{spec} is void: {chosen.why}.")
+    return chosen.rate
 
 
 def trained(on: Subject | None, spec: str, seed: int, rate: float, steps: int, search: bool = False) -> dict:
@@ -119,7 +125,7 @@ def trained(on: Subject | None, spec: str, seed: int, rate: float, steps: int, s
             eval=on.splits["validation"].first(VALIDATION), eval_every=looks(steps, "search"),
         )  # fmt: skip
         told = {"status": "ok", "rate": rate, "steps": steps, "seed": seed, "step_seconds": made.step_seconds}
-        told["validation"] = [[e["step"], {"loss": e["loss"], "accuracy": e["accuracy"]}] for e in made.evaluations]
+        told["validation"] = [[e["step"], {k: e[k] for k in ("loss", "accuracy", "items")}] for e in made.evaluations]
         if search:
             return told
         test = on.splits["test"]

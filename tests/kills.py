@@ -55,7 +55,7 @@ CASES = {
     "tune svft": f"tune {TUNE} --method svft:pattern=banded,band=2 --steps 12",
     "compress lord": f"compress {COMPRESS} --how lord",
     "compress svd-llm": f"compress {COMPRESS} --how svd-llm --storage pivot",
-    "compare": f"compare {COMPARE} --methods lora:rank=2,shira --budget steps=4 --rates 2",
+    "compare": f"compare {COMPARE} --methods lora:rank=2,shira --budget steps=4 --rates 3",
     "compare long runs": f"compare {COMPARE} --methods dylora:rank=4 --budget steps=3 --rates 1",
     "export peft": f"export {ONE} --to peft --model ../base/model --out out",
     "merge": f"merge --adapter {ONE} --model ../base/model --out out",

@@ -1,17 +1,23 @@
 """The comparison itself, end to end on a tiny model: searches, final runs, going on, dropping, budgets."""
 
 import json
+import math
 import shutil
 
 import pytest
 
 import addenda
+from addenda.comparing import run as run_module
+from addenda.comparing import runner
 from addenda.comparing.arm import parse_arm
 from addenda.comparing.budget import Budget, fitted
-from addenda.comparing.entries import MethodRecord
+from addenda.comparing.costs import Costs
+from addenda.comparing.entries import MethodRecord, TrialRecord, Validation
 from addenda.comparing.record import Record
 from addenda.comparing.run import Watch, _titled, compare
+from addenda.comparing.search import FURTHER, cost
 from addenda.comparing.subject import from_files
+from addenda.comparing.trial import trial
 from addenda.core.base.errors import AddendaError
 from tiny_models import make_llama, make_tokenizer
 
@@ -39,9 +45,8 @@ def run(files, **options):
 
 
 def test_a_comparison_leaves_a_record_and_a_report(files):
-    record = run(files, rates=2, full=True)
+    record = run(files, rates=1, full=True)
     assert set(record.config.methods) == {"lora:rank=2", "shira", "full"}
-    assert len(record.trials_of("lora:rank=2", "search")) in (2, 3)  # one more beyond an edge
     assert [t.seed for t in record.trials_of("shira", "final")] == [0, 1]
     assert record.find("base", "control")
     for t in record.trials_of(stage="final"):
@@ -49,6 +54,102 @@ def test_a_comparison_leaves_a_record_and_a_report(files):
         assert len(t.losses) == 4 and t.trainable > 0 and t.adapter_bytes > 0
     assert record.config.methods["full"].trainable == record.config.model.parameters
     assert "lora" in (files[2] / "report.html").read_text().lower()
+
+
+def test_every_final_rate_lies_between_two_that_were_searched(files):
+    record = run(files, rates=3, seeds=1, methods=["lora:rank=2", "shira"], around={"lora:rank=2": 0.03})
+    for label, method in record.config.methods.items():
+        searched, final = record.trials_of(label, "search"), record.trials_of(label, "final")
+        tried = sorted({t.rate for t in searched})
+        assert {t.seed for t in searched} == {1000, 1001} and set(method.rates) <= set(tried)
+        assert (method.void is None) == bool(final)
+        assert all(tried[0] < t.rate < tried[-1] for t in final)
+        assert all(len(t.last_look.items) == record.config.data.sizes["validation"] for t in searched)
+        assert all(t.last_look.items is None for t in final)
+        assert sum(t.steps for t in searched) <= cost(3, 4, 4)[1]
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Searches whose answers are made up: a function from (method, rate) to the share that is right, None: diverges."""
+
+    def put(curve):
+        def made(subject, arm, settings, spec, **more):
+            if spec.stage != "search":
+                return trial(subject, arm, settings, spec, **more)
+            share = curve(spec.method, spec.rate)
+            if share is None:
+                return TrialRecord(**vars(spec), status="diverged", note="made up", losses=(), validation=())
+            items = "".join("1" if i < 50 * share else "0" for i in range(50))
+            look = Validation(loss=1 - share, accuracy=items.count("1") / 50, items=items)
+            return TrialRecord(**vars(spec), status="ok", losses=((1, 1.0),), validation=((spec.steps, look),))
+
+        monkeypatch.setattr(runner, "trial", made)
+
+    return put
+
+
+def near(rate, best):
+    return 0.9 - 0.2 * abs(math.log10(rate / best))
+
+
+def test_an_arm_whose_every_rate_diverges_is_void_and_the_others_go_on(files, made_up):
+    made_up(lambda method, rate: None if method == "shira" else near(rate, 3e-3))
+    told = []
+    record = run(files, rates=3, watch=Watch(say=told.append))
+    void = record.config.methods["shira"].void
+    assert void.startswith("every rate diverged, from ") and record.config.methods["lora:rank=2"].void is None
+    assert {t.method: t.rate for t in record.trials_of(stage="final")} == {"lora:rank=2": 3e-3}
+    assert f"shira has no final runs: {void}." in told
+    page = (files[2] / "report.html").read_text()
+    assert f"SHiRA has no final runs: {void}." in page and "of 2 runs have finished" not in page
+    before = noted(files[2])
+    assert run(files, rates=3).config == record.config and noted(files[2]) == before
+    grown = run(files, rates=3, seeds=3)
+    assert grown.config.methods["shira"].void == void and not grown.trials_of("shira", "final")
+    assert [t.rate for t in grown.trials_of("lora:rank=2", "final")] == [3e-3] * 3
+
+
+def test_a_longer_budget_searches_again_and_may_lift_a_void(files, made_up):
+    made_up(lambda method, rate: None if method == "shira" else near(rate, 3e-3))
+    assert run(files, rates=3).config.methods["shira"].void
+    made_up(lambda method, rate: near(rate, 3e-3))
+    longer = run(files, rates=3, budget="steps=24")
+    assert longer.config.methods["shira"].void is None
+    assert len(longer.trials_of("shira", "final")) == 2 and {t.rate for t in longer.trials_of("shira", "final")} == {
+        3e-3
+    }
+
+
+def test_no_arm_with_a_rate_is_said_and_nothing_is_lost(files, made_up):
+    made_up(lambda method, rate: None)
+    with pytest.raises(AddendaError, match=r"No arm has a rate .*lora:rank=2: every rate diverged.*shira: every rate"):
+        run(files, rates=3)
+    record = Record.read(files[2])
+    assert all(m.void for m in record.config.methods.values()) and len(record.trials_of(stage="search")) == 28
+    with pytest.raises(AddendaError, match="No arm has a rate"):
+        run(files, rates=3)
+
+
+def test_arms_leave_after_their_first_runs_where_time_is_short(files, made_up, monkeypatch):
+    made_up(lambda method, rate: near(rate, 3e-3) - (0.3 if method == "shira" else 0))
+    quick = Costs({"shira": 1.0, "lora:rank=2": 1.0}, 0.0, 0.0, 0, 2, Budget.parse("steps=24"), None, FURTHER)
+    monkeypatch.setattr(run_module, "measure", lambda *_: quick)
+    # of each: 2 × 3 × 10 steps at first, then 2 × (2 + 1) × 12, and 2 × 24
+    record = run(files, methods=["shira", "lora:rank=2"], rates=3, budget="steps=24", within=1.05 * 250)
+    assert record.config.search.arms == 1 and "1 of 2 methods go on" in " ".join(record.config.notes)
+    assert record.config.methods["shira"].void.startswith("left after its first runs, for the time: 62.0% right")
+    assert {t.method for t in record.trials_of(stage="final")} == {"lora:rank=2"}
+    assert {t.steps for t in record.trials_of("shira", "search")} == {10}
+    before = noted(files[2])
+    run(files, methods=["shira", "lora:rank=2"], rates=3, budget="steps=24", within=1.05 * 250)
+    assert noted(files[2]) == before
+
+
+def test_two_rates_are_no_search(files):
+    with pytest.raises(AddendaError, match="rates is 2; at least 3 are searched"):
+        run((None, None, files[2]), rates=2)
+    assert not files[2].exists()
 
 
 def test_finished_runs_are_never_repeated(files):
@@ -96,7 +197,7 @@ def noted(record):
         ({"budget": "seconds=9"}, "of was 'steps', now 'seconds'"),
         ({"margin": 1}, r"margin was 2\.0, now 1\.0"),
         ({"seeds": 1}, "seeds was 2, now 1"),
-        ({"rates": 2}, "asked.rates was 1, now 2"),
+        ({"rates": 3}, "asked.rates was 1, now 3"),
         ({"within": 1e6}, "asked.within was None, now 1000000.0"),
         ({"items": 7}, "data.examples.test was"),
         ({"validation": 3}, "settings.validation was 64, now 3"),
@@ -211,12 +312,13 @@ def test_one_comparison_at_a_time(files, once):
 
 def test_what_does_not_fit_the_time_is_dropped_and_said(files):
     told: list[str] = []
-    record = run(files, rates=3, full=True, within=0.05, watch=Watch(say=told.append))
+    record = run(files, full=True, within=0.05, watch=Watch(say=told.append))
     assert next(i for i, text in enumerate(told) if "follows the clock" in text) < told.index("measuring lora:rank=2")
     assert any("follows the clock" in note for note in record.config.notes)
-    assert len(record.config.methods) == 1 and record.config.search is None
-    assert any("left out" in note for note in record.config.notes)
-    assert "1 learning rate" in " ".join(record.config.notes)
+    assert len(record.config.methods) == 1 and len(record.config.search.rates["lora:rank=2"]) == 3
+    notes = " ".join(record.config.notes)
+    assert "cut to 3 learning rates" in notes and "full was left out" in notes and "shira was left out" in notes
+    assert "all the same: nothing more can be dropped" in notes
 
 
 def test_a_no_leaves_nothing(files):
@@ -272,14 +374,14 @@ def test_one_method_may_be_named_alone(files):
 
 def test_an_arm_names_its_optimizer_and_its_rates(files):
     arms = ["lora:rank=2", "lora:rank=2@lora-pro:mode=efficient"]
-    record = run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"])
+    record = run(files, methods=arms, rates=1, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"])
     told = record.config.methods
     assert told[arms[1]].options == {"rank": 2, "optimizer": "lora-pro:mode=efficient"}
     assert max(told[arms[1]].rates) < min(told[arms[0]].rates)
     assert told[arms[0]].sites == told[arms[1]].sites == 4
     losses = [record.find(a, "final", 0).losses for a in arms]
     assert losses[0] != losses[1]
-    assert len(run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"]).trials) == len(
+    assert len(run(files, methods=arms, rates=1, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"]).trials) == len(
         record.trials
     )
     with pytest.raises(AddendaError, match="lora-pro"):
@@ -288,7 +390,7 @@ def test_an_arm_names_its_optimizer_and_its_rates(files):
     config["methods"][arms[1]]["options"]["optimizer"] = "lora-pro:mode=sgd"
     (files[2] / "config.json").write_text(json.dumps(config))
     with pytest.raises(AddendaError, match="other options"):
-        run(files, methods=arms, rates=2, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"])
+        run(files, methods=arms, rates=1, around={arms[1]: 2e-4}, targets=["q_proj", "v_proj"])
 
 
 def test_an_arm_has_settings_of_training_of_its_own(files):

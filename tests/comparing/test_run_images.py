@@ -36,7 +36,7 @@ def run(files, **options):
 
 
 def test_a_comparison_of_images(files):
-    record = run(files, rates=2, full=True, items=20)
+    record = run(files, full=True, items=20)
     assert list(record.config.methods) == ["lora:rank=2", "shira", "head", "full"]
     assert record.config.data.sizes == {"train": 8, "test": 20, "validation": 8}
     assert record.config.data.subset == "4/class"
@@ -75,13 +75,14 @@ def test_it_goes_on_where_it_stopped(files):
 
 def test_the_test_set_chooses_nothing(files):
     """With the test images' classes exchanged, training, the search and its choice stay as they were."""
-    one = run(files, rates=3)
+    searched = {"rates": 3, "methods": "lora:rank=2", "budget": "steps=8", "seeds": 1, "around": {"lora:rank=2": 0.03}}
+    one = run(files, **searched)
     blue, red = (files[1] / "test" / n for n in ("blue", "red"))
     blue.rename(blue.with_name("swap"))
     red.rename(blue)
     blue.with_name("swap").rename(red)
     files[2].rename(files[2].with_name("first"))
-    two = run(files, rates=3)
+    two = run(files, **searched)
     for t in one.trials:
         other = two.find(t.method, t.stage, t.seed, t.rate, t.steps)
         assert (other.losses, other.validation) == (t.losses, t.validation)

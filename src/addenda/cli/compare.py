@@ -63,7 +63,9 @@ def compare(
     margin: Annotated[
         float, typer.Option("--margin", help="Percentage points that matter; arms that differ by less count as equal.")
     ] = MARGIN,
-    rates: Annotated[int, typer.Option("--rates", help="Learning rates tried for every arm; 1: no search.")] = 3,
+    rates: Annotated[
+        int, typer.Option("--rates", help="Learning rates tried for every arm, 3 or more; 1: no search.")
+    ] = 5,
     search_steps: Annotated[
         int | None, typer.Option("--search-steps", help="Steps of a first look at a rate. Default: a quarter.")
     ] = None,
@@ -72,7 +74,7 @@ def compare(
     targets: Targets = None,
     within: Annotated[
         float | None,
-        typer.Option("--within", help="Seconds it may take: rates, then arms, are dropped to fit, by the clock."),
+        typer.Option("--within", help="Seconds it may take: items, rates, then arms are dropped to fit, by the clock."),
     ] = None,
     items: Annotated[int, typer.Option("--items", help="Test examples judged; 0: all. Half as many of ood.")] = 500,
     out: Annotated[Path, typer.Option("--out", "-o", help="Record directory; an interrupted one goes on.")] = Path(

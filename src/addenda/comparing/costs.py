@@ -1,26 +1,29 @@
 """What a comparison will take: measured step by step before it starts, and made to fit a limit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from time import perf_counter
 
 from addenda.comparing.arm import Arm
 from addenda.comparing.budget import Budget
-from addenda.comparing.search import cost
+from addenda.comparing.record import FULL, HEAD
+from addenda.comparing.search import LEAST, cost, last_steps, rungs
 from addenda.comparing.shots import evaluate_with_cache
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import TrialSettings, attached, looks
 from addenda.train.fit import fit
 
 LEAST_ITEMS = 200  # of the test split, where time is short
+USUAL = 1  # rate beyond a grid, in what is predicted: most searches want none, a few want several
 
 
 @dataclass(frozen=True)
 class Costs:
     """Seconds of what a comparison is made of. step: one training step of each arm; judge: test and ood once.
 
-    look: validation once; further: rates tried beyond an edge of the grid."""
+    look: validation once; further: rates that may be tried beyond a grid; arms: how many methods go on after their
+    first runs (None: all)."""
 
     step: dict[str, float]
     judge: float
@@ -30,6 +33,7 @@ class Costs:
     budget: Budget
     search_steps: int | None
     further: int
+    arms: int | None = None
 
     def steps(self, arm: Arm) -> int:
         """Return steps of a final run: the budget's, or as many as its seconds allow."""
@@ -40,15 +44,45 @@ class Costs:
         """Return the steps of a first look at a rate: a quarter, at least 10, unless said."""
         return self.search_steps or max(min(10, self.steps(arm)), self.steps(arm) // 4)
 
+    def last(self, arm: Arm) -> int:
+        """Return the steps of a search's last runs."""
+        return last_steps(self.first(arm), self.steps(arm))
+
     def total(self, arms: list[Arm]) -> float:
-        """Return the predicted wall time of everything, controls included."""
+        """Return the predicted wall time of everything, controls included, one rate beyond each grid among it."""
+        return self._total(arms, min(USUAL, self.further))
+
+    def most(self, arms: list[Arm]) -> float:
+        """Return the wall time where every search tries all the rates beyond its grid that it may."""
+        return self._total(arms, self.further)
+
+    def _total(self, arms: list[Arm], further: int) -> float:
         total = self.judge * (1 + 1.5 * self.controls)  # shots are read once, but attended to by every question
-        for arm in arms:
-            n, step = len(arm.rates), self.step[arm.label]
-            total += step * cost(n, self.first(arm), self.further) + self.look * (n if n > 1 else 0)
-            run = step * self.steps(arm) + self.judge + len(looks(self.steps(arm), "final")) * self.look
-            total += self.seeds * run
-        return 1.05 * total
+        begun = {arm.label: self._begin(arm) for arm in arms}
+        whole = {arm.label: self._search(arm, further) + self._final(arm) for arm in arms}
+        rivals = sorted(rivals_of(arms), key=lambda k: begun[k] - whole[k])  # who goes on is not known: the dearest
+        left = set() if self.arms is None else set(rivals[self.arms :])
+        return 1.05 * (total + sum(begun[k] if k in left else whole[k] for k in begun))
+
+    def _begin(self, arm: Arm) -> float:
+        """Return the seconds of an arm's first runs."""
+        ladder = rungs(len(arm.rates), self.first(arm), self.last(arm))
+        return self._seconds(arm, cost(*ladder[0], ladder[0][1], 0)) if ladder else 0.0
+
+    def _search(self, arm: Arm, further: int) -> float:
+        return self._seconds(arm, cost(len(arm.rates), self.first(arm), self.last(arm), further))
+
+    def _seconds(self, arm: Arm, runs: tuple[int, int]) -> float:
+        return runs[0] * self.look + runs[1] * self.step[arm.label]
+
+    def _final(self, arm: Arm) -> float:
+        run = self.step[arm.label] * self.steps(arm) + self.judge + len(looks(self.steps(arm), "final")) * self.look
+        return self.seeds * run
+
+
+def rivals_of(arms: Sequence[Arm]) -> list[str]:
+    """Return the arms of which some may leave after their first runs: methods whose rates are searched."""
+    return [a.label for a in arms if a.label not in (FULL, HEAD) and len(a.rates) > 1]
 
 
 def measure(
@@ -95,8 +129,10 @@ def by_the_clock(budget: Budget, within: float | None) -> list[str]:
 def fit_within(
     costs: Costs, arms: list[Arm], subject: Subject, within: float
 ) -> tuple[Costs, list[Arm], Subject, list[str]]:
-    """Drop test items, then rates, then the full control, then methods from the end, until the prediction fits.
+    """Drop test items, rates down to three, the full control, then methods, until the prediction fits.
 
+    Methods leave after their first runs, the worst on validation; how many is decided here. Where that is not enough,
+    or no rates are searched, so that nothing is known of them, those at the end of the list are not begun.
     Returns all of it as it is then, and one sentence about each thing that was dropped.
     """
     notes: list[str] = []
@@ -107,17 +143,29 @@ def fit_within(
         notes.append(f"Only the first {LEAST_ITEMS} of {items} test items are judged: {why}.")
         costs = replace(costs, judge=costs.judge * LEAST_ITEMS / items)
         subject = subject.limited(LEAST_ITEMS)
-    before = rates = len(arms[0].rates)
-    for n in (2, 1):
-        if rates > n and costs.total(arms) > within:
-            middle = [a.rates[rates // 2 - (n == 2) : rates // 2 + 1] for a in arms]
-            arms = [replace(a, rates=m) for a, m in zip(arms, middle, strict=True)]
-            rates = n
-    if rates < before:
-        notes.append(f"The search was cut to {rates} learning rate{'s' * (rates > 1)} per method: {why}.")
-    while costs.total(arms) > within and len(arms) > 1:
-        notes.append(f"{arms[-1].label} was left out: {why}.")
+    rates = len(arms[0].rates)
+    if rates > LEAST and costs.total(arms) > within:
+        first = (rates - LEAST) // 2
+        arms = [replace(a, rates=a.rates[first : first + LEAST]) for a in arms]
+        notes.append(f"The search was cut to {LEAST} learning rates per method: {why}.")
+    if costs.total(arms) > within and len(arms) > 1 and arms[-1].label == FULL:
+        notes.append(f"{FULL} was left out: {why}.")
         arms = arms[:-1]
+    for go_on in range(len(rivals_of(arms)) - 1, 0, -1):
+        if costs.total(arms) > within:
+            costs = replace(costs, arms=go_on)
+    methods = [a for a in arms if a.label != HEAD]
+    while costs.total(arms) > within and len(methods) > 1:
+        last = methods.pop()
+        notes.append(f"{last.label} was left out: {why}.")
+        arms = [a for a in arms if a is not last]
+    begun = len(rivals_of(arms))
+    if costs.arms is not None and costs.arms < begun:
+        notes.append(f"{costs.arms} of {begun} methods go on after their first runs, the best on validation: {why}.")
+    else:
+        costs = replace(costs, arms=None)
+    if costs.total(arms) > within:
+        notes.append(f"It will take about {minutes(costs.total(arms))} all the same: nothing more can be dropped.")
     return costs, arms, subject, notes
 
 

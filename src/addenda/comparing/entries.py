@@ -63,12 +63,13 @@ def _pairs(value: list) -> tuple:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation(Entry):
-    """One look at the validation split while a run trains."""
+    """One look at the validation split while a run trains. items: as of a `SplitResult`, in a search."""
 
     NULLS: ClassVar = ("accuracy",)
 
     loss: float | None = None
     accuracy: float | None = None
+    items: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +211,7 @@ class BudgetRecord(Entry):
 class MethodRecord(Entry):
     """One arm. options: of the method, its optimizer and its own training; rates: tried; steps: of a final run.
 
-    void: why it cannot be judged, as where every rate diverged.
+    void: why it has no final runs, where its search ended without a rate or it was left out for the time.
     """
 
     READ: ClassVar = {"rates": tuple}
@@ -232,9 +233,10 @@ def _grids(value: Mapping[str, list]) -> dict[str, tuple[float, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRecord(Entry):
-    """How learning rates are searched. rates: of the grid, by arm; further: rates tried beyond an edge of it.
+    """How learning rates are searched. rates: of the grid, by arm; further: rates tried beyond it at most.
 
-    steps: of a first run, by arm; one number for all in older records.
+    steps: of a first run, by arm; one number for all in older records. arms: how many go on after their first runs,
+    where time is short.
     """
 
     READ: ClassVar = {"rates": _grids}
@@ -243,6 +245,7 @@ class SearchRecord(Entry):
     rates: Mapping[str, tuple[float, ...]] | None = None
     steps: Mapping[str, int] | int | None = None
     further: int | None = None
+    arms: int | None = None
 
     def first_steps(self, label: str) -> int:
         """Return the steps of an arm's first runs."""

@@ -47,6 +47,11 @@ def percents(value: Any, where: str) -> list[str]:
     return positive(value, where) or ([] if value is None or value <= 100 else [_wrong(where, "at most 100", value)])
 
 
+def answers(value: Any, where: str) -> list[str]:
+    good = isinstance(value, str) and 0 < len(value) <= ITEMS and not set(value) - {"0", "1"}
+    return [] if good else [_wrong(where, f"a string of 0 and 1, at most {ITEMS:,}", value)]
+
+
 def each(check: Check, most: int = 1_000_000) -> Check:
     """Return a check for a list of such values."""
 
@@ -113,7 +118,7 @@ def bounded(value: Any) -> list[str]:
     return [f"it is nested more than {DEEP} deep"] if level else []
 
 
-_VALIDATION = fields({"loss": number, "accuracy": share})
+_VALIDATION = fields({"loss": number, "accuracy": share, "items": maybe(answers)})
 _LOOK = fields({"when": text(NAME), "seen": text(NAME), "changed": by_name(each(anything))})
 _JUDGED = fields({"loss": number, "losses": maybe(each(number, ITEMS))})
 TRIAL = fields({
@@ -137,7 +142,7 @@ CONFIG = fields({
     "budget": fields({"kind": text(NAME), "value": number, "steps": number, "batch": whole}),
     "methods": by_name(METHOD, ARMS), "versions": by_name(anything), "hardware": by_name(anything),
     "search": maybe(fields({
-        "kind": text(NAME), "rates": by_name(each(positive, 1000)), "further": whole,
+        "kind": text(NAME), "rates": by_name(each(positive, 1000)), "further": whole, "arms": whole,
         "steps": _either(whole, by_name(whole)),
     })),
     "margin": percents, "until": maybe(text(NAME)), "looks": each(_LOOK), "identity": by_name(anything),

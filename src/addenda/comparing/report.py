@@ -191,7 +191,7 @@ def budget(record: Record) -> str:
 
 @dataclass(frozen=True)
 class _Cell:
-    """The longest run of an arm at one rate. won: final runs have that rate."""
+    """The longest runs of an arm at one rate, their mean. won: final runs have that rate."""
 
     rate: str
     won: bool
@@ -203,11 +203,12 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Searched:
-    """The search of one method. edge: the rate that won lies at an edge of those tried."""
+    """The search of one method. edge: the rate that won lies at an edge of those tried; void: why none has won."""
 
     title: str
     cells: list[_Cell]
     edge: bool
+    void: str | None
 
 
 @dataclass(frozen=True)
@@ -223,17 +224,18 @@ class _Search:
 def _search(record: Record) -> _Search:
     """Return what was tried per method: the longest run at each rate, which won, whether it lies at an edge."""
     methods, titles = [], titles_of(record)
-    for arm in record.config.methods:
-        tried = {t.rate: t for t in record.trials_of(arm, "search") if t.rate is not None}  # the longest comes last
+    for arm, method in record.config.methods.items():
+        tried = _tried(record.trials_of(arm, "search"))
         won = {t.rate for t in record.trials_of(arm, "final") if t.rate is not None}
         if not tried:
             continue
         cells = []
-        for tried_rate, t in tried.items():
-            look, failed = t.last_look or Validation(), t.status != "ok"
-            cells.append(_Cell(rate(tried_rate), tried_rate in won, failed, t.steps, look.loss, look.accuracy))
+        for tried_rate, runs in sorted(tried.items()):
+            looks, failed = [t.last_look or Validation() for t in runs], any(t.status != "ok" for t in runs)
+            loss, accuracy = _mean([look.loss for look in looks]), _mean([look.accuracy for look in looks])
+            cells.append(_Cell(rate(tried_rate), tried_rate in won, failed, runs[0].steps, loss, accuracy))
         edge = len(tried) == 1 or bool(won & {min(tried), max(tried)})
-        methods.append(_Searched(titles[arm], cells, edge))
+        methods.append(_Searched(titles[arm], cells, edge, method.void))
     search = record.config.search or SearchRecord()
     steps = {cell.steps for method in methods for cell in method.cells}
     return _Search(
@@ -242,6 +244,20 @@ def _search(record: Record) -> _Search:
         steps=steps.pop() if len(steps) == 1 else None,
         most=max((len(method.cells) for method in methods), default=0),
     )
+
+
+def _tried(runs: list[TrialRecord]) -> dict[float, list[TrialRecord]]:
+    """Return the longest runs of a search at each rate, one a seed."""
+    tried: dict[float, list[TrialRecord]] = {}
+    for t in sorted(runs, key=lambda t: -(t.steps or 0)):
+        if t.rate is not None and (t.rate not in tried or tried[t.rate][0].steps == t.steps):
+            tried.setdefault(t.rate, []).append(t)
+    return tried
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _warnings(record: Record, comparison: Comparison) -> list[str]:
@@ -257,6 +273,9 @@ def _warnings(record: Record, comparison: Comparison) -> list[str]:
         warnings.append(
             f"The best rate found lies at the edge of what was tried for {listed(edge)}: one beyond it may be better."
         )
+    for arm, method in record.config.methods.items():
+        if method.void is not None:
+            warnings.append(f"{titles[arm]} has no final runs: {method.void}.")
     for row in rows_of(record, comparison):
         if row.finished < row.wanted:
             warnings.append(f"{row.title}: {row.finished} of {row.wanted} runs have finished.")

@@ -71,7 +71,7 @@ def rows_of(record: Record, comparison: Comparison) -> list[Row]:
                 leads=arm in comparison.leaders,
                 diverged=comparison.diverged.get(arm, ()),
                 finished=len(runs),
-                wanted=len(record.config.seeds) if arm in methods else 1,
+                wanted=0 if method.void is not None else len(record.config.seeds) if arm in methods else 1,
                 notes=[t.note for t in runs if t.note],
                 trainable=next(iter(trainable), None) if method.trainable is None else method.trainable,
                 adapter_bytes=max(_known(runs, lambda t: t.adapter_bytes), default=None),

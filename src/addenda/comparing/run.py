@@ -1,8 +1,8 @@
 """`compare`: which method is worth it here? Same model, data and budget for every arm, seeds, intervals, a record.
 
 The step time of every arm is measured first and the wall time predicted; where it would exceed `within`, test items go
-first (down to 200), then rates of the search, then full fine-tuning, then methods from the end of the list,
-and the record says so.
+first (down to 200), then rates of the search (down to three), then full fine-tuning, then the methods that do worst in
+their first runs, and the record says so. An arm whose search ends without a rate is void: it has no final runs.
 A run that is in the record is never repeated, so an interrupted comparison goes on with the same command.
 """
 
@@ -15,14 +15,14 @@ from pathlib import Path
 
 from addenda.comparing.arm import Arm, center, parse_arm
 from addenda.comparing.budget import Budget, fitted
-from addenda.comparing.costs import Costs, by_the_clock, fit_within, measure, minutes, step_seconds
+from addenda.comparing.costs import Costs, by_the_clock, fit_within, measure, minutes, rivals_of, step_seconds
 from addenda.comparing.entries import MARGIN, BudgetRecord, Config, MethodRecord, SearchRecord, TrialRecord, TrialSpec
 from addenda.comparing.grow import costs_of, cut_like, grown, identity_of, open_record, told
 from addenda.comparing.record import FULL, HEAD, Record, other_hardware
 from addenda.comparing.report import is_report, write_report
 from addenda.comparing.result import Result
 from addenda.comparing.runner import OneByOne
-from addenda.comparing.search import Chosen, Search, grid, search
+from addenda.comparing.search import FURTHER, LEAST, Chosen, Look, cost, grid, last_steps, search, side_by_side
 from addenda.comparing.subject import Subject, embedded, from_files
 from addenda.comparing.trial import TrialSettings, control
 from addenda.core.ask.plan import plan
@@ -40,6 +40,7 @@ from addenda.train import attention
 from addenda.train.fit import Event
 
 HEAD_RATE = 3.2e-3  # where its search starts
+KIND = "successive halving, by accuracy within one standard error"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def compare(
     budget: str | Budget = "steps=40",
     seeds: int = 2,
     margin: float = MARGIN,
-    rates: int = 3,
+    rates: int = 5,
     search_steps: int | None = None,
     full: bool = False,
     batch: int = 8,
@@ -92,9 +93,9 @@ def compare(
     what trains it (see `arm`).
     budget: "steps=40", "seconds=120" (turned into steps once, per arm) or "parameters=500000" (each method's size
     option is set to reach it). margin: the difference in percentage points that matters: arms that differ by less count
-    as equal; it is fixed before the first run. rates: how many learning rates are tried per arm, around the catalogue's
-    (1: no search) or that of `around` for its text form; search_steps: for how long at first (a quarter of the steps,
-    at least 10).
+    as equal; it is fixed before the first run. rates: how many learning rates are tried per arm, at least three, around
+    the catalogue's or that of `around` for its text form, and up to four beyond them (1: no search; see `search`);
+    search_steps: for how long at first (a quarter of the steps, at least 10).
     full: full fine-tuning of every parameter as a control. A model that got a new head has another control in place of
     the bare base, which cannot answer: the head alone, on frozen features. within: seconds it may take. subset: learn
     from a small part of the training data, see `data.subsets`. image_size: the side of images in pixels; skip_corrupt:
@@ -115,6 +116,7 @@ def compare(
     targets = targets if targets is None or isinstance(targets, str) else tuple(targets)
     named = [*_labels([methods] if isinstance(methods, str) else methods), *([FULL] if full else [])]
     read_here = {"columns": columns, "max_length": max_length, "subset": subset, "image_size": image_size}
+    check_rates(rates)
     _check(named, around or {}, columns or {}, read_here | {"skip_corrupt": skip_corrupt},
            named_here=model is not None and subject is None)  # fmt: skip
     middle = {label: (around or {}).get(label) or center(label) for label in named}
@@ -169,6 +171,15 @@ def compare(
     return record
 
 
+def check_rates(rates: int) -> None:
+    """Raise AddendaError for a number of rates that no search can be of."""
+    if 1 < rates < LEAST:
+        raise AddendaError(
+            f"rates is {rates}; at least {LEAST} are searched, so that the best can lie between two others (or 1, for "
+            "no search)."
+        )
+
+
 def _check(named: list[str], around: Mapping, columns: dict, read_here: dict, named_here: bool) -> None:
     """Raise AddendaError for options that nothing would read, before anything is loaded."""
     if unknown := [k for k in around if k not in named]:
@@ -213,8 +224,7 @@ def _fresh(
         watch.say(note)
     chosen = attention.settled(subject.model, subject.splits["train"], settings.batch)
     attention.put(subject.model, chosen.name)
-    further = 0 if within is not None else 1  # rates beyond an edge of the grid: not where time is short
-    costs = measure(subject, arms, settings, budget, len(seeds), search_steps, further, watch.say)
+    costs = measure(subject, arms, settings, budget, len(seeds), search_steps, FURTHER, watch.say)
     measured, notes = costs.step, [*clocked, *_left_out(subject)]
     if within is not None:
         costs, arms, subject, dropped = fit_within(costs, arms, subject, within)
@@ -242,6 +252,7 @@ def _fresh(
     )
     watch.say(
         f"{len(arms)} arms, {len(seeds)} seeds, {max(steps.values())} steps: about {minutes(total)}"
+        + (f" ({minutes(costs.most(arms))} where the best rates lie far from the first)" if config.search else "")
         + "".join(f"; {label} {s:.2f} s a step" for label, s in measured.items())
         + "".join(f"\n{note}" for note in notes)
     )
@@ -262,7 +273,7 @@ def _search_of(arms: list[Arm], costs: Costs) -> SearchRecord | None:
     if not searched:
         return None
     steps = {arm.label: costs.first(arm) for arm in arms}
-    return SearchRecord(kind="successive halving", rates=searched, steps=steps, further=costs.further)
+    return SearchRecord(kind=KIND, rates=searched, steps=steps, further=costs.further, arms=costs.arms)
 
 
 def _about(arm: Arm, subject: Subject, steps: int) -> MethodRecord:
@@ -325,7 +336,9 @@ def _grown(
     costs = costs_of(record, budget, search_steps, step, seeds)
     count = {a.label: costs.steps(a) for a in wanted}
     methods = {a.label: _about(a, subject, count[a.label]) for a in wanted}
-    methods |= {k: replace(methods[k], rates=m.rates) for k, m in known.methods.items() if k in methods}
+    again = {k for k, m in known.methods.items() if m.steps != count.get(k)}  # a longer budget: searched anew
+    methods |= {k: replace(methods[k], rates=m.rates, void=None if k in again else m.void)
+                for k, m in known.methods.items() if k in methods}  # fmt: skip
     search = known.search and replace(
         known.search,
         rates={**(known.search.rates or {}), **{a.label: a.rates for a in new if len(a.rates) > 1}},
@@ -338,7 +351,10 @@ def _grown(
     )  # fmt: skip
     watch.say(told(growth))
     done = {(t.method, t.seed) for t in record.trials_of(stage="final") if t.steps == count[t.method]}
-    left = sum(step[a] * n * (seeds - sum(k == a for k, _ in done)) for a, n in count.items() if a in step)
+    left = sum(step[a] * n * (seeds - sum(k == a for k, _ in done)) for a, n in count.items()
+               if a in step and methods[a].void is None)  # fmt: skip
+    searched = [a for a in wanted if a.label in again or a in new]
+    left += sum(step[a.label] * cost(len(a.rates), costs.first(a), costs.last(a), 1)[1] for a in searched)
     if not watch.ask(f"Run what is new for about {minutes(left)}?"):
         raise AddendaError(f"Nothing was run. {record.path} is as it was.")
     return record.changed(config)
@@ -395,34 +411,46 @@ def _run(
             watch.done(record)
         return [made for s in specs if (made := found[s]) is not None]
 
-    best = _searched(arms, known.search or SearchRecord(), run)
+    best = _searched(arms, record, run)
+    record = _voided(record, {label: found.why for label, found in best.items() if found.rate is None})
+    for label, method in record.config.methods.items():
+        if method.void is not None:
+            watch.say(f"{label} has no final runs: {method.void}.")
     final = {label: method.steps for label, method in known.methods.items() if method.steps is not None}
+    rates = {label: found.rate for label, found in best.items() if found.rate is not None}
+    if not rates:
+        void = "; ".join(f"{label}: {found.why}" for label, found in best.items())
+        raise AddendaError(f"No arm has a rate to run at, so there is nothing to compare. {void}. Kept: {record.path}.")
     for seed in seeds:
-        run([TrialSpec(a.label, "final", seed, best[a.label].rate, final[a.label]) for a in arms])
+        run([TrialSpec(label, "final", seed, rate, final[label]) for label, rate in rates.items()])
     with suppress(OSError):  # another's file in it keeps it
         runner.folder.rmdir()
 
 
 def _searched(
-    arms: list[Arm], how: SearchRecord, run: Callable[[Sequence[TrialSpec]], list[TrialRecord]]
+    arms: list[Arm], record: Record, run: Callable[[Sequence[TrialSpec]], list[TrialRecord]]
 ) -> dict[str, Chosen]:
-    """Search for the rate of every arm, all of them side by side: their runs are asked for together."""
-    found: dict[str, Chosen] = {}
-    going: dict[str, Search] = {}
-    sent: dict[str, list[TrialRecord] | None] = {}
+    """Return the rate of every arm. One that has final runs keeps theirs, one that is void stays so."""
+    how, found, going = record.config.search or SearchRecord(), {}, {}
     for arm in arms:
-        going[arm.label] = search(arm.rates, how.first_steps(arm.label), how.further or 0)
-        sent[arm.label] = None
-    while going:
-        asked: dict[str, list[TrialSpec]] = {}
-        for label, one in list(going.items()):
-            try:
-                looks = one.send(sent[label])  # type: ignore[arg-type]
-            except StopIteration as end:
-                found[label] = end.value
-                del going[label]
-            else:
-                asked[label] = [TrialSpec(label, "search", look.seed, look.rate, look.steps) for look in looks]
-        made = iter(run([spec for specs in asked.values() for spec in specs]))
-        sent = {label: [next(made) for _ in specs] for label, specs in asked.items()}
-    return found
+        method, final = record.config.methods[arm.label], record.trials_of(arm.label, "final")
+        if final:
+            found[arm.label] = Chosen(final[0].rate)
+        elif method.void is not None:
+            found[arm.label] = Chosen(None, method.void)
+        else:
+            first = how.first_steps(arm.label)
+            going[arm.label] = search(arm.rates, first, last_steps(first, method.steps or first), how.further or 0)
+
+    def runs(asked: list[tuple[str, Look]]) -> list[TrialRecord]:
+        return run([TrialSpec(label, "search", look.seed, look.rate, look.steps) for label, look in asked])
+
+    found |= side_by_side(going, runs, how.arms, [k for k in rivals_of(arms) if k in going])
+    return {arm.label: found[arm.label] for arm in arms}
+
+
+def _voided(record: Record, void: Mapping[str, str | None]) -> Record:
+    """Return the record with what its searches ended without, written down before any final run."""
+    there = record.config.methods
+    methods = {label: replace(m, void=void.get(label)) for label, m in there.items()}
+    return record if methods == there else record.changed(replace(record.config, methods=methods))

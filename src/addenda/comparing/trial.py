@@ -79,9 +79,7 @@ def trial(
         run = replace(
             run,
             losses=tuple((step, float(f"{loss:.6g}")) for step, loss in result.losses),
-            validation=tuple(
-                (look["step"], Validation(loss=look["loss"], accuracy=look["accuracy"])) for look in result.evaluations
-            ),
+            validation=tuple((look["step"], _look(look, stage)) for look in result.evaluations),
             step_seconds=result.step_seconds,
             tokens_per_second=pace if result.unit == "tokens" else None,
             images_per_second=pace if result.unit == "images" else None,
@@ -140,6 +138,12 @@ def judged(evaluation: Evaluation) -> SplitResult:
     losses = tuple(float(f"{loss:.4g}") for loss in evaluation.losses)
     items = "".join(map(str, evaluation.items))
     return SplitResult(accuracy=accuracy, loss=evaluation.loss, items=items, losses=losses)
+
+
+def _look(look: dict, stage: str) -> Validation:
+    """Return what the record keeps of a look at validation: the answers too, where rates are chosen by them."""
+    items = look["items"] or None if stage == "search" else None
+    return Validation(loss=look["loss"], accuracy=look["accuracy"], items=items)
 
 
 def looks(steps: int, stage: str) -> list[int]:
