@@ -34,8 +34,7 @@ def choose(
     if as_json:
         tell(json.dumps(choice.as_json(), indent=1))
         return
-    if choice.title is not None:
-        tell(f"{choice.title}: {choice.cost} {choice.price}")
+    tell("Nothing is recommended." if choice.title is None else f"{choice.title}: {choice.cost} {choice.price}")
     tell(choice.why)
     if choice.command is not None:
         tell(choice.command)

@@ -159,4 +159,6 @@ def report(
 def _print(table) -> None:
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(
+        table, crop=False
+    )  # a command may be longer than the terminal is wide

@@ -9,13 +9,13 @@ fine-tuning and a new head alone are controls, and are no answer to the question
 not worse by the margin has to be shown; where nothing is shown of the cheaper arms, the best one is taken.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from addenda.comparing.commands import tune_command
 from addenda.comparing.entries import MARGIN
-from addenda.comparing.record import FULL, Record
+from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.rows import Row, rows_of, titles_of
 from addenda.comparing.stats import Comparison, analyse
 from addenda.comparing.words import duration, listed, points, size, whole
@@ -34,7 +34,8 @@ class Choice:
 
     arm, title, value, command: None where nothing is recommended; `why` says why. value: bytes, or seconds for time.
     best: the arm that the others are held against; not_worse: those that come into question, the cheapest first;
-    left_out: the others, each with its reason. command: an `addenda tune` line, None where tune cannot train the arm.
+    cheaper: those that cost less than `arm`, and are not shown to be near enough to the best; left_out: all others than
+    `not_worse`, each with its reason. command: an `addenda tune` line, None where tune cannot train the arm.
     margin: in percentage points.
     """
 
@@ -45,6 +46,7 @@ class Choice:
     why: str
     best: str | None
     not_worse: tuple[str, ...]
+    cheaper: tuple[str, ...]
     left_out: dict[str, str]
     command: str | None
     margin: float
@@ -56,7 +58,7 @@ class Choice:
 
     def as_json(self) -> dict[str, Any]:
         """Return the choice as JSON gives it back."""
-        return asdict(self) | {"not_worse": list(self.not_worse)}
+        return asdict(self) | {"not_worse": list(self.not_worse), "cheaper": list(self.cheaper)}
 
 
 def choose(record: Record, cost: Cost = "memory", comparison: Comparison | None = None) -> Choice:
@@ -71,16 +73,16 @@ def choose(record: Record, cost: Cost = "memory", comparison: Comparison | None 
     comparison = comparison or analyse(record)
     margin = MARGIN if record.config.margin is None else record.config.margin
     rows = {r.arm: r for r in rows_of(record, comparison) if not r.control and r.test}
-    titles, left_out = titles_of(record), _unsound(rows, comparison)
+    titles, left_out = titles_of(record), unsound(record, comparison)
     sound = [arm for arm in rows if arm not in left_out]  # the best first
     control = comparison.control
     beating = [a for a in sound if control is None or comparison.beats(a, control)]
     left_out |= {a: f"it is not shown to beat {titles[str(control)]}" for a in sound if a not in beating}
     if not beating:
         why = _nothing(rows, sound, comparison, titles)
-        return Choice(cost, None, None, None, why, None, (), left_out, None, margin)
+        return Choice(cost, None, None, None, why, None, (), (), left_out, None, margin)
     best, of = beating[0], OF[cost]
-    near = [a for a in beating if a == best or _not_worse(comparison, a, best, margin / 100)]
+    near = [a for a in beating if comparison.not_worse(a, best)]
     left_out |= {
         a: f"it is not shown to be within {margin:g} points of {titles[best]}" for a in beating if a not in near
     }
@@ -88,12 +90,13 @@ def choose(record: Record, cost: Cost = "memory", comparison: Comparison | None 
     left_out |= {a: f"its {cost} is not in the record" for a in near if a not in price}
     if not price:
         why = f"The record does not hold the {cost} of any method that is not worse than the best, {titles[best]}."
-        return Choice(cost, None, None, None, why, best, (), left_out, None, margin)
+        return Choice(cost, None, None, None, why, best, (), (), left_out, None, margin)
     order = tuple(sorted(price, key=lambda a: price[a]))
     arm = order[0]
-    dearer = {a: v for a in beating if a not in near and (v := of(rows[a])) is not None and v < price[arm]}
-    why = _why(comparison, arm, best, cost, price, list(dearer), titles, margin)
-    return Choice(cost, arm, titles[arm], price[arm], why, best, order, left_out, tune_command(record, arm), margin)
+    far = (a for a in beating if a not in near and (v := of(rows[a])) is not None and v < price[arm])
+    cheaper = tuple(sorted(far, key=lambda a: of(rows[a]) or 0.0))
+    why, command = _why(comparison, arm, best, cost, price, cheaper, titles, margin), tune_command(record, arm)
+    return Choice(cost, arm, titles[arm], price[arm], why, best, order, cheaper, left_out, command, margin)
 
 
 def choices(record: Record, comparison: Comparison | None = None) -> dict[Cost, Choice]:
@@ -107,50 +110,55 @@ def in_words(cost: str, value: float | None) -> str:
     return duration(value) if cost == "time" else size(value)
 
 
-def _unsound(rows: dict[str, Row], comparison: Comparison) -> dict[str, str]:
-    return {a: "it diverged in some run" for a in rows if a in comparison.diverged}
-
-
-def _not_worse(comparison: Comparison, a: str, b: str, margin: float) -> bool:
-    pair = comparison.pair(a, b)
-    return pair is not None and (pair.low if pair.a == a else -pair.high) > -margin
+def unsound(record: Record, comparison: Comparison) -> dict[str, str]:
+    """Return the methods that are void or diverged in some run, each with the reason."""
+    void = {a: f"it is void, {why}" for a, why in comparison.void.items()}
+    diverged = {a: "it diverged in some run" for a in comparison.diverged}
+    return {a: why for a, why in (diverged | void).items() if a in record.config.methods and a not in (FULL, HEAD)}
 
 
 def _nothing(rows: dict[str, Row], sound: list[str], comparison: Comparison, titles: dict[str, str]) -> str:
     """Return why nothing is recommended."""
     if not rows:
-        return "Nothing is recommended: no method has finished yet."
+        return "No method has finished yet."
     if not sound:
-        return "Nothing is recommended: every method diverged in some run."
+        return "Every method is void or diverged in some run."
     control = str(comparison.control)
     rival = f"{titles[control]} ({whole(comparison.test[control].mean)})"
-    what = f"{titles[sound[0]]} is not" if len(sound) == 1 else f"none of the {len(sound)} methods is"
-    return f"Nothing is recommended: {what} shown to beat {rival}, which needs no training of an adapter."
+    what = f"{titles[sound[0]]} is not" if len(sound) == 1 else f"None of the {len(sound)} methods is"
+    return f"{what} shown to beat {rival}, which needs no adapter."
 
 
 def _why(
-    comparison: Comparison, arm: str, best: str, cost: str, price: dict[str, float], cheaper: list[str],
+    comparison: Comparison, arm: str, best: str, cost: str, price: dict[str, float], cheaper: Sequence[str],
     titles: dict[str, str], margin: float,
 ) -> str:  # fmt: skip
     """Return why an arm is taken, in one sentence or two."""
-    score, pair = whole(comparison.test[best].mean), comparison.pair(arm, best)
+    score, pair = whole(comparison.test[best].mean), comparison.between(arm, best)
     what = {"memory": "memory", "size": "space", "time": "time"}[cost]
     if arm != best and pair is not None:
-        gap = pair.difference if pair.a == arm else -pair.difference
         than = f" than {titles[best]} ({in_words(cost, price[best])})" if best in price else ""
         why = (
             f"{titles[arm]} takes less {what}{than} and is shown not to be worse than it by {margin:g} points "
-            f"(difference {points(gap)})."
+            f"(difference {points(pair.difference)})."
         )
     elif cheaper:
-        names = [titles[a] for a in cheaper]
-        names = listed(names if len(names) < 4 else [*names[:2], f"{len(names) - 2} others"])
+        names = short([titles[a] for a in cheaper])
         why = f"{titles[arm]} is the best ({score}); {names}, with less {what}, {'is' if len(cheaper) == 1 else 'are'} "
         why += f"not shown to be within {margin:g} points of it."
     else:
         rival = f" that beats {titles[comparison.control]}" if comparison.control else ""
         why = f"{titles[arm]} is the best ({score}), and no other{rival} takes less {what}."
-    if FULL in comparison.test and comparison.beats(FULL, arm):
-        full = comparison.pair(FULL, arm)
-        why += f" Full fine-tuning is better by {abs(full.difference) * 100:.1f} points." if full else ""
-    return why
+    return " ".join([why, *full_is_better(comparison, arm)])
+
+
+def full_is_better(comparison: Comparison, arm: str) -> list[str]:
+    """Return a sentence about full fine-tuning where it is better than an arm."""
+    full = comparison.between(FULL, arm)
+    better = full is not None and full.better == FULL
+    return [f"Full fine-tuning is better by {full.difference * 100:.1f} points."] if better else []
+
+
+def short(names: Sequence[str]) -> str:
+    """Return names in a sentence, of many the first two."""
+    return listed(names if len(names) < 4 else [*names[:2], f"{len(names) - 2} others"])

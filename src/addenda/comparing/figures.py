@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from markupsafe import Markup
@@ -29,6 +30,7 @@ AXES: dict[Cost, str] = {
     "memory": "Peak memory above the loaded model", "size": "File of the adapter", "time": "Training time of one run",
 }  # fmt: skip
 PIXEL = 1 / 96  # inches: a figure of w × h pixels shows its text at the size it was set in
+Box = tuple[float, float, float, float]  # left, bottom, right, top, in points
 
 
 @dataclass(frozen=True)
@@ -81,35 +83,46 @@ def frontiers(rows: list[Row], comparison: Comparison, choices: Mapping[Cost, Ch
         if chosen.best is not None:
             top = comparison.test[chosen.best].mean
             ax.axhspan(top - chosen.margin / 100, top, color=BLUE, alpha=0.1, lw=0, zorder=0)
-        lines = _base_lines(ax, base)
-        _frontier(ax, [(value, test.mean) for r, test, value in shown if not r.diverged])
+        taken = _base_lines(ax, base)
+        taken += _frontier(ax, [(value, test.mean) for r, test, value in shown if not r.diverged])
         for r, test, value in shown:
             color = WARM if r.diverged else BLUE if r.leads else INK
             ax.vlines(value, test.low, test.high, color=color, lw=1, alpha=0.3 if r.diverged else 0.6)
             face = "white" if r.control or r.diverged else color
             ax.plot(value, test.mean, marker="X" if r.diverged else "o", ms=6, mfc=face, mec=color)
             if r.arm == chosen.arm:
-                ax.plot(value, test.mean, marker="o", ms=13, mfc="none", mec=BLUE, mew=1.4)
+                ax.plot(value, test.mean, marker="o", ms=12, mfc="none", mec=BLUE, mew=1.3)
+                taken.append(_around(ax, value, test.mean, 8))
         names = [(r.title + " ✓" * (r.arm == chosen.arm), v, e, BLUE if r.leads else INK) for r, e, v in shown]
-        _labels(ax, names, lines)
+        _labels(ax, names, taken)
         alt = f"Accuracy against {label[:1].lower()}{label[1:]}" + (f"; chosen: {chosen.title}" if chosen.arm else "")
         plots.append(Plot(label + " (log)" * log, _svg(figure, cost, alt)))
     return plots
 
 
-def _frontier(ax: Axes, points_: Sequence[tuple[float, float]]) -> None:
-    """Draw the highest accuracy that is reached at a cost or less, as steps to the right end of the plot."""
+def _frontier(ax: Axes, points_: Sequence[tuple[float, float]]) -> list[Box]:
+    """Draw the highest accuracy that is reached at a cost or less, as steps to the right end; return where they are."""
     best, line = -math.inf, []
     for value, mean in sorted(points_, key=lambda p: (p[0], -p[1])):
         if mean > best:
             best = mean
             line.append((value, mean))
-    if line:
-        line.append((ax.get_xlim()[1], best))
-        ax.plot(*zip(*line, strict=True), drawstyle="steps-post", color=GREY, lw=0.9, zorder=1)
+    if not line:
+        return []
+    line.append((ax.get_xlim()[1], best))
+    ax.plot(*zip(*line, strict=True), drawstyle="steps-post", color="#9aa1ab", lw=0.9, zorder=1)
+    flat, steep = [], []
+    for (x, y), (following, up) in pairwise(line):
+        (left, low), (right, high) = _around(ax, x, y, 1)[:2], _around(ax, following, up, 1)[2:]
+        flat.append((left, low, right, low + 2))
+        steep.append((right - 2, low, right, high))
+    return [*flat, *steep]
 
 
-Box = tuple[float, float, float, float]  # left, bottom, right, top, in points
+def _around(ax: Axes, x: float, y: float, radius: float) -> Box:
+    """Return the box around a place in the plot, in points."""
+    left, bottom = ax.transData.transform((x, y)) * 72 / ax.figure.dpi
+    return left - radius, bottom - radius, left + radius, bottom + radius
 
 
 def _base_lines(ax: Axes, base: list[tuple[str, float]]) -> list[Box]:

@@ -3,16 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from addenda.comparing.choose import COSTS, Choice, Cost, choices
+from addenda.comparing.choose import COSTS, Choice, Cost, choices, full_is_better, short, unsound
+from addenda.comparing.power import Power, powers
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.rows import titles_of
-from addenda.comparing.stats import Comparison
-from addenda.comparing.words import listed
+from addenda.comparing.stats import Comparison, PairedDifference
+from addenda.comparing.words import listed, whole
 
 
 @dataclass(frozen=True)
 class Advice:
-    """One arm to take and for which costs. what: in words; why: a sentence for each cost, equal ones once."""
+    """One arm to take and for which costs. what: in words; why: sentences; command: an `addenda tune` line."""
 
     what: str
     why: tuple[str, ...]
@@ -23,7 +24,7 @@ class Advice:
 class Head:
     """The head of a report. advice: one where all costs agree; verdicts: of the arm taken, or the best, and the others.
 
-    margin: what it means, in a sentence; left_out: arms that cannot be taken, and why.
+    margin: what it means, in a sentence; left_out: arms that cannot be taken, and why; power: what would decide more.
     """
 
     choices: Mapping[Cost, Choice]
@@ -31,6 +32,7 @@ class Head:
     margin: str
     verdicts: tuple[str, ...]
     left_out: tuple[str, ...]
+    power: tuple[Power, ...]
 
 
 def head_of(record: Record, comparison: Comparison) -> Head:
@@ -39,32 +41,49 @@ def head_of(record: Record, comparison: Comparison) -> Head:
     by_arm: dict[str | None, list[Choice]] = {}
     for cost in COSTS:
         by_arm.setdefault(found[cost].arm, []).append(found[cost])
-    margin = f"{found['memory'].margin:g} point" + "s" * (found["memory"].margin != 1)
-    gone = {a: why for a, why in found["memory"].left_out.items() if a in comparison.diverged}
+    points = f"{found['memory'].margin:g} point" + "s" * (found["memory"].margin != 1)
+    pairs = [p for p in _pairs(found["memory"], comparison) if p.verdict != "void"]
     return Head(
         choices=found,
-        advice=tuple(_advice(of_arm) for of_arm in by_arm.values()),
-        margin=f"A difference of less than {margin} of accuracy counts as none.",
-        verdicts=_verdicts(found["memory"], comparison, titles),
-        left_out=tuple(f"{titles[a]} is left out: {why}." for a, why in gone.items()),
+        advice=tuple(_advice(of_arm, comparison, titles) for of_arm in by_arm.values()),
+        margin=f"A difference of less than {points} of accuracy counts as none.",
+        verdicts=tuple(f"{p.words(titles)}." for p in pairs if p.verdict != "undecided"),
+        left_out=tuple(f"{titles[a]} is left out: {why}." for a, why in unsound(record, comparison).items()),
+        power=tuple(powers(record, pairs, titles)),
     )
 
 
-def _advice(of_arm: Sequence[Choice]) -> Advice:
+def _advice(of_arm: Sequence[Choice], comparison: Comparison, titles: Mapping[str, str]) -> Advice:
     """Return the advice of choices of one arm."""
-    why = tuple(dict.fromkeys(c.why for c in of_arm))
-    first = of_arm[0]
-    if first.title is None:
-        costs = "" if len(of_arm) == len(COSTS) else f" for {listed(c.cost for c in of_arm)}"
-        return Advice(f"No recommendation{costs}", why, None)
+    first, costs = of_arm[0], "" if len(of_arm) == len(COSTS) else f" for {listed(c.cost for c in of_arm)}"
+    if first.arm is None or first.title is None:
+        return Advice(f"Nothing is recommended{costs}", tuple(dict.fromkeys(c.why for c in of_arm)), None)
     prices = listed(f"{c.cost} ({c.price})" for c in of_arm)
-    return Advice(f"{first.title} for {prices}", why, first.command)
+    why = [c.why for c in of_arm] if first.arm != first.best else _best(of_arm, comparison, titles)
+    return Advice(f"{first.title} for {prices}", tuple(dict.fromkeys(why)), first.command)
 
 
-def _verdicts(choice: Choice, comparison: Comparison, titles: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the verdicts of the arm taken, or the best, against each other arm, or all where there is none."""
-    pairs, arm = comparison.pairs, choice.arm or choice.best
+def _best(of_arm: Sequence[Choice], comparison: Comparison, titles: Mapping[str, str]) -> list[str]:
+    """Return why the best arm is taken for several costs, all told together."""
+    first, costs = of_arm[0], " or ".join(c.cost for c in of_arm)
+    assert first.arm is not None
+    score = whole(comparison.test[first.arm].mean)
+    cheaper = list(dict.fromkeys(a for c in of_arm for a in c.cheaper))
+    near = f"is shown to be within {first.margin:g} points of it"
+    if cheaper:
+        told = f"of what costs less {costs} ({short([titles[a] for a in cheaper])}), none {near}"
+    else:
+        rival = f" and beats {titles[comparison.control]}" if comparison.control else ""
+        told = f"nothing that costs less {costs} {near}{rival}"
+    return [f"{first.title} is the best ({score}); {told}.", *full_is_better(comparison, first.arm)]
+
+
+def _pairs(choice: Choice, comparison: Comparison) -> list[PairedDifference]:
+    """Return the arm taken, or the best, against each other arm; the control where there is none."""
+    arm = choice.arm or choice.best or comparison.control
+    arms = list(comparison.letters)
     if arm is None:
-        methods = [a for a in comparison.letters if a not in (FULL, HEAD)]
-        arm = comparison.control or next(iter(methods), None)
-    return tuple(p.words(titles) for p in pairs if arm in (p.a, p.b))
+        arm = next((a for a in arms if a not in (FULL, HEAD)), None)
+    if arm == comparison.control:
+        return [p for a in arms if arm and (p := comparison.between(a, arm))]
+    return [p for a in arms if arm and (p := comparison.between(arm, a))]

@@ -5,8 +5,10 @@ Blue says "not beaten by any other method", vermilion says "diverged", everythin
 in words. Accuracies are shown in percent, differences in points. Plots are in `figures.py`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +115,9 @@ def answer(record: Record, comparison: Comparison | None = None) -> str:
         clauses = [f"{where} {names} leads with {scores}"]
     elif len(lead) == len(methods):
         both = "the two methods" if len(lead) == 2 else f"all {len(lead)} methods"
-        clauses = [f"{where} {both} cannot be told apart ({names}: {scores})"]
+        clauses = [f"{where} {both} {_alike(lead, comparison)} ({names}: {scores})"]
     else:
-        clauses = [f"{where} {names} lead and cannot be told apart ({scores})"]
+        clauses = [f"{where} {names} lead and {_alike(lead, comparison)} ({scores})"]
     if comparison.control and methods:
         beat = [m for m in methods if comparison.beats(m, comparison.control)]
         worse = [m for m in methods if comparison.beats(comparison.control, m)]
@@ -137,22 +139,45 @@ def answer(record: Record, comparison: Comparison | None = None) -> str:
     return "; ".join(clauses) + "."
 
 
+def _alike(arms: list[str], comparison: Comparison) -> str:
+    """Return what holds of arms none of which beats another."""
+    pairs = [comparison.pair(a, b) for a, b in combinations(arms, 2)]
+    same = all(pair is not None and pair.verdict == "equivalent" for pair in pairs)
+    return f"are equivalent within {comparison.margin * 100:g} points" if same else "cannot be told apart"
+
+
 def summary(record: Record) -> Group:
     """Return what the terminal shows of a record: the recommendation, what was found, and the main table."""
     record = _printable(record)
     comparison = analyse(record)
     head = head_of(record, comparison)
-    said = Text("\n".join(_told(head, answer(record, comparison))))
-    return Group(said, Text(), _table(record, comparison))
+    return Group(*_told(head, answer(record, comparison)), Text(), _table(record, comparison))
 
 
-def _told(head: Head, found: str) -> list[str]:
-    """Return the head of a report as lines of a terminal; commands stand alone, to be copied."""
-    lines = []
+def _told(head: Head, found: str) -> Iterator[Text]:
+    """Yield the head of a report in lines of a terminal; commands stand alone and are not broken, to be copied."""
+
+    def line(text: str, style: str = "") -> Text:
+        return Text(visible(text).replace("\N{NO-BREAK SPACE}", ""), style)
+
+    def command(text: str) -> Text:
+        return Text(visible(text), no_wrap=True, overflow="ignore")
+
     for advice in head.advice:
-        lines += [visible(advice.what), *(f"  {visible(why)}" for why in advice.why)]
-        lines += ["", advice.command, ""] if advice.command else [""]
-    return [*lines, *(f"- {visible(v)}" for v in (*head.verdicts, *head.left_out)), visible(head.margin), "", found]
+        yield line(advice.what, "bold")
+        yield from map(line, advice.why)
+        if advice.command:
+            yield command(advice.command)
+        yield Text()
+    for said in (*head.verdicts, *head.left_out):
+        yield line(f"- {said}")
+    for power in head.power:
+        yield line(f"- {power.sentence}")
+        if power.command:
+            yield command(f"  {power.command}")
+    yield line(head.margin)
+    yield Text()
+    yield line(found)
 
 
 def _table(record: Record, comparison: Comparison) -> Table:

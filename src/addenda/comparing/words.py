@@ -45,6 +45,13 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def about(seconds: float) -> str:
+    """Return how long something will take, roughly: "40 seconds", "14 minutes", "3.5 hours"."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
 def _scaled(n: float, base: int, units: Sequence[str]) -> str:
     power = 0
     while power < len(units) - 1 and n >= 999.5 * base**power:
