@@ -3,7 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,10 +49,12 @@ def trial(
     progress: Progress | None = None,
     checkpoints: Path | None = None,
     save_every: int | None = None,
+    after: Callable[[Adapter], None] | None = None,
 ) -> TrialRecord:
     """Train and judge once; return what the record keeps. spec: stage "search" judges on validation only.
 
     A loss that diverges is a result, not an error: status "diverged". checkpoints: a folder for going on after a kill.
+    after: is called with the trained adapter once it is judged, while it is still attached; it may change it.
     """
     model, train = subject.model, subject.splits["train"]
     stage, seed, rate, steps = spec.stage, spec.seed, spec.rate, spec.steps
@@ -88,6 +90,8 @@ def trial(
         if stage != "search":
             results = _results(model, subject.tested)
             run = replace(run, test=results.get("test"), ood=results.get("ood"), adapter_bytes=_file_size(adapter))
+        if after is not None:
+            after(adapter)
         if not result.losses or not math.isfinite(result.losses[-1][1]):
             run = _diverged(run, "the loss is not finite", 0.0)
         return replace(run, seconds=time.perf_counter() - started)

@@ -116,7 +116,10 @@ class Adapter:
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return trainable and frozen tensors by "path/tensor", those of pools last, matrices in full precision."""
+        """Return trainable and frozen tensors by "path/tensor", those of pools last, matrices in full precision.
+
+        They are the adapter's own, not copies: training and `load_state_dict` write into them.
+        """
         give_back(self.model)
         return {f"{path}/{key}": t for path, tensors in self._holders() for key, t in tensors.stored().items()}
 
