@@ -38,12 +38,13 @@ def run(given) -> tuple[dict, str]:
 def measured(name: str, folder: Path, seeds: int) -> dict:
     """The scores of each way on each task, of so many seeds."""
     import numpy as np
-    from recipes.common import subject
 
     import addenda as ad
     from addenda.combining.retention import kept
+    from addenda.comparing.encoder import on_docstrings
+    from addenda.models.encoders import encoder_named
 
-    subjects = {task: subject(name, task) for task in TASKS}
+    subjects = {task: on_docstrings(encoder_named(name).setup(), task) for task in TASKS}
     rates = {task: _rate(on) for task, on in subjects.items()}
     right: dict = {task: {way: [] for way in ("base", "alone", *WAYS)} for task in TASKS}
     errors: dict = {way: [] for way in WAYS}

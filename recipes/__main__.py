@@ -1,43 +1,67 @@
-"""python -m recipes [NAME …] [--seeds … --steps …]: run recipes one after the other, by default all of them.
+"""Do papers' claims show on a small model? Claims first (recipes/claims.toml), then runs, then verdicts.
 
-python -m recipes --page recipes/README.md: put the verdicts that are on record between the page's marks.
+python -m recipes --cost                 what every paper will take, the cheapest first; nothing is trained for long
+python -m recipes run [PAPER …]          run claims until they are decided, the small subjects' by default
+    --hours 2.5                          for so long; the same command goes on where it stopped, killed or not
+    --subject NAME …                     other subjects: the fairer ones are never run unasked
+    --root FOLDER                        where records are (records/recipes2)
+python -m recipes --page FILE            put the verdicts that are on record between a page's marks
+python -m recipes lord --latency         LoRD's own table, and times: on a quiet machine
+
+Started twice, two processes share the work, one thread each.
 """
 
-import json
+import argparse
 import sys
-from importlib import import_module
 from pathlib import Path
 
 from addenda import AddendaError
+from recipes import lord
+from recipes.claims import RECIPES, read_claims
+from recipes.costs import priced
 from recipes.kept import put_table
+from recipes.page import table
+from recipes.store import Clock
+from recipes.subjects import SETTINGS
+from recipes.work import order, run
 
-NAMES = ("svft", "loldu", "miss", "lora_pro", "dylora", "shira", "one_bit", "mosa", "lord", "trp")
+ROOT = Path("records/recipes2")
 
 
 def main() -> None:
-    named, rest = [a for a in sys.argv[1:] if a in NAMES], [a for a in sys.argv[1:] if a not in NAMES]
-    if "-h" in rest or "--help" in rest:
-        told = (f"  {name:9} {(import_module(f'recipes.{name}').__doc__ or '').splitlines()[0]}" for name in NAMES)
-        print(__doc__, *told, sep="\n")
-    elif rest[:1] == ["--page"]:
-        if len(rest) != 2:
-            raise AddendaError("--page is followed by one file: python -m recipes --page recipes/README.md")
-        _page(Path(rest[1]))
+    if sys.argv[1:2] == ["lord"]:
+        sys.argv = sys.argv[1:]
+        return lord.main()
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="*", help=f"run, and papers: {', '.join(RECIPES)}")
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--hours", type=float)
+    parser.add_argument("--subject", nargs="+", default=[], choices=[*SETTINGS, "two-tasks", "trp", "lord"])
+    parser.add_argument("--root", type=Path, default=ROOT)
+    given = parser.parse_args()
+    claims = read_claims()
+    if given.hours is not None and not given.hours > 0:
+        raise AddendaError(f"--hours is {given.hours:g}, and a number above 0 is wanted.")
+    if given.cost:
+        for price in priced(claims, given.root):
+            print(price.words())
+    elif given.page:
+        put_table(given.page, table(claims, given.root))
+    elif given.what[:1] == ["run"]:
+        if unknown := [name for name in given.what[1:] if name not in RECIPES]:
+            raise AddendaError(f"There is no recipe {unknown[0]!r}. There are {', '.join(RECIPES)}.")
+        papers = [p for p in order(claims, given.subject) if not given.what[1:] or _recipe(claims, p) in given.what[1:]]
+        if not run(claims, papers, given.root, Clock(given.hours)):
+            print("The time is up. The same command goes on.", file=sys.stderr)
     else:
-        for name in named or NAMES:
-            sys.argv = [f"recipes.{name}", *rest]
-            import_module(f"recipes.{name}").main()
+        parser.print_help()
 
 
-def _page(page: Path) -> None:
-    lines = ["| paper | claim | measured | verdict |", "| --- | --- | --- | --- |"]
-    files = [Path(f"records/recipes/{name}/verdict.json") for name in NAMES]
-    for file in (f for f in files if f.exists()):
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        for finding in kept["findings"]:
-            cells = [kept["paper"], finding["claim"], finding["measured"], f"**{finding['verdict']}**"]
-            lines.append(f"| {' | '.join(cells)} |")
-    put_table(page, lines)
+def _recipe(claims, paper: str) -> str:
+    return claims.of(paper)[0].recipe
 
 
 if __name__ == "__main__":

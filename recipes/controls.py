@@ -1,4 +1,4 @@
-"""An arm that papers leave out, and the table that recipes print."""
+"""Arms that papers leave out: directions and bases that do not come from W."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -6,12 +6,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from addenda.comparing.record import Record
-from addenda.comparing.stats import Comparison
 from addenda.core.base.linalg import singular_triplets
 from addenda.core.base.random import Stream
 from addenda.core.method.catalogue import register
 from addenda.core.method.contract import Factors, Params, Shape, WeightMethod, too_high
+from addenda.methods.svft import SVFT
 
 
 @register(
@@ -51,15 +50,22 @@ class Atoms(WeightMethod):
         return self.rank
 
 
-def means(record: Record, found: Comparison) -> list[dict]:
-    """For each arm: numbers trained, the rate that was chosen, accuracy with its 95 % interval, seconds a step."""
-    table = []
-    for arm, about in record.config.methods.items():
-        runs = record.trials_of(arm, "final")
-        told = found.test[arm]
-        table.append({
-            "arm": arm, "trainable": about.trainable, "rate": runs[0].rate, "accuracy": round(told.mean, 4),
-            "low": round(told.low, 4), "high": round(told.high, 4), "seeds": [round(r, 4) for r in told.runs],
-            "step_seconds": round(sum(r.step_seconds or 0 for r in runs) / len(runs), 4),
-        })  # fmt: skip
-    return table
+@register(
+    "random-basis",
+    title="SVFT in a random basis",
+    paper="a control of ours",
+    equation="ΔW = U M Vᵀ, U and V random and orthonormal",
+    hypothesis="Any orthonormal basis will do, W's own no better than another.",
+    family="spectral",
+    rate=3e-2,
+)
+@dataclass(frozen=True)
+class RandomBasis(SVFT):
+    """SVFT's pattern and start between two orthonormal bases that do not depend on W."""
+
+    def derive(self, W: Tensor, rng: Stream) -> Params:
+        found, k = super().derive(W, rng), min(W.shape)
+        for name, size in (("U", len(W)), ("Vt", W.shape[1])):
+            basis = torch.linalg.qr(rng.normal(size, k).double())[0].to(W.dtype)
+            found[name] = basis if name == "U" else basis.T.contiguous()
+        return found

@@ -19,21 +19,27 @@ busy machine, so that they are a step of their own: python -m recipes lord --lat
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from addenda import AddendaError
+from addenda.comparing.record import Record
 from addenda.compressing import measure
+from addenda.core.disk.access import read_json
 from addenda.core.file.identity import base_of, versions
 from addenda.reducing import ranks
+from recipes.claims import Claim, Measured
 from recipes.common import Finding, Interval, all_of, conclude
 from recipes.kept import Runs, parsed
 from recipes.low_rank import BATCH, HEALED, LENGTH, SEEN, SHORT, WINDOW, Arm, Subject
+from recipes.store import Busy, Clock, Store
 
 REMOVED = (0.2, 0.1, 0.3)  # the rate of claim 3 first
 DRAWS = 4000
+WINDOWS = 52  # to judge by: with 24, what is lost at 10 % was known to ±0.21 nats
 PAPER = "LoRD, arXiv:2309.14021"
 SAME, HALF = 0.01, 0.5  # claim 1: perplexities this close are the same; claim 3
 
@@ -169,6 +175,82 @@ def table_of(cells: dict[str, dict]) -> list[dict]:
     return rows
 
 
+# ---- as a place where claims are tested ------------------------------------------------------------------------------
+
+
+class Cells:
+    """Cells of this recipe as claims name them: "dense", or an arm and a rate, such as "LoRD, 20%". No seeds: a model
+
+    is reduced once, and windows are what differs. model, samples, judged: see `Subject`.
+    """
+
+    def __init__(self, root: Path, clock: Clock, model: Path | None = None, samples: int = SEEN, judged: int = WINDOWS):
+        self.out, self.clock, self._of = root / "lord", clock, (model, samples, judged)
+        self.void: dict[str, str] = {}
+        self._store = Store(self.out, {})
+        self._on: Subject | None = None
+
+    def settle(self) -> None:
+        """Nothing is void here: no rate is searched for."""
+
+    def forget(self) -> None:
+        """Let the model go."""
+        self._on = None
+
+    def ensure(self, arms: Iterable[str], seeds: Sequence[int]) -> None:
+        """Run what is missing. Raises Busy where another process is at this recipe."""
+        missing = [a for a in ("dense", *arms) if not self._file(a).exists()]
+        if not missing:
+            return
+        with self._store.alone("lord") as mine:
+            if not mine:
+                raise Busy
+            on = self._on = self._on or Subject(*self._of, "float32")
+            identity: dict[str, Any] = {"base": base_of(on.model), "texts": on.texts, "dtype": on.dtype}
+            identity |= {"versions": versions(), "samples": self._of[1], "windows": self._of[2]}
+            with Runs(argparse.Namespace(out=self.out, old=False), identity) as runs:
+                on.solve()
+                for name in dict.fromkeys(missing):
+                    self.clock.spare(0)
+                    runs.once(_file(name), lambda name=name: self._cell(on, name))
+
+    def record(self, arms: Iterable[str], seeds: Sequence[int]) -> Record:
+        raise AddendaError("Cells of LoRD are windows of text, and no record of a comparison.")
+
+    def _cell(self, on: Subject, name: str) -> dict:
+        if name == "dense":
+            return on.dense()
+        arm, _, rate = name.rpartition(", ")
+        return on.cell(ARMS[arm], float(rate.rstrip("%")) / 100)
+
+    def _file(self, name: str) -> Path:
+        return self.out / "runs" / f"{_file(name)}.json"
+
+    def measured(self, claim: Claim) -> Measured | None:
+        """Return a claim's contrast, over windows; None where a cell is missing."""
+        if not all(self._file(a).exists() for a in ("dense", *claim.arms)):
+            return None
+        cells = {a: read_json(self._file(a)) for a in ("dense", *claim.arms)}
+        losses = {a: {d: np.array(v) for d, v in c["losses"].items()} for a, c in cells.items()}
+        if claim.metric == "python":
+            gap = losses[str(claim.a)]["code"] - losses[str(claim.b)]["code"]
+            return Measured(float(gap.mean()), _error(gap), len(gap) - 1, 1, len(gap), looks=False)
+        if claim.metric == "english against python":
+            english, python = (losses[claim.a[0]][d] - losses[claim.a[1]][d] for d in ("english", "code"))
+            a, b = _error(english) ** 2, _error(python) ** 2
+            df = (a + b) ** 2 / (a**2 / (len(english) - 1) + b**2 / (len(python) - 1))
+            gap = float(english.mean() - python.mean())
+            return Measured(gap, (a + b) ** 0.5, df, 1, len(english) + len(python), looks=False)
+        rises = Rises(cells)
+        share = rises.rise(str(claim.a)) / rises.rise(str(claim.b)) - HALF
+        n = len(losses["dense"]["code"])
+        return Measured(float(share[0]), float(share[1:].std(ddof=1)), n - 1, 1, n, looks=False)
+
+
+def _error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) / len(values) ** 0.5
+
+
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +259,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("records/recipes/lord"), help="record; an old one goes on")
     parser.add_argument("--model", type=Path, help="folder of a causal LM; default: SmolLM2-135M")
     parser.add_argument("--samples", type=int, default=SEEN, help=f"windows of {LENGTH} tokens to calibrate with")
-    parser.add_argument("--windows", type=int, default=24, help="windows to judge by, of each of both kinds")
+    parser.add_argument("--windows", type=int, default=WINDOWS, help="windows to judge by, of each of both kinds")
     parser.add_argument("--dtype", default="auto", help="bfloat16 or float32; auto: what the processor is fast at")
     parser.add_argument("--latency", action="store_true", help="measure time, now and alone: the machine must be quiet")
     given = parsed(parser)

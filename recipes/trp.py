@@ -3,48 +3,56 @@
 Claims. (1) After Trained Rank Pruning (TRP) a net is cut at its training threshold without loss. (2) At as many
 multiplications it is better than a plainly trained net that is decomposed afterwards (channel-wise: Zhang et al.;
 spatial-wise: Jaderberg et al.). (3) The nuclear norm adds to that. (4) At half the multiplications the loss is about a
-point: 91.74 to 90.50 at 2.17 times fewer is published for CIFAR-10. (5), not in the paper: it is faster by the clock.
+point: 91.74 to 90.50 at 2.17 times fewer is published for CIFAR-10. (5), not in the paper: it is faster by the clock,
+a matter of time, not measured again.
 
-Arms, for both schemes: a plain net and its decompositions, TRP, TRP + nuclear norm. No arm is fine-tuned. Each is
-judged as it comes out, as in the paper, and with its batch norms recalibrated on training images, which the plain net
-needs more. TRP's energy and λ are chosen on a validation split, by the accuracy at half the multiplications, with
-another seed.
-
-`--data fashion` (default): ResNet-20 on 10,000 images of Fashion-MNIST (`apt-get install dataset-fashion-mnist`).
-`--data digits`: a net of three convolutions on the digits of scikit-learn, in a minute.
+ResNet-20 on 10,000 images of Fashion-MNIST (`apt-get install dataset-fashion-mnist`), 50 epochs. Arms, for both schemes
+(channel, spatial): TRP at its best λ, 0 among them, by the accuracy on validation images at half the multiplications;
+TRP without a nuclear norm (`bare`) and with the best λ above 0 (`nuclear`); a plain net. None is fine-tuned. Each is
+judged whole, cut at the training threshold (`|threshold`), at half the multiplications (`|2x`), and that with batch
+norms recalibrated on training images (`|2x recalibrated`), of a plain net by both schemes (`plain|spatial 2x`).
 """
 
-import argparse
-import hashlib
+import json
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from statistics import fmean, quantiles
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import addenda as ad
-from addenda.core.file.identity import versions
-from addenda.models.machine import pick_dtype
-from recipes.common import Finding, Interval, all_of, conclude, in_turns, over_seeds
-from recipes.kept import Runs, parsed, part_of
-from recipes.nets import Task, accuracy, digits, fashion, varied
+from addenda.comparing.entries import (
+    BudgetRecord,
+    Config,
+    DataRecord,
+    MethodRecord,
+    ModelRecord,
+    SplitResult,
+    TrialRecord,
+)
+from addenda.comparing.record import Record
+from addenda.core.disk.atomic import readable, write_atomically
+from addenda.core.file.identity import plain
+from addenda.core.file.identity import versions as computed_by
+from addenda.models.machine import hardware, versions
+from recipes.nets import Task, answered, fashion, varied
+from recipes.store import SEEDS, Busy, Clock, Store
 
-PERIOD, ENERGIES, LAMBDAS = 20, (0.98, 0.95, 0.9), (3e-3, 1e-2, 3e-2)
-TIMES = (1.5, 2.0, 3.0)  # how many times fewer multiplications of the whole net
-POSTHOC = {"channel": "Zhang", "spatial": "Jaderberg"}
+PERIOD, ENERGIES, LAMBDAS = 20, (0.98, 0.95, 0.9), (0.0, 3e-4, 3e-3, 1e-2, 3e-2)
+EPOCHS = 50
+SCHEMES = ("channel", "spatial")
 SEARCH_SEED = 1000
-
-
-# ---- one run ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Arm:
-    """scheme: None for a plain net."""
+    """How a net is trained. scheme: None for a plain one."""
 
     scheme: str | None = None
     energy: float = 1.0
@@ -55,7 +63,7 @@ class Arm:
         return "plain" if self.scheme is None else f"{self.scheme}-{self.energy:g}-{self.nuclear:g}"
 
 
-def trained(task: Task, arm: Arm, seed: int, epochs: int, dtype: torch.dtype) -> nn.Module:
+def trained(task: Task, arm: Arm, seed: int, epochs: int) -> nn.Module:
     """SGD as in the paper: momentum 0.9, decay 1e-4, a tenth of the rate after a half and after three quarters."""
     torch.manual_seed(seed)
     net, (x, y) = task.net().to(memory_format=torch.channels_last), task.parts["train"]
@@ -72,9 +80,7 @@ def trained(task: Task, arm: Arm, seed: int, epochs: int, dtype: torch.dtype) ->
             images = varied(x[rows], task.shift, draw).contiguous(memory_format=torch.channels_last)
             if trp:
                 trp.before_forward()
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-                logits = net(images)
-            F.cross_entropy(logits.float(), y[rows]).backward()
+            F.cross_entropy(net(images), y[rows]).backward()
             if trp:
                 trp.before_step()
             optimizer.step()
@@ -83,21 +89,14 @@ def trained(task: Task, arm: Arm, seed: int, epochs: int, dtype: torch.dtype) ->
     return net.eval()
 
 
-def judged(net: nn.Module, task: Task, scheme: str, part: str, points: list[dict]) -> list[dict]:
-    """Each point of one decomposition: accuracy as it is and with batch norms recalibrated, multiplications, ranks."""
-    some, made = task.parts["train"][0][:2000], []
-    for point in points:
-        rule = {k: v for k, v in point.items() if k == "energy"}
-        rule = rule or {"keep": share(net, scheme, some[:1], point["times"])}
-        low = ad.factorise(net, scheme, **rule, example=some[:1])
-        told = {
-            **point, "scheme": scheme, "speedup": low.speedup, "parameters": list(low.parameters),
-            "ranks": low.ranks, "as it is": accuracy(low.model, task.parts[part]),
-        }  # fmt: skip
-        ad.recalibrate(low.model, some.contiguous(memory_format=torch.channels_last).split(500))
-        told["recalibrated"] = accuracy(low.model, task.parts[part])
-        made.append(told)
-    return made
+def cut(net: nn.Module, task: Task, scheme: str, how: str, energy: float, part: str) -> str:
+    """Return the answers of a net that is cut by a scheme: how is threshold, 2x or 2x recalibrated."""
+    some = task.parts["train"][0][:2000]
+    rule = {"energy": energy} if how == "threshold" else {"keep": share(net, scheme, some[:1], 2.0)}
+    low = ad.factorise(net, scheme, **rule, example=some[:1]).model  # type: ignore[arg-type]
+    if how.endswith("recalibrated"):
+        ad.recalibrate(low, some.contiguous(memory_format=torch.channels_last).split(500))
+    return answered(low, task.parts[part])
 
 
 def share(net: nn.Module, scheme: str, example: Tensor, times: float) -> float:
@@ -107,230 +106,122 @@ def share(net: nn.Module, scheme: str, example: Tensor, times: float) -> float:
     return 1 - (1 - 1 / times) * sum(whole.values()) / chosen
 
 
-def latency(task: Task, made: list[dict]) -> dict:
-    """Of every run whose ranks are known: time of the dense net and of its forms at the points of `TIMES`.
+class Nets:
+    """The nets of this recipe, as a place where claims are tested. task: Fashion-MNIST, read when it is needed."""
 
-    Time asks nothing of values, so that a fresh net is cut to these ranks.
-    """
-    found: dict = {}
-    for r in made:
-        nets = {"dense": task.net().to(memory_format=torch.channels_last).eval()}
-        for p in r["points"]:
-            if p.get("times") and "ranks" in p:
-                nets[f"{p['scheme']}, {p['times']:g} ×"] = ad.factorise(
-                    nets["dense"], p["scheme"], ranks=p["ranks"]
-                ).model
-        if len(nets) > 1:
-            x = task.parts["train"][0]
-            found[f"{r['arm']}-seed{r['seed']}"] = {
-                str(n): in_turns(nets, x[:n].contiguous(memory_format=torch.channels_last)) for n in (1, 64)
-            }
-    return found
-
-
-def run(task: Task, arm: Arm, seed: int, epochs: int, dtype: torch.dtype) -> dict:
-    """A finished run: the net's accuracy, and that of its decompositions at every point, on the test images."""
-    started = time.perf_counter()
-    net = trained(task, arm, seed, epochs, dtype)
-    took = time.perf_counter() - started
-    points = [{"energy": e} for e in ENERGIES] + [{"times": t} for t in TIMES]
-    found = [
-        point for scheme in ([arm.scheme] if arm.scheme else POSTHOC)
-        for point in judged(net, task, scheme, "test", points)
-    ]  # fmt: skip
-    dense = accuracy(net, task.parts["test"])
-    return {"arm": arm.name, "seed": seed, "epochs": epochs, "seconds": took, "dense": dense, "points": found}
-
-
-def look(task: Task, arm: Arm, epochs: int, dtype: torch.dtype) -> dict:
-    """A run of the search: the accuracy on the validation images at half the multiplications."""
-    net = trained(task, arm, SEARCH_SEED, epochs, dtype)
-    return judged(net, task, str(arm.scheme), "validation", [{"times": 2.0}])[0]
-
-
-# ---- the claims ------------------------------------------------------------------------------------------------------
-
-
-def main() -> None:
-    given = arguments()
-    parts = part_of(given.part)[1]
-    if given.old:
-        with Runs(given, {}) as runs:
-            return told(given, None, torch.float32, "", 0, runs)
-    torch.set_num_threads(given.threads)
-    dtype, why = pick_dtype(given.dtype)
-    task = {"fashion": fashion, "digits": digits}[given.data](given.images, given.test)
-    epochs = given.epochs or task.epochs
-    of = {k: hashlib.sha256(b"".join(t.numpy().tobytes() for t in v)).hexdigest() for k, v in task.parts.items()}
-    identity = {
-        "data": of, "epochs": epochs, "dtype": str(dtype), "period": PERIOD, "energies": ENERGIES, "lambdas": LAMBDAS,
-        "times": TIMES, "seeds": given.seeds, "versions": versions(),
-    }  # fmt: skip
-    with Runs(given, identity, shared=parts > 1) as runs:
-        told(given, task, dtype, why, epochs, runs)
-
-
-def told(given: argparse.Namespace, task: Task | None, dtype: torch.dtype, why: str, epochs: int, runs: Runs) -> None:
-    """Run what is missing, and conclude. task: None where nothing is run."""
-    part, parts = part_of(given.part)
-    searching = max(1, epochs // 2)
-    searches = [Arm("channel", e) for e in ENERGIES]
-    if task is not None:
-        say_cost(given, task, dtype, why, 5 * given.seeds * epochs + (len(searches) + len(LAMBDAS)) * searching)
-    energy = chosen(runs, task, searches, searching, dtype).energy
-    nuclear = chosen(runs, task, [Arm("channel", energy, n) for n in LAMBDAS], searching, dtype).nuclear
-    arms = [Arm()] + [Arm(s, energy, n) for s in POSTHOC for n in (0.0, nuclear)]
-    todo = [(arm, seed) for seed in range(given.seeds) for arm in arms]
-    for arm, seed in [] if given.latency or given.old else todo[part::parts]:
-        runs.once(f"{arm.name}-seed{seed}", lambda a=arm, s=seed: run(task, a, s, epochs, dtype))
-    if not given.old and (
-        missing := [f"{a.name}-seed{s}" for a, s in todo if not (runs.folder / f"{a.name}-seed{s}.json").exists()]
+    def __init__(
+        self, folders: Mapping[str, str], root: Path, clock: Clock, task: Task | None = None, epochs: int = EPOCHS
     ):
-        print(f"{len(missing)} runs are another process's: start this again when they are done.", file=sys.stderr)
-        return
-    made = {(a.name, s): runs.once(f"{a.name}-seed{s}", dict) for a, s in todo}
-    clock = runs.once("latency", lambda: latency(task, list(made.values())), again=True) if given.latency else None
-    clock = clock or runs.known("latency")
-    table = [row for arm in arms for row in rows(arm, [made[arm.name, s] for s in range(given.seeds)])]
-    settings = {} if task is None else {
-        "data": given.data, "epochs": epochs, "images": len(task.parts["train"][1]), "test": len(task.parts["test"][1]),
-        "seeds": given.seeds, "dtype": str(dtype), "energy": energy, "nuclear": nuclear, "period": PERIOD,
-    }  # fmt: skip
-    conclude(given, "Trained Rank Pruning, arXiv:1812.02402", findings(given.seeds, made, energy, nuclear, clock),
-             [settings, *table])  # fmt: skip
+        self.store, self.clock, self.epochs, self._given = Store(root / "trp", folders), clock, epochs, task
+        self.void: dict[str, str] = {}
+        self._pace = 0.0  # seconds an epoch
 
+    @cached_property
+    def task(self) -> Task:
+        return self._given or fashion(10_000, 10_000)
 
-def say_cost(given: argparse.Namespace, task: Task, dtype: torch.dtype, why: str, total: int) -> None:
-    """What all runs take, from a few steps. total: epochs."""
-    print(
-        f"{total} epochs of {len(task.parts['train'][1]):,} images in {5 * given.seeds} runs and a search, products in "
-        f"{str(dtype).removeprefix('torch.')} ({why}): about {total * epoch_seconds(task, dtype) / 45:.0f} minutes "
-        "of a processor's time, judging included.", file=sys.stderr,
-    )  # fmt: skip
+    def settle(self) -> None:
+        """Nothing is void here: nets are compared with what is chosen on validation images."""
 
+    def forget(self) -> None:
+        """Nothing is held that another subject would want."""
 
-def epoch_seconds(task: Task, dtype: torch.dtype) -> float:
-    """Of the processor's time, not the clock's: others may be at work here. From five steps, behind a first one."""
-    took, most = {}, min(6, len(task.parts["train"][1]) // task.batch)
-    for steps in (1, most):
-        few = {"train": (task.parts["train"][0][: steps * task.batch], task.parts["train"][1][: steps * task.batch])}
-        started = time.process_time()
-        trained(replace(task, parts=few), Arm(), 0, 1, dtype)
-        took[steps] = time.process_time() - started
-    return (took[most] - took[1]) / max(most - 1, 1) * len(task.parts["train"][1]) / task.batch
+    def record(self, arms: Iterable[str], seeds: Sequence[int]) -> Record:
+        return self.store.of(arms, seeds)
 
+    def ensure(self, arms: Iterable[str], seeds: Sequence[int]) -> None:
+        """Run what is missing. Raises Busy where another process is at some of it."""
+        busy, nets = False, {name: self.arm(name) for name in sorted({a.partition("|")[0] for a in arms})}
+        for arm in dict.fromkeys(nets.values()):  # two names may be of one net, where λ = 0 is the best
+            names = [n for n, of_it in nets.items() if of_it == arm]
+            wanted = [a for a in self.store.folders if a.partition("|")[0] in names]
+            for seed in seeds:
+                if any(self.store.find(a, "final", seed) is None for a in wanted):
+                    busy |= not self._run(arm, seed, wanted)
+        if busy:
+            raise Busy
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m recipes.trp", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("records/recipes/trp"), help="record; an old one goes on")
-    parser.add_argument("--data", choices=("fashion", "digits"), default="fashion")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="default: 12 of Fashion-MNIST, 40 of the digits")
-    parser.add_argument("--images", type=int, default=10_000, help="to train on")
-    parser.add_argument("--test", type=int, default=10_000, help="to judge by, at most")
-    parser.add_argument("--dtype", default="auto", help="of the products in training; judging is float32")
-    parser.add_argument("--threads", type=int, default=1, help="of this process")
-    parser.add_argument("--latency", action="store_true", help="measure time, now and alone: the machine must be quiet")
-    parser.add_argument("--part", default="0/1", help="I/N: N processes share the runs, and this one is the I-th")
-    return parsed(parser)
+    def _run(self, arm: Arm, seed: int, wanted: list[str]) -> bool:
+        with self.store.alone(f"final-{arm.name}-{seed}") as mine:
+            wanted = [a for a in wanted if self.store.find(a, "final", seed) is None]
+            if mine and wanted:
+                print(f"  trp: {arm.name}, seed {seed}", file=sys.stderr, flush=True)
+                net, took = self._trained(arm, seed, self.epochs)
+                for of_it in sorted(wanted, key=lambda a: "|" not in a):  # the whole one last
+                    how = of_it.partition("|")[2]
+                    scheme = arm.scheme or how.partition(" ")[0]
+                    way = how if arm.scheme else how.partition(" ")[2]
+                    energy = arm.energy if arm.scheme else self._energy()
+                    if how:
+                        items = cut(net, self.task, scheme, way, energy, "test")
+                    else:
+                        items = answered(net, self.task.parts["test"])
+                    self._write(of_it, seed, items, took)
+        return mine
 
+    def _trained(self, arm: Arm, seed: int, epochs: int) -> tuple[nn.Module, float]:
+        self.clock.spare(self._pace * epochs)
+        started = time.perf_counter()
+        net = trained(self.task, arm, seed, epochs)
+        took = time.perf_counter() - started
+        self._pace = took / epochs
+        return net, took
 
-def chosen(runs: Runs, task: Task | None, arms: list[Arm], epochs: int, dtype: torch.dtype) -> Arm:
-    """The arm with the best accuracy on the validation images at half the multiplications, as it is."""
-    found = [runs.once(f"search-{a.name}", lambda a=a: look(task, a, epochs, dtype)) for a in arms]
-    return max(zip(arms, found, strict=True), key=lambda pair: pair[1]["as it is"])[0]
+    def _write(self, name: str, seed: int, items: str, took: float) -> None:
+        result = SplitResult(accuracy=items.count("1") / len(items), items=items)
+        steps = self.epochs * (len(self.task.parts["train"][1]) // self.task.batch)
+        made = TrialRecord(
+            method=name, seed=seed, stage="final", rate=self.task.rate, steps=steps, status="ok",
+            test=result, seconds=round(took, 1),
+        )  # fmt: skip
+        self.store.write(made, self._config)
 
+    # ---- what is chosen on validation images ----
 
-def at(made: dict, scheme: str, **point: float) -> dict:
-    """The result of one decomposition of a run."""
-    return next(p for p in made["points"] if p["scheme"] == scheme and all(p.get(k) == v for k, v in point.items()))
+    def arm(self, name: str) -> Arm:
+        """Return how the nets of a name are trained. Raises Busy where another process is at its search."""
+        if name == "plain":
+            return Arm()
+        scheme, _, form = name.partition(" trp")
+        energy, found = self._energy(), {n: 0.0 for n in LAMBDAS[:1]}
+        if form != " bare":
+            found = {n: self._looked(Arm("channel", energy, n)) for n in LAMBDAS if n or not form}
+        return Arm(scheme, energy, max(found, key=lambda n: found[n]))
 
+    def _energy(self) -> float:
+        found = {e: self._looked(Arm("channel", e)) for e in ENERGIES}
+        return max(found, key=lambda e: found[e])
 
-def findings(seeds: int, made: dict, energy: float, nuclear: float, clock: dict | None) -> list[Finding]:
-    """The claims over the seeds. clock: what `latency` found."""
+    def _looked(self, arm: Arm) -> float:
+        """Return the accuracy on validation images at half the multiplications, after half as many epochs."""
+        file = self.store.path / "search" / f"{arm.name}.json"
+        if not file.exists():
+            with self.store.alone(f"search-{arm.name}") as mine:
+                if not mine:
+                    raise Busy
+                if not file.exists():
+                    print(f"  trp: search, {arm.name}", file=sys.stderr, flush=True)
+                    net, _ = self._trained(arm, SEARCH_SEED, max(1, self.epochs // 2))
+                    items = cut(net, self.task, str(arm.scheme), "2x", arm.energy, "validation")
+                    kept = {"arm": arm.name, "epochs": max(1, self.epochs // 2), "seed": SEARCH_SEED}
+                    kept |= {"accuracy": round(items.count("1") / len(items), 4), "images": len(items)}
+                    write_atomically(file, (readable(kept) + "\n").encode())
+        return float(json.loads(file.read_text(encoding="utf-8"))["accuracy"])
 
-    def over(value) -> Interval:
-        return over_seeds(value(k) for k in range(seeds))
-
-    def got(arm: str, s: str, k: int, what: str = "as it is", **point: float):
-        return at(made[arm, k], s, **point)[what]
-
-    def ahead(a: str, b: str, s: str, how: str = "as it is") -> Interval:
-        return over(lambda k: got(a, s, k, how, times=2.0) - got(b, s, k, how, times=2.0))
-
-    def cut(arm: str, s: str) -> Interval:
-        return over(lambda k: got(arm, s, k, energy=energy) - made[arm, k]["dense"])
-
-    uncut, better, recalibrated, adds, loss, told = {}, {}, {}, {}, {}, {}
-    for s, who in POSTHOC.items():
-        trp, nuc = Arm(s, energy).name, Arm(s, energy, nuclear).name
-        uncut[s] = cut(trp, s)
-        times = {a: fmean(got(a, s, k, "speedup", energy=energy) for k in range(seeds)) for a in (trp, "plain")}
-        told[s] = (
-            f"{s}: {uncut[s].points()} at {times[trp]:.2f} × fewer multiplications, plain net "
-            f"{cut('plain', s).points()} at {times['plain']:.2f} ×"
-        )
-        better[who], recalibrated[who] = ahead(nuc, "plain", s), ahead(nuc, "plain", s, "recalibrated")
-        adds[s] = ahead(nuc, trp, s)
-        loss[s] = over(lambda k, s=s, a=nuc: got(a, s, k, times=2.0) - made["plain", k]["dense"])
-    return [
-        Finding(
-            f"cut at its training threshold ({energy:.0%} of the energy) without loss, here within half a point",
-            "; ".join(told.values()), all_of(v.above(-0.005) for v in uncut.values()),
-        ),
-        Finding(
-            "at 2 × fewer multiplications better than decomposing a plain net",
-            "; ".join(f"TRP + nuclear − {w}: {better[w].points()}" for w in better),
-            all_of(v.above() for v in better.values()),
-        ),
-        Finding(
-            "the same with batch norms recalibrated on both sides (not in the paper)",
-            "; ".join(f"TRP + nuclear − {w}: {recalibrated[w].points()}" for w in recalibrated),
-            all_of(v.above() for v in recalibrated.values()),
-        ),
-        Finding(
-            "the nuclear norm adds to TRP, at 2 × fewer multiplications",
-            "; ".join(f"{s}: {adds[s].points()}" for s in adds), all_of(v.above() for v in adds.values()),
-        ),
-        Finding(
-            "the loss at 2 × fewer multiplications is at most the published 1.24 points (CIFAR-10, 2.17 ×)",
-            "; ".join(f"TRP + nuclear, {s}: {loss[s].points()}" for s in loss),
-            all_of(v.above(-0.0124) for v in loss.values()),
-        ),
-        _by_the_clock(clock, [Arm(s, energy, nuclear).name for s in POSTHOC]),
-    ]  # fmt: skip
-
-
-def _by_the_clock(clock: dict | None, arms: list[str]) -> Finding:
-    """Half the multiplications against the dense net, turn by turn: half of the turns lie between the ends."""
-    claim = "2 × fewer multiplications are faster by the clock (not in the paper)"
-    if clock is None:
-        return Finding(claim, "not measured yet: python -m recipes.trp --latency, on a quiet machine", "cannot tell")
-    told, parts = [], []
-    for arm in arms:
-        form = f"{arm.partition('-')[0]}, 2 ×"
-        for n in ("1", "64"):
-            took = [c[n] for name, c in clock.items() if name.startswith(f"{arm}-seed")]
-            ratios = [a / b for t in took for a, b in zip(t["dense"], t[form], strict=True)]
-            low, middle, high = quantiles(ratios, n=4)
-            parts.append("holds" if low > 1 else "does not hold" if high < 1 else "cannot tell")
-            told.append(f"{arm}, {n} image{'s' if n != '1' else ''}: {middle:.2f} × ({low:.2f} to {high:.2f})")
-    return Finding(claim, "; ".join(told), all_of(parts))
-
-
-def rows(arm: Arm, made: list[dict]) -> list[dict]:
-    """The table of one arm: means over seeds."""
-    found = [{"arm": arm.name, "point": "dense", "accuracy": fmean(m["dense"] for m in made)}]
-    for first in made[0]["points"]:
-        point = {k: first[k] for k in ("energy", "times") if k in first}
-        held = [at(m, first["scheme"], **point) for m in made]
-        found.append({
-            "arm": arm.name, "scheme": first["scheme"], **point,
-            **{k: round(fmean(p[k] for p in held), 4) for k in ("speedup", "as it is", "recalibrated")},
-            "parameters": round(fmean(p["parameters"][1] for p in held)),
-        })  # fmt: skip
-    return found
-
-
-if __name__ == "__main__":
-    main()
+    def _config(self, folder: str) -> Config:
+        of = {k: sha256(b"".join(t.numpy().tobytes() for t in v)).hexdigest() for k, v in self.task.parts.items()}
+        names = sorted(a for a in self.store.folders if self.store.folders[a] == folder)
+        steps = self.epochs * (len(self.task.parts["train"][1]) // self.task.batch)
+        identity = {
+            "data": of, "epochs": self.epochs, "period": PERIOD, "energies": ENERGIES, "lambdas": LAMBDAS,
+            "versions": computed_by(), "arms": names,
+        }  # fmt: skip
+        sizes = {k: len(v[1]) for k, v in self.task.parts.items()}
+        return Config(
+            title="Trained Rank Pruning", created=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+            command="python -m recipes run", model=ModelRecord(name=self.task.net.__name__, dtype="float32"),
+            data=DataRecord(name="images", sizes=sizes, metric="accuracy"), seeds=SEEDS,
+            budget=BudgetRecord(kind="steps", value=steps, steps=steps, batch=self.task.batch),
+            methods={a: MethodRecord(title=a, options={}, steps=steps) for a in names},
+            versions=versions(), hardware=hardware(), looks=(), identity=plain(identity),
+        )  # fmt: skip

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 from recipes import lord, low_rank
+from recipes.claims import read_claims
 from recipes.common import Interval
+from recipes.store import SEEDS, Clock
+from scipy import stats
 from transformers import LlamaForCausalLM
 
 from tiny_models import config, make_tokenizer
@@ -46,6 +49,31 @@ def test_every_cell(subject):
     assert again.cell(arm, 0.2) == kept[lord.MENDED]
     took = json.loads(json.dumps(subject.latency({"LoRD, 20%": (lord.ARMS["LoRD"], 0.2)}, rounds=1)))
     assert lord._faster(took).verdict in ("holds", "does not hold", "cannot tell")
+
+
+def test_cells_are_run_for_claims_and_measured_over_windows(subject, tmp_path, monkeypatch):
+    monkeypatch.setattr(lord, "Subject", lambda model, samples, judged, dtype: subject)
+    kept = lord.Cells(tmp_path / "root", Clock(), samples=2, judged=3)
+    claims = {c.id: c for c in read_claims().claims if c.subject == "lord"}
+    assert kept.measured(claims["lord-asvd"]) is None
+    kept.ensure(["LoRD, 20%", "ASVD, 20%", "SVD-LLM, 20%", "SVD, 20%", "LoRD, 10%"], SEEDS)
+    files = sorted(p.stem for p in (tmp_path / "root" / "lord" / "runs").iterdir())
+    assert files == ["ASVD-20", "LoRD-10", "LoRD-20", "SVD-20", "SVD-LLM-20", "dense"]
+    found = kept.measured(claims["lord-asvd"])
+    losses = [json.loads((tmp_path / "root" / "lord" / "runs" / f"{n}-20.json").read_text()) for n in ("LoRD", "ASVD")]
+    gap = np.array(losses[0]["losses"]["code"]) - np.array(losses[1]["losses"]["code"])
+    assert found is not None and found.difference == pytest.approx(gap.mean()) and not found.looks
+    assert found.interval() == pytest.approx(stats.ttest_1samp(gap, 0).confidence_interval())
+    apart = kept.measured(claims["lord-code"])
+    assert apart is not None and apart.items == 6
+    dense, low = (json.loads((tmp_path / "root" / "lord" / "runs" / f"{n}.json").read_text())["losses"]
+                  for n in ("dense", "LoRD-10"))  # fmt: skip
+    up = {d: np.array(low[d]) - np.array(dense[d]) for d in dense}
+    welch = stats.ttest_ind(up["english"], up["code"], equal_var=False).confidence_interval()
+    assert apart.interval() == pytest.approx((welch.low, welch.high))
+    monkeypatch.setattr(subject, "cell", lambda *a: pytest.fail("a finished cell was run again"))
+    kept.ensure(["LoRD, 20%"], SEEDS)
+    assert kept.measured(claims["lord-half"]) is None  # a cell is missing
 
 
 def cells_of(rises: dict[str, float]) -> dict[str, dict]:

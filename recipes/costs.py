@@ -1,0 +1,96 @@
+"""python -m recipes --cost: what every paper's claims will take, in core-hours, before anything is run."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from addenda import AddendaError
+from addenda.comparing.costs import forward_seconds, step_seconds
+from addenda.comparing.search import cost, last_steps
+from addenda.comparing.trial import TrialSettings
+from recipes.claims import Claim, Claims
+from recipes.nets import fashion
+from recipes.pool import Pool
+from recipes.shira import NAME as TWO_TASKS
+from recipes.store import BASE, Clock
+from recipes.subjects import SETTINGS, Setting
+from recipes.trp import ENERGIES, EPOCHS, LAMBDAS, Arm, trained
+from recipes.work import folders
+
+SEEDS = 8  # that a claim of `trp` is likely to take
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one paper takes on one subject: core-hours, of so many trained arms. shared: arms that others pay."""
+
+    paper: str
+    subject: str
+    hours: float
+    arms: int
+    shared: int
+
+    def words(self) -> str:
+        others = f", {self.shared} more are paid above" if self.shared else ""
+        return f"{self.hours:6.2f} core-hours  {self.subject:18} {self.paper} ({self.arms} arms{others})"
+
+
+def arm_seconds(setting: Setting, step: float, look: float, judging: float) -> float:
+    """Return the seconds of an arm's search, at its longest, and of its final runs."""
+    runs, steps = cost(setting.rates, setting.first, last_steps(setting.first, setting.steps))
+    return steps * step + runs * look + setting.seeds * (setting.steps * step + 4 * look + judging)
+
+
+def priced(claims: Claims, root: Path) -> list[Price]:
+    """Measure a step of every arm on every subject that is here, and return what is predicted, the cheapest first.
+
+    An arm that several papers name is counted for the first of them.
+    """
+    torch.set_num_threads(1)
+    found: list[Price] = []
+    where = folders(claims)
+    paid: set[tuple[str, str]] = set()
+    for name, setting in SETTINGS.items():
+        users = {c.paper: c for c in claims.claims if name in _subjects(c)}
+        if not users:
+            continue
+        pool = Pool(setting, where[name], root, Clock(), {})
+        try:
+            on = pool.subject(None)
+        except AddendaError as error:
+            print(f"{name}: not here, {error}")
+            continue
+        settings = TrialSettings(setting.batch, validation=setting.validation)
+        look = forward_seconds(on, "validation") * min(1.0, setting.validation / len(on.splits["validation"]))
+        judging = sum(forward_seconds(on, s) for s in on.tested)
+        for paper in users:
+            arms = {a.partition("|")[0] for c in claims.of(paper) if name in _subjects(c) for a in c.arms} - {BASE}
+            new = sorted(a for a in arms if (name, a) not in paid)
+            paid |= {(name, a) for a in new}
+            steps = {a: step_seconds(on, pool.arm(a, on), settings, lambda text: None) for a in new}
+            seconds = sum(arm_seconds(setting, s, look, judging) for s in steps.values())
+            found.append(Price(paper, name, seconds / 3600, len(new), len(arms) - len(new)))
+    if "trp" in where:
+        found += _nets(claims)
+    return sorted(found, key=lambda p: p.hours)
+
+
+def _subjects(claim: Claim) -> tuple[str, ...]:
+    return ("docstrings", "kinds") if claim.subject == TWO_TASKS else (claim.subject,)
+
+
+def _nets(claims: Claims) -> list[Price]:
+    """Predict Trained Rank Pruning from one epoch of 1,000 images."""
+    try:
+        task = fashion(1000, 100)
+    except AddendaError as error:
+        print(f"trp: not here, {error}")
+        return []
+    started = time.process_time()
+    trained(task, Arm("channel", 0.95, 1e-2), 0, 1)
+    epoch = (time.process_time() - started) * 10
+    epochs = (len(ENERGIES) + len(LAMBDAS)) * EPOCHS // 2 + SEEDS * 5 * EPOCHS
+    paper = next(c.paper for c in claims.claims if c.subject == "trp")
+    return [Price(paper, "trp", epochs * epoch / 3600, 5, 0)]

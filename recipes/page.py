@@ -1,0 +1,55 @@
+"""python -m recipes --page FILE: every claim's verdict as it was and as it is, between the page's marks."""
+
+import json
+from pathlib import Path
+
+from recipes.claims import Claim, Claims, Verdict
+from recipes.store import Clock
+from recipes.work import places, verdicts
+
+BEFORE = "188f10b"  # the commit of the records that stand in the column "before"
+OLD = Path("records/recipes")
+
+
+def table(claims: Claims, root: Path, old: Path = OLD) -> list[str]:
+    """Return the table of all claims, in the order of the file, one line a claim."""
+    made = places(claims, root, Clock())
+    for place in made.values():
+        place.settle()
+    lines = [
+        f"| paper | claim | before ({BEFORE}) | now | measured | why |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for paper in claims.papers:
+        for verdict in verdicts(claims.of(paper), claims, made).values():
+            claim = verdict.claim
+            cells = [paper, claim.words, before(claim, old), f"**{verdict.word}**", told(verdict), verdict.why]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def before(claim: Claim, old: Path = OLD) -> str:
+    """Return the verdict of the old table, of what was written down at that time; a dash where it had no such row."""
+    if claim.was is None:
+        return "–"
+    name, number = claim.was
+    file = old / name / "verdict.json"
+    if not file.exists():
+        return "–"
+    return json.loads(file.read_text(encoding="utf-8"))["findings"][number]["verdict"]
+
+
+def told(verdict: Verdict) -> str:
+    """Return what was measured: the primary contrast with its 95 % interval, its margin, seeds and items."""
+    claim, found = verdict.claim, verdict.measured
+    if found is None:
+        return ""
+    low, high = found.interval()
+    digits = 1 if claim.unit == "points" else 3
+    unit = f" {claim.unit}" if claim.unit else ""
+    seeds = f"{found.seeds} seeds, " if found.looks else ""
+    paper = "" if claim.effect is None else f"; paper {claim.effect:+g}"
+    return (
+        f"{found.difference:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f}), margin {claim.delta:g}; "
+        f"{seeds}{found.items:,} items{paper}"
+    )
