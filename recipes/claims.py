@@ -61,6 +61,7 @@ class Claim:
     batches: int | None = None
     where: str = ""
     was: tuple[str, int] | None = None
+    mended: str = ""
 
     @property
     def arms(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ def table(claims: Claims, root: Path, old: Path = OLD) -> list[str]:
     for paper in claims.papers:
         for verdict in verdicts(claims.of(paper), claims, made).values():
             claim = verdict.claim
-            cells = [paper, claim.words, before(claim, old), f"**{verdict.word}**", told(verdict), verdict.why]
+            cells = [paper, claim.words, before(claim, old), f"**{verdict.word}**", told(verdict), why(verdict)]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -37,6 +37,11 @@ def before(claim: Claim, old: Path = OLD) -> str:
     if not file.exists():
         return "–"
     return json.loads(file.read_text(encoding="utf-8"))["findings"][number]["verdict"]
+
+
+def why(verdict: Verdict) -> str:
+    """Return why the verdict is what it is, and what was wrong with the old row, where something was."""
+    return "; ".join(filter(None, (verdict.why, verdict.claim.mended and f"mended: {verdict.claim.mended}")))
 
 
 def told(verdict: Verdict) -> str:

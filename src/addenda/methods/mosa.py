@@ -61,7 +61,7 @@ class Mixture(Parted, Bottleneck):
     equation="h' = h + MLP(LN(h)) + s (U f(D h + b) + c), U = M_k ∘ V, k drawn every step",
     hypothesis=CLAIM,
     family="hidden",
-    rate=3e-2,  # chosen in `recipes/mosa.py` wherever the examples were enough to choose by
+    rate=3e-2,  # chosen in records/recipes/mosa wherever the examples were enough to choose by
     paper_setting="release: gelu, dropout=0.1, norm=True (here relu, 0, False); r = 64 or 16 by data set, 4 parts, "
     "the consistency term.",
 )
