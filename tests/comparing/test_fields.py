@@ -49,6 +49,10 @@ def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("record") / "r"
     build(path, seeds=(0,), items=20)
     config = json.loads((path / "config.json").read_text())
+    config["data"]["general"] = {"name": "text", "sha256": "ab", "python": "3.11", "windows": 2, "length": 8}
+    for file in [*(path / "trials").glob("control-base.json"), *(path / "trials").glob("final-*.json")]:
+        run = json.loads(file.read_text())
+        file.write_text(json.dumps(run | {"general": {"loss": 2.5, "losses": [2.0, 3.0]}}))
     config["identity"], config["looks"] = {"methods": {}, "of": "steps", "budget": 40}, []
     (path / "config.json").write_text(json.dumps(config))
     return path
@@ -66,7 +70,7 @@ def shown(path):
 @pytest.mark.parametrize("file", ["config.json", "a final run", "a search", "a control"])
 def test_a_wrong_value_in_any_field(whole, file, monkeypatch):
     monkeypatch.setattr("addenda.comparing.figures.curves", lambda *_: [])
-    monkeypatch.setattr("addenda.comparing.figures.scatters", lambda *_: [])
+    monkeypatch.setattr("addenda.comparing.figures.frontiers", lambda *_: [])
     prefix = {"a final run": "final", "a search": "search", "a control": "control"}.get(file, "")
     at = whole / file if not prefix else sorted((whole / "trials").glob(f"{prefix}*.json"))[0]
     good, draw = at.read_text(), random.Random(0)

@@ -19,6 +19,7 @@ from addenda.comparing.search import FURTHER, cost
 from addenda.comparing.subject import from_files
 from addenda.comparing.trial import trial
 from addenda.core.base.errors import AddendaError
+from addenda.data.general import DOCSTRINGS
 from tiny_models import make_llama, make_tokenizer
 
 QUIET = Watch(say=lambda text: None)
@@ -426,3 +427,32 @@ def test_titles_say_what_tells_the_forms_of_a_method_apart():
     }
     titles = [m.title for m in _titled(forms).values()]
     assert titles == ["AdaptFormer (rank 32, bits 1)", "AdaptFormer (rank 1)", "AdaptFormer (defaults)", "LoRA"]
+
+
+def test_forgetting_is_measured_on_the_same_windows_for_all(files, tmp_path):
+    file = tmp_path / "general.txt"
+    file.write_text("the quick brown fox jumps over it\n" * 400)
+    record = run(files, rates=1, general=file)
+    about = record.config.data.general
+    assert (about.name, about.python, about.windows) == ("general.txt", None, 32) and len(about.sha256) == 64
+    base = record.find("base", "control").general
+    for t in record.trials_of(stage="final"):
+        assert len(t.general.losses) == about.windows and t.general.loss > 0
+        assert t.general.loss == pytest.approx(sum(t.general.losses) / 32, rel=1e-5) and t.general != base
+    assert "Forgetting,<br>nats a token" in (files[2] / "report.html").read_text()
+    said = []
+    grown = run(files, rates=1, seeds=3, watch=Watch(say=said.append))  # on the default text, which is another
+    assert any("no forgetting is measured" in text for text in said)
+    assert [t.general is None for t in grown.trials_of("shira", "final")] == [False, False, True]
+    file.write_text("another one that is long enough\n" * 400)
+    with pytest.raises(AddendaError, match=r"measures forgetting on general\.txt, and not on the text of"):
+        run(files, rates=1, seeds=3, general=file)
+
+
+def test_forgetting_can_be_left_out_and_is_first_to_go_where_time_is_short(files):
+    assert run(files, rates=1, general=None).find("base", "control").general is None
+    short = run(files, out=files[2].with_name("short"), rates=1, within=1e-3)
+    assert short.config.data.general is None and any("Forgetting is not measured" in n for n in short.config.notes)
+    assert all(t.general is None for t in short.trials)
+    default = run(files, out=files[2].with_name("default"), rates=1, seeds=1, methods=["shira"])
+    assert default.config.data.general.name == DOCSTRINGS and default.find("base", "control").general

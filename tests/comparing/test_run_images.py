@@ -99,6 +99,9 @@ def test_without_splits_of_its_own(tmp_path):
     keys = {k: {p.key for p in e.pictures} for k, e in subject.splits.items()}
     assert not keys["train"] & keys["test"] and not keys["train"] & keys["validation"]
     assert subject.fresh and subject.heads == ("classifier",)
+    assert subject.reading("auto").general is None
+    with pytest.raises(AddendaError, match="loss of a causal LM, and this model is none"):
+        subject.reading(tmp_path / "text.txt")
 
 
 def test_corrupt_images_are_told_and_left_out(files):

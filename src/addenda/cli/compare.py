@@ -77,6 +77,9 @@ def compare(
         typer.Option("--within", help="Seconds it may take: items, rates, then arms are dropped to fit, by the clock."),
     ] = None,
     items: Annotated[int, typer.Option("--items", help="Test examples judged; 0: all. Half as many of ood.")] = 500,
+    general: Annotated[
+        str, typer.Option("--general", help="Text to measure forgetting on: a file, auto (Python's docstrings), none.")
+    ] = "auto",
     out: Annotated[Path, typer.Option("--out", "-o", help="Record directory; an interrupted one goes on.")] = Path(
         "runs/compare"
     ),
@@ -121,6 +124,7 @@ def compare(
         record = run(
             model and model_or_default(model), data, chosen, out=out, budget=budget, seeds=seeds, margin=margin,
             rates=rates, search_steps=search_steps, full=full, batch=batch, within=within, items=items or None,
+            general=None if general == "none" else general,
             targets=listed(targets) if targets else None, dtype=dtype, quantize=quantize, max_length=max_length,
             columns=columns_of(question=question, answer=answer, text=text, label=label, image=image)
             | columns_of(label_kind=label_kind), subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,

@@ -11,7 +11,8 @@ from addenda.comparing.record import FULL, HEAD
 from addenda.comparing.search import LEAST, cost, last_steps, rungs
 from addenda.comparing.shots import evaluate_with_cache
 from addenda.comparing.subject import Subject
-from addenda.comparing.trial import TrialSettings, attached, looks
+from addenda.comparing.trial import TOGETHER, TrialSettings, attached, looks
+from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
 
 LEAST_ITEMS = 200  # of the test split, where time is short
@@ -22,8 +23,8 @@ USUAL = 1  # rate beyond a grid, in what is predicted: most searches want none, 
 class Costs:
     """Seconds of what a comparison is made of. step: one training step of each arm; judge: test and ood once.
 
-    look: validation once; further: rates that may be tried beyond a grid; arms: how many methods go on after their
-    first runs (None: all)."""
+    look: validation once; text: the general text once; further: rates that may be tried beyond a grid; arms:
+    how many methods go on after their first runs (None: all)."""
 
     step: dict[str, float]
     judge: float
@@ -34,6 +35,7 @@ class Costs:
     search_steps: int | None
     further: int
     arms: int | None = None
+    text: float = 0.0
 
     def steps(self, arm: Arm) -> int:
         """Return steps of a final run: the budget's, or as many as its seconds allow."""
@@ -57,7 +59,9 @@ class Costs:
         return self._total(arms, self.further)
 
     def _total(self, arms: list[Arm], further: int) -> float:
-        total = self.judge * (1 + 1.5 * self.controls)  # shots are read once, but attended to by every question
+        total = self.text + self.judge * (
+            1 + 1.5 * self.controls
+        )  # shots are read once, but attended to by every question
         begun = {arm.label: self._begin(arm) for arm in arms}
         whole = {arm.label: self._search(arm, further) + self._final(arm) for arm in arms}
         rivals = sorted(rivals_of(arms), key=lambda k: begun[k] - whole[k])  # who goes on is not known: the dearest
@@ -76,8 +80,8 @@ class Costs:
         return runs[0] * self.look + runs[1] * self.step[arm.label]
 
     def _final(self, arm: Arm) -> float:
-        run = self.step[arm.label] * self.steps(arm) + self.judge + len(looks(self.steps(arm), "final")) * self.look
-        return self.seeds * run
+        looked = len(looks(self.steps(arm), "final")) * self.look
+        return self.seeds * (self.step[arm.label] * self.steps(arm) + self.judge + self.text + looked)
 
 
 def rivals_of(arms: Sequence[Arm]) -> list[str]:
@@ -106,6 +110,7 @@ def measure(
         budget=budget,
         search_steps=search_steps,
         further=further,
+        text=text_seconds(subject),
     )
 
 
@@ -129,7 +134,7 @@ def by_the_clock(budget: Budget, within: float | None) -> list[str]:
 def fit_within(
     costs: Costs, arms: list[Arm], subject: Subject, within: float
 ) -> tuple[Costs, list[Arm], Subject, list[str]]:
-    """Drop test items, rates down to three, the full control, then methods, until the prediction fits.
+    """Drop the general text, test items, rates down to three, the full control, then methods, until it fits.
 
     Methods leave after their first runs, the worst on validation; how many is decided here. Where that is not enough,
     or no rates are searched, so that nothing is known of them, those at the end of the list are not begun.
@@ -138,8 +143,11 @@ def fit_within(
     notes: list[str] = []
     asked = costs.total(arms)
     why = f"{minutes(asked)} were predicted, more than the {minutes(within)} allowed"
+    if asked > within and subject.general is not None:
+        notes.append(f"Forgetting is not measured: {why}.")
+        costs, subject = replace(costs, text=0.0), subject.reading(None)
     items = len(subject.splits["test"])
-    if asked > within and items > LEAST_ITEMS:
+    if costs.total(arms) > within and items > LEAST_ITEMS:
         notes.append(f"Only the first {LEAST_ITEMS} of {items} test items are judged: {why}.")
         costs = replace(costs, judge=costs.judge * LEAST_ITEMS / items)
         subject = subject.limited(LEAST_ITEMS)
@@ -186,6 +194,14 @@ def forward_seconds(subject: Subject, split: str) -> float:
     part = subject.splits[split].first(128)
     evaluation = evaluate_with_cache(subject.model, part)
     return evaluation.seconds / len(part) * len(subject.splits[split])
+
+
+def text_seconds(subject: Subject) -> float:
+    """Return seconds that judging the general text takes, from a part of it."""
+    if subject.general is None:
+        return 0.0
+    part = subject.general.first(TOGETHER)
+    return evaluate(subject.model, examples=part, batch=TOGETHER).seconds / len(part) * len(subject.general)
 
 
 def minutes(seconds: float) -> str:

@@ -84,6 +84,16 @@ class SplitResult(Entry):
     losses: tuple[float | None, ...] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextResult(Entry):
+    """The general text judged. loss: mean over its tokens, in nats; losses: of each of its windows, alike in length."""
+
+    READ: ClassVar = {"losses": tuple}
+
+    loss: float | None = None
+    losses: tuple[float | None, ...]
+
+
 def _looks(value: list) -> tuple[tuple[int, Validation], ...]:
     return tuple((step, Validation.of(look)) for step, look in value)
 
@@ -93,9 +103,12 @@ class TrialRecord(Entry):
     """One finished run. losses, validation: (step, value) of each look; None: nothing was trained.
 
     stage: "search", "final" or "control". status: "ok", or what became of it. trainable: numbers that were trained.
+    general: the loss on a general text, where that was measured.
     """
 
-    READ: ClassVar = {"losses": _pairs, "validation": _looks, "test": SplitResult.of, "ood": SplitResult.of}
+    READ: ClassVar = {
+        "losses": _pairs, "validation": _looks, "test": SplitResult.of, "ood": SplitResult.of, "general": TextResult.of,
+    }  # fmt: skip
     NULLS: ClassVar = ("seed",)
 
     method: str
@@ -115,6 +128,7 @@ class TrialRecord(Entry):
     peak_bytes: int | None = None
     test: SplitResult | None = None
     ood: SplitResult | None = None
+    general: TextResult | None = None
     adapter_bytes: int | None = None
     seconds: float | None = None
 
@@ -183,8 +197,24 @@ class ModelRecord(Entry):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextRecord(Entry):
+    """The general text. sha256: of the text; python: the version whose it is, where it is Python's; length: tokens."""
+
+    name: str | None = None
+    sha256: str | None = None
+    python: str | None = None
+    windows: int | None = None
+    length: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataRecord(Entry):
-    """The data. sizes, hashes, skipped: by split; prepared: how images are; example: one of the test split."""
+    """The data. sizes, hashes, skipped: by split; prepared: how images are; example: one of the test split.
+
+    general: the text that forgetting is measured on, where it is.
+    """
+
+    READ: ClassVar = {"general": TextRecord.of}
 
     name: str | None = None
     sizes: Mapping[str, int] | None = None
@@ -195,6 +225,7 @@ class DataRecord(Entry):
     example: Mapping[str, Any] | None = None
     prepared: str | None = None
     skipped: Mapping[str, int] | None = None
+    general: TextRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

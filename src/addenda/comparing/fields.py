@@ -121,11 +121,15 @@ def bounded(value: Any) -> list[str]:
 _VALIDATION = fields({"loss": number, "accuracy": share, "items": maybe(answers)})
 _LOOK = fields({"when": text(NAME), "seen": text(NAME), "changed": by_name(each(anything))})
 _JUDGED = fields({"loss": number, "losses": maybe(each(number, ITEMS))})
+_GENERAL = fields({"loss": number, "losses": each(number, ITEMS)})
+_TEXT = fields({"name": maybe(text(NAME)), "sha256": maybe(text(NAME)), "python": maybe(text(NAME)), "windows": whole,
+                "length": whole})  # fmt: skip
 TRIAL = fields({
     "method": text(NAME), "note": maybe(text()), "seed": whole, "rate": positive, "steps": whole, "trainable": whole,
     "attach_seconds": number, "seconds": number, "step_seconds": number, "peak_bytes": number, "adapter_bytes": number,
     "tokens_per_second": number, "images_per_second": number, "losses": maybe(each(point(number))),
     "validation": maybe(each(point(_VALIDATION))), "test": maybe(_JUDGED), "ood": maybe(_JUDGED),
+    "general": maybe(_GENERAL),
 })  # fmt: skip
 METHOD = fields({
     "title": text(NAME), "hypothesis": text(), "options": maybe(by_name(anything)), "trainable": whole,
@@ -138,6 +142,7 @@ CONFIG = fields({
     "data": fields({
         "name": text(NAME), "description": text(), "metric": text(NAME), "sizes": maybe(by_name(whole)),
         "hashes": maybe(by_name(maybe(text(NAME)))), "example": maybe(by_name(anything)),
+        "general": maybe(_TEXT),
     }),
     "budget": fields({"kind": text(NAME), "value": number, "steps": number, "batch": whole}),
     "methods": by_name(METHOD, ARMS), "versions": by_name(anything), "hardware": by_name(anything),

@@ -22,6 +22,7 @@ from addenda.core.disk.access import DiskError, read_json, reading
 from addenda.core.disk.atomic import readable, write_atomically
 
 STAGES = ("search", "final", "control")
+BASE = "base"  # the control that is the model as it came, asked without examples
 FULL, HEAD = "full", "head"  # arms that are fitted, but are controls: every parameter, and nothing but a new head
 # What makes two comparisons the same one. Title, command, times and hardware do not; prose about a method neither.
 MATTERS = ("schema", "model", "data", "budget", "methods", "seeds", "search", "versions")
@@ -219,6 +220,8 @@ def _trial_problems(trial: Any, config: Config) -> list[str]:
             problems.append(f"{split}.accuracy: {value['accuracy']} is not the share of 1 in {split}.items")
         elif (losses := value.get("losses")) is not None and len(losses) != len(items):
             problems.append(f"{split}.losses: {len(losses):,} numbers for {len(items):,} items")
+    if trial.get("general") is not None and not trial["general"].get("losses"):
+        problems.append("general.losses: expected a number for each window, came nothing")
     return problems
 
 
@@ -229,6 +232,9 @@ def _together(trials: Sequence[TrialRecord]) -> list[str]:
         lengths = {t.name: len(result.items) for t in trials if (result := t.on(split))}
         if len(set(lengths.values())) > 1:
             problems.append(f"{split}.items: every run must answer the same items, but the lengths are {lengths}")
+    texts = {t.name: len(t.general.losses) for t in trials if t.general}
+    if len(set(texts.values())) > 1:
+        problems.append(f"general.losses: every run must read the same windows, but their numbers are {texts}")
     final = [(t.method, t.seed) for t in trials if t.stage == "final"]
     for key in sorted({k for k in final if final.count(k) > 1}):
         problems.append(f"method {key[0]!r}, seed {key[1]}: two final runs, one is expected")

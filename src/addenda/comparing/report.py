@@ -17,11 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from addenda.comparing.entries import Config, SearchRecord, TrialRecord, Validation, as_json
+from addenda.comparing.forgetting import listing, told
 from addenda.comparing.head import Head, head_of
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.rows import rows_of, titles_of
 from addenda.comparing.stats import Comparison, analyse
-from addenda.comparing.words import count, duration, known, listed, lower, percent, points, rate, size, whole
+from addenda.comparing.words import count, duration, known, listed, lower, nats, percent, points, rate, size, whole
 from addenda.core.base.visible import visible
 from addenda.core.disk.access import path_of
 from addenda.core.disk.atomic import write_atomically
@@ -62,7 +63,9 @@ def page(record: Record) -> str:
     rows, head = rows_of(record, comparison), head_of(record, comparison)
     source = files("addenda.comparing").joinpath("report.html.j2").read_text(encoding="utf-8")
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.filters.update(percent=percent, points=points, count=count, size=size, duration=duration, known=known)
+    env.filters.update(
+        percent=percent, points=points, count=count, nats=nats, size=size, duration=duration, known=known
+    )
     return env.from_string(source).render(
         record=record,
         config=record.config,
@@ -71,6 +74,7 @@ def page(record: Record) -> str:
         titles=titles_of(record),
         head=head,
         answer=answer(record, comparison),
+        forgot=told(record, titles_of(record)),
         warnings=_warnings(record, comparison),
         search=_search(record),
         allowed=as_json(record.config.budget),
@@ -147,11 +151,13 @@ def _alike(arms: list[str], comparison: Comparison) -> str:
 
 
 def summary(record: Record) -> Group:
-    """Return what the terminal shows of a record: the recommendation, what was found, and the main table."""
+    """Return what the terminal shows: the recommendation, the answer, the main table, what was forgotten."""
     record = _printable(record)
     comparison = analyse(record)
     head = head_of(record, comparison)
-    return Group(*_told(head, answer(record, comparison)), Text(), _table(record, comparison))
+    forgot = listing(record, titles_of(record))
+    below = [Text(), Text(visible(forgot))] if forgot else []
+    return Group(*_told(head, answer(record, comparison)), Text(), _table(record, comparison), *below)
 
 
 def _told(head: Head, found: str) -> Iterator[Text]:

@@ -6,6 +6,7 @@ from statistics import median
 from typing import TypeVar
 
 from addenda.comparing.entries import MethodRecord, TrialRecord
+from addenda.comparing.forgetting import Change, forgetting
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.stats import Comparison, Estimate
 from addenda.comparing.words import rate
@@ -17,7 +18,8 @@ T = TypeVar("T")
 class Row:
     """The row of one arm. leads: no other beats it; diverged: its failed seeds; finished, wanted: numbers of runs.
 
-    train_seconds: of all steps of one run, without what is judged meanwhile.
+    train_seconds: of all steps of one run, without what is judged meanwhile. forgot: how much worse it has become on
+    the general text, where that was measured.
     """
 
     arm: str
@@ -39,6 +41,7 @@ class Row:
     test: Estimate | None
     ood: Estimate | None
     letters: str
+    forgot: Change | None
 
 
 def titles_of(record: Record) -> dict[str, str]:
@@ -53,7 +56,7 @@ def rows_of(record: Record, comparison: Comparison) -> list[Row]:
     """Return one row per arm, fitted methods by accuracy first, then the controls; unfinished ones are there too."""
     titles, methods = titles_of(record), record.config.methods
     controls = [arm for arm in dict.fromkeys(t.method for t in record.trials) if arm not in methods]
-    rows = []
+    rows, forgot = [], forgetting(record)
     for arm in [*methods, *controls]:
         method = methods.get(arm, MethodRecord())
         runs = [t for t in record.trials_of(arm) if t.stage != "search"]
@@ -82,6 +85,7 @@ def rows_of(record: Record, comparison: Comparison) -> list[Row]:
                 test=comparison.test.get(arm),
                 ood=comparison.ood.get(arm),
                 letters=comparison.letters.get(arm, ""),
+                forgot=forgot.get(arm),
             )
         )
     return sorted(rows, key=lambda r: (r.control, -(r.test.mean if r.test else -1)))

@@ -81,6 +81,7 @@ def compare(
     skip_corrupt: bool = False,
     items: int | None = 500,
     validation: int = 64,
+    general: str | Path | None = "auto",
     command: str = "",
     title: str | None = None,
     watch: Watch | None = None,
@@ -100,9 +101,10 @@ def compare(
     the bare base, which cannot answer: the head alone, on frozen features. within: seconds it may take. subset: learn
     from a small part of the training data, see `data.subsets`. image_size: the side of images in pixels; skip_corrupt:
     leave out those that cannot be decoded. items: how many of the test split are judged, and half as many of the ood
-    split (None: all). validation: how many of its split are looked at while training. quantize: a form that the base's
-    linear layers are kept in for all arms, see `quantizing.quantize`. trust_remote_code: run code that the model's
-    folder brings, which is never done unasked.
+    split (None: all). validation: how many of its split are looked at while training. general: a text file on which a
+    causal LM's forgetting is measured ("auto": docstrings of Python's library, see `data.general`; None: it is not).
+    quantize: a form that the base's linear layers are kept in for all arms, see `quantizing.quantize`.
+    trust_remote_code: run code that the model's folder brings, which is never done unasked.
     An `out` that holds a record goes on: it must be the same comparison in all that changes numbers; more seeds, more
     methods and a longer budget of steps or seconds are run, and noted (see `grow`).
     Raises AddendaError for bad input, another comparison in `out` and another run at it, before anything is run.
@@ -135,7 +137,7 @@ def compare(
             )  # fmt: skip
         for text in subject.splits["train"].said:
             watch.say(f"data: {text}")
-    subject = subject.limited(items)
+    subject = subject.limited(items).reading(general)
     if budget.kind == "parameters":
         most = int(budget.value)
         arms = [
@@ -152,7 +154,7 @@ def compare(
     asked = {"rates": rates, "search_steps": search_steps, "within": within, "items": items, "around": around}
     if record is not None:
         watch.say(f"Going on with {out}: {len(record.trials)} runs are done.")
-        subject = _as_judged(subject, record)
+        subject = _as_read(_as_judged(subject, record), record, general, watch)
         identity = identity_of(subject, arms, settings, budget, seeds, margin, asked)
         record = _grown(record, identity, subject, arms, settings, budget, seeds, search_steps, watch)
         arms = _as_recorded(arms, record)
@@ -373,6 +375,24 @@ def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
     if differing:
         raise AddendaError(f"{record.path} has other options for {', '.join(differing)}. Choose another --out.")
     return [replace(kept[label], rates=method.rates or ()) for label, method in known.items()]
+
+
+def _as_read(subject: Subject, record: Record, general: str | Path | None, watch: Watch) -> Subject:
+    """Return the subject with the record's general text; without one, where this machine's is another."""
+    there, now = record.config.data.general, subject.about_data.general
+    if there == now:
+        return subject
+    if general not in (None, "auto"):
+        raise AddendaError(
+            f"{record.path} measures forgetting on {there.name if there else 'no text'}, and not on the text of "
+            f"{general}. Choose another --out, or leave general= out."
+        )
+    if there is not None and general is not None:
+        watch.say(
+            f"The general text of {record.path} ({there.name}, Python {there.python or '–'}) is not here: "
+            "no forgetting is measured in the runs that follow."
+        )
+    return subject.reading(None)
 
 
 def _as_judged(subject: Subject, record: Record) -> Subject:

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from addenda.comparing.entries import DataRecord, ModelRecord
+from addenda.comparing.entries import DataRecord, ModelRecord, TextRecord
 from addenda.core.base.errors import AddendaError
 from addenda.data.columns import as_train, check_classes
 from addenda.data.encode import Tokens, encode, tokenise
 from addenda.data.encoded import Encoded
 from addenda.data.examples import Data, share
+from addenda.data.general import general
 from addenda.data.labels import of_head
 from addenda.data.limits import padded, within
 from addenda.data.read import of_task, read, splits_of
@@ -29,6 +30,7 @@ class Subject:
     """What a comparison is about. controls: further encodings of test and ood for the base ("base 8-shot").
 
     heads: what every arm trains besides. fresh: they were drawn at random, so the bare base has no answers to judge.
+    general: windows of a text on which forgetting is measured.
     """
 
     model: nn.Module
@@ -39,6 +41,27 @@ class Subject:
     controls: dict[str, dict[str, Encoded]] = field(default_factory=dict)
     heads: tuple[str, ...] = ()
     fresh: bool = False
+    general: Tokens | None = None
+
+    def reading(self, text: str | Path | None) -> "Subject":
+        """Return the subject with a general text to measure forgetting on, see `data.general`; None: with none.
+
+        "auto" is none for what is no causal LM. Raises AddendaError for a file then, and for one that does not do.
+        """
+        causal = self.splits["train"].kind == "causal"
+        if not causal and text not in (None, "auto"):
+            raise AddendaError(
+                "Forgetting is measured on the loss of a causal LM, and this model is none. Leave general= out."
+            )
+        asked = text is not None and causal and self.tokenizer is not None
+        made = general(text, self.tokenizer, self.model, self.splits["train"]) if asked and text else None
+        if made is None:
+            return replace(self, general=None, about_data=replace(self.about_data, general=None))
+        about = TextRecord(
+            name=made.name, sha256=made.sha256, python=made.python, windows=len(made.windows),
+            length=len(made.windows.ids[0]),
+        )  # fmt: skip
+        return replace(self, general=made.windows, about_data=replace(self.about_data, general=about))
 
     def limited(self, items: int | None) -> "Subject":
         """Return the first `items` of the test split, half as many of ood: in an order by hash or the file's."""

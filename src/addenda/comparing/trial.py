@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from addenda.comparing.arm import Arm
-from addenda.comparing.entries import SplitResult, TrialRecord, TrialSpec, Validation
+from addenda.comparing.entries import SplitResult, TextResult, TrialRecord, TrialSpec, Validation
+from addenda.comparing.record import BASE
 from addenda.comparing.shots import evaluate_with_cache
 from addenda.comparing.subject import Subject
 from addenda.core.adapter.attach import attach, detach
@@ -22,11 +23,13 @@ from addenda.core.file.save import save
 from addenda.data.encoded import Encoded
 from addenda.models.machine import device_of, resident
 from addenda.train.checkpoint import NoneWholeError, newest
-from addenda.train.evaluate import Evaluation
+from addenda.train.evaluate import Evaluation, evaluate
 from addenda.train.fit import Progress, fit
 from addenda.train.loss import score
 from addenda.train.trainer import DivergedError
 from addenda.train.tune import calibration
+
+TOGETHER = 8  # windows of the general text that are judged together
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,10 @@ def trial(
         )
         if stage != "search":
             results = _results(model, subject.tested)
-            run = replace(run, test=results.get("test"), ood=results.get("ood"), adapter_bytes=_file_size(adapter))
+            run = replace(
+                run, test=results.get("test"), ood=results.get("ood"), general=_on_text(subject),
+                adapter_bytes=_file_size(adapter),
+            )  # fmt: skip
         if after is not None:
             after(adapter)
         if not result.losses or not math.isfinite(result.losses[-1][1]):
@@ -122,13 +128,23 @@ def attached(subject: Subject, arm: Arm, settings: TrialSettings, seed: int, bat
 
 
 def control(subject: Subject, label: str, splits: dict[str, Encoded]) -> TrialRecord:
-    """Judge the bare base on the given encodings."""
+    """Judge the bare base on the given encodings, and once, under its own label, on the general text."""
     started = time.perf_counter()
     results = _results(subject.model, splits)
+    general = _on_text(subject) if label == BASE else None
     seconds = time.perf_counter() - started
     return TrialRecord(
-        method=label, stage="control", status="ok", seconds=seconds, test=results.get("test"), ood=results.get("ood")
-    )
+        method=label, stage="control", status="ok", seconds=seconds, test=results.get("test"), ood=results.get("ood"),
+        general=general,
+    )  # fmt: skip
+
+
+def _on_text(subject: Subject) -> TextResult | None:
+    """Judge the general text, where the subject has one."""
+    if subject.general is None:
+        return None
+    made = evaluate(subject.model, examples=subject.general, batch=TOGETHER)
+    return TextResult(loss=made.loss, losses=tuple(float(f"{loss:.7g}") for loss in made.losses))
 
 
 def _results(model: nn.Module, splits: dict[str, Encoded]) -> dict[str, SplitResult]:

@@ -19,6 +19,12 @@ def points(x: float) -> str:
     return text if float(text) == 0 else ("+" if x > 0 else "−") + text
 
 
+def nats(x: float) -> str:
+    """Return a difference of losses: −0.0312 → "−0.031", with a true minus and no negative zero."""
+    text = f"{abs(x):.3f}"
+    return text if float(text) == 0 or x != x else ("+" if x > 0 else "−") + text
+
+
 def count(n: float | None) -> str:
     """Return a number in three figures: 1234567 → "1.23 M"."""
     return "–" if n is None else _scaled(n, 1000, ("", "k", "M", "G"))

@@ -155,7 +155,7 @@ def prompt_ids(tokenizer, question: str | Chat, chat: bool | None = None) -> lis
         pieces = prompt(example, tokenizer, ending)
     except ValueError as error:
         raise refused(error) from None
-    ids, special = _start(tokenizer) if ending is None else [], special_ids(tokenizer)
+    ids, special = start_ids(tokenizer) if ending is None else [], special_ids(tokenizer)
     for piece, part in zip(
         pieces, tokenizer([p.text for p in pieces], add_special_tokens=False)["input_ids"], strict=True
     ):
@@ -177,7 +177,7 @@ def end_ids(model, tokenizer, chat: bool | None = None) -> list[int]:
     return sorted(t for t in {tokenizer.eos_token_id}.union(*id_sets) if t is not None)
 
 
-def _start(tokenizer) -> list[int]:
+def start_ids(tokenizer) -> list[int]:
     """Return what the tokenizer itself puts before a text (a beginning-of-text token, or nothing)."""
     ids = tokenizer("a")["input_ids"][:1]
     return ids if ids and ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
@@ -208,7 +208,7 @@ def _turns(data: Data, tokenizer, chat: bool) -> tuple[list[list[int]], list[lis
             "plain text."
         )
     tokens = iter(tokenizer([s.text for row in rows for s in row], add_special_tokens=False)["input_ids"])
-    special, start = special_ids(tokenizer), [] if chat else _start(tokenizer)
+    special, start = special_ids(tokenizer), [] if chat else start_ids(tokenizer)
     ids, labels = [], []
     for row in rows:
         row_ids, row_labels = list(start), [IGNORE] * len(start)
