@@ -1,11 +1,12 @@
 """`addenda compare`: methods side by side on one model, data and budget; `addenda report` draws a record again."""
 
+import inspect
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,6 +39,7 @@ from addenda.comparing.entries import MARGIN
 from addenda.train.settings import DOCS
 
 METHODS = "lora,miss:rank=16,shira"
+WITH_MORE = ("more", "model", "data", "seeds", "until", "max_minutes", "general", "trust_remote_code", "yes")
 
 
 def register(app: typer.Typer) -> None:
@@ -59,7 +61,17 @@ def compare(
     budget: Annotated[
         str, typer.Option("--budget", help="steps=40, seconds=120 or parameters=500000, the same for every arm.")
     ] = "steps=40",
-    seeds: Annotated[int, typer.Option("--seeds", help="Final runs of every arm.")] = 2,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Final runs of every arm. Default: 2.")] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", help="decided: add seeds (3, 5, 8, 12, 20) until what matters is decided.")
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option("--max-minutes", help="With --until: no more seeds where that would take longer.")
+    ] = None,
+    more: Annotated[
+        Path | None,
+        typer.Option("--more", help="Go on with this record, by the options it keeps; with --seeds or --until."),
+    ] = None,
     margin: Annotated[
         float, typer.Option("--margin", help="Percentage points that matter; arms that differ by less count as equal.")
     ] = MARGIN,
@@ -100,6 +112,10 @@ def compare(
 ) -> None:
     """Which method is worth it here? Same model, data and budget, several seeds, intervals, a report."""
     given = dict(locals())
+    if more is not None:
+        refuse_unread(compare, given, set(given) - set(WITH_MORE), "with --more: the record has its own.")
+        _go_on(more, given)
+        return
     if rates == 1:
         refuse_unread(compare, given, ("search_steps",), "with --rates 1: no rate is searched for.")
     from addenda.comparing.arm import parse_arm
@@ -108,9 +124,55 @@ def compare(
     for spec in chosen:
         parse_arm(spec)  # a mistake here should not cost the seconds that transformers takes
     run_file.check_place(out)
-    from addenda.comparing.live import Board, terminal
+    from addenda.comparing.live import Board
     from addenda.comparing.report import summary
     from addenda.comparing.run import compare as run
+
+    with Board() as board, _kept(out):
+        record = run(
+            model and model_or_default(model), data, chosen, out=out, budget=budget, seeds=seeds, until=until,
+            max_minutes=max_minutes, margin=margin, rates=rates, search_steps=search_steps, full=full, batch=batch,
+            within=within, items=items or None, targets=listed(targets) if targets else None, dtype=dtype,
+            general=None if general == "none" else general,
+            quantize=quantize, max_length=max_length, subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
+            columns=columns_of(question=question, answer=answer, text=text, label=label, image=image)
+            | columns_of(label_kind=label_kind), trust_remote_code=trust_remote_code,
+            command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(_asking(yes)),
+        )  # fmt: skip
+    run_file.write(out, compare, given, {} if until else {"seeds": len(record.config.seeds)})
+    _print(summary(record))
+
+
+def _go_on(folder: Path, given: dict[str, Any]) -> None:
+    """Go on with a record. Where its model and data are, its run file or its command says, unless it is given."""
+    from addenda.comparing.live import Board
+    from addenda.comparing.more import said_in
+    from addenda.comparing.record import Record
+    from addenda.comparing.report import summary
+    from addenda.comparing.run import compare as run
+
+    run_file.check_place(folder)
+    file = folder / run_file.NAME
+    left = run_file.read(file, compare, "compare") if file.is_file() else {}
+    where = said_in(Record.read(folder).config.command) | left
+    model, data = (given[k] or (k in where and Path(where[k])) or None for k in ("model", "data"))
+    text = given["general"] if given["general"] != "auto" else where.get("general", "auto")
+    with Board() as board, _kept(folder):
+        record = run(
+            model and model_or_default(model), data, more=folder, seeds=given["seeds"], until=given["until"],
+            max_minutes=given["max_minutes"], trust_remote_code=given["trust_remote_code"],
+            general=None if text == "none" else text, watch=board.watch(_asking(given["yes"])),
+        )  # fmt: skip
+    if left:
+        growth = {k: given[k] for k in ("seeds", "until", "max_minutes")}
+        default = {n: p.default for n, p in inspect.signature(compare).parameters.items()}
+        run_file.write(folder, compare, default | left | (growth if any(growth.values()) else {}))
+    _print(summary(record))
+
+
+def _asking(yes: bool) -> Callable[[str], bool]:
+    """Return what asks before the long part."""
+    from addenda.comparing.live import terminal
 
     def ask(text: str) -> bool:
         if yes:
@@ -120,18 +182,7 @@ def compare(
             return False
         return typer.confirm(text, default=True, err=True)
 
-    with Board() as board, _kept(out):
-        record = run(
-            model and model_or_default(model), data, chosen, out=out, budget=budget, seeds=seeds, margin=margin,
-            rates=rates, search_steps=search_steps, full=full, batch=batch, within=within, items=items or None,
-            general=None if general == "none" else general,
-            targets=listed(targets) if targets else None, dtype=dtype, quantize=quantize, max_length=max_length,
-            columns=columns_of(question=question, answer=answer, text=text, label=label, image=image)
-            | columns_of(label_kind=label_kind), subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
-            trust_remote_code=trust_remote_code, command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(ask),
-        )  # fmt: skip
-    run_file.write(out, compare, given)
-    _print(summary(record))
+    return ask
 
 
 @contextmanager

@@ -293,6 +293,37 @@ class Growth(Entry):
     changed: Mapping[str, list] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LookTaken(Entry):
+    """One look of a comparison that adds seeds until it decides: seeds of every arm, when, the pairs still open."""
+
+    READ: ClassVar = {"undecided": _pairs}
+
+    seeds: int = 0
+    when: str = ""
+    undecided: tuple[tuple[str, str], ...] = ()
+
+
+def _taken(value: list) -> tuple[LookTaken, ...]:
+    return tuple(map(LookTaken.of, value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Until(Entry):
+    """How a comparison adds seeds until it decides, see `until`. looks: the seeds at which it may be looked at.
+
+    seconds: predicted for the whole with the seeds of each; taken: the looks so far; stopped: why no more.
+    """
+
+    READ: ClassVar = {"looks": tuple, "seconds": tuple, "taken": _taken}
+
+    looks: tuple[int, ...] = ()
+    seconds: tuple[float, ...] = ()
+    max_minutes: float | None = None
+    taken: tuple[LookTaken, ...] = ()
+    stopped: str | None = None
+
+
 def _methods(value: Mapping[str, Any]) -> dict[str, MethodRecord]:
     return {label: MethodRecord.of(method) for label, method in value.items()}
 
@@ -305,13 +336,13 @@ def _growths(value: list) -> tuple[Growth, ...]:
 class Config(Entry):
     """The configuration of a comparison. identity, looks: see `grow`; None in records from before they were kept.
 
-    margin: the difference, in percentage points, below which two arms count as equal; None: `MARGIN`. until: "decided"
-    where seeds are added until it is.
+    margin: the difference, in percentage points, below which two arms count as equal; None: `MARGIN`. until: None where
+    seeds were asked for by their number. options: of the call, see `more`.
     """
 
     READ: ClassVar = {
         "search": SearchRecord.of, "notes": tuple, "model": ModelRecord.of, "data": DataRecord.of,
-        "budget": BudgetRecord.of, "methods": _methods, "seeds": tuple, "looks": _growths,
+        "budget": BudgetRecord.of, "methods": _methods, "seeds": tuple, "looks": _growths, "until": Until.of,
     }  # fmt: skip
     NULLS: ClassVar = ("search",)
 
@@ -329,9 +360,10 @@ class Config(Entry):
     methods: Mapping[str, MethodRecord]
     seeds: tuple[int, ...]
     margin: float | None = None
+    until: Until | None = None
+    options: Mapping[str, Any] | None = None
     identity: Mapping[str, Any] | None = None
     looks: tuple[Growth, ...] | None = None
-    until: str | None = None
     predicted_seconds: float | None = None
     measured_step_seconds: Mapping[str, float] | None = None
 

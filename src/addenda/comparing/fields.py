@@ -52,6 +52,15 @@ def answers(value: Any, where: str) -> list[str]:
     return [] if good else [_wrong(where, f"a string of 0 and 1, at most {ITEMS:,}", value)]
 
 
+def counted(value: Any, where: str) -> list[str]:
+    """Return a problem where a number of seeds, or the like, is none."""
+    return [] if type(value) is int and 0 < value < MOST else [_wrong(where, "an integer of at least 1", value)]
+
+
+def flag(value: Any, where: str) -> list[str]:
+    return [] if isinstance(value, bool) else [_wrong(where, "true or false", value)]
+
+
 def each(check: Check, most: int = 1_000_000) -> Check:
     """Return a check for a list of such values."""
 
@@ -101,6 +110,12 @@ def point(check: Check) -> Check:
     return check_all
 
 
+def _two(check: Check) -> Check:
+    """Return a check for a list of two such values."""
+    both = each(check)
+    return lambda value, where: both(value, where) or [_wrong(where, "a pair", value)] * (len(value) != 2)
+
+
 def _either(one: Check, other: Check) -> Check:
     return lambda value, where: one(value, where) and other(value, where)
 
@@ -120,6 +135,18 @@ def bounded(value: Any) -> list[str]:
 
 _VALIDATION = fields({"loss": number, "accuracy": share, "items": maybe(answers)})
 _LOOK = fields({"when": text(NAME), "seen": text(NAME), "changed": by_name(each(anything))})
+_TAKEN = fields({"seeds": counted, "when": text(NAME), "undecided": each(_two(text(NAME)))})
+_UNTIL = fields({
+    "looks": each(counted, 1000), "seconds": each(positive, 1000), "max_minutes": positive,
+    "stopped": maybe(text(NAME)), "taken": each(_TAKEN, 1000),
+})  # fmt: skip
+_OPTIONS = fields({  # the numbers and words of a call, whose ranges it checks itself
+    "of": text(NAME), "methods": each(text(NAME), ARMS), "budget": text(NAME), "full": flag, "skip_corrupt": flag,
+    "targets": maybe(_either(text(), each(text(NAME)))), "around": maybe(by_name(positive, ARMS)),
+    "columns": maybe(by_name(_either(text(NAME), each(text(NAME))))), "dtype": text(NAME),
+    **dict.fromkeys(("quantize", "subset", "general"), maybe(text(NAME))), **dict.fromkeys(
+        ("rates", "search_steps", "batch", "within", "max_length", "image_size", "items", "validation"), number),
+})  # fmt: skip
 _JUDGED = fields({"loss": number, "losses": maybe(each(number, ITEMS))})
 _GENERAL = fields({"loss": number, "losses": each(number, ITEMS)})
 _TEXT = fields({"name": maybe(text(NAME)), "sha256": maybe(text(NAME)), "python": maybe(text(NAME)), "windows": whole,
@@ -150,8 +177,8 @@ CONFIG = fields({
         "kind": text(NAME), "rates": by_name(each(positive, 1000)), "further": whole, "arms": whole,
         "steps": _either(whole, by_name(whole)),
     })),
-    "margin": percents, "until": maybe(text(NAME)), "looks": each(_LOOK), "identity": by_name(anything),
-    "predicted_seconds": number, "measured_step_seconds": by_name(number),
+    "margin": percents, "until": maybe(_UNTIL), "looks": each(_LOOK), "identity": by_name(anything),
+    "options": maybe(_OPTIONS), "predicted_seconds": number, "measured_step_seconds": by_name(number),
 })  # fmt: skip
 
 

@@ -31,11 +31,14 @@ def identity_of(
     arms: list[Arm],
     settings: TrialSettings,
     budget: Budget,
-    seeds: int,
+    grows: Mapping[str, Any],
     margin: float,
     asked: Mapping[str, Any],
 ) -> dict:
-    """Return what decides the numbers of a comparison, as JSON. asked: further options as they were given."""
+    """Return what decides the numbers of a comparison, as JSON. grows: seeds, and until when more are added.
+
+    asked: further options as they were given.
+    """
     methods = {
         a.label: {
             "options": a.method.options(defaults=True) | a.training,
@@ -53,7 +56,7 @@ def identity_of(
         "data": {"subset": about.subset, "prepared": about.prepared, "examples": examples},
         "settings": vars(settings), "of": budget.kind, "budget": budget.value,
         "steps": budget.steps if budget.kind == "parameters" else None,
-        "methods": methods, "seeds": seeds, "margin": float(margin), "asked": dict(asked), "versions": versions(),
+        "methods": methods, **grows, "margin": float(margin), "asked": dict(asked), "versions": versions(),
     })  # fmt: skip
 
 
@@ -78,7 +81,7 @@ def open_record(out: Path) -> Record | None:
 def grown(record: Record, now: dict) -> Growth | None:
     """Return the look of a command that asks for more than a record; None for the same. Raises AddendaError else."""
     there = {"margin": MARGIN, **(record.config.identity or {})}
-    grows = {"seeds": larger, "methods": longer}
+    grows = {"seeds": larger, "methods": longer, "until": _from_none, "max_minutes": lambda there, now: True}
     if there.get("of") in ("steps", "seconds"):
         grows["budget"] = larger
     larger_now = goes_on(f"The record {record.path}", there, now, grows=grows, way=WAY)
@@ -94,7 +97,15 @@ def _change(entry: tuple[str, list]) -> str:
     name, (there, now) = entry
     if name == "methods":
         return f"also {', '.join(k for k in now if k not in there)}"
+    if name == "until":
+        return f"until {now}"
+    if name == "max_minutes":
+        return "for as long as it takes" if now is None else f"within {now:g} minutes"
     return f"{name} {there:g} to {now:g}"
+
+
+def _from_none(there: Any, now: Any) -> bool:
+    return there is None
 
 
 def cut_like(arm: Arm, known: Mapping[str, MethodRecord]) -> Arm:
@@ -102,6 +113,19 @@ def cut_like(arm: Arm, known: Mapping[str, MethodRecord]) -> Arm:
     n = max((len(m.rates or ()) for k, m in known.items() if k != HEAD), default=len(arm.rates))
     first = (len(arm.rates) - n) // 2
     return replace(arm, rates=arm.rates[first : first + n]) if 0 < n < len(arm.rates) else arm
+
+
+def seconds_left(record: Record, step: Mapping[str, float], steps: Mapping[str, int], seeds: int) -> float:
+    """Return what the final runs take that a record lacks with so many seeds: as long as those it has, else by steps.
+
+    step, steps: seconds of a step and steps of a run, by arm.
+    """
+    total = 0.0
+    for label, n in steps.items():
+        done = [t.seconds or 0.0 for t in record.trials_of(label, "final") if t.steps == n]
+        one = sum(done) / len(done) if done else step.get(label, 0.0) * n
+        total += one * max(0, seeds - len(done))
+    return total
 
 
 def costs_of(record: Record, budget: Budget, search_steps: int | None, step: dict[str, float], seeds: int) -> Costs:

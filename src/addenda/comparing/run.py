@@ -17,14 +17,17 @@ from addenda.comparing.arm import Arm, center, parse_arm
 from addenda.comparing.budget import Budget, fitted
 from addenda.comparing.costs import Costs, by_the_clock, fit_within, measure, minutes, rivals_of, step_seconds
 from addenda.comparing.entries import MARGIN, BudgetRecord, Config, MethodRecord, SearchRecord, TrialRecord, TrialSpec
-from addenda.comparing.grow import costs_of, cut_like, grown, identity_of, open_record, told
+from addenda.comparing.grow import costs_of, cut_like, grown, identity_of, open_record, seconds_left, told
+from addenda.comparing.more import kept, with_more
 from addenda.comparing.record import FULL, HEAD, Record, other_hardware
 from addenda.comparing.report import is_report, write_report
 from addenda.comparing.result import Result
 from addenda.comparing.runner import OneByOne
 from addenda.comparing.search import FURTHER, LEAST, Chosen, Look, cost, grid, last_steps, search, side_by_side
+from addenda.comparing.spending import LOOKS
 from addenda.comparing.subject import Subject, embedded, from_files
 from addenda.comparing.trial import TrialSettings, control
+from addenda.comparing.until import look, planned, range_of, wanted
 from addenda.core.ask.plan import plan
 from addenda.core.base import ranges
 from addenda.core.base.arguments import checked, names_of, unknown_names
@@ -53,6 +56,7 @@ class Watch:
     done: Callable[[Record], None] = lambda record: None
 
 
+@with_more
 @checked()
 @one_at_a_time
 def compare(
@@ -62,7 +66,10 @@ def compare(
     *,
     out: str | Path = "runs/compare",
     budget: str | Budget = "steps=40",
-    seeds: int = 2,
+    seeds: int | None = None,
+    until: str | None = None,
+    max_minutes: float | None = None,
+    more: str | Path | None = None,
     margin: float = MARGIN,
     rates: int = 5,
     search_steps: int | None = None,
@@ -107,20 +114,27 @@ def compare(
     trust_remote_code: run code that the model's folder brings, which is never done unasked.
     An `out` that holds a record goes on: it must be the same comparison in all that changes numbers; more seeds, more
     methods and a longer budget of steps or seconds are run, and noted (see `grow`).
+    seeds: final runs of every arm (2). until="decided" adds them by itself, to 3, 5, 8, 12 and 20, until every contrast
+    that matters is decided, or all of it with the next seeds is predicted to take longer than max_minutes (see
+    `until`). more: a record to go on with, in its folder and by all options that it keeps; one gives seeds= or until=
+    besides, and model= and data= where those are files (see `more`).
     Raises AddendaError for bad input, another comparison in `out` and another run at it, before anything is run.
     """
+    methods = [methods] if isinstance(methods, str) else list(methods)
+    targets = targets if targets is None or isinstance(targets, str) else tuple(targets)
+    options = kept(dict(locals()))
     model, data = (None if p is None else path_of(p, name) for p, name in ((model, "model"), (data, "data")))
     out = folder_for(out, apart=(model, data))
     record = open_record(out)
     check_free(out, {"report.html": is_report} | ({} if record else {"trials": no_file, "partial": no_file}))
     watch = watch or Watch()
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
-    targets = targets if targets is None or isinstance(targets, str) else tuple(targets)
-    named = [*_labels([methods] if isinstance(methods, str) else methods), *([FULL] if full else [])]
+    named = [*_labels(methods), *([FULL] if full else [])]
     read_here = {"columns": columns, "max_length": max_length, "subset": subset, "image_size": image_size}
     check_rates(rates)
     _check(named, around or {}, columns or {}, read_here | {"skip_corrupt": skip_corrupt},
            named_here=model is not None and subject is None)  # fmt: skip
+    of_number, (seeds, until, max_minutes) = until is None, wanted(record, seeds, until, max_minutes, within)
     middle = {label: (around or {}).get(label) or center(label) for label in named}
     arms = [replace(parse_arm(k, None if k == FULL else targets), rates=grid(middle[k], rates)) for k in named]
     if (model is None) != (data is None) and subject is None:
@@ -151,22 +165,25 @@ def compare(
     for a in arms:  # every target and shape is checked before anything is measured
         plan(subject.model, a.method, targets=a.targets, also_train=a.also_train)
     around = {k: float(v) for k, v in (around or {}).items()}
+    grows = {"seeds": seeds, "until": until, "max_minutes": max_minutes}
     asked = {"rates": rates, "search_steps": search_steps, "within": within, "items": items, "around": around}
     if record is not None:
         watch.say(f"Going on with {out}: {len(record.trials)} runs are done.")
         subject = _as_read(_as_judged(subject, record), record, general, watch)
-        identity = identity_of(subject, arms, settings, budget, seeds, margin, asked)
-        record = _grown(record, identity, subject, arms, settings, budget, seeds, search_steps, watch)
+        identity = identity_of(subject, arms, settings, budget, grows, margin, asked)
+        record = _grown(
+            record, identity, subject, arms, settings, budget, seeds, search_steps, watch, options, of_number
+        )
         arms = _as_recorded(arms, record)
         attention.put(subject.model, record.config.model.attention)
         subject = subject.limited((record.config.data.sizes or {}).get("test"))
     else:
-        identity = identity_of(subject, arms, settings, budget, seeds, margin, asked)
+        identity = identity_of(subject, arms, settings, budget, grows, margin, asked)
         record, arms, subject = _fresh(
             out, subject, arms, settings, budget, list(range(seeds)), margin, search_steps, within, command, title,
-            watch, identity,
+            watch, identity, options,
         )  # fmt: skip
-    _run(record, subject, arms, settings, record.config.seeds, watch)
+    _run(record, subject, arms, settings, of_number, watch)
     record = Result.read(out)
     report = write_report(out)
     watch.say(f"Report: {report}")
@@ -219,6 +236,7 @@ def _fresh(
     title: str | None,
     watch: Watch,
     identity: dict,
+    options: dict,
 ) -> tuple[Record, list[Arm], Subject]:
     """Measure, predict, drop what does not fit, ask, and write the configuration."""
     clocked = by_the_clock(budget, within)
@@ -233,6 +251,10 @@ def _fresh(
         notes += dropped
     steps = {arm.label: costs.steps(arm) for arm in arms}
     total = costs.total(arms)
+    until = None
+    if identity["until"]:
+        seconds = [replace(costs, seeds=n).total(arms) for n in LOOKS]
+        until = planned(None, seconds, identity["max_minutes"], LOOKS[0])
     config = Config(
         title=title or f"{', '.join(a.label for a in arms if a.label != HEAD)} on {subject.about_data.name}",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -243,6 +265,8 @@ def _fresh(
         methods=_titled({arm.label: _about(arm, subject, steps[arm.label]) for arm in arms}),
         seeds=tuple(seeds),
         margin=float(margin),
+        until=until,
+        options=options,
         search=_search_of(arms, costs),
         versions=versions(),
         hardware=hardware(),
@@ -252,13 +276,14 @@ def _fresh(
         measured_step_seconds=measured,
         notes=tuple(notes),
     )
+    count, about = (f"{len(seeds)} seeds", f"about {minutes(total)}") if until is None else range_of(until)
     watch.say(
-        f"{len(arms)} arms, {len(seeds)} seeds, {max(steps.values())} steps: about {minutes(total)}"
+        f"{len(arms)} arms, {count}, {max(steps.values())} steps: {about}"
         + (f" ({minutes(costs.most(arms))} where the best rates lie far from the first)" if config.search else "")
         + "".join(f"; {label} {s:.2f} s a step" for label, s in measured.items())
         + "".join(f"\n{note}" for note in notes)
     )
-    if not watch.ask(f"Run for about {minutes(total)}?"):
+    if not watch.ask(f"Run for {about}?"):
         raise AddendaError(f"Nothing was run. {out} was not written.")
     return Record.write_config(out, config), arms, subject
 
@@ -321,6 +346,8 @@ def _grown(
     seeds: int,
     search_steps: int | None,
     watch: Watch,
+    options: dict,
+    of_number: bool,
 ) -> Record:
     """Return the record as this command has it: the same, or larger, which is measured and noted."""
     known, growth = record.config, grown(record, identity)
@@ -349,15 +376,19 @@ def _grown(
     config = replace(
         known, methods=_titled(methods), seeds=tuple(range(seeds)), identity=identity, measured_step_seconds=step,
         looks=(*(known.looks or ()), growth), search=search, notes=(*notes, told(growth)),
-        budget=replace(known.budget, value=budget.value, steps=max(count.values())),
+        budget=replace(known.budget, value=budget.value, steps=max(count.values())), options=options,
     )  # fmt: skip
-    watch.say(told(growth))
-    done = {(t.method, t.seed) for t in record.trials_of(stage="final") if t.steps == count[t.method]}
-    left = sum(step[a] * n * (seeds - sum(k == a for k, _ in done)) for a, n in count.items()
-               if a in step and methods[a].void is None)  # fmt: skip
     searched = [a for a in wanted if a.label in again or a in new]
-    left += sum(step[a.label] * cost(len(a.rates), costs.first(a), costs.last(a), 1)[1] for a in searched)
-    if not watch.ask(f"Run what is new for about {minutes(left)}?"):
+    searching = sum(step[a.label] * cost(len(a.rates), costs.first(a), costs.last(a), 1)[1] for a in searched)
+    run = {a: n for a, n in count.items() if methods[a].void is None}
+    about = f"about {minutes(searching + seconds_left(record, step, run, seeds))}"
+    if identity["until"]:
+        spent = sum(t.seconds or 0.0 for t in (*record.trials, *record.shorter))
+        seconds = [spent + searching + seconds_left(record, step, run, n) for n in LOOKS]
+        first = None if of_number else seeds
+        config = replace(config, until=planned(known.until, seconds, identity["max_minutes"], first))
+    watch.say(told(growth))
+    if not watch.ask(f"Run what is new for {about}?"):
         raise AddendaError(f"Nothing was run. {record.path} is as it was.")
     return record.changed(config)
 
@@ -408,7 +439,7 @@ def _as_judged(subject: Subject, record: Record) -> Subject:
 
 
 def _run(
-    record: Record, subject: Subject, arms: list[Arm], settings: TrialSettings, seeds: Sequence[int], watch: Watch
+    record: Record, subject: Subject, arms: list[Arm], settings: TrialSettings, of_number: bool, watch: Watch
 ) -> None:
     """Execute every run that the record lacks, searches first, then seed by seed so that early seeds are complete."""
     known = record.config
@@ -441,8 +472,12 @@ def _run(
     if not rates:
         void = "; ".join(f"{label}: {found.why}" for label, found in best.items())
         raise AddendaError(f"No arm has a rate to run at, so there is nothing to compare. {void}. Kept: {record.path}.")
-    for seed in seeds:
-        run([TrialSpec(label, "final", seed, rate, final[label]) for label, rate in rates.items()])
+    seeds: tuple[int, ...] = ()
+    while seeds != record.config.seeds:  # which grow, look by look, until the comparison is decided
+        seeds = record.config.seeds
+        for seed in seeds:
+            run([TrialSpec(label, "final", seed, rate, final[label]) for label, rate in rates.items()])
+        record = look(record, of_number, watch.say)
     with suppress(OSError):  # another's file in it keeps it
         runner.folder.rmdir()
 

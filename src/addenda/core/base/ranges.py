@@ -83,6 +83,7 @@ RANGES: dict[str, Range] = {
     "rates": _whole(1, 100),
     "search_steps": _COUNT,
     "within": Range(0, MANY, above=True),
+    "max_minutes": Range(0, MANY, above=True),
     "margin": Range(0, 100, above=True),
     "items": _whole(0),
     "validation": _COUNT,
@@ -113,7 +114,11 @@ RANGES: dict[str, Range] = {
 }
 
 
-WORDS: dict[str, tuple[str, ...]] = {"overflow": ("error", "drop", "truncate"), "label_kind": ("class", "number")}
+WORDS: dict[str, tuple[str, ...]] = {
+    "overflow": ("error", "drop", "truncate"),
+    "label_kind": ("class", "number"),
+    "until": ("decided",),
+}
 
 
 def problems(given: Mapping[str, Any], ranges: Mapping[str, Range] | None = None) -> list[str]:
