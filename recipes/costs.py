@@ -1,6 +1,7 @@
 """python -m recipes --cost: what every paper's claims will take, in core-hours, before anything is run."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,30 +52,44 @@ def priced(claims: Claims, root: Path) -> list[Price]:
     torch.set_num_threads(1)
     found: list[Price] = []
     where = folders(claims)
-    paid: set[tuple[str, str]] = set()
     for name, setting in SETTINGS.items():
-        users = {c.paper: c for c in claims.claims if name in _subjects(c)}
-        if not users:
-            continue
-        pool = Pool(setting, where[name], root, Clock(), {})
-        try:
-            on = pool.subject(None)
-        except AddendaError as error:
-            print(f"{name}: not here, {error}")
-            continue
-        settings = TrialSettings(setting.batch, validation=setting.validation)
-        look = forward_seconds(on, "validation") * min(1.0, setting.validation / len(on.splits["validation"]))
-        judging = sum(forward_seconds(on, s) for s in on.tested)
-        for paper in users:
-            arms = {a.partition("|")[0] for c in claims.of(paper) if name in _subjects(c) for a in c.arms} - {BASE}
-            new = sorted(a for a in arms if (name, a) not in paid)
-            paid |= {(name, a) for a in new}
-            steps = {a: step_seconds(on, pool.arm(a, on), settings, lambda text: None) for a in new}
-            seconds = sum(arm_seconds(setting, s, look, judging) for s in steps.values())
-            found.append(Price(paper, name, seconds / 3600, len(new), len(arms) - len(new)))
+        if name in where:
+            try:
+                found += _on_subject(claims, Pool(setting, where[name], root, Clock(), {}))
+            except AddendaError as error:
+                print(f"{name}: not here. {error}")
     if "trp" in where:
-        found += _nets(claims)
+        try:
+            found += _nets(claims)
+        except AddendaError as error:
+            print(f"trp: not here. {error}")
     return sorted(found, key=lambda p: p.hours)
+
+
+def _on_subject(claims: Claims, pool: Pool) -> list[Price]:
+    """Measure every arm of one subject."""
+    setting, on, paid, found = pool.setting, pool.subject(None), set(), []
+    settings = TrialSettings(setting.batch, validation=setting.validation)
+    share = min(1.0, setting.validation / len(on.splits["validation"]))
+    look = _alone(forward_seconds, on, "validation") * share
+    judging = sum(_alone(forward_seconds, on, split) for split in on.tested)
+    for paper in claims.papers:
+        of = [c for c in claims.of(paper) if c.kind == "measured" and setting.name in _subjects(c)]
+        arms = {a.partition("|")[0] for c in of for a in c.arms} - {BASE}
+        new = sorted(arms - paid)
+        paid |= arms
+        steps = [_alone(step_seconds, on, pool.arm(a, on), settings, lambda text: None) for a in new]
+        hours = sum(arm_seconds(setting, s, look, judging) for s in steps) / 3600
+        if of:
+            found.append(Price(paper, setting.name, hours, len(new), len(arms) - len(new)))
+    return found
+
+
+def _alone(measure: Callable[..., float], *given: object) -> float:
+    """Return seconds as `measure` finds them, less what other processes took: of the processor, not of the clock."""
+    wall, busy = time.perf_counter(), time.process_time()
+    found = measure(*given)
+    return found * min(1.0, (time.process_time() - busy) / (time.perf_counter() - wall))
 
 
 def _subjects(claim: Claim) -> tuple[str, ...]:
@@ -83,11 +98,7 @@ def _subjects(claim: Claim) -> tuple[str, ...]:
 
 def _nets(claims: Claims) -> list[Price]:
     """Predict Trained Rank Pruning from one epoch of 1,000 images."""
-    try:
-        task = fashion(1000, 100)
-    except AddendaError as error:
-        print(f"trp: not here, {error}")
-        return []
+    task = fashion(1000, 100)
     started = time.process_time()
     trained(task, Arm("channel", 0.95, 1e-2), 0, 1)
     epoch = (time.process_time() - started) * 10

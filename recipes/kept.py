@@ -8,7 +8,6 @@ concluded from, and nothing is run for it or written to it.
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -78,19 +77,19 @@ def _are_runs(folder: Path) -> bool:
 class Runs:
     """Finished runs by name, one small JSON file each, for recipes that do more than compare arms.
 
-    `with Runs(given, identity) as runs`: alone in the folder, unless several processes share it. identity: what decides
+    `with Runs(given, identity) as runs`: alone in the folder. identity: what decides
     the runs' numbers, `seeds` among it, of which there may be more later; it is not looked at in an old folder.
     """
 
-    def __init__(self, given: argparse.Namespace, identity: dict, *, shared: bool = False):
-        self.out, self.old, self.shared = given.out, given.old, shared
+    def __init__(self, given: argparse.Namespace, identity: dict):
+        self.out, self.old = given.out, given.old
         self.folder, self.identity = given.out / "runs", plain(identity)
         self._held = ExitStack()
 
     def __enter__(self) -> "Runs":
         if self.old:
             return self
-        self._held.enter_context(alone(self.out, here=not self.shared))
+        self._held.enter_context(alone(self.out))
         try:
             self._begin()
         except BaseException:
@@ -130,14 +129,6 @@ class Runs:
         made = make()
         write_atomically(self.folder / f"{name}.json", (readable(made) + "\n").encode())
         return json.loads(json.dumps(made))
-
-
-def part_of(text: str) -> tuple[int, int]:
-    """I/N as two numbers. Raises AddendaError for anything else."""
-    found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
-    if not found or int(found[1]) >= int(found[2]):
-        raise AddendaError(f"--part is {text!r}; I/N is wanted, I from 0 to N − 1, such as 0/2.")
-    return int(found[1]), int(found[2])
 
 
 def put_table(page: Path, lines: list[str]) -> None:

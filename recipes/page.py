@@ -1,11 +1,14 @@
 """python -m recipes --page FILE: every claim's verdict as it was and as it is, between the page's marks."""
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from recipes.claims import Claim, Claims, Verdict
+from recipes.pool import Place
 from recipes.store import Clock
-from recipes.work import places, verdicts
+from recipes.work import gate, places, verdicts
 
 BEFORE = "188f10b"  # the commit of the records that stand in the column "before"
 OLD = Path("records/recipes")
@@ -25,6 +28,18 @@ def table(claims: Claims, root: Path, old: Path = OLD) -> list[str]:
             claim = verdict.claim
             cells = [paper, claim.words, before(claim, old), f"**{verdict.word}**", told(verdict), why(verdict)]
             lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", *gates(claims, made)]
+
+
+def gates(claims: Claims, made: Mapping[str, Place]) -> list[str]:
+    """Return a line about each gate that was measured."""
+    lines = []
+    for name, where in claims.subjects.items():
+        gain, failed = gate(name, claims, made)
+        if where.gate and not math.isnan(gain):
+            said = "failed" if failed else "passed"
+            wanted = f"{3 * where.delta:g} wanted"
+            lines.append(f"- {name}: gate {said}, {where.gate[0]} {gain:+.1f} points over {where.gate[1]}, {wanted}.")
     return lines
 
 

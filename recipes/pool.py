@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -36,7 +37,7 @@ from addenda.core.method.catalogue import build
 from addenda.models.machine import hardware, versions
 from addenda.train import checkpoint
 from addenda.train.evaluate import evaluate
-from recipes.store import BASE, SEEDS, Busy, Clock, Store, short, thinned
+from recipes.store import BASE, SEEDS, Busy, Clock, Store, thinned
 from recipes.subjects import Setting
 
 SAVE_EVERY = 300.0  # seconds between two checkpoints of a run that is longer
@@ -78,8 +79,10 @@ class Pool:
         clock: Clock,
         cuts: Mapping[str, Cut],
         saving: Iterable[str] = (),
+        margin: float | None = None,
     ):
         self.setting, self.clock, self.cuts, self.saving = setting, clock, cuts, frozenset(saving)
+        self.margin = margin
         self.store = Store(root / setting.name, folders)
         self.void: dict[str, str] = {}
         self._held: tuple[int | None, Subject] | None = None
@@ -191,7 +194,7 @@ class Pool:
             results: dict[str, SplitResult] = {}
             made = self._trained(spec, wanted, results)
             for name in wanted:  # before the whole one: where that is there, its cuts are
-                result = short(results[name], spec.seed) if name in results else None  # none of what diverged
+                result = replace(results[name], losses=None) if name in results else None  # none of what diverged
                 self.store.write(replace(made, method=name, losses=None, validation=None, test=result), self.config)
             if self._there(spec) is None:
                 self.store.write(thinned(made), self.config)
@@ -237,7 +240,8 @@ class Pool:
         return self._beside(spec).with_name(f"{spec.name}.safetensors")
 
     def _beside(self, spec: TrialSpec) -> Path:
-        return cache_folder() / "recipes" / self.setting.name / spec.name
+        of = sha256(str(self.store.path.resolve()).encode()).hexdigest()[:12]
+        return cache_folder() / "recipes" / f"{self.setting.name}-{of}" / spec.name
 
     # ---- the subject, and what a record says of it ----
 
@@ -269,6 +273,7 @@ class Pool:
             methods={name: self._about(name, on) for name in names if name != BASE or s.drawn},
             budget=BudgetRecord(kind="steps", value=s.steps, steps=s.steps, batch=s.batch),
             versions=versions(), hardware=hardware(), looks=(), identity=self._identified(on) | {"arms": names},
+            margin=self.margin, until="decided",
         )  # fmt: skip
 
     def _identified(self, on: Subject) -> dict:

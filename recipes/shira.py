@@ -101,6 +101,7 @@ class TwoTasks:
             methods={a: MethodRecord(title=a, options={}, steps=steps) for a in names},
             budget=BudgetRecord(kind="steps", value=steps, steps=steps, batch=known[0].budget.batch),
             versions=versions(), hardware=hardware(), looks=(), identity={"tasks": of, "arms": names},
+            margin=known[0].margin, until="decided",
         )  # fmt: skip
 
 

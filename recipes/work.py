@@ -67,7 +67,8 @@ def places(claims: Claims, root: Path, clock: Clock) -> dict[str, Place]:
     for name, setting in SETTINGS.items():
         if name in where:
             saving = saved if name in ("docstrings", "kinds") else ()
-            made[name] = Pool(setting, where[name], root, clock, dylora.CUTS, saving)
+            margin = claims.subjects[name].delta if name in claims.subjects else None
+            made[name] = Pool(setting, where[name], root, clock, dylora.CUTS, saving, margin)
     if TWO_TASKS in where:
         tasks = made["docstrings"], made["kinds"]
         made[TWO_TASKS] = TwoTasks(tasks, where[TWO_TASKS], root)  # type: ignore[arg-type]
