@@ -13,6 +13,7 @@ COMMANDS = (
     "steps", "others", "profile", "scaling", "inference", "mixed", "switching", "optimizer", "tune", "memory", "attach",
     "basis", "images", "hidden", "quantised", "qlora", "reduce", "peft_parity", "combine", "retention", "gguf",
     "on_disk", "loading", "kills", "full_disk", "writers", "attacks", "equal", "two_hosts", "search_rule",
+    "grouped",
 )  # fmt: skip
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--arms",
-        help="arms of `steps`, `others`, `hidden`, parts of `on_disk` and `kills`, between |; others on record stay",
+        help="arms of `steps`, `others`, `hidden`, parts of `on_disk`, `kills`, `grouped`, between |; others stay",
     )
     parser.add_argument("--device", default="cuda", help="of `gpu`, which measures nothing else here")
     parser.add_argument("--quick", action="store_true", help="of `gpu`, `hostile`: tries it, and measures little")
