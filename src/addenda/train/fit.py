@@ -133,7 +133,7 @@ def fit(
     none is whole, NoneWholeError.
     """
     check_launch()
-    _trainable(model, adapter)
+    check_trainable(model, adapter)
     if not len(train):
         raise AddendaError("There is no example to train on.")
     if resume and out is None:
@@ -141,12 +141,12 @@ def fit(
     arguments = {k: v for k, v in options.items() if k in PASSED}
     together.meet(arguments.get("ddp_backend"), arguments.get("ddp_timeout"))
     own = {k: v for k, v in options.items() if k not in PASSED}
-    plan = _planned(model, adapter, train, eval, steps, optimizer, own)
+    plan = planned(model, adapter, train, eval, steps, optimizer, own)
     settings, train, eval = plan.settings, plan.train, plan.eval
     if eval is None and (settings.early_stop is not None or eval_every is not None):
         raise AddendaError("eval_every and early_stop look at the loss on eval data; give eval=.")
-    evaluations = _when(eval_every, settings.steps, 20) if eval is not None else frozenset()
-    saves = _when(save_every, settings.steps, 5) | {settings.steps} if out is not None else frozenset()
+    evaluations = when(eval_every, settings.steps, 20) if eval is not None else frozenset()
+    saves = when(save_every, settings.steps, 5) | {settings.steps} if out is not None else frozenset()
     kept = None if out is None else path_of(out, "out")
     identity: dict[str, Any] = {}
     known, looks, damaged, start = {}, [], [], None
@@ -272,7 +272,7 @@ class _Plan:
     optimizer: Optimizers
 
 
-def _planned(
+def planned(
     model: nn.Module,
     adapter: Adapter,
     train: Encoded,
@@ -359,7 +359,7 @@ def _known(
     return choices, looks
 
 
-def _trainable(model: nn.Module, adapter: Adapter) -> None:
+def check_trainable(model: nn.Module, adapter: Adapter) -> None:
     root, state, _ = record_of(adapter.model, adapter.name)
     refuse_outside(root, state, adapter.name, "cannot be trained here")
     if root is not model and root not in set(model.modules()):
@@ -382,7 +382,7 @@ def _check_rows(rows: list[list[int]], n: int, accumulate: int) -> None:
         )
 
 
-def _when(every: int | Sequence[int] | None, total: int, least: int) -> frozenset[int]:
+def when(every: int | Sequence[int] | None, total: int, least: int) -> frozenset[int]:
     if isinstance(every, Sequence):
         return frozenset(every)
     if every is not None and every < 1:

@@ -7,7 +7,7 @@ would compare the chosen logits with labels at other positions, silently.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ class Score:
     counts: Tensor  # (B) int64: labels of each example
     right: Tensor | None  # (B) bool: right at every label; None when not asked for, or for values
     logits: Tensor | None = None  # (labels × classes), in the order of the labels; None when not asked for, or values
+    totals: tuple[Tensor, ...] = ()  # of each group of rows, where groups were named; they carry the gradient
 
     @property
     def mean(self) -> Tensor:
@@ -51,24 +52,30 @@ def score(
     right: bool = False,
     whole: bool = True,
     keep: bool = False,
+    groups: Sequence[int] = (),
 ) -> Score:
     """Run the model on a batch of `Encoded` and compare with its labels. right: also judge every example.
 
     keep: with the logits of all labels. whole: by those logits at once; else by `chunked`, where that is permitted, for
-    the total alone.
+    the total alone. groups: how many rows belong to each of several runs, for their totals.
     Raises AddendaError when the model returns no logits, or logits that do not fit the labels.
     """
     inputs = inputs_of(model, batch)
     labels = batch["labels"]
     if kind != "causal":
-        return _classify(_logits(model(**inputs)), labels, kind, right, keep)
+        return _classify(_logits(model(**inputs)), labels, kind, right, keep, groups)
     seen = labels[:, 1:] != IGNORE  # (B, T-1): position t predicts the label at t+1
     wanted = labels[:, 1:][seen]  # (N)
     owner = seen.nonzero()[:, 0]  # (N) the example of each label
+    own = [int(part.sum()) for part in seen.split(list(groups))] if groups else []  # labels of each group
     if not whole:
         head = chunked.head_of(model)
         with chunked.without(head):
             h = _at(model, inputs, seen)  # (N, width)
+        if groups:
+            each = zip(h.split(own), wanted.split(own), strict=True)
+            totals = tuple(chunked.total(head, *pair) for pair in each)
+            return Score(torch.stack(totals).sum(), len(wanted), None, seen.sum(1), None, totals=totals)
         return Score(chunked.total(head, h, wanted), len(wanted), None, seen.sum(1), None)
     logits = _at(model, inputs, seen)  # (N, vocabulary)
     if logits.shape[0] != wanted.shape[0] or int(wanted.max()) >= logits.shape[1]:
@@ -83,7 +90,12 @@ def score(
     if right:
         wrong = (logits.detach().argmax(-1) != wanted).long()
         verdict = torch.zeros(n, dtype=torch.long, device=wrong.device).index_add_(0, owner, wrong) == 0
-    return Score(losses.sum(), len(wanted), sums, seen.sum(1), verdict, logits if keep else None)
+    kept = logits if keep else None
+    return Score(losses.sum(), len(wanted), sums, seen.sum(1), verdict, kept, _totals(losses, own))
+
+
+def _totals(losses: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    return tuple(part.sum() for part in losses.split(list(sizes))) if sizes else ()
 
 
 def inputs_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -127,14 +139,14 @@ def _logits(output) -> Tensor:
     return logits
 
 
-def _classify(logits: Tensor, labels: Tensor, kind: Kind, right: bool, keep: bool) -> Score:
+def _classify(logits: Tensor, labels: Tensor, kind: Kind, right: bool, keep: bool, groups: Sequence[int]) -> Score:
     n = labels.shape[0]
     ones = torch.ones(n, dtype=torch.long, device=labels.device)
     if kind == "value":
         if logits.shape != (n, 1):
             raise AddendaError(f"Values want a model with one output (num_labels=1), this one has {logits.shape[-1]}.")
         losses = (logits[:, 0].float() - labels.float()) ** 2
-        return Score(losses.sum(), n, losses.detach(), ones, None)
+        return Score(losses.sum(), n, losses.detach(), ones, None, totals=_totals(losses, groups))
     if logits.dim() != 2 or int(labels.max()) >= logits.shape[1]:
         raise AddendaError(
             f"The model gives logits of shape {tuple(logits.shape)}, but there is a label {int(labels.max())}. Load it "
@@ -142,4 +154,4 @@ def _classify(logits: Tensor, labels: Tensor, kind: Kind, right: bool, keep: boo
         )
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     verdict = (logits.detach().argmax(-1) == labels) if right else None
-    return Score(losses.sum(), n, losses.detach(), ones, verdict, logits if keep else None)
+    return Score(losses.sum(), n, losses.detach(), ones, verdict, logits if keep else None, _totals(losses, groups))

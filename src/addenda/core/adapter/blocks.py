@@ -1,4 +1,4 @@
-"""The `with` blocks in which other adapters act than outside: none of them, or one for each example."""
+"""The `with` blocks in which other adapters act than outside: none, one for each example, or for each group of rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -9,6 +9,7 @@ from torch import nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.acting import Block, inside, lock
+from addenda.core.forward.grouped import Grouped, Groups
 from addenda.core.forward.mixed import Mixed
 from addenda.core.forward.per_example import PerExample
 from addenda.core.forward.tensors import SiteTensors
@@ -36,14 +37,15 @@ def arranged(
     names: Sequence[str],
     mix: Callable[[list[SiteTensors | None]], Mixed],
     in_turn: Sequence[str] | None = None,
+    raw: bool = False,
 ) -> Iterator[Callable[[], bool]]:
     """Let `mix` of the named adapters' tensors act at every site, for the length of a `with` block.
 
     mix is given one entry for each name, None where that adapter has nothing; it is not asked where none has. in_turn:
-    the adapters that act at raw parameters, which see no batch; None where that makes no sense. Afterwards what acted
-    before acts again, another arrangement too. Gives a function that tells whether this acts now, and no block inside.
-    It acts for the calling context alone (`core.forward.acting`). What backward computes again uses it, behind the end
-    too.
+    the adapters that act at raw parameters, which see no batch; None where that makes no sense. raw: `mix` acts there
+    too. Afterwards what acted before acts again, another arrangement too. Gives a function that tells whether this acts
+    now, and no block inside. It acts for the calling context alone (`core.forward.acting`). What backward computes
+    again uses it, behind the end too.
 
     Raises AddendaError for an unknown name, a merged change, and adapters of raw parameters without in_turn.
     """
@@ -53,12 +55,13 @@ def arranged(
     if state.merged is not None:
         raise AddendaError(f"{', '.join(state.active)} is merged into the base. Call unmerge(model) first.")
     owners = owners_of(root)
-    for path in dict.fromkeys(p for n in names for p in state.records[n].methods) if in_turn is None else ():
+    every = dict.fromkeys(p for n in names for p in state.records[n].methods)
+    for path in every if in_turn is None and not raw else ():
         site = site_at(root, path, owners)
         if site.kind == PARAMETER or site.ties:
             reason = "is a raw parameter" if site.kind == PARAMETER else "is shared by several modules"
             raise AddendaError(f"{path} {reason}, and sees no batch to choose an adapter for each example of.")
-    arrangement = Arrangement(names=tuple(names), mix=mix, in_turn=tuple(in_turn or ()))
+    arrangement = Arrangement(names=tuple(names), mix=mix, in_turn=None if raw else tuple(in_turn or ()))
     modules = checkpointed(root)
 
     def acts() -> bool:
@@ -83,6 +86,19 @@ def arranged(
         if handle is not None:
             handle.remove()
         mirror(root, state)
+
+
+def grouped(model: nn.Module, names: Sequence[str], groups: Groups) -> AbstractContextManager:
+    """Pass each group of a batch's rows in a `with` block through an adapter of its own; names: of slots 0, 1, ….
+
+    What the rows are, `groups` says: set it before every forward. For raw parameters too, whose modules then run once
+    for each group. Raises AddendaError for an unknown name and a merged change.
+    """
+
+    def mix(held: list[SiteTensors | None]) -> Mixed:
+        return Grouped(tuple(t for t in held if t is not None), tuple(held), groups)
+
+    return arranged(model, names, mix, raw=True)
 
 
 def per_example(model: nn.Module, names: Sequence[str | None]) -> AbstractContextManager:

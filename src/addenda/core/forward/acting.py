@@ -62,6 +62,7 @@ class Here(threading.local):
         self.version: int | None = None  # of that input when it came, see `returned.version_of`
         self.waiting = 0  # how many of them are still to come
         self.now: dict[tuple[str, bool], Tensor] | None = None  # effective raw parameters
+        self.group: dict[str, tuple[SiteTensors, ...]] | None = None  # what acts at them, for a group of rows alone
 
 
 class _Tasks(threading.local):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from addenda.core.base.sharded import is_sharded
 from addenda.core.forward.acting import Acting
 from addenda.core.forward.execute import effective, execute
+from addenda.core.forward.grouped import Grouped, Part, split
 from addenda.core.forward.hidden import in_turn, run, undone
 from addenda.core.forward.slots import Slots, slots_of
 from addenda.core.forward.tensors import SiteTensors
@@ -35,20 +36,40 @@ def _rebuild(original: type, properties: tuple[str, ...]) -> nn.Module:
 
 def _own(module: nn.Module, original: type, slots: Slots, acts: Acting, *args, **kwargs) -> Any:
     """Run the module's forward with the changes of its weights."""
+    if acts.each and slots.here.group is None:
+        raw = {p: m for p, m in acts.each.items() if slots.kinds[p] == PARAMETER and isinstance(m, Grouped)}
+        if raw:
+            return _by_group(module, original, slots, acts, raw, *args, **kwargs)
     live = acts.live.get("weight", ())
     if (live or "weight" in acts.each) and slots.kinds["weight"] != PARAMETER:
         x, *rest = args or [kwargs.pop(next(iter(kwargs)))]
         if "weight" in acts.each:
             return acts.each["weight"].layer(module, original, slots.kinds["weight"], x, *rest, **kwargs)
         return execute(module, original, slots.kinds["weight"], live, x, *rest, **kwargs)
-    if not any(ts for p, ts in acts.live.items() if slots.kinds[p] == PARAMETER):
-        return original.forward(module, *args, **kwargs)
     local = slots.here
+    raw = local.group or {p: ts for p, ts in acts.live.items() if slots.kinds[p] == PARAMETER}
+    if not any(raw.values()):
+        return original.forward(module, *args, **kwargs)
     outer, local.now = local.now, {}
     try:
         return original.forward(module, *args, **kwargs)
     finally:
         local.now = outer
+
+
+def _by_group(module: nn.Module, original: type, slots: Slots, acts: Acting, raw: dict, *args, **kwargs) -> Any:
+    """Run the module's forward once for each group of rows, with this group's raw parameters."""
+    groups, local = next(iter(raw.values())).groups, slots.here
+
+    def run(part: Part, args: tuple, kwargs: dict) -> Any:
+        local.group = {p: () if (t := m.held[part.slot]) is None else (t,) for p, m in raw.items()}
+        outer, groups.parts = groups.parts, (Part(part.slot),)
+        try:
+            return _own(module, original, slots, acts, *args, **kwargs)
+        finally:
+            local.group, groups.parts = None, outer
+
+    return split(groups, run, original.__name__, args, kwargs)
 
 
 @cache
@@ -95,7 +116,8 @@ def _property(name: str) -> property:
 
     def read(self) -> Tensor | None:
         slots, stored = self._modules["addenda"], self._parameters[name]
-        live, weights = slots.acting().live.get(name, ()), slots.here.now
+        local = slots.here
+        live, weights = (local.group or slots.acting().live).get(name, ()), local.now
         if not live:
             return stored
         if weights is None and is_sharded(stored):

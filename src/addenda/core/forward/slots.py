@@ -158,12 +158,15 @@ class Slots(nn.Module):
         tensors = self._modules[adapter]._modules.get(parameter) if adapter in self._modules else None
         return tensors if isinstance(tensors, SiteTensors) else None
 
-    def arranged(self, adapters: Sequence[str], mix: Callable[..., Mixed], in_turn: tuple[str, ...]) -> Acting:
-        """Return what acts in a block: `mix` of the adapters' tensors at each parameter, `in_turn` at raw ones."""
+    def arranged(self, adapters: Sequence[str], mix: Callable[..., Mixed], in_turn: tuple[str, ...] | None) -> Acting:
+        """Return what acts in a block: `mix` of the adapters' tensors at each parameter, `in_turn` at raw ones.
+
+        in_turn None: `mix` at these too.
+        """
         acts = self.activated(())
         for parameter, kind in self.kinds.items():
             tensors = [self.held(a, parameter) for a in adapters]
-            if kind == PARAMETER:
+            if kind == PARAMETER and in_turn is not None:
                 acts.live[parameter] = tuple(t for a in in_turn if (t := self.held(a, parameter)) is not None)
             elif any(t is not None for t in tensors):
                 acts.each[parameter] = mix(tensors)

@@ -85,7 +85,7 @@ class Arrangement(Block):
 
     names: tuple[str, ...] = ()
     mix: Callable[[list[SiteTensors | None]], Mixed] = _none
-    in_turn: tuple[str, ...] = ()  # at raw parameters
+    in_turn: tuple[str, ...] | None = ()  # at raw parameters; None: `mix` there too
 
 
 class Within(threading.local):
@@ -342,6 +342,8 @@ def link(root: nn.Module, state: State, planned: dict[Slots, Acting]) -> None:
                 if owner_slots is not None:
                     owner_slots.kinds[parameter] = site.kind
                     planned[owner_slots].live[parameter] = acts.live[site.parameter]
+                    if site.parameter in acts.each:
+                        planned[owner_slots].each[parameter] = acts.each[site.parameter]
             if isinstance(site, Point) and site.source is not None:
                 source = slots_of(site.source)
                 reading = [t for t in acts.at("output") if source in t.source]
