@@ -8,10 +8,12 @@ after every file it must be what it was.
 import dataclasses
 import json
 import math
+import shlex
 import struct
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -485,14 +487,15 @@ class Records(Target):
             "data": {"name": "sums", "description": "small", "sizes": {"test": 4}, "hashes": {"test": "ab"}},
             "budget": {"kind": "steps", "value": 40, "steps": 40, "batch": 16},
             "methods": {"lora": {"title": "LoRA", "options": {"rank": 8}}, "full": {"title": "full", "options": {}}},
-            "seeds": [0, 1], "hardware": {"cpu": "x"},
+            "seeds": [0, 1], "hardware": {"cpu": "x"}, "margin": 2.0,
         })  # fmt: skip
         record = Record.write_config(folder / "run", config)
         half = SplitResult(accuracy=0.5, loss=1.0, items="0101")
         for seed in (0, 1):
             record = record.write_trial(TrialRecord(
                 method="lora", seed=seed, stage="final", rate=1e-3, steps=40, test=half, ood=half,
-                losses=((1, 2.0), (2, 1.5)), status="ok", note="",
+                losses=((1, 2.0), (2, 1.5)), status="ok", note="", step_seconds=0.5, peak_bytes=100, adapter_bytes=10,
+                seconds=30.0,
             ))  # fmt: skip
         record.write_trial(TrialRecord(method="lora", seed=0, stage="search", rate=1e-2, steps=20, status="ok"))
         return [folder / "run"]
@@ -504,6 +507,7 @@ class Records(Target):
 
     def check(self, place: Path, mutant: Mutant, made: Any) -> None:
         """What was read says what the files say, entry by entry."""
+        from addenda.comparing.choose import choices
         from addenda.comparing.entries import as_json
 
         said(json.loads((place / "config.json").read_bytes()), as_json(made.config), "config")
@@ -514,6 +518,18 @@ class Records(Target):
             value = json.loads(file.read_bytes())
             if not any(_contains(json.loads(t), value) for t in trials):
                 raise UntrueError(f"{file.name} was read as something else")
+        with suppress(AddendaError):  # a record without a finished run
+            for choice in choices(made).values():
+                _bearable(choice.command)
+
+
+def _bearable(command: str | None) -> None:
+    """Raise UntrueError for a command to be copied that says more than one line, or that code of the model may run."""
+    words = shlex.split(command or "")
+    if command is not None and (not command.isprintable() or words[:2] != ["addenda", "tune"]):
+        raise UntrueError(f"a command to be copied is {command!r}")
+    if any(w.startswith("--trust") for w in words):
+        raise UntrueError(f"a command to be copied runs code: {command!r}")
 
 
 def said(there: Any, made: Any, where: str) -> None:

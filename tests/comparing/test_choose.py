@@ -1,12 +1,14 @@
 """Which arm is taken: the cheapest not worse than the best by the margin, of those shown to beat the base."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from addenda.comparing.choose import COSTS, choices, choose
 from addenda.comparing.entries import Config, TrialRecord
 from addenda.comparing.record import Record
+from addenda.comparing.stats import analyse
 from addenda.core.base.errors import AddendaError
 
 ITEMS = 4000
@@ -80,6 +82,28 @@ def test_nothing_is_recommended_that_does_not_beat_the_base(tmp_path):
         assert choice.why.startswith("None of the 2 methods is shown to beat Base, zero-shot (50")
 
 
+def test_the_best_stays_the_measure_where_it_is_not_shown_to_beat_the_base(tmp_path):
+    """An arm that is near a worse one is not near the best, whose seeds may only scatter."""
+    arms = {"lora": (0.53, (3, 3, 3)), "shira": (0.5, (2, 2, 2)), "vera": (0.495, (1, 1, 1))}
+    record = a_record(tmp_path, arms)
+    assert choose(record).arm == "lora"
+
+    def doubtful(found):
+        pairs = (replace(p, verdict="undecided") if {p.a, p.b} == {"lora", "base"} else p for p in found.pairs)
+        return replace(found, pairs=tuple(pairs))
+
+    choice = choose(record, comparison=doubtful(analyse(record)))
+    assert (choice.arm, choice.best, choice.command) == (None, None, None)
+    assert choice.why.startswith("The best, LORA (53")
+    assert choice.why.endswith("is shown to be within 2 points of it.")
+    wide = replace(record, config=replace(record.config, margin=5.0))
+    choice = choose(wide, comparison=doubtful(analyse(wide)))
+    assert (choice.arm, choice.best) == ("vera", "lora")
+    assert (
+        "the best (53\N{NO-BREAK SPACE}%), is left out: it is not shown to beat Base, zero-shot. VERA is" in choice.why
+    )
+
+
 def test_diverged_arms_are_left_out_and_named(tmp_path):
     arms = {"lora": (0.50, (3, 3, 3)), "shira": (0.50, (1, 1, 1))}
     choice = choose(a_record(tmp_path / "one", arms, diverged=("shira",)))
@@ -102,6 +126,11 @@ def test_costs_that_nobody_measured(tmp_path):
     assert choice.why == "The record does not hold the memory of any method that is not worse than the best, LORA."
     choice = choose(a_record(tmp_path / "some", {"lora": (0.5, None), "shira": (0.499, (1, 1, 1))}))
     assert choice.arm == "shira" and choice.left_out["lora"] == "its memory is not in the record"
+
+
+def test_a_negative_cost_is_none(tmp_path):
+    choice = choose(a_record(tmp_path, {"lora": (0.5, (3, 3, 3)), "shira": (0.5, (-1e17, 1, 1))}))
+    assert choice.arm == "lora" and choice.left_out == {"shira": "its memory is not in the record"}
 
 
 def test_a_record_without_a_control_is_chosen_from(tmp_path):

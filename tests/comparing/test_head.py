@@ -20,7 +20,7 @@ def test_one_line_where_all_costs_agree(tmp_path):
     record = a_record(tmp_path, ARMS)
     head = head_of(record, analyse(record))
     (advice,) = head.advice
-    assert advice.what == "SHIRA for memory (100 B), size (20 B) and time (2 s)"
+    assert advice.what == "Recommended: SHIRA, for memory (100 B), size (20 B) and time (2 s)"
     assert advice.command == head.choices["time"].command
     assert head.margin == "A difference of less than 2 points of accuracy counts as none."
     assert [v.partition(" (")[0] for v in head.verdicts] == [
@@ -33,7 +33,10 @@ def test_a_line_for_each_arm_where_costs_do_not_agree(tmp_path):
     arms = ARMS | {"vera": (0.497, (200, 10, 2.5))}
     record = a_record(tmp_path, arms, margin=1.0)
     head = head_of(record, analyse(record))
-    assert [a.what for a in head.advice] == ["SHIRA for memory (100 B) and time (2 s)", "VERA for size (10 B)"]
+    assert [a.what for a in head.advice] == [
+        "Recommended: SHIRA, for memory (100 B) and time (2 s)",
+        "Recommended: VERA, for size (10 B)",
+    ]
     assert head.margin == "A difference of less than 1 point of accuracy counts as none."
 
 
@@ -81,7 +84,7 @@ def test_the_page_and_the_terminal_begin_with_the_head(tmp_path):
     record = a_record(tmp_path, ARMS, command="addenda compare")
     html = report.page(record)
     text = Page(html).text
-    first = text.index("SHIRA for memory (100 B), size (20 B) and time (2 s)")
+    first = text.index("Recommended: SHIRA, for memory (100 B), size (20 B) and time (2 s)")
     command = "addenda tune --out runs/shira --method shira --rate 0.003 --steps 10 --batch 4"
     assert first < text.index(command) < text.index("LORA better than SHIRA") < text.index("On sums, at 10 steps")
     assert re.search(f'<pre class="copy">{re.escape(command)}</pre>', html)

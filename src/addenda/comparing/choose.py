@@ -78,11 +78,11 @@ def choose(record: Record, cost: Cost = "memory", comparison: Comparison | None 
     control = comparison.control
     beating = [a for a in sound if control is None or comparison.beats(a, control)]
     left_out |= {a: f"it is not shown to beat {titles[str(control)]}" for a in sound if a not in beating}
-    if not beating:
-        why = _nothing(rows, sound, comparison, titles)
+    near = [a for a in beating if comparison.not_worse(a, sound[0])]
+    if not near:
+        why = _nothing(rows, sound, beating, comparison, titles)
         return Choice(cost, None, None, None, why, None, (), (), left_out, None, margin)
-    best, of = beating[0], OF[cost]
-    near = [a for a in beating if comparison.not_worse(a, best)]
+    best, of = sound[0], OF[cost]
     left_out |= {
         a: f"it is not shown to be within {margin:g} points of {titles[best]}" for a in beating if a not in near
     }
@@ -95,7 +95,10 @@ def choose(record: Record, cost: Cost = "memory", comparison: Comparison | None 
     arm = order[0]
     far = (a for a in beating if a not in near and (v := of(rows[a])) is not None and v < price[arm])
     cheaper = tuple(sorted(far, key=lambda a: of(rows[a]) or 0.0))
-    why, command = _why(comparison, arm, best, cost, price, cheaper, titles, margin), tune_command(record, arm)
+    why, command = (
+        _why(comparison, arm, best, cost, price, cheaper, left_out, titles, margin),
+        tune_command(record, arm),
+    )
     return Choice(cost, arm, titles[arm], price[arm], why, best, order, cheaper, left_out, command, margin)
 
 
@@ -117,31 +120,37 @@ def unsound(record: Record, comparison: Comparison) -> dict[str, str]:
     return {a: why for a, why in (diverged | void).items() if a in record.config.methods and a not in (FULL, HEAD)}
 
 
-def _nothing(rows: dict[str, Row], sound: list[str], comparison: Comparison, titles: dict[str, str]) -> str:
+def _nothing(
+    rows: dict[str, Row], sound: list[str], beating: list[str], comparison: Comparison, titles: dict[str, str]
+) -> str:
     """Return why nothing is recommended."""
     if not rows:
         return "No method has finished yet."
     if not sound:
         return "Every method is void or diverged in some run."
-    control = str(comparison.control)
-    rival = f"{titles[control]} ({whole(comparison.test[control].mean)})"
-    what = f"{titles[sound[0]]} is not" if len(sound) == 1 else f"None of the {len(sound)} methods is"
-    return f"{what} shown to beat {rival}, which needs no adapter."
+    control, best = str(comparison.control), f"{titles[sound[0]]} ({whole(comparison.test[sound[0]].mean)})"
+    rival = f"shown to beat {titles[control]} ({whole(comparison.test[control].mean)})"
+    if beating:
+        near = f"within {comparison.margin * 100:g} points of it"
+        return f"The best, {best}, is not {rival}, and no method that is {rival} is shown to be {near}."
+    what = f"{best} is not" if len(sound) == 1 else f"None of the {len(sound)} methods is"
+    return f"{what} {rival}, which needs no adapter."
 
 
 def _why(
     comparison: Comparison, arm: str, best: str, cost: str, price: dict[str, float], cheaper: Sequence[str],
-    titles: dict[str, str], margin: float,
+    left_out: dict[str, str], titles: dict[str, str], margin: float,
 ) -> str:  # fmt: skip
     """Return why an arm is taken, in one sentence or two."""
     score, pair = whole(comparison.test[best].mean), comparison.between(arm, best)
     what = {"memory": "memory", "size": "space", "time": "time"}[cost]
     if arm != best and pair is not None:
-        than = f" than {titles[best]} ({in_words(cost, price[best])})" if best in price else ""
-        why = (
-            f"{titles[arm]} takes less {what}{than} and is shown not to be worse than it by {margin:g} points "
-            f"(difference {points(pair.difference)})."
-        )
+        shown = f"is shown not to be worse than it by {margin:g} points (difference {points(pair.difference)})."
+        if best in price:
+            than = f"{titles[best]} ({in_words(cost, price[best])})"
+            why = f"{titles[arm]} takes less {what} than {than} and {shown}"
+        else:
+            why = f"{titles[best]}, the best ({score}), is left out: {left_out[best]}. {titles[arm]} {shown}"
     elif cheaper:
         names = short([titles[a] for a in cheaper])
         why = f"{titles[arm]} is the best ({score}); {names}, with less {what}, {'is' if len(cheaper) == 1 else 'are'} "

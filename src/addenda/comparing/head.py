@@ -60,7 +60,7 @@ def _advice(of_arm: Sequence[Choice], comparison: Comparison, titles: Mapping[st
         return Advice(f"Nothing is recommended{costs}", tuple(dict.fromkeys(c.why for c in of_arm)), None)
     prices = listed(f"{c.cost} ({c.price})" for c in of_arm)
     why = [c.why for c in of_arm] if first.arm != first.best else _best(of_arm, comparison, titles)
-    return Advice(f"{first.title} for {prices}", tuple(dict.fromkeys(why)), first.command)
+    return Advice(f"Recommended: {first.title}, for {prices}", tuple(dict.fromkeys(why)), first.command)
 
 
 def _best(of_arm: Sequence[Choice], comparison: Comparison, titles: Mapping[str, str]) -> list[str]:
