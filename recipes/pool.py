@@ -21,10 +21,12 @@ from addenda.comparing.entries import (
     SplitResult,
     TrialRecord,
     TrialSpec,
+    Until,
     Validation,
 )
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.search import Chosen, Look, grid, last_steps, search
+from addenda.comparing.spending import LOOKS
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import TrialSettings, control, judged, trial
 from addenda.core.adapter.handle import Adapter
@@ -273,7 +275,7 @@ class Pool:
             methods={name: self._about(name, on) for name in names if name != BASE or s.drawn},
             budget=BudgetRecord(kind="steps", value=s.steps, steps=s.steps, batch=s.batch),
             versions=versions(), hardware=hardware(), looks=(), identity=self._identified(on) | {"arms": names},
-            margin=self.margin, until="decided",
+            margin=self.margin, until=Until(looks=LOOKS),
         )  # fmt: skip
 
     def _identified(self, on: Subject) -> dict:

@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import addenda as ad
-from addenda.comparing.entries import BudgetRecord, Config, MethodRecord, SplitResult, TrialRecord
+from addenda.comparing.entries import BudgetRecord, Config, MethodRecord, SplitResult, TrialRecord, Until
 from addenda.comparing.record import Record
+from addenda.comparing.spending import LOOKS
 from addenda.comparing.trial import judged
 from addenda.models.machine import hardware, versions
 from addenda.train.evaluate import evaluate
@@ -101,7 +102,7 @@ class TwoTasks:
             methods={a: MethodRecord(title=a, options={}, steps=steps) for a in names},
             budget=BudgetRecord(kind="steps", value=steps, steps=steps, batch=known[0].budget.batch),
             versions=versions(), hardware=hardware(), looks=(), identity={"tasks": of, "arms": names},
-            margin=known[0].margin, until="decided",
+            margin=known[0].margin, until=Until(looks=LOOKS),
         )  # fmt: skip
 
 

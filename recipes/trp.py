@@ -36,8 +36,10 @@ from addenda.comparing.entries import (
     ModelRecord,
     SplitResult,
     TrialRecord,
+    Until,
 )
 from addenda.comparing.record import Record
+from addenda.comparing.spending import LOOKS
 from addenda.core.disk.atomic import readable, write_atomically
 from addenda.core.file.identity import plain
 from addenda.core.file.identity import versions as computed_by
@@ -224,5 +226,5 @@ class Nets:
             data=DataRecord(name="images", sizes=sizes, metric="accuracy"), seeds=SEEDS,
             budget=BudgetRecord(kind="steps", value=steps, steps=steps, batch=self.task.batch),
             methods={a: MethodRecord(title=a, options={}, steps=steps) for a in names},
-            versions=versions(), hardware=hardware(), looks=(), identity=plain(identity), until="decided",
+            versions=versions(), hardware=hardware(), looks=(), identity=plain(identity), until=Until(looks=LOOKS),
         )  # fmt: skip

@@ -229,7 +229,7 @@ def test_claims_are_run_to_their_verdicts_and_shown(setting, tmp_path, monkeypat
     said = capsys.readouterr().err
     assert said.count(f"final-{LORA.replace(':', '%3A').replace('=', '%3D')}") == 3
     lines = table(known, tmp_path / "r", tmp_path)
-    cells = {line.split(" | ")[1]: line.strip("| ").split(" | ") for line in lines[2:]}
+    cells = {line.split(" | ")[1]: line.strip("| ").split(" | ") for line in lines[2:] if line}
     assert cells["miss-a"][3] == cells["dylora-c"][3] == "**holds**" and cells["dylora-d"][3] == "**arithmetic**"
     assert "3 seeds, 40 items" in cells["miss-a"][4] and "nats" in cells["miss-b"][4]
     assert work.run(known, ["P"], tmp_path / "r", Clock())  # nothing to do
