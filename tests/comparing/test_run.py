@@ -456,3 +456,23 @@ def test_forgetting_can_be_left_out_and_is_first_to_go_where_time_is_short(files
     assert all(t.general is None for t in short.trials)
     default = run(files, out=files[2].with_name("default"), rates=1, seeds=1, methods=["shira"])
     assert default.config.data.general.name == DOCSTRINGS and default.find("base", "control").general
+
+
+def test_every_run_has_a_log_by_its_name_and_gives_the_same_numbers(files):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    asked = {"methods": ["shira"], "rates": 3, "search_steps": 2, "general": None}
+    logged = run(files, report_to="tensorboard", **asked)
+    plain = run(files, out=files[2].with_name("plain"), **asked)
+    folders = {p.name: p for p in (files[2] / "trackers" / "tensorboard").iterdir()}
+    assert set(folders) == {t.name for t in logged.trials if t.stage != "control"}
+    final = logged.find("shira", "final", 1)
+    assert final.name.startswith("final-shira-seed1-rate")
+    shown = [(e.step, e.value) for e in EventAccumulator(str(folders[final.name])).Reload().Scalars("train/loss")]
+    assert shown == [(step, pytest.approx(loss, rel=1e-5)) for step, loss in final.losses]
+    assert [(t.name, t.losses, t.test) for t in logged.trials] == [(t.name, t.losses, t.test) for t in plain.trials]
+    assert not (files[2].with_name("plain") / "trackers").exists()
+    assert run(files, **asked).config == logged.config  # goes on without a tracker as well
+    with pytest.raises(AddendaError, match="and not 'tensorbord'"):
+        run(files, report_to="tensorbord", **asked)

@@ -15,7 +15,7 @@ from addenda.train.tune import FURTHER
 from tiny_models import SUMS, make_llama, make_tokenizer
 
 FIELDS = [f.name for f in dataclasses.fields(transformers.TrainingArguments)]
-OWN = {"seed", "weight_decay"}  # the same name and meaning in both
+OWN = {"seed", "weight_decay", "report_to"}  # the same name and meaning in both
 
 VALUES = {  # one that is not the default, and what it is called here
     "learning_rate": (0.5, {"rate": 0.5}),
@@ -35,6 +35,7 @@ VALUES = {  # one that is not the default, and what it is called here
     "output_dir": ("run", {"out": "run"}),
     "weight_decay": (0.5, {"weight_decay": 0.5}),
     "seed": (7, {"seed": 7}),
+    "report_to": ("tensorboard", {"report_to": "tensorboard"}),
 }
 
 
@@ -93,7 +94,7 @@ def test_names_refused_are_fields_of_this_or_an_older_release():
 def test_a_translated_name_changes_the_run_as_ours_does(given, name):
     value, ours = VALUES[name]
     base = {} if name in ("num_train_epochs", "max_steps") else {"steps": 6}
-    if name in ("save_steps", "save_total_limit"):
+    if name in ("save_steps", "save_total_limit", "report_to"):
         base["out"] = "run"
     theirs = given({**base, name: value})
     assert theirs == given({**base, **ours})

@@ -26,6 +26,10 @@ Model = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that the model's folder brings. It can do anything.")
 ]
+ReportTo = Annotated[
+    str,
+    typer.Option("--report-to", help="Trackers told of every loss, by commas: tensorboard, wandb, trackio, mlflow."),
+]
 DataFile = Annotated[
     Path | None,
     typer.Option(

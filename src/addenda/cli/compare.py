@@ -23,6 +23,7 @@ from addenda.cli.common import (
     Model,
     Quantize,
     Question,
+    ReportTo,
     SkipCorrupt,
     Subset,
     Targets,
@@ -37,9 +38,21 @@ from addenda.cli.common import (
 )
 from addenda.comparing.entries import MARGIN
 from addenda.train.settings import DOCS
+from addenda.train.tracking import trackers_of
 
 METHODS = "lora,miss:rank=16,shira"
-WITH_MORE = ("more", "model", "data", "seeds", "until", "max_minutes", "general", "trust_remote_code", "yes")
+WITH_MORE = (
+    "more",
+    "model",
+    "data",
+    "seeds",
+    "until",
+    "max_minutes",
+    "general",
+    "trust_remote_code",
+    "report_to",
+    "yes",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -108,12 +121,14 @@ def compare(
     dtype: Dtype = "auto",
     quantize: Quantize = None,
     trust_remote_code: Trust = False,
+    report_to: ReportTo = "none",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the long part.")] = False,
 ) -> None:
     """Which method is worth it here? Same model, data and budget, several seeds, intervals, a report."""
     given = dict(locals())
     if more is not None:
         refuse_unread(compare, given, set(given) - set(WITH_MORE), "with --more: the record has its own.")
+        trackers_of(report_to)
         _go_on(more, given)
         return
     if rates == 1:
@@ -123,6 +138,7 @@ def compare(
     chosen = [spec.strip().replace(";", ",") for spec in methods.split(",") if spec.strip()]
     for spec in chosen:
         parse_arm(spec)  # a mistake here should not cost the seconds that transformers takes
+    trackers_of(report_to)
     run_file.check_place(out)
     from addenda.comparing.live import Board
     from addenda.comparing.report import summary
@@ -133,7 +149,7 @@ def compare(
             model and model_or_default(model), data, chosen, out=out, budget=budget, seeds=seeds, until=until,
             max_minutes=max_minutes, margin=margin, rates=rates, search_steps=search_steps, full=full, batch=batch,
             within=within, items=items or None, targets=listed(targets) if targets else None, dtype=dtype,
-            general=None if general == "none" else general,
+            general=None if general == "none" else general, report_to=report_to,
             quantize=quantize, max_length=max_length, subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
             columns=columns_of(question=question, answer=answer, text=text, label=label, image=image)
             | columns_of(label_kind=label_kind), trust_remote_code=trust_remote_code,
@@ -161,7 +177,8 @@ def _go_on(folder: Path, given: dict[str, Any]) -> None:
         record = run(
             model and model_or_default(model), data, more=folder, seeds=given["seeds"], until=given["until"],
             max_minutes=given["max_minutes"], trust_remote_code=given["trust_remote_code"],
-            general=None if text == "none" else text, watch=board.watch(_asking(given["yes"])),
+            general=None if text == "none" else text, report_to=given["report_to"],
+            watch=board.watch(_asking(given["yes"])),
         )  # fmt: skip
     if left:
         growth = {k: given[k] for k in ("seeds", "until", "max_minutes")}

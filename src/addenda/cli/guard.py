@@ -130,7 +130,7 @@ ONLY_IN_PYTHON = (
     "activate", "allow_loss", "allow_partial", "also_train", "arguments", "around", "basis", "begun_with", "chat",
     "clip", "columns", "examples", "freeze", "judge", "keep", "labels", "latent", "memory_floor", "messages",
     "outputs", "pair", "partial", "prefix", "probe", "progress", "rename", "save_every", "source", "subject",
-    "task", "title", "tokenizer", "train", "trainable", "validation", "watch", "without_base",
+    "task", "title", "tokenizer", "tracking", "train", "trainable", "validation", "watch", "without_base",
 )  # fmt: skip
 _ALIASES = {"eval": "--eval", "remove": "--ratio", "of": "--of", "humaneval": "--pass-at-1", "how": "--how"}
 

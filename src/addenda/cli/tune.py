@@ -22,6 +22,7 @@ from addenda.cli.common import (
     Overflow,
     Quantize,
     Question,
+    ReportTo,
     SkipCorrupt,
     Subset,
     Targets,
@@ -36,6 +37,7 @@ from addenda.cli.common import (
     tell,
 )
 from addenda.train.settings import DOCS, Settings
+from addenda.train.tracking import trackers_of
 
 
 def _training(flag: str, what: str = "", more: str = "", panel: str = "Training"):
@@ -101,6 +103,7 @@ def tune(
     device: Device = None,
     quantize: Quantize = None,
     trust_remote_code: Trust = False,
+    report_to: ReportTo = "none",
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run in --out.")] = True,
     attention: Annotated[str, _speed("--attention")] = "auto",
     loss: Annotated[str, _speed("--loss")] = Settings.loss,
@@ -119,6 +122,7 @@ def tune(
 
     # a mistake here should not cost the seconds that transformers takes
     chosen = None if method is None else build(method)
+    trackers_of(report_to)
     run_file.check_place(out)
     from addenda.core.disk.place import is_first
     from addenda.train.progress import judged, told
@@ -132,7 +136,8 @@ def tune(
         max_length=max_length, overflow=cast(Any, overflow), dtype=dtype, device=device, quantize=quantize,
         columns=columns_of(question=question, answer=answer, text=text, label=label, image=image),
         subset=subset, image_size=image_size, skip_corrupt=skip_corrupt, label_kind=cast(Any, label_kind),
-        trust_remote_code=trust_remote_code, **{name: given[name] for name in DOCS if name in given},
+        trust_remote_code=trust_remote_code, report_to=report_to,
+        **{name: given[name] for name in DOCS if name in given},
     )  # fmt: skip
     if not is_first():  # of several processes one writes and tells
         return

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from addenda.comparing.arm import Arm, center, parse_arm
@@ -41,6 +42,7 @@ from addenda.data.read import read
 from addenda.models.machine import hardware, versions
 from addenda.train import attention
 from addenda.train.fit import Event
+from addenda.train.tracking import Trackers, Tracking, trackers_of
 
 HEAD_RATE = 3.2e-3  # where its search starts
 KIND = "successive halving, by accuracy within one standard error"
@@ -48,12 +50,15 @@ KIND = "successive halving, by accuracy within one standard error"
 
 @dataclass(frozen=True)
 class Watch:
-    """How a comparison tells what it does. say: a sentence; ask: yes or no, before the long part."""
+    """How a comparison tells what it does. say: a sentence; ask: yes or no, before the long part.
+
+    trackers: names of those that are told of every loss, see `train.trackers`."""
 
     say: Callable[[str], None] = lambda text: print(visible(text), file=sys.stderr, flush=True)
     ask: Callable[[str], bool] = lambda question: True
     trial: Callable[[str, str, int | None, float | None], Callable[[Event], None] | None] = lambda *_: None
     done: Callable[[Record], None] = lambda record: None
+    trackers: tuple[str, ...] = ()
 
 
 @with_more
@@ -89,6 +94,7 @@ def compare(
     items: int | None = 500,
     validation: int = 64,
     general: str | Path | None = "auto",
+    report_to: Trackers = "none",
     command: str = "",
     title: str | None = None,
     watch: Watch | None = None,
@@ -111,7 +117,9 @@ def compare(
     split (None: all). validation: how many of its split are looked at while training. general: a text file on which a
     causal LM's forgetting is measured ("auto": docstrings of Python's library, see `data.general`; None: it is not).
     quantize: a form that the base's linear layers are kept in for all arms, see `quantizing.quantize`.
-    trust_remote_code: run code that the model's folder brings, which is never done unasked.
+    trust_remote_code: run code that the model's folder brings, which is never done unasked. report_to: trackers that
+    are told of every loss of every run ("tensorboard", "wandb", "trackio", "mlflow", or several); their files stand in
+    `out`/trackers, and a run is called as its file in the record, by arm, stage, seed, rate and steps.
     An `out` that holds a record goes on: it must be the same comparison in all that changes numbers; more seeds, more
     methods and a longer budget of steps or seconds are run, and noted (see `grow`).
     seeds: final runs of every arm (2). until="decided" adds them by itself, to 3, 5, 8, 12 and 20, until every contrast
@@ -127,7 +135,7 @@ def compare(
     out = folder_for(out, apart=(model, data))
     record = open_record(out)
     check_free(out, {"report.html": is_report} | ({} if record else {"trials": no_file, "partial": no_file}))
-    watch = watch or Watch()
+    watch = replace(watch or Watch(), trackers=trackers_of(report_to))
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     named = [*_labels(methods), *([FULL] if full else [])]
     read_here = {"columns": columns, "max_length": max_length, "subset": subset, "image_size": image_size}
@@ -450,7 +458,10 @@ def _run(
             record = record.write_trial(control(subject, label, splits))
             watch.done(record)
 
-    runner = OneByOne(subject, arms, settings, record.path / "partial", known.measured_step_seconds or {}, watch.trial)
+    runner = OneByOne(
+        subject, arms, settings, record.path / "partial", known.measured_step_seconds or {}, watch.trial,
+        partial(Tracking.under, record.path, watch.trackers),
+    )  # fmt: skip
 
     def run(specs: Sequence[TrialSpec]) -> list[TrialRecord]:
         nonlocal record

@@ -15,6 +15,7 @@ from addenda.comparing.subject import Subject
 from addenda.comparing.trial import TrialSettings, trial
 from addenda.train import checkpoint
 from addenda.train.fit import Event
+from addenda.train.tracking import Tracking
 
 CHECKPOINT_SECONDS = 300.0  # of training between two checkpoints of one run
 
@@ -33,7 +34,9 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class OneByOne:
-    """Runs one after another in this process. pace: seconds of a step, by arm; watch: told of each run's begin."""
+    """Runs one after another in this process. pace: seconds of a step, by arm; watch: told of each run's begin.
+
+    tracking: where a run of a name is logged."""
 
     subject: Subject
     arms: Sequence[Arm]
@@ -41,6 +44,7 @@ class OneByOne:
     folder: Path
     pace: Mapping[str, float]
     watch: Watched
+    tracking: Callable[[str], Tracking | None] = lambda run: None
 
     def __call__(self, specs: Sequence[TrialSpec]) -> Iterator[tuple[TrialSpec, TrialRecord]]:
         by_label = {arm.label: arm for arm in self.arms}
@@ -51,7 +55,7 @@ class OneByOne:
                 self.subject, by_label[spec.method], self.settings, spec,
                 progress=self.watch(spec.method, spec.stage, spec.seed, spec.rate),
                 checkpoints=self.folder / spec.name if long else None,
-                save_every=max(1, round(CHECKPOINT_SECONDS / pace)),
+                save_every=max(1, round(CHECKPOINT_SECONDS / pace)), tracking=self.tracking(spec.name),
             )  # fmt: skip
 
     def recorded(self, spec: TrialSpec) -> None:

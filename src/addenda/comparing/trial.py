@@ -26,6 +26,7 @@ from addenda.train.checkpoint import NoneWholeError, newest
 from addenda.train.evaluate import Evaluation, evaluate
 from addenda.train.fit import Progress, fit
 from addenda.train.loss import score
+from addenda.train.tracking import Tracking
 from addenda.train.trainer import DivergedError
 from addenda.train.tune import calibration
 
@@ -52,12 +53,14 @@ def trial(
     progress: Progress | None = None,
     checkpoints: Path | None = None,
     save_every: int | None = None,
+    tracking: Tracking | None = None,
     after: Callable[[Adapter], None] | None = None,
 ) -> TrialRecord:
     """Train and judge once; return what the record keeps. spec: stage "search" judges on validation only.
 
     A loss that diverges is a result, not an error: status "diverged". checkpoints: a folder for going on after a kill.
-    after: is called with the trained adapter once it is judged, while it is still attached; it may change it.
+    tracking: where its losses are logged besides. after: is called with the trained adapter once it is judged, while it
+    is still attached; it may change it.
     """
     model, train = subject.model, subject.splits["train"]
     stage, seed, rate, steps = spec.stage, spec.seed, spec.rate, spec.steps
@@ -73,7 +76,7 @@ def trial(
                 model, adapter, train, steps=steps, batch=settings.batch, rate=rate, schedule=settings.schedule,
                 warmup=settings.warmup, weight_decay=settings.weight_decay, seed=seed,
                 eval=subject.splits["validation"].first(settings.validation), eval_every=looks(steps, stage),
-                progress=progress, memory_floor=floor, out=checkpoints, save_every=save_every,
+                progress=progress, memory_floor=floor, out=checkpoints, save_every=save_every, tracking=tracking,
                 resume=checkpoints is not None and _goes_on(checkpoints), optimizer=arm.optimizer,
                 attention=None,  # chosen once, for all arms
                 **arm.training,

@@ -36,6 +36,7 @@ from addenda.train.consistency import check
 from addenda.train.settings import Settings
 from addenda.train.sharding import check_launch
 from addenda.train.theirs import PASSED, translated
+from addenda.train.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def fit(
     progress: Progress | None = None,
     memory_floor: int | None = None,
     begun_with: str | None = None,
+    tracking: Tracking | None = None,
     **options,
 ) -> FitResult:
     """Train the adapter and nothing else; the model keeps its flags, its configuration and its base's bits.
@@ -106,7 +108,8 @@ def fit(
     folder for checkpoints (None: none), written every save_every steps (default: ten times, at most every 5th) and at
     the end. resume: go on with the newest one there, if there is one. memory_floor: bytes in use by the loaded model
     (`machine.resident()` before attach); taken at the call if not given. begun_with: the SHA-256 of the file whose
-    values the adapter begins with, if it does: a part of what the run is. dead: "warn" where layers are dropped at
+    values the adapter begins with, if it does: a part of what the run is. tracking: where losses are logged besides
+    (`train.trackers`), no part of it. dead: "warn" where layers are dropped at
     random or a first batch reaches not all tensors, see `Adapter.step`.
 
     options: the fields of `Settings`, and what a launcher of several processes reads of transformers.TrainingArguments
@@ -216,7 +219,8 @@ def fit(
                             adapter, train, plan.rows, settings, out=folder, eval_data=eval, evaluations=evaluations,
                             saves=saves, keep=keep, optimizer=plan.optimizer, choices=choices,
                             identity=plain(identity | asdict(settings)), looks=looks,
-                            watch=_watch(progress, settings.steps, train.unit), dead=dead, **arguments,
+                            watch=_watch(progress, settings.steps, train.unit), dead=dead,
+                            tracking=tracking, **arguments,
                         )  # fmt: skip
                     with together.fetched(start) as here:
                         trainer.train(resume_from_checkpoint=str(here) if here else None)

@@ -74,10 +74,12 @@ _INSTEAD = {
         "gradient_checkpointing_kwargs activation_checkpointing_kwargs"
     ),
     "a run follows no cache; there is nothing to set (checkpointing= saves memory)": "use_cache",
-    "progress= takes a function that is told of every step, for a log or a tracker of yours": (
+    "report_to= names trackers, and a run is called by the folder of out=": (
+        "run_name project trackio_space_id trackio_bucket_id trackio_static_space_id"
+    ),
+    "progress= takes a function that is told of every step, for a log of yours": (
         "logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter logging_dir "
-        "include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to run_name project "
-        "trackio_space_id trackio_bucket_id trackio_static_space_id"
+        "include_num_input_tokens_seen log_level log_level_replica disable_tqdm"
     ),
     "eval_every= says after how many steps eval_data is judged": (
         "eval_strategy evaluation_strategy eval_delay eval_on_start do_train do_eval do_predict "

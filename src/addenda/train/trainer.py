@@ -42,6 +42,8 @@ from addenda.train.loss import score
 from addenda.train.quantised import own_check
 from addenda.train.settings import Settings
 from addenda.train.sharding import take_up
+from addenda.train.trackers import Told
+from addenda.train.tracking import Tracking
 
 IDLE = "idle"  # marks a process's batch that stands in for none, where there are fewer rows than processes
 
@@ -72,7 +74,7 @@ class AdapterTrainer(transformers.Trainer):
 
     rows: for every step the positions of its examples in `train`. evaluations, saves: steps after which to do so.
     out: where checkpoints go. choices, identity, looks: noted in them. watch: called after every step.
-    dead: as in `Adapter.step`.
+    dead: as in `Adapter.step`. tracking: where losses are logged besides.
     """
 
     loss_is_scaled_for_ga = True
@@ -95,6 +97,7 @@ class AdapterTrainer(transformers.Trainer):
         looks: list | None = None,
         watch: Callable[["AdapterTrainer"], None] | None = None,
         dead: Literal["raise", "warn"] = "raise",
+        tracking: Tracking | None = None,
         **arguments: Any,
     ):
         self.adapter, self.settings, self.make_optimizer = adapter, settings, optimizer
@@ -116,15 +119,19 @@ class AdapterTrainer(transformers.Trainer):
             save_strategy="no",
             eval_strategy="no",
             disable_tqdm=True,
-            report_to="none",
+            report_to="none",  # trackers are told by callbacks of ours
+            run_name=tracking and tracking.run,
+            project=tracking.group if tracking else "addenda",
             dataloader_pin_memory=False,
             accelerator_config={"split_batches": True},
             **arguments,
         )
+        told = [Told(name, tracking) for name in tracking.trackers] if tracking else []
         with own_check(adapter):
             super().__init__(
-                adapter.model, args, train_dataset=train, eval_dataset=eval_data, callbacks=[_Conductor(self, watch)]
-            )
+                adapter.model, args, train_dataset=train, eval_dataset=eval_data,
+                callbacks=[_Conductor(self, watch), *told],
+            )  # fmt: skip
         if self.is_fsdp_enabled and getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 2) == 1:
             raise AddendaError(
                 "The first version of FSDP puts many tensors into one, and no adapter can be told from it. Take the "
@@ -138,6 +145,15 @@ class AdapterTrainer(transformers.Trainer):
         super().create_accelerator_and_postprocess()
         take_up(self.accelerator)
         self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
+
+    def train(self, *args, **kwargs):
+        """Train; the logs of trackers are closed however it ends."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, Told):
+                    callback.end()
 
     # -- a step ----------------------------------------------------------------------------------------------------
 

@@ -60,10 +60,14 @@ from addenda.train.sharding import check_launch
 from addenda.train.start import attach_start, read_start
 from addenda.train.theirs import PASSED, translated
 from addenda.train.together import agreed
+from addenda.train.tracking import Trackers, Tracking, trackers_of
 
 __all__ = ["TuneResult", "evaluate", "generate", "tune"]
 
-FURTHER = (*names_of(fit, without=("eval", "memory_floor", "begun_with")), *PASSED)  # what `tune` hands on to `fit`
+FURTHER = (
+    *names_of(fit, without=("eval", "memory_floor", "begun_with", "tracking")),
+    *PASSED,
+)  # what `tune` hands on to `fit`
 COLUMNS = names_of(read, without=("task", "split"))
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -142,6 +146,7 @@ def tune(
     trust_remote_code: bool = False,
     resume: bool = True,
     progress: Progress | bool = True,
+    report_to: Trackers = "none",
     name: str = "default",
     **options,
 ) -> TuneResult:
@@ -162,10 +167,11 @@ def tune(
     file's, the optimizer and all schedules new (`train.start`).
     dtype: "auto" is bfloat16 where it is fast; a loaded module keeps its own. quantize: a form that the base's linear
     layers are kept in, see `quantizing.quantize`; "nf4" with LoRA is QLoRA. trust_remote_code: run code that the
-    model's folder brings, which is never done unasked. progress: shown on stderr, or a function, or
-    False. options: rate (if not given, where the catalogue starts a search for the method's), schedule, eval_every,
-    early_stop, consistency, and what makes it fast and small: attention, loss, compile, group, optimizer,
-    checkpointing, dead, … as in `fit`.
+    model's folder brings, which is never done unasked. progress: shown on stderr, or a function, or False.
+    report_to: trackers that are told of every loss ("tensorboard", "wandb", "trackio", "mlflow", or several), whose
+    files stand in `out`/trackers; no part of what the run is (`train.trackers`). options: rate (if not given, where
+    the catalogue starts a search for the method's), schedule, eval_every, early_stop, consistency, and what makes
+    it fast and small: attention, loss, compile, group, optimizer, checkpointing, dead, … as in `fit`.
 
     Names of transformers' TrainingArguments that have an equal here are translated (learning_rate is rate), those that
     a launcher of several processes reads are passed on, and all others are refused (`train.theirs`).
@@ -193,6 +199,9 @@ def tune(
     model, data, eval_data = (path_of(x) if isinstance(x, str | Path) else x for x in (model, data, eval_data))
     _check(model, tokenizer, eval_data, columns, subset, overflow, out, loading)
     check_launch()
+    trackers = trackers_of(report_to)
+    if trackers and out is None:
+        raise AddendaError("report_to= writes into the folder of the run: give out=.")
     check_options(steps=steps or 1, batch=batch, seed=seed, **options)
     judged = eval_data is not None or subset is not None or hasattr(data, "splits")
     _check_pairs(options, judged, out is not None)
@@ -240,7 +249,8 @@ def tune(
         made = fit(
             model, adapter, encoded, steps=steps, batch=batch, seed=seed, eval=tested, progress=tell,
             out=None if folder is None else folder / "checkpoints", resume=resume and folder is not None,
-            memory_floor=floor, begun_with=begun.sha256 if begun else None, **options,
+            memory_floor=floor, begun_with=begun.sha256 if begun else None,
+            tracking=Tracking.under(folder, trackers), **options,
         )  # fmt: skip
     last = made.evaluations[-1] if made.evaluations else None
     ended = last is not None and last["step"] == (made.best_step or made.steps)
