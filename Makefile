@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine with Python 3.11, pip, make and a compiler:
-#   make demo    virtual environment, install, embedded model, `addenda compare` on it
+#   make demo    virtual environment, install, embedded models, `addenda demo` with them
 #   make test    the whole test suite
 #   make newest  the fast tests with the newest releases that pyproject.toml admits, in an environment of their own
 #   make oldest  some of them with the lowest versions that it admits, in another
@@ -28,8 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/addenda setup-demo
-	$(BIN)/addenda compare --batch 4 --within 600 --yes --out $(OUT)
+	$(BIN)/addenda demo --out $(OUT)
 
 test: setup
 	$(BIN)/addenda setup-demo

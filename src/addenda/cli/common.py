@@ -1,6 +1,7 @@
 """What several commands share: options, and the embedded defaults for a model and data that were not named."""
 
 import inspect
+import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -96,6 +97,14 @@ def tell(text: object) -> None:
     typer.echo(visible(text))
 
 
+def draw(table: Any) -> None:
+    """Print a table of rich's on stdout, 140 characters wide where that is no terminal."""
+    from rich.console import Console
+
+    # a command in it may be longer than the terminal is wide
+    Console(width=None if sys.stdout.isatty() else 140).print(table, crop=False)
+
+
 def model_or_default(model: Path | None) -> Path:
     """Return the folder named, or the embedded model's; dinov2-small is the embedded vision model's."""
     if model is not None and str(model) == VISION and not model.exists():
@@ -110,12 +119,10 @@ def model_or_default(model: Path | None) -> Path:
 
 
 def data_or_default(data: Path | None) -> Any:
-    """Return the path named, or the embedded task with its splits."""
-    if data is not None:
-        return data
-    from addenda.data.task import embedded_task
+    """Return the path named, or the embedded task with its splits, which sort-numbers names as well."""
+    from addenda.data.task import NAME, embedded_task
 
-    return embedded_task()
+    return embedded_task() if data is None or (str(data) == NAME and not data.exists()) else data
 
 
 def asked_of(command: Callable, given: Mapping[str, Any]) -> list[str]:

@@ -30,12 +30,14 @@ from addenda.cli.common import (
     Text,
     Trust,
     columns_of,
+    draw,
     listed,
     model_or_default,
     refuse_unread,
     say,
     tell,
 )
+from addenda.comparing.embedded import DOCSTRINGS, ENCODER, PLAN, VALIDATION, middles, task_of, threads_of
 from addenda.comparing.entries import MARGIN
 from addenda.train.settings import DOCS
 from addenda.train.tracking import trackers_of
@@ -124,7 +126,11 @@ def compare(
     report_to: ReportTo = "none",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the long part.")] = False,
 ) -> None:
-    """Which method is worth it here? Same model, data and budget, several seeds, intervals, a report."""
+    """Which method is worth it here? Same model, data and budget, several seeds, intervals, a report.
+
+    Without --model and --data: a small encoder on the docstrings of installed libraries, with the steps, seeds, batch
+    and items of `addenda demo` unless given. --data sort-numbers: SmolLM2-135M sorts numbers.
+    """
     given = dict(locals())
     if more is not None:
         refuse_unread(compare, given, set(given) - set(WITH_MORE), "with --more: the record has its own.")
@@ -135,7 +141,17 @@ def compare(
         refuse_unread(compare, given, ("search_steps",), "with --rates 1: no rate is searched for.")
     from addenda.comparing.arm import parse_arm
 
+    rest, threads = {}, None
+    if on_docstrings := task_of(model, data) == DOCSTRINGS:
+        asked = run_file.said(compare, given)
+        given |= {k: v for k, v in PLAN.items() if k not in asked and (k != "seeds" or until is None)}
+        methods, budget, seeds, rates, batch, items, dtype = (
+            given[k] for k in ("methods", "budget", "seeds", "rates", "batch", "items", "dtype")
+        )
+        threads = threads_of(model)
     chosen = [spec.strip().replace(";", ",") for spec in methods.split(",") if spec.strip()]
+    if on_docstrings:
+        rest = {"validation": VALIDATION, "around": middles(chosen)}
     for spec in chosen:
         parse_arm(spec)  # a mistake here should not cost the seconds that transformers takes
     trackers_of(report_to)
@@ -143,8 +159,9 @@ def compare(
     from addenda.comparing.live import Board
     from addenda.comparing.report import summary
     from addenda.comparing.run import compare as run
+    from addenda.core.base.threads import at_most
 
-    with Board() as board, _kept(out):
+    with Board() as board, _kept(out), at_most(threads):
         record = run(
             model and model_or_default(model), data, chosen, out=out, budget=budget, seeds=seeds, until=until,
             max_minutes=max_minutes, margin=margin, rates=rates, search_steps=search_steps, full=full, batch=batch,
@@ -154,9 +171,10 @@ def compare(
             columns=columns_of(question=question, answer=answer, text=text, label=label, image=image)
             | columns_of(label_kind=label_kind), trust_remote_code=trust_remote_code,
             command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(_asking(yes)),
+            **rest,
         )  # fmt: skip
     run_file.write(out, compare, given, {} if until else {"seeds": len(record.config.seeds)})
-    _print(summary(record))
+    draw(summary(record))
 
 
 def _go_on(folder: Path, given: dict[str, Any]) -> None:
@@ -166,14 +184,17 @@ def _go_on(folder: Path, given: dict[str, Any]) -> None:
     from addenda.comparing.record import Record
     from addenda.comparing.report import summary
     from addenda.comparing.run import compare as run
+    from addenda.core.base.threads import at_most
 
     run_file.check_place(folder)
     file = folder / run_file.NAME
     left = run_file.read(file, compare, "compare") if file.is_file() else {}
-    where = said_in(Record.read(folder).config.command) | left
+    about = Record.read(folder).config
+    where = said_in(about.command) | left
     model, data = (given[k] or (k in where and Path(where[k])) or None for k in ("model", "data"))
     text = given["general"] if given["general"] != "auto" else where.get("general", "auto")
-    with Board() as board, _kept(folder):
+    threads = threads_of(ENCODER) if about.model.name == ENCODER else None
+    with Board() as board, _kept(folder), at_most(threads):
         record = run(
             model and model_or_default(model), data, more=folder, seeds=given["seeds"], until=given["until"],
             max_minutes=given["max_minutes"], trust_remote_code=given["trust_remote_code"],
@@ -184,7 +205,7 @@ def _go_on(folder: Path, given: dict[str, Any]) -> None:
         growth = {k: given[k] for k in ("seeds", "until", "max_minutes")}
         default = {n: p.default for n, p in inspect.signature(compare).parameters.items()}
         run_file.write(folder, compare, default | left | (growth if any(growth.values()) else {}))
-    _print(summary(record))
+    draw(summary(record))
 
 
 def _asking(yes: bool) -> Callable[[str], bool]:
@@ -224,13 +245,5 @@ def report(
     from addenda.comparing.report import summary, write_report
 
     path = write_report(record)
-    _print(summary(Record.read(record)))
+    draw(summary(Record.read(record)))
     tell(f"Report: {path}")
-
-
-def _print(table) -> None:
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 140).print(
-        table, crop=False
-    )  # a command may be longer than the terminal is wide

@@ -129,7 +129,7 @@ def generate(
 
     if system is None and model is None and not plain:
         from addenda.data.task import SYSTEM as system  # noqa: N811
-    given = _under(system, prompts) if system else prompts
+    given = prompts if system is None else _under(system, prompts)
     chat = False if plain else None
     for answer in write(loaded.model, loaded.tokenizer, given, max_new_tokens=max_new_tokens, chat=chat):
         tell(answer)

@@ -11,12 +11,13 @@ the number 7), and every problem is told with its line before anything is loaded
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
-from addenda.cli.common import flags_of, listed, say
+from addenda.cli.common import asked_of, flags_of, listed, say
 from addenda.core.base import ranges
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.base.visible import label
@@ -28,6 +29,7 @@ EXECUTE = {"trust_remote_code": "code of the model's folder", "humaneval": "what
 LISTS = ("targets", "exclude", "methods", "add_tokens")  # separated by commas on the command line
 EMPTY = ("exclude", "system")  # may be an empty text
 _FIRST = "# A run of addenda. To run it again: addenda "
+_context: ContextVar[typer.Context | None] = ContextVar("context", default=None)  # of the command that runs
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -35,6 +37,7 @@ def parameter(command: Callable) -> inspect.Parameter:
     """Return `--config`, for the signature of a command."""
 
     def fill(context: typer.Context, path: Path | None) -> None:
+        _context.set(context)
         if path is not None:
             context.default_map = read(path, command, _name(context), _others(context))
 
@@ -43,6 +46,14 @@ def parameter(command: Callable) -> inspect.Parameter:
     )
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter("config", kind, default=None, annotation=Annotated[Path | None, option])
+
+
+def said(command: Callable, given: Mapping[str, Any]) -> set[str]:
+    """Return the options that the command line or a run file names, those too that have the default's value there."""
+    context = _context.get()
+    if context is None:  # called as a function
+        return set(asked_of(command, given))
+    return {name for name in given if getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"}
 
 
 def _name(context: typer.Context) -> str:

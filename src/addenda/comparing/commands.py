@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from addenda.comparing.arm import TRAINING, Arm, parse_arm
+from addenda.comparing.embedded import DOCSTRINGS
 from addenda.comparing.record import Record
 from addenda.core.base import ranges
 from addenda.core.base.errors import AddendaError
@@ -79,9 +80,10 @@ def _subject(record: Record) -> dict[str, Any]:
     """Return options that say which model and data, as far as the record knows them."""
     said = _given(record.config.command)
     model, data = record.config.model, record.config.data
-    if said is None:
-        embedded = model.name == MODEL and data.name == TASK
-        said = {} if embedded else {"--model": "MODEL", "--data": "DATA"}
+    if model.name == MODEL and data.name == TASK:
+        said = {k: v for k, v in (said or {}).items() if k not in ("--model", "--data")}
+    elif said is None or data.name.startswith(DOCSTRINGS):  # tune has no task of that name
+        said = {"--model": "MODEL", "--data": "DATA"}
     if "--model" in said or "--data" in said:
         said = {"--model": said.pop("--model", "MODEL"), "--data": said.pop("--data", "DATA")} | said
     if model.quantize is not None and _plain(model.quantize):

@@ -16,6 +16,7 @@ from addenda.comparing.record import Record
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of, shown
 from addenda.core.file.identity import plain
+from addenda.data.task import NAME as TASK
 
 # Of a call, what a record does not keep: where things are, how much of it, and what the caller sees of it.
 HERE = ("model", "data", "general", "subject", "trust_remote_code", "report_to", "watch", "command")
@@ -92,6 +93,8 @@ def _taken_up(more: Any, asked: dict[str, Any]) -> dict[str, Any]:
             f"{shown(folder)} is about the model {about.model.name} and the data {about.data.name}; where they are is "
             "not kept in a record. Give both: model= and data=."
         )
+    if of == "embedded" and about.data.name == TASK:  # the default is another one
+        options["data"] = TASK
     return options | asked | _how_much(record, asked) | {"out": folder}
 
 

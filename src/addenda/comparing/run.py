@@ -17,6 +17,7 @@ from pathlib import Path
 from addenda.comparing.arm import Arm, center, parse_arm
 from addenda.comparing.budget import Budget, fitted
 from addenda.comparing.costs import Costs, by_the_clock, fit_within, measure, minutes, rivals_of, step_seconds
+from addenda.comparing.embedded import subject_of, task_of
 from addenda.comparing.entries import MARGIN, BudgetRecord, Config, MethodRecord, SearchRecord, TrialRecord, TrialSpec
 from addenda.comparing.grow import costs_of, cut_like, grown, identity_of, open_record, seconds_left, told
 from addenda.comparing.more import kept, with_more
@@ -26,7 +27,7 @@ from addenda.comparing.result import Result
 from addenda.comparing.runner import OneByOne
 from addenda.comparing.search import FURTHER, LEAST, Chosen, Look, cost, grid, last_steps, search, side_by_side
 from addenda.comparing.spending import LOOKS
-from addenda.comparing.subject import Subject, embedded, from_files
+from addenda.comparing.subject import Subject, from_files
 from addenda.comparing.trial import TrialSettings, control
 from addenda.comparing.until import look, planned, range_of, wanted
 from addenda.core.ask.plan import plan
@@ -102,7 +103,8 @@ def compare(
 ) -> Result:
     """Fit methods side by side and write the record directory `out` with its report.
 
-    model, data: a transformers folder and a data file; the embedded ones if not given. methods: text forms, one an arm,
+    model, data: a transformers folder and a data file, or the name of an embedded task (see `embedded`; docstrings if
+    neither is given). methods: text forms, one an arm,
     such as "svft", "lora:rank=8", "lora:rank=8@lora-pro:mode=full" or "mosa@consistency=1", where behind an @ stands
     what trains it (see `arm`).
     budget: "steps=40", "seconds=120" (turned into steps once, per arm) or "parameters=500000" (each method's size
@@ -140,21 +142,20 @@ def compare(
     named = [*_labels(methods), *([FULL] if full else [])]
     read_here = {"columns": columns, "max_length": max_length, "subset": subset, "image_size": image_size}
     check_rates(rates)
+    task = None if subject else task_of(model, data)
     _check(named, around or {}, columns or {}, read_here | {"skip_corrupt": skip_corrupt},
-           named_here=model is not None and subject is None)  # fmt: skip
+           named_here=task is None and subject is None)  # fmt: skip
     of_number, (seeds, until, max_minutes) = until is None, wanted(record, seeds, until, max_minutes, within)
     middle = {label: (around or {}).get(label) or center(label) for label in named}
     arms = [replace(parse_arm(k, None if k == FULL else targets), rates=grid(middle[k], rates)) for k in named]
-    if (model is None) != (data is None) and subject is None:
-        raise AddendaError("Give model= and data= together; with neither, the embedded ones are compared.")
     if subject is None:
         watch.say("Loading the model and the data.")
-        if model is None:
-            subject = embedded(watch.say, dtype, quantize)
+        if task is not None:
+            subject = subject_of(task, model, watch.say, dtype, quantize)
         else:
             subject = from_files(
-                model, str(data), columns=columns, dtype=dtype, quantize=quantize, max_length=max_length, subset=subset,
-                image_size=image_size, skip_corrupt=skip_corrupt, items=items,
+                str(model), str(data), columns=columns, dtype=dtype, quantize=quantize, max_length=max_length,
+                subset=subset, image_size=image_size, skip_corrupt=skip_corrupt, items=items,
                 trust_remote_code=trust_remote_code,
             )  # fmt: skip
         for text in subject.splits["train"].said:

@@ -29,6 +29,17 @@ def side_by_side(most: int) -> Iterator[Callable[[Callable, list], Iterable]]:
         give_back()
 
 
+@contextmanager
+def at_most(threads: int | None) -> Iterator[None]:
+    """Have torch use at most so many threads in a `with` block; None: as many as it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, threads or before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def give_back() -> None:
     """Return free pages to the system, where the C library can (glibc); elsewhere nothing happens."""
     with contextlib.suppress(OSError, AttributeError):
