@@ -53,6 +53,7 @@ WITH_MORE = (
     "general",
     "trust_remote_code",
     "report_to",
+    "ray",
     "yes",
 )
 
@@ -110,6 +111,9 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Record directory; an interrupted one goes on.")] = Path(
         "runs/compare"
     ),
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Run on a Ray cluster: HOST:PORT, auto, or local for one here.")
+    ] = None,
     question: Question = None,
     answer: Answer = None,
     text: Text = None,
@@ -169,7 +173,7 @@ def compare(
             general=None if general == "none" else general, report_to=report_to,
             quantize=quantize, max_length=max_length, subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
             columns=columns_of(question=question, answer=answer, text=text, label=label, image=image)
-            | columns_of(label_kind=label_kind), trust_remote_code=trust_remote_code,
+            | columns_of(label_kind=label_kind), trust_remote_code=trust_remote_code, ray=ray,
             command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(_asking(yes)),
             **rest,
         )  # fmt: skip
@@ -198,7 +202,7 @@ def _go_on(folder: Path, given: dict[str, Any]) -> None:
         record = run(
             model and model_or_default(model), data, more=folder, seeds=given["seeds"], until=given["until"],
             max_minutes=given["max_minutes"], trust_remote_code=given["trust_remote_code"],
-            general=None if text == "none" else text, report_to=given["report_to"],
+            general=None if text == "none" else text, report_to=given["report_to"], ray=given["ray"],
             watch=board.watch(_asking(given["yes"])),
         )  # fmt: skip
     if left:

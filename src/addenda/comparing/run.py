@@ -16,6 +16,7 @@ from pathlib import Path
 
 from addenda.comparing.arm import Arm, center, parse_arm
 from addenda.comparing.budget import Budget, fitted
+from addenda.comparing.cluster import OnCluster, on_cluster, workers
 from addenda.comparing.costs import Costs, by_the_clock, fit_within, measure, minutes, rivals_of, step_seconds
 from addenda.comparing.embedded import subject_of, task_of
 from addenda.comparing.entries import MARGIN, BudgetRecord, Config, MethodRecord, SearchRecord, TrialRecord, TrialSpec
@@ -65,6 +66,7 @@ class Watch:
 @with_more
 @checked()
 @one_at_a_time
+@on_cluster
 def compare(
     model: str | Path | None = None,
     data: str | Path | None = None,
@@ -96,6 +98,7 @@ def compare(
     validation: int = 64,
     general: str | Path | None = "auto",
     report_to: Trackers = "none",
+    ray: str | None = None,
     command: str = "",
     title: str | None = None,
     watch: Watch | None = None,
@@ -121,7 +124,9 @@ def compare(
     quantize: a form that the base's linear layers are kept in for all arms, see `quantizing.quantize`.
     trust_remote_code: run code that the model's folder brings, which is never done unasked. report_to: trackers that
     are told of every loss of every run ("tensorboard", "wandb", "trackio", "mlflow", or several); their files stand in
-    `out`/trackers, and a run is called as its file in the record, by arm, stage, seed, rate and steps.
+    `out`/trackers, and a run is called as its file in the record, by arm, stage, seed, rate and steps. ray: a Ray
+    cluster whose workers do the runs: HOST:PORT, "auto", or "local" for one on this machine (see `cluster`); times
+    are predicted as if the runs were done here, one after another.
     An `out` that holds a record goes on: it must be the same comparison in all that changes numbers; more seeds, more
     methods and a longer budget of steps or seconds are run, and noted (see `grow`).
     seeds: final runs of every arm (2). until="decided" adds them by itself, to 3, 5, 8, 12 and 20, until every contrast
@@ -142,6 +147,10 @@ def compare(
     named = [*_labels(methods), *([FULL] if full else [])]
     read_here = {"columns": columns, "max_length": max_length, "subset": subset, "image_size": image_size}
     check_rates(rates)
+    if ray is not None and watch.trackers:
+        raise AddendaError(
+            "report_to= is told of runs in this process; with ray= they are elsewhere. Give one of them."
+        )
     task = None if subject else task_of(model, data)
     _check(named, around or {}, columns or {}, read_here | {"skip_corrupt": skip_corrupt},
            named_here=task is None and subject is None)  # fmt: skip
@@ -192,7 +201,7 @@ def compare(
             out, subject, arms, settings, budget, list(range(seeds)), margin, search_steps, within, command, title,
             watch, identity, options,
         )  # fmt: skip
-    _run(record, subject, arms, settings, of_number, watch)
+    _run(record, subject, arms, settings, of_number, watch, ray is not None)
     record = Result.read(out)
     report = write_report(out)
     watch.say(f"Report: {report}")
@@ -448,9 +457,18 @@ def _as_judged(subject: Subject, record: Record) -> Subject:
 
 
 def _run(
-    record: Record, subject: Subject, arms: list[Arm], settings: TrialSettings, of_number: bool, watch: Watch
+    record: Record,
+    subject: Subject,
+    arms: list[Arm],
+    settings: TrialSettings,
+    of_number: bool,
+    watch: Watch,
+    away: bool,
 ) -> None:
-    """Execute every run that the record lacks, searches first, then seed by seed so that early seeds are complete."""
+    """Execute every run that the record lacks, searches first, then seed by seed so that early seeds are complete.
+
+    away: on the cluster that this process is connected to.
+    """
     known = record.config
     controls = {} if subject.fresh else {"base": subject.tested, **subject.controls}
     for label, splits in controls.items():
@@ -459,10 +477,16 @@ def _run(
             record = record.write_trial(control(subject, label, splits))
             watch.done(record)
 
-    runner = OneByOne(
-        subject, arms, settings, record.path / "partial", known.measured_step_seconds or {}, watch.trial,
-        partial(Tracking.under, record.path, watch.trackers),
-    )  # fmt: skip
+    folder = record.path / "partial"
+    if away:
+        runner = OnCluster(subject, arms, settings, folder, known.model.attention, watch.trial)
+        if (where := workers()) not in known.notes:
+            record = record.changed(replace(known, notes=(*known.notes, where)))
+    else:
+        runner = OneByOne(
+            subject, arms, settings, folder, known.measured_step_seconds or {}, watch.trial,
+            partial(Tracking.under, record.path, watch.trackers),
+        )  # fmt: skip
 
     def run(specs: Sequence[TrialSpec]) -> list[TrialRecord]:
         nonlocal record
@@ -487,8 +511,7 @@ def _run(
     seeds: tuple[int, ...] = ()
     while seeds != record.config.seeds:  # which grow, look by look, until the comparison is decided
         seeds = record.config.seeds
-        for seed in seeds:
-            run([TrialSpec(label, "final", seed, rate, final[label]) for label, rate in rates.items()])
+        run([TrialSpec(label, "final", seed, rate, final[label]) for seed in seeds for label, rate in rates.items()])
         record = look(record, of_number, watch.say)
     with suppress(OSError):  # another's file in it keeps it
         runner.folder.rmdir()
