@@ -20,13 +20,14 @@ def answers(share, seed=0):
     return {"accuracy": right / ITEMS, "items": "0" * moved + "1" * right + "0" * (ITEMS - right - moved)}
 
 
-def a_record(path, arms, base=0.1, margin=2.0, seeds=3, command="", model="tiny", diverged=(), **about):
+def a_record(path, arms, base=0.1, margin=2.0, seeds=3, command="", model="tiny", diverged=(), of="embedded", **about):
     """A record of arms {label: (share right, (memory, size, time) or None)}; time is of 10 steps."""
     methods = {k: {"title": k.partition(":")[0].upper(), "options": {}, "steps": 10} | about.get(k, {}) for k in arms}
     record = Record.write_config(path, Config.of({
         "title": "t", "command": command, "model": {"name": model}, "data": {"name": "sums"},
         "seeds": list(range(seeds)),
         "budget": {"kind": "steps", "value": 10, "batch": 4}, "methods": methods, "margin": margin, "hardware": {},
+        "identity": {}, "options": {"of": of},
     }))  # fmt: skip
     if base is not None:
         control = {"method": "base", "seed": None, "stage": "control", "status": "ok", "test": answers(base)}

@@ -1,6 +1,8 @@
 """Commands of a record: they parse, train as the arm was trained, and carry nothing that a record has no say in."""
 
 import shlex
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import typer
@@ -12,7 +14,8 @@ from addenda.comparing.commands import more_command, tune_command
 from addenda.comparing.record import Record
 from addenda.core.method.catalogue import build
 
-TUNE = typer.main.get_command(app).commands["tune"]  # type: ignore[attr-defined]
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+TUNE, COMPARE = COMMANDS["tune"], COMMANDS["compare"]
 COST = (0.5, (1, 1, 1))
 
 
@@ -86,8 +89,21 @@ def test_numbers_that_tune_refuses_give_no_command(tmp_path):
     assert tune_command(record, "nobody") is None
 
 
-def test_more_seeds_of_a_record_that_is_here(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("of", "command", "expected"), [
+    ("embedded", "", ""), ("files", "addenda compare -m m -d d", ""), ("files", "", " --model MODEL --data DATA"),
+])  # fmt: skip
+def test_more_seeds_of_a_record_that_is_here(tmp_path, monkeypatch, of, command, expected):
     monkeypatch.chdir(tmp_path)
-    a_record("runs/my compare", {"lora": COST})
-    assert more_command(Record.read("runs/my compare"), 8) == "addenda compare --more 'runs/my compare' --seeds 8"
-    assert more_command(Record.read(tmp_path / "runs/my compare"), 8) == "addenda compare --more RECORD --seeds 8"
+    record = a_record(Path("runs/my compare"), {"lora": COST}, of=of, command=command)
+    assert more_command(record, 8) == f"addenda compare --more 'runs/my compare' --seeds 8{expected}"
+    there = more_command(Record.read(tmp_path / "runs/my compare"), 8)
+    assert there == f"addenda compare --more RECORD --seeds 8{expected}", "a page is handed on without its path"
+    words = shlex.split(str(there))[2:]
+    assert COMPARE.make_context("compare", words).params["seeds"] == 8
+
+
+def test_what_cannot_grow_has_no_command(tmp_path):
+    assert more_command(a_record(tmp_path / "a", {"lora": COST}, of="a subject"), 8) is None
+    older = a_record(tmp_path / "b", {"lora": COST})
+    assert more_command(replace(older, config=replace(older.config, identity=None)), 8) is None
+    assert more_command(replace(older, config=replace(older.config, options=None)), 8) is None

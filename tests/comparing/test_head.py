@@ -10,6 +10,7 @@ from tests.comparing.test_choose import a_record
 from tests.comparing.test_report import Page
 
 from addenda.comparing import report
+from addenda.comparing.entries import LookTaken, Until
 from addenda.comparing.head import head_of
 from addenda.comparing.stats import analyse
 
@@ -22,7 +23,7 @@ def test_one_line_where_all_costs_agree(tmp_path):
     (advice,) = head.advice
     assert advice.what == "Recommended: SHIRA, for memory (100 B), size (20 B) and time (2 s)"
     assert advice.command == head.choices["time"].command
-    assert head.margin == "A difference of less than 2 points of accuracy counts as none."
+    assert head.notes == ("A difference of less than 2 points of accuracy counts as none.",)
     assert [v.partition(" (")[0] for v in head.verdicts] == [
         "LORA better than SHIRA by 0.5 points", "SHIRA better than IA3 by 9.5 points",
         "SHIRA better than Base, zero-shot by 39.5 points",
@@ -37,7 +38,7 @@ def test_a_line_for_each_arm_where_costs_do_not_agree(tmp_path):
         "Recommended: SHIRA, for memory (100 B) and time (2 s)",
         "Recommended: VERA, for size (10 B)",
     ]
-    assert head.margin == "A difference of less than 1 point of accuracy counts as none."
+    assert head.notes == ("A difference of less than 1 point of accuracy counts as none.",)
 
 
 def test_the_best_is_told_with_all_that_is_cheaper(tmp_path):
@@ -89,6 +90,16 @@ def test_the_page_and_the_terminal_begin_with_the_head(tmp_path):
     assert first < text.index(command) < text.index("LORA better than SHIRA") < text.index("On sums, at 10 steps")
     assert re.search(f'<pre class="copy">{re.escape(command)}</pre>', html)
     assert text.count("less than 2 points of accuracy counts as none") == 1
+
+
+def test_looks_are_told_with_the_titles_of_arms(tmp_path):
+    record = a_record(tmp_path, ARMS)
+    taken = LookTaken(seeds=3, when="2026-01-01", undecided=(("lora", "shira"),))
+    until = Until(taken=(taken,), looks=(3, 5), seconds=(1.0, 2.0), max_minutes=1.0, stopped="5 would take too long")
+    record = replace(record, config=replace(record.config, until=until))
+    assert head_of(record, analyse(record)).notes[1] == (
+        "Looked at with 3 seeds: 5 would take too long; undecided: LORA against SHIRA."
+    )
 
 
 def test_a_terminal_of_80_columns_shows_it_all(tmp_path):

@@ -54,11 +54,16 @@ def tune_command(record: Record, arm: str) -> str | None:
     return _line("tune", said)
 
 
-def more_command(record: Record, seeds: int) -> str:
-    """Return the command that goes on with a record until every arm has so many seeds."""
-    where = str(record.path)
-    return _line("compare", {"--more": where if _plain(where) and not record.path.is_absolute() else "RECORD",
-                             "--seeds": seeds})  # fmt: skip
+def more_command(record: Record, seeds: int) -> str | None:
+    """Return the command that goes on with a record until every arm has so many seeds; None where it cannot grow."""
+    config, where = record.config, str(record.path)
+    of = (config.options or {}).get("of")
+    if config.identity is None or of not in ("files", "embedded"):
+        return None
+    named = _plain(where) and not record.path.is_absolute()
+    said: dict[str, Any] = {"--more": where if named else "RECORD", "--seeds": seeds}
+    unknown = of == "files" and not {"--model", "--data"} <= set(_given(config.command) or {})
+    return _line("compare", said | ({"--model": "MODEL", "--data": "DATA"} if unknown else {}))
 
 
 def _spec(arm: Arm, options: Mapping[str, Any]) -> str:

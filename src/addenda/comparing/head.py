@@ -1,13 +1,15 @@
 """What a report says first: which method to take, for which cost, with its command; and what speaks for and against."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from addenda.comparing.choose import COSTS, Choice, Cost, choices, full_is_better, short, unsound
+from addenda.comparing.entries import LookTaken
 from addenda.comparing.power import Power, powers
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.rows import titles_of
 from addenda.comparing.stats import Comparison, PairedDifference
+from addenda.comparing.until import told
 from addenda.comparing.words import listed, whole
 
 
@@ -24,12 +26,13 @@ class Advice:
 class Head:
     """The head of a report. advice: one where all costs agree; verdicts: of the arm taken, or the best, and the others.
 
-    margin: what it means, in a sentence; left_out: arms that cannot be taken, and why; power: what would decide more.
+    notes: what the margin means, and when the comparison was looked at, in sentences; left_out: arms that cannot be
+    taken, and why; power: what would decide more.
     """
 
     choices: Mapping[Cost, Choice]
     advice: tuple[Advice, ...]
-    margin: str
+    notes: tuple[str, ...]
     verdicts: tuple[str, ...]
     left_out: tuple[str, ...]
     power: tuple[Power, ...]
@@ -42,14 +45,23 @@ def head_of(record: Record, comparison: Comparison) -> Head:
     for cost in COSTS:
         by_arm.setdefault(found[cost].arm, []).append(found[cost])
     points = f"{found['memory'].margin:g} point" + "s" * (found["memory"].margin != 1)
+    until = record.config.until and replace(record.config.until, taken=_titled(record.config.until.taken, titles))
     pairs = [p for p in _pairs(found["memory"], comparison) if p.verdict != "void"]
     return Head(
         choices=found,
         advice=tuple(_advice(of_arm, comparison, titles) for of_arm in by_arm.values()),
-        margin=f"A difference of less than {points} of accuracy counts as none.",
+        notes=(f"A difference of less than {points} of accuracy counts as none.", *([told(until)] if until else [])),
         verdicts=tuple(f"{p.words(titles)}." for p in pairs if p.verdict != "undecided"),
         left_out=tuple(f"{titles[a]} is left out: {why}." for a, why in unsound(record, comparison).items()),
         power=tuple(powers(record, pairs, titles)),
+    )
+
+
+def _titled(looks: Iterable[LookTaken], titles: Mapping[str, str]) -> tuple[LookTaken, ...]:
+    """Return looks with their arms called as they are in the report."""
+    return tuple(
+        replace(look, undecided=tuple((titles.get(a, a), titles.get(b, b)) for a, b in look.undecided))
+        for look in looks
     )
 
 

@@ -181,7 +181,7 @@ def _told(head: Head, found: str) -> Iterator[Text]:
         yield line(f"- {power.sentence}")
         if power.command:
             yield command(f"  {power.command}")
-    yield line(head.margin)
+    yield from map(line, head.notes)
     yield Text()
     yield line(found)
 
