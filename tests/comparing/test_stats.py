@@ -78,8 +78,9 @@ def test_a_pair_is_the_paired_analysis_of_variance():
     of_items = d.mean(0).var(ddof=1) / 200
     both = d - d.mean(0) - d.mean(1, keepdims=True) + d.mean()
     shared = (both**2).sum() / (199 * 3) / 800
-    variance = of_items + max(of_seeds - shared, 0)
-    df = variance**2 / (of_items**2 / 199 + of_seeds**2 / 6)
+    lasting = max(of_items - shared, 0)
+    variance = lasting + of_seeds
+    df = 1 / ((of_seeds / variance) ** (2 - 2 / 6) / 6 + (lasting / variance) ** 2 / 199)
     assert pair.difference == pytest.approx(d.mean())
     assert (pair.error, pair.df) == pytest.approx((variance**0.5, df))
     low, high = scipy_stats.t.interval(0.95, df, d.mean(), variance**0.5)

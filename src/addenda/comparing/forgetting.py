@@ -11,7 +11,7 @@ from itertools import combinations
 
 import numpy as np
 
-from addenda.comparing.intervals import Pooled, of_answers, quantile, residual, spread, two_sided, within
+from addenda.comparing.intervals import Pool, Pooled, of_answers, quantile, spread, two_sided
 from addenda.comparing.record import BASE, Record
 from addenda.comparing.words import listed, nats
 
@@ -53,19 +53,19 @@ class Contrast:
 def forgetting(record: Record) -> dict[str, Change]:
     """Return the change of every arm that has one: none without the base's losses, as in older records."""
     arms = _arms(record)
-    pooled = within({arm: _means(runs) for arm, runs in arms.items()})
-    return {arm: _change(np.stack(list(runs.values())), pooled)[0] for arm, runs in arms.items()}
+    pool, by_arm = _pool(arms), {arm: np.stack(list(runs.values())) for arm, runs in arms.items()}
+    return {arm: _change(x, pool.of_arm(arm, x.mean(1)))[0] for arm, x in by_arm.items()}
 
 
 def contrasts(record: Record) -> tuple[Contrast, ...]:
     """Return every pair of arms that share a seed, who forgot less first."""
     arms = _arms(record)
-    rest = residual({arm: _means(runs) for arm, runs in arms.items()})
-    pooled, found = Pooled(2 * rest.variance, rest.freedom), []
+    pool, found = _pool(arms), []
     for a, b in combinations(sorted(arms, key=lambda a: np.mean([x.mean() for x in arms[a].values()])), 2):
         seeds = [s for s in arms[a] if s in arms[b]]
         if seeds:
-            change, p = _change(np.stack([arms[b][s] - arms[a][s] for s in seeds]), pooled)
+            x = np.stack([arms[b][s] - arms[a][s] for s in seeds])
+            change, p = _change(x, pool.of_pair(a, b, x.mean(1)))
             found.append(Contrast(a, b, change, p, p))
     highest = 0.0
     for rank, i in enumerate(sorted(range(len(found)), key=lambda i: found[i].p)):
@@ -111,13 +111,12 @@ def _arms(record: Record) -> dict[str, Losses]:
     return {arm: arms[arm] for arm in record.config.methods if arm in arms}
 
 
-def _means(runs: Losses) -> dict[int | None, float]:
-    return {seed: float(x.mean()) for seed, x in runs.items()}
+def _pool(arms: Mapping[str, Losses]) -> Pool:
+    return Pool.of({arm: {s: float(x.mean()) for s, x in runs.items() if s is not None} for arm, runs in arms.items()})
 
 
 def _change(x: np.ndarray, pooled: Pooled) -> tuple[Change, float]:
     """Return the change of x, seeds × windows, and the p of none."""
-    pooled = pooled.or_own(x.mean(1))
     seeds, windows = x.shape
     error, df = (float(v) for v in spread(*of_answers(x, pooled), windows, pooled.freedom))
     mean = float(x.mean())

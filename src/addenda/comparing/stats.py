@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from addenda.comparing.entries import MARGIN, TrialRecord
-from addenda.comparing.intervals import Pooled, of_answers, quantile, residual, spread, within
+from addenda.comparing.intervals import Pool, Pooled, of_answers, quantile, spread
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.verdicts import LEVEL, PairedDifference, judged, measured, unknown
 from addenda.core.base.errors import AddendaError
@@ -102,13 +102,11 @@ def analyse(record: Record) -> Comparison:
     controls = [a for a in test if (a not in fitted or a == HEAD) and a not in void]
     control = max(controls, key=lambda a: np.mean([x.mean() for x in test[a].values()])) if controls else None
     sound = [a for a in fitted if a not in diverged and a not in void]
-    means = _means(test, sound)
-    estimates = _estimates(test, within(means))
+    pool = _pool(test, sound)
+    estimates = _estimates(test, pool)
     arms = [*fitted, control] if control and control not in fitted else fitted
     ranked = sorted(arms, key=lambda a: -estimates[a].mean)
     found, until = [], record.config.until is not None
-    rest, one = residual(means), within(means)
-    paired = Pooled(2 * rest.variance, rest.freedom)
     for a, b in combinations(ranked, 2):
         if a in void or b in void:
             of = a if a in void else b
@@ -117,13 +115,16 @@ def analyse(record: Record) -> Comparison:
         x = _difference(test[a], test[b])
         if x is None:  # an interrupted comparison
             found.append(unknown(a, b, margin, "no seed that both have finished"))
-        else:
-            found.append(measured(a, b, x, one if None in {*test[a], *test[b]} else paired, margin, until))
+            continue
+        runs_ = x.mean(1)
+        of_fitted = next((arm for arm, other in ((a, b), (b, a)) if None in test[other]), None)
+        pooled = pool.of_pair(a, b, runs_) if of_fitted is None else pool.of_arm(of_fitted, runs_)
+        found.append(measured(a, b, x, pooled, margin, until))
     pairs = judged(found, until)
     methods = [a for a in ranked if a in fitted and a not in (FULL, HEAD)]
     beaten = {p.b if p.better == p.a else p.a for p in pairs if p.better and {p.a, p.b} <= set(methods)}
     caveats = []
-    if fitted and not one.freedom:
+    if fitted and all(len(test[a]) < 2 for a in fitted):
         caveats.append("No arm has two seeds: these statements are about these runs, not about the methods.")
     for arm, seeds in diverged.items():
         caveats.append(
@@ -132,7 +133,7 @@ def analyse(record: Record) -> Comparison:
         )
     return Comparison(
         estimates,
-        _estimates(ood, within(_means(ood, [a for a in sound if a in ood]))),
+        _estimates(ood, _pool(ood, [a for a in sound if a in ood])),
         pairs,
         letters([a for a in ranked if a not in void], [(p.a, p.b) for p in pairs if p.better]),
         tuple(a for a in methods if a not in beaten and a not in diverged and a not in void),
@@ -171,8 +172,8 @@ def _arms(runs: Mapping[str, list[TrialRecord]], split: str) -> dict[str, dict[i
     return arms
 
 
-def _means(arms: Mapping[str, Answers], of: Iterable[str]) -> dict[str, dict[int | None, float]]:
-    return {arm: {seed: float(x.mean()) for seed, x in arms[arm].items()} for arm in of}
+def _pool(arms: Mapping[str, Answers], sound: Iterable[str]) -> Pool:
+    return Pool.of({arm: {s: float(x.mean()) for s, x in arms[arm].items() if s is not None} for arm in sound})
 
 
 def _difference(left: Answers, right: Answers) -> np.ndarray | None:
@@ -182,12 +183,12 @@ def _difference(left: Answers, right: Answers) -> np.ndarray | None:
     return np.stack(rows) if rows else None
 
 
-def _estimates(arms: Mapping[str, Answers], pooled: Pooled) -> dict[str, Estimate]:
+def _estimates(arms: Mapping[str, Answers], pool: Pool) -> dict[str, Estimate]:
     estimates = {}
     for arm, runs in arms.items():
         x = np.stack(list(runs.values()))
         items, mean = x.shape[1], float(x.mean())
-        over_seeds = Pooled() if None in runs else pooled.or_own(x.mean(1))
+        over_seeds = Pooled() if None in runs else pool.of_arm(arm, x.mean(1))
         error, df = (float(v) for v in spread(*of_answers(x, over_seeds), items, over_seeds.freedom))
         half, right = quantile(1 - LEVEL / 2, df) * error, round(mean * items)
         low, high = mean - half, mean + half

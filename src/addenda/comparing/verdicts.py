@@ -100,7 +100,9 @@ class _Measured:
     pooled: Pooled = Pooled()  # noqa: RUF009 – frozen
 
 
-def unknown(a: str, b: str, margin: float, why: str, verdict: str = "undecided", more: int | None = None) -> _Measured:
+def unknown(
+    a: str, b: str, margin: float, why: str | None, verdict: str = "undecided", more: int | None = None
+) -> _Measured:
     """Return a pair of which nothing is known."""
     return _Measured(
         PairedDifference(a, b, 0.0, -1.0, 1.0, 1.0, 1.0, 0, 0, np.inf, 1.0, -1.0, 1.0, margin, verdict, why, more)
@@ -110,8 +112,8 @@ def unknown(a: str, b: str, margin: float, why: str, verdict: str = "undecided",
 def measured(a: str, b: str, x: np.ndarray, pooled: Pooled, margin: float, until: bool) -> _Measured:
     """Return the difference x, seeds × items, with its intervals and p. until: it is one look of several."""
     seeds, items = x.shape
-    mean, pooled = float(x.mean()), pooled.or_own(x.mean(1))
-    blank = replace(unknown(a, b, margin, "").pair, why=None)
+    mean = float(x.mean())
+    blank = unknown(a, b, margin, None).pair
     blank = replace(blank, difference=mean, items=items, seeds=seeds)
     if items < 2:
         return _Measured(replace(blank, why="one item does not tell what another would give"))
@@ -128,7 +130,7 @@ def measured(a: str, b: str, x: np.ndarray, pooled: Pooled, margin: float, until
         return max(mean - half, -1.0), min(mean + half, 1.0)
 
     (low, high), (low90, high90) = interval(LEVEL), interval(2 * LEVEL)
-    p = spending.overall(seeds, p) if until else p
+    p = float(spending.overall(seeds, p)) if until else p
     pair = replace(blank, low=low, high=high, low90=low90, high90=high90, p=p, error=error, df=df)
     return _Measured(pair, parts, pooled)
 
@@ -160,8 +162,9 @@ def _forecast(pair: PairedDifference, m: _Measured, tests: int, until: bool) -> 
     )
     needed = seeds_needed(pair.difference, pair.margin, m.parts, pair.items, m.pooled, pair.seeds, candidates, *levels)
     if needed is None:
-        of_items, _, shared = m.parts
-        alone = quantile(1 - alphas[1] / 2, pair.items - 1) * max(of_items - shared, 0.0) ** 0.5
+        alone = quantile(1 - alphas[1] / 2, pair.items - 1) * max(m.parts[0] - m.parts[2], 0.0) ** 0.5
+        if alone < pair.margin / 2:  # the items would do, and the difference is about the margin, or 0 beyond it
+            return replace(pair, why="on the margin: no number of seeds that can be run would decide if this stays")
         why = f"the {pair.items:,} items alone leave ±{alone * 100:.1f} points, so more of them are needed, not seeds"
         return replace(pair, why=why)
     more = needed - pair.seeds
