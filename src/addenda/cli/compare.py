@@ -108,6 +108,10 @@ def compare(
     general: Annotated[
         str, typer.Option("--general", help="Text to measure forgetting on: a file, auto (Python's docstrings), none.")
     ] = "auto",
+    grouped: Annotated[
+        bool | None,
+        typer.Option("--grouped/--no-grouped", help="Train several runs at once. Default: where a trial says it pays."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Record directory; an interrupted one goes on.")] = Path(
         "runs/compare"
     ),
@@ -171,6 +175,7 @@ def compare(
             max_minutes=max_minutes, margin=margin, rates=rates, search_steps=search_steps, full=full, batch=batch,
             within=within, items=items or None, targets=listed(targets) if targets else None, dtype=dtype,
             general=None if general == "none" else general, report_to=report_to,
+            grouped="auto" if grouped is None else grouped,
             quantize=quantize, max_length=max_length, subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
             columns=columns_of(question=question, answer=answer, text=text, label=label, image=image)
             | columns_of(label_kind=label_kind), trust_remote_code=trust_remote_code, ray=ray,

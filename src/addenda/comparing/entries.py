@@ -103,7 +103,8 @@ class TrialRecord(Entry):
     """One finished run. losses, validation: (step, value) of each look; None: nothing was trained.
 
     stage: "search", "final" or "control". status: "ok", or what became of it. trainable: numbers that were trained.
-    general: the loss on a general text, where that was measured.
+    general: the loss on a general text, where that was measured. grouped: how many runs were trained at once; times and
+    memory are then those of the arm alone, as it was tried, see `Grouping`.
     """
 
     READ: ClassVar = {
@@ -129,6 +130,7 @@ class TrialRecord(Entry):
     test: SplitResult | None = None
     ood: SplitResult | None = None
     general: TextResult | None = None
+    grouped: int | None = None
     adapter_bytes: int | None = None
     seconds: float | None = None
 
@@ -180,6 +182,28 @@ def trial_name(
 
 
 # ---- config.json -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouping(Entry):
+    """Whether an arm's runs are trained several at once, found before the first run. why: where they are not.
+
+    runs: as many were tried at once, ratio times as fast as one after another; most: as many run at once. step_seconds,
+    pace (tokens or images a second), peak_bytes: of a run alone.
+    """
+
+    pays: bool = False
+    most: int | None = None
+    runs: int | None = None
+    ratio: float | None = None
+    step_seconds: float | None = None
+    pace: float | None = None
+    peak_bytes: int | None = None
+    why: str | None = None
+
+
+def _groupings(value: Mapping[str, Any]) -> dict[str, Grouping]:
+    return {label: Grouping.of(made) for label, made in value.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +366,8 @@ class Config(Entry):
 
     READ: ClassVar = {
         "search": SearchRecord.of, "notes": tuple, "model": ModelRecord.of, "data": DataRecord.of,
-        "budget": BudgetRecord.of, "methods": _methods, "seeds": tuple, "looks": _growths, "until": Until.of,
+        "budget": BudgetRecord.of, "methods": _methods, "seeds": tuple, "grouped": _groupings,
+        "looks": _growths, "until": Until.of,
     }  # fmt: skip
     NULLS: ClassVar = ("search",)
 
@@ -365,6 +390,7 @@ class Config(Entry):
     identity: Mapping[str, Any] | None = None
     looks: tuple[Growth, ...] | None = None
     predicted_seconds: float | None = None
+    grouped: Mapping[str, Grouping] | None = None
     measured_step_seconds: Mapping[str, float] | None = None
 
     @property

@@ -141,7 +141,8 @@ _UNTIL = fields({
     "stopped": maybe(text(NAME)), "taken": each(_TAKEN, 1000),
 })  # fmt: skip
 _OPTIONS = fields({  # the numbers and words of a call, whose ranges it checks itself
-    "of": text(NAME), "methods": each(text(NAME), ARMS), "budget": text(NAME), "full": flag, "skip_corrupt": flag,
+    "grouped": _either(flag, text(NAME)), "of": text(NAME), "methods": each(text(NAME), ARMS), "budget": text(NAME),
+    "full": flag, "skip_corrupt": flag,
     "targets": maybe(_either(text(), each(text(NAME)))), "around": maybe(by_name(positive, ARMS)),
     "columns": maybe(by_name(_either(text(NAME), each(text(NAME))))), "dtype": text(NAME),
     **dict.fromkeys(("quantize", "subset", "general"), maybe(text(NAME))), **dict.fromkeys(
@@ -156,7 +157,11 @@ TRIAL = fields({
     "attach_seconds": number, "seconds": number, "step_seconds": number, "peak_bytes": number, "adapter_bytes": number,
     "tokens_per_second": number, "images_per_second": number, "losses": maybe(each(point(number))),
     "validation": maybe(each(point(_VALIDATION))), "test": maybe(_JUDGED), "ood": maybe(_JUDGED),
-    "general": maybe(_GENERAL),
+    "general": maybe(_GENERAL), "grouped": maybe(counted),
+})  # fmt: skip
+_GROUPING = fields({
+    "pays": flag, "most": maybe(counted), "runs": maybe(counted), "ratio": positive, "step_seconds": number,
+    "pace": number, "peak_bytes": number, "why": maybe(text()),
 })  # fmt: skip
 METHOD = fields({
     "title": text(NAME), "hypothesis": text(), "options": maybe(by_name(anything)), "trainable": whole,
@@ -179,6 +184,7 @@ CONFIG = fields({
     })),
     "margin": percents, "until": maybe(_UNTIL), "looks": each(_LOOK), "identity": by_name(anything),
     "options": maybe(_OPTIONS), "predicted_seconds": number, "measured_step_seconds": by_name(number),
+    "grouped": maybe(by_name(_GROUPING, ARMS)),
 })  # fmt: skip
 
 

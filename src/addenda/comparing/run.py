@@ -20,6 +20,7 @@ from addenda.comparing.cluster import OnCluster, on_cluster, workers
 from addenda.comparing.costs import Costs, by_the_clock, fit_within, measure, minutes, rivals_of, step_seconds
 from addenda.comparing.embedded import subject_of, task_of
 from addenda.comparing.entries import MARGIN, BudgetRecord, Config, MethodRecord, SearchRecord, TrialRecord, TrialSpec
+from addenda.comparing.grouped_trials import Asked, runner_of, settled
 from addenda.comparing.grow import costs_of, cut_like, grown, identity_of, open_record, seconds_left, told
 from addenda.comparing.more import kept, with_more
 from addenda.comparing.record import FULL, HEAD, Record, other_hardware
@@ -99,6 +100,7 @@ def compare(
     general: str | Path | None = "auto",
     report_to: Trackers = "none",
     ray: str | None = None,
+    grouped: Asked = "auto",
     command: str = "",
     title: str | None = None,
     watch: Watch | None = None,
@@ -121,6 +123,9 @@ def compare(
     leave out those that cannot be decoded. items: how many of the test split are judged, and half as many of the ood
     split (None: all). validation: how many of its split are looked at while training. general: a text file on which a
     causal LM's forgetting is measured ("auto": docstrings of Python's library, see `data.general`; None: it is not).
+    grouped: whether runs are trained several at once, over one base: "auto" where a trial before the first run says
+    that an arm gains by it (of comparisons that take minutes), True wherever the numbers come out the same, False never
+    (see `grouped_trials`).
     quantize: a form that the base's linear layers are kept in for all arms, see `quantizing.quantize`.
     trust_remote_code: run code that the model's folder brings, which is never done unasked. report_to: trackers that
     are told of every loss of every run ("tensorboard", "wandb", "trackio", "mlflow", or several); their files stand in
@@ -143,6 +148,10 @@ def compare(
     record = open_record(out)
     check_free(out, {"report.html": is_report} | ({} if record else {"trials": no_file, "partial": no_file}))
     watch = replace(watch or Watch(), trackers=trackers_of(report_to))
+    if (watch.trackers or ray) and grouped is True:
+        raise AddendaError(
+            "Trackers and a cluster take runs one by one: leave grouped=True out, or report_to= and ray=."
+        )
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     named = [*_labels(methods), *([FULL] if full else [])]
     read_here = {"columns": columns, "max_length": max_length, "subset": subset, "image_size": image_size}
@@ -201,7 +210,7 @@ def compare(
             out, subject, arms, settings, budget, list(range(seeds)), margin, search_steps, within, command, title,
             watch, identity, options,
         )  # fmt: skip
-    _run(record, subject, arms, settings, of_number, watch, ray is not None)
+    _run(record, subject, arms, settings, of_number, watch, ray is not None, grouped)
     record = Result.read(out)
     report = write_report(out)
     watch.say(f"Report: {report}")
@@ -464,6 +473,7 @@ def _run(
     of_number: bool,
     watch: Watch,
     away: bool,
+    grouped: Asked,
 ) -> None:
     """Execute every run that the record lacks, searches first, then seed by seed so that early seeds are complete.
 
@@ -478,15 +488,18 @@ def _run(
             watch.done(record)
 
     folder = record.path / "partial"
+    grouped = False if watch.trackers or away else grouped  # trackers follow runs one after another
+    record = settled(record, subject, arms, settings, grouped, watch.say)
     if away:
         runner = OnCluster(subject, arms, settings, folder, known.model.attention, watch.trial)
         if (where := workers()) not in known.notes:
             record = record.changed(replace(known, notes=(*known.notes, where)))
     else:
-        runner = OneByOne(
+        alone = OneByOne(
             subject, arms, settings, folder, known.measured_step_seconds or {}, watch.trial,
             partial(Tracking.under, record.path, watch.trackers),
         )  # fmt: skip
+        runner = runner_of(record, alone, grouped)
 
     def run(specs: Sequence[TrialSpec]) -> list[TrialRecord]:
         nonlocal record

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from addenda.data.encoded import Encoded
 from addenda.models.machine import device_of, resident
 from addenda.train.checkpoint import NoneWholeError, newest
 from addenda.train.evaluate import Evaluation, evaluate
-from addenda.train.fit import Progress, fit
+from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.loss import score
 from addenda.train.tracking import Tracking
 from addenda.train.trainer import DivergedError
@@ -63,47 +63,68 @@ def trial(
     is still attached; it may change it.
     """
     model, train = subject.model, subject.splits["train"]
-    stage, seed, rate, steps = spec.stage, spec.seed, spec.rate, spec.steps
+    seed = spec.seed
     floor, started = resident(device_of(model)), time.perf_counter()
     torch.manual_seed(seed)  # of dropout
     with attached(subject, arm, settings, seed) as adapter:
-        run = TrialRecord(
-            method=arm.label, seed=seed, stage=stage, rate=rate, steps=steps, trainable=adapter.trainable,
-            attach_seconds=adapter.seconds, status="ok", note="",
-        )  # fmt: skip
         try:
             result = fit(
-                model, adapter, train, steps=steps, batch=settings.batch, rate=rate, schedule=settings.schedule,
-                warmup=settings.warmup, weight_decay=settings.weight_decay, seed=seed,
-                eval=subject.splits["validation"].first(settings.validation), eval_every=looks(steps, stage),
-                progress=progress, memory_floor=floor, out=checkpoints, save_every=save_every, tracking=tracking,
-                resume=checkpoints is not None and _goes_on(checkpoints), optimizer=arm.optimizer,
-                attention=None,  # chosen once, for all arms
-                **arm.training,
+                model, adapter, train, **how(arm, settings, spec), eval=looked_at(subject, settings), progress=progress,
+                memory_floor=floor, out=checkpoints, save_every=save_every, tracking=tracking,
+                resume=checkpoints is not None and _goes_on(checkpoints),
             )  # fmt: skip
         except DivergedError as error:
-            return _diverged(run, str(error), time.perf_counter() - started)
-        pace = result.tokens_per_second
-        run = replace(
-            run,
-            losses=tuple((step, float(f"{loss:.6g}")) for step, loss in result.losses),
-            validation=tuple((look["step"], _look(look, stage)) for look in result.evaluations),
-            step_seconds=result.step_seconds,
-            tokens_per_second=pace if result.unit == "tokens" else None,
-            images_per_second=pace if result.unit == "images" else None,
-            peak_bytes=result.peak_memory,
-        )
-        if stage != "search":
-            results = _results(model, subject.tested)
-            run = replace(
-                run, test=results.get("test"), ood=results.get("ood"), general=_on_text(subject),
-                adapter_bytes=_file_size(adapter),
-            )  # fmt: skip
+            return concluded(subject, adapter, spec, error, time.perf_counter() - started)
+        made = concluded(subject, adapter, spec, result, 0.0)
         if after is not None:
             after(adapter)
-        if not result.losses or not math.isfinite(result.losses[-1][1]):
-            run = _diverged(run, "the loss is not finite", 0.0)
-        return replace(run, seconds=time.perf_counter() - started)
+        return replace(made, seconds=time.perf_counter() - started)
+
+
+def how(arm: Arm, settings: TrialSettings, spec: TrialSpec) -> dict[str, Any]:
+    """Return the options of `fit` that a run has."""
+    return {
+        "steps": spec.steps, "batch": settings.batch, "rate": spec.rate, "schedule": settings.schedule,
+        "warmup": settings.warmup, "weight_decay": settings.weight_decay, "seed": spec.seed,
+        "eval_every": looks(spec.steps, spec.stage), "optimizer": arm.optimizer,
+        "attention": None,  # chosen once, for all arms
+    } | arm.training  # fmt: skip
+
+
+def looked_at(subject: Subject, settings: TrialSettings) -> Encoded:
+    """Return the part of the validation split that is judged while a run trains."""
+    return subject.splits["validation"].first(settings.validation)
+
+
+def concluded(
+    subject: Subject, adapter: Adapter, spec: TrialSpec, result: FitResult | DivergedError, seconds: float
+) -> TrialRecord:
+    """Judge a trained adapter, which acts now, and return what the record keeps of its run. seconds: it took so far."""
+    run = TrialRecord(
+        method=spec.method, seed=spec.seed, stage=spec.stage, rate=spec.rate, steps=spec.steps,
+        trainable=adapter.trainable, attach_seconds=adapter.seconds, status="ok", note="",
+    )  # fmt: skip
+    if isinstance(result, DivergedError):
+        return _diverged(run, str(result), seconds)
+    started, pace = time.perf_counter(), result.tokens_per_second
+    run = replace(
+        run,
+        losses=tuple((step, float(f"{loss:.6g}")) for step, loss in result.losses),
+        validation=tuple((look["step"], _look(look, spec.stage)) for look in result.evaluations),
+        step_seconds=result.step_seconds,
+        tokens_per_second=pace if result.unit == "tokens" else None,
+        images_per_second=pace if result.unit == "images" else None,
+        peak_bytes=result.peak_memory,
+    )
+    if spec.stage != "search":
+        results = _results(subject.model, subject.tested)
+        run = replace(
+            run, test=results.get("test"), ood=results.get("ood"), general=_on_text(subject),
+            adapter_bytes=_file_size(adapter),
+        )  # fmt: skip
+    if not result.losses or not math.isfinite(result.losses[-1][1]):
+        run = _diverged(run, "the loss is not finite", 0.0)
+    return replace(run, seconds=seconds + time.perf_counter() - started)
 
 
 def _goes_on(checkpoints: Path) -> bool:
@@ -116,18 +137,20 @@ def _goes_on(checkpoints: Path) -> bool:
 
 
 @contextmanager
-def attached(subject: Subject, arm: Arm, settings: TrialSettings, seed: int, batches: int = 8) -> Iterator[Adapter]:
+def attached(
+    subject: Subject, arm: Arm, settings: TrialSettings, seed: int, batches: int = 8, name: str = "trial"
+) -> Iterator[Adapter]:
     """Attach the arm's adapter for the length of a `with` block. batches: what a calibrated method may see."""
     model, train = subject.model, subject.splits["train"]
     adapter = attach(
-        model, arm.method, targets=arm.targets, also_train=arm.also_train, name="trial", seed=seed,
+        model, arm.method, targets=arm.targets, also_train=arm.also_train, name=name, seed=seed,
         calibration=calibration(model, train, settings.batch, seed, batches),
         loss=lambda m, b: score(m, cast(dict, b), train.kind).mean,
     )  # fmt: skip
     try:
         yield adapter
     finally:
-        detach(model, "trial")
+        detach(model, name)
 
 
 def control(subject: Subject, label: str, splits: dict[str, Encoded]) -> TrialRecord:
