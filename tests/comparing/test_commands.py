@@ -11,8 +11,11 @@ from tests.comparing.test_choose import a_record
 from addenda.cli.main import app
 from addenda.comparing.choose import choose
 from addenda.comparing.commands import more_command, tune_command
+from addenda.comparing.entries import DataRecord, ModelRecord
 from addenda.comparing.record import Record
 from addenda.core.method.catalogue import build
+from addenda.data.task import NAME as TASK
+from addenda.models.embedded import NAME as MODEL
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 TUNE, COMPARE = COMMANDS["tune"], COMMANDS["compare"]
@@ -51,21 +54,30 @@ def test_it_parses_and_trains_as_the_arm_was(tmp_path, arm, about, method, expec
     assert {k: values[k] for k in expected} == expected
 
 
-@pytest.mark.parametrize(("command", "model", "expected"), [
-    ("addenda compare --seeds 2", "tiny", {"model": None, "data": None}),
-    ("addenda compare -m dinov2 --data 'my sums' --subset=8/class --skip-corrupt --out x", "tiny",
+NAMED, UNNAMED = {"model": "MODEL", "data": "DATA"}, {"model": None, "data": None}
+
+
+@pytest.mark.parametrize(("command", "about", "expected"), [
+    ("addenda compare --data sort-numbers --seeds 2", (MODEL, TASK), UNNAMED),
+    ("", (MODEL, TASK), UNNAMED),
+    ("addenda compare", ("splade-tiny", "docstrings-library"), NAMED),
+    ("addenda compare -m minilm -d docstrings --max-length 64", ("minilm", "docstrings-library"),
+     NAMED | {"max_length": 64}),
+    ("addenda compare -m dinov2 --data 'my sums' --subset=8/class --skip-corrupt --out x", ("tiny", "sums"),
      {"model": "dinov2", "data": "my sums", "subset": "8/class", "skip_corrupt": True}),
-    ("addenda compare --data sums.csv --trust-remote-code", "tiny",
-     {"model": "MODEL", "data": "sums.csv", "trust_remote_code": False}),
-    ("addenda compare --config run.yaml", "tiny", {"model": "MODEL", "data": "DATA"}),
-    ("", "tiny", {"model": "MODEL", "data": "DATA"}),
-    ("python -m recipes.svft --model x", "tiny", {"model": "MODEL", "data": "DATA"}),
-    ("addenda compare --model '$(touch x)' --data ';rm -r x'", "tiny", {"model": "$(touch x)", "data": ";rm -r x"}),
-    ("addenda compare --model --trust-remote-code --data '\x1b[2J'", "tiny", {"model": None, "data": None}),
-    ("addenda compare 'unclosed", "tiny", {"model": "MODEL", "data": "DATA"}),
+    ("addenda compare --data sums.csv --trust-remote-code", ("tiny", "sums"), {"model": "MODEL", "data": "sums.csv"}),
+    ("addenda compare --config run.yaml --data d", ("tiny", "sums"), NAMED),
+    ("", ("tiny", "sums"), NAMED),
+    ("python -m recipes.svft --model x", ("tiny", "sums"), NAMED),
+    ("addenda compare --model '$(touch x)' --data ';rm -r x'", ("tiny", "sums"),
+     {"model": "$(touch x)", "data": ";rm -r x"}),
+    ("addenda compare --model --trust-remote-code --data '\x1b[2J'", ("tiny", "sums"), NAMED),
+    ("addenda compare 'unclosed", ("tiny", "sums"), NAMED),
 ])  # fmt: skip
-def test_model_and_data_are_those_that_the_record_knows(tmp_path, command, model, expected):
-    values = parsed(tune_command(a_record(tmp_path, {"lora": COST}, command=command, model=model), "lora"))
+def test_model_and_data_are_those_that_the_record_knows(tmp_path, command, about, expected):
+    record = a_record(tmp_path, {"lora": COST}, command=command)
+    config = replace(record.config, model=ModelRecord(name=about[0]), data=DataRecord(name=about[1]))
+    values = parsed(tune_command(replace(record, config=config), "lora"))
     assert {k: values[k] and (str(values[k]) if k in ("model", "data") else values[k]) for k in expected} == expected
     assert values["trust_remote_code"] is False
 

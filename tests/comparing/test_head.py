@@ -82,11 +82,11 @@ def test_each_verdict_has_its_words(tmp_path, verdict, words):
 
 
 def test_the_page_and_the_terminal_begin_with_the_head(tmp_path):
-    record = a_record(tmp_path, ARMS, command="addenda compare")
+    record = a_record(tmp_path, ARMS, command="addenda compare -m m -d d")
     html = report.page(record)
     text = Page(html).text
     first = text.index("Recommended: SHIRA, for memory (100 B), size (20 B) and time (2 s)")
-    command = "addenda tune --out runs/shira --method shira --rate 0.003 --steps 10 --batch 4"
+    command = "addenda tune --out runs/shira --model m --data d --method shira --rate 0.003 --steps 10 --batch 4"
     assert first < text.index(command) < text.index("LORA better than SHIRA") < text.index("On sums, at 10 steps")
     assert re.search(f'<pre class="copy">{re.escape(command)}</pre>', html)
     assert text.count("less than 2 points of accuracy counts as none") == 1

@@ -1,7 +1,8 @@
 """Commands that follow from a record: `addenda tune` with an arm of it, `addenda compare` with more seeds.
 
-What a record does not know (where the model and the data are, of a comparison that was called from Python) stands as
-MODEL and DATA. Nothing that executes code is taken over from a record, and nothing that is not what it should be.
+What a record does not know (where the model and the data are, of a comparison that was called from Python) or tune has
+not (the embedded encoders and their docstrings) stands as MODEL and DATA. Nothing that executes code is taken over from
+a record, and nothing that is not what it should be.
 """
 
 import shlex
@@ -16,6 +17,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.method.catalogue import build
 from addenda.data.task import NAME as TASK
 from addenda.models.embedded import NAME as MODEL
+from addenda.models.encoders import ENCODERS
 
 # Options of `addenda compare` that `addenda tune` has too: where the model and the data are, and how they are read.
 SHARED = {
@@ -82,15 +84,14 @@ def _spec(arm: Arm, options: Mapping[str, Any]) -> str:
 
 
 def _subject(record: Record) -> dict[str, Any]:
-    """Return options that say which model and data, as far as the record knows them."""
-    said = _given(record.config.command)
-    model, data = record.config.model, record.config.data
-    if model.name == MODEL and data.name == TASK:
-        said = {k: v for k, v in (said or {}).items() if k not in ("--model", "--data")}
-    elif said is None or data.name.startswith(DOCSTRINGS):  # tune has no task of that name
-        said = {"--model": "MODEL", "--data": "DATA"}
-    if "--model" in said or "--data" in said:
-        said = {"--model": said.pop("--model", "MODEL"), "--data": said.pop("--data", "DATA")} | said
+    """Return options that say which model and data, as far as the record knows them and tune takes them."""
+    said, model = _given(record.config.command) or {}, record.config.model
+    if (model.name, record.config.data.name) == (MODEL, TASK):  # what tune has without these options
+        said = {k: v for k, v in said.items() if k not in ("--model", "--data")}
+    else:
+        folder, data = said.pop("--model", None), said.pop("--data", None)
+        named = {"--model": None if folder in ENCODERS else folder, "--data": None if data == DOCSTRINGS else data}
+        said = {name: value or name.strip("-").upper() for name, value in named.items()} | said
     if model.quantize is not None and _plain(model.quantize):
         said["--quantize"] = model.quantize
     return said

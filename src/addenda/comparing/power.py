@@ -40,8 +40,6 @@ def powers(record: Record, pairs: Iterable[PairedDifference], titles: Mapping[st
             if more in told or len(told) < COMMANDS:
                 command = None if more in told else more_command(record, len(record.config.seeds) + more)
                 told.add(more)
-        elif known:
-            sentence += f". No number of seeds would separate them by {pair.margin * 100:g} points: {pair.why}"
         else:
             sentence += f": {pair.why}"
         found.append(Power(f"{sentence}.", command))
