@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -160,6 +161,13 @@ def test_an_address_where_nothing_is(files, monkeypatch):  # noqa: F811
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         refused(files, f"127.0.0.1:{silent.getsockname()[1]}", "what is there does not speak as Ray's head does")
+
+
+def test_trackers_follow_runs_here_alone(files, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(cluster, "reached", lambda address: nullcontext())
+    with pytest.raises(AddendaError, match="report_to= is told of runs in this process; with ray= they are elsewhere"):
+        run(files, ray="auto", report_to="tensorboard")
+    assert not Path(files[2]).exists()
 
 
 def test_without_ray(files, monkeypatch):  # noqa: F811

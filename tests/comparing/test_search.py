@@ -13,7 +13,6 @@ from addenda.comparing.search import (
     SEEDS,
     Score,
     cost,
-    driven,
     grid,
     last_steps,
     ranked,
@@ -32,6 +31,11 @@ def run(look, right, loss=1.0, status="ok"):
     seen = (look.steps, Validation(loss=loss, accuracy=right / ITEMS, items=items))
     return TrialRecord(method="lora", stage="search", status=status, rate=look.rate, steps=look.steps,
                        seed=look.seed, validation=() if status != "ok" else (seen,))  # fmt: skip
+
+
+def driven(one, run):
+    """What a search finds whose runs are made one after another."""
+    return side_by_side({"": one}, lambda asked: [run(look) for _, look in asked])[""]
 
 
 def searched(rates, curve, first=10, last=20, further=FURTHER):

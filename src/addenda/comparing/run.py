@@ -492,8 +492,8 @@ def _run(
     record = settled(record, subject, arms, settings, grouped, watch.say)
     if away:
         runner = OnCluster(subject, arms, settings, folder, known.model.attention, watch.trial)
-        if (where := workers()) not in known.notes:
-            record = record.changed(replace(known, notes=(*known.notes, where)))
+        if (where := workers()) not in record.config.notes:
+            record = record.changed(replace(record.config, notes=(*record.config.notes, where)))
     else:
         alone = OneByOne(
             subject, arms, settings, folder, known.measured_step_seconds or {}, watch.trial,

@@ -230,8 +230,3 @@ def _left(bests: Mapping[str, Score], keep: int) -> dict[str, str]:
 
 def _told(score: Score) -> str:
     return "diverged at every rate" if score.diverged else f"{score.accuracy:.1%} right, loss {score.loss:.3f},"
-
-
-def driven(search: Search, run: Callable[[Look], TrialRecord]) -> Chosen:
-    """Run what a search asks for, one after another, to its end."""
-    return side_by_side({"": search}, lambda asked: [run(look) for _, look in asked])[""]
