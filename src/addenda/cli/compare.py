@@ -152,10 +152,10 @@ def compare(
     rest, threads = {}, None
     if on_docstrings := task_of(model, data) == DOCSTRINGS:
         asked = run_file.said(compare, given)
-        given |= {k: v for k, v in PLAN.items() if k not in asked and (k != "seeds" or until is None)}
-        methods, budget, seeds, rates, batch, items, dtype = (
-            given[k] for k in ("methods", "budget", "seeds", "rates", "batch", "items", "dtype")
-        )
+        asked |= ({"seeds"} if until else set()) | ({"search_steps"} if asked & {"budget", "rates"} else set())
+        given |= {k: v for k, v in PLAN.items() if k not in asked}
+        methods, budget, search_steps, seeds = (given[k] for k in ("methods", "budget", "search_steps", "seeds"))
+        rates, batch, items, dtype = (given[k] for k in ("rates", "batch", "items", "dtype"))
         threads = threads_of(model)
     chosen = [spec.strip().replace(";", ",") for spec in methods.split(",") if spec.strip()]
     if on_docstrings:

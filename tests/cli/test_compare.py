@@ -1,0 +1,49 @@
+"""`addenda compare` without a model: the demo's plan stands for what is not given, and for nothing else."""
+
+import pytest
+
+from addenda.cli.main import run
+from addenda.comparing import embedded
+from addenda.core.base.errors import AddendaError
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What `compare` is called with, by the options of the command line; it ends there."""
+    monkeypatch.chdir(tmp_path)
+
+    def asked(*options):
+        got = {}
+
+        def compare(model, data, methods, **more):
+            got.update(more, model=model, data=data, methods=methods)
+            raise AddendaError("that is enough")
+
+        monkeypatch.setattr("addenda.comparing.run.compare", compare)
+        with pytest.raises(SystemExit):
+            run(["compare", *options])
+        return got
+
+    return asked
+
+
+def test_without_a_model_the_plan_is_the_demos(asked):
+    got, plan = asked(), embedded.PLAN
+    assert (got["model"], got["data"], got["methods"]) == (None, None, plan["methods"].split(","))
+    assert got["items"] is None and got["around"] == embedded.MIDDLES and got["validation"] == embedded.VALIDATION
+    assert all(got[k] == plan[k] for k in ("budget", "search_steps", "batch", "seeds", "rates", "dtype"))
+
+
+def test_what_is_given_stays_be_it_a_default(asked):
+    got = asked("--budget", "steps=40", "--batch", "8", "--items", "500", "--methods", "svft,lora", "--seeds", "2")
+    assert (got["budget"], got["batch"], got["items"], got["seeds"]) == ("steps=40", 8, 500, 2)
+    assert got["methods"] == ["svft", "lora"] and got["around"] == {"lora": embedded.MIDDLES["lora"]}
+    assert got["search_steps"] is None  # of another budget
+    assert asked("--until", "decided")["seeds"] is None
+
+
+def test_other_data_keeps_the_common_defaults(asked):
+    got = asked("--data", "sort-numbers")
+    assert (got["budget"], got["seeds"], got["items"], got["dtype"]) == ("steps=40", None, 500, "auto")
+    assert "around" not in got and "validation" not in got
+    assert not asked("--model", "a/model")  # refused before: no data
