@@ -55,8 +55,8 @@ def test_what_no_number_of_seeds_decides_says_so(record):
     first, second = powers(record, [hopeless, nothing], TITLES)
     assert first.command is None
     assert first.sentence == (
-        "LoRA and SHiRA are undecided (difference +1.2: −3.8 to +6.2): the 500 items alone leave ±1.4 points, so more of "
-        "them are needed."
+        "LoRA and SHiRA are undecided (difference +1.2: −3.8 to +6.2): the 500 items alone leave ±1.4 points, so more "
+        "of them are needed."
     )
     assert second.sentence == "LoRA and SHiRA are undecided: no seed that both have finished."
 
