@@ -65,5 +65,5 @@ def test_a_small_simulation_holds_its_levels():
     looked = coverage.looks(rng, 300, 2, 500, 0.0)
     assert all(r["told_apart"] <= 0.1 and r["told_apart"] <= r["without_spending"] for r in looked)
     assert all(r["wrongly_equivalent"] <= 0.1 for r in looked)
-    text = coverage.table(300, [r | {"arms": 2, "seeds": 3, "items": 500} for r in rows], looked)
+    text = coverage.table(300, 300, [r | {"arms": 2, "seeds": 3, "items": 500} for r in rows], looked)
     assert "| 2 | 3 | 500 |" in text and "| 2 | 500 |" in text

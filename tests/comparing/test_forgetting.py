@@ -58,8 +58,10 @@ def test_one_arm_is_students_interval_over_seeds_and_windows(tmp_path):
     of_windows = seeds * x.mean(0).var(ddof=1)
     of_seeds = windows * x.mean(1).var(ddof=1)
     rest = ((x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()) ** 2).sum() / ((seeds - 1) * (windows - 1))
-    variance = (of_windows + max(of_seeds - rest, 0)) / (seeds * windows)
-    df = (variance * seeds * windows) ** 2 / (of_windows**2 / (windows - 1) + of_seeds**2 / (seeds - 1))
+    lasting, nu = max(of_windows - rest, 0), seeds - 1
+    total = lasting + of_seeds
+    variance = total / (seeds * windows)
+    df = 1 / ((of_seeds / total) ** (2 - 2 / nu) / nu + (lasting / total) ** 2 / (windows - 1))
     half = stats.t.ppf(0.975, df) * variance**0.5
     assert (found.mean, found.low, found.high) == pytest.approx((x.mean(), x.mean() - half, x.mean() + half), rel=1e-6)
     assert (found.seeds, found.windows) == (4, 24)
