@@ -1,9 +1,9 @@
 """Do papers' claims show on a small model? Claims first (recipes/claims.toml), then runs, then verdicts.
 
 python -m recipes --cost                 what every paper will take, the cheapest first; nothing is trained for long
-python -m recipes run [PAPER …]          run claims until they are decided, the small subjects' by default
+python -m recipes run [PAPER …]          claims until they are decided: small subjects, then three fairer ones
     --hours 2.5                          for so long; the same command goes on where it stopped, killed or not
-    --subject NAME …                     other subjects: the fairer ones are never run unasked
+    --subject NAME …                     these subjects only; --cost knows it too
     --root FOLDER                        where records are (records/recipes2)
 python -m recipes --page FILE            put the verdicts that are on record between a page's marks
 python -m recipes lord --latency         LoRD's own table, and times: on a quiet machine
@@ -46,7 +46,7 @@ def main() -> None:
     if given.hours is not None and not given.hours > 0:
         raise AddendaError(f"--hours is {given.hours:g}, and a number above 0 is wanted.")
     if given.cost:
-        for price in priced(claims, given.root):
+        for price in priced(claims, given.root, given.subject):
             print(price.words())
     elif given.page:
         put_table(given.page, table(claims, given.root))

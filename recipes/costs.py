@@ -1,7 +1,7 @@
 """python -m recipes --cost: what every paper's claims will take, in core-hours, before anything is run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,14 +44,14 @@ def arm_seconds(setting: Setting, step: float, look: float, judging: float) -> f
     return steps * step + runs * look + setting.seeds * (setting.steps * step + 4 * look + judging)
 
 
-def priced(claims: Claims, root: Path) -> list[Price]:
+def priced(claims: Claims, root: Path, subjects: Iterable[str] = ()) -> list[Price]:
     """Measure a step of every arm on every subject that is here, and return what is predicted, the cheapest first.
 
-    An arm that several papers name is counted for the first of them.
+    An arm that several papers name is counted for the first of them. subjects: these only, where any.
     """
     torch.set_num_threads(1)
     found: list[Price] = []
-    where = folders(claims)
+    where = {k: v for k, v in folders(claims).items() if not subjects or k in subjects}
     for name, setting in SETTINGS.items():
         if name in where:
             try:

@@ -178,6 +178,15 @@ def numbers(seed: int) -> Subject:
 
 QV = ("*.attention.q_proj", "*.attention.v_proj")
 
+# As --cost has them, the cheapest first.
+CHEAPEST = (
+    "garments-few",
+    "garments-qv",
+    "garments",
+    "docstrings-minilm",
+    "sort-numbers",
+)
+
 SETTINGS = {
     s.name: s
     for s in (

@@ -27,9 +27,10 @@ from recipes.pool import Place, Pool
 from recipes.shira import NAME as TWO_TASKS
 from recipes.shira import TwoTasks
 from recipes.store import BASE, SEEDS, SHARED, Busy, Clock, TimeUp, training_loss
-from recipes.subjects import SETTINGS
+from recipes.subjects import CHEAPEST, SETTINGS
 from recipes.trp import Nets
 
+FAIRER = 3  # papers on fairer subjects that are run unasked
 GATE_SEEDS = SEEDS[: LOOKS[0]]
 DECIDED = ("holds", "does not hold", "on the margin")
 WAIT = 20  # seconds until another process is asked again
@@ -212,12 +213,18 @@ def _analysed(paper: Sequence[Claim], place: Place, look: int) -> tuple[Record, 
 
 
 def order(claims: Claims, subjects: Iterable[str] = ()) -> list[str]:
-    """Return papers in the order in which they are run: small subjects first. subjects: these only, where any."""
+    """Return papers in the order in which they are run: small subjects, then the cheapest fairer ones.
+
+    subjects: these only, where any.
+    """
     wanted = set(subjects)
-    large = {name for name, s in SETTINGS.items() if not s.small}
     of = {p: {c.subject for c in claims.of(p) if c.kind == "measured"} for p in claims.papers}
-    chosen = [p for p in claims.papers if (of[p] <= wanted if wanted else not of[p] & large)]
-    return sorted(chosen, key=lambda p: bool(of[p] & {"trp", "lord"}))
+    if wanted:
+        return [p for p in claims.papers if of[p] <= wanted]
+    large = {name for name, s in SETTINGS.items() if not s.small}
+    small = [p for p in claims.papers if not of[p] & large]
+    cheap = [p for name in CHEAPEST for p in claims.papers if of[p] == {name}]
+    return [*sorted(small, key=lambda p: bool(of[p] & {"trp", "lord"})), *cheap[:FAIRER]]
 
 
 def run(claims: Claims, papers: Sequence[str], root: Path, clock: Clock) -> bool:

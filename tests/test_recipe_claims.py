@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from recipes import controls as _controls  # noqa: F401 – registers arms of ours
 from recipes.claims import Claim, Measured, judge, p_values, read_claims
-from recipes.subjects import SETTINGS
+from recipes.subjects import CHEAPEST, SETTINGS
 from recipes.work import folders, order
 from scipy import stats
 
@@ -48,9 +48,11 @@ def test_shared_arms_have_one_folder_and_the_others_their_recipe_s():
     assert {"shira:density=0.01,mask=random", "base"} <= where["docstrings"].keys()
 
 
-def test_small_subjects_come_first_and_the_fairer_ones_only_when_asked():
+def test_small_subjects_come_first_and_then_three_fairer_ones():
     papers = order(KNOWN)
-    assert len(papers) == 10 and papers[0].startswith("SVFT") and papers[-1].startswith("Trained Rank")
+    assert len(papers) == 13 and papers[0].startswith("SVFT") and papers[9].startswith("Trained Rank")
+    assert all(p.endswith("images") for p in papers[10:])
+    assert set(CHEAPEST) == {name for name, s in SETTINGS.items() if not s.small}
     assert order(KNOWN, ["docstrings-minilm"]) == [p for p in KNOWN.papers if p.endswith("a larger encoder")]
 
 

@@ -76,7 +76,7 @@ def test_the_command_runs_the_papers_that_are_named(monkeypatch, tmp_path, capsy
     for argv in (["run"], ["run", "svft", "one-bit"], ["run", "--subject", "sort-numbers", "--hours", "2.5"]):
         monkeypatch.setattr(sys, "argv", ["recipes", *argv, "--root", str(tmp_path)])
         command.main()
-    assert len(asked[0][0]) == 10 and asked[0][2] is None
-    assert [p.partition(",")[0] for p in asked[1][0]] == ["SVFT", "1-bit adapters"]
+    assert len(asked[0][0]) == 13 and asked[0][2] is None
+    assert [p.partition(",")[0] for p in asked[1][0]] == ["SVFT", "1-bit adapters", "1-bit adapters"]
     assert len(asked[2][0]) == 3 and all(p.endswith("a language model") for p in asked[2][0]) and asked[2][2] == 2.5
     assert capsys.readouterr().err.count("The time is up") == 3
