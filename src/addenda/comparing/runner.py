@@ -25,7 +25,8 @@ Watched = Callable[[str, str, int | None, float | None], Callable[[Event], None]
 class Runner(Protocol):
     """What runs trials. folder: where the checkpoints of unfinished ones are."""
 
-    folder: Path
+    @property
+    def folder(self) -> Path: ...
 
     def __call__(self, specs: Sequence[TrialSpec]) -> Iterator[tuple[TrialSpec, TrialRecord]]: ...
 
