@@ -122,6 +122,8 @@ def test_no_path_of_a_machine_is_kept(record, files):
     }
     assert kept(asked) == {"budget": "parameters=500000", "methods": ["lora"], "of": "a subject"}
     assert kept(asked | {"general": None})["general"] is None
+    named = kept(asked | {"subject": None, "data": "sort-numbers"})
+    assert (named["of"], named["data"]) == ("embedded", "sort-numbers") and "model" not in named
 
 
 def test_where_a_command_says_that_things_are():

@@ -7,15 +7,15 @@ import shutil
 import pytest
 
 import addenda
-from addenda.comparing import run as run_module
-from addenda.comparing import runner
+from addenda.comparing import runner, start
 from addenda.comparing.arm import parse_arm
 from addenda.comparing.budget import Budget, fitted
 from addenda.comparing.costs import Costs
 from addenda.comparing.entries import MethodRecord, TrialRecord, Validation
 from addenda.comparing.record import Record
-from addenda.comparing.run import Watch, _titled, compare
+from addenda.comparing.run import Watch, compare
 from addenda.comparing.search import FURTHER, cost
+from addenda.comparing.start import titled
 from addenda.comparing.subject import from_files
 from addenda.comparing.trial import trial
 from addenda.core.base.errors import AddendaError
@@ -135,7 +135,7 @@ def test_no_arm_with_a_rate_is_said_and_nothing_is_lost(files, made_up):
 def test_arms_leave_after_their_first_runs_where_time_is_short(files, made_up, monkeypatch):
     made_up(lambda method, rate: near(rate, 3e-3) - (0.3 if method == "shira" else 0))
     quick = Costs({"shira": 1.0, "lora:rank=2": 1.0}, 0.0, 0.0, 0, 2, Budget.parse("steps=24"), None, FURTHER)
-    monkeypatch.setattr(run_module, "measure", lambda *_: quick)
+    monkeypatch.setattr(start, "measure", lambda *_: quick)
     # of each: 2 × 3 × 10 steps at first, then 2 × (2 + 1) × 12, and 2 × 24
     record = run(files, methods=["shira", "lora:rank=2"], rates=3, budget="steps=24", within=1.05 * 250)
     assert record.config.search.arms == 1 and "1 of 2 methods go on" in " ".join(record.config.notes)
@@ -425,7 +425,7 @@ def test_titles_say_what_tells_the_forms_of_a_method_apart():
         "c": MethodRecord(title="AdaptFormer", options={"scale": 1.0, "bias": False}),
         "d": MethodRecord(title="LoRA", options={"rank": 4}),
     }
-    titles = [m.title for m in _titled(forms).values()]
+    titles = [m.title for m in titled(forms).values()]
     assert titles == ["AdaptFormer (rank 32, bits 1)", "AdaptFormer (rank 1)", "AdaptFormer (defaults)", "LoRA"]
 
 

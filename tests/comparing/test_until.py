@@ -33,7 +33,7 @@ class MadeUp:
     ran: ClassVar[list] = []
     most: ClassVar[int | None] = None  # runs, after which the driver is killed
 
-    def __init__(self, subject, arms, settings, folder, pace, watch):
+    def __init__(self, subject, arms, settings, folder, *_):
         self.folder = folder
 
     def __call__(self, specs):

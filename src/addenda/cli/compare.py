@@ -44,18 +44,9 @@ from addenda.train.tracking import trackers_of
 
 METHODS = "lora,miss:rank=16,shira"
 WITH_MORE = (
-    "more",
-    "model",
-    "data",
-    "seeds",
-    "until",
-    "max_minutes",
-    "general",
-    "trust_remote_code",
-    "report_to",
-    "ray",
+    "more", "model", "data", "seeds", "until", "max_minutes", "general", "trust_remote_code", "report_to", "ray",
     "yes",
-)
+)  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:

@@ -145,7 +145,7 @@ _OPTIONS = fields({  # the numbers and words of a call, whose ranges it checks i
     "full": flag, "skip_corrupt": flag,
     "targets": maybe(_either(text(), each(text(NAME)))), "around": maybe(by_name(positive, ARMS)),
     "columns": maybe(by_name(_either(text(NAME), each(text(NAME))))), "dtype": text(NAME),
-    **dict.fromkeys(("quantize", "subset", "general"), maybe(text(NAME))), **dict.fromkeys(
+    **dict.fromkeys(("quantize", "subset", "general", "model", "data"), maybe(text(NAME))), **dict.fromkeys(
         ("rates", "search_steps", "batch", "within", "max_length", "image_size", "items", "validation"), number),
 })  # fmt: skip
 _JUDGED = fields({"loss": number, "losses": maybe(each(number, ITEMS))})

@@ -13,15 +13,21 @@ from typing import Any
 
 from addenda.comparing.arm import Arm
 from addenda.comparing.budget import Budget
-from addenda.comparing.costs import Costs
+from addenda.comparing.costs import Costs, minutes, step_seconds
 from addenda.comparing.entries import MARGIN, Growth, MethodRecord
 from addenda.comparing.fields import extended
-from addenda.comparing.record import HEAD, Record
+from addenda.comparing.record import HEAD, Record, other_hardware
+from addenda.comparing.request import Request, Watch
+from addenda.comparing.search import cost
+from addenda.comparing.spending import LOOKS
+from addenda.comparing.start import about, options_of, titled
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import TrialSettings
+from addenda.comparing.until import planned
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.identity import base_of, goes_on, larger, longer, look, plain, versions
-from addenda.models.machine import device_of
+from addenda.models.machine import device_of, hardware
+from addenda.train import attention
 
 WAY = "Choose another --out, or repeat the first command to go on."
 
@@ -88,6 +94,96 @@ def grown(record: Record, now: dict) -> Growth | None:
     return Growth.of(look(larger_now, f"{len(record.trials)} runs")) if larger_now else None
 
 
+def gone_on(record: Record, request: Request, watch: Watch) -> Record:
+    """Return the record as this command has it: the same, or larger, which is measured and noted."""
+    known, growth = record.config, grown(record, dict(request.identity))
+    here = hardware()
+    if growth is None and known.hardware == here:
+        return record
+    notes = [*known.notes, *([] if known.hardware == here else [other_hardware(here)])]
+    if growth is None:
+        return record.changed(replace(known, notes=tuple(notes)))
+    new = [cut_like(a, known.methods) for a in request.arms if a.label not in known.identified]
+    attention.put(request.subject.model, known.model.attention)
+    step = dict(known.measured_step_seconds or {})
+    step |= {a.label: step_seconds(request.subject, a, request.settings, watch.say) for a in new}
+    wanted = [*(a for a in request.arms if a.label in known.methods), *new]
+    costs = costs_of(record, request, step)
+    count = {a.label: costs.steps(a) for a in wanted}
+    methods = {a.label: about(a, request.subject, count[a.label]) for a in wanted}
+    again = {k for k, m in known.methods.items() if m.steps != count.get(k)}  # a longer budget: searched anew
+    methods |= {k: replace(methods[k], rates=m.rates, void=None if k in again else m.void)
+                for k, m in known.methods.items() if k in methods}  # fmt: skip
+    search = known.search and replace(
+        known.search,
+        rates={**(known.search.rates or {}), **{a.label: a.rates for a in new if len(a.rates) > 1}},
+        steps={a.label: costs.first(a) for a in wanted},
+    )
+    config = replace(
+        known, methods=titled(methods), seeds=tuple(range(request.seeds)), identity=request.identity,
+        measured_step_seconds=step, looks=(*(known.looks or ()), growth), search=search, notes=(*notes, told(growth)),
+        budget=replace(known.budget, value=request.budget.value, steps=max(count.values())), options=request.options,
+    )  # fmt: skip
+    searched = [a for a in wanted if a.label in again or a in new]
+    searching = sum(step[a.label] * cost(len(a.rates), costs.first(a), costs.last(a), 1)[1] for a in searched)
+    run = {a: n for a, n in count.items() if methods[a].void is None}
+    if request.until is not None:
+        spent = sum(t.seconds or 0.0 for t in (*record.trials, *record.shorter))
+        seconds = [spent + searching + seconds_left(record, step, run, n) for n in LOOKS]
+        first = None if request.of_number else request.seeds
+        config = replace(config, until=planned(known.until, seconds, request.max_minutes, first))
+    left = searching + seconds_left(record, step, run, request.seeds)
+    watch.say(told(growth))
+    if not watch.ask(f"Run what is new for about {minutes(left)}?"):
+        raise AddendaError(f"Nothing was run. {record.path} is as it was.")
+    return record.changed(config)
+
+
+def as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
+    """Return the arms of an earlier call with what it decided (dropped rates and arms, sizes); raise for others."""
+    known = record.config.methods
+    kept = {arm.label: arm for arm in arms if arm.label in known}
+    if set(known) - set(kept):
+        raise AddendaError(
+            f"{record.path} compares {', '.join(known)}, and this command names {', '.join(a.label for a in arms)}. "
+            "Choose another --out, or repeat the first command to go on."
+        )
+    differing = [k for k, arm in kept.items() if options_of(arm) != known[k].options]
+    if differing:
+        raise AddendaError(f"{record.path} has other options for {', '.join(differing)}. Choose another --out.")
+    return [replace(kept[label], rates=method.rates or ()) for label, method in known.items()]
+
+
+def as_read(subject: Subject, record: Record, general: str | Path | None, watch: Watch) -> Subject:
+    """Return the subject with the record's general text; without one, where this machine's is another."""
+    there, now = record.config.data.general, subject.about_data.general
+    if there == now:
+        return subject
+    if general not in (None, "auto"):
+        raise AddendaError(
+            f"{record.path} measures forgetting on {there.name if there else 'no text'}, and not on the text of "
+            f"{general}. Choose another --out, or leave general= out."
+        )
+    if there is not None and general is not None:
+        watch.say(
+            f"The general text of {record.path} ({there.name}, Python {there.python or '–'}) is not here: "
+            "no forgetting is measured in the runs that follow."
+        )
+    return subject.reading(None)
+
+
+def as_judged(subject: Subject, record: Record) -> Subject:
+    """Return the subject, of the recorded data and form; raise for others."""
+    there, now = record.config.data, subject.about_data
+    held = {k: (getattr(there, k), getattr(now, k)) for k in ("hashes", "subset", "prepared")}
+    if other := [k for k, (before, here) in held.items() if before is not None and before != here]:
+        raise AddendaError(f"{record.path} is about other data ({', '.join(other)} differ). Choose another --out.")
+    form, asked = record.config.model.quantize, subject.about_model.quantize
+    if form != asked:
+        raise AddendaError(f"{record.path} has the base in the form {form}, not {asked}. Choose another --out.")
+    return subject
+
+
 def told(growth: Growth) -> str:
     """Return a look in a sentence."""
     return f"Asked for on {growth.when[:10]}, after {growth.seen}: {'; '.join(map(_change, growth.changed.items()))}."
@@ -128,7 +224,7 @@ def seconds_left(record: Record, step: Mapping[str, float], steps: Mapping[str, 
     return total
 
 
-def costs_of(record: Record, budget: Budget, search_steps: int | None, step: dict[str, float], seeds: int) -> Costs:
+def costs_of(record: Record, request: Request, step: dict[str, float]) -> Costs:
     """Return what the grown comparison takes, from what was measured."""
     further = (record.config.search.further if record.config.search else None) or 0
-    return Costs(step, 0.0, 0.0, 0, seeds, budget, search_steps, further)
+    return Costs(step, 0.0, 0.0, 0, request.seeds, request.budget, request.search_steps, further)

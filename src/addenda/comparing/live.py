@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from addenda.comparing.record import Record
-from addenda.comparing.run import Watch
+from addenda.comparing.request import Watch
 from addenda.core.base.visible import visible
 from addenda.train.fit import Event
 

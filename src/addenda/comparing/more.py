@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from addenda.comparing.budget import Budget
+from addenda.comparing.embedded import task_of
 from addenda.comparing.grow import open_record
 from addenda.comparing.record import Record
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of, shown
 from addenda.core.file.identity import plain
-from addenda.data.task import NAME as TASK
 
 # Of a call, what a record does not keep: where things are, how much of it, and what the caller sees of it.
 HERE = ("model", "data", "general", "subject", "trust_remote_code", "report_to", "ray", "watch", "command")
@@ -34,8 +34,12 @@ def kept(given: Mapping[str, Any]) -> dict[str, Any]:
         options["budget"] = f"{budget.kind}={budget.value:.15g}"
     if given["general"] in (None, "auto"):  # else a path
         options["general"] = given["general"]
-    of = "a subject" if given["subject"] is not None else "files" if given["model"] is not None else "embedded"
-    return plain({**options, "of": of})
+    if given["subject"] is not None:
+        return plain({**options, "of": "a subject"})
+    if task_of(given["model"], given["data"]) is None:
+        return plain({**options, "of": "files"})
+    named = {k: given[k] for k in ("model", "data") if given[k] is not None}  # names, not places
+    return plain({**options, **named, "of": "embedded"})
 
 
 def said_in(command: str) -> dict[str, str]:
@@ -93,8 +97,6 @@ def _taken_up(more: Any, asked: dict[str, Any]) -> dict[str, Any]:
             f"{shown(folder)} is about the model {about.model.name} and the data {about.data.name}; where they are is "
             "not kept in a record. Give both: model= and data=."
         )
-    if of == "embedded" and about.data.name == TASK:  # the default is another one
-        options["data"] = TASK
     return options | asked | _how_much(record, asked) | {"out": folder}
 
 

@@ -6,62 +6,44 @@ their first runs, and the record says so. An arm whose search ends without a rat
 A run that is in the record is never repeated, so an interrupted comparison goes on with the same command.
 """
 
-import datetime
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from addenda.comparing.arm import Arm, center, parse_arm
 from addenda.comparing.budget import Budget, fitted
 from addenda.comparing.cluster import OnCluster, on_cluster, workers
-from addenda.comparing.costs import Costs, by_the_clock, fit_within, measure, minutes, rivals_of, step_seconds
+from addenda.comparing.costs import rivals_of
 from addenda.comparing.embedded import subject_of, task_of
-from addenda.comparing.entries import MARGIN, BudgetRecord, Config, MethodRecord, SearchRecord, TrialRecord, TrialSpec
+from addenda.comparing.entries import MARGIN, SearchRecord, TrialRecord, TrialSpec
 from addenda.comparing.grouped_trials import Asked, runner_of, settled
-from addenda.comparing.grow import costs_of, cut_like, grown, identity_of, open_record, seconds_left, told
+from addenda.comparing.grow import as_judged, as_read, as_recorded, gone_on, identity_of, open_record
 from addenda.comparing.more import kept, with_more
-from addenda.comparing.record import FULL, HEAD, Record, other_hardware
+from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.report import is_report, write_report
+from addenda.comparing.request import Request, Watch
 from addenda.comparing.result import Result
 from addenda.comparing.runner import OneByOne
-from addenda.comparing.search import FURTHER, LEAST, Chosen, Look, cost, grid, last_steps, search, side_by_side
-from addenda.comparing.spending import LOOKS
+from addenda.comparing.search import LEAST, Chosen, Look, grid, last_steps, search, side_by_side
+from addenda.comparing.start import begin
 from addenda.comparing.subject import Subject, from_files
 from addenda.comparing.trial import TrialSettings, control
-from addenda.comparing.until import look, planned, range_of, wanted
+from addenda.comparing.until import look, wanted
 from addenda.core.ask.plan import plan
 from addenda.core.base import ranges
 from addenda.core.base.arguments import checked, names_of, unknown_names
 from addenda.core.base.errors import AddendaError
-from addenda.core.base.visible import visible
 from addenda.core.disk.access import path_of
 from addenda.core.disk.lock import one_at_a_time
 from addenda.core.disk.place import check_free, folder_for, no_file
-from addenda.core.method.catalogue import build, info
+from addenda.core.method.catalogue import build
 from addenda.data.read import read
-from addenda.models.machine import hardware, versions
 from addenda.train import attention
-from addenda.train.fit import Event
 from addenda.train.tracking import Trackers, Tracking, trackers_of
 
 HEAD_RATE = 3.2e-3  # where its search starts
-KIND = "successive halving, by accuracy within one standard error"
-
-
-@dataclass(frozen=True)
-class Watch:
-    """How a comparison tells what it does. say: a sentence; ask: yes or no, before the long part.
-
-    trackers: names of those that are told of every loss, see `train.trackers`."""
-
-    say: Callable[[str], None] = lambda text: print(visible(text), file=sys.stderr, flush=True)
-    ask: Callable[[str], bool] = lambda question: True
-    trial: Callable[[str, str, int | None, float | None], Callable[[Event], None] | None] = lambda *_: None
-    done: Callable[[Record], None] = lambda record: None
-    trackers: tuple[str, ...] = ()
 
 
 @with_more
@@ -192,24 +174,25 @@ def compare(
     for a in arms:  # every target and shape is checked before anything is measured
         plan(subject.model, a.method, targets=a.targets, also_train=a.also_train)
     around = {k: float(v) for k, v in (around or {}).items()}
-    grows = {"seeds": seeds, "until": until, "max_minutes": max_minutes}
     asked = {"rates": rates, "search_steps": search_steps, "within": within, "items": items, "around": around}
     if record is not None:
         watch.say(f"Going on with {out}: {len(record.trials)} runs are done.")
-        subject = _as_read(_as_judged(subject, record), record, general, watch)
-        identity = identity_of(subject, arms, settings, budget, grows, margin, asked)
-        record = _grown(
-            record, identity, subject, arms, settings, budget, seeds, search_steps, watch, options, of_number
-        )
-        arms = _as_recorded(arms, record)
+        subject = as_read(as_judged(subject, record), record, general, watch)
+    request = Request(
+        subject=subject, arms=arms, settings=settings, budget=budget, seeds=seeds, until=until, max_minutes=max_minutes,
+        of_number=of_number, margin=margin, search_steps=search_steps, within=within, options=options, command=command,
+        title=title, identity=identity_of(
+            subject, arms, settings, budget, {"seeds": seeds, "until": until, "max_minutes": max_minutes}, margin,
+            asked,
+        ),
+    )  # fmt: skip
+    if record is None:
+        record, arms, subject = begin(out, request, watch)
+    else:
+        record = gone_on(record, request, watch)
+        arms = as_recorded(arms, record)
         attention.put(subject.model, record.config.model.attention)
         subject = subject.limited((record.config.data.sizes or {}).get("test"))
-    else:
-        identity = identity_of(subject, arms, settings, budget, grows, margin, asked)
-        record, arms, subject = _fresh(
-            out, subject, arms, settings, budget, list(range(seeds)), margin, search_steps, within, command, title,
-            watch, identity, options,
-        )  # fmt: skip
     _run(record, subject, arms, settings, of_number, watch, ray is not None, grouped)
     record = Result.read(out)
     report = write_report(out)
@@ -247,222 +230,6 @@ def _labels(methods: Iterable[str]) -> list[str]:
     if len(set(specs)) < len(specs):
         raise AddendaError(f"A method is named twice: {', '.join(specs)}. Give different options to compare two forms.")
     return specs
-
-
-def _fresh(
-    out: Path,
-    subject: Subject,
-    arms: list[Arm],
-    settings: TrialSettings,
-    budget: Budget,
-    seeds: list[int],
-    margin: float,
-    search_steps: int | None,
-    within: float | None,
-    command: str,
-    title: str | None,
-    watch: Watch,
-    identity: dict,
-    options: dict,
-) -> tuple[Record, list[Arm], Subject]:
-    """Measure, predict, drop what does not fit, ask, and write the configuration."""
-    clocked = by_the_clock(budget, within)
-    for note in clocked:
-        watch.say(note)
-    chosen = attention.settled(subject.model, subject.splits["train"], settings.batch)
-    attention.put(subject.model, chosen.name)
-    costs = measure(subject, arms, settings, budget, len(seeds), search_steps, FURTHER, watch.say)
-    measured, notes = costs.step, [*clocked, *_left_out(subject)]
-    if within is not None:
-        costs, arms, subject, dropped = fit_within(costs, arms, subject, within)
-        notes += dropped
-    steps = {arm.label: costs.steps(arm) for arm in arms}
-    total = costs.total(arms)
-    until = None
-    if identity["until"]:
-        seconds = [replace(costs, seeds=n).total(arms) for n in LOOKS]
-        until = planned(None, seconds, identity["max_minutes"], LOOKS[0])
-    config = Config(
-        title=title or f"{', '.join(a.label for a in arms if a.label != HEAD)} on {subject.about_data.name}",
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=command,
-        model=replace(subject.about_model, attention=chosen.name, attention_seconds=chosen.seconds),
-        data=subject.about_data,
-        budget=BudgetRecord(kind=budget.kind, value=budget.value, steps=max(steps.values()), batch=settings.batch),
-        methods=_titled({arm.label: _about(arm, subject, steps[arm.label]) for arm in arms}),
-        seeds=tuple(seeds),
-        margin=float(margin),
-        until=until,
-        options=options,
-        search=_search_of(arms, costs),
-        versions=versions(),
-        hardware=hardware(),
-        identity=identity,
-        looks=(),
-        predicted_seconds=total,
-        measured_step_seconds=measured,
-        notes=tuple(notes),
-    )
-    count, about = (f"{len(seeds)} seeds", f"about {minutes(total)}") if until is None else range_of(until)
-    watch.say(
-        f"{len(arms)} arms, {count}, {max(steps.values())} steps: {about}"
-        + (f" ({minutes(costs.most(arms))} where the best rates lie far from the first)" if config.search else "")
-        + "".join(f"; {label} {s:.2f} s a step" for label, s in measured.items())
-        + "".join(f"\n{note}" for note in notes)
-    )
-    if not watch.ask(f"Run for {about}?"):
-        raise AddendaError(f"Nothing was run. {out} was not written.")
-    return Record.write_config(out, config), arms, subject
-
-
-def _left_out(subject: Subject) -> list[str]:
-    """Return a sentence for each split that lost images which cannot be decoded."""
-    lost = {split: e.skipped for split, e in subject.splits.items() if e.skipped}
-    return [f"{len(names)} corrupt images of {split} were left out, {names[0]} first." for split, names in lost.items()]
-
-
-def _search_of(arms: list[Arm], costs: Costs) -> SearchRecord | None:
-    """Return what is recorded of the search, or None where every arm has one rate."""
-    searched = {arm.label: arm.rates for arm in arms if len(arm.rates) > 1}
-    if not searched:
-        return None
-    steps = {arm.label: costs.first(arm) for arm in arms}
-    return SearchRecord(kind=KIND, rates=searched, steps=steps, further=costs.further, arms=costs.arms)
-
-
-def _about(arm: Arm, subject: Subject, steps: int) -> MethodRecord:
-    head = arm.label == HEAD
-    entry = info(FULL if head else arm.name)
-    planned = plan(subject.model, arm.method, targets=arm.targets, also_train=arm.also_train)
-    return MethodRecord(
-        title="Head alone" if head else entry.title + (" (all parameters)" if arm.label == FULL else ""),
-        options=_options(arm),
-        hypothesis="The frozen features suffice." if head else entry.hypothesis,
-        trainable=planned.trainable,
-        sites=len(planned.rows),
-        targets=arm.targets if isinstance(arm.targets, str) else list(arm.targets),
-        rates=arm.rates,
-        steps=steps,
-    )
-
-
-def _options(arm: Arm) -> dict:
-    """Return the options of the method and the optimizer, and settings of training that are the arm's own."""
-    trained_by = {"optimizer": arm.optimizer} if arm.optimizer != "auto" else {}
-    return arm.method.options() | trained_by | arm.training
-
-
-def _titled(methods: dict[str, MethodRecord]) -> dict[str, MethodRecord]:
-    """Return the methods, titles of forms of one method with the options in which they differ."""
-    titled = {}
-    for label, method in methods.items():
-        alike = [m.options or {} for m in methods.values() if m.title == method.title]
-        differing = {k: v for k, v in (method.options or {}).items() if any(o.get(k) != v for o in alike)}
-        form = ", ".join(f"{k} {v}" for k, v in differing.items()) or "defaults"
-        titled[label] = replace(method, title=f"{method.title} ({form})") if len(alike) > 1 else method
-    return titled
-
-
-def _grown(
-    record: Record,
-    identity: dict,
-    subject: Subject,
-    arms: list[Arm],
-    settings: TrialSettings,
-    budget: Budget,
-    seeds: int,
-    search_steps: int | None,
-    watch: Watch,
-    options: dict,
-    of_number: bool,
-) -> Record:
-    """Return the record as this command has it: the same, or larger, which is measured and noted."""
-    known, growth = record.config, grown(record, identity)
-    here = hardware()
-    if growth is None and known.hardware == here:
-        return record
-    notes = [*known.notes, *([] if known.hardware == here else [other_hardware(here)])]
-    if growth is None:
-        return record.changed(replace(known, notes=tuple(notes)))
-    new = [cut_like(a, known.methods) for a in arms if a.label not in known.identified]
-    attention.put(subject.model, known.model.attention)
-    step = dict(known.measured_step_seconds or {})
-    step |= {a.label: step_seconds(subject, a, settings, watch.say) for a in new}
-    wanted = [*(a for a in arms if a.label in known.methods), *new]
-    costs = costs_of(record, budget, search_steps, step, seeds)
-    count = {a.label: costs.steps(a) for a in wanted}
-    methods = {a.label: _about(a, subject, count[a.label]) for a in wanted}
-    again = {k for k, m in known.methods.items() if m.steps != count.get(k)}  # a longer budget: searched anew
-    methods |= {k: replace(methods[k], rates=m.rates, void=None if k in again else m.void)
-                for k, m in known.methods.items() if k in methods}  # fmt: skip
-    search = known.search and replace(
-        known.search,
-        rates={**(known.search.rates or {}), **{a.label: a.rates for a in new if len(a.rates) > 1}},
-        steps={a.label: costs.first(a) for a in wanted},
-    )
-    config = replace(
-        known, methods=_titled(methods), seeds=tuple(range(seeds)), identity=identity, measured_step_seconds=step,
-        looks=(*(known.looks or ()), growth), search=search, notes=(*notes, told(growth)),
-        budget=replace(known.budget, value=budget.value, steps=max(count.values())), options=options,
-    )  # fmt: skip
-    searched = [a for a in wanted if a.label in again or a in new]
-    searching = sum(step[a.label] * cost(len(a.rates), costs.first(a), costs.last(a), 1)[1] for a in searched)
-    run = {a: n for a, n in count.items() if methods[a].void is None}
-    about = f"about {minutes(searching + seconds_left(record, step, run, seeds))}"
-    if identity["until"]:
-        spent = sum(t.seconds or 0.0 for t in (*record.trials, *record.shorter))
-        seconds = [spent + searching + seconds_left(record, step, run, n) for n in LOOKS]
-        first = None if of_number else seeds
-        config = replace(config, until=planned(known.until, seconds, identity["max_minutes"], first))
-    watch.say(told(growth))
-    if not watch.ask(f"Run what is new for {about}?"):
-        raise AddendaError(f"Nothing was run. {record.path} is as it was.")
-    return record.changed(config)
-
-
-def _as_recorded(arms: list[Arm], record: Record) -> list[Arm]:
-    """Return the arms of an earlier call with what it decided (dropped rates and arms, sizes); raise for others."""
-    known = record.config.methods
-    kept = {arm.label: arm for arm in arms if arm.label in known}
-    if set(known) - set(kept):
-        raise AddendaError(
-            f"{record.path} compares {', '.join(known)}, and this command names {', '.join(a.label for a in arms)}. "
-            "Choose another --out, or repeat the first command to go on."
-        )
-    differing = [k for k, arm in kept.items() if _options(arm) != known[k].options]
-    if differing:
-        raise AddendaError(f"{record.path} has other options for {', '.join(differing)}. Choose another --out.")
-    return [replace(kept[label], rates=method.rates or ()) for label, method in known.items()]
-
-
-def _as_read(subject: Subject, record: Record, general: str | Path | None, watch: Watch) -> Subject:
-    """Return the subject with the record's general text; without one, where this machine's is another."""
-    there, now = record.config.data.general, subject.about_data.general
-    if there == now:
-        return subject
-    if general not in (None, "auto"):
-        raise AddendaError(
-            f"{record.path} measures forgetting on {there.name if there else 'no text'}, and not on the text of "
-            f"{general}. Choose another --out, or leave general= out."
-        )
-    if there is not None and general is not None:
-        watch.say(
-            f"The general text of {record.path} ({there.name}, Python {there.python or '–'}) is not here: "
-            "no forgetting is measured in the runs that follow."
-        )
-    return subject.reading(None)
-
-
-def _as_judged(subject: Subject, record: Record) -> Subject:
-    """Return the subject, of the recorded data and form; raise for others."""
-    there, now = record.config.data, subject.about_data
-    held = {k: (getattr(there, k), getattr(now, k)) for k in ("hashes", "subset", "prepared")}
-    if other := [k for k, (before, here) in held.items() if before is not None and before != here]:
-        raise AddendaError(f"{record.path} is about other data ({', '.join(other)} differ). Choose another --out.")
-    form, asked = record.config.model.quantize, subject.about_model.quantize
-    if form != asked:
-        raise AddendaError(f"{record.path} has the base in the form {form}, not {asked}. Choose another --out.")
-    return subject
 
 
 def _run(
