@@ -64,6 +64,9 @@ def docstrings(libraries: Iterable[str] = LIBRARIES, tell: Callable[[str], None]
 def splits(rows: list[Row], task: str = "library", sizes: Mapping[str, int] = SIZES) -> dict[str, Data]:
     """Return the splits that `sizes` names, equally many of every class. task "kind" takes what "library" leaves over.
 
+    A class takes its first texts by hash, and a split is in the order of the hash: of a large library the hashes are
+    small, so that a split's beginning holds more of it than its whole does. Judge whole splits.
+
     Raises AddendaError where a class has too few.
     """
     used, made = set(), {}
@@ -80,7 +83,7 @@ def splits(rows: list[Row], task: str = "library", sizes: Mapping[str, int] = SI
                 parts[part] += [Labelled(text, number) for text in own[at : at + n]]
                 at += n
         for examples in parts.values():
-            examples.sort(key=lambda e: _hash(e.text))  # so that a prefix is a fair sample
+            examples.sort(key=lambda e: _hash(e.text))
         made[name] = {k: Data(tuple(v), "label", tuple(labels), "docstrings") for k, v in parts.items()}
         if name == task:
             break
