@@ -13,6 +13,7 @@ class Items:
     """A subject of which only the number of test items counts."""
 
     test: int = 1000
+    general: object = None
 
     @property
     def splits(self):
@@ -20,6 +21,9 @@ class Items:
 
     def limited(self, items):
         return replace(self, test=items)
+
+    def reading(self, text):
+        return replace(self, general=text)
 
 
 def arms(*labels, rates=5):
@@ -77,6 +81,15 @@ def test_items_go_first_then_rates_then_full_then_methods():
         (200, 3, ["lora"], None),
         (200, 3, ["lora"], None),
     ]
+
+
+def test_what_is_forgotten_is_measured_where_there_is_time():
+    wanted = arms("lora")
+    asked = costs({"lora": 1.0}, text=100.0)
+    for within, left in ((1e9, "docstrings"), (asked.total(wanted) - 1, None)):
+        _, _, subject, notes = fit_within(asked, wanted, Items(general="docstrings"), within)
+        assert subject == Items(general=left)
+        assert [n.partition(":")[0] for n in notes] == ([] if left else ["Forgetting is not measured"])
 
 
 def test_where_nothing_is_known_arms_go_from_the_end():
