@@ -202,9 +202,11 @@ def _go_on(folder: Path, given: dict[str, Any]) -> None:
             watch=board.watch(_asking(given["yes"])),
         )  # fmt: skip
     if left:
-        growth = {k: given[k] for k in ("seeds", "until", "max_minutes")}
-        default = {n: p.default for n, p in inspect.signature(compare).parameters.items()}
-        run_file.write(folder, compare, default | left | (growth if any(growth.values()) else {}))
+        until, default = record.config.until, {n: p.default for n, p in inspect.signature(compare).parameters.items()}
+        now = {"until": "decided", "max_minutes": until.max_minutes} if until and given["seeds"] is None else {
+            "seeds": len(record.config.seeds)}  # fmt: skip
+        past = {k: v for k, v in left.items() if k not in ("seeds", "until", "max_minutes")}
+        run_file.write(folder, compare, default | past | now)
     draw(summary(record))
 
 
