@@ -153,6 +153,9 @@ def test_one_seed_and_one_window_say_little_and_do_not_fail(tmp_path):
     record = record_of(tmp_path, base, arms)
     assert forgetting(record)["lora"].high == float("inf") and not any(c.apart for c in contrasts(record))
     assert "Forgetting" in page(record)
+    base, arms = drawn(np.random.default_rng(8), {"lora": 0.3, "lora+": 0.1}, seeds=1)
+    [pair] = contrasts(record_of(tmp_path / "apart", base, arms))
+    assert pair.change.low > 0 and not pair.apart
 
 
 def test_what_is_kept_of_the_text_is_read_again():

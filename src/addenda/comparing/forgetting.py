@@ -65,7 +65,9 @@ def contrasts(record: Record) -> tuple[Contrast, ...]:
         seeds = [s for s in arms[a] if s in arms[b]]
         if seeds:
             x = np.stack([arms[b][s] - arms[a][s] for s in seeds])
-            change, p = _change(x, pool.of_pair(a, b, x.mean(1)))
+            pooled = pool.of_pair(a, b, x.mean(1))
+            change, p = _change(x, pooled)
+            p = p if pooled.freedom else 1.0  # one seed does not tell what another would give
             found.append(Contrast(a, b, change, p, p))
     highest = 0.0
     for rank, i in enumerate(sorted(range(len(found)), key=lambda i: found[i].p)):
