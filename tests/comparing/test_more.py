@@ -64,7 +64,7 @@ def test_more_alone_goes_on_where_a_record_stopped(files, record):
     ({"methods": ["lora"], "out": "there"}, r"methods=, out= cannot be given"),
     ({"model": None}, r"about the model model and the data sums.jsonl; where they are is not kept .*model= and data="),
     ({"seeds": 1}, r"seeds was 2, now 1"),
-    ({"max_minutes": 4}, r'max_minutes= is read with until="decided" only'),
+    ({"max_minutes": 4}, "max_minutes= is read with until='decided' only"),
     ({"seeds": 3, "until": "decided"}, r"give one"),
     ({"seeds": 0}, r"seeds must be at least 1"),
 ])  # fmt: skip

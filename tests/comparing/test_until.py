@@ -202,7 +202,7 @@ def test_another_arm_is_looked_at_anew(files, made_up):
 
 @pytest.mark.parametrize(("wrong", "says"), [
     ({"until": "known"}, "until must be 'decided', got 'known'"),
-    ({"max_minutes": 5}, 'max_minutes= is read with until="decided" only'),
+    ({"max_minutes": 5}, "max_minutes= is read with until='decided' only"),
     ({"until": "decided", "max_minutes": 0}, "max_minutes must be a positive number"),
     ({"until": "decided", "seeds": 3}, "seeds= is the number of them: give one"),
     ({"until": "decided", "within": 60.0}, "within= drops what does not fit a time: give one"),

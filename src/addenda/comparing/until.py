@@ -30,10 +30,10 @@ def wanted(
     A comparison that has been looked at before it was decided stays one: its errors are spent look by look.
     """
     if until is None and max_minutes is not None:
-        raise AddendaError('max_minutes= is read with until="decided" only; within= drops what does not fit a time.')
+        raise AddendaError("max_minutes= is read with until='decided' only; within= drops what does not fit a time.")
     if until is not None and (seeds is not None or within is not None):
         other = "seeds= is the number of them" if seeds is not None else "within= drops what does not fit a time"
-        raise AddendaError(f'until="decided" adds seeds by itself, within max_minutes=, and {other}: give one.')
+        raise AddendaError(f"until='decided' adds seeds by itself, within max_minutes=, and {other}: give one.")
     known = None if record is None else record.config
     there = 0 if known is None else len(known.seeds)
     if until is not None:
