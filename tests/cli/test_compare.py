@@ -31,7 +31,7 @@ def test_without_a_model_the_plan_is_the_demos(asked):
     got, plan = asked(), embedded.PLAN
     assert (got["model"], got["data"], got["methods"]) == (None, None, plan["methods"].split(","))
     assert got["items"] is None and got["around"] == embedded.MIDDLES and got["validation"] == embedded.VALIDATION
-    assert all(got[k] == plan[k] for k in ("budget", "search_steps", "batch", "seeds", "rates", "dtype"))
+    assert all(got[k] == plan[k] for k in ("budget", "search_steps", "batch", "seeds", "rates", "dtype", "grouped"))
 
 
 def test_what_is_given_stays_be_it_a_default(asked):

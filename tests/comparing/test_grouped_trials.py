@@ -68,6 +68,18 @@ def test_the_record_says_what_ran_at_once_and_what_an_arm_takes_alone(both):
     assert both[0].config.grouped is None
 
 
+def test_costs_are_of_one_kind_where_some_arms_run_alone(files, tmp_path):
+    record = run(files, tmp_path / "r", grouped=True, full=True, rates=1)
+    full = record.config.grouped["full"]
+    assert not full.pays and full.why and full.step_seconds > 0 and record.config.grouped["shira"].pays
+    for label, made in record.config.grouped.items():
+        for t in record.trials_of(label, "final"):
+            assert (t.step_seconds, t.peak_bytes, t.tokens_per_second) == pytest.approx(
+                (made.step_seconds, made.peak_bytes, made.pace)
+            )
+    assert {t.grouped for t in record.trials_of("full", "final")} == {None}
+
+
 def test_a_killed_group_is_begun_again_and_nothing_is_lost(files, tmp_path, both, monkeypatch):
     class KilledError(Exception):
         pass

@@ -68,7 +68,7 @@ def compare(
     budget: Annotated[
         str, typer.Option("--budget", help="steps=40, seconds=120 or parameters=500000, the same for every arm.")
     ] = "steps=40",
-    seeds: Annotated[int | None, typer.Option("--seeds", help="Final runs of every arm. Default: 2.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Final runs of every arm. Default: 3.")] = None,
     until: Annotated[
         str | None, typer.Option("--until", help="decided: add seeds (3, 5, 8, 12, 20) until what matters is decided.")
     ] = None,
@@ -146,7 +146,7 @@ def compare(
         asked |= ({"seeds"} if until else set()) | ({"search_steps"} if asked & {"budget", "rates"} else set())
         given |= {k: v for k, v in PLAN.items() if k not in asked}
         methods, budget, search_steps, seeds = (given[k] for k in ("methods", "budget", "search_steps", "seeds"))
-        rates, batch, items, dtype = (given[k] for k in ("rates", "batch", "items", "dtype"))
+        rates, batch, items, dtype, grouped = (given[k] for k in ("rates", "batch", "items", "dtype", "grouped"))
         threads = threads_of(model)
     chosen = [spec.strip().replace(";", ",") for spec in methods.split(",") if spec.strip()]
     if on_docstrings:

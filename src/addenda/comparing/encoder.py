@@ -43,7 +43,7 @@ def on_docstrings(
     encoded = {k: encode(d, loaded.tokenizer, max_length=64, overflow="truncate") for k, d in data.items()}
     on = of_splits(loaded, data, encoded, DataRecord(name=f"docstrings-{task}", description=said))
     fit_head(on)
-    return replace(on, heads=(), fresh=False)
+    return replace(on, heads=(), fresh=False, attention="sdpa")  # one for every machine: no number follows its clock
 
 
 def fit_head(on: Subject) -> None:

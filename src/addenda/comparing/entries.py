@@ -189,7 +189,7 @@ class Grouping(Entry):
     """Whether an arm's runs are trained several at once, found before the first run. why: where they are not.
 
     runs: as many were tried at once, ratio times as fast as one after another; most: as many run at once. step_seconds,
-    pace (tokens or images a second), peak_bytes: of a run alone.
+    pace (tokens or images a second), peak_bytes: of a run alone; where any arm of a record is grouped, of all arms.
     """
 
     pays: bool = False

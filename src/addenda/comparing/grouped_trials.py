@@ -3,7 +3,8 @@
 Before the first run each arm is tried, alone and as a group: whether its numbers come out the same, and how long a step
 takes. The answer is written into the record and holds for all of its runs, so that none follows the clock later on. A
 run of a group differs from the same run alone by rounding (float32: losses within 1e-5 over the first 20 steps); its
-record says how many ran at once, and gives times and memory of the arm alone, as it was tried.
+record says how many ran at once. Where any arm is grouped, times and memory of every arm's runs are those of the arm
+alone, as it was tried, so that like is compared with like.
 """
 
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -64,6 +65,9 @@ def settled(
         found[arm.label] = made = tried(subject, arm, settings, count, asked, pace)
         if made.pays:
             say(f"{arm.label}: up to {made.most} runs at once, {made.ratio:.1f} x as fast as one after another")
+    if any(made.pays for made in found.values()):
+        for arm in (a for a in new if found[a.label].step_seconds is None):
+            found[arm.label] = _with_costs(found[arm.label], subject, arm, settings)
     return record if not new else record.changed(replace(config, grouped=found))
 
 
@@ -74,13 +78,11 @@ def tried(subject: Subject, arm: Arm, settings: TrialSettings, count: int, asked
         reason = f"a step takes {pace:.2f} s, so that one run alone keeps the processor busy"
     if reason is not None:
         return Grouping(pays=False, why=reason)
-    specs = [TrialSpec(arm.label, "search", seed, arm.rates[len(arm.rates) // 2], TRIED) for seed in range(count)]
+    specs = [_spec(arm, seed) for seed in range(count)]
     alone, together = [], []
     try:
         for _ in range(2):
-            with attached(subject, arm, settings, 0, batches=1) as adapter:
-                options = _options(arm, settings, specs[0])
-                alone.append(fit(subject.model, adapter, subject.splits["train"], **options))
+            alone.append(_tried_alone(subject, arm, settings))
             with ExitStack() as stack:
                 together.append(_fitted(subject, [(arm, spec) for spec in specs], settings, stack)[1])
     except AddendaError as error:
@@ -93,16 +95,43 @@ def tried(subject: Subject, arm: Arm, settings: TrialSettings, count: int, asked
     if len(got) != len(want) or any(abs(a - b) > close * abs(b) for a, b in zip(got, want, strict=True)):
         return Grouping(pays=False, why=f"its losses are {_said(got)} in a group, and {_said(want)} alone")
     fast = max(sum(r.tokens for r in made) / sum(r.seconds for r in made) for made in map(_whole, together))
-    one = max(r.tokens_per_second for r in alone)
-    peaks = [r.peak_memory for r in alone if r.peak_memory is not None]
-    peak = min(peaks) if peaks else None
+    costs = _costs(alone)
+    peak = costs["peak_bytes"]
     most = MOST if not peak else max(1, min(MOST, int((hardware()["memory"] or 2 * MOST * peak) / 2 / peak)))
-    ratio = fast / one
+    ratio = fast / costs["pace"]
     pays = most > 1 and (asked is True or ratio >= PAYS)
     return Grouping(
-        pays=pays, most=most, runs=count, ratio=ratio, step_seconds=min(r.step_seconds for r in alone), pace=one,
-        peak_bytes=peak, why=None if pays else f"{count} runs at once are {ratio:.2f} x as fast as one after another",
+        pays=pays, most=most, runs=count, ratio=ratio, **costs,
+        why=None if pays else f"{count} runs at once are {ratio:.2f} x as fast as one after another",
     )  # fmt: skip
+
+
+def _tried_alone(subject: Subject, arm: Arm, settings: TrialSettings) -> FitResult:
+    """Train a few steps of an arm alone, without a look at other data."""
+    spec = _spec(arm, 0)
+    with attached(subject, arm, settings, spec.seed, batches=1) as adapter:
+        return fit(subject.model, adapter, subject.splits["train"], **_options(arm, settings, spec))
+
+
+def _spec(arm: Arm, seed: int) -> TrialSpec:
+    return TrialSpec(arm.label, "search", seed, arm.rates[len(arm.rates) // 2], TRIED)
+
+
+def _costs(alone: Sequence[FitResult]) -> dict[str, Any]:
+    """Return what an arm takes alone, of the better of its trials."""
+    peaks = [r.peak_memory for r in alone if r.peak_memory is not None]
+    return {
+        "step_seconds": min(r.step_seconds for r in alone), "pace": max(r.tokens_per_second for r in alone),
+        "peak_bytes": min(peaks, default=None),
+    }  # fmt: skip
+
+
+def _with_costs(made: Grouping, subject: Subject, arm: Arm, settings: TrialSettings) -> Grouping:
+    """Return the answer for an arm that is not grouped with what it takes, tried as the grouped ones were."""
+    try:
+        return replace(made, **_costs([_tried_alone(subject, arm, settings) for _ in range(2)]))
+    except AddendaError:  # its runs will say why
+        return made
 
 
 def _alone(arm: Arm, count: int) -> str | None:
@@ -159,7 +188,8 @@ class GroupedTrials:
 
     def __call__(self, specs: Sequence[TrialSpec]) -> Iterator[tuple[TrialSpec, TrialRecord]]:
         for group in formed(specs, self.chosen):
-            yield from self.alone(group) if len(group) == 1 else self._group(group)
+            for spec, run in self.alone(group) if len(group) == 1 else self._group(group):
+                yield spec, self._costed(run)
 
     def recorded(self, spec: TrialSpec) -> None:
         self.alone.recorded(spec)
@@ -181,15 +211,19 @@ class GroupedTrials:
             share = (time.perf_counter() - started) / len(specs)
             for spec, adapter, result in zip(specs, adapters, made, strict=True):
                 switch(own.subject.model, adapter.name)
-                tried, run = self.chosen[spec.method], concluded(own.subject, adapter, spec, result, share)
-                run = replace(run, grouped=len(specs))
-                if run.status == "ok":
-                    pace = tried.pace if run.tokens_per_second is not None else None
-                    run = replace(
-                        run, step_seconds=tried.step_seconds, peak_bytes=tried.peak_bytes, tokens_per_second=pace,
-                        images_per_second=tried.pace if run.images_per_second is not None else None,
-                    )  # fmt: skip
-                yield spec, run
+                run = concluded(own.subject, adapter, spec, result, share)
+                yield spec, replace(run, grouped=len(specs))
+
+    def _costed(self, run: TrialRecord) -> TrialRecord:
+        """Return a run with the times and memory of its arm alone, as they were tried."""
+        tried = self.chosen.get(run.method)
+        if tried is None or tried.step_seconds is None or run.status != "ok":
+            return run
+        return replace(
+            run, step_seconds=tried.step_seconds, peak_bytes=tried.peak_bytes,
+            tokens_per_second=tried.pace if run.tokens_per_second is not None else None,
+            images_per_second=tried.pace if run.images_per_second is not None else None,
+        )  # fmt: skip
 
 
 def _mend(place: Path) -> None:

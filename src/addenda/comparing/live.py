@@ -70,8 +70,9 @@ class Board:
         """Show the result of a run that ended."""
         if not record.trials or self.now is None:
             return
-        last, (label, stage, seed, rate) = record.trials[-1], self.now
-        row = self.rows[label]
+        last = record.trials[-1]
+        label, stage, seed, rate = last.method, last.stage, last.seed, last.rate
+        row = self.rows.setdefault(label, _Row())
         if stage != "search" and last.test is not None:
             row.tests.append(last.test.accuracy)
         row.doing = "" if last.status == "ok" else last.status

@@ -116,7 +116,7 @@ def compare(
     are predicted as if the runs were done here, one after another.
     An `out` that holds a record goes on: it must be the same comparison in all that changes numbers; more seeds, more
     methods and a longer budget of steps or seconds are run, and noted (see `grow`).
-    seeds: final runs of every arm (2). until="decided" adds them by itself, to 3, 5, 8, 12 and 20, until every contrast
+    seeds: final runs of every arm (3). until="decided" adds them by itself, to 3, 5, 8, 12 and 20, until every contrast
     that matters is decided, or all of it with the next seeds is predicted to take longer than max_minutes (see
     `until`). more: a record to go on with, in its folder and by all options that it keeps; one gives seeds= or until=
     besides, and model= and data= where those are files (see `more`).

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import optimize, special
 
 LOOKS = (3, 5, 8, 12, 20)  # seeds at which a comparison that goes on until it decides is looked at
-KEPT = 0.85  # of α, so that Student's looks too stay below it
+KEPT = 0.75  # of α, so that Student's looks too stay below it
 NODES = 61
 
 

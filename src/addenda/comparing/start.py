@@ -28,7 +28,10 @@ def begin(out: Path, request: Request, watch: Watch) -> tuple[Record, list[Arm],
     clocked = by_the_clock(budget, within)
     for note in clocked:
         watch.say(note)
-    chosen = attention.settled(subject.model, subject.splits["train"], request.settings.batch)
+    if subject.attention is None:
+        chosen = attention.settled(subject.model, subject.splits["train"], request.settings.batch)
+    else:
+        chosen = attention.Attention(subject.attention)
     attention.put(subject.model, chosen.name)
     costs = measure(subject, arms, request.settings, budget, request.seeds, request.search_steps, FURTHER, watch.say)
     measured, notes = costs.step, [*clocked, *_left_out(subject)]

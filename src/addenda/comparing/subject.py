@@ -30,6 +30,7 @@ class Subject:
     """What a comparison is about. controls: further encodings of test and ood for the base ("base 8-shot").
 
     heads: what every arm trains besides. fresh: they were drawn at random, so the bare base has no answers to judge.
+    attention: the implementation that all arms have; None: the faster one on this machine.
     general: windows of a text on which forgetting is measured.
     """
 
@@ -41,6 +42,7 @@ class Subject:
     controls: dict[str, dict[str, Encoded]] = field(default_factory=dict)
     heads: tuple[str, ...] = ()
     fresh: bool = False
+    attention: str | None = None
     general: Tokens | None = None
 
     def reading(self, text: str | Path | None) -> "Subject":
