@@ -156,11 +156,12 @@ def test_losses_are_kept_of_the_first_seeds_and_training_losses_in_blocks(settin
     assert first is not None and first.test is not None and late is not None and late.test is not None
     assert first.test.losses and late.test.losses is None and len(late.test.items) == 40
     assert all(round(v, 3) == v for v in first.test.losses if v is not None)
-    assert len(first.losses or ()) == 120 and (first.losses or ())[-1][0] == 360
+    losses = list(first.losses or ())
+    assert len(losses) == 120 and losses[-1][0] == 360
     record = kept.record([MISS], SEEDS)
     whole = training_loss(record, MISS, SEEDS[0], 360)
-    assert whole == pytest.approx(sum(v for _, v in first.losses or () if v is not None) / 120)
-    assert training_loss(record, MISS, SEEDS[0], 3) == (first.losses or ())[-1][1]
+    assert whole == pytest.approx(sum(v for _, v in losses if v is not None) / 120)
+    assert training_loss(record, MISS, SEEDS[0], 3) == losses[-1][1]
 
 
 def test_two_processes_share_the_runs_by_locks(setting, tmp_path):

@@ -6,7 +6,7 @@ a look follows from the joint distribution of all looks so far, here by numerica
 Rowe 1969). t is the number of seeds by the most that may come. Where items too make a difference uncertain, the looks
 are more alike than that, and the true error is smaller than what was spent. The looks of Student's t, with few degrees
 of freedom, are less alike than the normal ones that this is computed for: two arms that only seeds make uncertain would
-be told apart in 5.6 % of cases. So only the share `KEPT` of α is spent (`python -m bench coverage`).
+be told apart too often. So only the share `KEPT` of α is spent (`python -m bench coverage`).
 """
 
 import math
