@@ -41,8 +41,9 @@ def test_attention_with_dropout(causal):
 
 
 def test_one_group_alone_draws_within():
-    drawn = Streams([Stream(2, generator(1)), Stream(2, generator(2))])
-    with drawn, drawn.only(drawn.streams[1]):
+    second = Stream(2, generator(2))
+    drawn = Streams([Stream(2, generator(1)), second])
+    with drawn, drawn.only(second):
         got = torch.empty(3, 4).bernoulli_(0.5)
     torch.manual_seed(2)
     assert torch.equal(got, torch.empty(3, 4).bernoulli_(0.5))

@@ -41,7 +41,8 @@ class Streams(TorchFunctionMode):
 
     def __init__(self, streams: Sequence[Stream], long: int | None = None):
         super().__init__()
-        self.streams, self.long = streams, long
+        self.streams: Sequence[Stream] = streams
+        self.long = long
 
     @contextmanager
     def only(self, stream: Stream | None):
