@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import addenda
 import toys
+from addenda.core.method import catalogue
 
 torch.set_num_threads(1)
 if hasattr(os, "register_at_fork"):  # torch's pool is made anew by whoever asks first, and several threads race for it
@@ -39,6 +41,15 @@ def device(request) -> torch.device:
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _methods(request, monkeypatch):
+    """A test has the library's methods, and those that it registers: what recipes register is theirs alone."""
+    addenda.catalogue()  # imports whatever is not there yet
+    own = {k: e for k, e in catalogue._catalogue.items() if not e.cls.__module__.startswith("recipes.")}
+    if not request.path.name.startswith("test_recipe"):
+        monkeypatch.setattr(catalogue, "_catalogue", own)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ Python's `help()` take their place.
 
 import ast
 import hashlib
-import importlib
 import platform
 import sysconfig
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ def docstrings() -> str:
 def topics() -> str:
     """Return the topics of `help()`, in an order by their hash; "" where this Python has none."""
     try:
-        held = importlib.import_module("pydoc_data.topics").topics
+        from pydoc_data.topics import topics as held  # some systems ship Python without it
     except ImportError:
         return ""
     return "\n\n".join(sorted(held.values(), key=_sha256))[:CHARACTERS]
