@@ -184,7 +184,7 @@ def test_a_number_of_seeds_becomes_until_decided(files, made_up):
     assert "seeds 2 to 3; until decided; within 5 minutes" in record.config.notes[-1]
     with pytest.raises(AddendaError, match=r"looked at with 3, 5, 8, 12, 20 seeds, or more .* in place of seeds=13"):
         run(files, seeds=13, margin=0.01)
-    with pytest.raises(AddendaError, match=r"seeds was 12, now 2"):
+    with pytest.raises(AddendaError, match=r"seeds was 12, now 3"):
         run(files, margin=0.01)
     record = run(files, seeds=22, margin=0.01)
     assert looks(record) == [3, 5, 8, 12, 22] and record.config.until.stopped == "no more were asked for"
