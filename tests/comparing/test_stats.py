@@ -80,7 +80,7 @@ def test_a_pair_is_the_paired_analysis_of_variance():
     shared = (both**2).sum() / (199 * 3) / 800
     lasting = max(of_items - shared, 0)
     variance = lasting + of_seeds
-    df = 1 / ((of_seeds / variance) ** (2 - 2 / 6) / 6 + (lasting / variance) ** 2 / 199)
+    df = 1 / ((of_seeds / variance) ** (2 - 2.3 / 6) / 6 + (lasting / variance) ** 2 / 199)
     assert pair.difference == pytest.approx(d.mean())
     assert (pair.error, pair.df) == pytest.approx((variance**0.5, df))
     low, high = scipy_stats.t.interval(0.95, df, d.mean(), variance**0.5)
