@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import addenda
 import toys
 from addenda.core.method import catalogue
 
@@ -45,11 +44,11 @@ def _seeded():
 
 @pytest.fixture(autouse=True)
 def _methods(request, monkeypatch):
-    """A test has the library's methods, and those that it registers: what recipes register is theirs alone."""
-    addenda.catalogue()  # imports whatever is not there yet
-    own = {k: e for k, e in catalogue._catalogue.items() if not e.cls.__module__.startswith("recipes.")}
+    """A test has no method that recipes register, which a worker that has imported one knows; theirs have."""
     if not request.path.name.startswith("test_recipe"):
-        monkeypatch.setattr(catalogue, "_catalogue", own)
+        known = catalogue._catalogue
+        for name in [k for k, e in known.items() if e.cls.__module__.startswith("recipes.")]:
+            monkeypatch.delitem(known, name)
 
 
 @pytest.fixture(autouse=True)
