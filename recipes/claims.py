@@ -29,6 +29,7 @@ from scipy import special
 
 from addenda import AddendaError
 from addenda.comparing import spending
+from addenda.comparing.verdicts import holm
 
 FILE = Path(__file__).with_name("claims.toml")
 DIRECTIONS = ("higher", "lower", "not lower", "not higher", "equal")
@@ -220,11 +221,6 @@ class Verdict:
     measured: Measured | None = None
     p: tuple[float, float] = (1.0, 1.0)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether more seeds could change it."""
-        return self.word == "undecided"
-
 
 def p_values(claim: Claim, found: Measured) -> tuple[float, float]:
     """Return the p of the test for a claim, and of that against it."""
@@ -254,25 +250,18 @@ def judge(
         raise AddendaError(f"Holm's correction is over the claims of one paper; these are of {', '.join(papers)}.")
     tested = [c for c in claims if c.kind == "measured"]
     p = {c.id: p_values(c, measured[c.id]) for c in tested if c.id in measured and c.id not in void}
-    holm = [_holm({i: both[side] for i, both in p.items()}, len(tested)) for side in (0, 1)]
-    return {c.id: _verdict(c, measured.get(c.id), void.get(c.id), holm) for c in claims}
+    corrected = [holm({i: both[side] for i, both in p.items()}, len(tested)) for side in (0, 1)]
+    return {c.id: _verdict(c, measured.get(c.id), void.get(c.id), corrected) for c in claims}
 
 
-def _holm(p: Mapping[str, float], family: int) -> dict[str, float]:
-    highest, found = 0.0, {}
-    for rank, name in enumerate(sorted(p, key=lambda i: p[i])):
-        highest = found[name] = max(highest, min(1.0, p[name] * (family - rank)))
-    return found
-
-
-def _verdict(claim: Claim, found: Measured | None, void: str | None, holm: list[dict[str, float]]) -> Verdict:
+def _verdict(claim: Claim, found: Measured | None, void: str | None, corrected: list[dict[str, float]]) -> Verdict:
     if claim.kind != "measured":
         return Verdict(claim, claim.kind, claim.where)
     if void is not None:
         return Verdict(claim, "void", void, found)
     if found is None:
         return Verdict(claim, "not run")
-    p = holm[0][claim.id], holm[1][claim.id]
+    p = corrected[0][claim.id], corrected[1][claim.id]
     small = "by less than the margin" if p[1] < LEVEL else ""
     if p[0] < LEVEL:
         return Verdict(claim, "holds", small, found, p)

@@ -13,9 +13,8 @@ import numpy as np
 
 from addenda.comparing.intervals import Pool, Pooled, of_answers, quantile, spread, two_sided
 from addenda.comparing.record import BASE, Record
+from addenda.comparing.verdicts import LEVEL, holm
 from addenda.comparing.words import listed, nats
-
-LEVEL = 0.05
 
 Losses = Mapping[int | None, np.ndarray]  # {seed: difference of each window}
 
@@ -69,11 +68,8 @@ def contrasts(record: Record) -> tuple[Contrast, ...]:
             change, p = _change(x, pooled)
             p = p if pooled.freedom else 1.0  # one seed does not tell what another would give
             found.append(Contrast(a, b, change, p, p))
-    highest = 0.0
-    for rank, i in enumerate(sorted(range(len(found)), key=lambda i: found[i].p)):
-        highest = max(highest, min(1.0, found[i].p * (len(found) - rank)))
-        found[i] = replace(found[i], p_holm=highest)
-    return tuple(found)
+    corrected = holm({i: contrast.p for i, contrast in enumerate(found)})
+    return tuple(replace(contrast, p_holm=corrected[i]) for i, contrast in enumerate(found))
 
 
 def told(record: Record, titles: Mapping[str, str]) -> str | None:

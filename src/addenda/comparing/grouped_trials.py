@@ -23,7 +23,7 @@ from addenda.comparing.entries import Grouping, TrialRecord, TrialSpec
 from addenda.comparing.record import FULL, Record
 from addenda.comparing.runner import CHECKPOINT_SECONDS, OneByOne, Runner
 from addenda.comparing.subject import Subject
-from addenda.comparing.trial import TrialSettings, attached, concluded, how, looked_at
+from addenda.comparing.trial import TrialSettings, attached, concluded, goes_on, how, looked_at
 from addenda.core.adapter.switch import switch
 from addenda.core.base.errors import AddendaError
 from addenda.models.machine import device_of, hardware, resident
@@ -201,8 +201,8 @@ class GroupedTrials:
         long = seconds > CHECKPOINT_SECONDS
         places = [own.folder / spec.name if long else None for spec in specs]
         for place in places:
-            if place is not None and place.exists():
-                _mend(place)
+            if place is not None and not goes_on(place):
+                checkpoint.drop(place)
         first = specs[0]
         with ExitStack() as stack:
             wanted = [(by_label[s.method], s) for s in specs]
@@ -224,14 +224,6 @@ class GroupedTrials:
             tokens_per_second=tried.pace if run.tokens_per_second is not None else None,
             images_per_second=tried.pace if run.images_per_second is not None else None,
         )  # fmt: skip
-
-
-def _mend(place: Path) -> None:
-    """Drop checkpoints of which none is whole: the run begins again, and ends as it would have."""
-    try:
-        checkpoint.newest(place)
-    except checkpoint.NoneWholeError:
-        checkpoint.drop(place)
 
 
 def formed(specs: Sequence[TrialSpec], chosen: Mapping[str, Grouping]) -> list[list[TrialSpec]]:

@@ -71,7 +71,7 @@ def trial(
             result = fit(
                 model, adapter, train, **how(arm, settings, spec), eval=looked_at(subject, settings), progress=progress,
                 memory_floor=floor, out=checkpoints, save_every=save_every, tracking=tracking,
-                resume=checkpoints is not None and _goes_on(checkpoints),
+                resume=checkpoints is not None and goes_on(checkpoints),
             )  # fmt: skip
         except DivergedError as error:
             return concluded(subject, adapter, spec, error, time.perf_counter() - started)
@@ -127,7 +127,7 @@ def concluded(
     return replace(run, seconds=seconds + time.perf_counter() - started)
 
 
-def _goes_on(checkpoints: Path) -> bool:
+def goes_on(checkpoints: Path) -> bool:
     """Return False where all checkpoints of a trial are damaged: it begins again, and ends as it would have."""
     try:
         newest(checkpoints)

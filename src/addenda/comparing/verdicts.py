@@ -12,6 +12,7 @@ is looked at until it decides, every level is that of the look (`spending`), of 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from addenda.comparing import spending
 from addenda.comparing.intervals import Pooled, never_seen, of_answers, quantile, seeds_needed, spread, two_sided
 
 LEVEL = 0.05
+K = TypeVar("K")
 FORECAST = 1000  # seeds, and no more, that are asked whether they would decide
 
 
@@ -135,17 +137,23 @@ def measured(a: str, b: str, x: np.ndarray, pooled: Pooled, margin: float, until
     return _Measured(pair, parts, pooled)
 
 
+def holm(p: Mapping[K, float], tests: int | None = None) -> dict[K, float]:
+    """Return the p of each test corrected for all of them (Holm 1979). tests: how many there are; None: those given."""
+    family, highest, found = tests or len(p), 0.0, {}
+    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
+        highest = found[name] = max(highest, min(1.0, p[name] * (family - rank)))
+    return found
+
+
 def judged(found: Sequence[_Measured], until: bool) -> tuple[PairedDifference, ...]:
     """Return the pairs with Holm's p over all that are not void, a verdict, and what would decide."""
     pairs = [m.pair for m in found]
-    tested = [i for i, pair in enumerate(pairs) if pair.verdict != "void"]
-    highest = 0.0
-    for rank, i in enumerate(sorted(tested, key=lambda i: pairs[i].p)):
-        highest = max(highest, min(1.0, pairs[i].p * (len(tested) - rank)))
-        pair = replace(pairs[i], p_holm=highest)
+    corrected = holm({i: pair.p for i, pair in enumerate(pairs) if pair.verdict != "void"})
+    for i, p in corrected.items():
+        pair = replace(pairs[i], p_holm=p)
         pair = replace(pair, verdict=pair._judged())
         if pair.verdict in ("undecided", "no gain") and pair.why is None:
-            pair = _forecast(pair, found[i], len(tested), until)
+            pair = _forecast(pair, found[i], len(corrected), until)
         pairs[i] = pair
     return tuple(pairs)
 

@@ -242,13 +242,13 @@ def fit(
         if out is None:
             shutil.rmtree(folder, ignore_errors=True)
     log = trainer.state.log_history
-    evaluated = _evaluations(log)
+    evaluated = evaluations_in(log)
     seconds = sum(trainer.seconds)
     best = min(evaluated, key=lambda e: e["loss"])["step"] if settings.early_stop is not None and evaluated else None
     return FitResult(
         adapter,
         trainer.state.global_step,
-        [(int(e["step"]), e["loss"]) for e in log if "loss" in e],
+        losses_in(log),
         evaluations=evaluated,
         tokens=trainer.tokens,
         tokens_per_second=trainer.tokens / seconds if seconds else 0.0,
@@ -394,7 +394,13 @@ def when(every: int | Sequence[int] | None, total: int, least: int) -> frozenset
     return frozenset(range(0, total + 1, every or max(least, total // 10))) - {0} | {total}
 
 
-def _evaluations(log: list[dict]) -> list[dict]:
+def losses_in(log: list[dict]) -> list[tuple[int, float]]:
+    """Return (step, loss) of every step in a trainer's log."""
+    return [(int(e["step"]), e["loss"]) for e in log if "loss" in e]
+
+
+def evaluations_in(log: list[dict]) -> list[dict]:
+    """Return every look at the validation data in a trainer's log."""
     return [
         {"step": e["step"], "loss": e["eval_loss"], "accuracy": e["eval_accuracy"], "items": e["eval_items"]}
         for e in log
@@ -408,12 +414,20 @@ def _watch(progress: Progress | None, total: int, unit: str):
 
     def tell(trainer) -> None:
         log = trainer.state.log_history
-        step, seconds = trainer.state.global_step, sum(trainer.seconds)
+        step = trainer.state.global_step
         loss = next((e["loss"] for e in reversed(log) if "loss" in e), float("nan"))
         if not ("loss" in log[-1] or "eval_loss" in log[-1]) or not trainer.seconds:
             return
-        left = seconds / len(trainer.seconds) * (total - step)
-        found = _evaluations(log[-1:])
-        progress(Event(step, total, loss, trainer.tokens / seconds, left, found[0] if found else None, unit))
+        found = evaluations_in(log[-1:])
+        progress(event_at(step, total, loss, trainer.tokens, trainer.seconds, found[0] if found else None, unit))
 
     return tell
+
+
+def event_at(
+    step: int, total: int, loss: float, tokens: int, seconds: Sequence[float], evaluation: dict | None, unit: str
+) -> Event:
+    """Return what a progress function is told. tokens: read so far in this call; seconds: of each of its steps."""
+    spent = max(sum(seconds), 1e-9)
+    left = spent / len(seconds) * (total - step)
+    return Event(step, total, loss, tokens / spent, left, evaluation, unit)

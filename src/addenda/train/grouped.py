@@ -146,7 +146,7 @@ def _forward(model: nn.Module, slots: list[Slot], k: int, groups: Groups, draws:
     lengths = [slot.long(k) if train.ragged else None for slot in slots]
     streams = [Stream(n, slot.generator, m) for slot, n, m in zip(slots, sizes, lengths, strict=True)]
     long = max((n for n in lengths if n is not None), default=None)
-    labels = [slot.labels(k) for slot in slots] if train.kind == "causal" else ()
+    labels = [slot.labels[k] for slot in slots] if train.kind == "causal" else ()
     groups.set([Part(slot.index, s) for slot, s in zip(slots, streams, strict=True)], long, labels)
     with groups.drawn if draws else nullcontext():
         totals = score(model, batch, train.kind, whole=whole, groups=sizes).totals

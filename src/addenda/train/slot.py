@@ -19,7 +19,17 @@ from addenda.models.machine import device_of
 from addenda.train import attention, checkpoint, states
 from addenda.train.checkpoint import OPTIMIZER, SCHEDULER, STATE, random_file
 from addenda.train.evaluate import evaluate
-from addenda.train.fit import Event, FitResult, Progress, check_trainable, identity_of, planned, when
+from addenda.train.fit import (
+    FitResult,
+    Progress,
+    check_trainable,
+    evaluations_in,
+    event_at,
+    identity_of,
+    losses_in,
+    planned,
+    when,
+)
 from addenda.train.trainer import DivergedError, parts
 
 ALONE = ("consistency", "consistency_add", "early_stop", "compile")  # options of `fit` that no group has
@@ -66,6 +76,7 @@ class Slot:
         self.seconds: list[float] = []
         self.error: DivergedError | None = None
         self.micro: list[list[int]] = []
+        self.labels: list[int] = []
         self.identity: dict[str, Any] = {}
         self.choices: dict[str, Any] = {}
 
@@ -79,12 +90,12 @@ class Slot:
         """Take the rows of the next step."""
         self.micro = self.rows[self.step]
         self.loss, self.finite = 0.0, True
-        causal = self.train.kind == "causal"
-        self.items = sum(self.labels(k) if causal else len(part) for k, part in enumerate(self.micro))
-
-    def labels(self, k: int) -> int:
-        """Return how many tokens the k-th part of this step predicts."""
-        return sum(t != IGNORE for i in self.micro[k] for t in self.train.labels[i][1:])
+        if self.train.kind == "causal":  # what each part of this step predicts
+            tokens = self.train.labels
+            self.labels = [sum(t != IGNORE for i in part for t in tokens[i][1:]) for part in self.micro]
+        else:
+            self.labels = [len(part) for part in self.micro]
+        self.items = sum(self.labels)
 
     def long(self, k: int) -> int:
         """Return the length of the longest row of the k-th part of this step."""
@@ -101,10 +112,7 @@ class Slot:
     def take(self) -> None:
         """Take the optimizer's step; or leave, where the loss is not finite."""
         if not self.finite:
-            self.error = DivergedError(
-                f"The loss is {self.loss} at step {self.step + 1} with rate {self.settings.rate:g}: the run has "
-                "diverged. Use a smaller rate, a longer warm-up, or dtype='float32'."
-            )
+            self.error = DivergedError.at(self.step + 1, self.loss, self.settings.rate)
         else:
             if self.settings.clip > 0:
                 torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.settings.clip)
@@ -134,10 +142,8 @@ class Slot:
 
     def _tell(self, evaluation: dict | None) -> None:
         if self.progress is not None:
-            spent = sum(self.seconds)
-            left = spent / len(self.seconds) * (len(self.rows) - self.step)
-            pace = self.tokens / max(spent, 1e-9)
-            self.progress(Event(self.step, len(self.rows), self.loss, pace, left, evaluation, self.train.unit))
+            total, unit = len(self.rows), self.train.unit
+            self.progress(event_at(self.step, total, self.loss, self.tokens, self.seconds, evaluation, unit))
 
     # -- the whole -------------------------------------------------------------------------------------------------
 
@@ -196,15 +202,12 @@ class Slot:
         """Return what `fit` would; times are this run's share of the group's. memory: the group's peak."""
         if self.error is not None:
             return self.error
-        names = ("loss", "accuracy", "items")
         spent = sum(self.seconds)
         return FitResult(
             self.adapter,
             self.step,
-            [(int(e["step"]), e["loss"]) for e in self.log if "loss" in e],
-            evaluations=[
-                {"step": e["step"]} | {k: e[f"eval_{k}"] for k in names} for e in self.log if "eval_loss" in e
-            ],
+            losses_in(self.log),
+            evaluations=evaluations_in(self.log),
             tokens=self.tokens,
             tokens_per_second=self.tokens / spent if spent else 0.0,
             step_seconds=statistics.median(self.seconds) if self.seconds else 0.0,

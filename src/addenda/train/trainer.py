@@ -51,6 +51,14 @@ IDLE = "idle"  # marks a process's batch that stands in for none, where there ar
 class DivergedError(AddendaError):
     """Raised when the loss is no longer finite."""
 
+    @classmethod
+    def at(cls, step: int, loss: float, rate: float) -> "DivergedError":
+        """Return the error of a run whose loss at a step is not finite."""
+        return cls(
+            f"The loss is {loss} at step {step} with rate {rate:g}: the run has diverged. Use a smaller rate, a longer "
+            "warm-up, or dtype='float32'."
+        )
+
 
 class Rows(Sampler):
     """The rows of every micro-batch of the run, in order: one list each. following: those after the last ones given."""
@@ -213,10 +221,7 @@ class AdapterTrainer(transformers.Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if together.any_of(not bool(torch.isfinite(loss))):
-            raise DivergedError(
-                f"The loss is {loss.item()} at step {self.state.global_step + 1} with rate {self.settings.rate:g}: the "
-                "run has diverged. Use a smaller rate, a longer warm-up, or dtype='float32'."
-            )
+            raise DivergedError.at(self.state.global_step + 1, loss.item(), self.settings.rate)
         return loss
 
     def _clip_grad_norm(self, model):
