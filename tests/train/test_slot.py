@@ -21,7 +21,7 @@ def made(**options):
 def test_a_step_of_two_parts_is_the_mean_over_its_labels():
     slot, train = made()
     slot.next()
-    counts = [slot.labels(k) for k in range(2)]
+    counts = [slot.labels[k] for k in range(2)]
     assert len(slot.micro) == 2 and slot.items == sum(counts)
     assert slot.long(0) == max(train.lengths[i] for i in slot.micro[0])
     losses = [slot.told(torch.tensor(2.0 * n)) for n in counts]  # 2 nats each
