@@ -201,7 +201,7 @@ class Measured:
         if not self.error:
             return float(self.difference <= limit)
         p = float(special.stdtr(min(self.df, 1e9), -(self.difference - limit) / self.error))
-        return spending.overall(self.seeds, 2 * p) / 2 if self.looks and p < 0.5 else p
+        return float(spending.overall(self.seeds, 2 * p)) / 2 if self.looks and p < 0.5 else p
 
     def below(self, limit: float) -> float:
         """Return the one-sided p of a true difference of `limit` or more, over all looks."""

@@ -26,6 +26,7 @@ SHARED = {
         "--image-size", "--max-length", "--dtype", "--quantize",
     )},
 }  # fmt: skip
+ELSEWHERE = ("--config", "--more")  # options that say that the others stand in a file
 
 
 def tune_command(record: Record, arm: str) -> str | None:
@@ -97,23 +98,30 @@ def _subject(record: Record) -> dict[str, Any]:
     return said
 
 
-def _given(command: str) -> dict[str, Any] | None:
-    """Return what a command `addenda compare` says of model and data, or None of any other, as of a run file's."""
+def options_in(command: str) -> dict[str, Any] | None:
+    """Return what a command `addenda compare` says of model and data, by option, or None of any other."""
     try:
         words = shlex.split(command)
     except ValueError:
         return None
-    if words[:2] != ["addenda", "compare"] or any(w.partition("=")[0] in ("--config", "--more") for w in words):
+    if words[:2] != ["addenda", "compare"]:
         return None
     said: dict[str, Any] = {}
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.partition("=")
-        value = value if equals else following
-        if word == "--skip-corrupt":
-            said[word] = True
-        elif name in SHARED and _plain(value):
-            said[SHARED[name]] = value
+        if name in ("--skip-corrupt", *ELSEWHERE):
+            said[name] = True
+        elif name in SHARED:
+            said[SHARED[name]] = value if equals else following
     return said
+
+
+def _given(command: str) -> dict[str, Any] | None:
+    """Return the options that may stand in another command; None where all is not said, as of a run file's."""
+    said = options_in(command)
+    if said is None or any(name in said for name in ELSEWHERE):
+        return None
+    return {name: value for name, value in said.items() if value is True or _plain(value)}
 
 
 def _plain(value: Any) -> bool:

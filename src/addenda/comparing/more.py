@@ -6,11 +6,11 @@ be handed on, and such paths are of one machine. Code that a model's folder brin
 
 import functools
 import inspect
-import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from addenda.comparing.budget import Budget
+from addenda.comparing.commands import options_in
 from addenda.comparing.embedded import task_of
 from addenda.comparing.grow import open_record
 from addenda.comparing.record import Record
@@ -44,18 +44,8 @@ def kept(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def said_in(command: str) -> dict[str, str]:
     """Return "model" and "data" as a command `addenda compare` of a record names them; {} of any other."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return {}
-    if words[:2] != ["addenda", "compare"]:
-        return {}
-    flags = {"--model": "model", "-m": "model", "--data": "data", "-d": "data"}
-    said = {}
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        name, sign, value = word.partition("=")
-        said |= {flags[name]: value if sign else after} if name in flags else {}
-    return {k: v for k, v in said.items() if v}
+    said = options_in(command) or {}
+    return {k: said[f"--{k}"] for k in ("model", "data") if said.get(f"--{k}")}
 
 
 def with_more(compare: Callable[P, R]) -> Callable[P, R]:
