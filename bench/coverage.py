@@ -13,9 +13,9 @@ from itertools import combinations, product
 import numpy as np
 from scipy import optimize, special
 
-from addenda.comparing import spending
-from addenda.comparing.intervals import shared_freedom, spread, uneven
-from addenda.comparing.verdicts import LEVEL
+from addenda.statistics import spending
+from addenda.statistics.intervals import shared_freedom, spread, uneven
+from addenda.statistics.verdicts import LEVEL
 
 DRAWS, LOOKED, QUICK = 10_000, 5_000, 400
 ARMS, SEEDS, ITEMS, LASTING, RHOS = (2, 4), (3, 5, 8), (500, 1600), (0.0, 1.0), (0.0, 0.65)

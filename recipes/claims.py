@@ -15,7 +15,7 @@ that the direction is so, against it one that it is not:
 
 Either family of tests, over all measured claims of a paper, is corrected after Holm; one-sided tests are at 5 %. What
 neither decides is "on the margin" where the 95 % interval is at most delta wide (half of it on each side), else
-"undecided". Every p is that of a look among several (`addenda.comparing.spending`), unless nothing is drawn by seed.
+"undecided". Every p is that of a look among several (`addenda.statistics.spending`), unless nothing is drawn by seed.
 """
 
 import math
@@ -28,8 +28,8 @@ from typing import Any
 from scipy import special
 
 from addenda import AddendaError
-from addenda.comparing import spending
-from addenda.comparing.verdicts import holm
+from addenda.statistics import spending
+from addenda.statistics.verdicts import holm
 
 FILE = Path(__file__).with_name("claims.toml")
 DIRECTIONS = ("higher", "lower", "not lower", "not higher", "equal")

@@ -26,7 +26,7 @@ from addenda.comparing.entries import (
 )
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.search import Chosen, Look, grid, last_steps, search
-from addenda.comparing.spending import LOOKS
+from addenda.statistics.spending import LOOKS
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import TrialSettings, control, judged, trial
 from addenda.core.adapter.handle import Adapter

@@ -39,7 +39,7 @@ from addenda.comparing.entries import (
     Until,
 )
 from addenda.comparing.record import Record
-from addenda.comparing.spending import LOOKS
+from addenda.statistics.spending import LOOKS
 from addenda.core.disk.atomic import readable, write_atomically
 from addenda.core.file.identity import plain
 from addenda.core.file.identity import versions as computed_by

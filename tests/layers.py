@@ -21,6 +21,7 @@ FLOORS = (
     "core.merge",
     "core.adapter",
     "core.ask",
+    "statistics",
     "methods",
     "optim",
     "compose",
@@ -33,6 +34,7 @@ FLOORS = (
     "compressing",
     "exporting",
     "combining",
+    "ranking",
     "cli",
 )
 PLUG_INS = ("core.method.catalogue", "methods")  # the catalogue loads what it lists, in one lazy line

@@ -12,9 +12,9 @@ from addenda.comparing import run as running
 from addenda.comparing.entries import LookTaken, SplitResult, TrialRecord, Until, Validation
 from addenda.comparing.record import Record
 from addenda.comparing.run import Watch, compare
-from addenda.comparing.spending import LOOKS
 from addenda.comparing.until import planned, told
 from addenda.core.base.errors import AddendaError
+from addenda.statistics.spending import LOOKS
 
 QUIET = Watch(say=lambda text: None)
 ITEMS = 400

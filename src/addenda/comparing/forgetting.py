@@ -11,10 +11,10 @@ from itertools import combinations
 
 import numpy as np
 
-from addenda.comparing.intervals import Pool, Pooled, of_answers, quantile, spread, two_sided
 from addenda.comparing.record import BASE, Record
-from addenda.comparing.verdicts import LEVEL, holm
 from addenda.comparing.words import listed, nats
+from addenda.statistics.intervals import Pool, Pooled, of_answers, quantile, spread, two_sided
+from addenda.statistics.verdicts import LEVEL, holm
 
 Losses = Mapping[int | None, np.ndarray]  # {seed: difference of each window}
 

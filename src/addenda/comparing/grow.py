@@ -19,7 +19,6 @@ from addenda.comparing.fields import extended
 from addenda.comparing.record import HEAD, Record, other_hardware
 from addenda.comparing.request import Request, Watch
 from addenda.comparing.search import cost
-from addenda.comparing.spending import LOOKS
 from addenda.comparing.start import about, options_of, titled
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import TrialSettings
@@ -27,6 +26,7 @@ from addenda.comparing.until import planned
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.identity import base_of, goes_on, larger, longer, look, plain, versions
 from addenda.models.machine import device_of, hardware
+from addenda.statistics.spending import LOOKS
 from addenda.train import attention
 
 WAY = "Choose another --out, or repeat the first command to go on."

@@ -10,13 +10,13 @@ from addenda.comparing.entries import BudgetRecord, Config, MethodRecord, Search
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.request import Request, Watch
 from addenda.comparing.search import FURTHER
-from addenda.comparing.spending import LOOKS
 from addenda.comparing.subject import Subject
 from addenda.comparing.until import planned, range_of
 from addenda.core.ask.plan import plan
 from addenda.core.base.errors import AddendaError
 from addenda.core.method.catalogue import info
 from addenda.models.machine import hardware, versions
+from addenda.statistics.spending import LOOKS
 from addenda.train import attention
 
 KIND = "successive halving, by accuracy within one standard error"

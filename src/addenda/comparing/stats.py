@@ -14,10 +14,10 @@ import numpy as np
 from scipy import stats
 
 from addenda.comparing.entries import MARGIN, TrialRecord
-from addenda.comparing.intervals import Pool, Pooled, of_answers, quantile, spread
 from addenda.comparing.record import FULL, HEAD, Record
-from addenda.comparing.verdicts import LEVEL, PairedDifference, judged, measured, unknown
 from addenda.core.base.errors import AddendaError
+from addenda.statistics.intervals import Pool, Pooled, of_answers, quantile, spread
+from addenda.statistics.verdicts import LEVEL, PairedDifference, judged, measured, unknown
 
 Answers = Mapping[int | None, np.ndarray]  # {seed: 0/1 per item}; a control has the seed None
 

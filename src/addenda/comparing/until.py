@@ -13,11 +13,11 @@ from dataclasses import replace
 from addenda.comparing.costs import minutes
 from addenda.comparing.entries import LookTaken, Until
 from addenda.comparing.record import Record
-from addenda.comparing.spending import LOOKS
 from addenda.comparing.stats import Comparison, analyse
-from addenda.comparing.verdicts import PairedDifference
 from addenda.comparing.words import listed
 from addenda.core.base.errors import AddendaError
+from addenda.statistics.spending import LOOKS
+from addenda.statistics.verdicts import PairedDifference
 
 SEEDS = 3  # where neither a number nor until= is given
 

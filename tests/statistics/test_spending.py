@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from addenda.comparing import spending
+from addenda.statistics import spending
 
 
 def test_five_equal_looks_have_the_published_bounds(monkeypatch):

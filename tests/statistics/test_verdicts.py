@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from addenda.comparing import spending
-from addenda.comparing.intervals import Pooled, quantile
-from addenda.comparing.verdicts import PairedDifference, judged, measured, unknown
+from addenda.statistics import spending
+from addenda.statistics.intervals import Pooled, quantile
+from addenda.statistics.verdicts import PairedDifference, judged, measured, unknown
 
 
 def pair_of(x, pooled, margin=0.02, until=False):

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from addenda.comparing import spending
-from addenda.comparing.intervals import Pooled, never_seen, of_answers, quantile, seeds_needed, spread, two_sided
+from addenda.statistics import spending
+from addenda.statistics.intervals import Pooled, never_seen, of_answers, quantile, seeds_needed, spread, two_sided
 
 LEVEL = 0.05
 K = TypeVar("K")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from addenda.comparing.intervals import Pool, Pooled, of_answers, quantile, residual, spread, two_sided, uneven, within
+from addenda.statistics.intervals import Pool, Pooled, of_answers, quantile, residual, spread, two_sided, uneven, within
 
 
 def means(y):
