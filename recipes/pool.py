@@ -26,7 +26,6 @@ from addenda.comparing.entries import (
 )
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.search import Chosen, Look, grid, last_steps, search
-from addenda.statistics.spending import LOOKS
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import TrialSettings, control, judged, trial
 from addenda.core.adapter.handle import Adapter
@@ -37,6 +36,7 @@ from addenda.core.file.identity import versions as computed_by
 from addenda.core.file.save import save
 from addenda.core.method.catalogue import build
 from addenda.models.machine import hardware, versions
+from addenda.statistics.spending import LOOKS
 from addenda.train import checkpoint
 from addenda.train.evaluate import evaluate
 from recipes.store import BASE, SEEDS, Busy, Clock, Store, thinned
@@ -279,10 +279,13 @@ class Pool:
         )  # fmt: skip
 
     def _identified(self, on: Subject) -> dict:
-        """Return what decides the numbers; of draws, without the examples and the head of one of them."""
+        """Return what decides the numbers; of draws, without the examples and the head of one of them.
+
+        A head that was fitted is no part of it: sittings may be on several processors, whose rounding it shows.
+        """
         if self._identity is None:
             s = self.setting
-            base = {k: v for k, v in base_of(on.model).items() if not (s.drawn and k == "weights")}
+            base = {k: v for k, v in base_of(on.model).items() if not ((s.drawn or s.fitted) and k == "weights")}
             examples = {k: e.digest for k, e in on.splits.items() if not (s.drawn and k == "train")}
             self._identity = plain({
                 "subject": s.name, "base": base, "examples": examples, "steps": s.steps, "first": s.first,

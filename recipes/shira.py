@@ -20,9 +20,9 @@ from pathlib import Path
 import addenda as ad
 from addenda.comparing.entries import BudgetRecord, Config, MethodRecord, SplitResult, TrialRecord, Until
 from addenda.comparing.record import Record
-from addenda.statistics.spending import LOOKS
 from addenda.comparing.trial import judged
 from addenda.models.machine import hardware, versions
+from addenda.statistics.spending import LOOKS
 from addenda.train.evaluate import evaluate
 from recipes.pool import Pool
 from recipes.store import SEEDS, Busy, Store, short

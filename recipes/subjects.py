@@ -43,8 +43,9 @@ SALT = "a test split of 2026"
 class Setting:
     """A subject by name. make: the subject of a seed; steps, batch: of every final run; first: steps of a search's
 
-    first runs; drawn: every seed has its own examples; targets: where all arms are put (None: where each method says);
-    small: done before the fairer ones; seeds: how many there are likely to be, for the prediction of costs.
+    first runs; drawn: every seed has its own examples; fitted: its head is fitted beforehand, to rounding alike on
+    every processor; targets: where all arms are put (None: where each method says); small: done before the fairer
+    ones; seeds: how many there are likely to be, for the prediction of costs.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Setting:
     validation: int = 2000
     rates: int = 5
     drawn: bool = False
+    fitted: bool = False
     targets: str | tuple[str, ...] | None = None
     small: bool = True
     seeds: int = 8
@@ -190,11 +192,19 @@ CHEAPEST = (
 SETTINGS = {
     s.name: s
     for s in (
-        Setting("docstrings", lambda seed: whole("splade-tiny", "library"), 2400, 600),
-        Setting("kinds", lambda seed: whole("splade-tiny", "kind"), 2400, 600),
+        Setting("docstrings", lambda seed: whole("splade-tiny", "library"), 2400, 600, fitted=True),
+        Setting("kinds", lambda seed: whole("splade-tiny", "kind"), 2400, 600, fitted=True),
         Setting("few-50", lambda seed: few(seed, 50, ("library",)), 600, 150, drawn=True, seeds=12),
         Setting("few-two", lambda seed: few(seed, 20, ("library", "kind")), 600, 150, drawn=True, seeds=12),
-        Setting("docstrings-minilm", lambda seed: whole("minilm", "library"), 1200, 300, validation=1000, small=False),
+        Setting(
+            "docstrings-minilm",
+            lambda seed: whole("minilm", "library"),
+            1200,
+            300,
+            validation=1000,
+            fitted=True,
+            small=False,
+        ),
         Setting("garments", lambda seed: garments(0, 100), 400, 100, validation=1000, small=False),
         Setting("garments-qv", lambda seed: garments(0, 100), 400, 100, validation=1000, targets=QV, small=False),
         Setting(

@@ -39,11 +39,11 @@ from addenda.comparing.entries import (
     Until,
 )
 from addenda.comparing.record import Record
-from addenda.statistics.spending import LOOKS
 from addenda.core.disk.atomic import readable, write_atomically
 from addenda.core.file.identity import plain
 from addenda.core.file.identity import versions as computed_by
 from addenda.models.machine import hardware, versions
+from addenda.statistics.spending import LOOKS
 from recipes.nets import Task, answered, fashion, varied
 from recipes.store import SEEDS, Busy, Clock, Store
 

@@ -16,10 +16,10 @@ import torch
 
 from addenda import AddendaError
 from addenda.comparing.entries import TrialRecord
-from addenda.statistics.intervals import Pooled, of_answers, spread
 from addenda.comparing.record import FULL, HEAD, Record
-from addenda.statistics.spending import LOOKS
 from addenda.comparing.stats import Comparison, analyse
+from addenda.statistics.intervals import Pooled, of_answers, spread
+from addenda.statistics.spending import LOOKS
 from recipes import controls as _controls  # noqa: F401 – registers arms of ours
 from recipes import dylora, lord
 from recipes.claims import Claim, Claims, Measured, Side, Verdict, judge
