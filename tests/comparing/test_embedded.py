@@ -24,7 +24,7 @@ def test_names_that_mean_an_embedded_task(model, data, task):
     ("model", "data", "told"),
     [
         ("a/model", None, "Give model= and data= together"), (None, "sums.jsonl", "Give model= and data= together"),
-        ("a/model", "docstrings", "takes splade-tiny or minilm; got model='a/model'"),
+        ("a/model", "docstrings", "takes splade-tiny or minilm or e5; got model='a/model'"),
         ("minilm", "sort-numbers", "takes no model: it has its own; got model='minilm'"),
     ],
 )  # fmt: skip

