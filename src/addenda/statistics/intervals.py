@@ -180,18 +180,19 @@ def seeds_needed(
     candidates: np.ndarray,
     apart: np.ndarray,
     equal: np.ndarray,
+    reach: float = 1.0,
 ) -> int | None:
     """Return the first of `candidates`, numbers of seeds, at which the difference, if it stays, has a verdict; or None.
 
     parts: items, seeds and shared, as they are with `seeds`; apart, equal: for each candidate the two-sided levels of
-    the test against 0 and of the two tests against the margin.
+    the test against 0 and of the two tests against the margin; reach: by how much an item that never came may differ.
     """
     of_items, of_seeds, shared = parts
     lasting, fewer = max(of_items - shared, 0.0), seeds / candidates
     freedom = pooled.freedom / max(seeds - 1, 1) * (candidates - 1)
     error, df = spread(lasting, of_seeds * fewer, 0.0, count, freedom)
     df, size = np.minimum(df, 1e9), abs(difference)
-    differs = size > np.maximum(special.stdtrit(df, 1 - apart / 2) * error, never_seen(count, apart))
-    equals = size + np.maximum(special.stdtrit(df, 1 - equal / 2) * error, never_seen(count, equal)) < margin
+    differs = size > np.maximum(special.stdtrit(df, 1 - apart / 2) * error, reach * never_seen(count, apart))
+    equals = size + np.maximum(special.stdtrit(df, 1 - equal / 2) * error, reach * never_seen(count, equal)) < margin
     decided = np.flatnonzero(differs | equals)
     return int(candidates[decided[0]]) if len(decided) else None

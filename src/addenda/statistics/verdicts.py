@@ -25,6 +25,22 @@ FORECAST = 1000  # seeds, and no more, that are asked whether they would decide
 
 
 @dataclass(frozen=True)
+class Unit:
+    """In what a difference is told. scale: of a share of 1; digits: behind the point; items: what there are many of."""
+
+    name: str = "points"
+    scale: float = 100.0
+    digits: int = 1
+    items: str = "items"
+
+    def told(self, value: float) -> str:
+        return f"{value * self.scale:.{self.digits}f}"
+
+
+POINTS = Unit()
+
+
+@dataclass(frozen=True)
 class PairedDifference:
     """Arm `a` minus arm `b` on the same items and seeds, as shares of 1, and what may be said of it.
 
@@ -73,24 +89,27 @@ class PairedDifference:
             return "equivalent" if self.low90 > -self.margin else "no gain"
         return "undecided"
 
-    def words(self, titles: Mapping[str, str] | None = None) -> str:
-        """Return the verdict as a sentence, in percentage points."""
+    def words(self, titles: Mapping[str, str] | None = None, unit: Unit = POINTS) -> str:
+        """Return the verdict as a sentence, in percentage points or another unit."""
         a, b = ((titles or {}).get(k, k) for k in (self.a, self.b))
-        low, high, gap, margin = self.low * 100, self.high * 100, self.difference * 100, f"{self.margin * 100:g} points"
-        at_90 = f"difference {gap:.1f}, 90 %: {self.low90 * 100:.1f} to {self.high90 * 100:.1f}"
+        name, told, margin = unit.name, unit.told, f"{self.margin * unit.scale:g} {unit.name}"
+        low, high, gap = told(self.low), told(self.high), told(self.difference)
+        at_90 = f"difference {gap}, 90 %: {told(self.low90)} to {told(self.high90)}"
         match self.verdict:
             case "better":
-                return f"{a} better than {b} by {gap:.1f} points ({low:.1f} to {high:.1f})"
+                return f"{a} better than {b} by {gap} {name} ({low} to {high})"
             case "worse":
-                return f"{b} better than {a} by {-gap:.1f} points ({-high:.1f} to {-low:.1f})"
+                return (
+                    f"{b} better than {a} by {told(-self.difference)} {name} ({told(-self.high)} to {told(-self.low)})"
+                )
             case "equivalent":
                 return f"{a} and {b} equivalent within ±{margin} ({at_90})"
             case "no gain":
                 return f"{a} gains no more than {margin} over {b} ({at_90})"
             case "void":
                 return f"{a} and {b} cannot be compared: {self.why}"
-        told = f"{gap:.1f} points" + (f", {low:.1f} to {high:.1f}" if self.low > -1 or self.high < 1 else "")
-        return f"{a} and {b} undecided (difference {told}; {self.why})"
+        gap = f"{gap} {name}" + (f", {low} to {high}" if self.low > -1 or self.high < 1 else "")
+        return f"{a} and {b} undecided (difference {gap}; {self.why})"
 
 
 @dataclass(frozen=True)
@@ -100,6 +119,7 @@ class _Measured:
     pair: PairedDifference
     parts: tuple[float, float, float] = (0.0, 0.0, 0.0)
     pooled: Pooled = Pooled()  # noqa: RUF009 – frozen
+    reach: float = 1.0
 
 
 def unknown(
@@ -111,8 +131,13 @@ def unknown(
     )
 
 
-def measured(a: str, b: str, x: np.ndarray, pooled: Pooled, margin: float, until: bool) -> _Measured:
-    """Return the difference x, seeds × items, with its intervals and p. until: it is one look of several."""
+def measured(
+    a: str, b: str, x: np.ndarray, pooled: Pooled, margin: float, until: bool, reach: float = 1.0
+) -> _Measured:
+    """Return the difference x, seeds × items, with its intervals and p. until: it is one look of several.
+
+    reach: by how much an item of a kind that never came may differ, with answers that are right or wrong by 1.
+    """
     seeds, items = x.shape
     mean = float(x.mean())
     blank = unknown(a, b, margin, None).pair
@@ -128,13 +153,13 @@ def measured(a: str, b: str, x: np.ndarray, pooled: Pooled, margin: float, until
 
     def interval(alpha: float) -> tuple[float, float]:
         at = spending.level(seeds, alpha) if until else alpha
-        half = max(quantile(1 - at / 2, df) * error, never_seen(items, at))
+        half = max(quantile(1 - at / 2, df) * error, reach * never_seen(items, at))
         return max(mean - half, -1.0), min(mean + half, 1.0)
 
     (low, high), (low90, high90) = interval(LEVEL), interval(2 * LEVEL)
     p = float(spending.overall(seeds, p)) if until else p
     pair = replace(blank, low=low, high=high, low90=low90, high90=high90, p=p, error=error, df=df)
-    return _Measured(pair, parts, pooled)
+    return _Measured(pair, parts, pooled, reach)
 
 
 def holm(p: Mapping[K, float], tests: int | None = None) -> dict[K, float]:
@@ -145,7 +170,7 @@ def holm(p: Mapping[K, float], tests: int | None = None) -> dict[K, float]:
     return found
 
 
-def judged(found: Sequence[_Measured], until: bool) -> tuple[PairedDifference, ...]:
+def judged(found: Sequence[_Measured], until: bool, unit: Unit = POINTS) -> tuple[PairedDifference, ...]:
     """Return the pairs with Holm's p over all that are not void, a verdict, and what would decide."""
     pairs = [m.pair for m in found]
     corrected = holm({i: pair.p for i, pair in enumerate(pairs) if pair.verdict != "void"})
@@ -153,12 +178,12 @@ def judged(found: Sequence[_Measured], until: bool) -> tuple[PairedDifference, .
         pair = replace(pairs[i], p_holm=p)
         pair = replace(pair, verdict=pair._judged())
         if pair.verdict in ("undecided", "no gain") and pair.why is None:
-            pair = _forecast(pair, found[i], len(corrected), until)
+            pair = _forecast(pair, found[i], len(corrected), until, unit)
         pairs[i] = pair
     return tuple(pairs)
 
 
-def _forecast(pair: PairedDifference, m: _Measured, tests: int, until: bool) -> PairedDifference:
+def _forecast(pair: PairedDifference, m: _Measured, tests: int, until: bool, unit: Unit) -> PairedDifference:
     """Return an undecided pair with the seeds that would decide it at the strictest level that Holm may ask."""
     alphas = LEVEL / tests, 2 * LEVEL
     last = spending.LOOKS[-1]
@@ -168,12 +193,15 @@ def _forecast(pair: PairedDifference, m: _Measured, tests: int, until: bool) -> 
         np.array([spending.level(min(n, last), alpha) if until else alpha for n in candidates.tolist()])
         for alpha in alphas
     )
-    needed = seeds_needed(pair.difference, pair.margin, m.parts, pair.items, m.pooled, pair.seeds, candidates, *levels)
+    needed = seeds_needed(
+        pair.difference, pair.margin, m.parts, pair.items, m.pooled, pair.seeds, candidates, *levels, reach=m.reach
+    )
     if needed is None:
         alone = quantile(1 - alphas[1] / 2, pair.items - 1) * max(m.parts[0] - m.parts[2], 0.0) ** 0.5
         if alone < pair.margin / 2:  # the items would do, and the difference is about the margin, or 0 beyond it
             return replace(pair, why="on the margin: no number of seeds that can be run would decide if this stays")
-        why = f"the {pair.items:,} items alone leave ±{alone * 100:.1f} points, so more of them are needed, not seeds"
+        left = f"{pair.items:,} {unit.items} alone leave ±{unit.told(alone)} {unit.name}"
+        why = f"the {left}, so more of them are needed, not seeds"
         return replace(pair, why=why)
     more = needed - pair.seeds
     return replace(pair, more_seeds=more, why=f"{more} more seed{'s' * (more != 1)} would decide if this stays")
