@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from addenda.quantizing.bridges import release as release
     from addenda.quantizing.quantize import dequantize as dequantize
     from addenda.quantizing.quantize import quantize as quantize
+    from addenda.ranking.reranker import Reranker as Reranker
     from addenda.train.accelerate_states import register_for_checkpointing as register_for_checkpointing
     from addenda.train.callback import TrainerCallback as TrainerCallback
     from addenda.train.evaluate import evaluate as evaluate
@@ -119,6 +120,7 @@ _NAMES = {
     "exporting.reduce_report": "ReduceReport",
     "quantizing.bridges": "adopt release",
     "quantizing.quantize": "dequantize quantize",
+    "ranking.reranker": "Reranker",
     "train.accelerate_states": "register_for_checkpointing",
     "train.callback": "TrainerCallback",
     "train.evaluate": "evaluate generate",

@@ -138,3 +138,22 @@ def test_what_is_cut_keeps_the_tokens_that_a_classifier_reads_by(pair):
     assert all(row[0] == 1 and row[-1] == 2 and row.count(2) == (2 if pair else 1) for row in made.ids)
     with pytest.raises(AddendaError, match=r"row 0, cannot be cut to 2 tokens"):
         encode(read(rows, task="label", **options), tokenizer, max_length=2, overflow="truncate")
+
+
+def test_of_a_pair_the_second_text_alone_can_be_cut():
+    tokenizer = make_tokenizer(template=None)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|start|> $A <|end|>", pair="<|start|> $A <|end|> $B:1 <|end|>:1",
+        special_tokens=[("<|start|>", 1), ("<|end|>", 2)],
+    )  # fmt: skip
+    rows = [{"query": "a" * 7, "document": "b" * n, "label": n % 2} for n in (2, 30)]
+    data = read(rows, task="label", text="query", pair="document")
+    made = encode(data, tokenizer, max_length=12, overflow="truncate_second")
+    a, b = (tokenizer(t, add_special_tokens=False)["input_ids"][0] for t in "ab")
+    assert made.ids == [[1, *[a] * 7, 2, b, b, 2]] * 2
+    with pytest.raises(AddendaError, match=r"row 0: the first text leaves no room for the second within 10 tokens"):
+        encode(data, tokenizer, max_length=10, overflow="truncate_second")
+    alone = read([{"text": "a", "label": 0}, {"text": "b", "label": 1}], task="label")
+    for given in (alone, read([{"question": "a", "answer": "b"}])):
+        with pytest.raises(AddendaError, match="no pairs of texts"):
+            encode(given, tokenizer, max_length=12, overflow="truncate_second")

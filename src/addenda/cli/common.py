@@ -71,7 +71,10 @@ SkipCorrupt = Annotated[
     bool, typer.Option("--skip-corrupt", help="Leave out images that cannot be decoded.", rich_help_panel=DATA)
 ]
 Overflow = Annotated[
-    str, typer.Option("--overflow", help="Longer examples: error, drop or truncate.", rich_help_panel=DATA)
+    str,
+    typer.Option(
+        "--overflow", help="Longer examples: error, drop, truncate or (of pairs) truncate_second.", rich_help_panel=DATA
+    ),
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float32 or float16.", rich_help_panel=SPEED)]
 Quantize = Annotated[

@@ -27,7 +27,7 @@ from addenda.data.encoded import IGNORE, Encoded, Kind
 from addenda.data.examples import Chat, Data, Labelled, Pair
 from addenda.data.prepare import Preparation
 
-Overflow = Literal["error", "drop", "truncate"]
+Overflow = Literal["error", "drop", "truncate", "truncate_second"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ class Tokens(Encoded):
         types = None if self.types is None else [self.types[i] for i in rows]
         return replace(self, ids=[self.ids[i] for i in rows], labels=[self.labels[i] for i in rows], types=types)
 
+    def filled(self, pad: int) -> "Tokens":
+        return replace(self, pad=pad)
+
     def batch(self, rows: Sequence[int], skip: int = 0) -> dict[str, Tensor]:
         """Return these rows as one batch of a `Collator`. skip: first tokens to leave out, for a causal LM."""
         items = [self[i] for i in rows]
@@ -84,6 +87,7 @@ def encode(
     chat: use the tokenizer's chat template (None: if it has one). max_length: the model's context in tokens, None for
     no limit. overflow: what to do with a longer example: an error, drop it, or cut the prompt from the left (a
     classifier's text as its tokenizer cuts, which leaves [CLS] and [SEP] where they are); an answer is never cut.
+    "truncate_second": of a pair of texts cut the second one only, such as the document that answers a query.
     skip_corrupt: leave out images that cannot be decoded.
     Raises AddendaError for examples that do not fit, by index, images that cannot be read, by file, a tokenizer without
     an end token, and what is for texts where images were given.
@@ -121,7 +125,7 @@ def tokenise(
     if data.form == "label" and chat is not None:
         raise AddendaError(f"chat={chat} is for a causal LM, and {data.source} holds texts with labels. Leave it out.")
     if overflow not in get_args(Overflow):
-        raise AddendaError(f"overflow must be 'error', 'drop' or 'truncate', got {overflow!r}.")
+        raise AddendaError(f"overflow must be {', '.join(map(repr, get_args(Overflow)))}, got {overflow!r}.")
     if data.form == "label":
         kind, (ids, labels, types) = ("class" if data.labels else "value"), _texts(data, tokenizer)
         notes = (data.said,) if data.said else ()
@@ -130,8 +134,13 @@ def tokenise(
         ids, labels, notes = _turns(data, tokenizer, use_chat(tokenizer, chat))
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     tokens = Tokens(ids, labels, kind, pad, types, data.labels, notes)
-    if max_length is not None and overflow == "truncate" and kind != "causal":
-        tokens = _shorter(tokens, data, tokenizer, max_length)
+    if overflow == "truncate_second" and getattr(next(iter(data.examples), None), "pair", None) is None:
+        raise AddendaError(
+            f"overflow='truncate_second' cuts the second text of a pair, and the examples of {data.source} are no "
+            "pairs of texts. Give overflow='truncate'."
+        )
+    if max_length is not None and overflow.startswith("truncate") and kind != "causal":
+        tokens = _shorter(tokens, data, tokenizer, max_length, second=overflow == "truncate_second")
     return tokens if max_length is None else _fit(tokens, max_length, overflow, data)
 
 
@@ -260,10 +269,14 @@ def _texts(data: Data, tokenizer) -> tuple[list[list[int]], list, list[list[int]
     return ids, [e.label for e in examples], None if types is None else [list(row) for row in types]
 
 
-def _shorter(made: Tokens, data: Data, tokenizer: Any, limit: int) -> Tokens:
-    """Return the texts, the too long ones cut by the tokenizer itself: a classifier may read what stands last."""
+def _shorter(made: Tokens, data: Data, tokenizer: Any, limit: int, second: bool = False) -> Tokens:
+    """Return the texts, the too long ones cut by the tokenizer itself: a classifier may read what stands last.
+
+    second: cut only the second text of a pair.
+    """
     rows = [i for i, n in enumerate(made.lengths) if n > limit]
     ids, types = list(made.ids), None if made.types is None else list(made.types)
+    how = "only_second" if second else "longest_first"
     for i in rows:
         example: Any = data.examples[i]
         if limit <= tokenizer.num_special_tokens_to_add(example.pair is not None):
@@ -271,11 +284,23 @@ def _shorter(made: Tokens, data: Data, tokenizer: Any, limit: int) -> Tokens:
                 f"{data.source}, {data.place(i)}, cannot be cut to {limit} tokens: the tokenizer's special tokens "
                 "leave no room for a text. Raise max_length."
             )
-        cut = tokenizer(example.text, example.pair, truncation="longest_first", max_length=limit)
+        if second and room_behind(tokenizer, example.text, limit) < 1:
+            raise AddendaError(
+                f"{data.source}, {data.place(i)}: the first text leaves no room for the second within {limit} tokens, "
+                "and overflow='truncate_second' cuts the second only. Shorten the first, raise max_length, or give "
+                "overflow='truncate'."
+            )
+        cut = tokenizer(example.text, example.pair, truncation=how, max_length=limit)
         ids[i] = list(cut["input_ids"])
         if types is not None:
             types[i] = list(cut["token_type_ids"])
     return replace(made, ids=ids, types=types) if rows else made
+
+
+def room_behind(tokenizer: Any, first: str, limit: int) -> int:
+    """Return how many tokens of a second text fit behind a first one and the special tokens; below 0: none do."""
+    ids = tokenizer(first, add_special_tokens=False)["input_ids"]
+    return limit - len(ids) - tokenizer.num_special_tokens_to_add(True)
 
 
 def _places(data: Data, rows: Sequence[int], n: int = 8) -> str:

@@ -1,24 +1,37 @@
 """Encoded examples: what training, judging and measuring ask of them, whatever they are made of.
 
-`encode.Tokens` are texts as token ids, `pixels.Images` are pictures as pixels.
+`encode.Tokens` are texts as token ids, `pixels.Images` are pictures as pixels; `ranking.groups.Groups` are rows of
+either that are judged together.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 IGNORE = -100
-Kind = Literal["causal", "class", "value"]
+Kind = Literal["causal", "class", "value", "group"]
+TARGETS = ("labels", "group", "teacher")  # what a batch holds besides the model's inputs
+
+
+class Objective(Protocol):
+    """What is learned of groups of rows.
+
+    scores (N) float32: the model's one output for every row. batch: labels (N); group (G × M), the rows of each group,
+    −1 behind its last; teacher (N), where another model's scores are learned from. Returns the loss of each group (G).
+    """
+
+    def __call__(self, scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor: ...
 
 
 class Encoded(Dataset, ABC):
     """Examples as a model takes them, in order.
 
-    labels: for "causal" a list beside each row, else one number each. names: of the classes. unit: what `lengths`
-    count. ragged: whether lengths differ, so that batches are padded and rows of like length are put together.
+    labels: for "causal" and "group" a list beside each, else one number each. names: of the classes. unit: what
+    `lengths` count. ragged: whether lengths differ, so that batches are padded and rows of like length are put
+    together. objective: the loss of a "group".
     """
 
     unit: ClassVar[str]
@@ -27,6 +40,7 @@ class Encoded(Dataset, ABC):
     kind: Kind
     names: tuple[str, ...] | None
     said: tuple[str, ...] = ()  # what was understood of the data, in words
+    objective: Objective | None = None
     skipped: tuple[str, ...] = ()  # what could not be read and was left out, where that was asked for
 
     def __len__(self) -> int:
@@ -58,6 +72,14 @@ class Encoded(Dataset, ABC):
     @abstractmethod
     def batch(self, rows: Sequence[int], skip: int = 0) -> dict[str, Tensor]:
         """Return the inputs and labels of these examples, without their first `skip` tokens."""
+
+    def filled(self, pad: int) -> Self:
+        """Return the examples with short rows filled by this token; those without tokens as they are."""
+        return self
+
+    def at_once(self, rows: int) -> int:
+        """Return how many examples to judge at once, so that the model is given about so many rows."""
+        return rows
 
     def ahead(self, rows: Sequence[int]) -> None:
         """Begin to prepare these rows, which come next; does nothing where all is in memory."""

@@ -1,14 +1,12 @@
 """What a model can be given: how many tokens have a position, and which token fills short rows."""
 
 import inspect
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.wrappers import unwrap
-from addenda.data.encode import Tokens
 from addenda.data.encoded import Encoded
 
 
@@ -43,15 +41,16 @@ def padded(examples: Any, model: nn.Module, batch: int) -> Any:
     Raises AddendaError where it has to be found and the model's configuration does not say what fills.
     """
     config = getattr(model, "config", None)
-    if not isinstance(examples, Encoded) or not isinstance(examples, Tokens) or examples.kind == "causal":
+    own = getattr(examples, "pad", None)
+    if not isinstance(examples, Encoded) or own is None or examples.kind == "causal":
         return examples
     pad = getattr(config, "pad_token_id", None)
     if pad is not None:
-        return examples if pad == examples.pad else replace(examples, pad=pad)
+        return examples if pad == own else examples.filled(pad)
     code = getattr(inspect.unwrap(type(unwrap(model)).forward), "__code__", None)
     if config is not None and batch > 1 and code is not None and "pad_token_id" in code.co_names:
         raise AddendaError(
             f"A {type(unwrap(model)).__name__} finds the last token of every text by config.pad_token_id, and it has "
-            f"none. Set model.config.pad_token_id = {examples.pad}, which fills the rows."
+            f"none. Set model.config.pad_token_id = {own}, which fills the rows."
         )
     return examples

@@ -150,7 +150,7 @@ def measure(model: nn.Module, train: Encoded, batch: int) -> Attention:
             for name in NAMES:
                 with suppress(AddendaError, torch.OutOfMemoryError), using(model, name):
                     started = time.perf_counter()
-                    loss = score(model, tensors, train.kind).mean
+                    loss = score(model, tensors, train.kind, objective=train.objective).mean
                     loss.backward()
                     loss.item()  # waits for a GPU
                     seconds[name] = min(seconds.get(name, math.inf), time.perf_counter() - started)

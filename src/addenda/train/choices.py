@@ -28,7 +28,8 @@ def attention_of(
 def compilation(model: nn.Module, adapter: Adapter, train: Encoded, rows: list[int], whole: bool) -> dict:
     """Compile and measure on the given rows, which are the same in a resumed run: it gets the same code."""
     tensors = {k: t.to(device_of(model)) for k, t in train.batch(rows).items()}
-    found = compiled.measure(lambda: score(model, tensors, train.kind, whole=whole).mean)
+    options: dict[str, Any] = {"whole": whole, "objective": train.objective}
+    found = compiled.measure(lambda: score(model, tensors, train.kind, **options).mean)
     for p in adapter.parameters():
         p.grad = None
     return asdict(found) | {"paid": found.paid}

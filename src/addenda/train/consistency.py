@@ -54,9 +54,10 @@ def divergence(a: Tensor, b: Tensor) -> Tensor:
 
 def check(adapter: Adapter, kind: Kind, loss: str, checkpointing: bool) -> None:
     """Raise AddendaError where the term makes no sense: for values, without anything drawn, without logits."""
-    if kind == "value":
+    if kind in ("value", "group"):
+        what = "predicts values" if kind == "value" else "orders rows by one score"
         raise AddendaError(
-            "The consistency term compares distributions over classes or tokens, and this task predicts values. Leave "
+            f"The consistency term compares distributions over classes or tokens, and this task {what}. Leave "
             "consistency out."
         )
     if loss == "chunked":

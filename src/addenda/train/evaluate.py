@@ -93,6 +93,7 @@ def evaluate(
     if not len(examples):
         raise AddendaError("There is no example to evaluate.")
     examples = padded(examples, model, batch)
+    batch = examples.at_once(batch)
     started, device = time.perf_counter(), device_of(model)
     lengths = examples.lengths
     order = sorted(range(len(examples)), key=lambda i: -lengths[i])
@@ -106,7 +107,8 @@ def evaluate(
             batched = examples.batch(rows, skip=prefix)
             examples.ahead(order[at + batch : at + 2 * batch])
             tensors = {k: t.to(device) for k, t in batched.items()}
-            made = score(model, read_before(model, tensors, cache, prefix), examples.kind, right=True)
+            inputs = read_before(model, tensors, cache, prefix)
+            made = score(model, inputs, examples.kind, right=True, objective=examples.objective)
             total, count = total + float(made.total), count + made.count
             for i, mean in zip(rows, made.means.tolist(), strict=True):
                 losses[i] = mean

@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.wrappers import unwrap
-from addenda.data.encoded import IGNORE, Kind
+from addenda.data.encoded import IGNORE, TARGETS, Kind, Objective
 from addenda.train import chunked
 
 
 @dataclass(frozen=True)
 class Score:
-    """The score of one batch of B examples. total carries the gradient."""
+    """The score of one batch of B examples, or groups of rows. total carries the gradient."""
 
     total: Tensor  # () float32: summed loss over all labels
-    count: int  # labels: tokens to predict, or examples
+    count: int  # labels: tokens to predict, or examples, or groups
     sums: Tensor | None  # (B) float32: summed loss of each example, detached; None without logits
     counts: Tensor  # (B) int64: labels of each example
-    right: Tensor | None  # (B) bool: right at every label; None when not asked for, or for values
+    right: Tensor | None  # (B) bool: right at every label, or a best row on top; None if not asked for, or for values
     logits: Tensor | None = None  # (labels × classes), in the order of the labels; None when not asked for, or values
     totals: tuple[Tensor, ...] = ()  # of each group of rows, where groups were named; they carry the gradient
 
@@ -53,15 +53,19 @@ def score(
     whole: bool = True,
     keep: bool = False,
     groups: Sequence[int] = (),
+    objective: Objective | None = None,
 ) -> Score:
     """Run the model on a batch of `Encoded` and compare with its labels. right: also judge every example.
 
+    objective: of the data, the loss of a "group" of rows.
     keep: with the logits of all labels. whole: by those logits at once; else by `chunked`, where that is permitted, for
     the total alone. groups: how many rows belong to each of several runs, for their totals.
     Raises AddendaError when the model returns no logits, or logits that do not fit the labels.
     """
     inputs = inputs_of(model, batch)
     labels = batch["labels"]
+    if kind == "group":
+        return _group(_logits(model(**inputs)), batch, objective, right)
     if kind != "causal":
         return _classify(_logits(model(**inputs)), labels, kind, right, keep, groups)
     seen = labels[:, 1:] != IGNORE  # (B, T-1): position t predicts the label at t+1
@@ -99,9 +103,9 @@ def _totals(losses: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def inputs_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what the model is called with: all but the labels, pixels in the model's own dtype."""
+    """Return what the model is called with: all but what is learned, pixels in the model's own dtype."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    given = {k: t for k, t in batch.items() if k != "labels"}
+    given = {k: t for k, t in batch.items() if k not in TARGETS}
     return {k: t.to(dtype) if k == "pixel_values" else t for k, t in given.items()}
 
 
@@ -137,6 +141,25 @@ def _logits(output) -> Tensor:
             f"The model returned {type(output).__name__} without logits. Give a causal LM or a classifier."
         )
     return logits
+
+
+def _group(logits: Tensor, batch: dict[str, Tensor], objective: Objective | None, right: bool) -> Score:
+    """Return the score of groups of rows; one is right where a row with the best label stands above all others."""
+    assert objective is not None, "a group has its objective with its data"
+    labels, group = batch["labels"], batch["group"]
+    if logits.shape != (len(labels), 1):
+        raise AddendaError(f"Groups want a model with one output (num_labels=1), this one has {logits.shape[-1]}.")
+    scores = logits[:, 0].float()
+    losses = objective(scores, batch)
+    verdict = None
+    if right:
+        there, rows = group >= 0, group.clamp(min=0)
+        given, wanted = (t.detach()[rows].masked_fill(~there, -torch.inf) for t in (scores, labels))
+        best = wanted == wanted.amax(1, keepdim=True)
+        top, below = (given.masked_fill(~part, -torch.inf).amax(1) for part in (best, ~best))
+        verdict = top > below
+    ones = torch.ones(len(group), dtype=torch.long, device=labels.device)
+    return Score(losses.sum(), len(group), losses.detach(), ones, verdict)
 
 
 def _classify(logits: Tensor, labels: Tensor, kind: Kind, right: bool, keep: bool, groups: Sequence[int]) -> Score:

@@ -54,6 +54,8 @@ class Slot:
 
     def __init__(self, model: nn.Module, index: int, run: Run, train: Encoded, eval: Encoded | None):
         check_trainable(model, run.adapter)
+        if train.kind == "group":
+            raise AddendaError("Runs on groups of rows are trained one by one. Use fit.")
         options = {"optimizer": "auto", "dead": "raise", "eval_every": None, "save_every": None} | run.options
         own = {k: v for k, v in options.items() if k not in ("steps", "optimizer", "dead", "eval_every", "save_every")}
         if alone := [k for k in ALONE if own.get(k)] + ["attention"] * (own.get("attention") is not None):

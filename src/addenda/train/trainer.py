@@ -193,10 +193,10 @@ class AdapterTrainer(transformers.Trainer):
         return self.lr_scheduler
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
-        """Return the number of labels of one optimizer step, over its parts and all processes."""
-        causal = self.data.kind == "causal"
-        labels: list[Tensor] = [b["labels"][:, 1:] if causal else b["labels"] for b in batch_samples]
-        counts = [(t != IGNORE).sum() if causal else torch.tensor(t.numel()) for t in labels]
+        """Return the number of labels, or groups, of one optimizer step, over its parts and all processes."""
+        causal, what = self.data.kind == "causal", "group" if self.data.kind == "group" else "labels"
+        labels: list[Tensor] = [b["labels"][:, 1:] if causal else b[what] for b in batch_samples]
+        counts = [(t != IGNORE).sum() if causal else torch.tensor(len(t)) for t in labels]
         idle = [IDLE in b for b in batch_samples]
         count: Any = torch.stack([n * (not i) for n, i in zip(counts, idle, strict=True)]).sum()
         return together.sum_of(count.to(device))
@@ -208,7 +208,8 @@ class AdapterTrainer(transformers.Trainer):
             twice = Consistency(self.settings.consistency, self.settings.consistency_add)
             total, count = twice.total(model, self.adapter, inputs, self.data.kind)
         else:
-            made = score(model, inputs, self.data.kind, whole=self.settings.loss != "chunked")
+            how: dict[str, Any] = {"whole": self.settings.loss != "chunked", "objective": self.data.objective}
+            made = score(model, inputs, self.data.kind, **how)
             total, count = made.total, made.count
         if idle:  # others have the examples of this batch; what is computed here only keeps them company
             total, count = total * 0, 0

@@ -87,6 +87,12 @@ RANGES: dict[str, Range] = {
     "margin": Range(0, 100, above=True),
     "items": _whole(0),
     "validation": _COUNT,
+    # ranking
+    "top_k": _COUNT,
+    "depth": _COUNT,
+    "stride": _whole(0),
+    "negatives": _whole(1, 10**4),
+    "temperature": Range(0, 1e6, above=True),
     # planning
     "length": _COUNT,
     "labelled": Range(0, 1, above=True),
@@ -115,7 +121,7 @@ RANGES: dict[str, Range] = {
 
 
 WORDS: dict[str, tuple[str, ...]] = {
-    "overflow": ("error", "drop", "truncate"),
+    "overflow": ("error", "drop", "truncate", "truncate_second"),
     "label_kind": ("class", "number"),
     "until": ("decided",),
 }
