@@ -1,6 +1,7 @@
 """Runs of a comparison at once: which arms are grouped, what the record says, and the same verdicts as alone."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from addenda.comparing.arm import parse_arm
 from addenda.comparing.entries import Grouping, TrialSpec
 from addenda.comparing.grouped_trials import formed, tried
 from addenda.comparing.record import Record
+from addenda.comparing.report import at_once, page
 from addenda.comparing.run import Watch, compare
 from addenda.comparing.stats import analyse
 from addenda.comparing.subject import from_files
@@ -104,7 +106,25 @@ def test_a_killed_group_is_begun_again_and_nothing_is_lost(files, tmp_path, both
 
 def test_auto_tries_nothing_where_a_comparison_is_short(files, tmp_path):
     record = run(files, tmp_path / "r", rates=1, methods=["lora:rank=2"], grouped="auto", budget="steps=2")
-    assert record.config.grouped is None and record.trials_of(stage="final")[0].grouped is None
+    made = record.config.grouped["lora:rank=2"]
+    assert not made.pays and made.runs is None and record.trials_of(stage="final")[0].grouped is None
+    assert re.fullmatch(r"all runs together are predicted to take \d+ seconds, and trying a .*", made.why)
+    assert at_once(record) == [f"No: {made.why}."] and f"No: {made.why}." in page(record)
+    again = run(files, tmp_path / "r", rates=1, methods=["lora:rank=2", "shira"], grouped="auto", budget="steps=2")
+    assert again.config.grouped["lora:rank=2"] == made  # as it was begun
+    assert again.config.grouped["shira"].why == "the runs before it went one after another"
+
+
+def test_the_report_says_what_ran_at_once(both):
+    assert at_once(both[0]) == ["No: one run after another was asked for."]
+    told = at_once(both[1])
+    assert [text.partition(":")[0] for text in told] == ["LoRA", "SHiRA"]
+    assert all(re.search(r": up to 9, \d+\.\d × as fast as one after another\.$", text) for text in told)
+    config = both[1].config
+    some = dict(config.grouped) | {"shira": Grouping(pays=False, why="every parameter is trained")}
+    mixed = replace(both[1], config=replace(config, grouped=some))
+    assert at_once(mixed)[1] == "SHiRA: one after another: every parameter is trained."
+    assert "SHiRA: one after another: every parameter is trained." in page(mixed)
 
 
 def test_what_is_not_grouped_says_why(files, monkeypatch):

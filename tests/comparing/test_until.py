@@ -10,8 +10,10 @@ from tests.comparing.test_run import noted, written
 
 from addenda.comparing import run as running
 from addenda.comparing.entries import LookTaken, SplitResult, TrialRecord, Until, Validation
+from addenda.comparing.head import head_of
 from addenda.comparing.record import Record
 from addenda.comparing.run import Watch, compare
+from addenda.comparing.stats import analyse
 from addenda.comparing.until import planned, told
 from addenda.core.base.errors import AddendaError
 from addenda.statistics.spending import LOOKS
@@ -20,6 +22,7 @@ QUIET = Watch(say=lambda text: None)
 ITEMS = 400
 APART = {"lora:rank=2": (0.7, 0.01), "shira": (0.4, 0.01)}  # accuracy, and how it scatters over seeds
 ALIKE = {"lora:rank=2": (0.5, 0.1), "shira": (0.505, 0.1)}
+APART_BY_ITEM = {"lora:rank=2": (0.5, 0.001, 0.2), "shira": (0.505, 0.001, 0.2)}  # other items right, in every seed
 
 
 class KilledError(BaseException):
@@ -44,9 +47,12 @@ class MadeUp:
             yield spec, self.made(spec)
 
     def made(self, spec):
-        accuracy, spread = self.arms[spec.method]
-        rng = np.random.default_rng([spec.seed, sorted(self.arms).index(spec.method)])
+        accuracy, spread, *own = self.arms[spec.method]
+        number = sorted(self.arms).index(spec.method)
+        rng = np.random.default_rng([spec.seed, number])
         hard = np.random.default_rng(0).random(ITEMS)  # the same items are hard for all
+        if own:
+            hard += np.random.default_rng([1, number]).normal(0, own[0], ITEMS)
         right = hard + rng.normal(0, 0.02, ITEMS) < accuracy + rng.normal(0, spread)
         items = "".join("01"[int(r)] for r in right)
         test = SplitResult(accuracy=float(right.mean()), loss=1.0, items=items, losses=(1.0,) * ITEMS)
@@ -113,6 +119,24 @@ def test_what_cannot_be_decided_ends_at_the_last_look(files, made_up):
     assert told_[-2].startswith("Looked at with 3, 5, 8, 12 and 20 seeds: that is the most; undecided: ")
 
 
+def test_what_only_more_items_would_decide_ends_at_the_first_look(files, made_up):
+    ran, told_ = made_up(APART_BY_ITEM), []
+    record = run(files, until="decided", watch=Watch(say=told_.append))
+    assert looks(record) == [3] and len(ran) == 6 and record.config.seeds == (0, 1, 2)
+    assert record.config.until.taken[0].undecided == (("lora:rank=2", "shira"),)
+    assert record.config.until.stopped == "more seeds, up to 20, would not decide what is open"
+    assert "Looked at with 3 seeds: more seeds, up to 20, would not decide what is open; undecided: lora" in told_[-2]
+    assert "the 400 items alone leave" in " ".join(power.sentence for power in head_of(record, analyse(record)).power)
+    assert looks(run(files, until="decided")) == [3] and len(ran) == 6  # and the same command adds none either
+    assert looks(run(files, seeds=5)) == [3, 5] and len(ran) == 10  # which whoever asks for them gets
+
+
+def test_another_pair_that_seeds_may_decide_goes_on(files, made_up):
+    made_up(APART_BY_ITEM | {"oft": (0.5, 0.05)})
+    record = run(files, until="decided", methods=["lora:rank=2", "shira", "oft"])
+    assert len(looks(record)) > 1
+
+
 def test_which_looks_fit_is_known_before_the_first_step(files, made_up, monkeypatch):
     monkeypatch.setattr("addenda.comparing.costs.step_seconds", lambda *_: 10.0)  # 4 steps, 2 arms: 80 s for a seed
     monkeypatch.setattr("addenda.comparing.costs.forward_seconds", lambda *_: 0.0)
@@ -159,10 +183,10 @@ def test_a_kill_before_a_look_is_written_changes_nothing(files, made_up):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Record, "changed", killed)
         with pytest.raises(KilledError):
-            run(files, until="decided", margin=0.01)
+            run(files, until="decided", margin=0.01, grouped=False)
     record = Record.read(files[2])
     assert len(record.trials) == 7 and record.config.until.taken == () and record.config.seeds == (0, 1, 2)
-    assert looks(run(files, until="decided", margin=0.01)) == [3, 5, 8, 12, 20]
+    assert looks(run(files, until="decided", margin=0.01, grouped=False)) == [3, 5, 8, 12, 20]
 
 
 def test_its_runs_are_those_of_a_comparison_with_as_many_seeds(files):

@@ -124,3 +124,31 @@ def test_answers_that_are_all_alike():
     few = pair_of(np.zeros((4, 5)), Pooled(0.0, 3))
     assert few.verdict == "undecided" and few.more_seeds is None
     assert isinstance(few, PairedDifference)
+
+
+def test_seeds_help_where_a_look_to_come_may_decide():
+    items = np.tile(differences(0.012, 1, 300, rng=np.random.default_rng(2)), (5, 1))
+    assert not pair_of(items, Pooled(1e-5, 8), until=True).seeds_help  # see the test of items alone
+    assert pair_of(items, Pooled(1e-5, 8)).seeds_help  # seeds that are asked for by number are not held back
+    many = np.tile(differences(0.0, 1, 20000), (5, 1))
+    near = many + 0.0195 - many.mean()  # at the margin now, but its seeds say little of where it will end
+    assert pair_of(near, Pooled(3e-3, 8), until=True).seeds_help
+    assert not pair_of(np.ones((4, 1)), Pooled(0.01, 6), until=True).seeds_help  # one item
+
+
+@pytest.mark.parametrize(("lasting", "least"), [(0.25, 1), (0.6, 50), (2.0, 90)])
+def test_pairs_that_are_given_up_would_seldom_have_been_decided(lasting, least):
+    """Simulated: of 100 pairs open after five seeds, at most 5 are given up that a later look decides."""
+    rng, given_up, lost = np.random.default_rng(3), 0, 0
+    for _ in range(100):
+        of_items = 0.01 + rng.normal(0, lasting, 1000)
+        x = of_items + rng.normal(0, 0.01, 20)[:, None] + rng.normal(0, 0.2, (20, 1000))
+
+        def seen(seeds, x=x):
+            return pair_of(x[:seeds], Pooled(float(x[:seeds].mean(1).var(ddof=1)), seeds - 1), until=True)
+
+        now = seen(5)
+        if now.verdict == "undecided" and not now.seeds_help:
+            given_up += 1
+            lost += any(seen(seeds).verdict != "undecided" for seeds in spending.LOOKS[2:])
+    assert given_up >= least and lost <= 5

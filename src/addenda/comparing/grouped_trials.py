@@ -3,8 +3,9 @@
 Before the first run each arm is tried, alone and as a group: whether its numbers come out the same, and how long a step
 takes. The answer is written into the record and holds for all of its runs, so that none follows the clock later on. A
 run of a group differs from the same run alone by rounding (float32: losses within 1e-5 over the first 20 steps); its
-record says how many ran at once. Where any arm is grouped, times and memory of every arm's runs are those of the arm
-alone, as it was tried, so that like is compared with like.
+record says how many ran at once. Why an arm's runs go one after another is written down too, also where nothing was
+tried: of a short comparison, of long steps, of full fine-tuning. Where any arm is grouped, times and memory of every
+arm's runs are those of the arm alone, as it was tried, so that like is compared with like.
 """
 
 import time
@@ -24,6 +25,7 @@ from addenda.comparing.record import FULL, Record
 from addenda.comparing.runner import CHECKPOINT_SECONDS, OneByOne, Runner
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import TrialSettings, attached, concluded, goes_on, how, looked_at
+from addenda.comparing.words import about
 from addenda.core.adapter.switch import switch
 from addenda.core.base.errors import AddendaError
 from addenda.models.machine import device_of, hardware, resident
@@ -46,18 +48,28 @@ COARSE = 0.05
 
 def settled(
     record: Record, subject: Subject, arms: Sequence[Arm], settings: TrialSettings, asked: Asked,
-    say: Callable[[str], None],
+    say: Callable[[str], None], never: str | None = None,
 ) -> Record:  # fmt: skip
     """Return the record with the answer for every arm, which is measured only where no run has begun.
 
     asked: "auto" groups where a trial says that it pays, True wherever the numbers come out the same, False nowhere.
+    never: why none is grouped, whatever was asked.
     """
     known, config = record.config.grouped, record.config
-    if asked is False or (known is None and record.trials_of(stage="search") + record.trials_of(stage="final")):
-        return record
-    if known is None and asked == "auto" and (config.predicted_seconds or 0.0) < WORTH:
-        return record
     new = [arm for arm in arms if arm.label not in (known or {})]
+    begun = bool(record.trials_of(stage="search") + record.trials_of(stage="final"))
+    if known is None and begun:
+        return record
+    seconds = config.predicted_seconds or 0.0
+    if begun and not any(made.pays for made in (known or {}).values()):
+        never = "the runs before it went one after another"
+    elif never is None and known is None and asked == "auto" and seconds < WORTH:
+        never = f"all runs together are predicted to take {about(seconds)}, and trying a group takes seconds itself"
+    if never is not None and new:
+        alone = {arm.label: Grouping(pays=False, why=never) for arm in new}
+        return record.changed(replace(config, grouped={**(known or {}), **alone}))
+    if asked is False:
+        return record
     found = dict(known or {})
     for arm in new:
         count = min(MOST, max(len(config.seeds), len(arm.rates)))
@@ -65,6 +77,8 @@ def settled(
         found[arm.label] = made = tried(subject, arm, settings, count, asked, pace)
         if made.pays:
             say(f"{arm.label}: up to {made.most} runs at once, {made.ratio:.1f} x as fast as one after another")
+        else:
+            say(f"{arm.label}: one run after another; {made.why}")
     if any(made.pays for made in found.values()):
         for arm in (a for a in new if found[a.label].step_seconds is None):
             found[arm.label] = _with_costs(found[arm.label], subject, arm, settings)

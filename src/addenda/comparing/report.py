@@ -77,6 +77,7 @@ def page(record: Record) -> str:
         forgot=told(record, titles_of(record)),
         warnings=_warnings(record, comparison),
         search=_search(record),
+        at_once=at_once(record),
         allowed=as_json(record.config.budget),
         spent=sum(t.seconds or 0 for t in record.trials),
         axis=axis(comparison),
@@ -218,6 +219,27 @@ def budget(record: Record) -> str:
     if spent.kind == "parameters":
         return f"at about {count(value)} trainable parameters"
     return f"at {round(value):,} steps"
+
+
+def at_once(record: Record) -> list[str]:
+    """Return which arms' runs were trained several at once, and why the others' were not, in sentences."""
+    titles, grouped = titles_of(record), record.config.grouped
+    if grouped is None:
+        asked = (record.config.options or {}).get("grouped")
+        return ["No: one run after another was asked for."] if asked is False else []
+    alone: dict[str | None, list[str]] = {}
+    told = []
+    for arm, made in grouped.items():
+        title = titles.get(arm, arm)
+        if made.pays:
+            faster = "" if made.ratio is None else f", {made.ratio:.1f} × as fast as one after another"
+            told.append(f"{title}: up to {made.most}{faster}.")
+        else:
+            alone.setdefault(made.why, []).append(title)
+    for why, names in alone.items():
+        of = "No" if len(names) == len(grouped) else f"{listed(names)}: one after another"
+        told.append(f"{of}{f': {why}' if why else ''}.")
+    return told
 
 
 @dataclass(frozen=True)

@@ -255,8 +255,9 @@ def _run(
             watch.done(record)
 
     folder = record.path / "partial"
-    grouped = False if watch.trackers or away else grouped  # trackers follow runs one after another
-    record = settled(record, subject, arms, settings, grouped, watch.say)
+    never = "trackers follow one run at a time" if watch.trackers else "workers of a cluster take runs one by one"
+    never = never if watch.trackers or away else None
+    record = settled(record, subject, arms, settings, grouped, watch.say, never)
     if away:
         runner = OnCluster(subject, arms, settings, folder, known.model.attention, watch.trial)
         if (where := workers()) not in record.config.notes:
@@ -266,7 +267,7 @@ def _run(
             subject, arms, settings, folder, known.measured_step_seconds or {}, watch.trial,
             partial(Tracking.under, record.path, watch.trackers),
         )  # fmt: skip
-        runner = runner_of(record, alone, grouped)
+        runner = runner_of(record, alone, grouped if never is None else False)
 
     def run(specs: Sequence[TrialSpec]) -> list[TrialRecord]:
         nonlocal record

@@ -1,9 +1,10 @@
-"""Until decided: seeds are added, look by look, until the contrasts that matter are decided or their time is up.
+"""Until decided: seeds are added, look by look, until the contrasts that matter are decided or more would not decide.
 
 A look is taken when every arm has 3, 5, 8, 12 or 20 seeds, and what may be said there spends its share of the error
 (see `spending`). What the whole comparison takes with so many seeds is predicted from measured times, and written down
 before the first step: which looks fit `max_minutes` does not follow the clock. All arms go on to the next look, also
-one that is beaten, so that seeds stay paired.
+one that is beaten, so that seeds stay paired. Where none of the open contrasts is one that a further look could decide,
+since the items alone leave too much or the difference is about the margin (`verdicts`), no seeds are added either.
 """
 
 import datetime
@@ -81,7 +82,7 @@ def look(record: Record, of_number: bool, say: Callable[[str], None]) -> Record:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     pairs = tuple((p.a, p.b) for p in left)
     until = replace(until, taken=(*until.taken, LookTaken(seeds=seeds, when=now, undecided=pairs)))
-    until = replace(until, stopped=_stopped(until, seeds, bool(left), of_number))
+    until = replace(until, stopped=_stopped(until, seeds, left, of_number))
     more = seeds if until.stopped else _following(until.looks, seeds) or seeds
     say(told(until))
     return record.changed(
@@ -113,7 +114,7 @@ def range_of(until: Until) -> tuple[str, str]:
     return f"{looks[0]} to {looks[-1]} seeds", f"about {least}, {most} where much stays undecided"
 
 
-def _stopped(until: Until, seeds: int, left: bool, of_number: bool) -> str | None:
+def _stopped(until: Until, seeds: int, left: Sequence[PairedDifference], of_number: bool) -> str | None:
     after = _following(until.looks, seeds)
     if not left:
         return "every contrast that matters is decided"
@@ -121,6 +122,8 @@ def _stopped(until: Until, seeds: int, left: bool, of_number: bool) -> str | Non
         return "no more were asked for"
     if after is None:
         return "that is the most"
+    if not any(pair.seeds_help for pair in left):
+        return f"more seeds, up to {until.looks[-1]}, would not decide what is open"
     if not _fits(until, after):
         return f"{after} would take {minutes(_seconds(until, after))}, and {until.max_minutes:g} minutes are allowed"
     return None

@@ -46,7 +46,8 @@ class PairedDifference:
 
     low, high: 95 % interval; low90, high90: 90 %; error: standard error, with `df` degrees of freedom; p: of the
     difference being 0, over all looks; margin: what counts as equal. why, more_seeds: of what is neither different nor
-    equivalent; more_seeds is None where no number of seeds would decide.
+    equivalent; more_seeds is None where no number of seeds would decide. seeds_help: whether a look that is still to
+    come may decide it, where the comparison is looked at until it decides.
     """
 
     a: str
@@ -66,6 +67,7 @@ class PairedDifference:
     verdict: str = "undecided"
     why: str | None = None
     more_seeds: int | None = None
+    seeds_help: bool = True
 
     @property
     def better(self) -> str | None:
@@ -143,7 +145,7 @@ def measured(
     blank = unknown(a, b, margin, None).pair
     blank = replace(blank, difference=mean, items=items, seeds=seeds)
     if items < 2:
-        return _Measured(replace(blank, why="one item does not tell what another would give"))
+        return _Measured(replace(blank, why="one item does not tell what another would give", seeds_help=False))
     if not pooled.freedom:
         why = "one seed does not tell what another would give: three or more are needed"
         return _Measured(replace(blank, why=why, more_seeds=spending.LOOKS[0] - seeds))
@@ -178,9 +180,26 @@ def judged(found: Sequence[_Measured], until: bool, unit: Unit = POINTS) -> tupl
         pair = replace(pairs[i], p_holm=p)
         pair = replace(pair, verdict=pair._judged())
         if pair.verdict in ("undecided", "no gain") and pair.why is None:
-            pair = _forecast(pair, found[i], len(corrected), until, unit)
+            helped = not until or _seeds_help(pair, found[i])
+            pair = replace(_forecast(pair, found[i], len(corrected), until, unit), seeds_help=helped)
         pairs[i] = pair
     return tuple(pairs)
+
+
+def _seeds_help(pair: PairedDifference, m: _Measured) -> bool:
+    """Return whether one of the looks left would decide a pair, wherever in 95 % of cases its seeds moved it.
+
+    The level is the least strict that Holm may ask, so that little is given up that a look could still tell.
+    """
+    looks = np.array([look for look in spending.LOOKS if look > pair.seeds], dtype=np.int64)
+    if not len(looks):
+        return False
+    apart, equal = (np.array([spending.level(n, alpha) for n in looks.tolist()]) for alpha in (LEVEL, 2 * LEVEL))
+    moves = (m.parts[1] * (1 - pair.seeds / spending.LOOKS[-1])) ** 0.5  # of the mean, by the seeds to come
+    moves *= quantile(0.975, m.pooled.freedom)
+    ends = (pair.difference, pair.difference - moves, pair.difference + moves)
+    known = pair.margin, m.parts, pair.items, m.pooled, pair.seeds, looks, apart, equal
+    return any(seeds_needed(end, *known, reach=m.reach) is not None for end in ends)
 
 
 def _forecast(pair: PairedDifference, m: _Measured, tests: int, until: bool, unit: Unit) -> PairedDifference:
