@@ -29,6 +29,7 @@ OPTIONS = {  # what the shapes 8 × 8, 16 × 8, 8 × 16 and 32 × 8 need
     "miss": {"rank": 4},
     "bat": {"rank": 4},
     "shira": {"density": 0.2},
+    "sparse": {"density": 0.25},  # a share of which a stack of three has three times as many
     "svft": {"band": 2},
     "fourierft": {"frequencies": 16},
     "c3a": {"block": 4},

@@ -17,7 +17,7 @@ def test_the_catalogue_can_what_its_mathematics_says():
     assert all(c.linear and c.mergeable and not c.hidden for n, c in can.items() if n not in hidden)
     assert all(can[n].hidden and not (can[n].linear or can[n].mergeable) for n in hidden - {"fusion"})
     assert all(can[i.name].exact_start == (i.build().start.bound == 0) for i in addenda.catalogue())
-    assert {n for n, c in can.items() if c.sparse} == {"shira"}
+    assert {n for n, c in can.items() if c.sparse} == {"shira", "sparse"}
     assert not any(can[n].low_rank for n in ("dora", "oft", "shira", "bat", "full", "flora", "ln-tuning"))
     assert all(can[n].low_rank for n in ("lora", "pissa", "rslora", "dylora", "miss", "svft", "loldu"))
     assert all(can[n].low_rank for n in ("olora", "lora-ga", "eva", "adalora", "trainable-tokens"))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from addenda.core.adapter.build import Assigned
+from addenda.core.adapter.build import Assigned, shape_of
 from addenda.core.adapter.dry_forward import dry_forward
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.slots import slots_of
@@ -113,7 +113,7 @@ def unfit(site: Site, method: Method) -> str | None:
             return f"a raw parameter of {site.weight.dim()} dimensions is neither a matrix nor a stack of matrices"
     if (names := method.beside(site.path)) and not site.beside:
         return f"with these options {method.name} looks at the weight of {' or '.join(names)} beside it; there is none"
-    return method.check(*site.shape)
+    return method.check(*shape_of(site, method))
 
 
 def check_bits(found: Iterable[tuple[Method, bool]]) -> None:
@@ -126,14 +126,20 @@ def check_bits(found: Iterable[tuple[Method, bool]]) -> None:
 
 
 def allotted(plan: Assigned, seen: dict[str, Tensor]) -> Assigned:
-    """Return the plan after methods have handed out among their sites what calibration suggests."""
+    """Return the plan after methods have handed out among their sites what calibration, or their options, suggest.
+
+    A method whose calibration has not been (for a plan) keeps all its sites.
+    """
     assigned: dict[str, Method | None] = {}
-    for m in dict.fromkeys(m for _, m in plan if m.has("allot") and m.calibration is not None):
+    for m in dict.fromkeys(m for _, m in plan if m.has("allot")):
         sites = [site for site, method in plan if method == m]
-        methods = m.allot([site.shape for site in sites], [seen[site.path] for site in sites])
+        if m.calibration is not None and any(site.path not in seen for site in sites):
+            continue
+        looked = [] if m.calibration is None else [seen[site.path] for site in sites]
+        methods = m.allot([shape_of(site, m) for site in sites], looked)
         assigned.update(zip((site.path for site in sites), methods, strict=True))
     revised = [(site, assigned.get(site.path, m)) for site, m in plan]
-    problems = [f"{site.path}: {reason}" for site, m in revised if m is not None and (reason := m.check(*site.shape))]
+    problems = [f"{s.path}: {why}" for s, m in revised if m is not None and (why := m.check(*shape_of(s, m)))]
     if problems:
         raise AddendaError(f"What calibration suggests does not fit {len(problems)} sites: {'; '.join(problems[:8])}.")
     return [(site, m) for site, m in revised if m is not None]

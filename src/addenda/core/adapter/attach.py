@@ -23,8 +23,9 @@ from addenda.core.forward.tensors import SiteTensors
 from addenda.core.modules.borrow import in_its_mode
 from addenda.core.modules.statistics import hold, let_go, mode_of
 from addenda.core.modules.wrappers import unwrap
+from addenda.core.site.positions import Positions, placed
 from addenda.core.site.site import owners_of, site_at
-from addenda.core.site.targets import Target, refuse_foreign
+from addenda.core.site.targets import Target, exactly, refuse_foreign
 from addenda.core.state import bypass, save_pretrained
 from addenda.core.state.cache_length import follow
 from addenda.core.state.merged import apart, restore
@@ -55,6 +56,7 @@ def attach(
     name: str = "default",
     seed: int = 0,
     calibration: Iterable | None = None,
+    positions: Mapping[str, Positions] | None = None,
     loss: Callable[[nn.Module, object], Tensor] | None = None,
     progress: BuildProgress | None = None,
 ) -> Adapter:
@@ -67,19 +69,24 @@ def attach(
     in training mode moves: batch norms work with the statistics that they have (`core.modules.statistics`), those too
     whose weights are trained. With freeze=False all of that goes on, and no adapter's file holds it, so that `save`
     wants to be told (without_base=True). seed: with a site's path, the key of every random tensor. calibration: batches
-    for methods that look at data first; loss(model, batch) defaults to `model(**batch).loss`. progress: called with
-    (done, total, path).
+    for methods that look at data first; loss(model, batch) defaults to `model(**batch).loss`. positions: for methods
+    that take them as given (`sparse`), of each site the flat positions in its matrix, or vector, that are trained; they
+    say the targets too, where none are named. progress: called with (done, total, path).
 
     Raises AddendaError, and leaves the model as it was, when a target matches nothing, a site cannot take the method,
-    the name is taken, a merged change is in the base, data is missing for a calibrated method, or the model is sharded.
+    the name is taken, a merged change is in the base, data is missing for a calibrated method, positions are none of
+    their site, or the model is sharded.
     """
     started = time.perf_counter()
     root, state = ready(model, name)
     refuse_untold(root)
+    if positions is not None and targets is None and not isinstance(method, Mapping):
+        targets = exactly(root, positions)
     plan, heads = assign(root, method, targets, exclude, also_train, head_bits)
+    plan, given = placed(plan, positions)
     calibrated = calibrate(root, plan, calibration, loss)
     plan = allotted(plan, calibrated)
-    built = build_tensors(plan, seed, progress, seen=calibrated)
+    built = build_tensors(plan, seed, progress, seen=calibrated | given)
     check_bits((m, any(built[site.path].matrices)) for site, m in plan)
     return install(root, state, name, plan, built, heads, seed, freeze, started)
 

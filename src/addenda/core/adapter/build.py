@@ -30,6 +30,8 @@ def build_tensors(
 ) -> dict[str, SiteTensors]:
     """Build the tensors of every site by path, fresh or of a file (stored, pools); the model is not touched.
 
+    seen: what calibration saw of a site, or the positions that were given for it, by path.
+
     Where they are computed from W, several sites are done at a time: a factorisation keeps one core busy, not more.
     """
     drawn, shared_pools, placed = {}, {}, {}
@@ -73,9 +75,14 @@ def pool_of(m: Method, sites: list[Site], seed: int, stored: Params | None = Non
 
 def numbers(site: Site, method: Method) -> int:
     """Return how many numbers a method trains at a site; no tensor is made."""
-    if isinstance(method, WeightMethod) and method.any_shape:
-        return site.weight.numel()
-    return site.copies * method.trainable(*site.shape)
+    whole = isinstance(method, WeightMethod) and method.any_shape
+    return (1 if whole else site.copies) * method.trainable(*shape_of(site, method))
+
+
+def shape_of(site: Site, method: Method) -> tuple[int, ...]:
+    """Return a site's shape as its method's formulas take it; a stack, seen whole, counts as one column."""
+    whole = isinstance(method, WeightMethod) and method.any_shape
+    return (site.weight.numel(), 1) if whole and site.copies > 1 else site.shape
 
 
 @torch.no_grad()
@@ -105,7 +112,7 @@ def tensors_of(
         if stored is None:
             inputs = shared | derived | ({} if pool is None else pool.stored())
             if seen is not None:
-                inputs = inputs | {"calibration": seen if single else seen[e]}
+                inputs = inputs | {"calibration" if m.calibration else "positions": seen if single else seen[e]}
             params = m.init(view, rng, inputs)
             if m.bits is not None:
                 params = _in_few_bits(params, rng)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from addenda.core.adapter.build import Assigned, numbers, template
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.header import FLOATING
-from addenda.core.method.contract import Params
+from addenda.core.method.contract import Params, WeightMethod
 from addenda.core.packed.tensor import Packed
 
 _PIECE = 1 << 22  # numbers that are looked at at once: of large copies no temporary is as large as they are
@@ -36,8 +36,9 @@ def fitting_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path)
             continue
         problems += [f"{site.path}/{k} is no matrix and cannot be codes" for k, t in actual.items()
                      if isinstance(t, Packed) and k not in matrices]  # fmt: skip
+        placed = isinstance(method, WeightMethod) and method.has("sparse")
         for k, t in actual.items():
-            if reason := not_sane(t, site.weight.numel()):
+            if reason := not_sane(t, site.weight.numel()) or (placed and unsorted(t)):
                 problems.append(f"{site.path}/{k} {reason}")
     if problems:
         raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
@@ -52,6 +53,12 @@ def not_sane(t: Tensor, size: int) -> str | None:
         return None if finite else "holds values that are not finite"
     in_range = t.dtype not in (torch.int32, torch.int64) or not t.numel() or 0 <= int(t.min()) <= int(t.max()) < size
     return None if in_range else "holds positions outside the weight"
+
+
+def unsorted(t: Tensor) -> str | None:
+    """Return what is wrong with the order of positions, or None; of a stack each matrix has its own."""
+    rising = t.dtype not in (torch.int32, torch.int64) or t.dim() < 1 or bool((t.diff() > 0).all())
+    return None if rising else "holds positions that do not rise, or one twice"
 
 
 def form_of(t: Tensor, trained: bool) -> tuple:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from addenda.core.adapter.assign import Spec, assign, check_bits
+from addenda.core.adapter.assign import Spec, allotted, assign, check_bits
 from addenda.core.adapter.build import numbers, template
 from addenda.core.ask.memory import Optimizer, Step, predict
 from addenda.core.base.arguments import checked
@@ -153,6 +153,7 @@ def plan(
     host = find_state(model)
     root = host.root if host else unwrap(model)
     assigned, heads = assign(root, method, targets, exclude, also_train, head_bits)
+    assigned = allotted(assigned, {})
     fresh: dict[tuple, SiteTensors] = {}
     rows = tuple(
         Row(

@@ -3,8 +3,8 @@
 1. exact low rank, scaled rows included: the thin products are accumulated into the base product; backward keeps the
    thin intermediate, and the input only where a factor on its side learns;
 2. a method's own `apply` on the activations;
-3. sparse: the entries are written into a passing copy of W, and their gradient is gathered; whole blocks instead
-   make small products of their own;
+3. sparse: the entries, of several changes too, are written into a passing copy of W, and their gradient is gathered;
+   whole blocks instead make small products of their own, and of an embedding only the rows looked up are changed;
 4. anything else: y = op(x, W + ΔW), where backward recomputes W + ΔW instead of keeping it.
 
 No path keeps a dense copy of a weight between forward and backward.
@@ -20,11 +20,12 @@ from torch.autograd.function import once_differentiable
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.fused import block_linear, factored_linear, sparse_linear
 from addenda.core.forward.tensors import SiteTensors, each_of
-from addenda.core.method.contract import Base, Factors, WeightMethod, to_float
+from addenda.core.method.contract import Base, Factors, Params, WeightMethod, to_float
 from addenda.core.modules.autocast import autocast_dtype, switched_off, without_autocast
 from addenda.core.modules.recompute import as_recipe
 from addenda.core.modules.returned import returned
-from addenda.core.site.kinds import CONV1D, LINEAR, PARAMETER, Kind
+from addenda.core.modules.rows import changed_rows
+from addenda.core.site.kinds import CONV1D, EMBEDDING, LINEAR, PARAMETER, Kind
 
 
 def execute(
@@ -62,9 +63,13 @@ def _run(module, kind: Kind, live: Sequence[SiteTensors], x, weight, bias, produ
         if plain and m.has("blocks"):
             W = kind.to_matrix(weight)
             return block_linear(x, W, bias, *m.blocks(t.tensors(), (W.shape[0], W.shape[1])))
-        if plain and kind == LINEAR and m.has("sparse"):
-            index, values = m.sparse(t.tensors(), weight.shape)
-            return sparse_linear(x, weight, bias, index, values)
+    if plain and all(t.method.has("sparse") for t in live):
+        W = kind.to_matrix(weight)
+        entries = [t.method.sparse(t.tensors(), (W.shape[0], W[0].numel())) for t in live]
+        if kind.dense:
+            return sparse_linear(x, W, bias, entries)
+        if kind == EMBEDDING and not module.scale_grad_by_freq:
+            return changed_rows(product(x), x, entries, module.padding_idx)
     low = [t for t in live if thin(t.method)]
     if plain and kind.dense and len(live) == len(low) and not any(_dropout(t) for t in low):
         B, A = zip(*(_factors(t, kind, weight).pair() for t in low), strict=True)
@@ -101,21 +106,30 @@ def effective(kind: Kind, weight: Tensor, live: Sequence[SiteTensors]) -> Tensor
         return _effective(kind, weight, [(t.method, t.tensors(), t.shared) for t in live])
 
 
-def _effective(kind: Kind, weight: Tensor, parts: "list[tuple]") -> Tensor:
+def _effective(kind: Kind, weight: Tensor, parts: list[tuple[WeightMethod, Params, Sequence[str]]]) -> Tensor:
     if kind == PARAMETER and parts[0][0].any_shape and len(parts) == 1:
         return parts[0][0].effective(weight, parts[0][1]).to(weight.dtype)
     wide = torch.promote_types(weight.dtype, torch.float32)
     W = kind.to_matrix(weight).to(wide)
-    stacked = []
-    for m, p, shared in parts:
-        p = to_float(p, wide)
-        sets = [p] if W.dim() < 3 else each_of(p, shared, len(W))
-        stacked.append([(m, q, W if W.dim() < 3 else W[e]) for e, q in enumerate(sets)])
-    if len(stacked) == 1:
-        weights = [m.effective(w, p) for m, p, w in stacked[0]]
+    parts = [(m, to_float(p, wide), shared) for m, p, shared in parts]
+    if len(parts) == 1:
+        made = _of_each(parts[0][0].effective, *parts[0], W)
     else:
-        weights = [group[0][2] + sum(m.delta(w, p) for m, p, w in group) for group in zip(*stacked, strict=True)]
-    return kind.from_matrix(weights[0] if W.dim() < 3 else torch.stack(weights), weight).to(weight.dtype)
+        entries = [m.has("sparse") and (W.dim() < 3 or m.any_shape) for m, _, _ in parts]
+        dense = [_of_each(part[0].delta, *part, W) for part, few in zip(parts, entries, strict=True) if not few]
+        made = W + sum(dense) if dense else W
+        for (m, p, _), few in zip(parts, entries, strict=True):
+            if few:  # written where they are: no dense form of them
+                index, values = m.sparse(p, (W.shape[0], W[0].numel()) if W.dim() else (1, 1))
+                made = made.flatten().index_put((index,), values, accumulate=True).view(W.shape)
+    return kind.from_matrix(made, weight).to(weight.dtype)
+
+
+def _of_each(what: Callable, m: WeightMethod, p: Params, shared: Sequence[str], W: Tensor) -> Tensor:
+    """Return what(W, p); of a stack, for each matrix with the tensors of its own, unless the method sees it whole."""
+    if W.dim() < 3 or m.any_shape:
+        return what(W, p)
+    return torch.stack([what(w, q) for w, q in zip(W, each_of(p, shared, len(W)), strict=True)])
 
 
 def _factors(t: SiteTensors, kind: Kind, weight: Tensor) -> Factors:

@@ -2,12 +2,15 @@
 
     factored_linear     a product of thin matrices, added to the base product's output in place
     block_linear        a few whole blocks, in products of their own size
-    sparse_linear       single entries, written into a passing copy of W; their gradient is gathered
+    sparse_linear       single entries of one or several changes, written into a passing copy of W; their gradient is
+                        gathered
 
 Tensors of adapters may be float32 masters: they are cast for every product, and the input never is. Leading dimensions
 of x are arbitrary; the functions return rows, which become the output outside of them (see `core.modules.returned`).
 Gradients for W and the bias are there for unfrozen bases.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +36,12 @@ def factored_linear(
     return like(x, y)
 
 
-def sparse_linear(x: Tensor, W: Tensor, bias: Tensor | None, index: Tensor, values: Tensor) -> Tensor:
-    """Return y = x (W + scatter(values))ᵀ + bias. Shapes: x (…, n); W (m, n); index, values (K), W's flat positions."""
-    return like(x, SparseLinear.apply(x, W, bias, index, values))
+def sparse_linear(x: Tensor, W: Tensor, bias: Tensor | None, entries: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return y = x (W + Σ scatter(values))ᵀ + bias.
+
+    Shapes: x (…, n); W (m, n); entries: of each change (index, values), K of both, W's flat positions, each once.
+    """
+    return like(x, SparseLinear.apply(x, W, bias, *[t for pair in entries for t in pair]))
 
 
 def block_linear(x: Tensor, W: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
@@ -191,24 +197,26 @@ def _through(h: Tensor, B: Tensor, A: Tensor, middle: Tensor | None, index: Tens
 class SparseLinear(torch.autograd.Function):
     """The function of `sparse_linear`, in one product: the K entries are written into a passing copy of W.
 
-    Backward makes the copy again and gathers the gradient of the values out of one dense product, which is dropped at
+    Backward makes the copy again and gathers the gradients of all values out of one dense product, which is dropped at
     once.
     """
 
     @staticmethod
-    def forward(ctx, x, W, bias, index, values):
-        ctx.save_for_backward(x, W, index, values)
-        return F.linear(_rows(x), _scattered(W, index, values), bias)
+    def forward(ctx, x, W, bias, *entries):
+        ctx.save_for_backward(x, W, *entries)
+        return F.linear(_rows(x), _scattered(W, entries), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gy):
-        x, W, index, values = ctx.saved_tensors
-        need_x, need_w, need_bias, _, need_values = ctx.needs_input_grad
-        gx = (gy @ _scattered(W, index, values)).view(x.shape) if need_x else None
-        gw = gy.t() @ _rows(x) if need_w or need_values else None
-        gvalues = gw.flatten()[index].to(values.dtype) if need_values and gw is not None else None
-        return gx, gw if need_w else None, gy.sum(0) if need_bias else None, None, gvalues
+        x, W, *entries = ctx.saved_tensors
+        need_x, need_w, need_bias, *need = ctx.needs_input_grad
+        gx = (gy @ _scattered(W, entries)).view(x.shape) if need_x else None
+        gw = gy.t() @ _rows(x) if need_w or any(need) else None
+        found: list[Tensor | None] = []
+        for index, values, needed in zip(entries[::2], entries[1::2], need[1::2], strict=True):
+            found += [None, gw.flatten()[index].to(values.dtype) if needed and gw is not None else None]
+        return gx, gw if need_w else None, gy.sum(0) if need_bias else None, *found
 
 
 class BlockLinear(torch.autograd.Function):
@@ -246,8 +254,19 @@ def _strips(t: Tensor, blocks: Tensor, values: Tensor) -> Tensor:
     return _rows(t).unflatten(1, (-1, values.shape[1])).index_select(1, blocks).transpose(0, 1)
 
 
-def _scattered(W: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    """Return a copy of W with W + values at the flat positions, added in float32 at least and rounded once."""
-    flat = W.detach().flatten().clone() if W.is_contiguous() else W.detach().flatten()
-    flat[index] = (flat[index].to(torch.promote_types(values.dtype, W.dtype)) + values).to(W.dtype)
-    return flat.view(W.shape)
+def _scattered(W: Tensor, entries: Sequence[Tensor]) -> Tensor:
+    """Return a copy of W with the values of every change added at its flat positions, laid out as W is.
+
+    They are added in float32 at least, and rounded once. entries: index, values, index, values, …
+    """
+    W = W.detach()
+    turned = not W.is_contiguous() and W.t().is_contiguous()  # as transformers' Conv1D stores it
+    stored = W.t() if turned else W
+    wide = torch.promote_types(entries[1].dtype, W.dtype)
+    kept = wide if len(entries) > 2 else W.dtype  # of several changes the sum is what is rounded
+    flat = stored.to(kept, memory_format=torch.contiguous_format, copy=True).flatten()
+    for index, values in zip(entries[::2], entries[1::2], strict=True):
+        place = index % W.shape[1] * W.shape[0] + index // W.shape[1] if turned else index
+        flat[place] = (flat[place].to(wide) + values).to(flat.dtype)
+    made = flat.to(W.dtype).view(stored.shape)
+    return made.t() if turned else made

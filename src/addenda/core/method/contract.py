@@ -191,7 +191,10 @@ class Method:
         raise NotImplementedError
 
     def allot(self, shapes: list[Shape], seen: list[Tensor]) -> "list[Method | None]":
-        """Return the method of each site, given what `calibrate` saw of all of them; None leaves a site out."""
+        """Return the method of each site, given what `calibrate` saw of all of them; None leaves a site out.
+
+        seen: empty where no calibration is wanted.
+        """
         return [self for _ in shapes]
 
     def on_step(self, step: int, rng: Stream) -> Params:
@@ -298,6 +301,13 @@ class WeightMethod(Method, kind=True):
     def check(self, m: int, n: int) -> str | None:
         """Return why this shape cannot be adapted with these options, or None."""
         return None
+
+    def placed(self, count: int) -> "WeightMethod":
+        """Return the method of a site at which `attach` was given positions, `count` of them.
+
+        `init` then finds them as p["positions"]: flat in W, int64, rising, each once.
+        """
+        raise NotImplementedError
 
     # -- optional: faster forms ------------------------------------------------------------------------------------
 

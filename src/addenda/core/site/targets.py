@@ -1,13 +1,14 @@
 """Targets: how a user names sites.
 
-A target is a role ("attention", "mlp", "linear", "embedding", "conv", "norm", "bias", "parameters"), a glob over paths
-("*.q_proj", "q_proj" for any module so called), a regular expression ("re:layers\\.[0-3]\\..*_proj"), a predicate
-(path, module) -> bool, or a list of these. Roles are read from the structure of the model: what is repeated in a
-ModuleList, or in a Sequential of modules that hold others, is a block; inside a block what lies under something called
-attention is attention, what makes the scales and shifts of a norm is neither, and the rest is MLP. Output heads and
-routers are left out of "linear", and so is the step of a state-space layer (Mamba's dt_proj), whose weight is read
+A target is a role ("attention", "mlp", "linear", "embedding", "conv", "norm", "bias", "parameters", "weights"), a glob
+over paths ("*.q_proj", "q_proj" for any module so called), a regular expression ("re:layers\\.[0-3]\\..*_proj"), a
+predicate (path, module) -> bool, or a list of these. Roles are read from the structure of the model: what is repeated
+in a ModuleList, or in a Sequential of modules that hold others, is a block; inside a block what lies under something
+called attention is attention, what makes the scales and shifts of a norm is neither, and the rest is MLP. Output heads
+and routers are left out of "linear", and so is the step of a state-space layer (Mamba's dt_proj), whose weight is read
 without a call. "norm" is every parameter of the modules whose class is called a norm (T5LayerNorm, BatchNorm2d,
-GroupNormAct …), "bias" every parameter of that name, "parameters" every one.
+GroupNormAct …), "bias" every parameter of that name, "parameters" every one. "weights" is every one too, but the weight
+of a layer that is called with it, and is nobody else's, as that layer, which is how it is changed at least cost.
 """
 
 import fnmatch
@@ -20,11 +21,12 @@ from torch import nn
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.modules.ours import CHILD, is_ours
 from addenda.core.site.kinds import CONV, CONV1D, EMBEDDING, LINEAR, kind_of
-from addenda.core.site.site import Site, is_norm, owners_of, refusal, site_at
+from addenda.core.site.site import Owners, Site, is_norm, owners_of, refusal, site_at
 
 Target = str | Callable[[str, nn.Module], bool]
-ROLES = ("attention", "mlp", "linear", "embedding", "conv", "norm", "bias", "parameters")
-_PARAMETERS = {"norm": "parameter of a module called …Norm", "bias": "parameter called bias", "parameters": "parameter"}
+ROLES = ("attention", "mlp", "linear", "embedding", "conv", "norm", "bias", "parameters", "weights")
+_PARAMETERS = {"norm": "parameter of a module called …Norm", "bias": "parameter called bias"}
+_PARAMETERS |= dict.fromkeys(("parameters", "weights"), "parameter")
 _HEADS = {
     "lm_head",
     "score",
@@ -75,6 +77,19 @@ def resolve(model: nn.Module, targets: Target | Iterable[Target], exclude: Itera
     if problems:
         raise AddendaError(f"{len(problems)} of {len(sites)} sites cannot be adapted: {'; '.join(problems[:8])}.")
     return _once(sites)
+
+
+def exactly(model: nn.Module, paths: Iterable[str]) -> list[Target]:
+    """Return the targets that name these paths and no others. Raises AddendaError for a path that is none."""
+    given = list(paths)
+    known = dict.fromkeys(all_paths(model))
+    if missing := [p for p in given if p not in known]:
+        near = nearest(str(missing[0]), known, 1)
+        raise AddendaError(
+            f"{len(missing)} of {len(given)} paths name no layer and no parameter of this {type(model).__name__}, e.g. "
+            f"{missing[0]!r}.{near}"
+        )
+    return [f"re:{re.escape(path)}" for path in given]
 
 
 def refuse_foreign(model: nn.Module) -> None:
@@ -135,6 +150,9 @@ def all_paths(model: nn.Module) -> list[str]:
 
 
 def _role(model: nn.Module, role: str) -> list[str]:
+    if role == "weights":
+        owners = owners_of(model)
+        return [_by_layer(model, path, owners) for path in _role(model, "parameters")]
     if role in ("norm", "bias", "parameters"):
         tensor_ids, paths = set(), []
         for path in all_paths(model):
@@ -158,6 +176,15 @@ def _role(model: nn.Module, role: str) -> list[str]:
     if role == "attention":
         return [p for p in body if attention.holds(p)]
     return [p for p in body if not attention.holds(p) and not under_norm(model, p)]
+
+
+def _by_layer(model: nn.Module, path: str, owners: Owners) -> str:
+    """Return the path of the layer that is called with a parameter as its weight, or the parameter's own."""
+    layer, _, leaf = path.rpartition(".")
+    if leaf != "weight" or not layer or kind_of(model.get_submodule(layer)) is None:
+        return path
+    site = site_at(model, layer, owners)
+    return layer if site.path == layer and refusal(model, site, owners) is None else path
 
 
 def _head(model: nn.Module, path: str, module: nn.Module, lists: dict[str, nn.Module]) -> bool:
@@ -272,7 +299,7 @@ def _nothing(model: nn.Module, target: Target) -> str:
     leaves = {path.rpartition(".")[2] for path, _ in called(model)} | set(ROLES)
     listed = "; ".join(f"{pattern} ({len(paths)})" for pattern, paths in list(groups.items())[:40]) or "nothing"
     hint = nearest(target, leaves - {target}) if isinstance(target, str) else ""
-    if target in ("norm", "bias", "parameters"):
+    if target in _PARAMETERS:
         hint = f" It names parameters, not modules, and this model has no {_PARAMETERS[str(target)]}."
     return (
         f"The target {target!r} matches nothing in this {type(model).__name__}.{hint} Roles: {', '.join(ROLES)}. "
