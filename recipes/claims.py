@@ -82,12 +82,27 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Mended:
+    """What of a subject failed at its gate, and what was changed of it, both on validation data alone."""
+
+    failed: str
+    changed: str
+
+    def words(self) -> str:
+        return f"mended once, on validation data: {self.failed}; {self.changed}"
+
+
+@dataclass(frozen=True)
 class Where:
-    """A subject's margin and its gate: two arms, of which the first must gain three margins over the second."""
+    """A subject's margin and its gate: two arms, of which the first must gain three margins over the second.
+
+    mended: where the gate failed before; a subject is mended once.
+    """
 
     delta: float
     gate: tuple[str, ...]
     why_delta: str
+    mended: Mended | None = None
 
 
 @dataclass(frozen=True)
@@ -115,9 +130,12 @@ def read_claims(file: Path = FILE) -> Claims:
         raise AddendaError(f"{file} cannot be read as TOML: {error}.") from error
     subjects, problems = {}, []
     for name, value in given.get("subjects", {}).items():
-        subjects[name] = Where(value.get("delta", math.nan), tuple(value.get("gate", ())), value.get("why_delta", ""))
-        if not subjects[name].delta > 0 or len(subjects[name].gate) not in (0, 2):
-            problems.append(f"subject {name}: a delta above 0 and a gate of two arms, or none, are wanted")
+        if found := _wrong(value):
+            problems += [f"subject {name}: {p}" for p in found]
+            value = {k: v for k, v in value.items() if k != "mended"}
+        mended = Mended(**value["mended"]) if "mended" in value else None
+        gate = tuple(value.get("gate", ()))
+        subjects[name] = Where(value.get("delta", math.nan), gate, value.get("why_delta", ""), mended)
     claims = []
     for number, value in enumerate(given.get("claims", [])):
         name = value.get("id", f"number {number}")
@@ -130,6 +148,25 @@ def read_claims(file: Path = FILE) -> Claims:
     if problems:
         raise AddendaError(f"{file} does not say what is claimed: {'; '.join(problems)}.")
     return Claims(tuple(claims), subjects)
+
+
+def _wrong(value: dict[str, Any]) -> list[str]:
+    """Return what is wrong with one subject."""
+    known = {f.name for f in fields(Where)}
+    found = [f"{k!r} is not known" for k in value if k not in known]
+    if not value.get("delta", math.nan) > 0 or len(value.get("gate", ())) not in (0, 2):
+        found.append("a delta above 0 and a gate of two arms, or none, are wanted")
+    if "mended" not in value:
+        return found
+    mended, wanted = value["mended"], [f.name for f in fields(Mended)]
+    if isinstance(mended, list):
+        return [*found, "a subject whose gate failed is mended once: one `mended` is allowed"]
+    texts = isinstance(mended, dict) and all(isinstance(v, str) and v.strip() for v in mended.values())
+    if not texts or sorted(mended) != sorted(wanted):
+        found.append(f"`mended` says what {' and what was '.join(wanted)}, in words, and nothing else")
+    if not value.get("gate"):
+        found.append("it has no gate that could have failed, and is `mended`")
+    return found
 
 
 def _problems(value: dict[str, Any], subjects: Mapping[str, Where]) -> list[str]:

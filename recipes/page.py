@@ -32,26 +32,32 @@ def table(claims: Claims, root: Path, old: Path = OLD) -> list[str]:
 
 
 def gates(claims: Claims, made: Mapping[str, Place]) -> list[str]:
-    """Return a line about each gate that was measured."""
+    """Return a line about each gate that was measured, and about each subject that was mended."""
     lines = []
     for name, where in claims.subjects.items():
         gain, failed = gate(name, claims, made)
+        told = []
         if where.gate and not math.isnan(gain):
             said = "failed" if failed else "passed"
             wanted = f"{3 * where.delta:g} wanted"
-            lines.append(f"- {name}: gate {said}, {where.gate[0]} {gain:+.1f} points over {where.gate[1]}, {wanted}.")
+            told.append(f"gate {said}, {where.gate[0]} {gain:+.1f} points over {where.gate[1]}, {wanted}")
+        if where.mended:
+            told.append(where.mended.words())
+        if told:
+            lines.append(f"- {name}: {'; '.join(told)}.")
     return lines
 
 
 def before(claim: Claim, old: Path = OLD) -> str:
-    """Return the verdict of the old table, of what was written down at that time; a dash where it had no such row."""
+    """Return the verdict of the old table, with the first contrast that was measured; a dash where it had no row."""
     if claim.was is None:
         return "–"
     name, number = claim.was
     file = old / name / "verdict.json"
     if not file.exists():
         return "–"
-    return json.loads(file.read_text(encoding="utf-8"))["findings"][number]["verdict"]
+    found = json.loads(file.read_text(encoding="utf-8"))["findings"][number]
+    return f"{found['verdict']}: {found['measured'].partition(';')[0]}"
 
 
 def why(verdict: Verdict) -> str:

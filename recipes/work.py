@@ -164,7 +164,7 @@ def gate(name: str, claims: Claims, made: Mapping[str, Place]) -> tuple[float, s
         return gain, None
     return gain, (
         f"the gate failed: {where.gate[0]} gains {gain:.1f} points over {where.gate[1]} on validation data, and "
-        f"{3 * where.delta:g} are wanted"
+        f"{3 * where.delta:g} are wanted" + ("; the subject was mended once, and is not again" if where.mended else "")
     )
 
 

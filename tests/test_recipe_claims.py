@@ -94,6 +94,12 @@ refuted_by = "r"
         (('direction = "higher"', 'direction = "higher"\ndelta = 0.0'), "delta is 0.0"),
         (('direction = "higher"', 'direction = "higher"\nalso = [["a"]]'), "a contrast is of two arms"),
         (("[subjects.s]", "[subjects.s"), "cannot be read as TOML"),
+        (("gate = []", "gates = []"), "subject s: 'gates' is not known"),
+        (("gate = []", 'mended = {failed = "f", changed = "c"}'), "subject s: it has no gate that could have failed"),
+        (("gate = []", 'gate = ["a", "b"]\nmended = {failed = "f"}'), "`mended` says what failed and what was changed"),
+        (("gate = []", 'gate = ["a", "b"]\nmended = "once"'), "`mended` says what failed and what was changed"),
+        (("gate = []", 'gate = ["a", "b"]\nmended = {failed = "f", changed = ""}'), "`mended` says what failed"),
+        (("gate = []", 'gate = ["a", "b"]\nmended = [{failed = "f", changed = "c"}]'), "is mended once"),
     ],
 )
 def test_a_claim_that_does_not_say_what_decides_it_is_refused_by_name(tmp_path, change, said):
@@ -104,6 +110,16 @@ def test_a_claim_that_does_not_say_what_decides_it_is_refused_by_name(tmp_path, 
     with pytest.raises(AddendaError) as caught:
         read_claims(file)
     assert said in str(caught.value)
+
+
+def test_a_subject_says_what_was_mended(tmp_path):
+    file = tmp_path / "claims.toml"
+    mended = '[subjects.s.mended]\nfailed = "lora gained 1 point"\nchanged = "twice the steps"\n'
+    file.write_text(TEXT.replace("gate = []", 'gate = ["lora", "base"]').replace("[[claims]]", f"{mended}\n[[claims]]"))
+    found = read_claims(file).subjects["s"].mended
+    assert found is not None
+    assert found.words() == "mended once, on validation data: lora gained 1 point; twice the steps"
+    assert all(where.mended is None or where.gate for where in KNOWN.subjects.values())
 
 
 def claim(direction: str, name: str = "miss-x", delta: float = 1.0) -> Claim:

@@ -1,12 +1,13 @@
 """The runs of recipes on a tiny encoder: once each, whoever asks; cut as they should be; gone on with after a kill."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from recipes import dylora, pool, work
-from recipes.claims import Claim, Claims, Where
+from recipes.claims import Claim, Claims, Mended, Where, read_claims
 from recipes.page import before, table
 from recipes.pool import Pool
 from recipes.shira import TwoTasks
@@ -245,6 +246,15 @@ def test_a_gate_that_fails_makes_the_subject_void_before_its_claims_are_run(sett
     assert told["miss-a"].word == "void" and "270 are wanted" in told["miss-a"].why
     assert not (tmp_path / "r" / "tiny" / "miss").exists()
     assert "the gate failed" in capsys.readouterr().err
+    lines = table(known, tmp_path / "r", tmp_path)
+    assert re.fullmatch(r"- tiny: gate failed, .* over base, 270 wanted\.", lines[-1])
+    once = Where(90.0, (LORA, "base"), "", Mended("lora gained 2 points", "more steps"))
+    again = replace(known, subjects={"tiny": once})
+    said = work.gate("tiny", again, work.places(again, tmp_path / "r", Clock()))[1]
+    assert said is not None and said.endswith("the subject was mended once, and is not again")
+    told_ = "mended once, on validation data: lora gained 2 points; more steps."
+    assert table(again, tmp_path / "r", tmp_path)[-1].endswith(f"270 wanted; {told_}")
+    assert table(again, tmp_path / "empty", tmp_path)[-1] == f"- tiny: {told_}"  # before it is measured
 
 
 def test_an_arm_without_a_rate_is_void_and_the_others_go_on(setting, tmp_path, monkeypatch):
@@ -280,5 +290,10 @@ def test_two_adapters_are_judged_together_on_both_tasks(setting, tmp_path, folde
 
 def test_the_old_table_stands_in_the_column_before():
     old = Path(__file__).parents[1] / "records" / "recipes"
-    assert before(claim("miss-a", was=("miss", 0)), old) == "cannot tell"
+    loss = "loss 1.029 after 460 steps against 571: 0.80 of LoRA's (0.45 to 1.16)"
+    assert before(claim("miss-a", was=("miss", 0)), old) == f"cannot tell: {loss}"
+    first = before(claim("dylora-a", was=("dylora", 0)), old)
+    assert first == "cannot tell: b = 1: -2.2 points (-3.5 to -0.9), frozen -2.7 points (-4.1 to -1.3)"
+    for was in (c.was for c in read_claims().claims if c.was):
+        assert "|" not in before(claim("miss-a", was=was), old)
     assert before(claim("miss-a"), old) == "–"
