@@ -1,0 +1,91 @@
+"""The frozen encoders: patches without class tokens, tokens without padding, and nothing that could learn."""
+
+import pytest
+import torch
+from tests.ranking.order.tiny_towers import apart, both, tokenizer
+
+from addenda import AddendaError
+from addenda.ranking.order.towers import load_towers
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    place = tmp_path_factory.mktemp("towers")
+    vit, bert = apart(place)
+    return {"clip": both(place / "clip", "clip"), "siglip": both(place / "siglip", "siglip"), "vit": vit, "bert": bert}
+
+
+def pixels(n=3, side=16):
+    return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("kind", "extra"), [("clip", 1), ("siglip", 0)])
+def test_both_of_one_folder_give_what_their_models_give(folders, kind, extra):
+    towers = load_towers(folders[kind])
+    assert (towers.image_width, towers.text_width) == (16, 12)
+    with torch.no_grad():
+        states = towers.image(pixel_values=pixels()).last_hidden_state
+    torch.testing.assert_close(towers.patches(pixels()), states[:, extra:])
+    tokens, mask = towers.tokens("how many red squares")
+    assert tokens.shape == (16 if kind == "siglip" else 4, 12)
+    assert int(mask.sum()) == 4
+
+
+def test_an_image_encoder_beside_a_text_encoder(folders):
+    towers = load_towers(image=folders["vit"], text=folders["bert"])
+    assert towers.patches(pixels()).shape == (3, 16, 16)
+    assert towers.tokens("red")[0].shape == (1, 12)
+    assert not any(p.requires_grad for t in (towers.image, towers.text) for p in t.parameters())
+
+
+def test_patches_are_pooled_to_the_grid_by_averages(folders):
+    fine, coarse = (load_towers(image=folders["vit"], text=folders["bert"], grid=g) for g in (10, 2))
+    whole = fine.patches(pixels()).view(3, 4, 4, 16)
+    expected = torch.stack([whole[:, a : a + 2, b : b + 2].mean((1, 2)) for a in (0, 2) for b in (0, 2)], 1)
+    torch.testing.assert_close(coarse.patches(pixels()), expected)
+
+
+def test_other_sizes_of_images_are_taken_where_positions_can_be_stretched(folders):
+    towers = load_towers(image=folders["vit"], text=folders["bert"], image_size=24)
+    assert towers.preparation.size == (24, 24)
+    assert towers.patches(pixels(side=24)).shape == (3, 36, 16)
+
+
+def test_a_sentence_that_is_too_long_is_cut_and_an_empty_one_refused(folders):
+    towers = load_towers(image=folders["vit"], text=folders["bert"])
+    assert towers.tokens("red " * 200)[0].shape == (16, 12)
+    assert towers.cut("red " * 200) and not towers.cut("red")
+    with pytest.raises(AddendaError, match="empty"):
+        towers.tokens("  ")
+
+
+def test_towers_that_could_learn_are_refused(folders):
+    towers = load_towers(image=folders["vit"], text=folders["bert"])
+    towers.text.train()
+    with pytest.raises(AddendaError, match="evaluation mode"):
+        towers.tokens("red")
+    towers.text.eval()
+    next(towers.image.parameters()).requires_grad_()
+    with pytest.raises(AddendaError, match="may train"):
+        towers.patches(pixels())
+
+
+def test_identity_is_of_weights_tokenizer_and_preparation(folders, tmp_path):
+    first = load_towers(image=folders["vit"], text=folders["bert"]).identity
+    assert first == load_towers(image=folders["vit"], text=folders["bert"]).identity
+    others = [
+        load_towers(image=folders["vit"], text=folders["bert"], image_size=24),
+        load_towers(image=folders["vit"], text=folders["bert"], grid=3),
+        load_towers(image=folders["clip"], text=folders["bert"]),
+    ]
+    assert all(o.identity != first for o in others)
+
+
+def test_folders_that_are_no_towers_are_refused(folders, tmp_path):
+    with pytest.raises(AddendaError, match="image=, text="):
+        load_towers(folders["bert"])
+    with pytest.raises(AddendaError, match="one folder of both"):
+        load_towers(folders["clip"], image=folders["vit"])
+    tokenizer(tmp_path / "empty")
+    with pytest.raises(AddendaError, match=r"config\.json"):
+        load_towers(image=tmp_path / "empty", text=folders["bert"])
