@@ -70,6 +70,7 @@ class Slot:
         self.evaluations = when(options["eval_every"], self.settings.steps, 20) if eval is not None else frozenset()
         self.saves = when(options["save_every"], self.settings.steps, 5) | {self.settings.steps}
         self.optimizer = plan.optimizer(run.adapter, self.settings.rate, self.settings.weight_decay)
+        self.parameters = run.adapter.parameters()
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.settings.multiplier())
         self.generator = torch.Generator().manual_seed(self.settings.seed)
         torch.empty((), dtype=torch.int64).random_(generator=self.generator)  # as torch's DataLoader begins
@@ -117,7 +118,7 @@ class Slot:
             self.error = DivergedError.at(self.step + 1, self.loss, self.settings.rate)
         else:
             if self.settings.clip > 0:
-                torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.settings.clip)
+                torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
             self.optimizer.step()
             self.adapter.step(self.dead)
             self.schedule.step()

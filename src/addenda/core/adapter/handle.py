@@ -15,7 +15,7 @@ from addenda.core.forward.tensors import Pool, SiteTensors
 from addenda.core.method.contract import Method
 from addenda.core.modules.statistics import gathered
 from addenda.core.packed.tensor import Packed, bits_mark, bits_sum
-from addenda.core.state.state import intact, record_of, state_of, tensors_at
+from addenda.core.state.state import HostRecord, intact, record_of, state_of, tensors_at
 from addenda.core.state.vocabulary import Vocabulary, grown_of
 
 
@@ -25,32 +25,39 @@ class Adapter:
     def __init__(self, model: nn.Module, name: str):
         self.model, self.name = model, name
 
+    def _record(self) -> HostRecord:
+        """Return the record of this adapter, without a walk over the model's modules where it stands on the model."""
+        state = self.model.__dict__.get("_addenda")
+        if state is not None and self.name in state.records:
+            return HostRecord(self.model, state, state.records[self.name])
+        return record_of(self.model, self.name)
+
     @property
     def methods(self) -> dict[str, Method]:
         """The method at each site, by path."""
-        return record_of(self.model, self.name).record.methods
+        return self._record().record.methods
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of a classifier's outputs, in their order, which its file carries. Empty where nobody gave any."""
-        return record_of(self.model, self.name).record.labels
+        return self._record().record.labels
 
     @labels.setter
     def labels(self, names: Iterable[str]) -> None:
-        root, _, record = record_of(self.model, self.name)
+        root, _, record = self._record()
         record.labels = fitting(root, names)
 
     @property
     def vocabulary(self) -> Vocabulary | None:
         """The new tokens and rows that its file holds, where the model's vocabulary has grown."""
-        root, _, record = record_of(self.model, self.name)
+        root, _, record = self._record()
         grown = grown_of(root) if record.grown else None
         return None if grown is None else grown.vocabulary
 
     @property
     def left_out(self) -> Mapping[str, str]:
         """The sites of its file that are not on this model, and why; empty but for `load(allow_partial=True)`."""
-        return dict(record_of(self.model, self.name).record.left_out)
+        return dict(self._record().record.left_out)
 
     @property
     def kinds(self) -> str:
@@ -60,11 +67,11 @@ class Adapter:
     @property
     def seconds(self) -> float:
         """The time in seconds that attaching took."""
-        return record_of(self.model, self.name).record.seconds
+        return self._record().record.seconds
 
     def sites(self) -> Iterator[tuple[str, SiteTensors]]:
         """Yield (path, tensors) of every site."""
-        root, _, record = record_of(self.model, self.name)
+        root, _, record = self._record()
         for path in record.methods:
             yield path, tensors_at(root, self.name, path)
 
@@ -162,7 +169,7 @@ class Adapter:
 
         Warns where steps were made, and every tensor is still what it was before the first.
         """
-        record = record_of(self.model, self.name).record
+        record = self._record().record
         if record.step > record.start[0] and self._is_at_its_start():
             warnings.warn(
                 f"{self.name!r} has made {record.step - record.start[0]} steps, and none of its tensors has moved: the "
@@ -175,19 +182,19 @@ class Adapter:
     def begin(self) -> None:
         """Remember the step and the bits that the adapter has now, for `save` to see whether anything has moved."""
         plain = {n: p for n, p in self.named_parameters() if type(p.detach()) is Tensor and not p.is_meta}
-        record = record_of(self.model, self.name).record
+        record = self._record().record
         record.start = record.step, {n: bits_mark(p) for n, p in plain.items()}
 
     def _is_at_its_start(self) -> bool:
         """Return whether all tensors have the bits of the start; most often the first two tell that they have not."""
-        marks, live = record_of(self.model, self.name).record.start[1], dict(self.named_parameters())
+        marks, live = self._record().record.start[1], dict(self.named_parameters())
         if self.sharded or not marks:
             return False
         return all(n in live and int(mark) == int(bits_mark(live[n])) for n, mark in marks.items())
 
     @property
     def step_count(self) -> int:
-        return record_of(self.model, self.name).record.step
+        return self._record().record.step
 
     def step(self, dead: Literal["raise", "warn"] = "raise") -> None:
         """Tell the adapter that an optimizer step is done; call it before `zero_grad`.
@@ -203,7 +210,7 @@ class Adapter:
         """
         if dead not in ("raise", "warn"):
             raise AddendaError(f"dead must be 'raise' or 'warn', got {dead!r}.")
-        root, state, record = record_of(self.model, self.name)
+        root, state, record = self._record()
         intact(root, self.name, record)
         record.step += 1
         if record.step <= 3 and not record.start[0] and self.name in state.active:  # a file's steps were not seen here
@@ -214,7 +221,7 @@ class Adapter:
 
     def _look_at_buffers(self, step: int) -> None:
         """Warn where buffers of a frozen base have changed between the first steps."""
-        root, state, _ = record_of(self.model, self.name)
+        root, state, _ = self._record()
         marks = {n: _mark(b) for n, b in gathered(root).items() if not b.is_inference()}
         moved = [n for n, mark in marks.items() if state.gathered.get(n, mark) != mark] if step > 1 else []
         state.gathered = marks if state.frozen and step < 3 else {}
@@ -231,7 +238,7 @@ class Adapter:
 
         again: other values for the same step, of its second, third, … forward; 0: its own.
         """
-        record = record_of(self.model, self.name).record
+        record = self._record().record
         if step is not None:
             record.step = step
         scheduled = [m for m in dict.fromkeys(record.methods.values()) if m.has("on_step")]
@@ -250,7 +257,7 @@ class Adapter:
 
     def _look_for_the_unmoved(self, step: int) -> None:
         """Raise AddendaError where three steps have moved no tensor, by versions and by bits."""
-        record = record_of(self.model, self.name).record
+        record = self._record().record
         live = [p for p in self.parameters() if p.requires_grad]
         grads = [p.grad for p in live if p.grad is not None]
         tells = not self.sharded and all(bool(g.isfinite().all()) for g in grads) and any(bool(g.any()) for g in grads)
