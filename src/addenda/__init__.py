@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from addenda.combining.retention import retention as retention
     from addenda.comparing.choose import choose as choose
     from addenda.comparing.run import compare as compare
-    from addenda.compose.composition import Average as Average
-    from addenda.compose.composition import BatchSplit as BatchSplit
-    from addenda.compose.composition import Composition as Composition
-    from addenda.compose.composition import Fuse as Fuse
-    from addenda.compose.composition import Parallel as Parallel
-    from addenda.compose.composition import Split as Split
-    from addenda.compose.composition import Stack as Stack
     from addenda.compose.composition import composed as composed
+    from addenda.compose.split import BatchSplit as BatchSplit
+    from addenda.compose.split import Parallel as Parallel
+    from addenda.compose.split import Split as Split
+    from addenda.compose.stack import Average as Average
+    from addenda.compose.stack import Composition as Composition
+    from addenda.compose.stack import Fuse as Fuse
+    from addenda.compose.stack import Stack as Stack
     from addenda.compressing.factorise import Factorised as Factorised
     from addenda.compressing.factorise import factorise as factorise
     from addenda.compressing.macs import macs as macs
@@ -88,7 +88,9 @@ _NAMES = {
     "combining.retention": "retention",
     "comparing.choose": "choose",
     "comparing.run": "compare",
-    "compose.composition": "Average BatchSplit Composition Fuse Parallel Split Stack composed",
+    "compose.composition": "composed",
+    "compose.split": "BatchSplit Parallel Split",
+    "compose.stack": "Average Composition Fuse Stack",
     "compressing.factorise": "Factorised factorise",
     "compressing.macs": "macs",
     "compressing.recalibrate": "recalibrate",

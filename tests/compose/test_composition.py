@@ -314,17 +314,35 @@ def test_what_backward_computes_again_does_as_in_its_forward(block, reentrant):
             torch.testing.assert_close(grads(plain, other, 3 * y), both)
 
 
-def test_heads_stack_and_do_nothing_else():
+def test_heads_stack_and_are_no_part_of_a_mean_that_lacks_them():
     model = toys.make_bert().double()
     ad.attach(model, "houlsby:rank=2", name="language")
     ad.attach(model, "houlsby:rank=2", also_train=["classifier"], name="task")
+    ad.attach(model, "houlsby:rank=2", also_train=["classifier"], name="other")
     for i, a in enumerate(ad.adapters(model).values()):
         g = torch.Generator().manual_seed(i)
         for p in a.parameters():
             p.data = p.data.double() + torch.randn(p.shape, generator=g, dtype=torch.float64)
     torch.testing.assert_close(together(model, ad.Stack("language", "task")), alone(model, ["language", "task"]))
-    with pytest.raises(AddendaError, match=r"classifier\.weight is a raw parameter"):
+    with pytest.raises(AddendaError, match=r"classifier\.weight is a head that only some parts of Average have"):
         together(model, ad.Average("language", "task"))
+    y = together(model, ad.Average("task", "other", weights=(3, 1)))
+    pooled = torch.tanh(model.bert.pooler.dense(torch.randn(2, 8, dtype=torch.float64)))
+    with ad.composed(model, ad.Average("task", "other", weights=(3, 1))):
+        mean = model.classifier(pooled)
+    each = []
+    for name in ("task", "other"):
+        ad.switch(model, name)
+        each.append(model.classifier(pooled))
+    ad.switch(model, None)
+    torch.testing.assert_close(mean, 0.75 * each[0] + 0.25 * each[1])
+    for name in ("task", "other"):
+        assert (y - alone(model, name)).abs().max() > 1e-3
+    rows = together(model, ad.BatchSplit("task", "other", "language", sizes=(1, 2, 1)))
+    for at, name in ((slice(0, 1), "task"), (slice(1, 3), "other"), (slice(3, 4), "language")):
+        torch.testing.assert_close(rows[at], alone(model, name, IDS[at]))
+    both = together(model, ad.Parallel("task", "other"))
+    torch.testing.assert_close(both, torch.cat([alone(model, "task"), alone(model, "other")]))
 
 
 # -- fusion --------------------------------------------------------------------------------------------------------
@@ -396,7 +414,7 @@ def test_a_fusion_that_shares_no_place_with_a_part_is_refused():
     layer, inside = r"model\.layers\.0@output", r"model\.layers\.0\.self_attn\.o_proj@output"
     for composition, match in (
         (ad.Fuse("a", by="f"), said.format("f", 2, layer, "'a'", 4, inside)),
-        (ad.Stack("b", ad.Fuse("a", "b", by="g")), said.format("g", 4, inside, "'b'", 2, layer)),
+        (ad.Stack(None, ad.Fuse("a", "b", by="g")), said.format("g", 4, inside, "'b'", 2, layer)),
         (ad.Fuse(ad.Stack("a"), "b", by="f"), said.format("f", 2, layer, r"Stack\('a'\)", 4, inside)),
     ):
         with pytest.raises(AddendaError, match=match):
@@ -434,6 +452,10 @@ BAD = {
     "sizes": (lambda: ad.Split("a", "b", sizes=(1,)), "as many sizes"),
     "two rests": (lambda: ad.Split("a", "b", sizes=(None, None)), "at most one None"),
     "negative": (lambda: ad.Split("a", sizes=(-1,)), "numbers of tokens"),
+    "twice": (lambda: ad.Stack("a", "b", "a"), "through 'a' twice"),
+    "twice, deeper": (lambda: ad.Stack("a", ad.Split("b", "a", sizes=(1, None))), "through 'a' twice"),
+    "another skip": (lambda: ad.Stack("a", skip="first"), "skip is 'last' or 'own', got 'first'"),
+    "a fusion behind": (lambda: ad.Stack("a", ad.Fuse("b", by="f"), skip="own"), "a Fuse is a Stack's first part"),
     "a rest of examples": (lambda: ad.BatchSplit("a", "b", sizes=(1, None)), "wants every size"),
 }
 
@@ -491,7 +513,7 @@ FORMS = {
     "split": ad.Split("a", "b", sizes=(2, None)),
     "batch split": ad.BatchSplit("a", None, "b", sizes=(1, 1, 2)),
     "parallel": ad.Parallel("a", "b", None),
-    "nested": ad.Stack("a", ad.Average("b", "a")),
+    "nested": ad.Stack("a", ad.Average("b", None)),
     "per example": ["a", "b", None, "a"],
     "fuse": ad.Fuse("a", "b", by="f"),
 }

@@ -35,17 +35,17 @@ def disabled(model: nn.Module) -> AbstractContextManager:
 def arranged(
     model: nn.Module,
     names: Sequence[str],
-    mix: Callable[[list[SiteTensors | None]], Mixed],
+    mix: Callable[[list[SiteTensors | None]], Mixed | tuple[SiteTensors, ...]],
     in_turn: Sequence[str] | None = None,
     raw: bool = False,
 ) -> Iterator[Callable[[], bool]]:
     """Let `mix` of the named adapters' tensors act at every site, for the length of a `with` block.
 
-    mix is given one entry for each name, None where that adapter has nothing; it is not asked where none has. in_turn:
-    the adapters that act at raw parameters, which see no batch; None where that makes no sense. raw: `mix` acts there
-    too. Afterwards what acted before acts again, another arrangement too. Gives a function that tells whether this acts
-    now, and no block inside. It acts for the calling context alone (`core.forward.acting`). What backward computes
-    again uses it, behind the end too.
+    mix is given one entry for each name, None where that adapter has nothing; it is not asked where none has. Where it
+    gives a tuple, these act one after another. in_turn: the adapters that act at raw parameters, which see no batch;
+    None where that makes no sense. raw: `mix` acts there too. Afterwards what acted before acts again, another
+    arrangement too. Gives a function that tells whether this acts now, and no block inside. It acts for the calling
+    context alone (`core.forward.acting`). What backward computes again uses it, behind the end too.
 
     Raises AddendaError for an unknown name, a merged change, and adapters of raw parameters without in_turn.
     """

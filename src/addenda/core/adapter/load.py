@@ -22,6 +22,7 @@ from addenda.core.adapter.part import without
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.base.visible import label
+from addenda.core.file import trained_on
 from addenda.core.file.fingerprint import checksum, fingerprint, fingerprints, hash_of, sample
 from addenda.core.file.header import Checksum, Header, SiteEntry, read
 from addenda.core.file.methods import methods_of
@@ -61,8 +62,9 @@ def load(
 
     base="compatible" admits another floating dtype of the same weights, checked on stored samples within rounding.
     rename: {path in the file: path in this model}, where modules have other names than in training; see
-    `core.file.rename`. Where paths are missing, the error has that map. tokenizer: the one to use with a file of new
-    tokens (`core.adapter.grow`), which must be the one of training; their rows stand behind the base's until `detach`.
+    `core.file.rename`. Where paths are missing, the error has that map. tokenizer: the one to use, which must be that
+    of training where the file names it, or has new tokens (`core.adapter.grow`); their rows stand behind the base's
+    until `detach`.
     A file in few bits stays in codes, which act as they did in training and cannot be trained on.
 
     allow_partial: attach the sites that are here and alike, with the base's bytes of training, and leave out the rest:
@@ -145,16 +147,20 @@ def _place(root, state, path, header, tensors, name, trainable, base, activate, 
         adapter = install(root, state, name, plan, built, heads, header.seed, not state.records, started, activate)
         record = record_of(root, name).record
         record.labels, record.note, record.left_out = labels, header.note, left_out or {}
+        record.trained_on = header.trained_on
         adapter.draw(header.step)
         record.start = header.step, record.start[1]
         return adapter.requires_grad_(trainable)
 
 
 def check_tokenizer(header: Header, tokenizer: Any, path: str | Path) -> None:
-    """Raise AddendaError where a tokenizer is not the one that a file's new tokens are of."""
-    if tokenizer is None or header.vocabulary is None:
+    """Raise AddendaError where a tokenizer is not the one of training, as far as a file tells of it."""
+    if tokenizer is None:
         return
-    if told := difference(tokenizer, header.vocabulary):
+    told = difference(tokenizer, header.vocabulary) if header.vocabulary is not None else None
+    if told is None and header.trained_on is not None:
+        told = trained_on.difference(header.trained_on, tokenizer)
+    if told:
         raise AddendaError(
             f"{path} was trained with another tokenizer: {told}. Load the one that was saved with it "
             "(tokenizer.save_pretrained; a run of tune keeps it in 'tokenizer' beside its adapter). Nothing was loaded."

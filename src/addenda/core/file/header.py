@@ -15,9 +15,11 @@ from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.base.visible import label
 from addenda.core.disk.access import parse_json, path_of, reading, shown
 from addenda.core.file import container
+from addenda.core.file import trained_on as trainings
 from addenda.core.file import vocabulary as vocabularies
 from addenda.core.packed.bits import code_bytes
 from addenda.core.packed.few_bits import FewBits
+from addenda.core.state.trained_on import TrainedOn
 from addenda.core.state.vocabulary import Vocabulary
 
 SCHEMA = 2  # 1 had no digest
@@ -28,7 +30,7 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 _KEYS = frozenset(("schema", "seed", "step", "methods", "basis", "sites", "pools", "head", "labels"))
-_KEYS_2 = _KEYS | {"sha256", "note", "vocabulary"}
+_KEYS_2 = _KEYS | {"sha256", "note", "vocabulary", "trained_on"}
 _KEYS_OF_METHOD = frozenset(("name", "options"))
 _KEYS_OF_METHOD_2 = _KEYS_OF_METHOD | {"ignorable"}
 _KEYS_OF_SITE = frozenset((
@@ -122,6 +124,7 @@ class Header:
     note: Mapping[str, Any] = field(default_factory=dict)  # whatever its writer wants to tell; readers may ignore it
     sha256: str | None = field(default=None, compare=False)  # of the file that it was read from
     vocabulary: Vocabulary | None = None  # what is new in it, where it has grown
+    trained_on: TrainedOn | None = None  # tokenizer and adapters beside it, where they are known
 
     @property
     def heads(self) -> tuple[SiteEntry, ...]:
@@ -159,6 +162,8 @@ class Header:
             header["labels"] = list(self.labels)
         if self.vocabulary is not None:
             header["vocabulary"] = vocabularies.to_json(self.vocabulary)
+        if self.trained_on is not None:
+            header["trained_on"] = trainings.to_json(self.trained_on)
         if self.note:
             header["note"] = dict(self.note)
         return header
@@ -306,6 +311,7 @@ def _header(raw: Any) -> Header:
         labels=tuple(labels),
         note=note,
         vocabulary=vocabularies.of_json(raw["vocabulary"]) if "vocabulary" in raw else None,
+        trained_on=trainings.of_json(raw["trained_on"]) if "trained_on" in raw else None,
     )
 
 

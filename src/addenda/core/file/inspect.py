@@ -50,6 +50,11 @@ def inspect(path: str | Path) -> str:
         lines.append(f"  {label(str(v)[:300])}{': ' + ', '.join(texts) if texts else ''}")
         if v.tokenizer is not None:
             lines.append(f"  tokenizer: {v.entries:,} tokens, SHA-256 {v.tokenizer}")
+    if header.trained_on is not None:
+        lines += [f"  trained beside: {b.name}, SHA-256 {b.sha256}" for b in header.trained_on.beside]
+        if header.trained_on.tokenizer is not None:
+            lines.append(f"  trained with a tokenizer of {header.trained_on.entries:,} tokens, SHA-256 "
+                         f"{header.trained_on.tokenizer}")  # fmt: skip
     if header.labels:
         labels = [label(repr(n[:40])) for n in header.labels[:12]] + ["…"] * (len(header.labels) > 12)
         lines.append(f"  {len(header.labels)} labels in order: {', '.join(labels)}")

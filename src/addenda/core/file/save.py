@@ -15,6 +15,8 @@ that has grown the new rows are there too: see `core.file.vocabulary`.
 "ignorable" at a method names the options whose value is what a file without them means: a version that does not know
 one of these leaves it out, and refuses the file for any other that it does not know.
 
+"trained_on" names the tokenizer, and the adapters that acted beside, by hash: see `core.file.trained_on`.
+
 "origin" at a site is its path in the model of training, where it was loaded under another (`load(rename=…)`): random
 tensors are drawn by that path, for ever.
 """
@@ -159,6 +161,7 @@ def save(
         head=copy.options(defaults=True) if record.also_train else {},
         labels=record.labels,
         vocabulary=vocabulary,
+        trained_on=record.trained_on,
         note={**record.note, **({"left_out": dict(record.left_out)} if record.left_out else {})},
     )
     if writes(gathered):

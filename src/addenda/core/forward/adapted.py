@@ -37,9 +37,14 @@ def _rebuild(original: type, properties: tuple[str, ...]) -> nn.Module:
 def _own(module: nn.Module, original: type, slots: Slots, acts: Acting, *args, **kwargs) -> Any:
     """Run the module's forward with the changes of its weights."""
     if acts.each and slots.here.group is None:
-        raw = {p: m for p, m in acts.each.items() if slots.kinds[p] == PARAMETER and isinstance(m, Grouped)}
+        raw = {p: m for p, m in acts.each.items() if slots.kinds[p] == PARAMETER}
+        groups = {p: m for p, m in raw.items() if isinstance(m, Grouped)}
+        if groups:
+            return _by_group(module, original, slots, acts, groups, *args, **kwargs)
         if raw:
-            return _by_group(module, original, slots, acts, raw, *args, **kwargs)
+            mixed = {p: m for p, m in acts.each.items() if slots.kinds[p] != OUTPUT}
+            run = partial(_under, module, original, slots, acts)
+            return next(iter(raw.values())).whole(run, module, mixed, args, kwargs)
     live = acts.live.get("weight", ())
     if (live or "weight" in acts.each) and slots.kinds["weight"] != PARAMETER:
         x, *rest = args or [kwargs.pop(next(iter(kwargs)))]
@@ -70,6 +75,23 @@ def _by_group(module: nn.Module, original: type, slots: Slots, acts: Acting, raw
             local.group, groups.parts = None, outer
 
     return split(groups, run, original.__name__, args, kwargs)
+
+
+def _under(
+    module: nn.Module, original: Any, slots: Slots, acts: Acting, held: dict, x: Tensor, rest: tuple, options: dict
+) -> Any:
+    """Run the module's forward on x with these tensors at its parameters, and at all others with what acts there."""
+    local = slots.here
+    live = {p: held.get(p, acts.live.get(p, ())) for p in slots.kinds if slots.kinds[p] != OUTPUT}
+    kind = slots.kinds.get("weight", PARAMETER)
+    outer = local.group, local.now
+    local.group, local.now = {p: ts for p, ts in live.items() if slots.kinds[p] == PARAMETER}, {}
+    try:
+        if kind != PARAMETER and live["weight"]:
+            return execute(module, original, kind, live["weight"], x, *rest, **options)
+        return original.forward(module, x, *rest, **options)
+    finally:
+        local.group, local.now = outer
 
 
 @cache

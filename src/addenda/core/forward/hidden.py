@@ -21,7 +21,7 @@ def run(live: Sequence[SiteTensors], act: Callable, base: Callable, args: tuple,
 
     live: every adapter's tensors that may act here; act(one, v): the changed value, where one(tensors, v, cut) is the
     change of one adapter (in place of "one after another" a composition may stand), and one(tensors, v, cut, changes)
-    that of one which weighs the changes of others.
+    that of one which weighs the changes of others. one(tensors, v, cut, x=x): it reads x, not what its place says.
     """
     argument: Any = args[0] if args else next(iter(kwargs.values()), None)
     version = version_of(argument)
@@ -37,11 +37,11 @@ def run(live: Sequence[SiteTensors], act: Callable, base: Callable, args: tuple,
 
         facts = _told(live, argument)
 
-        def before(t: SiteTensors, v: Tensor, cut: Cut, *more) -> Tensor:
+        def before(t: SiteTensors, v: Tensor, cut: Cut, *more, x: Tensor | None = None) -> Tensor:
             if t.reads != "again":
                 return v
             stamp = version_of(v)
-            x = again(v)
+            x = again(v) if x is None else x
             return _change(t, x, _unchanged(t, v, stamp), facts, cut, *more)
 
         out = again(act(before, argument))
@@ -56,11 +56,11 @@ def run(live: Sequence[SiteTensors], act: Callable, base: Callable, args: tuple,
             f"with one; this one returned {type(out).__name__}. Name a module inside it."
         )
 
-    def one(t: SiteTensors, v: Tensor, cut: Cut, *more) -> Tensor:
+    def one(t: SiteTensors, v: Tensor, cut: Cut, *more, x: Tensor | None = None) -> Tensor:
         if t.reads == "again":
             return v
         if t.reads == "output":
-            return _change(t, v, v, facts, cut, *more)
+            return _change(t, v if x is None else x, v, facts, cut, *more)
         x = cut(_unchanged(t, argument, version) if t.reads == "input" else _seen(t))
         return _change(t, x, v, facts, cut, *more)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,4 +21,12 @@ class Mixed:
 
     def act(self, one: Callable, v: Tensor, back: bool = False) -> Tensor:
         """Return the changed activation. one: an adapter's change, as in `core.forward.hidden.run`; back: undo."""
+        raise NotImplementedError
+
+    def whole(self, run: Callable, module: nn.Module, mixed: dict, args: tuple, kwargs: dict) -> Any:
+        """Return what a module returns of whose raw parameters there is one to choose for each part of its input.
+
+        mixed: such objects by parameter, of its weight too; run(tensors by parameter, x, rest, options): its forward
+        with these.
+        """
         raise NotImplementedError

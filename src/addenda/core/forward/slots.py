@@ -158,10 +158,15 @@ class Slots(nn.Module):
         tensors = self._modules[adapter]._modules.get(parameter) if adapter in self._modules else None
         return tensors if isinstance(tensors, SiteTensors) else None
 
-    def arranged(self, adapters: Sequence[str], mix: Callable[..., Mixed], in_turn: tuple[str, ...] | None) -> Acting:
+    def arranged(
+        self,
+        adapters: Sequence[str],
+        mix: Callable[..., "Mixed | tuple[SiteTensors, ...]"],
+        in_turn: tuple[str, ...] | None,
+    ) -> Acting:
         """Return what acts in a block: `mix` of the adapters' tensors at each parameter, `in_turn` at raw ones.
 
-        in_turn None: `mix` at these too.
+        in_turn None: `mix` at these too. What it gives as a tuple acts one after another.
         """
         acts = self.activated(())
         for parameter, kind in self.kinds.items():
@@ -169,7 +174,11 @@ class Slots(nn.Module):
             if kind == PARAMETER and in_turn is not None:
                 acts.live[parameter] = tuple(t for a in in_turn if (t := self.held(a, parameter)) is not None)
             elif any(t is not None for t in tensors):
-                acts.each[parameter] = mix(tensors)
+                mixed = mix(tensors)
+                if isinstance(mixed, Mixed):
+                    acts.each[parameter] = mixed
+                else:
+                    acts.live[parameter] = mixed
         return acts
 
     def activated(self, adapters: tuple[str, ...]) -> Acting:

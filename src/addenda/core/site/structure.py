@@ -378,3 +378,23 @@ def _path(model: nn.Module, part: Part, reads: str, dry: OnDemand) -> str:
             "which normalises before its parts. Name 'mlp' or 'block', or take a method that reads the output."
         )
     return f"{part.block or part.last}@output"
+
+
+def residual_before(
+    model: nn.Module, paths: Iterable[str], dry_forward: Callable[[nn.Module], DryForward]
+) -> dict[str, str]:
+    """Return, by the path of a place where a block's sum is changed, the module whose first input is the residual.
+
+    Raises AddendaError where the place is not known to be such a sum.
+    """
+    dry, made = OnDemand(lambda: dry_forward(model)), {}
+    parts = [p for block in blocks(model).values() for role, p in block.items() if role in ("mlp", "attention")]
+    for part in parts:
+        with suppress(AddendaError):  # an attention's sum that is no module's output
+            made[_path(model, part, "sum", dry)] = dry().norm_before(part) or part.first
+    wanted = list(paths)
+    if unknown := [path for path in wanted if path not in made]:
+        raise AddendaError(
+            f"{unknown[0]}: it is not known which residual the sum there has, as it is no block's attention or MLP."
+        )
+    return {path: made[path] for path in wanted}

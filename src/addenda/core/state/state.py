@@ -20,6 +20,7 @@ from addenda.core.method.contract import Method
 from addenda.core.modules.wrappers import unwrap
 from addenda.core.packed.tensor import Packed
 from addenda.core.site.site import Point, Site, owners_of, site_at
+from addenda.core.state.trained_on import TrainedOn
 
 _MOVED = (
     "A new head or resize_token_embeddings takes its place before attach or load: detach(model) gives everything else "
@@ -39,6 +40,7 @@ class Record:
     origins: dict[str, str] = field(default_factory=dict)  # the paths of training by path, where they are others
     left_out: dict[str, str] = field(default_factory=dict)  # paths in its file that this model cannot take, and why
     note: Mapping[str, Any] = field(default_factory=dict)  # of its file, kept for the next one
+    trained_on: TrainedOn | None = None  # tokenizer and adapters beside it, where that was noted
     labels: tuple[str, ...] = ()  # the names of a classifier's outputs, in their order, where it was told
     grown: bool = False  # whether the vocabulary had new rows when it was attached, which its file then holds
     start: tuple[int, dict[str, int | Tensor]] = (0, {})  # the step at which it came, and marks of its tensors then
@@ -84,7 +86,7 @@ class Arrangement(Block):
     """A `with` block in which other adapters act than the active ones; see `attach.arranged`."""
 
     names: tuple[str, ...] = ()
-    mix: Callable[[list[SiteTensors | None]], Mixed] = _none
+    mix: Callable[[list[SiteTensors | None]], Mixed | tuple[SiteTensors, ...]] = _none
     in_turn: tuple[str, ...] | None = ()  # at raw parameters; None: `mix` there too
 
 
