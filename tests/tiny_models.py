@@ -3,7 +3,7 @@
 import gc
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -40,6 +40,19 @@ def make_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
     )
     made.chat_template = template
+    return made
+
+
+def make_pair_tokenizer() -> PreTrainedTokenizerFast:
+    """The same for pairs, as BERT has them: start, first text, end, second text, end; with types."""
+    made = make_tokenizer(template=None)
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|start|> $A <|end|>",
+        pair="<|start|> $A <|end|> $B:1 <|end|>:1",
+        special_tokens=[("<|start|>", 1), ("<|end|>", 2)],
+    )
+    made.cls_token, made.sep_token = "<|start|>", "<|end|>"
+    made.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     return made
 
 
