@@ -1,7 +1,7 @@
 """python -m bench NAME|all|gpu|served [--out FOLDER] [--docs PAGE]: measure, print a table, keep both.
 
-NAMEs: see COMMANDS. gpu and served want what not every machine has: a GPU, a Python with vLLM. hostile (180,000 files
-made to harm) takes half an hour, and is not of `all` either.
+NAMEs: see COMMANDS. gpu, served and headroom want what not every machine has: a GPU, a Python with vLLM, apt and a
+network. hostile (180,000 files made to harm) takes half an hour, and is not of `all` either.
 """
 
 import argparse
@@ -19,7 +19,7 @@ COMMANDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", choices=(*COMMANDS, "all", "gpu", "served", "hostile"))
+    parser.add_argument("what", choices=(*COMMANDS, "all", "gpu", "served", "hostile", "headroom"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", default="llama94m")
     parser.add_argument("--tokens", default="4x256", help="batch x length")

@@ -17,6 +17,7 @@ def test_lists_are_fetched_once_into_a_folder_of_our_own(monkeypatch, tmp_path):
     assert folder == apt.lists_folder() == tmp_path / "cache" / "debian"
     assert apt.fetched_languages(folder) == {"en", "de"} and len(said) == 1 and "de, en into" in said[0]
     assert sorted({apt.language_of(p.name) for p in folder.iterdir()} - {None}) == ["de", "en"]
+    assert apt.offered_languages(folder) == ["de", "en", "pt_BR"]
     assert apt.fetch(["de"], progress=said.append) == folder and len(said) == 1
     conf = log.read_text()
     assert conf.startswith("-c ") and " update\n" in conf and conf.count("#clear APT::Update::Post-Invoke") == 2
@@ -98,7 +99,7 @@ def test_a_damaged_record_is_no_record(monkeypatch, tmp_path, record):
     monkeypatch.setenv("ADDENDA_CACHE", str(tmp_path))
     write(tmp_path / "debian")
     (tmp_path / "debian" / apt.RECORD).write_text(record)
-    assert apt.fetched_languages(tmp_path / "debian") == set()
+    assert apt.fetched_languages(tmp_path / "debian") == set() and apt.offered_languages(tmp_path / "debian") == []
     with pytest.raises(AddendaError, match="Move it away"):
         apt.fetch(["de"])
 

@@ -93,6 +93,7 @@ def fetch(languages: Iterable[str], *, again: bool = False, progress: Callable[[
                 "by": "addenda",
                 "format": FORMAT,
                 "languages": sorted(wanted),
+                "offered": sorted(_offered(parts / "lists")),
                 "files": {p.name: p.stat().st_size for p in sorted(made.iterdir())},
             }
             flush(made)
@@ -115,6 +116,13 @@ def fetched_languages(folder: Path) -> set[str]:
         return {str(code) for code in record["languages"]}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return set()
+
+
+def offered_languages(folder: Path) -> list[str]:
+    """Return the languages that the servers have, whether fetched or not; none of a folder that is not whole."""
+    if not fetched_languages(folder):
+        return []
+    return [str(code) for code in json.loads((folder / RECORD).read_text(encoding="utf-8")).get("offered", ())]
 
 
 def language_of(name: str) -> str | None:

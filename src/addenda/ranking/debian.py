@@ -54,7 +54,7 @@ def collection(
         raise AddendaError(f"limit is how many documents are kept, {FEWEST} or more, got {limit}.")
     folder = folder or fetch([language])
     name = f"debian-{query_language}-{language}"
-    found = [item for item in _usable(folder, language, query_language) if split_of(item[0].source) in splits]
+    found = [item for item in usable(folder, language, query_language) if split_of(item[0].source) in splits]
     found = sorted(found, key=lambda item: _hash("pool", item[0].source))[:limit]
     if len(found) < FEWEST:
         raise AddendaError(
@@ -106,7 +106,7 @@ def blotted(text: str, *names: str) -> str:
     return re.sub(r" +([,;:!?)])", r"\1", " ".join(text.split()))
 
 
-def _usable(folder: Path, language: str, query_language: str) -> Iterator[tuple[Package, str, str]]:
+def usable(folder: Path, language: str, query_language: str) -> Iterator[tuple[Package, str, str]]:
     """Yield (package, query, document): one of each source, first paragraph and query."""
     english, described = translations(folder, "en"), translations(folder, language)
     asked = english if query_language == "en" else described
