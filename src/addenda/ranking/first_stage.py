@@ -58,5 +58,5 @@ def first_stage(
 def best(ids: Sequence[str], scores: np.ndarray, k: int, above: float | None = None) -> dict[str, float]:
     """Return the k ids of the highest scores, the best first, equal ones in their order. above: only such scores."""
     order = np.argsort(-scores, kind="stable")[:k]
-    kept = order.tolist() if above is None else [i for i in order.tolist() if scores[i] > above]
+    kept: list[int] = order.tolist() if above is None else [i for i in order.tolist() if scores[i] > above]
     return {ids[i]: float(scores[i]) for i in kept}

@@ -19,6 +19,11 @@ def drawn_at_random(model: nn.Module, names: Iterable[str]) -> None:
         model.__dict__[_FRESH] = found
 
 
+def drawn_in(model: nn.Module) -> tuple[str, ...]:
+    """Return which parameters of a model had no weights where it was loaded from, and have not been fitted since."""
+    return tuple(model.__dict__.get(_FRESH, ()))
+
+
 def refuse_outside(root: nn.Module, state: State, name: str, what: str) -> None:
     """Raise AddendaError where a parameter of the base trains beside all adapters, or was drawn and is in none of them.
 
