@@ -33,10 +33,11 @@ class Scores(NamedTuple):
 class OrderAdapter(nn.Module):
     """Scores of images by a sentence from the states of two frozen encoders.
 
-    image_width, text_width: D_i and D_t of the encoders. seed: of the values that it begins with, alike everywhere.
+    image_width, text_width: D_i and D_t of the encoders. seed: of the values that it begins with, alike everywhere;
+    begin: False leaves them as torch makes them, for whoever puts others in.
     """
 
-    def __init__(self, settings: OrderSettings, image_width: int, text_width: int, seed: int = 0):
+    def __init__(self, settings: OrderSettings, image_width: int, text_width: int, seed: int = 0, begin: bool = True):
         super().__init__()
         self.settings = s = settings
         self.from_image, self.from_text = nn.Linear(image_width, s.width), nn.Linear(text_width, s.width)
@@ -50,7 +51,8 @@ class OrderAdapter(nn.Module):
         )
         self.pooled_norm, self.score = nn.LayerNorm(s.width), scorer(s.width, depth=2)
         self.pair_head = PairHead(s.width, s.heads, s.tokens, s.antisymmetric)
-        self._begin(seed)
+        if begin:
+            self._begin(seed)
 
     def forward(self, patches: Tensor, tokens: Tensor, mask: Tensor | None = None, pairs: bool = False) -> Scores:
         """Return the scores of N images by one sentence.

@@ -46,14 +46,18 @@ class OrderLoss:
     def needs_pairs(self) -> bool:
         return self.pairs > 0
 
-    def of_values(self, scores: Scores, values: Tensor) -> Tensor:
-        """Return the loss, (), of N images of one query whose values (N) are known."""
+    def of_values(self, scores: Scores, values: Tensor, zero: Tensor | None = None) -> Tensor:
+        """Return the loss, (), of N images of one query whose values (N) are known.
+
+        zero: which of them are absolute zeros (N), where values are in other units than they were given in.
+        """
+        zero = values == 0 if zero is None else zero
         target, known = self._ordered(values)
         total = scores.values.new_zeros(())
         if self.regression:
             total = total + self.regression * torch.log1p(F.smooth_l1_loss(scores.values, values))
         if self.zero:
-            total = total + self.zero * F.binary_cross_entropy_with_logits(scores.values, (values != 0).float())
+            total = total + self.zero * F.binary_cross_entropy_with_logits(scores.values, (~zero).float())
         return total + self._of_pairs(scores, target, known)
 
     def of_comparisons(self, scores: Scores, better: Tensor, worse: Tensor) -> Tensor:

@@ -1,0 +1,208 @@
+"""A folder of images in the order that a sentence asks for.
+
+    order = ImageOrder.load("run/order.safetensors", load_towers())
+    for row in order.rank(images_in("photos/"), "many red shoes"): ...
+
+A score is in the units of the trained query that is nearest to the sentence; how near is told beside it, because a
+sentence far from all that was trained still gives an order, and nobody has measured what that is worth. Images are
+scored in the order of their hashes and in batches of one size, so that their scores do not depend on how they came.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.disk.access import path_of, sha256_of, shown
+from addenda.core.disk.cache import cache_folder
+from addenda.core.file.container import bytes_of
+from addenda.core.file.identity import versions
+from addenda.core.file.states import read_state, write_state
+from addenda.data.examples import Picture
+from addenda.data.images import SUFFIXES, pool
+from addenda.ranking.order.adapter import OrderAdapter
+from addenda.ranking.order.features import Features, check_decoded, trim
+from addenda.ranking.order.file import Made, Scale, check_towers, load_order
+from addenda.ranking.order.towers import Towers
+
+BATCH = 32  # images scored at once, filled up
+ROOM = 64 << 20  # bytes of scores that are kept
+FAR = 0.6  # of the similarity to the nearest trained query: below it a word of warning is due
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One image of an order. rank: from 1; score: in the units of `nearest`, a trained query, `similarity` to it."""
+
+    rank: int
+    picture: Picture
+    score: float
+    nearest: str
+    similarity: float
+
+
+class ImageOrder:
+    """A trained adapter with its encoders. cache: keep patches and scores on disk, by content."""
+
+    def __init__(self, towers: Towers, adapter: OrderAdapter, made: Made, *, cache: bool = True):
+        check_towers(made, towers.identity, "this adapter")
+        self.towers, self.adapter, self.made, self.cache = towers, adapter.eval(), made, cache
+        self.features = Features(towers, cache)
+        self.skipped: dict[str, str] = {}
+        self._queries: Tensor | None = None
+
+    @classmethod
+    def load(cls, path: str | Path, towers: Towers, *, cache: bool = True) -> Self:
+        """Read an adapter's file for these encoders. Raises AddendaError where it is of others, or damaged."""
+        adapter, made = load_order(path)
+        check_towers(made, towers.identity, path)
+        return cls(towers, adapter, made, cache=cache)
+
+    def rank(self, pictures: Sequence[Picture], sentence: str, *, skip_corrupt: bool = False) -> list[Ranked]:
+        """Return the images, the best first; equal scores in the order of their names.
+
+        skip_corrupt: leave out images that cannot be decoded, told in `skipped`. Raises AddendaError for those else,
+        and for an empty sentence.
+        """
+        found = self.scores(pictures, sentence)
+        if not skip_corrupt:
+            check_decoded(self.skipped, len(pictures), "the folder")
+        if not found:
+            raise AddendaError(f"None of the {len(pictures)} images can be decoded, so there is nothing to order.")
+        query, similarity = self.nearest(sentence)
+        order = sorted(found, key=lambda i: (-found[i], pictures[i].name))
+        return [Ranked(n, pictures[i], found[i], query, similarity) for n, i in enumerate(order, 1)]
+
+    def scores(self, pictures: Sequence[Picture], sentence: str) -> dict[int, float]:
+        """Return {position: score} of the images that can be decoded; the others are told in `skipped`.
+
+        Scores are in the units of the trained query that is nearest to the sentence.
+        """
+        tokens = self.towers.tokens(sentence)
+        scale = self.made.scales.get(self.nearest(sentence)[0], Scale())
+        known = self._kept(sentence)
+        by_key: dict[str, list[int]] = {}
+        for i, picture in enumerate(pictures):
+            by_key.setdefault(picture.key, []).append(i)
+        self.skipped = {}
+        new: dict[str, Tensor] = {}
+        wanted = [pictures[places[0]] for key, places in sorted(by_key.items()) if key not in known]
+        for at, patches in self.features.of(wanted):
+            if isinstance(patches, str):
+                for i in by_key[wanted[at].key]:
+                    self.skipped[pictures[i].name] = patches
+            else:
+                new[wanted[at].key] = patches
+        keys = sorted(new)
+        for at in range(0, len(keys), BATCH):
+            batch = [new[k] for k in keys[at : at + BATCH]]
+            filled = torch.stack([*batch, *[batch[0]] * (BATCH - len(batch))])
+            with torch.no_grad():
+                values = self.adapter(filled, *tokens).values[: len(batch)]
+            known |= dict(zip(keys[at : at + BATCH], values.tolist(), strict=True))
+        if keys:
+            self._keep(sentence, known)
+        return {i: known[k] * scale.spread + scale.centre for k, places in by_key.items() if k in known for i in places}
+
+    def nearest(self, sentence: str) -> tuple[str, float]:
+        """Return the trained query that is nearest to a sentence, and the cosine of their mean token states."""
+        if sentence in self.made.scales:
+            return sentence, 1.0
+        queries = list(self.made.scales)
+        if self._queries is None:
+            self._queries = torch.stack([self._meaning(q) for q in queries])
+        near = self._queries @ self._meaning(sentence)
+        best = int(near.argmax())
+        return queries[best], float(near[best])
+
+    def _meaning(self, sentence: str) -> Tensor:
+        tokens, mask = self.towers.tokens(sentence)
+        return F.normalize(tokens[mask].mean(0), dim=0)
+
+    # -- scores that are kept ------------------------------------------------------------------------------------------
+
+    def _file(self, sentence: str) -> Path:
+        sha = hashlib.sha256(repr((self.made.towers, versions())).encode())
+        for name, tensor in self.adapter.state_dict().items():
+            sha.update(name.encode())
+            sha.update(bytes_of(tensor))
+        own = hashlib.sha256(sentence.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+        return cache_folder() / "scores" / sha.hexdigest()[:24] / f"{own}.safetensors"
+
+    def _kept(self, sentence: str) -> dict[str, float]:
+        file = self._file(sentence)
+        if not self.cache or not file.is_file():
+            return {}
+        try:
+            held = read_state(file)
+            keys, values = held["images"], held["scores"].tolist()
+            fine = held["sentence"] == sentence and len(keys) == len(values)
+        except (AddendaError, KeyError, TypeError, AttributeError):
+            fine, keys, values = False, [], []
+        with suppress(OSError):
+            os.utime(file) if fine else file.unlink()
+        return dict(zip(keys, values, strict=True)) if fine else {}
+
+    def _keep(self, sentence: str, scores: dict[str, float]) -> None:
+        if not self.cache:
+            return
+        file = self._file(sentence)
+        with suppress(OSError):
+            held = {"sentence": sentence, "images": list(scores), "scores": torch.tensor(list(scores.values()))}
+            write_state(file, held, "scores")
+            trim(file.parent.parent, ROOM)
+
+
+def images_in(folder: str | Path, *, skip_corrupt: bool = False) -> list[Picture]:
+    """Return the images of a folder and of those in it, by name; links are not followed into other folders.
+
+    skip_corrupt: leave out files that cannot be read. Raises AddendaError for a folder that is missing, cannot be read
+    or holds no image, and for files that cannot be read or are empty, by name.
+    """
+    top = path_of(folder, "the folder")
+    if not top.is_dir():
+        near = nearest(top.name, [p.name for p in top.parent.iterdir()]) if top.parent.is_dir() else ""
+        raise AddendaError(f"Expected a folder of images at {shown(top)}, and there is none.{near}")
+    problems: list[str] = []
+    files: list[Path] = []
+
+    def unreadable(error: OSError) -> None:
+        problems.append(f"{error.filename}: {error.strerror}")
+
+    for place, inside, names in os.walk(top, onerror=unreadable):
+        inside[:] = sorted(n for n in inside if not n.startswith("."))
+        own = (Path(place) / n for n in sorted(names) if not n.startswith("."))
+        files += [p for p in own if p.suffix.lower() in SUFFIXES and p.is_file()]
+    pictures = []
+    for path, key in zip(files, pool().map(_hashed, files), strict=True):
+        name = str(path.relative_to(top))
+        if isinstance(key, OSError):
+            problems.append(f"{name}: {key.strerror or key}")
+        elif not path.stat().st_size:
+            problems.append(f"{name}: the file is empty")
+        else:
+            pictures.append(Picture(key, 0, name, path))
+    if problems and not skip_corrupt:
+        rest = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise AddendaError(
+            f"{len(problems)} things in {shown(top)} cannot be read: {'; '.join(problems[:5])}{rest}. Mend or remove "
+            "them, or leave them out with skip_corrupt (--skip-corrupt)."
+        )
+    if not pictures:
+        raise AddendaError(f"{shown(top)} holds no image ({', '.join(SUFFIXES)}), nor does a folder in it.")
+    return pictures
+
+
+def _hashed(path: Path) -> str | OSError:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        return error

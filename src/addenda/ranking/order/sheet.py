@@ -1,0 +1,97 @@
+"""What an order leaves behind: a table (CSV), a contact sheet (PNG), copies whose names say their rank."""
+
+import csv
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from addenda.core.base.errors import AddendaError
+from addenda.core.base.visible import visible
+from addenda.core.disk.access import writing
+from addenda.core.disk.atomic import write_atomically
+from addenda.core.disk.place import file_for
+from addenda.core.disk.whole import free_place, whole
+from addenda.data.prepare import plain
+from addenda.ranking.order.rank import Ranked
+
+COLUMNS = ("rank", "file", "score", "nearest trained query", "similarity")
+SIDE, TEXT, MOST = 128, 26, 60  # pixels of a thumbnail and of the two lines under it; images on a sheet
+
+
+def write_table(rows: Sequence[Ranked], path: str | Path) -> Path:
+    """Write a CSV: rank, file, score, nearest trained query, its similarity; whole, over nothing that is no CSV."""
+    place = file_for(path, lambda p: p.suffix.lower() == ".csv" and _is_table(p), what="out")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([row.rank, row.picture.name, f"{row.score:.6g}", row.nearest, f"{row.similarity:.3f}"])
+    write_atomically(place, text.getvalue().encode("utf-8", "surrogateescape"))  # names as the disk has them
+    return place
+
+
+def write_sheet(rows: Sequence[Ranked], path: str | Path, *, most: int = MOST, across: int = 6) -> Path:
+    """Write a contact sheet as PNG: the best first, each with its score and name; of many every k-th.
+
+    Returns its path. Raises AddendaError where nothing can be written there, or where something else stands.
+    """
+    from PIL import Image, ImageDraw
+
+    place = file_for(path, lambda p: p.suffix.lower() == ".png", what="sheet")
+    chosen = picked(rows, most)
+    down = -(-len(chosen) // across)
+    wide = min(across, len(chosen))
+    sheet = Image.new("RGB", (wide * (SIDE + 8) + 8, down * (SIDE + TEXT + 8) + 8), "white")
+    draw = ImageDraw.Draw(sheet)
+    for n, row in enumerate(chosen):
+        x, y = 8 + n % across * (SIDE + 8), 8 + n // across * (SIDE + TEXT + 8)
+        image = plain(row.picture.open()).convert("RGB")
+        image.thumbnail((SIDE, SIDE))
+        sheet.paste(image, (x + (SIDE - image.width) // 2, y + (SIDE - image.height) // 2))
+        for line, text in enumerate((f"{row.rank}.  {row.score:.3g}", Path(row.picture.name).name)):
+            draw.text((x, y + SIDE + 1 + 12 * line), _fitting(draw, visible(text)), fill="black")
+    data = io.BytesIO()
+    sheet.save(data, "PNG")
+    write_atomically(place, data.getvalue())
+    return place
+
+
+def picked(rows: Sequence[Ranked], most: int) -> list[Ranked]:
+    """Return at most so many rows, the first and the last among them, evenly spread over the order."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+
+
+def copy_ranked(rows: Sequence[Ranked], folder: str | Path) -> Path:
+    """Copy images into a new folder, their rank before their names; the originals stay. Whole, or nothing.
+
+    Raises AddendaError where the folder is there already, and for images that are in no file of their own.
+    """
+    out = free_place(folder, "copy")
+    digits = len(str(len(rows)))
+    if loose := [row.picture.name for row in rows if not isinstance(row.picture.stored, Path)]:
+        raise AddendaError(f"{loose[0]} is no file, so it cannot be copied. Give a folder of images.")
+    with writing(out), whole(out, folder=True) as place:
+        for row in rows:
+            source: Any = row.picture.stored
+            shutil.copyfile(source, place / f"{row.rank:0{digits}d}-{Path(row.picture.name).name}")
+    return out
+
+
+def _fitting(draw: Any, text: str) -> str:
+    """Return a text that is no wider than a thumbnail, cut in its middle."""
+    text = text.encode("latin-1", "replace").decode("latin-1")  # Pillow's own font has no more
+    while len(text) > 4 and draw.textlength(text) > SIDE:
+        half = (len(text) - 2) // 2
+        text = (
+            f"{text[:half]}~{text[-half:]}" if "~" not in text else f"{text[: half - 1]}~{text[len(text) - half + 1 :]}"
+        )
+    return text
+
+
+def _is_table(path: Path) -> bool:
+    with path.open("rb") as f:
+        return f.readline().decode("utf-8", "replace").strip() == ",".join(COLUMNS)

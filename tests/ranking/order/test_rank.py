@@ -1,0 +1,147 @@
+"""A folder in order: scores that depend on image and sentence alone, caches that change nothing, files left alone."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from tests.ranking.order.tiny_towers import apart, image
+
+from addenda import AddendaError
+from addenda.ranking.order import rank as ranking
+from addenda.ranking.order.adapter import OrderAdapter
+from addenda.ranking.order.file import Made, Scale, save_order
+from addenda.ranking.order.rank import ImageOrder, images_in
+from addenda.ranking.order.settings import OrderSettings
+from addenda.ranking.order.towers import load_towers
+
+SMALL = OrderSettings(width=16, heads=2, layers=1, after=1, prompts=2, tokens=2, ratio=2)
+SCALES = {"how many red squares": Scale(3.0, 2.0), "sharp photos": Scale(0.0, 1.0)}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    place = tmp_path_factory.mktemp("order")
+    vit, bert = apart(place)
+    for i in range(40):
+        image(place / "photos" / ("sub" if i % 3 else "") / f"{i:02d}.png", i * 5)
+    towers = load_towers(image=vit, text=bert)
+    about = Made(SMALL, (16, 12), towers.identity, SCALES)
+    save_order(place / "order.safetensors", OrderAdapter(SMALL, 16, 12, seed=1), about)
+    return place, towers
+
+
+@pytest.fixture
+def order(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADDENDA_CACHE", str(tmp_path / "cache"))
+    place, towers = made
+    return ImageOrder.load(place / "order.safetensors", towers)
+
+
+def test_an_order_is_of_scores_best_first_in_the_query_s_units(order, made):
+    pictures = images_in(made[0] / "photos")
+    assert len(pictures) == 40
+    rows = order.rank(pictures, "how many red squares")
+    assert [r.rank for r in rows] == list(range(1, 41))
+    assert [r.score for r in rows] == sorted((r.score for r in rows), reverse=True)
+    assert len({r.score for r in rows}) > 20
+    patches = torch.stack([dict(order.features.of([p]))[0] for p in pictures[:3]])
+    with torch.no_grad():
+        values = order.adapter(patches, *order.towers.tokens("how many red squares")).values * 2 + 3
+    by_name = {r.picture.name: r.score for r in rows}
+    torch.testing.assert_close(torch.tensor([by_name[p.name] for p in pictures[:3]]), values, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_do_not_depend_on_the_order_of_images_to_the_bit(order, made):
+    pictures = images_in(made[0] / "photos")
+    order.cache = order.features.cache = False
+    there = order.scores(pictures, "sharp photos")
+    back = order.scores(pictures[::-1], "sharp photos")
+    assert [there[i] for i in range(40)] == [back[39 - i] for i in range(40)]
+    alone = order.scores(pictures[5:6], "sharp photos")
+    assert alone[0] == pytest.approx(there[5], abs=1e-5)
+
+
+def test_what_is_kept_gives_the_same_bits_and_spares_the_work(order, made, monkeypatch):
+    pictures = images_in(made[0] / "photos")
+    first = order.scores(pictures, "sharp photos")
+    assert order.features.made == 40
+    with monkeypatch.context() as patched:
+        patched.setattr(order.adapter, "forward", lambda *_, **__: pytest.fail("scored again"))
+        assert order.scores(pictures, "sharp photos") == first
+    order.scores(pictures, "red")
+    assert order.features.made == 40  # another sentence, no second look at the images
+    for file in (ranking.cache_folder() / "patches").rglob("*.safetensors"):
+        file.write_bytes(b"damaged")
+    for file in (ranking.cache_folder() / "scores").rglob("*.safetensors"):
+        file.write_bytes(b"damaged")
+    assert order.scores(pictures, "sharp photos") == first
+    assert order.features.made == 80
+
+
+def test_the_nearest_trained_query_is_told(order):
+    assert order.nearest("sharp photos") == ("sharp photos", 1.0)
+    query, similarity = order.nearest("how many blue squares")
+    assert query in SCALES and -1 <= similarity < 1
+    with pytest.raises(AddendaError, match="empty"):
+        order.rank([], " ")
+
+
+def test_equal_scores_in_another_process(order, made):
+    place, _ = made
+    pictures = images_in(place / "photos")[:5]
+    here = [order.scores(pictures, "red")[i] for i in range(5)]
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from addenda.ranking.order.rank import ImageOrder, images_in\n"
+        "from addenda.ranking.order.towers import load_towers\n"
+        "p = sys.argv[1]; t = load_towers(image=p + '/vit', text=p + '/bert')\n"
+        "o = ImageOrder.load(p + '/order.safetensors', t, cache=False)\n"
+        "s = o.scores(images_in(p + '/photos')[:5], 'red'); print([s[i] for i in range(5)])\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == str(here)
+
+
+def test_odd_images_are_taken_or_refused_by_name(order, tmp_path):
+    folder = tmp_path / "odd"
+    image(folder / "good.png", 3)
+    Image.new("CMYK", (9, 9)).save(folder / "cmyk.jpg")
+    Image.fromarray(torch.arange(64, dtype=torch.int32).view(8, 8).numpy() * 900).convert("I;16").save(
+        folder / "deep.png"
+    )
+    Image.new("RGB", (1, 1), "red").save(folder / "one.png")
+    frames = [Image.new("P", (8, 8), c) for c in (1, 9)]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    assert len(order.rank(images_in(folder), "red")) == 5
+    whole = (folder / "good.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[:-30])
+    with pytest.raises(AddendaError, match=r"cut\.png"):
+        order.rank(images_in(folder), "red")
+    rows = order.rank(images_in(folder), "red", skip_corrupt=True)
+    assert len(rows) == 5 and list(order.skipped) == ["cut.png"]
+    bomb = tmp_path / "bomb"
+    bomb.mkdir()
+    Image.new("1", (30_000, 30_000)).save(bomb / "bomb.png")
+    with pytest.raises(AddendaError, match=r"bomb\.png: .*pixels"):
+        order.rank(images_in(bomb), "red")
+
+
+def test_folders_are_walked_once_and_named_where_they_cannot_be_read(tmp_path):
+    image(tmp_path / "a" / "1.png", 1)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
+    odd = os.fsencode(tmp_path / "a") + b"/\xff.png"
+    with open(odd, "wb") as f:
+        f.write((tmp_path / "a" / "1.png").read_bytes())
+    assert len(images_in(tmp_path / "a")) == 2
+    (tmp_path / "a" / "empty.png").touch()
+    with pytest.raises(AddendaError, match=r"empty\.png: the file is empty"):
+        images_in(tmp_path / "a")
+    assert len(images_in(tmp_path / "a", skip_corrupt=True)) == 2
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(AddendaError, match="holds no image"):
+        images_in(tmp_path / "nothing")
+    with pytest.raises(AddendaError, match="Expected a folder"):
+        images_in(tmp_path / "none")

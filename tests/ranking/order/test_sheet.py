@@ -1,0 +1,64 @@
+"""Tables, contact sheets and copies of an order; the originals stay as they are."""
+
+import csv
+import os
+
+import pytest
+from PIL import Image
+from tests.ranking.order.tiny_towers import image
+
+from addenda import AddendaError
+from addenda.data.examples import Picture
+from addenda.ranking.order.rank import Ranked
+from addenda.ranking.order.sheet import SIDE, copy_ranked, picked, write_sheet, write_table
+
+
+def rows(folder, n=8):
+    files = [image(folder / f"{i}.png", i) for i in range(n)]
+    return [Ranked(i + 1, Picture(str(i), 0, f.name, f), 5.0 - i, 'sharp, "red"', 0.5) for i, f in enumerate(files)]
+
+
+def test_a_table_has_rank_file_score_and_nearest_query(tmp_path):
+    made = rows(tmp_path / "in")
+    path = write_table(made, tmp_path / "order.csv")
+    with path.open(newline="") as f:
+        read = list(csv.reader(f))
+    assert read[0] == ["rank", "file", "score", "nearest trained query", "similarity"]
+    assert read[1] == ["1", "0.png", "5", 'sharp, "red"', "0.500"]
+    assert len(read) == 9
+    assert write_table(made[:2], path) == path  # over its own kind
+    (tmp_path / "mine.csv").write_text("a,b\n")
+    with pytest.raises(AddendaError):
+        write_table(made, tmp_path / "mine.csv")
+    assert (tmp_path / "mine.csv").read_text() == "a,b\n"
+
+
+def test_a_name_that_is_no_utf8_comes_back_from_the_table(tmp_path):
+    name = os.fsdecode(b"\xff.png")
+    made = [Ranked(1, Picture("k", 0, name, b""), 1.0, "q", 1.0)]
+    assert b"\xff.png" in write_table(made, tmp_path / "o.csv").read_bytes()
+
+
+def test_a_sheet_shows_the_best_first_and_every_kth_of_many(tmp_path):
+    made = rows(tmp_path / "in", 8)
+    path = write_sheet(made, tmp_path / "sheet.png", across=4)
+    with Image.open(path) as sheet:
+        assert sheet.size[0] == 4 * (SIDE + 8) + 8
+        assert sheet.convert("L").getextrema()[0] < 60
+    assert [r.rank for r in picked(made, 3)] == [1, 5, 8]
+    assert picked(made, 60) == made
+
+
+def test_copies_have_their_rank_in_the_name_and_nothing_is_written_over(tmp_path):
+    made = rows(tmp_path / "in", 12)
+    before = {p: p.read_bytes() for p in (tmp_path / "in").iterdir()}
+    out = copy_ranked(made, tmp_path / "out")
+    assert sorted(p.name for p in out.iterdir())[:2] == ["01-0.png", "02-1.png"]
+    assert (out / "03-2.png").read_bytes() == before[tmp_path / "in" / "2.png"]
+    assert {p: p.read_bytes() for p in (tmp_path / "in").iterdir()} == before
+    with pytest.raises(AddendaError, match="is there already"):
+        copy_ranked(made, tmp_path / "out")
+    (tmp_path / "in" / "5.png").unlink()
+    with pytest.raises(AddendaError):
+        copy_ranked(made, tmp_path / "half")
+    assert not (tmp_path / "half").exists()
