@@ -77,6 +77,8 @@ if TYPE_CHECKING:
     from addenda.train.callback import TrainerCallback as TrainerCallback
     from addenda.train.evaluate import evaluate as evaluate
     from addenda.train.evaluate import generate as generate
+    from addenda.train.lottery import LotteryResult as LotteryResult
+    from addenda.train.lottery import lottery as lottery
     from addenda.train.tune import tune as tune
 
 __version__ = "0.1.0"
@@ -126,6 +128,7 @@ _NAMES = {
     "train.accelerate_states": "register_for_checkpointing",
     "train.callback": "TrainerCallback",
     "train.evaluate": "evaluate generate",
+    "train.lottery": "LotteryResult lottery",
     "train.tune": "tune",
 }
 announce()
