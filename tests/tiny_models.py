@@ -53,6 +53,7 @@ def make_pair_tokenizer() -> PreTrainedTokenizerFast:
     )
     made.cls_token, made.sep_token = "<|start|>", "<|end|>"
     made.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    made.init_kwargs["model_input_names"] = made.model_input_names  # which is what is saved
     return made
 
 
