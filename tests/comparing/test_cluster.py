@@ -19,7 +19,7 @@ from addenda.comparing.record import Record
 from addenda.comparing.run import Watch
 from addenda.core.base.errors import AddendaError
 
-SEARCH = {"rates": 3, "seeds": 2, "around": {"lora:rank=2": 0.03, "shira": 0.03}}
+SEARCH = {"rates": 3, "seeds": 2, "methods": ["lora:rank=2"], "around": {"lora:rank=2": 0.03}}
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +125,8 @@ def test_what_a_run_raises_is_raised_here(files, address):  # noqa: F811
 def test_a_driver_that_is_killed_goes_on(files, address):  # noqa: F811
     model, data, out = files
     command = [sys.executable, "-m", "addenda", "compare", "--model", model, "--data", data, "--out", out, "--methods",
-               "lora:rank=2,shira", "--budget", "steps=4", "--seeds", 4, "--batch", 4, "--rates", 1, "--dtype",
-               "float32", "--items", 0, "--ray", address, "--yes"]  # fmt: skip
+               "lora:rank=2,shira", "--budget", "steps=4", "--seeds", 3, "--batch", 4, "--rates", 1, "--dtype",
+               "float32", "--items", 10, "--general", "none", "--ray", address, "--yes"]  # fmt: skip
     driver = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 300
     while len(list((out / "trials").glob("final-*.json"))) < 2:
@@ -135,9 +135,9 @@ def test_a_driver_that_is_killed_goes_on(files, address):  # noqa: F811
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     done = {p: p.read_bytes() for p in (out / "trials").glob("*.json")}
-    assert len(done) < 9
+    assert len(done) < 7
     subprocess.run([str(c) for c in command], check=True, capture_output=True, timeout=400)
-    assert len(Record.read(out).trials_of(stage="final")) == 8
+    assert len(Record.read(out).trials_of(stage="final")) == 6
     assert all(p.read_bytes() == before for p, before in done.items())
 
 

@@ -37,6 +37,7 @@ def test_a_folder_of_that_name_is_ones_own(tmp_path, monkeypatch):
     (tmp_path / "docstrings").mkdir()
     monkeypatch.chdir(tmp_path)
     assert task_of("a/model", "docstrings") is None
+    assert task_of(None, "docstrings") == "docstrings"  # as where the record itself is to be called so
 
 
 def test_the_encoder_is_not_quantised():

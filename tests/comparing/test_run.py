@@ -7,12 +7,14 @@ import shutil
 import pytest
 
 import addenda
+from addenda.comparing import run as running
 from addenda.comparing import runner, start
 from addenda.comparing.arm import parse_arm
 from addenda.comparing.budget import Budget, fitted
 from addenda.comparing.costs import Costs
 from addenda.comparing.entries import MethodRecord, TrialRecord, Validation
 from addenda.comparing.record import Record
+from addenda.comparing.report import write_report
 from addenda.comparing.run import Watch, compare
 from addenda.comparing.search import FURTHER, cost
 from addenda.comparing.start import titled
@@ -29,6 +31,13 @@ QUIET = Watch(say=lambda text: None)
 def files(tmp_path):
     """A folder with a tiny causal LM, and sums as JSON Lines."""
     return written(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Leave the report out but where it is looked at: drawing takes as long as all runs of a tiny model."""
+    if "report" not in request.node.name:
+        monkeypatch.setattr(running, "write_report", lambda out: out / "report.html")
 
 
 def written(tmp_path):
@@ -102,7 +111,7 @@ def test_an_arm_whose_every_rate_diverges_is_void_and_the_others_go_on(files, ma
     assert void.startswith("every rate diverged, from ") and record.config.methods["lora:rank=2"].void is None
     assert {t.method: t.rate for t in record.trials_of(stage="final")} == {"lora:rank=2": 3e-3}
     assert f"shira has no final runs: {void}." in told
-    page = (files[2] / "report.html").read_text()
+    page = write_report(files[2]).read_text()
     assert f"SHiRA has no final runs: {void}." in page and "of 2 runs have finished" not in page
     before = noted(files[2])
     assert run(files, rates=3).config == record.config and noted(files[2]) == before
@@ -246,7 +255,7 @@ def test_a_comparison_grows_by_seeds_methods_and_steps_and_says_so(files, once):
     assert {t.steps for t in final} == {6} and len(final) == 9 and len(more.shorter) == 9
     assert [list(look.changed) for look in more.config.looks] == [["seeds"], ["methods"], ["budget"]]
     assert more.config.looks[0].seen == "5 runs" and more.config.looks[2].changed == {"budget": [4, 6]}
-    page = (files[2] / "report.html").read_text()
+    page = write_report(files[2]).read_text()
     assert "seeds 2 to 3" in page and "also oft" in page and "budget 4 to 6" in page
     before = noted(files[2])
     again = run(files, rates=1, seeds=3, methods=["lora:rank=2", "shira", "oft"], budget="steps=6")
@@ -439,7 +448,7 @@ def test_forgetting_is_measured_on_the_same_windows_for_all(files, tmp_path):
     for t in record.trials_of(stage="final"):
         assert len(t.general.losses) == about.windows and t.general.loss > 0
         assert t.general.loss == pytest.approx(sum(t.general.losses) / 32, rel=1e-5) and t.general != base
-    assert "Forgetting,<br>nats a token" in (files[2] / "report.html").read_text()
+    assert "Forgetting,<br>nats a token" in write_report(files[2]).read_text()
     said = []
     grown = run(files, rates=1, seeds=3, watch=Watch(say=said.append))  # on the default text, which is another
     assert any("no forgetting is measured" in text for text in said)

@@ -86,6 +86,12 @@ def made_up(monkeypatch):
     return put
 
 
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Leave the report out, which takes longer than the runs that are made up."""
+    monkeypatch.setattr(running, "write_report", lambda out: out / "report.html")
+
+
 def run(files, **options):
     model, data, out = *files[:2], options.pop("out", files[2])
     asked = {"methods": ["lora:rank=2", "shira"], "budget": "steps=4", "rates": 1, "batch": 4, "watch": QUIET}

@@ -40,11 +40,12 @@ def middles(methods: Iterable[str]) -> dict[str, float]:
 def task_of(model: str | Path | None, data: str | Path | None) -> str | None:
     """Return the embedded task that is meant, None where model and data are a folder and a file of one's own.
 
+    A file or folder of a task's name is meant only beside a model, since data alone is nothing to compare on.
     Raises AddendaError where one of both is missing, and for a model that the task is not for.
     """
     if model is None and data is None:
         return DOCSTRINGS
-    task = str(data) if str(data) in (DOCSTRINGS, TASK) and not Path(str(data)).exists() else None
+    task = str(data) if str(data) in (DOCSTRINGS, TASK) and (model is None or not Path(str(data)).exists()) else None
     if task is None and (model is None or data is None):
         raise AddendaError(
             f"Give model= and data= together; with neither, {ENCODER} is compared on {DOCSTRINGS}, and data='{TASK}'"

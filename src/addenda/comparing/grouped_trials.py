@@ -98,7 +98,7 @@ def tried(subject: Subject, arm: Arm, settings: TrialSettings, count: int, asked
         for _ in range(2):
             alone.append(_tried_alone(subject, arm, settings))
             with ExitStack() as stack:
-                together.append(_fitted(subject, [(arm, spec) for spec in specs], settings, stack)[1])
+                together.append(trained_together(subject, [(arm, spec) for spec in specs], settings, stack)[1])
     except AddendaError as error:
         return Grouping(pays=False, why=str(error))
     dtype = next(p.dtype for p in subject.model.parameters() if p.dim() > 1)
@@ -169,7 +169,7 @@ def _said(losses: Sequence[float]) -> str:
     return ", ".join(f"{loss:.6g}" for loss in losses) or "none"
 
 
-def _fitted(
+def trained_together(
     subject: Subject,
     wanted: Sequence[tuple[Arm, TrialSpec]],
     settings: TrialSettings,
@@ -221,7 +221,7 @@ class GroupedTrials:
         with ExitStack() as stack:
             wanted = [(by_label[s.method], s) for s in specs]
             watch = own.watch(first.method, first.stage, first.seed, first.rate)
-            adapters, made = _fitted(own.subject, wanted, own.settings, stack, places, watch)
+            adapters, made = trained_together(own.subject, wanted, own.settings, stack, places, watch)
             share = (time.perf_counter() - started) / len(specs)
             for spec, adapter, result in zip(specs, adapters, made, strict=True):
                 switch(own.subject.model, adapter.name)

@@ -126,7 +126,7 @@ def compare(
     targets = targets if targets is None or isinstance(targets, str) else tuple(targets)
     options = kept(dict(locals()))
     model, data = (None if p is None else path_of(p, name) for p, name in ((model, "model"), (data, "data")))
-    out = folder_for(out, apart=(model, data))
+    out = folder_for(out, apart=() if model is None else (model, data))  # data alone names an embedded task
     record = open_record(out)
     check_free(out, {"report.html": is_report} | ({} if record else {"trials": no_file, "partial": no_file}))
     watch = replace(watch or Watch(), trackers=trackers_of(report_to))
