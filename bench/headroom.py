@@ -2,7 +2,8 @@
 
 A pool is good for a comparison where the first stage has most answers among its first hundred (R@100 ≥ 0.75), so that
 they can be ordered, and orders them neither at random nor perfectly (AP from 0.3 to 0.8). The texts are fetched by apt
-where they lack; e5 is the embedded bi-encoder (`addenda setup-demo --encoder e5`).
+where they lack; e5 is the embedded bi-encoder (`addenda setup-demo --encoder e5`). --arms "de|fi": those languages,
+others stay.
 """
 
 from typing import Any
@@ -21,8 +22,9 @@ MEASURES = ("AP", "nDCG@10", "R@100")
 
 def run(given: Any) -> tuple[list[dict], str]:
     folder, encoder = fetch(LANGUAGES, progress=print), BiEncoder.load("e5", device="cpu")
-    rows = []
-    for language in ("en", *LANGUAGES):
+    asked = set(given.arms.split("|")) if given.arms else {"en", *LANGUAGES}
+    rows = [row for row in given.earlier or () if row["language"] not in asked]
+    for language in (code for code in ("en", *LANGUAGES) if code in asked):
         pool = collection(language, limit=POOL, folder=folder)
         judged = pool.split("test")
         row: dict[str, Any] = {

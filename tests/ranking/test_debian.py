@@ -68,6 +68,8 @@ def test_a_language_with_its_own_queries_and_english_alone(lists):
 def test_names_are_blotted_out_and_shared_words_stay():
     assert debian.blotted("GIMP is to gimp as gimp-data, not Gimpy (gimp).", "gimp") == "is to as -data, not Gimpy ()."
     assert debian.blotted("libfoo1 of foo++ reads c++", "foo++", "c++") == "libfoo1 of reads"
+    assert debian.blotted("FOO and libfoo for Perl, not food", "libfoo-perl") == "and for, not food"
+    assert debian.blotted("an X of r and go", "r-cran-x", "go") == "an X of r and"
     assert debian.blotted("image editor", "gimp") == "image editor"
 
 

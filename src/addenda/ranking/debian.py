@@ -4,9 +4,9 @@
     document   the other language's long description
     answer     the description of the same package; of each source package, and of each first paragraph, one is taken
 
-Names of the package and its source are blotted out of both, whole words in any case: they stand in both, and finding
-them is no reading. Words that query and document share otherwise stay. Without them lexical match would speak *against*
-relevance, and BM25 find the answer last every time.
+Names of the package and its source, and the words in them, are blotted out of both, whole words in any case: they
+stand in both, and finding them is no reading. Words that query and document share otherwise stay. Without them lexical
+match would speak *against* relevance, and BM25 find the answer last every time.
 
 Everything is decided by hashes of the source package's name: which split it is in, the same in every language, so that
 what was learned in one is not judged in another, and which documents a smaller pool holds. So a collection is the same
@@ -29,6 +29,7 @@ TEST, DEV = 40, 10  # of 100 source packages; the rest is for training
 WORDS, CHARACTERS = 3, 40  # of a query, and of a document, at least: less is no description
 FEWEST = 50  # documents of a collection
 _EMPTY = re.compile(r"transitional|dummy package|meta-?package|virtual package", re.IGNORECASE)
+_PARTS = re.compile(r"[^\W\d_]{3,}")
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -99,8 +100,13 @@ def split_of(source: str) -> str:
 
 
 def blotted(text: str, *names: str) -> str:
-    """Return a text without these names: whole words, in any case."""
-    for name in sorted(set(names), key=len, reverse=True):
+    """Return a text without these names and their parts of three letters or more: whole words, in any case.
+
+    Of libfoo-bar1 those are libfoo, foo and bar, as texts call what is in it.
+    """
+    parts = {part for name in names for part in _PARTS.findall(name)}
+    parts |= {part[3:] for part in parts if part.startswith("lib") and len(part) > 5}
+    for name in sorted({*names, *parts}, key=lambda n: (-len(n), n)):
         if name.lower() in text.lower():  # an expression is made for few only
             text = re.sub(rf"(?<![\w]){re.escape(name)}(?![\w])", " ", text, flags=re.IGNORECASE)
     return re.sub(r" +([,;:!?)])", r"\1", " ".join(text.split()))
