@@ -53,7 +53,8 @@ def rounds(name: str, count: int, threads: int) -> dict:
     ad.switch(merged, ["a0", "a1"])
     ad.merge(merged, allow_loss=1.0)
     ad.detach(merged, keep_merged=True)
-    bottlenecks = stirred("pfeiffer:rank=192", "pfeiffer:rank=24")  # reduction factors 2 and 16 at a width of 384
+    width = two.config.hidden_size
+    bottlenecks = stirred(f"pfeiffer:rank={width // 2}", f"pfeiffer:rank={width // 16}")  # factors of 2 and 16
     blocks = {
         "language + task bottlenecks": ad.Stack("a0", "a1"),
         "the same, MAD-X": ad.Stack("a0", "a1", skip="own"),

@@ -9,6 +9,7 @@ promised of them. Pairs are read in batches of like length, so that little is pa
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.borrow import training_mode
 from addenda.data.limits import padded
+from addenda.models.load import load_model
 from addenda.models.machine import device_of
 from addenda.ranking.collection import Collection, Document, Run
+from addenda.ranking.folder import FILE, is_folder, read_folder
 from addenda.ranking.pairs import Named, by_row, longest, passages
 from addenda.train.loss import inputs_of
 
@@ -58,6 +61,29 @@ class Reranker:
             )
         self.model, self.tokenizer, self.composition = model, tokenizer, composition
         self.max_length, self.stride, self.batch = longest(model, tokenizer, max_length), stride, batch
+
+    @classmethod
+    @checked()
+    def load(
+        cls, path: str | Path, *, base: str | Path | None = None, device: str | None = None, dtype: str = "float32"
+    ) -> "Reranker":
+        """Open what `ranking.export` has written: base, adapters and composition, or a merged cross-encoder.
+
+        base: the folder of the base, where only its hash is in there. Raises AddendaError, before a weight is read, for
+        a folder that is damaged or was edited (`ranking.folder`).
+        """
+        if is_folder(path):
+            opened = read_folder(path, base=base, device=device, dtype=dtype)
+            return cls(opened.model, opened.tokenizer, opened.composition, **opened.settings)
+        if base is not None:
+            raise AddendaError(f"base= is for a folder with {FILE}, which {path} has not: it holds a whole model.")
+        loaded = load_model(path, task="label", labels=1, device=device, dtype=dtype)
+        if loaded.fresh:
+            raise AddendaError(
+                f"{path} has no weights for {', '.join(loaded.fresh[:4])}: it is an encoder, and no reranker. Train "
+                "one on it, ranking.train.train_reranker."
+            )
+        return cls(loaded.model, loaded.tokenizer)
 
     @checked()
     def rank(self, query: str, documents: Sequence[Text] | Mapping[str, Text], *, top_k: int | None = None) -> Ranked:
