@@ -155,3 +155,23 @@ def test_images_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert "Head alone" in capsys.readouterr().out
     call("tune", *common, "--data", "fashion-mnist-2", "--out", out, code=2)
     assert "no data at fashion-mnist-2" in capsys.readouterr().err
+
+
+def test_words_are_filled_in_from_end_to_end(tmp_path, monkeypatch, capsys):
+    from tests.train.test_masked import TEXTS, made
+
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path / "encoder")
+    (tmp_path / "de.txt").write_text("\n".join(TEXTS))
+    common = ["tune", "--task", "masked", "--model", "encoder", "--dtype", "float32", "--steps", 2, "--batch", 8]
+    common += ["--method", "pfeiffer:rank=8", "--out", "run"]
+    call(*common, "--data", "de.txt", "--head-steps", 4, "--eval", 0.2)
+    told = capsys.readouterr()
+    assert "the loss runs over" in told.err and "fitting a head" in told.err and "before: " in told.out
+    assert (tmp_path / "run" / "head.safetensors").exists()
+    call(*common, code=2)
+    assert "--task masked learns plain texts, and none are embedded: give --data." in capsys.readouterr().err
+    call(*common[:-1], "other", "--data", "de.txt", "--subset", "2/class", code=2)
+    assert "--subset 2/class cannot be used with --task masked" in capsys.readouterr().err
+    call("tune", "--model", "encoder", "--data", "de.txt", "--train-head", "--out", "other", code=2)
+    assert "--train-head is for masked LMs: give --task masked too" in capsys.readouterr().err

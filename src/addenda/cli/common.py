@@ -47,7 +47,7 @@ Targets = Annotated[
 Exclude = Annotated[str, typer.Option("--exclude", help="Targets to leave out, separated by commas.")]
 Question = Annotated[str | None, typer.Option("--question", help="Column of the prompts.", rich_help_panel=DATA)]
 Answer = Annotated[str | None, typer.Option("--answer", help="Column of the answers.", rich_help_panel=DATA)]
-Text = Annotated[str | None, typer.Option("--text", help="Column of the texts to classify.", rich_help_panel=DATA)]
+Text = Annotated[str | None, typer.Option("--text", help="Column of the texts.", rich_help_panel=DATA)]
 Label = Annotated[str | None, typer.Option("--label", help="Column of the labels.", rich_help_panel=DATA)]
 LabelKind = Annotated[
     str | None,

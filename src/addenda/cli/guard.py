@@ -128,7 +128,7 @@ def in_flags(text: str, flags: Mapping[str, str]) -> str:
 # Options of the functions behind the commands that no command has: a message that names one says where it is.
 ONLY_IN_PYTHON = (
     "activate", "allow_loss", "allow_partial", "also_train", "arguments", "around", "basis", "begun_with", "chat",
-    "clip", "columns", "examples", "freeze", "judge", "keep", "labels", "latent", "memory_floor", "messages",
+    "clip", "columns", "examples", "freeze", "heads", "judge", "keep", "labels", "latent", "memory_floor", "messages",
     "outputs", "pair", "partial", "prefix", "probe", "progress", "rename", "save_every", "source", "subject",
     "task", "title", "tokenizer", "tracking", "train", "trainable", "validation", "watch", "without_base",
 )  # fmt: skip

@@ -36,6 +36,7 @@ from addenda.cli.common import (
     say,
     tell,
 )
+from addenda.core.base.errors import AddendaError
 from addenda.train.settings import DOCS, Settings
 from addenda.train.tracking import trackers_of
 
@@ -48,6 +49,10 @@ def _training(flag: str, what: str = "", more: str = "", panel: str = "Training"
 
 def _speed(flag: str):
     return _training(flag, panel=SPEED)
+
+
+def _masked(flag: str, what: str):
+    return _training(flag, what, panel="Masked language modelling")
 
 
 def register(app: typer.Typer) -> None:
@@ -85,6 +90,17 @@ def tune(
     consistency: Annotated[float, _training("--consistency")] = Settings.consistency,
     consistency_add: Annotated[float, _training("--consistency-add")] = Settings.consistency_add,
     seed: Annotated[int, _training("--seed")] = Settings.seed,
+    task: Annotated[
+        str | None, _masked("--task", "masked: an encoder fills in words of plain texts (.txt: one a line; a column).")
+    ] = None,
+    head: Annotated[Path | None, _masked("--head", "A head.safetensors to begin with, instead of fitting one.")] = None,
+    head_steps: Annotated[
+        int | None, _masked("--head-steps", "Steps of fitting a head first. Default: 300 where the model has none.")
+    ] = None,
+    train_head: Annotated[bool, _masked("--train-head", "The head learns along; it is never in the adapter.")] = False,
+    vocabulary: Annotated[
+        str, _masked("--vocabulary", "Tokens that the loss runs over: texts, those that occur; or all.")
+    ] = "texts",
     eval_data: Annotated[str | None, _training("--eval", "Data to judge by, or a share of --data such as 0.1.")] = None,
     eval_every: Annotated[int | None, _training("--eval-every", "Steps between evaluations.")] = None,
     early_stop: Annotated[int | None, _training("--early-stop")] = Settings.early_stop,
@@ -129,7 +145,8 @@ def tune(
     from addenda.train.tune import tune as run
 
     made = run(
-        model_or_default(model), data_or_default(data), chosen,
+        _model(model, task), _data(data, task), chosen,
+        task=cast(Any, task), head=head, head_steps=head_steps, train_head=train_head, vocabulary=cast(Any, vocabulary),
         start=start, targets=listed(targets) if targets else None, exclude=listed(exclude), head_bits=head_bits,
         add_tokens=listed(add_tokens or ""),
         out=out, epochs=epochs, eval_data=_share(eval_data), eval_every=eval_every, resume=resume, dead=dead,
@@ -158,6 +175,22 @@ def tune(
     for line in told(made.choices):
         tell(line)
     tell(f"written: {made.path}, with README.md, run.json and {run_file.NAME}")
+
+
+def _model(model: Path | None, task: str | None) -> Any:
+    """Return the model's folder; of masked LMs also by the name of an embedded encoder, e5 where none is named."""
+    if task != "masked" or (model is not None and model.exists()):
+        return model_or_default(model)
+    from addenda.models.encoders import ENCODERS
+
+    name = "e5" if model is None else str(model)
+    return ENCODERS[name].model_folder(say) if name in ENCODERS else model
+
+
+def _data(data: Path | None, task: str | None) -> Any:
+    if data is None and task == "masked":
+        raise AddendaError("task='masked' learns plain texts, and none are embedded: give --data.")
+    return data_or_default(data)
 
 
 def _chosen(out: Path) -> dict[str, Any]:

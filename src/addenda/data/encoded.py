@@ -1,7 +1,7 @@
 """Encoded examples: what training, judging and measuring ask of them, whatever they are made of.
 
-`encode.Tokens` are texts as token ids, `pixels.Images` are pictures as pixels; `ranking.groups.Groups` are rows of
-either that are judged together.
+`encode.Tokens` are texts as token ids, `pixels.Images` are pictures as pixels, `masked.Masked` texts to be filled in;
+`ranking.groups.Groups` are rows of texts or pictures that are judged together.
 """
 
 from abc import ABC, abstractmethod
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 IGNORE = -100
-Kind = Literal["causal", "class", "value", "group"]
-TARGETS = ("labels", "group", "teacher")  # what a batch holds besides the model's inputs
+Kind = Literal["causal", "class", "value", "masked", "group"]
+TARGETS = ("labels", "table", "group", "teacher")  # what a batch holds besides the model's inputs
 
 
 class Objective(Protocol):
@@ -29,8 +29,8 @@ class Objective(Protocol):
 class Encoded(Dataset, ABC):
     """Examples as a model takes them, in order.
 
-    labels: for "causal" and "group" a list beside each, else one number each. names: of the classes. unit: what
-    `lengths` count. ragged: whether lengths differ, so that batches are padded and rows of like length are put
+    labels: for "causal", "masked" and "group" a list beside each, else one number each. names: of the classes. unit:
+    what `lengths` count. ragged: whether lengths differ, so that batches are padded and rows of like length are put
     together. objective: the loss of a "group".
     """
 
@@ -80,6 +80,10 @@ class Encoded(Dataset, ABC):
     def at_once(self, rows: int) -> int:
         """Return how many examples to judge at once, so that the model is given about so many rows."""
         return rows
+
+    def drawn(self, step: int) -> Self:
+        """Return the examples as this micro-batch of a run is given them; the same ones where nothing is drawn."""
+        return self
 
     def ahead(self, rows: Sequence[int]) -> None:
         """Begin to prepare these rows, which come next; does nothing where all is in memory."""

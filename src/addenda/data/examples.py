@@ -5,6 +5,7 @@
 | chat  | messages: [{"role", "content"}, …], the assistant's turns learned | a causal LM       |
 | pair  | question/answer, prompt/completion, instruction(+input)/output    | a causal LM       |
 | label | text/label, sentence/label, premise+hypothesis/label              | a classifier      |
+| text  | text, or the lines of a .txt file (see `plain`)                   | a masked LM       |
 
 Columns with other names are named by the caller. A file is JSON Lines, a JSON list, CSV (with a header) or Parquet; a
 folder is one of `datasets.save_to_disk`, or holds `train.jsonl`, `test.csv` and the like. Nothing is downloaded.
@@ -26,7 +27,7 @@ from addenda.data.unpacked import check_pixels
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TaskKind = Literal["causal", "label", "image"]
+TaskKind = Literal["causal", "label", "image", "masked"]
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")  # never EPS, which is a program
 
 
@@ -80,14 +81,26 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Text:
+    """A text without anything said of it."""
+
+    text: str
+    place: str = field(default="", repr=False, compare=False)  # in the source, for messages
+
+    @property
+    def key(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
 class Data:
     """Examples of one form, in the order of the source. labels: the names of the classes; None for values.
 
     said: what was understood of the labels, in words.
     """
 
-    examples: "tuple[Pair | Chat | Labelled | Picture, ...]"
-    form: Literal["pair", "chat", "label", "image"]
+    examples: "tuple[Pair | Chat | Labelled | Text | Picture, ...]"
+    form: Literal["pair", "chat", "label", "text", "image"]
     labels: tuple[str, ...] | None = None
     source: str = "memory"
     said: str = field(default="", repr=False, compare=False)

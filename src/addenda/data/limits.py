@@ -42,7 +42,7 @@ def padded(examples: Any, model: nn.Module, batch: int) -> Any:
     """
     config = getattr(model, "config", None)
     own = getattr(examples, "pad", None)
-    if not isinstance(examples, Encoded) or own is None or examples.kind == "causal":
+    if not isinstance(examples, Encoded) or own is None or examples.kind in ("causal", "masked"):
         return examples
     pad = getattr(config, "pad_token_id", None)
     if pad is not None:

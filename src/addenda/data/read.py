@@ -23,6 +23,7 @@ from addenda.data.columns import (
 )
 from addenda.data.examples import Data, TaskKind
 from addenda.data.labels import LabelKind
+from addenda.data.plain import read_texts
 
 PARTS = ("train", "validation", "test")  # a file may be any of them
 
@@ -82,6 +83,9 @@ def read(
 
         label_options: dict[str, Any] = {"labels": labels, "outputs": outputs, "label_kind": label_kind}
         return read_images(source, split=split, image=image, label=label, **label_options)
+    if task == "masked":
+        _check_read(options, ("text",), "plain texts, which a masked LM learns")
+        return read_texts(source, split, text)
     rows, columns = table(source, split)
     name = rows.name
     if task == "label":

@@ -4,9 +4,10 @@
     check_module(model)      the same of a loaded model
 
 Supported are causal language models (the next token is predicted from those before), sequence classifiers and image
-classifiers; a bare encoder, or one with another head, becomes a classifier where the data has labels. Models that fill
-in masked words, label each token, answer with a span, or read with an encoder what a decoder answers, are trained by
-other losses, and to train them as causal models would be wrong without a word.
+classifiers; a bare encoder, or one with another head, becomes a classifier where the data has labels. An encoder of
+texts learns to fill in masked words where it is asked to (task="masked"), never unasked. Models that label each token,
+answer with a span, or read with an encoder what a decoder answers, are trained by other losses, and to train them as
+causal models would be wrong without a word.
 """
 
 from typing import Any
@@ -20,8 +21,9 @@ AUTO = {
     "causal": "AutoModelForCausalLM",
     "label": "AutoModelForSequenceClassification",
     "image": "AutoModelForImageClassification",
+    "masked": "AutoModelForMaskedLM",
 }
-KINDS = {"causal": "causal LM", "label": "sequence classifier", "image": "image classifier"}
+KINDS = {"causal": "causal LM", "label": "sequence classifier", "image": "image classifier", "masked": "masked LM"}
 _WRITES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "BertGenerationDecoder", "ModelWithLMHead")
 _OTHER = {
     "ForMaskedLM": "fills in masked words",
@@ -63,24 +65,39 @@ def check_folder(config: Any, task: TaskKind) -> None:
     names = " ".join(config.architectures or ())
     if task == "causal" and (why := _not_causal(names, config)):
         raise AddendaError(_said(names or type(config).__name__, why))
+    if task == "masked" and (why := _not_masked(config)):
+        raise AddendaError(_said(names or type(config).__name__, why))
     mapping = getattr(transformers, AUTO[task])._model_mapping
     remote_classes = getattr(config, "auto_map", None) or {}
     if type(config) not in mapping and AUTO[task] not in remote_classes:
         raise AddendaError(_said(names or type(config).__name__, _does(names) or f"is no {KINDS[task]}"))
 
 
-def check_module(model: nn.Module) -> None:
+def check_module(model: nn.Module, task: TaskKind | None = None) -> None:
     """Raise AddendaError for a model of transformers that is trained by another loss than those known here.
 
-    Modules of other makes are taken for what they are used as.
+    task: "masked" where it is to fill in masked words, which needs to be said. Modules of other makes are taken for
+    what they are used as.
     """
     name, config = type(model).__name__, getattr(model, "config", None)
+    if task == "masked":
+        if "ForMaskedLM" not in name or (why := _not_masked(config)):
+            why = why if "ForMaskedLM" in name else "has no head that fills in masked words"
+            raise AddendaError(f"A {name} {why}. Load it with transformers' AutoModelForMaskedLM, or give its folder.")
+        return
     if config is None or not any(c.__module__.startswith("transformers.") for c in type(model).__mro__):
         return
     if "ForSequenceClassification" in name or "ForImageClassification" in name:
         return
     if why := _not_causal(name, config):
         raise AddendaError(_said(name, why))
+
+
+def _not_masked(config: Any) -> str | None:
+    """Return why a model of this configuration cannot fill in masked words, or None."""
+    if _encodes(config):
+        return "reads with an encoder what a decoder answers"
+    return "sees no later tokens" if getattr(config, "is_decoder", False) else None
 
 
 def _not_causal(names: str, config: Any) -> str | None:
@@ -117,11 +134,16 @@ def _said(names: str, why: str) -> str:
     return (
         f"A {names} {why}, and what is trained, judged and compressed here are causal LMs, sequence classifiers and "
         "image classifiers. Take a model of one of these kinds; an encoder of texts becomes a classifier where the "
-        "data has labels."
+        "data has labels, and learns plain texts with task='masked'."
     )
 
 
 def task_of(model: nn.Module) -> TaskKind:
-    """Return "label" for a sequence classifier, "image" for an image classifier, else "causal"."""
+    """Return "label" for a sequence classifier, "image" for an image classifier, "masked" for a masked LM.
+
+    Else "causal".
+    """
     name = type(model).__name__
+    if "ForMaskedLM" in name:
+        return "masked"
     return "label" if "ForSequenceClassification" in name else "image" if "ForImageClassification" in name else "causal"

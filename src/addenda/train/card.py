@@ -96,7 +96,7 @@ def _alike(a: Path, b: Path) -> bool:
         (one, _), (other, _) = read(a), read(b)
     except AddendaError:
         return False
-    sites = [[(s.path, s.hash) for s in header.sites] for header in (one, other)]
+    sites = [[(s.path, s.hash) for s in header.sites if s.hash is not None] for header in (one, other)]
     return one.seed == other.seed and one.methods == other.methods and sites[0] == sites[1]
 
 
@@ -108,13 +108,16 @@ def is_finished(folder: Path, made: FitResult) -> bool:
     return run["steps"] == made.steps and run["losses"] == plain(made.losses)
 
 
-def mend(folder: Path, adapter: Adapter) -> None:
-    """Write again what a finished run has lost since: its adapter, where it is another one now, and its card."""
+def mend(folder: Path, adapter: Adapter, heads: bool = True) -> None:
+    """Write again what a finished run has lost since: its adapter, where it is another one now, and its card.
+
+    heads: as in `Adapter.save`.
+    """
     run = read_run(folder)
     if run is None:
         return
     if not (folder / ADAPTER).is_file() or run["files"].get(ADAPTER) != sha256_of(folder / ADAPTER):
-        adapter.save(folder / ADAPTER)
+        adapter.save(folder / ADAPTER, heads=heads)
     if not (folder / CARD).is_file() or _is_empty(folder / CARD):
         write_atomically(folder / CARD, card_of(adapter, run).encode("utf-8", "backslashreplace"))
 
@@ -223,7 +226,7 @@ def _page(adapter: Adapter, run: dict, options: dict, data: dict) -> str:
         'addenda.load(model, "adapter.safetensors")',
         "```",
         "",
-        f"On the command line: {code(f'addenda {does} {command}')}.",
+        _MASKED if data["form"] == "text" else f"On the command line: {code(f'addenda {does} {command}')}.",
         "",
         "`run.json` holds all options, versions and the data's hash; the same command repeats the run.",
     ]
@@ -245,5 +248,13 @@ def _hub_name(given: str, kind: str) -> str | None:
 
 
 # by form of data
-AUTO = {"label": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
-TAGS = {"label": "text-classification", "image": "image-classification"}
+AUTO = {
+    "label": "AutoModelForSequenceClassification",
+    "image": "AutoModelForImageClassification",
+    "text": "AutoModelForMaskedLM",
+}
+TAGS = {"label": "text-classification", "image": "image-classification", "text": "fill-mask"}
+_MASKED = (
+    "The head over tokens is no part of it: the one of training stands beside it (`head.safetensors`), where the model "
+    "has none of its own. A classifier on the same encoder takes the adapter as it is."
+)

@@ -72,7 +72,7 @@ def evaluate(
     name with its outputs: the names are in the adapter's file, else in the model's configuration.
     Raises AddendaError for examples that do not fit, and labels that the model does not have.
     """
-    check_module(model)
+    check_module(model, "masked" if isinstance(examples, Encoded) and examples.kind == "masked" else None)
     if isinstance(examples, Encoded):
         if examples.names:
             of_head(examples.names, head_of(model)[0])

@@ -18,6 +18,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.modules.wrappers import unwrap
 from addenda.data.encoded import IGNORE, TARGETS, Kind, Objective
 from addenda.train import chunked
+from addenda.train.masked_logits import logits_at
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,14 @@ def score(
     labels = batch["labels"]
     if kind == "group":
         return _group(_logits(model(**inputs)), batch, objective, right)
-    if kind != "causal":
+    if kind not in ("causal", "masked"):
         return _classify(_logits(model(**inputs)), labels, kind, right, keep, groups)
-    seen = labels[:, 1:] != IGNORE  # (B, T-1): position t predicts the label at t+1
-    wanted = labels[:, 1:][seen]  # (N)
+    labels = labels if kind == "masked" else labels[:, 1:]  # (B, T-1): position t predicts the label at t+1
+    seen = labels != IGNORE
+    wanted = labels[seen]  # (N)
     owner = seen.nonzero()[:, 0]  # (N) the example of each label
     own = [int(part.sum()) for part in seen.split(list(groups))] if groups else []  # labels of each group
-    if not whole:
+    if not whole and kind == "causal":
         head = chunked.head_of(model)
         with chunked.without(head):
             h = _at(model, inputs, seen)  # (N, width)
@@ -81,7 +83,7 @@ def score(
             totals = tuple(chunked.total(head, *pair) for pair in each)
             return Score(torch.stack(totals).sum(), len(wanted), None, seen.sum(1), None, totals=totals)
         return Score(chunked.total(head, h, wanted), len(wanted), None, seen.sum(1), None)
-    logits = _at(model, inputs, seen)  # (N, vocabulary)
+    logits = logits_at(model, inputs, seen, batch.get("table")) if kind == "masked" else _at(model, inputs, seen)
     if logits.shape[0] != wanted.shape[0] or int(wanted.max()) >= logits.shape[1]:
         raise AddendaError(
             f"The model's logits have the shape {tuple(logits.shape)} for {wanted.shape[0]} labels up to "

@@ -173,7 +173,7 @@ class AdapterTrainer(transformers.Trainer):
         positions: Any = range(len(self.data))  # the data makes its own batches, from positions
 
         def collate(these: list[int]) -> dict[str, Tensor]:
-            made = self.data.batch(these)
+            made = self.data.drawn(rows.at).batch(these)
             self.data.ahead(rows.following)  # decoded while the model works on this batch
             return made | ({IDLE: torch.ones(1)} if idle[rows.at] else {})
 
@@ -196,7 +196,8 @@ class AdapterTrainer(transformers.Trainer):
         """Return the number of labels, or groups, of one optimizer step, over its parts and all processes."""
         causal, what = self.data.kind == "causal", "group" if self.data.kind == "group" else "labels"
         labels: list[Tensor] = [b["labels"][:, 1:] if causal else b[what] for b in batch_samples]
-        counts = [(t != IGNORE).sum() if causal else torch.tensor(len(t)) for t in labels]
+        tokens = self.data.kind in ("causal", "masked")
+        counts = [(t != IGNORE).sum() if tokens else torch.tensor(len(t)) for t in labels]
         idle = [IDLE in b for b in batch_samples]
         count: Any = torch.stack([n * (not i) for n, i in zip(counts, idle, strict=True)]).sum()
         return together.sum_of(count.to(device))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from torch import nn
 
@@ -40,6 +40,7 @@ from addenda.data.encode import Overflow, encode
 from addenda.data.encoded import Encoded
 from addenda.data.labels import LabelKind
 from addenda.data.limits import padded, within
+from addenda.data.masked import Vocabulary
 from addenda.data.prepare import Preparation
 from addenda.data.read import read
 from addenda.data.subsets import Subset
@@ -53,6 +54,7 @@ from addenda.train.evaluate import evaluate, generate
 from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.inputs import check_loaded, context, read_inputs
 from addenda.train.loss import score
+from addenda.train.masked import Masking
 from addenda.train.new_tokens import keep_tokenizer, with_new_tokens
 from addenda.train.progress import announce, attaching, shown, silent, understood
 from addenda.train.settings import check_options
@@ -148,6 +150,11 @@ def tune(
     progress: Progress | bool = True,
     report_to: Trackers = "none",
     name: str = "default",
+    task: Literal["masked"] | None = None,
+    head: str | Path | None = None,
+    head_steps: int | None = None,
+    train_head: bool = False,
+    vocabulary: Vocabulary = "texts",
     **options,
 ) -> TuneResult:
     """Adapt a model to data.
@@ -169,9 +176,11 @@ def tune(
     layers are kept in, see `quantizing.quantize`; "nf4" with LoRA is QLoRA. trust_remote_code: run code that the
     model's folder brings, which is never done unasked. progress: shown on stderr, or a function, or False.
     report_to: trackers that are told of every loss ("tensorboard", "wandb", "trackio", "mlflow", or several), whose
-    files stand in `out`/trackers; no part of what the run is (`train.trackers`). options: rate (if not given, where
-    the catalogue starts a search for the method's), schedule, eval_every, early_stop, consistency, and what makes
-    it fast and small: attention, loss, compile, group, optimizer, checkpointing, dead, … as in `fit`.
+    files stand in `out`/trackers; no part of what the run is (`train.trackers`). task: "masked" has an encoder of texts
+    fill in words of plain texts; head, head_steps, train_head and vocabulary are of that (`train.masked`).
+    options: rate (if not given, where the catalogue starts a search for the method's), schedule, eval_every,
+    early_stop, consistency, and what makes it fast and small: attention, loss, compile, group, optimizer,
+    checkpointing, dead, … as in `fit`.
 
     Names of transformers' TrainingArguments that have an equal here are translated (learning_rate is rate), those that
     a launcher of several processes reads are passed on, and all others are refused (`train.theirs`).
@@ -183,6 +192,13 @@ def tune(
     if steps is not None and epochs is not None:
         raise AddendaError(f"Give steps or epochs, not both; got steps={steps} and epochs={epochs}.")
     asked, add_tokens = _built(method), [*by_text(add_tokens)]
+    others = {"add_tokens": add_tokens, "subset": subset, "image_size": image_size, "skip_corrupt": skip_corrupt,
+              "label_kind": label_kind, "chat": chat, "overflow": overflow if overflow != "error" else None,
+              "also_train": also_train if also_train != "auto" and train_head else None,
+              "start": start if train_head else None, "quantize": quantize}  # fmt: skip
+    masking = Masking.asked(
+        task, model, others, head=head, head_steps=head_steps, train_head=train_head, vocabulary=vocabulary
+    )
     begun = None if start is None else read_start(start, asked, None if out is None else path_of(out, "out"))
     if begun and add_tokens:
         raise AddendaError(
@@ -197,7 +213,7 @@ def tune(
     loading |= {k: v for k, v in (("image_size", image_size), ("quantize", quantize)) if v}
     columns = (columns or {}) | ({"label_kind": label_kind} if label_kind else {})
     model, data, eval_data = (path_of(x) if isinstance(x, str | Path) else x for x in (model, data, eval_data))
-    _check(model, tokenizer, eval_data, columns, subset, overflow, out, loading)
+    _check(model, tokenizer, eval_data, columns, subset, overflow, out, loading, task)
     check_launch()
     trackers = trackers_of(report_to)
     if trackers and out is None:
@@ -213,21 +229,34 @@ def tune(
     say = announce if progress is True else silent
     say(f"reading {'the data' if isinstance(model, nn.Module) else 'the data and the model'}")
     known_labels = begun.header.labels if begun else ()
-    loaded, train, held = read_inputs(model, data, eval_data, tokenizer, columns, subset, loading, known_labels)
+    loaded, train, held = (
+        masking.read(model, data, eval_data, tokenizer, columns, loading) if masking else
+        read_inputs(model, data, eval_data, tokenizer, columns, subset, loading, known_labels)
+    )  # fmt: skip
     model, tokenizer = loaded.model, loaded.tokenizer
+    seen = isinstance(tokenizer, Preparation)
+    limit = max_length if seen else within(max_length or context(model, tokenizer), model)
+    texts = masking and masking.encoded(train, held, tokenizer, limit, seed)
+    if masking and texts:
+        if progress is True:
+            understood(texts[0].said)
+        ways: dict[str, Any] = {"batch": batch, "seed": seed, "resume": resume, "say": say}
+        loaded = masking.headed(loaded, texts[0], folder, **ways)
+        also_train = masking.heads(model) if train_head else also_train
     heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
     heads = begun.heads if begun else heads
     loaded.check_heads(tuple(heads))
     spec, places = chosen, targets
     if add_tokens:
         spec, places = with_new_tokens(model, tokenizer, add_tokens, chosen, targets), None
-    seen = isinstance(tokenizer, Preparation)
-    limit = max_length if seen else within(max_length or context(model, tokenizer), model)
     reading: dict[str, Any] = {"max_length": limit, "overflow": overflow, "chat": chat, "skip_corrupt": skip_corrupt}
-    encoded, *more = [encode(d, tokenizer, **reading) for d in (train, held) if d is not None]
+    encoded, *more = (
+        [e for e in texts if e is not None] if texts else
+        [encode(d, tokenizer, **reading) for d in (train, held) if d is not None]
+    )  # fmt: skip
     encoded, *more = [padded(e, model, batch) for e in (encoded, *more)]
     tested = more[0] if more else None
-    if progress is True:
+    if progress is True and not masking:
         understood(encoded.said)
     steps = steps if steps is not None else math.ceil((epochs or 1) * math.ceil(len(encoded) / batch))
     say(_about(loaded, encoded, tested, steps))
@@ -268,6 +297,7 @@ def tune(
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."), "quantize": quantize,
             "trust_remote_code": loaded.trust_remote_code, **options,
             **({"start": str(begun.path), "start_sha256": begun.sha256} if begun else {}),
+            **({"task": task, **vars(masking), "head": head and str(head)} if masking else {}),
         }  # fmt: skip
         known = {"train": train.source, "form": train.form, "examples": len(encoded), "digest": train.digest}
         known |= {"labels": train.labels, "skipped": len(encoded.skipped)}
@@ -276,10 +306,12 @@ def tune(
         target, about = folder, {"options": told, "data": known, "before": before, "after": after}
         if not agreed(lambda: is_finished(target, made)):
             if is_first() or adapter.sharded:  # of a sharded model all processes take part
-                save(adapter, path)
+                save(adapter, path, heads=not train_head)
+                if masking:
+                    masking.keep(model, target)
             agreed(lambda: write_all(target, adapter, base=loaded.source, made=made, **about))
         elif not adapter.sharded:
-            agreed(lambda: mend(target, adapter))
+            agreed(lambda: mend(target, adapter, heads=not train_head))
     skipped = tuple(name for e in (encoded, *more) for name in e.skipped)
     return TuneResult(
         **vars(made), model=model, tokenizer=tokenizer, before=before, after=after, path=path, skipped=skipped
@@ -313,10 +345,12 @@ def _kept(out: Any, resume: Any, model: nn.Module | None) -> str:
     return said if model is None else f"{said} The model is as it was before the call, without the adapter."
 
 
-def _check(model, tokenizer, eval_data, columns: dict, subset: str | None, overflow: str, out, loading: dict) -> None:
+def _check(
+    model, tokenizer, eval_data, columns: dict, subset: str | None, overflow: str, out, loading: dict, task
+) -> None:
     """Raise AddendaError for options of `tune`, as far as they can be judged before anything is read."""
     if isinstance(model, nn.Module):
-        check_module(model)
+        check_module(model, task)
         check_loaded(model, tokenizer, loading)
     elif not isinstance(model, str | Path):
         raise AddendaError(f"Expected a folder or a torch.nn.Module as the model, got {type(model).__name__}.")

@@ -164,6 +164,7 @@ class Adapter:
         latent: bool = False,
         partial: bool = False,
         without_base: bool = False,
+        heads: bool = True,
     ) -> Path:
         """Write one safetensors file; see `core.file.save.save`.
 
@@ -177,7 +178,7 @@ class Adapter:
                 "far, or was every step left out (a scaler leaves out those with infinite gradients)?",
                 stacklevel=2,
             )
-        return save(self, path, basis=basis, latent=latent, partial=partial, without_base=without_base)
+        return save(self, path, basis=basis, latent=latent, partial=partial, without_base=without_base, heads=heads)
 
     def begin(self) -> None:
         """Remember the step and the bits that the adapter has now, for `save` to see whether anything has moved."""

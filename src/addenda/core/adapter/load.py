@@ -35,6 +35,7 @@ from addenda.core.method.contract import Method, Params, Replace, Shape
 from addenda.core.modules.borrow import in_its_mode
 from addenda.core.packed.few_bits import FewBits
 from addenda.core.site.site import Site, owners_of, refusal, site_at, with_neighbours
+from addenda.core.site.structure import head_path
 from addenda.core.site.targets import grouped
 from addenda.core.state.state import State, record_of
 from addenda.core.state.undo import undone
@@ -107,6 +108,7 @@ def place(
     """
     started = time.perf_counter() if started is None else started
     root, state = ready(model, name)
+    header, tensors = _headless(root, header, tensors, path)
     if trainable and header.has_codes:
         raise AddendaError(
             f"{path} holds codes: what training moved is not in it, and codes cannot be moved a little. Go on from a "
@@ -117,6 +119,19 @@ def place(
         match(root, header, *methods_of(header, path), path)  # whose error has the map of paths
     with grown_as(root, state, header.vocabulary, rows, path):
         return _place(root, state, path, header, tensors, name, trainable, base, activate, started, allow_partial)
+
+
+def _headless(
+    root: nn.Module, header: Header, tensors: dict[str, Tensor], path: str | Path
+) -> tuple[Header, dict[str, Tensor]]:
+    """Return a file without what it undoes before a language model's head, where this model has no such head.
+
+    A classifier under a language's adapter has the change of the embeddings and nothing to undo it for, as in MAD-X.
+    """
+    modules = dict(root.named_modules())
+    gone = {s.path: s.path.partition("~")[0] for s in header.sites if "~" in s.path}
+    gone = {old: new for old, new in gone.items() if old.partition("~")[2] not in modules}
+    return renamed(header, tensors, gone, path) if gone and head_path(root) is None else (header, tensors)
 
 
 def _place(root, state, path, header, tensors, name, trainable, base, activate, started, allow_partial) -> Adapter:

@@ -71,6 +71,7 @@ RANGES: dict[str, Range] = {
     "keep": _COUNT,
     "memory_floor": _whole(0, 2**62),
     "head_bits": _whole(1, 8),
+    "head_steps": _whole(0),
     "base_rows": _whole(1, 2**40),
     "noise": Range(0, 1e6),
     # data and models

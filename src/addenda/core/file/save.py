@@ -68,6 +68,7 @@ def save(
     latent: bool = False,
     partial: bool = False,
     without_base: bool = False,
+    heads: bool = True,
 ) -> Path:
     """Write the adapter to one file, atomically: a reader sees the old file or the new one, never a part.
 
@@ -75,6 +76,7 @@ def save(
     latent: of matrices in few bits store what training moves, in float32, so that it can go on; else their codes.
     partial: write an adapter of which a load has left sites out; the file holds those that are here.
     without_base: write the adapter although tensors of the base train beside it, which the file does not hold.
+    heads: False leaves the trained copies of modules (also_train) out, which then are the base's own at load.
     Of a sharded model (FSDP2) every process must call it: tensors are gathered, the first process writes, and all
     return when the file is there.
     Raises AddendaError for tensors that are empty or not finite, and for those of the base that train, or were drawn
@@ -99,6 +101,8 @@ def save(
     for site_path, site_tensors in adapter.sites():
         site = replace(site_at(root, site_path, owners), origin=record.origins.get(site_path, ""))
         head = site_path in record.also_train
+        if head and not heads:
+            continue
         copy = site_tensors.method if head else copy
         derived = derived_of(site_tensors)
         shapes: dict[str, tuple[int, ...]] = {}  # of what becomes codes
@@ -158,7 +162,7 @@ def save(
         basis=basis,
         sites=tuple(sites),
         pools=tuple(tuple(pool._parameters) for pool in pools.values()),
-        head=copy.options(defaults=True) if record.also_train else {},
+        head=copy.options(defaults=True) if record.also_train and heads else {},
         labels=record.labels,
         vocabulary=vocabulary,
         trained_on=record.trained_on,

@@ -66,7 +66,7 @@ def points(
     block_parts = _reached(model, sides, dry) if method.one_side else blocks(model)
 
     def resolved(target: Target) -> list[str]:
-        back = f"~{head}" if method.has("undo") and (head := _head(model)) else ""
+        back = f"~{head}" if method.has("undo") and (head := head_path(model)) else ""
         return [
             _path(model, part, method.reads, dry) + (back if sides.of(part.last) != "encoder" else "")
             for part in _parts(model, target, dry, block_parts)
@@ -306,7 +306,7 @@ def _around(model: nn.Module, path: str, others: Iterable[str]) -> str:
     return path
 
 
-def _head(model: nn.Module) -> str | None:
+def head_path(model: nn.Module) -> str | None:
     """Return the path of a language model's output embedding: the last layer of its head, which may have more."""
     head, stem = _said(model, "get_output_embeddings"), _said(model, "get_input_embeddings")
     paths = {id(m): path for path, m in model.named_modules()}

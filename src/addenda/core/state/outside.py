@@ -41,7 +41,7 @@ def refuse_outside(root: nn.Module, state: State, name: str, what: str) -> None:
             "the adapter alone."
         )
     own = {path for record in state.records.values() for path in (*record.also_train, *record.methods)}
-    drawn = [n for n in root.__dict__.get(_FRESH, ()) if n in parameters and n not in own]
+    drawn = [n for n in drawn_in(root) if n in parameters and n not in own]
     if drawn:
         raise AddendaError(
             f"{name!r} {what}: {len(drawn)} tensors were drawn at random as the model was loaded, are not trained, and "
