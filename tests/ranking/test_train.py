@@ -7,6 +7,7 @@ import torch
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
+from addenda.core.file.header import read
 from addenda.core.state.state import find_state
 from addenda.models.load import load_model
 from addenda.ranking.first_stage import first_stage
@@ -162,6 +163,24 @@ def test_a_languages_adapter_acts_beside_and_stays_as_it_is(tmp_path):
             language=tmp_path / "other.safetensors", **SHORT,
         )  # fmt: skip
     assert same_bits(bits(third), base)
+    header, _ = read(again.path)
+    assert header.trained_on is not None and [b.name for b in header.trained_on.beside] == ["en"]
+
+
+def test_a_task_can_skip_from_the_modules_own_output():
+    made, losses, tokenizer = toy(), [], toy_tokenizer()
+    for skip in ("last", "own"):
+        model = toy_model()
+        stir(ad.attach(model, "pfeiffer:rank=4", name="en"))
+        found = train_reranker(
+            model, made, "pfeiffer:rank=4", tokenizer=tokenizer, language="en", skip=skip, **SHORT
+        )  # fmt: skip
+        losses.append([value for _, value in found.losses])
+        pairs = [(made.queries["q1"], made.documents[f"d{i}"]) for i in range(4)]
+        with ad.composed(model, ad.Stack("en", "reranker", skip=skip)):
+            want = ad.Reranker(model, tokenizer).predict(pairs)
+        assert found.reranker.predict(pairs).tolist() == want.tolist()
+    assert losses[0] != losses[1]
 
 
 def test_a_call_that_fails_leaves_a_loaded_model_as_it_was():

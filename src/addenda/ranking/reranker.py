@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from addenda.compose.composition import Composition, composed
+from addenda.compose.composition import composed
+from addenda.compose.stack import Composition
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.borrow import training_mode

@@ -11,14 +11,17 @@ The folder `out` holds adapter.safetensors, README.md, run.json and checkpoints/
 moment, the same call goes on where it stopped and ends with the same bits.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
+from addenda.compose.composition import composed
+from addenda.compose.stack import Stack
 from addenda.core.adapter.attach import attach, detach
 from addenda.core.adapter.handle import Adapter
 from addenda.core.adapter.load import load
@@ -30,6 +33,7 @@ from addenda.core.disk.lock import one_at_a_time
 from addenda.core.disk.place import folder_for, is_first
 from addenda.core.file.identity import digest
 from addenda.core.file.save import save
+from addenda.core.file.trained_on import content_hash, note_training
 from addenda.core.forward.acting import blocks
 from addenda.core.method.catalogue import build
 from addenda.core.method.contract import Method
@@ -86,6 +90,7 @@ def train_reranker(
     steps: int,
     tokenizer: Any = None,
     language: str | Path | Adapter | None = None,
+    skip: Literal["last", "own"] = "last",
     loss: LossName = "listwise",
     temperature: float = 1.0,
     teacher: Run | None = None,
@@ -113,8 +118,8 @@ def train_reranker(
 
     model: the folder of an encoder or of a classifier with one output, the name of an embedded encoder ("e5"), or a
     loaded classifier with its tokenizer=. method: of the adapter; targets, exclude, also_train: as in `tune`. language:
-    an adapter that acts beside, before it and frozen: its name on the model, or its file; a part of what the run is.
-    batch: queries in a step. max_length: tokens of a pair; only documents are cut.
+    an adapter that acts beside, before it and frozen: its name on the model, or its file; a part of what the run is;
+    skip: as of `Stack`. batch: queries in a step. max_length: tokens of a pair; only documents are cut.
 
     loss, temperature, teacher: see `losses` and `query_groups`. negatives: for each query, drawn out of the best
     `depth` documents of each of the runs; runs: of first stages, by default BM25's. split: what is learned; dev: the
@@ -162,13 +167,20 @@ def train_reranker(
             calibration=calibration(loaded.model, train, batch, seed), loss=_mean(train),
         )  # fmt: skip
         adapter.labels = RELEVANCE
+        start = None
         if beside is not None:
             switch(loaded.model, [beside.name, name])
-        made = fit(
-            loaded.model, adapter, train, steps=steps, batch=batch, seed=seed, eval=tested, progress=progress,
-            out=None if folder is None else folder / "checkpoints", resume=resume and folder is not None,
-            begun_with=None if beside is None else _content(beside), **options,
-        )  # fmt: skip
+            start = digest([content_hash(beside), skip])
+            if skip != "last":
+                reranker.composition = Stack(beside.name, name, skip=skip)
+        note_training(adapter, tokenizer=loaded.tokenizer, beside=[] if beside is None else [beside])
+        acting = nullcontext() if reranker.composition is None else composed(loaded.model, reranker.composition)
+        with acting, _still(beside):
+            made = fit(
+                loaded.model, adapter, train, steps=steps, batch=batch, seed=seed, eval=tested, progress=progress,
+                out=None if folder is None else folder / "checkpoints", resume=resume and folder is not None,
+                begun_with=start, **options,
+            )  # fmt: skip
         after = None if dev is None or judge is None else _judged(reranker, collection, dev, judge)
         path = None
         if folder is not None:
@@ -178,8 +190,9 @@ def train_reranker(
                 "temperature": temperature, "negatives": negatives, "depth": depth, "split": split, "dev": dev,
                 "max_length": limit, "batch": batch, "seed": seed, "steps": steps, "note": loaded.note,
                 "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."), **options,
-                **({} if beside is None else {"language": beside.name, "language_sha256": _content(beside)}),
             }  # fmt: skip
+            if beside is not None:
+                told |= {"language": beside.name, "language_sha256": content_hash(beside), "skip": skip}
             known = {"train": collection.name, "form": "label", "labels": RELEVANCE, "examples": len(train),
                      "digest": train.digest, "collection": collection.digest()}  # fmt: skip
             path = _written(folder, adapter, loaded.source, {"options": told, "data": known}, made, after)
@@ -213,17 +226,26 @@ def _language(loaded: Loaded, given: str | Path | Adapter | None, name: str) -> 
     elif isinstance(given, Adapter):
         raise AddendaError(f"The adapter {own!r} of language= is not attached to this model.")
     else:
-        found = load(model, path_of(given, "language"), name="language")
+        path = path_of(given, "language")
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-")[:56]
+        free = next(n for n in (stem or "language", f"{stem}-language") if n not in (*there, name))
+        found = load(model, path, name=free, tokenizer=loaded.tokenizer)
     if found.name == name:
         raise AddendaError(f"The language's adapter and the reranker's are both called {name!r}. Give another name=.")
-    found.requires_grad_(False)
     return found
 
 
-def _content(adapter: Adapter) -> str:
-    """Return the SHA-256 of an adapter's methods and tensors: another one is another run."""
-    tensors = {k: digest(t.detach().float().flatten().tolist()) for k, t in adapter.state_dict().items()}
-    return digest([sorted(str(m) for m in set(adapter.methods.values())), tensors])
+@contextmanager
+def _still(beside: Adapter | None) -> Iterator[None]:
+    """Keep the language's adapter from learning, for a `with` block."""
+    trained = [] if beside is None else [p for p in beside.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
 
 
 def _mean(train: Groups):
