@@ -1,5 +1,6 @@
 """100 candidates of a query, scored: the base, a merged change, two live sparse ones, language and task bottlenecks.
 
+And `Reranker.rank` on 100 texts, against a loop by length as one writes it by hand, with the tokenizer's work in both.
 All arms alternate in one process, each round in another order; a ratio is of one round's arm and base. --model: one of
 the embedded encoders (minilm, e5, splade-tiny; else minilm). The bars are those of the issue on rerankers.
 """
@@ -14,7 +15,7 @@ from bench.measure import in_process, spread
 
 SPARSE = ("sparse:density=0.02", "shira:density=0.02")  # the first that is there
 BARS = {"merged": 1.02, "two sparse": 1.10, "language + task bottlenecks": 1.25, "the same, MAD-X": 1.25}
-CANDIDATES, BATCH = 100, 32
+CANDIDATES, BATCH, RANK = 100, 32, 1.05
 
 
 def run(given) -> tuple[dict, str]:
@@ -22,6 +23,7 @@ def run(given) -> tuple[dict, str]:
 
     name = given.model if given.model in ENCODERS else "minilm"
     found = in_process(rounds, name, given.rounds, given.threads)
+    found["rank"] = in_process(ranked, name, given.rounds, given.threads)
     return found, table(found)
 
 
@@ -87,6 +89,48 @@ def rounds(name: str, count: int, threads: int) -> dict:
     return {"model": name, "sparse": sparse, "apart": apart, "seconds": found}
 
 
+def ranked(name: str, count: int, threads: int) -> dict[str, list[float]]:
+    """Seconds of `rank` and of a loop by hand in each round, one more went before; their orders are the same."""
+    import addenda as ad
+    from addenda.models.encoders import ENCODERS
+    from addenda.models.load import load_model
+
+    torch.set_num_threads(threads)
+    loaded = load_model(ENCODERS[name].setup(), task="label", labels=1, dtype="float32", device="cpu")
+    model, tokenizer = loaded.model, loaded.tokenizer
+    reranker, g = ad.Reranker(model, tokenizer, batch=BATCH), torch.Generator().manual_seed(7)
+
+    def text(tokens: int) -> str:
+        return tokenizer.decode(torch.randint(1000, 20_000, (tokens,), generator=g).tolist())
+
+    query, documents = text(8), [text(n) for n in torch.randint(16, 120, (CANDIDATES,), generator=g).tolist()]
+
+    def by_hand() -> list[int]:
+        limit = reranker.max_length
+        rows = tokenizer([query] * CANDIDATES, documents, truncation="only_second", max_length=limit)["input_ids"]
+        order = sorted(range(CANDIDATES), key=lambda i: -len(rows[i]))
+        scores = torch.empty(CANDIDATES)
+        with torch.no_grad():
+            for at in range(0, CANDIDATES, BATCH):
+                some = order[at : at + BATCH]
+                batch = tokenizer.pad({"input_ids": [rows[i] for i in some]}, return_tensors="pt")
+                scores[some] = model(**batch).logits[:, 0]
+        return scores.argsort(descending=True, stable=True).tolist()
+
+    arms = {"by hand": by_hand, "rank": lambda: [i for i, _ in reranker.rank(query, documents)]}
+    found: dict[str, list[float]] = {arm: [] for arm in arms}
+    for i in range(count + 1):
+        orders = []
+        for arm in list(arms)[:: 1 if i % 2 else -1]:
+            started = time.perf_counter()
+            orders.append(arms[arm]())
+            if i:
+                found[arm].append(time.perf_counter() - started)
+        if "token_type_ids" not in tokenizer.model_input_names and orders[0] != orders[1]:
+            raise RuntimeError("the two loops order the documents differently")
+    return found
+
+
 def _batch(lengths: list[int], g: torch.Generator) -> dict:
     ids = torch.randint(1000, 20_000, (len(lengths), max(lengths)), generator=g)
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
@@ -103,5 +147,10 @@ def table(found: dict) -> str:
         bar = BARS.get(arm)
         said = "" if bar is None else f"{bar:.2f}: {'met' if statistics.median(ratios) <= bar else 'not met'}"
         lines.append(f"| {arm} | {statistics.median(taken):.3f} | {spread(ratios)} | {said} |")
+    hand, own = found["rank"]["by hand"], found["rank"]["rank"]
+    ratios = [r / h for r, h in zip(own, hand, strict=True)]
+    met = "met" if statistics.median(ratios) <= RANK else "not met"
+    lines += ["", f"`rank` of {CANDIDATES} texts: {statistics.median(own):.3f} s, a loop by hand "
+                  f"{statistics.median(hand):.3f} s, ratio {spread(ratios)} (bar {RANK:.2f}: {met})."]  # fmt: skip
     lines += ["", f"Merged scores are within {found['apart']:.1e} of the live ones."]
     return "\n".join(lines)

@@ -9,9 +9,11 @@ import torch
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.ranking.collection import Collection, Document
+from addenda.ranking.folder import save_folder
 from addenda.ranking.pairs import passages
 from addenda.ranking.reranker import Reranker
 from ranking.toy import SPECIAL, toy, toy_model, toy_tokenizer
+from shared import stir
 
 CLS, SEP = SPECIAL.index("[CLS]"), SPECIAL.index("[SEP]")
 
@@ -165,3 +167,30 @@ def test_a_tokenizer_without_passages_says_so():
 
     with pytest.raises(AddendaError, match="A Slow has no passages"):
         passages(Slow(), [("a", "b")], None, stride=2)
+
+
+def test_a_folder_of_base_adapters_and_composition_is_opened(tmp_path):
+    model, tokenizer, pairs = toy_model(), toy_tokenizer(), [("a1 a2", "a2 a3"), ("a1", "a9 a8 a7")]
+    for name in ("de", "task"):
+        stir(ad.attach(model, "pfeiffer:rank=4", name=name), seed=len(name))
+    composition = ad.Stack("de", "task", skip="own")
+    want = Reranker(model, tokenizer, composition).predict(pairs)
+    save_folder(model, tokenizer, composition, tmp_path / "out", max_length=16, batch=8)
+    opened = ad.Reranker.load(tmp_path / "out")
+    assert (opened.max_length, opened.stride, opened.batch) == (16, None, 8)
+    np.testing.assert_array_equal(opened.predict(pairs), want)
+
+
+def test_a_cross_encoders_folder_is_opened_and_a_bare_encoder_is_none(tmp_path):
+    model, tokenizer = toy_model(), toy_tokenizer()
+    for folder, some in (("whole", model), ("bare", model.bert)):
+        some.save_pretrained(tmp_path / folder)
+        tokenizer.save_pretrained(tmp_path / folder)
+    pairs = [("a1 a2", "a2 a3")]
+    np.testing.assert_array_equal(
+        Reranker.load(tmp_path / "whole").predict(pairs), Reranker(model, tokenizer).predict(pairs)
+    )
+    with pytest.raises(AddendaError, match="has no weights for classifier"):
+        Reranker.load(tmp_path / "bare")
+    with pytest.raises(AddendaError, match="base= is for a folder"):
+        Reranker.load(tmp_path / "whole", base=tmp_path / "bare")

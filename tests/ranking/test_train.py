@@ -183,6 +183,26 @@ def test_a_task_can_skip_from_the_modules_own_output():
     assert losses[0] != losses[1]
 
 
+def test_k_numbers_are_chosen_and_trained_beside_a_language(tmp_path):
+    made, tokenizer, model = toy(), toy_tokenizer(), toy_model()
+    base = bits(model)
+    stir(ad.attach(model, "pfeiffer:rank=4", name="en"))
+    options = SHORT | {"tokenizer": tokenizer, "language": "en", "lottery": {"k": 50, "full": {"steps": 2}}}
+    found = train_reranker(model, made, "sparse", out=tmp_path / "run", **options)
+    adapter = ad.Adapter(model, "reranker")
+    assert sum(t.numel() for n, t in adapter.state_dict().items() if n.endswith("/values")) == 50
+    assert set(find_state(model).state.active) == {"en", "reranker"} and len(found.losses) == 4
+    header, _ = read(found.path)
+    assert header.trained_on is not None and header.trained_on.beside[0].name == "en"
+    want = found.reranker.predict([(made.queries["q1"], made.documents["d1"])])
+    trained = values(model)
+    ad.detach(model, "reranker")
+    assert same_bits(bits(model), base)
+    again = train_reranker(model, made, "sparse", out=tmp_path / "run", **options)
+    assert all(torch.equal(t, trained[k]) for k, t in values(model).items())
+    assert again.reranker.predict([(made.queries["q1"], made.documents["d1"])]) == want
+
+
 def test_a_call_that_fails_leaves_a_loaded_model_as_it_was():
     made, model, tokenizer = toy(), toy_model(), toy_tokenizer()
     before = bits(model)
@@ -210,13 +230,19 @@ def test_a_call_that_fails_leaves_a_loaded_model_as_it_was():
         ({"tokenizer": None}, "wants its tokenizer="),
         ({"language": "fi"}, "fi"),
         ({"lr": 1e-3}, "no option 'lr'"),
+        ({"lottery": {"k": 3}}, "is for the method 'sparse'"),
+        ({"method": "sparse"}, "give lottery="),
+        ({"method": "sparse", "lottery": {"k": 3}, "skip": "own"}, "sparse changes add up"),
+        ({"method": "sparse", "lottery": {"k": 3, "steps": 3}}, "holds 'steps'"),
+        ({"method": "sparse", "lottery": {"k": 10**9}}, "k=1,000,000,000 is above"),
+        ({"method": "sparse", "lottery": {"k": 0}}, "k must be"),
     ],
 )
 def test_bad_input_is_refused_and_changes_nothing(options, told):
     model = toy_model()
     asked = {"tokenizer": toy_tokenizer()} | SHORT | options
     with pytest.raises(AddendaError, match=told):
-        train_reranker(model, toy(), "lora:rank=2", **asked)
+        train_reranker(model, toy(), **({"method": "lora:rank=2"} | asked))
     assert find_state(model) is None
 
 

@@ -12,7 +12,7 @@ moment, the same call goes on where it stopped and ends with the same bits.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,7 @@ from addenda.train.card import check_ours, is_finished, mend, write_all
 from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.inputs import check_loaded
 from addenda.train.loss import score
+from addenda.train.lottery import lottery as drawn_by_lottery
 from addenda.train.settings import check_options
 from addenda.train.theirs import PASSED, translated
 from addenda.train.together import agreed
@@ -111,6 +112,7 @@ def train_reranker(
     out: str | Path | None = None,
     resume: bool = True,
     name: str = "reranker",
+    lottery: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     **options,
 ) -> RerankerResult:
@@ -119,7 +121,8 @@ def train_reranker(
     model: the folder of an encoder or of a classifier with one output, the name of an embedded encoder ("e5"), or a
     loaded classifier with its tokenizer=. method: of the adapter; targets, exclude, also_train: as in `tune`. language:
     an adapter that acts beside, before it and frozen: its name on the model, or its file; a part of what the run is;
-    skip: as of `Stack`. batch: queries in a step. max_length: tokens of a pair; only documents are cut.
+    skip: as of `Stack`. lottery: options of `ad.lottery` (k=, full=, positions=, …), with the method "sparse", whose
+    checkpoints are in `out`/lottery. batch: queries in a step. max_length: tokens of a pair; only documents are cut.
 
     loss, temperature, teacher: see `losses` and `query_groups`. negatives: for each query, drawn out of the best
     `depth` documents of each of the runs; runs: of first stages, by default BM25's. split: what is learned; dev: the
@@ -132,8 +135,10 @@ def train_reranker(
     another run. A loaded model is then as it was, without the adapter.
     """
     objective = RankingLoss(loss, temperature)
-    chosen = build(method) if isinstance(method, str) else method
-    if options.get("rate") is None:
+    chosen = None if _is_drawn(method, lottery, targets, skip) else build(method) if isinstance(method, str) else method
+    if chosen is None and options.get("rate") is None:
+        options.pop("rate", None)  # each phase has its own
+    elif options.get("rate") is None:
         options["rate"] = starting_rate(chosen)
     check_options(steps=steps, batch=batch, seed=seed, **options)
     if judge is not None and dev is None:
@@ -162,31 +167,41 @@ def train_reranker(
     with _left_alone(loaded.model, name):
         beside = _language(loaded, language, name)
         train, tested = groups[split], None if dev is None else groups[dev]
-        adapter = attach(
-            loaded.model, chosen, targets=targets, exclude=exclude, also_train=heads, name=name, seed=seed,
-            calibration=calibration(loaded.model, train, batch, seed), loss=_mean(train),
-        )  # fmt: skip
-        adapter.labels = RELEVANCE
-        start = None
-        if beside is not None:
-            switch(loaded.model, [beside.name, name])
-            start = digest([content_hash(beside), skip])
-            if skip != "last":
-                reranker.composition = Stack(beside.name, name, skip=skip)
-        note_training(adapter, tokenizer=loaded.tokenizer, beside=[] if beside is None else [beside])
-        acting = nullcontext() if reranker.composition is None else composed(loaded.model, reranker.composition)
-        with acting, _still(beside):
-            made = fit(
-                loaded.model, adapter, train, steps=steps, batch=batch, seed=seed, eval=tested, progress=progress,
-                out=None if folder is None else folder / "checkpoints", resume=resume and folder is not None,
-                begun_with=start, **options,
+        about = {"steps": steps, "batch": batch, "seed": seed, "progress": progress}
+        if chosen is None:
+            if beside is not None:
+                switch(loaded.model, [beside.name])
+            drew = drawn_by_lottery(
+                loaded.model, train, eval_data=tested, also_train=heads, exclude=exclude, name=name, resume=resume,
+                out=None if folder is None else folder / "lottery", **about, **(lottery or {}), **options,
             )  # fmt: skip
+            adapter = drew.adapter
+            made = drew.sparse[-1] or FitResult(adapter, steps, [])  # which a finished run has no more
+        else:
+            adapter = attach(
+                loaded.model, chosen, targets=targets, exclude=exclude, also_train=heads, name=name, seed=seed,
+                calibration=calibration(loaded.model, train, batch, seed), loss=_mean(train),
+            )  # fmt: skip
+            start = None
+            if beside is not None:
+                switch(loaded.model, [beside.name, name])
+                start = digest([content_hash(beside), skip])
+                if skip != "last":
+                    reranker.composition = Stack(beside.name, name, skip=skip)
+            acting = nullcontext() if reranker.composition is None else composed(loaded.model, reranker.composition)
+            with acting, _still(beside):
+                made = fit(
+                    loaded.model, adapter, train, eval=tested, resume=resume and folder is not None, begun_with=start,
+                    out=None if folder is None else folder / "checkpoints", **about, **options,
+                )  # fmt: skip
+        adapter.labels = RELEVANCE
+        note_training(adapter, tokenizer=loaded.tokenizer, beside=[] if beside is None else [beside])
         after = None if dev is None or judge is None else _judged(reranker, collection, dev, judge)
         path = None
         if folder is not None:
             told = {
-                "method": {"name": chosen.name, "options": chosen.options(defaults=True)},
-                "targets": targets or chosen.targets, "exclude": exclude, "also_train": list(heads), "loss": loss,
+                "method": _described(chosen, lottery), "targets": targets or getattr(chosen, "targets", None),
+                "rate": starting_rate(build("full")), "exclude": exclude, "also_train": list(heads), "loss": loss,
                 "temperature": temperature, "negatives": negatives, "depth": depth, "split": split, "dev": dev,
                 "max_length": limit, "batch": batch, "seed": seed, "steps": steps, "note": loaded.note,
                 "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."), **options,
@@ -198,6 +213,31 @@ def train_reranker(
             path = _written(folder, adapter, loaded.source, {"options": told, "data": known}, made, after)
     said = tuple(line for part in groups.values() for line in part.said)
     return RerankerResult(**vars(made), reranker=reranker, said=said, after=after, path=path)
+
+
+def _is_drawn(method: Any, lottery: Mapping | None, targets: Any, skip: str) -> bool:
+    """Return whether a lottery run chooses what is trained. Raises AddendaError for options that do not go together."""
+    sparse = method == "sparse"
+    if sparse and lottery is None:
+        raise AddendaError("The method 'sparse' wants its positions chosen: give lottery={'k': …}, see `ad.lottery`.")
+    if lottery is not None and not sparse:
+        raise AddendaError(f"lottery= is for the method 'sparse', got {method!r}. Leave it out, or take that method.")
+    if sparse and (targets is not None or skip != "last"):
+        what = "targets= chooses no tensors of a lottery run, exclude= leaves some out" if targets is not None else (
+            "skip= is of bottlenecks, and sparse changes add up"
+        )  # fmt: skip
+        raise AddendaError(f"{what}. Leave it out.")
+    if lottery is not None and (
+        own := [k for k in ("out", "name", "eval_data", "also_train", "steps") if k in lottery]
+    ):
+        raise AddendaError(f"lottery= holds {own[0]!r}, which is an option of the call itself. Give it there.")
+    return sparse
+
+
+def _described(method: Method | None, lottery: Mapping | None) -> dict[str, Any]:
+    if method is None:
+        return {"name": "sparse", "options": dict(lottery or {})}
+    return {"name": method.name, "options": method.options(defaults=True)}
 
 
 def _loaded(model: Any, tokenizer: Any, loading: dict) -> Loaded:
@@ -266,7 +306,7 @@ def _written(folder: Path, adapter: Adapter, base: str, about: dict, made: FitRe
     path = folder / "adapter.safetensors"
     last = made.evaluations[-1] if made.evaluations else None
     judged = None if last is None else {k: last[k] for k in ("loss", "accuracy", "items")} | (after or {})
-    if not agreed(lambda: is_finished(folder, made)):
+    if made.losses and not agreed(lambda: is_finished(folder, made)):
         if is_first() or adapter.sharded:
             save(adapter, path)
         agreed(lambda: write_all(folder, adapter, base=base, made=made, before=None, after=judged, **about))
