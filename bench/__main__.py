@@ -13,7 +13,7 @@ COMMANDS = (
     "steps", "others", "profile", "scaling", "inference", "mixed", "switching", "optimizer", "tune", "memory", "attach",
     "basis", "images", "hidden", "quantised", "qlora", "reduce", "peft_parity", "combine", "retention", "gguf",
     "on_disk", "loading", "kills", "full_disk", "writers", "attacks", "equal", "two_hosts", "search_rule", "grouped",
-    "regret", "coverage", "rerank", "masked",
+    "regret", "coverage", "rerank", "masked", "lottery",
 )  # fmt: skip
 
 

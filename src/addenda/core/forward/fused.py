@@ -267,6 +267,9 @@ def _scattered(W: Tensor, entries: Sequence[Tensor]) -> Tensor:
     flat = stored.to(kept, memory_format=torch.contiguous_format, copy=True).flatten()
     for index, values in zip(entries[::2], entries[1::2], strict=True):
         place = index % W.shape[1] * W.shape[0] + index // W.shape[1] if turned else index
-        flat[place] = (flat[place].to(wide) + values).to(flat.dtype)
+        if kept == wide:
+            flat.index_add_(0, place, values.to(wide))
+        else:
+            flat[place] = (flat[place].to(wide) + values).to(kept)
     made = flat.to(W.dtype).view(stored.shape)
     return made.t() if turned else made
