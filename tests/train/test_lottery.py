@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import addenda as ad
+import tiny_models
 import toys
 from addenda import AddendaError
 from addenda.core.forward.adapted import effective_weight
@@ -359,6 +360,20 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
     fresh = ad.lottery(made(), data(), out=tmp_path, resume=False, **options | {"k": 99})
     assert fresh.k == 99
+
+
+def test_texts_are_read_as_tune_reads_them():
+    rows = [{"text": f"{i} buy", "label": "spam"} for i in range(6)]
+    rows += [{"text": f"dear {i}", "label": "ham"} for i in range(6)]
+    model = tiny_models.make_bert()
+    model.config.id2label = {0: "spam", 1: "ham"}
+    result = ad.lottery(
+        model, rows, k=50, tokenizer=tiny_models.make_tokenizer(), eval_data=0.25, steps=2, batch=4, rate=1e-2
+    )
+    assert result.k == 50
+    assert result.adapter.labels == ("spam", "ham")
+    assert "classifier.weight" in result.adapter.methods
+    assert result.sparse[0].evaluations[-1]["step"] == 2
 
 
 @pytest.mark.parametrize(
