@@ -5,24 +5,27 @@ import os
 import re
 import signal
 import typing
+from functools import reduce
 from importlib import import_module
 
 import pytest
 import typer
 
 from addenda.cli.guard import TerminatedError, exit_code, flags_of, in_flags, terminable
-from addenda.cli.main import app, run
+from addenda.cli.main import app, commands, run
 from addenda.core.base import ranges
 from addenda.core.base.visible import visible
 
-COMMANDS = {c.name or c.callback.__name__.replace("_", "-"): c.callback for c in app.registered_commands}
-CLICK = typer.main.get_command(app).commands
+COMMANDS = {name: info.callback for name, info in commands().items()}
+CLICK = {
+    name: reduce(lambda held, word: held.commands[word], name.split(), typer.main.get_command(app)) for name in COMMANDS
+}
 HOSTILE = ["[/red]", "a\x1b[2Jb", "\x1b]0;title\x07", "[bold]x[/bold]", "tab\u202efdp.exe", "\udcff", "\x9b31m"]
 
 
 def call(*arguments):
     with pytest.raises(SystemExit) as stopped:
-        run([str(a) for a in arguments])
+        run([word for a in arguments for word in (a.split() if a in COMMANDS else [str(a)])])
     return stopped.value.code or 0
 
 
@@ -44,6 +47,9 @@ def needed(name):
         "merge": ["--adapter", "a.safetensors", "--out", "b"],
         "choose": ["a"],
         "extract": ["--base", "a", "--tuned", "b", "--out", "c.safetensors"],
+        "rerank index": ["--out", "i.safetensors"], "rerank train": ["--out", "run"],
+        "rerank language": ["--out", "run"], "rerank eval": ["--adapter", "a.safetensors"],
+        "rerank search": ["i.safetensors", "hello"], "rerank export": ["--adapter", "a.safetensors", "--out", "b"],
     }.get(name, [])  # fmt: skip
 
 

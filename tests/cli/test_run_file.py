@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 
 from addenda.cli import run_file
 from addenda.cli.common import flags_of
-from addenda.cli.main import app, run
+from addenda.cli.main import commands, run
 from addenda.core.base.errors import AddendaError
 
-COMMANDS = {c.name or c.callback.__name__.replace("_", "-"): c.callback for c in app.registered_commands}
+COMMANDS = {name: info.callback for name, info in commands().items()}
 
 
 def call(*arguments, code=0):
     with pytest.raises(SystemExit) as stopped:
-        run([str(a) for a in arguments])
+        run([word for a in arguments for word in (a.split() if a in COMMANDS else [str(a)])])
     assert (stopped.value.code or 0) == code
 
 

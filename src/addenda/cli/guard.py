@@ -129,8 +129,8 @@ def in_flags(text: str, flags: Mapping[str, str]) -> str:
 ONLY_IN_PYTHON = (
     "activate", "allow_loss", "allow_partial", "also_train", "arguments", "around", "basis", "begun_with", "chat",
     "clip", "columns", "examples", "freeze", "heads", "judge", "keep", "labels", "latent", "memory_floor", "messages",
-    "outputs", "pair", "partial", "prefix", "probe", "progress", "rename", "save_every", "source", "subject",
-    "task", "title", "tokenizer", "tracking", "train", "trainable", "validation", "watch", "without_base",
+    "outputs", "pair", "partial", "positions", "prefix", "probe", "progress", "rename", "save_every", "source",
+    "subject", "task", "title", "tokenizer", "tracking", "train", "trainable", "validation", "watch", "without_base",
 )  # fmt: skip
 _ALIASES = {"eval": "--eval", "remove": "--ratio", "of": "--of", "humaneval": "--pass-at-1", "how": "--how"}
 

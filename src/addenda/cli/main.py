@@ -7,6 +7,7 @@ from importlib import import_module
 from itertools import pairwise
 
 import typer
+from typer.models import CommandInfo
 
 from addenda.cli.common import say, tell
 from addenda.cli.guard import exit_code, guarded, terminable
@@ -30,6 +31,7 @@ COMMANDS = (
     "reduce",
     "combine",
     "extract",
+    "rerank",
 )
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -64,7 +66,20 @@ def options(
 
 for command in COMMANDS:
     import_module(f"addenda.cli.{command}").register(app)
-for registered in app.registered_commands:
+
+
+def commands() -> dict[str, CommandInfo]:
+    """Return every command by the words that call it, those of a group too ("rerank train")."""
+    found = {}
+    groups = [("", app), *((f"{g.typer_instance.info.name} ", g.typer_instance) for g in app.registered_groups)]
+    for before, held in groups:
+        for info in held.registered_commands:
+            name = info.name or getattr(info.callback, "__name__", "").replace("_", "-")
+            found[f"{before}{name}"] = info
+    return found
+
+
+for registered in commands().values():
     registered.callback, registered.context_settings = guarded(registered.callback), HELP  # type: ignore[arg-type]
 
 

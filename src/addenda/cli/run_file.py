@@ -57,11 +57,15 @@ def said(command: Callable, given: Mapping[str, Any]) -> set[str]:
 
 
 def _name(context: typer.Context) -> str:
-    return str(context.command.name)
+    """Return the words that call a command: two for one of a group."""
+    above = "" if context.parent is None or context.parent.parent is None else f"{context.parent.command.name} "
+    return f"{above}{context.command.name}"
 
 
 def _others(context: typer.Context) -> tuple[str, ...]:
-    return tuple(getattr(context.parent and context.parent.command, "commands", {}))
+    found: dict[str, Any] = getattr(context.find_root().command, "commands", {})
+    groups = {n: getattr(c, "commands", None) for n, c in found.items()}
+    return tuple(w for n, own in groups.items() for w in ([n] if own is None else [f"{n} {o}" for o in own]))
 
 
 def read(path: Path, command: Callable, name: str, commands: tuple[str, ...] = ()) -> dict[str, Any]:

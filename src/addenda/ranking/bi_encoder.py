@@ -62,7 +62,7 @@ class BiEncoder:
     ):
         self.model, self.tokenizer, self.query, self.passage = model, tokenizer, query, passage
         self.max_length, self.batch, self.cache = longest(model, tokenizer, max_length), batch, cache
-        self._documents: np.ndarray | None = None
+        self.vectors: np.ndarray | None = None  # of the documents of the index
 
     @classmethod
     def load(cls, source: str | Path = "e5", *, device: str | None = None, **options: Any) -> Self:
@@ -90,15 +90,15 @@ class BiEncoder:
 
     def index(self, documents: Sequence[str]) -> Self:
         """Read the documents, for `scores`. Returns itself."""
-        self._documents = self.embed(documents, self.passage)
+        self.vectors = self.embed(documents, self.passage)
         return self
 
     def scores(self, queries: Sequence[str]) -> Iterator[np.ndarray]:
         """Yield for each query its cosine with every document of the index, float32."""
-        if self._documents is None:
+        if self.vectors is None:
             raise AddendaError("There is no document in the index yet. Call index(documents) first.")
         for vector in self.embed(queries, self.query):
-            yield self._documents @ vector
+            yield self.vectors @ vector
 
     def embed(self, texts: Sequence[str], prefix: str = "") -> np.ndarray:
         """Return the vectors of texts, (N × d) float32 of length 1. Raises AddendaError for an empty text, by position,

@@ -129,11 +129,13 @@ def modular(
     where: Where = "document",
     tokenizer: Any = None,
     skip: Skip = "last",
+    base: Literal["exact", "compatible"] = "exact",
 ) -> Modular:
     """Attach what is needed of a task and language parts, and return their composition; nothing acts yet.
 
     task, query, document: names of adapters on the model, files, or adapters; a file is loaded once, under the name of
-    the file. tokenizer: must be that of training, where files name one; "split" needs it. skip: as in training.
+    the file. tokenizer: must be that of training, where files name one; "split" needs it. skip: as in training. base:
+    of files, as in `load`; "compatible" admits the same weights in another dtype.
 
     Raises AddendaError, with nothing attached that was not there, as `load` and `composition_for` do, and for another
     tokenizer than that of training.
@@ -145,7 +147,7 @@ def modular(
         by = pairs_by(tokenizer)
     came: dict[str, str] = {}
     with ExitStack() as undo:
-        names = [_name(model, given, tokenizer, came, undo) for given in (task, query, document)]
+        names = [_name(model, given, tokenizer, came, undo, base) for given in (task, query, document)]
         composition = composition_for(names[0], query=names[1], document=names[2], where=where, skip=skip, by=by)
         root = record_of(model, composition.names()[0]).root
         acting = {n: Adapter(root, n) for n in composition.names()}
@@ -157,7 +159,9 @@ def modular(
     return Modular(composition, names[0] or "", parts, notes)
 
 
-def _name(model: nn.Module, given: Given, tokenizer: Any, came: dict[str, str], undo: ExitStack) -> str | None:
+def _name(
+    model: nn.Module, given: Given, tokenizer: Any, came: dict[str, str], undo: ExitStack, base: Any = "exact"
+) -> str | None:
     """Return an adapter's name on the model; a file is loaded. came: names by file; undo: how to take them off."""
     if given is None:
         return None
@@ -176,7 +180,7 @@ def _name(model: nn.Module, given: Given, tokenizer: Any, came: dict[str, str], 
     key = str(path.resolve())
     if key not in came:
         name = _free(path.stem, there)
-        load(model, path, name=name, activate=False, tokenizer=tokenizer)
+        load(model, path, name=name, activate=False, tokenizer=tokenizer, base=base)
         undo.callback(detach, model, name)
         came[key] = name
     return came[key]

@@ -90,6 +90,9 @@ RANGES: dict[str, Range] = {
     "validation": _COUNT,
     # ranking
     "top_k": _COUNT,
+    "top": _COUNT,
+    "limit": _COUNT,
+    "queries": _COUNT,
     "depth": _COUNT,
     "stride": _whole(0),
     "negatives": _whole(1, 10**4),

@@ -1,0 +1,126 @@
+"""`addenda rerank`: from nothing to a search, and what is refused before a model is read."""
+
+import pytest
+from transformers import BertModel
+
+from addenda.cli.main import run
+from addenda.ranking import beir, trec
+from ranking.toy import toy, toy_config, toy_tokenizer
+
+
+def call(*arguments, code=0):
+    with pytest.raises(SystemExit) as stopped:
+        run(["rerank", *map(str, arguments)])
+    assert (stopped.value.code or 0) == code
+
+
+def training(folder):
+    return ["train", "--data", folder / "a", "--model", folder / "encoder", "--method", "lora:rank=4", "--steps", 4,
+            "--batch", 2, "--negatives", 3, "--rate", "1e-2", "--dev", "dev", "--judge", 3,
+            "--out", folder / "run"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with an encoder, collections of two languages, and a reranker that was trained on one of them."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("rerank")
+    torch.manual_seed(0)
+    BertModel(toy_config()).save_pretrained(folder / "encoder")
+    tokenizer = toy_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "[UNK]"})
+    tokenizer.save_pretrained(folder / "encoder")
+    for language in "ab":
+        beir.write(toy(language), folder / language)
+    (folder / "a.txt").write_text("\n".join(d.text for d in toy("a").documents.values()))
+    call(*training(folder))
+    return folder
+
+
+@pytest.fixture
+def parts(place):
+    return ["--model", place / "encoder", "--adapter", place / "run" / "adapter.safetensors"]
+
+
+def test_training_leaves_an_adapter_and_goes_on(place, capsys):
+    assert (place / "run" / "adapter.safetensors").is_file()
+    before = (place / "run" / "adapter.safetensors").read_bytes()
+    call(*training(place))
+    assert (place / "run" / "adapter.safetensors").read_bytes() == before
+    assert "RR@10 " in capsys.readouterr().out
+
+
+def test_eval_shows_both_systems_and_writes_the_run(place, parts, tmp_path, capsys):
+    call("eval", "--data", place / "a", *parts, "--first", "bm25", "--depth", 5, "--run-out", tmp_path / "a.trec")
+    told = capsys.readouterr().out
+    assert "first stage" in told and "reranked" in told and "AP" in told
+    assert "Recall of the first stage at 5: " in told and "ms a query" in told
+    made = trec.read_run(tmp_path / "a.trec", toy("a"))
+    assert set(made) == set(toy("a").split("test"))
+    call("eval", "--data", place / "a", *parts, "--run-out", tmp_path / "a.trec", code=2)
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", ["bm25", "encoder"])
+def test_an_index_is_searched_with_and_without_a_reranker(place, parts, tmp_path, capsys, first):
+    index = tmp_path / "index.safetensors"
+    call("index", "--data", place / "a", "--first", first if first == "bm25" else place / first, "--out", index)
+    query = toy("a").queries["q3"]
+    call("search", index, query, "--top", 3)
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 6  # "written", then two lines for each document
+    call("search", index, query, *parts, "--top", 3, "--depth", 4)
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    call("search", index, " ", code=2)
+    assert "The query is empty" in capsys.readouterr().err
+
+
+def test_a_language_part_acts_beside_the_task(place, tmp_path, capsys):
+    learned = ["--model", place / "encoder", "--method", "lora:rank=2", "--steps", 2, "--batch", 4, "--rate", "1e-2"]
+    for seed, name in enumerate(("en", "de")):
+        call(
+            "language", "--data", place / "a.txt", *learned, "--head-steps", 4, "--seed", seed, "--out", tmp_path / name
+        )
+    assert "loss on held-out texts: " in capsys.readouterr().out
+    en, de = (tmp_path / name / "adapter.safetensors" for name in ("en", "de"))
+    call("train", "--data", place / "a", *learned, "--negatives", 3, "--part", en, "--out", tmp_path / "task")
+    acting = ["--model", place / "encoder", "--adapter", tmp_path / "task" / "adapter.safetensors", "--first", "bm25"]
+    call("eval", "--data", place / "b", *acting, "--depth", 5, "--document-part", de)
+    assert "reranked" in capsys.readouterr().out
+    call("search", tmp_path / "none.safetensors", "a1", "--document-part", de, code=2)
+
+
+def test_export_opens_as_a_cross_encoder(place, parts, tmp_path, capsys):
+    call("export", *parts, "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").is_file()
+    assert capsys.readouterr().out.strip()
+    call("export", *parts, "--out", tmp_path / "out", code=2)
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["eval", "--data", "none", "--adapter", "none.safetensors"], "none.safetensors"),
+        (["eval", "--data", "none"], "What puts documents in order?"),
+        (["eval", "--reranker", "r", "--adapter", "a.safetensors"], "holds its own adapters"),
+        (["train", "--data", "none", "--out", "run"], "There is no folder"),
+        (["train", "--data", "debian:", "--out", "run"], "Which language"),
+        (["train", "--loss", "distill", "--out", "run"], "wants --teacher"),
+        (["train", "--method", "lara", "--out", "run"], "lora"),
+        (["train", "--judge", "3", "--out", "run"], "give --dev"),
+        (["language", "--data", "none.txt", "--out", "run"], "none.txt"),
+        (["index", "--data", "none", "--out", "i.safetensors"], "There is no folder"),
+        (["index", "--data", ".", "--limit", "60", "--out", "i.safetensors"], "--limit is for Debian"),
+        (["search", "none.safetensors", "hello"], "none.safetensors"),
+    ],
+)
+def test_what_cannot_be_is_said_before_a_model_is_read(arguments, words, tmp_path, monkeypatch, capsys):
+    from addenda.models.wheels import Wheel
+
+    monkeypatch.setattr(Wheel, "model_folder", lambda *_, **__: pytest.fail("a model was looked at"))
+    monkeypatch.chdir(tmp_path)
+    call(*arguments, code=2)
+    told = capsys.readouterr().err
+    assert words in told and "Traceback" not in told
+    assert not list(tmp_path.iterdir())
