@@ -86,7 +86,8 @@ def test_a_language_part_acts_beside_the_task(place, tmp_path, capsys):
     call("train", "--data", place / "a", *learned, "--negatives", 3, "--part", en, "--out", tmp_path / "task")
     acting = ["--model", place / "encoder", "--adapter", tmp_path / "task" / "adapter.safetensors", "--first", "bm25"]
     call("eval", "--data", place / "b", *acting, "--depth", 5, "--document-part", de)
-    assert "reranked" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "reranked" in told.out and "was trained beside" in told.err  # another part than in training
     call("search", tmp_path / "none.safetensors", "a1", "--document-part", de, code=2)
 
 
