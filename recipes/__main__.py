@@ -7,6 +7,7 @@ python -m recipes run [PAPER …]          claims until they are decided: small 
     --root FOLDER                        where records are (records/recipes2)
 python -m recipes --page FILE            put the verdicts that are on record between a page's marks
 python -m recipes lord --latency         LoRD's own table, and times: on a quiet machine
+python -m recipes rerank --within 90m    rerankers in many languages: its own claims, runs and table
 
 Started twice, two processes share the work, one thread each.
 """
@@ -32,6 +33,11 @@ def main() -> None:
     if sys.argv[1:2] == ["lord"]:
         sys.argv = sys.argv[1:]
         return lord.main()
+    if sys.argv[1:2] == ["rerank"]:
+        sys.argv = sys.argv[1:]
+        from recipes import rerank
+
+        return rerank.main()
     parser = argparse.ArgumentParser(
         prog="python -m recipes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

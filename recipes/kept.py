@@ -131,11 +131,11 @@ class Runs:
         return json.loads(json.dumps(made))
 
 
-def put_table(page: Path, lines: list[str]) -> None:
+def put_table(page: Path, lines: list[str], mark: str = "verdicts") -> None:
     """Put lines between a page's marks. Raises AddendaError where it has none."""
     text = file_of(page).read_text(encoding="utf-8")
-    head, mark, tail = text.partition("<!-- verdicts -->\n")
-    if not mark or "<!-- end -->" not in tail:
-        raise AddendaError(f"{page} has no <!-- verdicts --> and <!-- end -->, between which the table goes.")
-    whole = f"{head}{mark}" + "\n".join(lines) + f"\n{tail[tail.index('<!-- end -->') :]}"
+    head, begin, tail = text.partition(f"<!-- {mark} -->\n")
+    if not begin or "<!-- end -->" not in tail:
+        raise AddendaError(f"{page} has no <!-- {mark} --> and <!-- end -->, between which the table goes.")
+    whole = f"{head}{begin}" + "\n".join(lines) + f"\n{tail[tail.index('<!-- end -->') :]}"
     write_atomically(page, whole.encode())
