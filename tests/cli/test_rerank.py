@@ -1,6 +1,7 @@
 """`addenda rerank`: from nothing to a search, and what is refused before a model is read."""
 
 import pytest
+from safetensors.torch import load_file
 from transformers import BertModel
 
 from addenda.cli.main import run
@@ -49,6 +50,14 @@ def test_training_leaves_an_adapter_and_goes_on(place, capsys):
     call(*training(place))
     assert (place / "run" / "adapter.safetensors").read_bytes() == before
     assert "RR@10 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("positions", ["largest", "random"])
+def test_a_lottery_trains_as_many_numbers_as_asked_for(place, tmp_path, positions):
+    call("train", "--data", place / "a", "--model", place / "encoder", "--lottery", 30, "--positions", positions,
+         "--steps", 2, "--batch", 2, "--negatives", 3, "--out", tmp_path / "run")  # fmt: skip
+    held = load_file(tmp_path / "run" / "adapter.safetensors")
+    assert sum(t.numel() for name, t in held.items() if name.endswith("/values")) == 30
 
 
 def test_eval_shows_both_systems_and_writes_the_run(place, parts, tmp_path, capsys):
@@ -109,6 +118,10 @@ def test_export_opens_as_a_cross_encoder(place, parts, tmp_path, capsys):
         (["train", "--data", "debian:", "--out", "run"], "Which language"),
         (["train", "--loss", "distill", "--out", "run"], "wants --teacher"),
         (["train", "--method", "lara", "--out", "run"], "lora"),
+        (["train", "--lottery", "5", "--method", "lora", "--out", "run"], "--lottery trains numbers"),
+        (["train", "--positions", "random", "--out", "run"], "goes with --lottery"),
+        (["train", "--lottery", "5", "--positions", "best", "--out", "run"], "'largest' or 'random'"),
+        (["train", "--lottery", "0", "--out", "run"], "--lottery must be at least 1"),
         (["train", "--judge", "3", "--out", "run"], "give --dev"),
         (["language", "--data", "none.txt", "--out", "run"], "none.txt"),
         (["index", "--data", "none", "--out", "i.safetensors"], "There is no folder"),

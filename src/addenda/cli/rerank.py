@@ -78,6 +78,12 @@ def train(
     part: Annotated[
         Path | None, typer.Option("--part", help="Adapter of the training language, which acts beside, frozen.")
     ] = None,
+    lottery: Annotated[
+        int | None, typer.Option("--lottery", help="Train so many numbers of the model, in place of a method's.")
+    ] = None,
+    positions: Annotated[
+        str, typer.Option("--positions", help="Of --lottery: the largest changes of training all, or random ones.")
+    ] = "largest",
     loss: Annotated[
         str, typer.Option("--loss", help="pointwise, pairwise, listwise, distill or margins (these with --teacher).")
     ] = "listwise",
@@ -109,6 +115,13 @@ def train(
     from addenda.ranking.trec import read_run
     from addenda.train.progress import shown
 
+    if lottery is not None and method not in ("pfeiffer", "sparse"):
+        raise AddendaError(f"lottery= trains numbers of the model itself, and method={method!r} was given. Give one.")
+    if positions not in ("largest", "random") or (lottery is None and positions != "largest"):
+        raise AddendaError(f"positions= is 'largest' or 'random', and goes with lottery=; got {positions!r}.")
+    more: dict[str, Any] = {} if lottery is None else {"lottery": {"k": lottery, "positions": positions}}
+    method = "sparse" if more else method
+    more |= {} if rate is None else {"rate": rate}
     build(method)
     RankingLoss(loss)  # type: ignore[arg-type]
     if (teacher is None) == (loss in TAUGHT):
@@ -117,7 +130,7 @@ def train(
         )
     if dev is None and judge is not None:
         raise AddendaError("judge= reranks queries of the split for validation: give dev=.")
-    splits = tuple(dict.fromkeys(["train", *([dev] if dev else [])]))
+    splits = tuple(dict.fromkeys(["train", dev] if dev else ["train"]))
     collection = collection_of(data, limit=limit, splits=splits)
     asked = [q for s in splits for q in collection.split(s)]
     stages: list[Any] = [] if first not in ("bm25", "both") else ["bm25"]
@@ -130,7 +143,7 @@ def train(
             model, collection, method, steps=steps, language=part, loss=loss,  # type: ignore[arg-type]
             teacher=None if teacher is None else read_run(teacher, collection), negatives=negatives, runs=runs, dev=dev,
             judge=judge, max_length=max_length, batch=batch, seed=seed, dtype=dtype, device=device, out=out,
-            resume=resume, progress=progress, **({} if rate is None else {"rate": rate}),
+            resume=resume, progress=progress, **more,
         )  # fmt: skip
     for line in made.said:
         tell(line)

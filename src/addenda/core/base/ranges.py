@@ -96,6 +96,7 @@ RANGES: dict[str, Range] = {
     "depth": _COUNT,
     "stride": _whole(0),
     "negatives": _whole(1, 10**4),
+    "lottery": _COUNT,
     "temperature": Range(0, 1e6, above=True),
     # planning
     "length": _COUNT,
