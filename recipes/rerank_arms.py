@@ -117,6 +117,8 @@ class Bench:
         adapter, path = made.adapter, made.path
         if path is not None:
             _drop(path.parent)
+        if not seen.second:  # killed between the last step and the record: this sitting has seen no step
+            seen.seconds = [[self.task(arm, seed, rank=rank, steps=10, part=given["language"])["second"] / seen.phases]]
         numbers = sum(p.numel() for p in adapter.parameters())
         return seen.kept(given["steps"]) | {"numbers": numbers, "bytes": 0 if path is None else path.stat().st_size}
 
@@ -132,6 +134,8 @@ class Bench:
         count = steps or self.setting.part_steps
         if out is not None:
             _drop(out)
+        if not seen.second:
+            seen.seconds = [[self.part(kind, language, steps=10)["second"] / seen.phases]]
         size = 0 if out is None else self.part_at(kind, language).stat().st_size
         return seen.kept(count) | {"texts": len(texts), "bytes": size, **losses}
 

@@ -194,6 +194,15 @@ def test_a_part_is_the_target_languages_where_it_is_judged(words, tmp_path):
         assert judged["AP"][n] == pytest.approx(1 / place, abs=1e-5)
 
 
+def test_a_run_that_lost_its_record_alone_has_its_time_taken_again(words, tmp_path, monkeypatch):
+    made = bench(words, tmp_path)
+    monkeypatch.setattr("recipes.rerank_arms._drop", lambda folder: None)  # as if killed before that
+    first, again = (made.task("lottery", 0) for _ in range(2))
+    assert again["seconds"] > 0 and {k: first[k] for k in ("bytes", "numbers", "steps")} == {
+        k: again[k] for k in ("bytes", "numbers", "steps")
+    }
+
+
 # ---- claims and table ------------------------------------------------------------------------------------------------
 
 
