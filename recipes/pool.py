@@ -360,11 +360,13 @@ class Pool:
             s = self.setting
             base = {k: v for k, v in base_of(on.model).items() if not ((s.drawn or s.fitted) and k == "weights")}
             examples = {k: e.digest for k, e in on.splits.items() if not (s.drawn and k == "train")}
-            self._identity = plain({
+            made: dict = plain({
                 "subject": s.name, "base": base, "examples": examples, "steps": s.steps, "first": s.first,
                 "batch": s.batch, "validation": s.validation, "rates": s.rates, "targets": s.targets,
                 "versions": computed_by(),
             })  # fmt: skip
+            self._identity = made
+            return made
         return self._identity
 
     def _about(self, name: str, on: Subject) -> MethodRecord:

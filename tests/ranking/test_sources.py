@@ -4,6 +4,7 @@ import pytest
 
 from addenda import AddendaError
 from addenda.ranking import beir, sources
+from addenda.ranking.collection import SPLITS
 from addenda.ranking.sources import collection_of, texts_of
 from ranking.toy import toy
 
@@ -23,7 +24,7 @@ def test_debian_s_languages_are_asked_for_by_name(monkeypatch):
     monkeypatch.setattr(sources.debian, "texts", lambda language: [language])
     collection_of("debian:de", limit=600, splits=["train"])
     collection_of("debian:fi")
-    assert asked == [("de", {"limit": 600, "splits": ("train",)}), ("fi", {"limit": None})]
+    assert asked == [("de", {"limit": 600, "splits": ("train",)}), ("fi", {"limit": None, "splits": SPLITS})]
     assert texts_of("debian:ja") == ["ja"]
     with pytest.raises(AddendaError, match="Which language"):
         texts_of("debian:")

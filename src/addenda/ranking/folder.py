@@ -76,7 +76,7 @@ class Opened:
     model: nn.Module
     tokenizer: Any
     composition: Composition
-    settings: dict[str, int | None]
+    settings: dict[str, Any]
 
 
 @checked()

@@ -11,7 +11,7 @@ from pathlib import Path
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of, reading, shown
 from addenda.ranking import beir, debian
-from addenda.ranking.collection import Collection
+from addenda.ranking.collection import SPLITS, Collection
 
 DEBIAN = "debian:"
 FEWEST = 50  # texts of a language, below which a word of warning is due
@@ -29,7 +29,7 @@ def collection_of(
         if limit is not None:
             raise AddendaError(f"limit= is for Debian's descriptions; {source} is a folder, which is read whole.")
         return beir.read(source, splits=splits, judged=judged)
-    return debian.collection(language, limit=limit, **({} if splits is None else {"splits": tuple(splits)}))
+    return debian.collection(language, limit=limit, splits=SPLITS if splits is None else tuple(splits))
 
 
 def texts_of(source: str | Path) -> list[str]:

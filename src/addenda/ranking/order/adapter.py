@@ -126,7 +126,7 @@ class Block(nn.Module):
             assert context is not None
             query, read = query.flatten(0, 1), self.context_norm(context)
         key, value = self.key_value(read).chunk(2, -1)
-        attended = F.scaled_dot_product_attention(*(self._split(t) for t in (query, key, value)))
+        attended = F.scaled_dot_product_attention(self._split(query), self._split(key), self._split(value))
         states = states + self.out(attended.transpose(-3, -2).flatten(-2).view_as(states))
         return states + self.mlp(self.mlp_norm(states))
 

@@ -77,7 +77,7 @@ class Towers:
         if states.dim() == 3:  # a row of tokens: first those that stand for no patch
             height, width = self._grid_of(pixels, states.shape[1])
             states = states[:, states.shape[1] - height * width :].unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        size = [min(n, self.grid) for n in states.shape[-2:]]
+        size = min(states.shape[-2], self.grid), min(states.shape[-1], self.grid)
         return F.adaptive_avg_pool2d(states, size).flatten(2).transpose(1, 2).contiguous()
 
     @torch.no_grad()
