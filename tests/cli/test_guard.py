@@ -49,6 +49,8 @@ def needed(name):
         "extract": ["--base", "a", "--tuned", "b", "--out", "c.safetensors"],
         "rerank index": ["--out", "i.safetensors"], "rerank train": ["--out", "run"],
         "rerank language": ["--out", "run"], "rerank eval": ["--adapter", "a.safetensors"],
+        "order train": ["--data", "r.csv", "--out", "run"], "order eval": ["--data", "r.csv", "--adapter", "a"],
+        "order rank": ["photos", "red", "--adapter", "a.safetensors", "--out", "r.csv"],
         "rerank search": ["i.safetensors", "hello"], "rerank export": ["--adapter", "a.safetensors", "--out", "b"],
     }.get(name, [])  # fmt: skip
 

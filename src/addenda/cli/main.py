@@ -32,6 +32,7 @@ COMMANDS = (
     "combine",
     "extract",
     "rerank",
+    "order",
 )
 
 HELP = {"help_option_names": ["-h", "--help"]}

@@ -29,6 +29,14 @@ def image(path, shade=0, side=24):
     return path
 
 
+def noise(path, seed):
+    """A coloured image that looks like no other."""
+    small = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small.resize((60, 60), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
 def tokenizer(folder):
     vocabulary = {t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

@@ -109,5 +109,6 @@ def bootstrap(
     drawn = [
         mean(np.bincount(rng.integers(len(images), size=len(images)), minlength=len(images))) for _ in range(draws)
     ]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    known = [value for value in drawn if not np.isnan(value)] or [float("nan")]
+    low, high = np.quantile(known, [0.025, 0.975])
     return mean(np.ones(len(images), dtype=int)), float(low), float(high)

@@ -1,0 +1,222 @@
+"""`addenda order`: images in the order that a sentence asks for: train, rank, eval."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from addenda.cli.common import Device, SkipCorrupt, draw, say, tell
+
+TOWERS, LOSS = "The two encoders", "What is learned"
+
+app = typer.Typer(name="order", help="Order images by a sentence.", no_args_is_help=True)
+
+Both = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="Folder of a CLIP or SigLIP model, in place of two.", rich_help_panel=TOWERS),
+]
+ImageTower = Annotated[
+    str | None,
+    typer.Option("--image-encoder", help="Folder of an image encoder. Default: dinov2-small.", rich_help_panel=TOWERS),
+]
+TextTower = Annotated[
+    str | None, typer.Option("--text-encoder", help="Folder of a text encoder. Default: e5.", rich_help_panel=TOWERS)
+]
+Side = Annotated[int | None, typer.Option("--image-size", help="Side of the images in pixels.", rich_help_panel=TOWERS)]
+Rated = Annotated[
+    Path,
+    typer.Option(
+        "--data", "-d", help="Table of image, query, value or better, worse, query; or a folder of grades or stars."
+    ),
+]
+Query = Annotated[str | None, typer.Option("--query", help="The sentence, where the data names none.")]
+Circles = Annotated[bool, typer.Option("--allow-circles", help="Comparisons may contradict each other.")]
+
+
+def register(main: typer.Typer) -> None:
+    app.command()(train)
+    app.command()(rank)
+    app.command("eval")(evaluate)
+    main.add_typer(app)
+
+
+def train(
+    data: Rated,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the adapter and the run's state.")],
+    query: Query = None,
+    model: Both = None,
+    image_encoder: ImageTower = None,
+    text_encoder: TextTower = None,
+    image_size: Side = None,
+    held_share: Annotated[float | None, typer.Option("--held", help="Share of images to judge by.")] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Optimizer steps.")] = 400,
+    batch: Annotated[int, typer.Option("--batch", help="Images of a group.")] = 64,
+    accumulate: Annotated[int, typer.Option("--accumulate", help="Groups of a step.")] = 1,
+    rate: Annotated[float, typer.Option("--rate", help="Highest learning rate.")] = 5e-4,
+    seed: Annotated[int, typer.Option("--seed", help="Of start, order and dropout.")] = 0,
+    regression_weight: Annotated[
+        float, typer.Option("--regression", help="Weight of the values themselves.", rich_help_panel=LOSS)
+    ] = 0.2,
+    pairs_weight: Annotated[
+        float, typer.Option("--pairs", help="Weight of the relational head's pairs.", rich_help_panel=LOSS)
+    ] = 1.0,
+    zero_weight: Annotated[float, typer.Option("--zero", help="Weight of the zero.", rich_help_panel=LOSS)] = 0.0,
+    ranknet_weight: Annotated[
+        float, typer.Option("--ranknet", help="Weight of pairs of the regression head.", rich_help_panel=LOSS)
+    ] = 0.0,
+    ties: Annotated[str, typer.Option("--ties", help="skip, half or paper.", rich_help_panel=LOSS)] = "skip",
+    adapter_width: Annotated[int, typer.Option("--width", help="Of the adapter.", rich_help_panel=LOSS)] = 384,
+    allow_circles: Circles = False,
+    skip_corrupt: SkipCorrupt = False,
+    device: Device = None,
+) -> None:
+    """Learn to order images from ratings or comparisons, resumable."""
+    from addenda.ranking.order.evaluate import evaluate_order
+    from addenda.ranking.order.features import Features, all_of, check_decoded
+    from addenda.ranking.order.losses import OrderLoss
+    from addenda.ranking.order.rank import ImageOrder
+    from addenda.ranking.order.ratings import read_ratings
+    from addenda.ranking.order.settings import OrderSettings
+    from addenda.ranking.order.split import held_out
+    from addenda.ranking.order.train import train_order
+
+    loss = OrderLoss(
+        regression=regression_weight,
+        pairs=pairs_weight,
+        zero=zero_weight,
+        ranknet=ranknet_weight,
+        ties=ties,  # type: ignore[arg-type]
+    )
+    settings = OrderSettings(width=adapter_width)
+    ratings = read_ratings(data, query=query, allow_circles=allow_circles)
+    ratings.check_learnable()
+    kept, judged = (ratings, None) if held_share is None else held_out(ratings, held_share, seed)
+    towers = _towers(model, image_encoder, text_encoder, image_size, device)
+    features = Features(towers)
+    say(f"looking at {len(ratings.pictures):,} images, each once")
+    patches, problems = all_of(features, kept.pictures)
+    if problems and not skip_corrupt:
+        check_decoded(problems, len(kept.pictures), kept.source)
+    if problems:
+        say(f"{len(problems)} corrupt images left out: {', '.join(list(problems)[:8])}")
+        sound = [i for i, p in enumerate(patches) if p is not None]
+        kept, patches = kept.of(sound), [patches[i] for i in sound]
+    every = max(1, steps // 10)
+
+    def told(step: int, of: int, loss: float) -> None:
+        if step % every == 0 or step == of:
+            say(f"step {step}/{of}, loss {loss:.4f}")
+
+    made = train_order(
+        towers, kept, patches, settings=settings, loss=loss, steps=steps, rate=rate, batch=batch,  # type: ignore[arg-type]
+        accumulate=accumulate, seed=seed, out=out, progress=told,
+    )  # fmt: skip
+    if judged is not None:
+        _shown(evaluate_order(ImageOrder(towers, made.adapter, made.made), judged), "held out")
+    tell(f"written: {made.path}")
+
+
+def rank(
+    folder: Annotated[Path, typer.Argument(help="A folder of images, and those in it.")],
+    sentence: Annotated[str, typer.Argument(help="What is to come first.")],
+    adapter: Annotated[Path, typer.Option("--adapter", "-a", help="The file of `order train`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table to write (CSV).")],
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="A contact sheet too (PNG), the best first.")] = None,
+    copy: Annotated[
+        Path | None, typer.Option("--copy", help="A new folder of copies with the rank in their names.")
+    ] = None,
+    top: Annotated[int | None, typer.Option("--top", help="Only so many.")] = None,
+    least_score: Annotated[
+        float | None, typer.Option("--above", help="Only scores above it, in the query's units.")
+    ] = None,
+    model: Both = None,
+    image_encoder: ImageTower = None,
+    text_encoder: TextTower = None,
+    image_size: Side = None,
+    skip_corrupt: SkipCorrupt = False,
+    device: Device = None,
+) -> None:
+    """Order a folder of images by a sentence: a table, a contact sheet, copies. The images stay as they are."""
+    from addenda.core.base.errors import AddendaError
+    from addenda.core.disk.whole import free_place
+    from addenda.ranking.order.file import load_order
+    from addenda.ranking.order.rank import FAR, ImageOrder, images_in
+    from addenda.ranking.order.sheet import copy_ranked, write_sheet, write_table
+
+    if not sentence.strip():
+        raise AddendaError("The sentence to order by is empty. Say what is to come first, e.g. 'many red shoes'.")
+    load_order(adapter)  # before the encoders, which take longer
+    if copy is not None:
+        free_place(copy, "copy")
+    pictures = images_in(folder, skip_corrupt=skip_corrupt)
+    towers = _towers(model, image_encoder, text_encoder, image_size, device)
+    if towers.cut(sentence):
+        say(f"note: the sentence is longer than the {towers.longest} tokens that the text encoder reads, and was cut")
+    order = ImageOrder.load(adapter, towers)
+    rows = order.rank(pictures, sentence, skip_corrupt=skip_corrupt)
+    if order.skipped:
+        say(f"{len(order.skipped)} corrupt images left out: {', '.join(list(order.skipped)[:8])}")
+    if rows[0].similarity < FAR:
+        say(
+            f"note: the nearest trained query is {rows[0].nearest!r}, similarity {rows[0].similarity:.2f}: what an "
+            "order by so different a sentence is worth was never measured"
+        )
+    rows = [r for r in rows if least_score is None or r.score > least_score][:top]
+    if not rows:
+        raise AddendaError(f"No image has a score above {least_score:g}, in units of {order.nearest(sentence)[0]!r}.")
+    tell(f"written: {write_table(rows, out)}")
+    if sheet is not None:
+        tell(f"written: {write_sheet(rows, sheet)}")
+    if copy is not None:
+        tell(f"written: {copy_ranked(rows, copy)}")
+
+
+def evaluate(
+    data: Rated,
+    adapter: Annotated[Path, typer.Option("--adapter", "-a", help="The file of `order train`.")],
+    query: Query = None,
+    model: Both = None,
+    image_encoder: ImageTower = None,
+    text_encoder: TextTower = None,
+    image_size: Side = None,
+    allow_circles: Circles = False,
+    device: Device = None,
+) -> None:
+    """Compare the order of rated images with their ratings: by query and over all, with an interval."""
+    from addenda.ranking.order.evaluate import evaluate_order
+    from addenda.ranking.order.file import load_order
+    from addenda.ranking.order.rank import ImageOrder
+    from addenda.ranking.order.ratings import read_ratings
+
+    load_order(adapter)
+    ratings = read_ratings(data, query=query, allow_circles=allow_circles)
+    towers = _towers(model, image_encoder, text_encoder, image_size, device)
+    _shown(evaluate_order(ImageOrder.load(adapter, towers), ratings), str(data))
+
+
+def _towers(model: Path | None, image: str | None, text: str | None, image_size: int | None, device: str | None) -> Any:
+    from addenda.ranking.order.towers import load_towers
+
+    return load_towers(model, image=image, text=text, image_size=image_size, device=device)
+
+
+def _shown(found: Any, title: str) -> None:
+    from rich.table import Table
+
+    from addenda.ranking.order.measures import MEASURES
+
+    table = Table("query", "images", *MEASURES, title=title)
+    for query, measures in found.by_query.items():
+        table.add_row(query, str(found.counts[query]), *(_number(measures[m]) for m in MEASURES))
+    if len(found.by_query) > 1:
+        table.add_row("all", "", *(_number(found.mean[m]) for m in MEASURES), style="bold")
+    if found.by_query:
+        draw(table)
+        low, high = found.interval
+        tell(f"mean Spearman {found.mean['spearman']:.3f} ({low:.3f} to {high:.3f}, 95 %, over images)")
+    for query, share in found.compared.items():
+        tell(f"{query}: {share:.1%} of the comparisons are in the right order")
+
+
+def _number(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}"
