@@ -64,7 +64,9 @@ def settled(
     if begun and not any(made.pays for made in (known or {}).values()):
         never = "the runs before it went one after another"
     elif never is None and known is None and asked == "auto" and seconds < WORTH:
-        never = f"all runs together are predicted to take {about(seconds)}, and trying a group takes seconds itself"
+        never = (
+            f"all runs together are predicted to take less than {about(WORTH)}, and trying a group takes seconds too"
+        )
     if never is not None and new:
         alone = {arm.label: Grouping(pays=False, why=never) for arm in new}
         return record.changed(replace(config, grouped={**(known or {}), **alone}))

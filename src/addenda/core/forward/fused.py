@@ -41,7 +41,8 @@ def sparse_linear(x: Tensor, W: Tensor, bias: Tensor | None, entries: Sequence[t
 
     Shapes: x (…, n); W (m, n); entries: of each change (index, values), K of both, W's flat positions, each once.
     """
-    return like(x, SparseLinear.apply(x, W, bias, *[t for pair in entries for t in pair]))
+    # the None: torch._dynamo leaves out ctx where the arguments are as many as forward's names, the * counted as one
+    return like(x, SparseLinear.apply(x, W, bias, None, *[t for pair in entries for t in pair]))
 
 
 def block_linear(x: Tensor, W: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
@@ -203,6 +204,7 @@ class SparseLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, W, bias, *entries):
+        _, *entries = entries
         ctx.save_for_backward(x, W, *entries)
         return F.linear(_rows(x), _scattered(W, entries), bias)
 
@@ -210,13 +212,13 @@ class SparseLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gy):
         x, W, *entries = ctx.saved_tensors
-        need_x, need_w, need_bias, *need = ctx.needs_input_grad
+        need_x, need_w, need_bias, _, *need = ctx.needs_input_grad
         gx = (gy @ _scattered(W, entries)).view(x.shape) if need_x else None
         gw = gy.t() @ _rows(x) if need_w or any(need) else None
         found: list[Tensor | None] = []
         for index, values, needed in zip(entries[::2], entries[1::2], need[1::2], strict=True):
             found += [None, gw.flatten()[index].to(values.dtype) if needed and gw is not None else None]
-        return gx, gw if need_w else None, gy.sum(0) if need_bias else None, *found
+        return gx, gw if need_w else None, gy.sum(0) if need_bias else None, None, *found
 
 
 class BlockLinear(torch.autograd.Function):
