@@ -93,9 +93,14 @@ def read_inputs(
 
 def data_task(data: Any) -> TaskKind | None:
     """Return what the data alone says about the task: texts with labels, images: classifiers; None: unknown."""
-    if not isinstance(data, Data):
-        return None
-    return "causal" if data.form in ("pair", "chat") else data.form
+    forms: dict[str, TaskKind] = {
+        "pair": "causal",
+        "chat": "causal",
+        "label": "label",
+        "text": "masked",
+        "image": "image",
+    }
+    return forms[data.form] if isinstance(data, Data) else None
 
 
 def context(model: nn.Module, tokenizer) -> int | None:
