@@ -108,6 +108,21 @@ def test_export_opens_as_a_cross_encoder(place, parts, tmp_path, capsys):
     assert "is there already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("method", ["lora:rank=2", "pfeiffer:rank=4"])
+def test_what_was_exported_searches_as_the_parts_do(place, tmp_path, capsys, method):
+    call("train", "--data", place / "a", "--model", place / "encoder", "--method", method, "--steps", 2, "--batch", 2,
+         "--negatives", 3, "--rate", "1e-2", "--dtype", "float32", "--out", tmp_path / "run")  # fmt: skip
+    acting = ["--model", place / "encoder", "--adapter", tmp_path / "run" / "adapter.safetensors"]
+    call("index", "--data", place / "a", "--first", "bm25", "--out", tmp_path / "i.safetensors")
+    call("export", *acting, "--out", tmp_path / "out")
+    assert ("cannot be merged" in capsys.readouterr().out) == method.startswith("pfeiffer")
+    told = []
+    for way in (acting, ["--reranker", tmp_path / "out"], ["--reranker", tmp_path / "out", "--max-length", 30]):
+        call("search", tmp_path / "i.safetensors", toy("a").queries["q3"], *way, "--top", 3)
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] == told[2] and len(told[0].splitlines()) == 6
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -333,7 +333,10 @@ def _reranker(
 
     options: dict[str, Any] = {"max_length": max_length, "stride": stride}
     if folder is not None:
-        return Reranker.load(folder, dtype=dtype, device=device, **options)
+        held = Reranker.load(folder, dtype="float32" if dtype == "auto" else dtype, device=device)  # as it was written
+        own = {"max_length": held.max_length, "stride": held.stride, "batch": held.batch}
+        given = {k: v for k, v in options.items() if v is not None}
+        return Reranker(held.model, held.tokenizer, held.composition, **own | given)
     files = [f for f in (adapter, query_part, document_part) if f is not None]
     loaded = load_model(_folder_of(model), task="label", labels=1, dtype=dtype_for(files, dtype), device=device)
     made = modular(

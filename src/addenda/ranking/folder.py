@@ -62,10 +62,10 @@ class FolderReport:
     def __str__(self) -> str:
         why = f"it cannot be merged, since {self.reason}" if self.reason else "not merged"
         base = "the base" if self.base == "copy" else "the base's hash"
+        adapters = f"{len(self.adapters)} adapter{'s' * (len(self.adapters) > 1)} ({', '.join(self.adapters)})"
         return (
-            f"{why}; written as {base}, {len(self.adapters)} adapters ({', '.join(self.adapters)}) and their "
-            f"composition to {self.path}; {amount_of(self.bytes)}. Reranker.load opens it, "
-            "sentence-transformers does not"
+            f"{why}; written as {base}, {adapters} and their composition to {self.path}; {amount_of(self.bytes)}. "
+            "Reranker.load opens it, sentence-transformers does not"
         )
 
 
