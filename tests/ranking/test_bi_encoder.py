@@ -9,6 +9,7 @@ from transformers import BertModel
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
+from addenda.core.file import states
 from addenda.ranking import bi_encoder
 from addenda.ranking.bi_encoder import BiEncoder
 from ranking.toy import toy, toy_config, toy_model, toy_tokenizer
@@ -87,7 +88,7 @@ def test_a_damaged_file_of_the_cache_is_made_anew(cache, damage):
     (file,) = cache.iterdir()
     data = file.read_bytes()
     if damage == "other":
-        bi_encoder.write_state(file, {"vectors": torch.ones(3, 2)})
+        states.write_state(file, {"vectors": torch.ones(3, 2)})
     else:
         file.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
     np.testing.assert_array_equal(BiEncoder(encoder(), tokenizer).embed(some), first)

@@ -71,8 +71,9 @@ def train(
     device: Device = None,
 ) -> None:
     """Learn to order images from ratings or comparisons, resumable."""
+    from addenda.data.pixels import check_decoded
     from addenda.ranking.order.evaluate import evaluate_order
-    from addenda.ranking.order.features import Features, all_of, check_decoded
+    from addenda.ranking.order.features import Features, all_of
     from addenda.ranking.order.losses import OrderLoss
     from addenda.ranking.order.rank import ImageOrder
     from addenda.ranking.order.ratings import read_ratings
@@ -95,7 +96,7 @@ def train(
     features = Features(towers)
     say(f"looking at {len(ratings.pictures):,} images, each once")
     patches, problems = all_of(features, kept.pictures)
-    if problems and not skip_corrupt:
+    if not skip_corrupt:
         check_decoded(problems, len(kept.pictures), kept.source)
     if problems:
         say(f"{len(problems)} corrupt images left out: {', '.join(list(problems)[:8])}")
@@ -139,20 +140,21 @@ def rank(
     """Order a folder of images by a sentence: a table, a contact sheet, copies. The images stay as they are."""
     from addenda.core.base.errors import AddendaError
     from addenda.core.disk.whole import free_place
-    from addenda.ranking.order.file import load_order
+    from addenda.ranking.order.file import check_towers, load_order
     from addenda.ranking.order.rank import FAR, ImageOrder, images_in
     from addenda.ranking.order.sheet import copy_ranked, write_sheet, write_table
 
     if not sentence.strip():
         raise AddendaError("The sentence to order by is empty. Say what is to come first, e.g. 'many red shoes'.")
-    load_order(adapter)  # before the encoders, which take longer
+    made = load_order(adapter)  # before the encoders, which take longer
     if copy is not None:
         free_place(copy, "copy")
     pictures = images_in(folder, skip_corrupt=skip_corrupt)
     towers = _towers(model, image_encoder, text_encoder, image_size, device)
     if towers.cut(sentence):
         say(f"note: the sentence is longer than the {towers.longest} tokens that the text encoder reads, and was cut")
-    order = ImageOrder.load(adapter, towers)
+    check_towers(made[1], towers.identity, adapter)
+    order = ImageOrder(towers, *made)
     rows = order.rank(pictures, sentence, skip_corrupt=skip_corrupt)
     if order.skipped:
         say(f"{len(order.skipped)} corrupt images left out: {', '.join(list(order.skipped)[:8])}")
@@ -184,14 +186,15 @@ def evaluate(
 ) -> None:
     """Compare the order of rated images with their ratings: by query and over all, with an interval."""
     from addenda.ranking.order.evaluate import evaluate_order
-    from addenda.ranking.order.file import load_order
+    from addenda.ranking.order.file import check_towers, load_order
     from addenda.ranking.order.rank import ImageOrder
     from addenda.ranking.order.ratings import read_ratings
 
-    load_order(adapter)
+    made = load_order(adapter)
     ratings = read_ratings(data, query=query, allow_circles=allow_circles)
     towers = _towers(model, image_encoder, text_encoder, image_size, device)
-    _shown(evaluate_order(ImageOrder.load(adapter, towers), ratings), str(data))
+    check_towers(made[1], towers.identity, adapter)
+    _shown(evaluate_order(ImageOrder(towers, *made), ratings), str(data))
 
 
 def _towers(model: Path | None, image: str | None, text: str | None, image_size: int | None, device: str | None) -> Any:

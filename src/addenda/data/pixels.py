@@ -7,7 +7,7 @@ fit is decoded again for every batch, and the next batch while the model works o
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -95,7 +95,7 @@ def decode(data: Data, how: Preparation, *, skip_corrupt: bool = False, keep: in
     room, stored, sound = KEPT if keep is None else keep, {}, []
     problems: dict[str, str] = {}
     shape, first_name = None, ""
-    for picture, result in zip(pictures, _looked_at(pictures, how, room), strict=True):
+    for picture, result in zip(pictures, _seen(pictures, how, room), strict=True):
         if isinstance(result, str):
             problems[picture.name] = result
             continue
@@ -111,34 +111,44 @@ def decode(data: Data, how: Preparation, *, skip_corrupt: bool = False, keep: in
                 stored[picture.key] = result
                 room -= result.nbytes
         sound.append(picture)
-    if problems and not skip_corrupt:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(problems.items())[:5])
-        rest = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise AddendaError(
-            f"{len(problems)} of {len(pictures)} images of {data.source} cannot be decoded: {reasons}{rest}. Mend or "
-            "remove them, or leave them out with skip_corrupt (--skip-corrupt)."
-        )
+    if not skip_corrupt:
+        check_decoded(problems, len(pictures), data.source)
     if not sound:
         raise AddendaError(f"None of the {len(pictures)} images of {data.source} can be decoded.")
     notes = (data.said,) if data.said else ()
     return Images(tuple(sound), [p.label for p in sound], how, data.labels, stored, notes, tuple(problems))
 
 
-def _looked_at(pictures: Sequence[Picture], how: Preparation, keep: int) -> Iterator[np.ndarray | str | None]:
-    """Yield each picture's pixels, or why there are none. None: pixels in memory, sound, that would not be kept."""
+def check_decoded(problems: Mapping[str, str], count: int, where: str) -> None:
+    """Raise AddendaError where some of so many images could not be decoded. problems: why, by name."""
+    if problems:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(problems.items())[:5])
+        rest = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise AddendaError(
+            f"{len(problems)} of {count} images of {where} cannot be decoded: {reasons}{rest}. Mend or "
+            "remove them, or leave them out with skip_corrupt (--skip-corrupt)."
+        )
+
+
+def looked_at(pictures: Iterable[Picture], how: Preparation) -> Iterator[np.ndarray | str]:
+    """Yield each picture's pixels, or why there are none, in order; a few threads decode those that come next."""
+    futures: list[Future] = []
+    for picture in pictures:
+        futures.append(pool().submit(_tried, picture, how))
+        if len(futures) > WINDOW:
+            yield futures.pop(0).result()
+    for future in futures:
+        yield future.result()
+
+
+def _seen(pictures: Sequence[Picture], how: Preparation, keep: int) -> Iterator[np.ndarray | str | None]:
+    """Yield what `looked_at` does, and None for pixels that are in memory, sound, and would not be kept."""
     size = how.size
     room = len(pictures) if size is None else keep // (size[0] * size[1] * how.channels)
-    futures: list[Future | None] = []
-    for i, picture in enumerate(pictures):
-        sure = isinstance(picture.stored, np.ndarray) and size is not None and i >= room
-        futures.append(None if sure else pool().submit(_tried, picture, how))
-        if len(futures) > WINDOW:
-            yield _result(futures.pop(0))
-    yield from map(_result, futures)
-
-
-def _result(future: Future | None) -> np.ndarray | str | None:
-    return None if future is None else future.result()
+    sure = [isinstance(p.stored, np.ndarray) and size is not None and i >= room for i, p in enumerate(pictures)]
+    found = looked_at((p for p, known in zip(pictures, sure, strict=True) if not known), how)
+    for known in sure:
+        yield None if known else next(found)
 
 
 def _decoded(picture: Picture, how: Preparation) -> np.ndarray:

@@ -10,9 +10,7 @@ again by whoever asks for the same: at most a GiB of them, those unused the long
 made anew, and where nothing can be written nothing is kept. Those of a model on which adapters act never are.
 """
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,9 +21,9 @@ from torch import Tensor, nn
 
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.cache import cache_folder
+from addenda.core.disk.cache import cache_folder, trim
 from addenda.core.file.identity import base_of, digest, versions
-from addenda.core.file.states import read_state, write_state
+from addenda.core.file.states import keep, kept
 from addenda.core.modules.borrow import training_mode
 from addenda.core.state.state import find_state
 from addenda.data.encode import Tokens
@@ -107,8 +105,9 @@ class BiEncoder:
         if empty:
             raise AddendaError(f"Texts to embed are empty, or are no texts: {empty[:8]}. Leave them out.")
         file = self._file(texts, prefix) if len(texts) >= FEW else None
-        if file is not None and (kept := _kept(file, len(texts))) is not None:
-            return kept
+        known = None if file is None else kept(file, lambda state: _sound(state, len(texts)))
+        if known is not None:
+            return known["vectors"].numpy()
         vectors = self._read([f"{prefix}{text}" for text in texts])
         wild = np.flatnonzero(~np.isfinite(vectors).all(1))
         if len(wild):
@@ -116,8 +115,9 @@ class BiEncoder:
                 f"The vector of text {int(wild[0])} is not finite ({len(wild)} of {len(texts)}): the model has "
                 "diverged or was damaged. Load it again."
             )
-        if file is not None:
-            _keep(file, vectors)
+        if file is not None and vectors.nbytes <= ROOM:
+            keep(file, {"vectors": torch.from_numpy(vectors)}, "embeddings")
+            trim(file.parent, ROOM)
         return vectors
 
     @torch.no_grad()
@@ -155,38 +155,8 @@ class BiEncoder:
         return cache_folder() / "embeddings" / f"{digest(by)[:24]}-{digest(of)[:24]}.safetensors"
 
 
-def _kept(file: Path, rows: int) -> np.ndarray | None:
-    """Return the vectors in a file of the cache; None where there is none. A damaged one is removed."""
-    if not file.is_file():
-        return None
-    try:
-        vectors = read_state(file)["vectors"]
-        fine = vectors.dtype == torch.float32 and vectors.dim() == 2 and len(vectors) == rows
-        fine = fine and bool(((vectors.norm(dim=1) - 1).abs() < 1e-3).all())
-    except (AddendaError, KeyError, TypeError, AttributeError):
-        fine = False
-    with suppress(OSError):
-        if not fine:
-            file.unlink()
-            return None
-        os.utime(file)  # it was used
-    return vectors.numpy() if fine else None
-
-
-def _keep(file: Path, vectors: np.ndarray) -> None:
-    """Write vectors to the cache, and remove what was unused the longest where it holds too much."""
-    if vectors.nbytes > ROOM:
-        return
-    with suppress(OSError):
-        write_state(file, {"vectors": torch.from_numpy(vectors)}, "embeddings")
-        used, own = [], file.name
-        for path in file.parent.glob("*.safetensors"):
-            with suppress(OSError):
-                about = path.stat()
-                used.append((path.name != own, about.st_mtime, about.st_size, path))
-        total = sum(size for _, _, size, _ in used)
-        for other, _, size, path in sorted(used, key=lambda u: u[1]):
-            if total > ROOM and other:
-                with suppress(OSError):
-                    path.unlink()
-                    total -= size
+def _sound(state: Any, rows: int) -> bool:
+    """Return whether a state of the cache holds so many vectors of length 1."""
+    vectors = state["vectors"]
+    fine = vectors.dtype == torch.float32 and vectors.dim() == 2 and len(vectors) == rows
+    return fine and bool(((vectors.norm(dim=1) - 1).abs() < 1e-3).all())

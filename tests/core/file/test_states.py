@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 from collections import OrderedDict, defaultdict
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.file.states import read_state, write_state
+from addenda.core.file.states import keep, kept, read_state, write_state
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 KEYS = st.integers() | st.text() | st.floats(allow_nan=False) | st.tuples(st.integers(), st.text())
@@ -140,3 +141,18 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, value):
     with pytest.raises(AddendaError, match=r"The state of x could not be read again .*, so it is not written"):
         write_state(tmp_path / "x.safetensors", {"a": value}, "state of x")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_state_that_is_kept_is_given_back_while_it_is_sound_and_removed_when_it_is_not(tmp_path):
+    file = tmp_path / "of" / "it.safetensors"
+    assert kept(file, lambda state: True) is None
+    keep(file, {"x": 1})
+    os.utime(file, (1, 1))
+    assert kept(file, lambda state: state["x"] == 1) == {"x": 1}
+    assert file.stat().st_mtime > 1  # it was used
+    assert kept(file, lambda state: state["y"]) is None and not file.exists()
+    file.write_bytes(b"damaged")
+    assert kept(file, lambda state: True) is None and not file.exists()
+    (tmp_path / "taken").touch()
+    keep(tmp_path / "taken" / "it.safetensors", {"x": 1})  # nothing is kept, nothing said
+    assert (tmp_path / "taken").read_bytes() == b""

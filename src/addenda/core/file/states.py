@@ -15,6 +15,9 @@ A type of a library's own is written as the dict, list, tuple or number that it 
 
 import json
 import math
+import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,29 @@ def read_state(path: Path) -> Any:
             f"{shown(path)} is damaged, or no state that addenda wrote: {type(error).__name__}: {label(error, 300)}."
         ) from None
     return state
+
+
+def keep(path: Path, state: Any, what: str = "state") -> None:
+    """Write a state that can be made again; where the disk does not take it, nothing is kept, and nothing said."""
+    with suppress(OSError):
+        write_state(path, state, what)
+
+
+def kept(path: Path, sound: Callable[[Any], bool]) -> Any:
+    """Return a state that was kept, marked as used; None where there is none.
+
+    sound: whether it is what is expected, at which it may fail. One that is not, or is damaged, is removed.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state = read_state(path)
+        fine = sound(state)
+    except (AddendaError, KeyError, TypeError, AttributeError):
+        fine, state = False, None
+    with suppress(OSError):
+        os.utime(path) if fine else path.unlink()
+    return state if fine else None
 
 
 class _Writer:

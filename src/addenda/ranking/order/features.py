@@ -6,21 +6,20 @@ known again, and another encoder finds nothing. Damaged files are made anew; whe
 kept. What was unused the longest goes first when there is more than `ROOM`.
 """
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from addenda.core.base.errors import AddendaError
-from addenda.core.disk.cache import cache_folder
+from addenda.core.disk.cache import cache_folder, trim
 from addenda.core.file.identity import digest, versions
-from addenda.core.file.states import read_state, write_state
+from addenda.core.file.states import keep, kept
 from addenda.data.examples import Picture
+from addenda.data.pixels import looked_at
 from addenda.ranking.order.towers import Towers
 
 ROOM = 4 << 30  # bytes that are kept, of all encoders together
@@ -43,13 +42,13 @@ class Features:
         """Yield (position, patches P × D_i), or why an image cannot be decoded, of every picture, in no order."""
         missing: list[int] = []
         for i, picture in enumerate(pictures):
-            if (kept := self._kept(picture.key)) is not None:
-                yield i, kept
+            if (known := self._kept(picture.key)) is not None:
+                yield i, known
             else:
                 missing.append(i)
         waiting: list[tuple[int, np.ndarray]] = []
-        for i in missing:
-            pixels = _decoded(pictures[i], self.towers)
+        decoded = looked_at([pictures[i] for i in missing], self.towers.preparation)
+        for i, pixels in zip(missing, decoded, strict=True):
             if isinstance(pixels, str):
                 yield i, pixels
                 continue
@@ -60,7 +59,7 @@ class Features:
         if waiting:
             yield from self._read(waiting, pictures)
         if missing and self.cache:
-            trim(self.folder.parent)
+            trim(self.folder.parent, ROOM)
 
     def _read(
         self, waiting: Sequence[tuple[int, np.ndarray]], pictures: Sequence[Picture]
@@ -70,42 +69,24 @@ class Features:
         states = self.towers.patches(self.towers.preparation.tensor(torch.from_numpy(filled)))
         for (i, _), patches in zip(waiting, states, strict=False):
             self.made += 1
-            self._keep(pictures[i].key, patches)
+            if self.cache:
+                keep(
+                    self.folder / f"{pictures[i].key}.safetensors", {"patches": patches.clone()}, "patches of an image"
+                )
             yield i, patches.clone()
 
     def _kept(self, key: str) -> Tensor | None:
-        file = self.folder / f"{key}.safetensors"
-        if not self.cache or not file.is_file():
+        if not self.cache:
             return None
-        try:
-            patches = read_state(file)["patches"]
-            fine = patches.dim() == 2 and patches.shape[1] == self.towers.image_width and bool(patches.isfinite().all())
-        except (AddendaError, KeyError, TypeError, AttributeError):
-            fine, patches = False, None
-        with suppress(OSError):
-            os.utime(file) if fine else file.unlink()
-        return patches if fine else None
+        known = kept(self._file(key), self._sound)
+        return None if known is None else known["patches"]
 
-    def _keep(self, key: str, patches: Tensor) -> None:
-        if self.cache:
-            with suppress(OSError):
-                write_state(self.folder / f"{key}.safetensors", {"patches": patches.clone()}, "patches of an image")
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
 
-
-def trim(folder: Path, room: int = ROOM) -> None:
-    """Remove the files below a folder that were unused the longest, until the rest fits."""
-    found: list[tuple[float, int, Path]] = []
-    for path in folder.glob("*/*.safetensors"):
-        with suppress(OSError):
-            about = path.stat()
-            found.append((about.st_mtime, about.st_size, path))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found, key=lambda f: f[0]):
-        if total <= room:
-            break
-        with suppress(OSError):
-            path.unlink()
-            total -= size
+    def _sound(self, state: Any) -> bool:
+        patches = state["patches"]
+        return patches.dim() == 2 and patches.shape[1] == self.towers.image_width and bool(patches.isfinite().all())
 
 
 def all_of(features: Features, pictures: Sequence[Picture]) -> tuple[list[Tensor | None], dict[str, str]]:
@@ -118,23 +99,3 @@ def all_of(features: Features, pictures: Sequence[Picture]) -> tuple[list[Tensor
         else:
             found[i] = made
     return found, problems
-
-
-def _decoded(picture: Picture, towers: Towers) -> np.ndarray | str:
-    try:
-        return towers.preparation.pixels(picture.open())
-    except ImportError as error:
-        raise AddendaError(f'Images are decoded by Pillow: {error}. Run `pip install "addenda[vision]"`.') from None
-    except Exception as error:  # decoders raise whatever their formats lead them to
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def check_decoded(problems: dict[str, str], images: int, where: str) -> None:
-    """Raise AddendaError where some of so many images could not be decoded, by name."""
-    if problems:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(problems.items())[:5])
-        rest = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise AddendaError(
-            f"{len(problems)} of {images} images of {where} cannot be decoded: {reasons}{rest}. Mend or "
-            "remove them, or leave them out with skip_corrupt (--skip-corrupt)."
-        )

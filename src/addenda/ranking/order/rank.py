@@ -11,10 +11,10 @@ scored in the order of their hashes and in batches of one size, so that their sc
 import hashlib
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +22,15 @@ from torch import Tensor
 
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.disk.access import path_of, sha256_of, shown
-from addenda.core.disk.cache import cache_folder
+from addenda.core.disk.cache import cache_folder, trim
 from addenda.core.file.container import bytes_of
 from addenda.core.file.identity import versions
-from addenda.core.file.states import read_state, write_state
+from addenda.core.file.states import keep, kept
 from addenda.data.examples import Picture
 from addenda.data.images import SUFFIXES, pool
+from addenda.data.pixels import check_decoded
 from addenda.ranking.order.adapter import OrderAdapter
-from addenda.ranking.order.features import Features, check_decoded, trim
+from addenda.ranking.order.features import Features
 from addenda.ranking.order.file import Made, Scale, check_towers, load_order
 from addenda.ranking.order.towers import Towers
 
@@ -72,12 +73,12 @@ class ImageOrder:
         skip_corrupt: leave out images that cannot be decoded, told in `skipped`. Raises AddendaError for those else,
         and for an empty sentence.
         """
-        found = self.scores(pictures, sentence)
+        query, similarity = self.nearest(sentence)
+        found = self._scores(pictures, sentence, query)
         if not skip_corrupt:
             check_decoded(self.skipped, len(pictures), "the folder")
         if not found:
             raise AddendaError(f"None of the {len(pictures)} images can be decoded, so there is nothing to order.")
-        query, similarity = self.nearest(sentence)
         order = sorted(found, key=lambda i: (-found[i], pictures[i].name))
         return [Ranked(n, pictures[i], found[i], query, similarity) for n, i in enumerate(order, 1)]
 
@@ -86,9 +87,13 @@ class ImageOrder:
 
         Scores are in the units of the trained query that is nearest to the sentence.
         """
-        tokens = self.towers.tokens(sentence)
-        scale = self.made.scales.get(self.nearest(sentence)[0], Scale())
-        known = self._kept(sentence)
+        return self._scores(pictures, sentence, self.nearest(sentence)[0])
+
+    def _scores(self, pictures: Sequence[Picture], sentence: str, query: str) -> dict[int, float]:
+        """Return what `scores` does, in the units of a trained query."""
+        scale, file = self.made.scales.get(query, Scale()), self._file(sentence)
+        held = kept(file, lambda state: _sound(state, sentence)) if self.cache else None
+        known = {} if held is None else dict(zip(held["images"], held["scores"].tolist(), strict=True))
         by_key: dict[str, list[int]] = {}
         for i, picture in enumerate(pictures):
             by_key.setdefault(picture.key, []).append(i)
@@ -102,14 +107,17 @@ class ImageOrder:
             else:
                 new[wanted[at].key] = patches
         keys = sorted(new)
+        tokens = self.towers.tokens(sentence) if keys else ()
         for at in range(0, len(keys), BATCH):
             batch = [new[k] for k in keys[at : at + BATCH]]
             filled = torch.stack([*batch, *[batch[0]] * (BATCH - len(batch))])
             with torch.no_grad():
                 values = self.adapter(filled, *tokens).values[: len(batch)]
             known |= dict(zip(keys[at : at + BATCH], values.tolist(), strict=True))
-        if keys:
-            self._keep(sentence, known)
+        if keys and self.cache:
+            about = {"sentence": sentence, "images": list(known), "scores": torch.tensor(list(known.values()))}
+            keep(file, about, "scores")
+            trim(file.parent.parent, ROOM)
         return {i: known[k] * scale.spread + scale.centre for k, places in by_key.items() if k in known for i in places}
 
     def nearest(self, sentence: str) -> tuple[str, float]:
@@ -127,38 +135,23 @@ class ImageOrder:
         tokens, mask = self.towers.tokens(sentence)
         return F.normalize(tokens[mask].mean(0), dim=0)
 
-    # -- scores that are kept ------------------------------------------------------------------------------------------
-
     def _file(self, sentence: str) -> Path:
+        """Return where the scores by a sentence are kept."""
+        own = hashlib.sha256(sentence.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+        return cache_folder() / "scores" / self._content / f"{own}.safetensors"
+
+    @cached_property
+    def _content(self) -> str:
+        """What decides scores: the encoders, the adapter's values, versions."""
         sha = hashlib.sha256(repr((self.made.towers, versions())).encode())
         for name, tensor in self.adapter.state_dict().items():
             sha.update(name.encode())
             sha.update(bytes_of(tensor))
-        own = hashlib.sha256(sentence.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-        return cache_folder() / "scores" / sha.hexdigest()[:24] / f"{own}.safetensors"
+        return sha.hexdigest()[:24]
 
-    def _kept(self, sentence: str) -> dict[str, float]:
-        file = self._file(sentence)
-        if not self.cache or not file.is_file():
-            return {}
-        try:
-            held = read_state(file)
-            keys, values = held["images"], held["scores"].tolist()
-            fine = held["sentence"] == sentence and len(keys) == len(values)
-        except (AddendaError, KeyError, TypeError, AttributeError):
-            fine, keys, values = False, [], []
-        with suppress(OSError):
-            os.utime(file) if fine else file.unlink()
-        return dict(zip(keys, values, strict=True)) if fine else {}
 
-    def _keep(self, sentence: str, scores: dict[str, float]) -> None:
-        if not self.cache:
-            return
-        file = self._file(sentence)
-        with suppress(OSError):
-            held = {"sentence": sentence, "images": list(scores), "scores": torch.tensor(list(scores.values()))}
-            write_state(file, held, "scores")
-            trim(file.parent.parent, ROOM)
+def _sound(state: Any, sentence: str) -> bool:
+    return state["sentence"] == sentence and len(state["images"]) == len(state["scores"])
 
 
 def images_in(folder: str | Path, *, skip_corrupt: bool = False) -> list[Picture]:
