@@ -19,28 +19,12 @@ from addenda.core.base.errors import AddendaError
 from addenda.models.load import load_model
 from addenda.ranking.bi_encoder import BiEncoder
 from addenda.ranking.first_stage import first_stage
-from ranking.toy import toy, toy_config, toy_tokenizer
+from ranking.toy import ToyTexts, toy_config, toy_tokenizer
 from shared import stir
 
 ROUND = Speeds(
     {"judge": 0.1} | {f"part {k}": 1.0 for k in ("bottlenecks", "numbers")} | {f"task {a}": 1.0 for a in ARMS}
 )
-
-
-class Words:
-    """The toy's two languages: a is English."""
-
-    def __init__(self, folder):
-        self.path = folder
-
-    def folder(self, model):
-        return self.path
-
-    def collection(self, query, documents, split, limit):
-        return toy({"en": "a", "de": "b"}[documents], documents=min(limit, 24))
-
-    def texts(self, language):
-        return [d.whole for d in self.collection(language, language, "train", 24).documents.values()]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +33,7 @@ def words(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     BertModel(toy_config()).save_pretrained(folder)
     toy_tokenizer().save_pretrained(folder)
-    return Words(folder)
+    return ToyTexts(folder)
 
 
 SMALL = Setting(

@@ -8,21 +8,7 @@ from transformers import BertModel
 
 import addenda as ad
 from addenda.models.load import load_model
-from ranking.toy import toy, toy_config, toy_tokenizer
-
-
-class Words:
-    def __init__(self, folder):
-        self.path = folder
-
-    def folder(self, model):
-        return self.path
-
-    def collection(self, query, documents, split, limit):
-        return toy({"en": "a", "de": "b"}[documents], documents=min(limit, 24))
-
-    def texts(self, language):
-        return [d.whole for d in self.collection(language, language, "train", 24).documents.values()]
+from ranking.toy import ToyTexts, toy_config, toy_tokenizer
 
 
 @pytest.fixture
@@ -33,7 +19,7 @@ def bench(tmp_path):
     tokenizer.mask_token = ":"
     tokenizer.save_pretrained(tmp_path / "encoder")
     setting = Setting(model="toy", part_steps=3, task_rank=2, part_rank=4, max_length=32)
-    return Bench(setting, Words(tmp_path / "encoder"), kept=tmp_path / "kept")
+    return Bench(setting, ToyTexts(tmp_path / "encoder"), kept=tmp_path / "kept")
 
 
 @pytest.mark.parametrize("kind", ["bottlenecks", "numbers"])

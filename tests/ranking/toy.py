@@ -56,3 +56,19 @@ def toy_config(labels: int = 1, length: int = 32, dropout: float = 0.0) -> BertC
 def toy_model(labels: int = 1, seed: int = 0, length: int = 32, dropout: float = 0.0) -> BertForSequenceClassification:
     torch.manual_seed(seed)
     return BertForSequenceClassification(toy_config(labels, length, dropout)).eval()
+
+
+class ToyTexts:
+    """Corpora for the recipe of rerankers: the toy's two languages, of which a is English, and an encoder's folder."""
+
+    def __init__(self, folder):
+        self.path = folder
+
+    def folder(self, model):
+        return self.path
+
+    def collection(self, query, documents, split, limit):
+        return toy({"en": "a", "de": "b"}[documents], documents=min(limit, 24))
+
+    def texts(self, language):
+        return [d.whole for d in self.collection(language, language, "train", 24).documents.values()]

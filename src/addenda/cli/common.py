@@ -100,6 +100,12 @@ def tell(text: object) -> None:
     typer.echo(visible(text))
 
 
+def short(text: str, most: int = 40) -> str:
+    """Return a text in one line, cut."""
+    line = visible(" ".join(text.split()))
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
 def draw(table: Any) -> None:
     """Print a table of rich's on stdout, 140 characters wide where that is no terminal."""
     from rich.console import Console

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from addenda.cli.common import draw, say, tell
+from addenda.cli.common import draw, say, short, tell
 from addenda.core.base.errors import AddendaError
-from addenda.core.base.visible import visible
 
 if TYPE_CHECKING:
     from addenda.comparing.choose import Choice
@@ -173,17 +172,11 @@ def _show(answers: list[dict[str, str]]) -> None:
     for column in ("question", "before", "after", "right answer"):
         table.add_column(column)
     for row in answers:
-        found = [f"{'✓' if row[k] == row['answer'] else '✗'} {_short(row[k])}" for k in ("before", "after")]
+        found = [f"{'✓' if row[k] == row['answer'] else '✗'} {short(row[k])}" for k in ("before", "after")]
         table.add_row(*map(Text, (row["question"], *found, row["answer"])))
     right = {k: sum(row[k] == row["answer"] for row in answers) for k in ("before", "after")}
     draw(table)
     tell(f"Right before: {right['before']} of {len(answers)}; after: {right['after']}.")
-
-
-def _short(text: str, most: int = 40) -> str:
-    """Return a text in one line, cut."""
-    line = visible(" ".join(text.split()))
-    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def _keep(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from addenda.cli.common import Device, Dtype, draw, say, tell
+from addenda.cli.common import Device, Dtype, draw, say, short, tell
 
 PARTS, HOW = "The reranker", "How it reads"
 
@@ -176,6 +176,7 @@ def language(
 ) -> None:
     """Learn a language's part from plain texts: words are hidden and filled in (`tune --task masked` has more)."""
     from addenda.core.method.catalogue import build
+    from addenda.models.encoders import encoder_folder
     from addenda.ranking.sources import FEWEST, texts_of
     from addenda.train.tune import tune
 
@@ -185,8 +186,8 @@ def language(
     say(f"{len(texts):,} texts of {data}{few}")
     more = {k: v for k, v in {"rate": rate, "head": head, "head_steps": head_steps}.items() if v is not None}
     made = tune(
-        _folder_of(model), texts, method, task="masked", out=out, steps=steps, batch=batch, seed=seed, eval_data=0.05,
-        resume=resume, dtype=dtype, device=device, **more,
+        encoder_folder(model, say), texts, method, task="masked", out=out, steps=steps, batch=batch, seed=seed,
+        eval_data=0.05, resume=resume, dtype=dtype, device=device, **more,
     )  # fmt: skip
     before, after = made.before, made.after
     if before and after:
@@ -277,7 +278,7 @@ def search(
         tell("no document shares a word with the query")
     for n, hit in enumerate(hits, 1):
         tell(f"{n:>3}  {hit.score:8.3f}  {hit.id}")
-        tell(f"     {_short(hit.document.whole)}")
+        tell(f"     {short(hit.document.whole, 160)}")
 
 
 def export(
@@ -327,6 +328,7 @@ def _reranker(
     model: str, adapter: Path | None, folder: Path | None, query_part: Path | None, document_part: Path | None,
     where: str, max_length: int | None, stride: int | None, dtype: str, device: str | None,
 ) -> Any:  # fmt: skip
+    from addenda.models.encoders import encoder_folder
     from addenda.models.load import dtype_for, load_model
     from addenda.ranking.modular import modular
     from addenda.ranking.reranker import Reranker
@@ -338,7 +340,9 @@ def _reranker(
         given = {k: v for k, v in options.items() if v is not None}
         return Reranker(held.model, held.tokenizer, held.composition, **own | given)
     files = [f for f in (adapter, query_part, document_part) if f is not None]
-    loaded = load_model(_folder_of(model), task="label", labels=1, dtype=dtype_for(files, dtype), device=device)
+    loaded = load_model(
+        encoder_folder(model, say), task="label", labels=1, dtype=dtype_for(files, dtype), device=device
+    )
     made = modular(
         loaded.model, adapter, query=query_part, document=document_part, where=where,  # type: ignore[arg-type]
         tokenizer=loaded.tokenizer, base="exact" if dtype == "auto" else "compatible",
@@ -346,15 +350,3 @@ def _reranker(
     for note in made.notes:
         say(f"note: {note}")
     return Reranker(loaded.model, loaded.tokenizer, made.composition, **options)
-
-
-def _folder_of(model: str) -> Path:
-    from addenda.models.encoders import ENCODERS
-
-    path = Path(model).expanduser()
-    return ENCODERS[model].model_folder(say) if model in ENCODERS and not path.exists() else path
-
-
-def _short(text: str, most: int = 160) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"

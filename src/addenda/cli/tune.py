@@ -181,10 +181,9 @@ def _model(model: Path | None, task: str | None) -> Any:
     """Return the model's folder; of masked LMs also by the name of an embedded encoder, e5 where none is named."""
     if task != "masked" or (model is not None and model.exists()):
         return model_or_default(model)
-    from addenda.models.encoders import ENCODERS
+    from addenda.models.encoders import encoder_folder
 
-    name = "e5" if model is None else str(model)
-    return ENCODERS[name].model_folder(say) if name in ENCODERS else model
+    return encoder_folder("e5" if model is None else model, say)
 
 
 def _data(data: Path | None, task: str | None) -> Any:

@@ -16,10 +16,8 @@ from scipy import stats
 from addenda.comparing.entries import MARGIN, TrialRecord
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.core.base.errors import AddendaError
-from addenda.statistics.intervals import Pool, Pooled, of_answers, quantile, spread
+from addenda.statistics.intervals import Answers, Pool, Pooled, of_answers, paired, quantile, spread
 from addenda.statistics.verdicts import LEVEL, PairedDifference, judged, measured, unknown
-
-Answers = Mapping[int | None, np.ndarray]  # {seed: 0/1 per item}; a control has the seed None
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def analyse(record: Record) -> Comparison:
             of = a if a in void else b
             found.append(unknown(a, b, margin, f"{of} is void: {void[of]}", "void"))
             continue
-        x = _difference(test[a], test[b])
+        x = paired(test[a], test[b])
         if x is None:  # an interrupted comparison
             found.append(unknown(a, b, margin, "no seed that both have finished"))
             continue
@@ -174,13 +172,6 @@ def _arms(runs: Mapping[str, list[TrialRecord]], split: str) -> dict[str, dict[i
 
 def _pool(arms: Mapping[str, Answers], sound: Iterable[str]) -> Pool:
     return Pool.of({arm: {s: float(x.mean()) for s, x in arms[arm].items() if s is not None} for arm in sound})
-
-
-def _difference(left: Answers, right: Answers) -> np.ndarray | None:
-    """Return the differences, seeds × items, on the seeds that both have; a control has all. None: there is none."""
-    seeds = [s for s in left if s in right] if None not in {*left, *right} else [*{*left, *right} - {None}] or [None]
-    rows = [left.get(s, left.get(None)) - right.get(s, right.get(None)) for s in seeds]  # pyright: ignore
-    return np.stack(rows) if rows else None
 
 
 def _estimates(arms: Mapping[str, Answers], pool: Pool) -> dict[str, Estimate]:

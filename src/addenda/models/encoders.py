@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.disk.access import path_of
 from addenda.models.wheels import SetupProgress, Wheel
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -72,6 +73,12 @@ ENCODERS = {
         ),
     )
 }
+
+
+def encoder_folder(named: str | Path, progress: SetupProgress | None = None) -> Path:
+    """Return the folder of an embedded encoder by its name, where no folder here is called so; else the path given."""
+    path = path_of(named, "model")
+    return ENCODERS[str(named)].model_folder(progress) if str(named) in ENCODERS and not path.exists() else path
 
 
 def encoder_named(name: str) -> Wheel:

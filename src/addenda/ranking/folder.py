@@ -29,7 +29,7 @@ from addenda.core.adapter.load import load
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import refuse_sharded
-from addenda.core.disk.access import amount_of, path_of, read_json, reading, sha256_of, shown, writing
+from addenda.core.disk.access import amount_of, is_sha256, path_of, read_json, reading, sha256_of, shown, writing
 from addenda.core.disk.atomic import readable, write_atomically
 from addenda.core.disk.whole import free_place, whole
 from addenda.core.file.fingerprint import hash_of
@@ -228,7 +228,7 @@ def _checked(raw: Any, folder: Path) -> tuple[dict[str, Any], Composition]:
     if (
         not isinstance(base, dict)
         or not {"sha256"} <= base.keys() <= {"sha256", "folder"}
-        or not _is_hash(base["sha256"])
+        or not is_sha256(base["sha256"])
     ):
         raise AddendaError("the base is a SHA-256, and 'folder' where it is in here.")
     if base.get("folder", "base") != "base":
@@ -236,7 +236,7 @@ def _checked(raw: Any, folder: Path) -> tuple[dict[str, Any], Composition]:
     if (
         not isinstance(tokenizer, dict)
         or tokenizer.keys() != {"sha256", "entries"}
-        or not _is_hash(tokenizer["sha256"])
+        or not is_sha256(tokenizer["sha256"])
     ):
         raise AddendaError("the tokenizer is a SHA-256 and a number of entries.")
     if type(tokenizer["entries"]) is not int or tokenizer["entries"] < 1:
@@ -246,7 +246,7 @@ def _checked(raw: Any, folder: Path) -> tuple[dict[str, Any], Composition]:
     for name, said in adapters.items():
         if not _NAME.fullmatch(name):
             raise AddendaError(f"{name[:80]!r} is no name of an adapter.")
-        if not isinstance(said, dict) or said.keys() != {"sha256"} or not _is_hash(said["sha256"]):
+        if not isinstance(said, dict) or said.keys() != {"sha256"} or not is_sha256(said["sha256"]):
             raise AddendaError(f"the adapter {name!r} is a SHA-256.")
     settings = _settings(raw["settings"])
     composition = of_json(raw["composition"])
@@ -284,7 +284,3 @@ def _settings(raw: Any) -> dict[str, int | None]:
             continue
         raise AddendaError(f"{key} is a number from {least} to {most}, got {str(value)[:40]}.")
     return dict(raw)
-
-
-def _is_hash(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")

@@ -10,7 +10,7 @@ A reranker that does not order better than the first stage in the language it wa
 another language could be given. Such an arm is called no reranker and gets no verdict.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from itertools import combinations
@@ -19,7 +19,7 @@ import numpy as np
 
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.ranking.lines import quoted
-from addenda.statistics.intervals import Pool, Pooled, of_answers, quantile, spread
+from addenda.statistics.intervals import Pool, Pooled, of_answers, paired, quantile, spread
 from addenda.statistics.randomisation import DRAWS, randomised
 from addenda.statistics.verdicts import LEVEL, PairedDifference, Unit, judged, measured, unknown
 
@@ -95,7 +95,7 @@ def judge(
         if of := next((arm for arm in (a, b) if arm in why), None):
             found.append(unknown(a, b, margin, f"{of} {why[of]}", "void"))
             continue
-        x = _difference(arms[a], arms[b])
+        x = paired(arms[a], arms[b])
         if x is None:
             found.append(unknown(a, b, margin, "no seed that both have finished"))
             continue
@@ -117,7 +117,7 @@ def _no_rerankers(arms: Mapping[str, dict], english: Values, first: str | None, 
         )
     pool, why = _pool(there), {}
     for arm in wanted:
-        x = _difference(there[arm], there[str(first)])
+        x = paired(there[arm], there[str(first)])
         if x is None:
             raise AddendaError(
                 f"In English {arm} and {first} have no seed in common. Measure both with the same seeds."
@@ -165,15 +165,6 @@ def _pooled(pool: Pool, arms: Mapping[str, dict], a: str, b: str, x: np.ndarray)
     if not seeded:
         return QUERIES
     return pool.of_pair(a, b, x.mean(1)) if len(seeded) == 2 else pool.of_arm(seeded[0], x.mean(1))
-
-
-def _difference(left: Mapping, right: Mapping) -> np.ndarray | None:
-    """Return the differences, seeds × queries, at the seeds that both have; one without a seed goes with all."""
-    seeds: Sequence = sorted(({*left} & {*right}) if None not in {*left, *right} else ({*left, *right} - {None}))
-    if None in left and None in right:
-        seeds = [None]
-    rows = [left.get(s, left.get(None)) - right.get(s, right.get(None)) for s in seeds]
-    return np.stack(rows) if rows else None
 
 
 def _row(arm: str, of: Mapping[int | None, np.ndarray], pool: Pool) -> Row:

@@ -22,7 +22,7 @@ from torch import nn
 
 from addenda.compose.composition import composed
 from addenda.compose.stack import Stack
-from addenda.core.adapter.attach import attach, detach
+from addenda.core.adapter.attach import attach
 from addenda.core.adapter.handle import Adapter
 from addenda.core.adapter.load import load
 from addenda.core.adapter.switch import switch
@@ -34,14 +34,12 @@ from addenda.core.disk.place import folder_for, is_first
 from addenda.core.file.identity import digest
 from addenda.core.file.save import save
 from addenda.core.file.trained_on import content_hash, note_training
-from addenda.core.forward.acting import blocks
 from addenda.core.method.catalogue import build
 from addenda.core.method.contract import Method
 from addenda.core.site.targets import Target
 from addenda.core.state.outside import drawn_in
-from addenda.core.state.state import apply_again, find_state
-from addenda.core.state.undo import undone
-from addenda.models.encoders import ENCODERS
+from addenda.core.state.state import find_state
+from addenda.models.encoders import encoder_folder
 from addenda.models.load import Loaded, load_model
 from addenda.ranking.collection import Collection, Run
 from addenda.ranking.first_stage import first_stage
@@ -55,6 +53,7 @@ from addenda.ranking.trec import strict
 from addenda.train.card import check_ours, is_finished, mend, write_all
 from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.inputs import check_loaded
+from addenda.train.left_alone import left_alone
 from addenda.train.loss import score
 from addenda.train.lottery import lottery as drawn_by_lottery
 from addenda.train.settings import check_options
@@ -164,7 +163,7 @@ def train_reranker(
     }  # fmt: skip
     heads = loaded.heads if also_train == "auto" else ([also_train] if isinstance(also_train, str) else also_train)
     loaded.check_heads(tuple(heads))
-    with _left_alone(loaded.model, name):
+    with left_alone(loaded.model):
         beside = _language(loaded, language, name)
         train, tested = groups[split], None if dev is None else groups[dev]
         about = {"steps": steps, "batch": batch, "seed": seed, "progress": progress}
@@ -248,10 +247,7 @@ def _loaded(model: Any, tokenizer: Any, loading: dict) -> Loaded:
         return Loaded(model, tokenizer, source, drawn_in(model))
     if tokenizer is not None:
         raise AddendaError("A folder brings its own tokenizer; give tokenizer= with a loaded model only.")
-    folder = path_of(model, "model")
-    if isinstance(model, str) and model in ENCODERS and not folder.exists():
-        folder = ENCODERS[model].model_folder()
-    return load_model(folder, task="label", labels=1, **loading)
+    return load_model(encoder_folder(model), task="label", labels=1, **loading)
 
 
 def _language(loaded: Loaded, given: str | Path | Adapter | None, name: str) -> Adapter | None:
@@ -313,21 +309,3 @@ def _written(folder: Path, adapter: Adapter, base: str, about: dict, made: FitRe
     elif not adapter.sharded:
         agreed(lambda: mend(folder, adapter))
     return path
-
-
-@contextmanager
-def _left_alone(model: nn.Module, name: str) -> Iterator[None]:
-    """Take off what a `with` block attached, and let act what did, where it ends with an error."""
-    host = find_state(model)
-    names, acted = (set(host.state.records), (host.state.active, blocks())) if host else (set(), None)
-    with undone(model):
-        try:
-            yield
-        except BaseException:
-            now = find_state(model)
-            if now is not None:
-                for new in [n for n in now.state.records if n not in names]:
-                    detach(now.root, new)
-            if host and acted:
-                apply_again(*host, *acted)
-            raise

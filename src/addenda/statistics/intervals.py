@@ -27,6 +27,7 @@ OWN = 4.0  # × the variance of the other arms: above it an arm is no part of th
 CHANCE = 0.001  # and only where chance alone would make it as large this often
 POWER = 2.3  # how much lower than Satterthwaite's the power of the uncertain part is, by 1 / its degrees of freedom
 
+Answers = Mapping[int | None, np.ndarray]  # {seed: of each item}; a control has the seed None
 Means = Mapping[str, Mapping[int, float]]  # {arm: {seed: mean over items}}
 
 
@@ -111,6 +112,14 @@ def of_answers(x: np.ndarray, pooled: Pooled) -> tuple[float, float, float]:
         rest = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
         shared = float((rest**2).sum()) / ((items - 1) * (seeds - 1)) / (items * seeds)
     return of_items, pooled.variance / seeds, shared
+
+
+def paired(left: Answers, right: Answers) -> np.ndarray | None:
+    """Return left − right, seeds × items, at the seeds that both have; a control goes with all. None: no such seed."""
+    every = {*left, *right}
+    seeds = [s for s in left if s in right] if None not in every else [*(every - {None})] or [None]
+    rows = [left.get(s, left.get(None)) - right.get(s, right.get(None)) for s in seeds]  # pyright: ignore
+    return np.stack(rows) if rows else None
 
 
 def quantile(p: float, df: float) -> float:

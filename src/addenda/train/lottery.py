@@ -43,11 +43,11 @@ from addenda.core.modules.wrappers import unwrap
 from addenda.core.site.site import owners_of, site_at
 from addenda.core.site.targets import Target, exactly
 from addenda.core.state.state import find_state
-from addenda.core.state.undo import undone
 from addenda.data.encode import Overflow
 from addenda.data.encoded import Encoded
 from addenda.models.machine import processes
 from addenda.train.fit import FitResult, fit
+from addenda.train.left_alone import left_alone
 from addenda.train.lottery_folder import LotteryFolder, digest_of
 from addenda.train.lottery_inputs import PHASE, RANGES, maskable, phases_of, read_data
 from addenda.train.most_changed import Trained, at_random, most_changed
@@ -184,7 +184,7 @@ def lottery(
         what = {"k": k, "iterations": iterations, "positions": positions, "seed": seed, "phases": phases}
         folder = LotteryFolder(Path(out), resume).begin(model, data, held, heads, sites, around, what)
     run = _Run(model, data, held, name, seed, heads, sites, around, phases, folder, labels)
-    with _left_alone(model, name, around), _still(model, around):
+    with left_alone(model), _still(model, around):
         adapter, fulls, sparses = _train(run, k, iterations, None if positions == "largest" else sizes)
     path = None if folder is None else folder.finish(adapter)
     return LotteryResult(adapter, run.positions, tuple(fulls), tuple(sparses), model, tokenizer, path)
@@ -263,23 +263,6 @@ def _united(sites: list[str], old: dict[str, Tensor], new: dict[str, Tensor]) ->
     """Return the positions of both, rising, in the order of the sites."""
     both = {p: [t[p] for t in (old, new) if p in t] for p in sites}
     return {p: torch.cat(parts).sort().values for p, parts in both.items() if parts}
-
-
-@contextmanager
-def _left_alone(model: nn.Module, name: str, around: tuple[str, ...]) -> Iterator[None]:
-    """Take the run's adapter off again where a `with` block ends with an error, and let act what did."""
-    host = find_state(model)
-    taken = host is not None and name in host.state.records
-    with undone(model):
-        try:
-            yield
-        except BaseException:
-            now = find_state(model)
-            if now is not None and not taken and name in now.state.records:
-                detach(now.root, name)
-                if around:
-                    switch(now.root, list(around))
-            raise
 
 
 @contextmanager

@@ -20,21 +20,17 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args
 from torch import nn
 
 from addenda.core.adapter.assign import Spec
-from addenda.core.adapter.attach import attach, detach
+from addenda.core.adapter.attach import attach
 from addenda.core.adapter.grow import by_text
 from addenda.core.base.arguments import checked, names_of, unknown_names
 from addenda.core.base.errors import AddendaError
-from addenda.core.base.sharded import is_sharded
 from addenda.core.disk.access import path_of
 from addenda.core.disk.lock import one_at_a_time
 from addenda.core.disk.place import folder_for, is_first
 from addenda.core.file.save import save
-from addenda.core.forward.acting import blocks
 from addenda.core.method.catalogue import Info, build, catalogue
 from addenda.core.method.contract import Method
 from addenda.core.site.targets import Target
-from addenda.core.state.state import apply_again, find_state
-from addenda.core.state.undo import undone
 from addenda.data.batches import batches
 from addenda.data.encode import Overflow, encode
 from addenda.data.encoded import Encoded
@@ -53,6 +49,7 @@ from addenda.train.card import check_ours, is_finished, mend, write_all
 from addenda.train.evaluate import evaluate, generate
 from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.inputs import check_loaded, context, read_inputs
+from addenda.train.left_alone import left_alone
 from addenda.train.loss import score
 from addenda.train.masked import Masking
 from addenda.train.new_tokens import keep_tokenizer, with_new_tokens
@@ -94,20 +91,11 @@ def _left_alone(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         given = args[0] if args else kwargs.get("model")
         model = given if isinstance(given, nn.Module) else None
-        host = find_state(model) if model is not None else None
-        names, acted = (set(host.state.records), (host.state.active, blocks())) if host else (set(), None)
-        with undone(model):
+        with left_alone(model):
             try:
                 return function(*args, **kwargs)
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    error.add_note(_kept(kwargs.get("out"), kwargs.get("resume", True), model))
-                now = None if model is None else find_state(model)
-                if now is not None and not any(map(is_sharded, now.root.parameters())):  # a split one stays as it is
-                    for new in [n for n in now.state.records if n not in names]:
-                        detach(now.root, new)
-                if host and acted:
-                    apply_again(*host, *acted)
+            except KeyboardInterrupt as error:
+                error.add_note(_kept(kwargs.get("out"), kwargs.get("resume", True), model))
                 raise
 
     return call

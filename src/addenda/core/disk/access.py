@@ -131,6 +131,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def is_sha256(value: object) -> bool:
+    """Return whether a value is a SHA-256 as `sha256_of` writes it."""
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
 def _number_in(text: str) -> int | None:
     """Return the system's number in an error of safetensors."""
     found = re.search(r"\(os error (\d{1,4})\)", text)

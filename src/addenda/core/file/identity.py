@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import whole
+from addenda.core.disk.access import is_sha256
 from addenda.core.modules.ours import is_ours
 from addenda.core.modules.wrappers import unwrap
 from addenda.core.packed.tensor import Packed, parts_of
@@ -108,7 +109,7 @@ def longer(there: Any, now: Any) -> bool:
 
 def _brief(value: Any) -> str:
     text = repr(value)
-    if isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef"):
+    if is_sha256(value):
         return f"{value[:12]}…"
     return text if len(text) <= 200 else f"{text[:160]}…{text[-30:]}"
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import whole
 from addenda.core.base.visible import label
+from addenda.core.disk.access import is_sha256
 from addenda.core.file.tokenizer import mark
 from addenda.core.packed.few_bits import FewBits
 from addenda.core.packed.tensor import parts_of
@@ -108,20 +109,16 @@ def of_json(raw: Any) -> TrainedOn:
         raise ValueError(f"what it was trained on must have some of {', '.join(sorted(_KEYS))}, and nothing else")
     tokenizer, entries, beside = raw.get("tokenizer"), raw.get("entries"), raw.get("beside", [])
     if (tokenizer, entries) != (None, None) and not (
-        _is_hash(tokenizer) and type(entries) is int and 0 < entries < _LARGEST
+        is_sha256(tokenizer) and type(entries) is int and 0 < entries < _LARGEST
     ):
         raise ValueError("the tokenizer that it was trained on must be a SHA-256 and a number of tokens")
     if not (isinstance(beside, list) and len(beside) <= _MOST and ("beside" not in raw or beside)):
         raise ValueError(f"what it was trained beside must be a list of 1 to {_MOST} adapters")
     for b in beside:
-        if not (isinstance(b, dict) and b.keys() == {"name", "sha256"} and _is_hash(b["sha256"])):
+        if not (isinstance(b, dict) and b.keys() == {"name", "sha256"} and is_sha256(b["sha256"])):
             raise ValueError("what it was trained beside must be names and SHA-256")
         if not (isinstance(b["name"], str) and 0 < len(b["name"]) <= _MOST and label(b["name"], _MOST) == b["name"]):
             raise ValueError("what it was trained beside must have names of adapters")
     if len({b["name"] for b in beside}) < len(beside):
         raise ValueError("it was trained beside two adapters of one name")
     return TrainedOn(tokenizer, entries, tuple(Beside(b["name"], b["sha256"]) for b in beside))
-
-
-def _is_hash(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import is_sha256
 from addenda.core.state.state import State
 from addenda.core.state.vocabulary import Vocabulary, axis_of, grown_of, rows_of, table_at
 
@@ -61,8 +62,9 @@ def of_json(raw: Any) -> Vocabulary:
     if len(set(tokens.values())) < len(tokens):
         raise ValueError("two tokens of the vocabulary have one number")
     sha256, entries = raw.get("tokenizer"), raw.get("entries")
-    hashed = isinstance(sha256, str) and len(sha256) == 64 and set(sha256) <= set("0123456789abcdef")
-    if (sha256, entries) != (None, None) and not (hashed and type(entries) is int and 0 < entries < _LARGEST):
+    if (sha256, entries) != (None, None) and not (
+        is_sha256(sha256) and type(entries) is int and 0 < entries < _LARGEST
+    ):
         raise ValueError("the tokenizer of the vocabulary must be a SHA-256 and a number of tokens")
     return Vocabulary(base_rows, rows, tuple(tables), tokens, sha256, entries)
 

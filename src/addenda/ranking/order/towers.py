@@ -24,7 +24,7 @@ from addenda.core.disk.access import path_of
 from addenda.core.file.identity import base_of, digest
 from addenda.core.file.tokenizer import mark
 from addenda.data.prepare import Preparation
-from addenda.models.encoders import ENCODERS
+from addenda.models.encoders import encoder_folder
 from addenda.models.load import config_of
 from addenda.models.machine import device_of, pick_device
 from addenda.models.preparation import preparation_of
@@ -183,9 +183,7 @@ def load_towers(
 
 
 def _folder(named: str | Path) -> Path:
-    path = path_of(named)
-    if not path.exists() and str(named) in ENCODERS:
-        return ENCODERS[str(named)].model_folder()
+    path = encoder_folder(named)
     return DINOV2.model_folder() if str(named) == DINOV2.name and not path.exists() else path
 
 
