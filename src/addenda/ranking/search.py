@@ -54,6 +54,8 @@ class SearchIndex:
     def load(cls, path: str | Path) -> "SearchIndex":
         """Read an index. Raises AddendaError for another file, one that was changed, or another encoder than then."""
         place = path_of(path, "index")
+        if not place.exists():
+            raise AddendaError(f"There is no file {shown(place)}. `addenda rerank index` writes one.")
         held = read_state(place)
         try:
             fine = held["format"] == FORMAT

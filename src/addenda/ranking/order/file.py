@@ -69,6 +69,8 @@ def load_order(path: str | Path) -> tuple[OrderAdapter, Made]:
     Raises AddendaError for any other file, one that was changed, and tensors that are not those of its settings.
     """
     place = path_of(path)
+    if not place.exists():
+        raise AddendaError(f"There is no file {shown(place)}. Give the file that `addenda order train` wrote.")
     with sound(place) as file:
         if _ENTRY not in file.metadata:
             raise ValueError("it is of another kind: an adapter that orders images was expected")
