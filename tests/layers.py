@@ -35,6 +35,7 @@ FLOORS = (
     "exporting",
     "combining",
     "ranking",
+    "transferring",
     "cli",
 )
 PLUG_INS = ("core.method.catalogue", "methods")  # the catalogue loads what it lists, in one lazy line
