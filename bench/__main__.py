@@ -13,7 +13,7 @@ COMMANDS = (
     "steps", "others", "profile", "scaling", "inference", "mixed", "switching", "optimizer", "tune", "memory", "attach",
     "basis", "images", "hidden", "quantised", "qlora", "reduce", "peft_parity", "combine", "retention", "gguf",
     "on_disk", "loading", "kills", "full_disk", "writers", "attacks", "equal", "two_hosts", "search_rule", "grouped",
-    "regret", "coverage", "rerank", "masked", "lottery",
+    "regret", "coverage", "rerank", "masked", "lottery", "order",
 )  # fmt: skip
 
 
@@ -27,10 +27,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--arms",
-        help="arms of `steps`, `others`, `hidden`, parts of `on_disk`, `kills`, `grouped`, between |; others stay",
+        help="arms of `steps`, `others`, `hidden`, parts of `on_disk`, `kills`, `grouped`, `order`, between |; the "
+        "others stay",
     )
     parser.add_argument("--device", default="cuda", help="of `gpu`, which measures nothing else here")
-    parser.add_argument("--quick", action="store_true", help="of `gpu`, `hostile`, `coverage`, `masked`: little")
+    parser.add_argument(
+        "--quick", action="store_true", help="of `gpu`, `hostile`, `coverage`, `masked`, `order`: little"
+    )
     parser.add_argument("--out", type=Path, help="folder of the record")
     parser.add_argument("--docs", type=Path, help="page whose <!-- name --> … <!-- end --> the table replaces")
     given = parser.parse_args()

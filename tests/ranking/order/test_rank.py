@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from hashlib import sha256
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from PIL import Image
 from tests.ranking.order.tiny_towers import apart, image
 
 from addenda import AddendaError
+from addenda.ranking.order import features
 from addenda.ranking.order import rank as ranking
 from addenda.ranking.order.adapter import OrderAdapter
 from addenda.ranking.order.file import Made, Scale, save_order
 from addenda.ranking.order.rank import ImageOrder, images_in
+from addenda.ranking.order.ratings import Ratings
 from addenda.ranking.order.settings import OrderSettings
 from addenda.ranking.order.towers import load_towers
+from addenda.ranking.order.train import train_order
 
 SMALL = OrderSettings(width=16, heads=2, layers=1, after=1, prompts=2, tokens=2, ratio=2)
 SCALES = {"how many red squares": Scale(3.0, 2.0), "sharp photos": Scale(0.0, 1.0)}
@@ -62,6 +66,34 @@ def test_scores_do_not_depend_on_the_order_of_images_to_the_bit(order, made):
     assert [there[i] for i in range(40)] == [back[39 - i] for i in range(40)]
     alone = order.scores(pictures[5:6], "sharp photos")
     assert alone[0] == pytest.approx(there[5], abs=1e-5)
+
+
+def test_scores_are_within_a_hair_whatever_the_batch(order, made, monkeypatch):
+    pictures = images_in(made[0] / "photos")
+    order.cache = order.features.cache = False
+    found = order.scores(pictures, "sharp photos")
+    for images, scored in ((1, 1), (7, 3), (64, 50)):
+        monkeypatch.setattr(features, "BATCH", images)
+        monkeypatch.setattr(ranking, "BATCH", scored)
+        again = order.scores(pictures, "sharp photos")
+        assert max(abs(again[i] - found[i]) for i in range(40)) <= 1e-5
+
+
+def test_the_encoders_have_the_same_bits_after_training_and_ranking(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADDENDA_CACHE", str(tmp_path / "cache"))
+    towers = load_towers(image=made[0] / "vit", text=made[0] / "bert")
+    pictures = images_in(made[0] / "photos")
+
+    def digests():
+        return [sha256(b"".join(t.numpy().tobytes() for t in tower.state_dict().values())).hexdigest()
+                for tower in (towers.image, towers.text)]  # fmt: skip
+
+    before = digests()
+    ratings = Ratings(tuple(pictures), {"red": {i: float(i % 5) for i in range(40)}})
+    patches, _ = features.all_of(features.Features(towers), pictures)
+    trained = train_order(towers, ratings, patches, settings=SMALL, steps=3, batch=8)
+    ImageOrder(towers, trained.adapter, trained.made).rank(pictures, "blue")
+    assert digests() == before
 
 
 def test_what_is_kept_gives_the_same_bits_and_spares_the_work(order, made, monkeypatch):

@@ -10,7 +10,7 @@ scored in the order of their hashes and in batches of one size, so that their sc
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ from addenda.ranking.order.file import Made, Scale, check_towers, load_order
 from addenda.ranking.order.towers import Towers
 
 BATCH = 32  # images scored at once, filled up
+HELD = 32 * BATCH  # images whose patches are in memory at once: 160 MB of the default's
 ROOM = 64 << 20  # bytes of scores that are kept
 FAR = 0.6  # of the similarity to the nearest trained query: below it a word of warning is due
 
@@ -98,27 +99,33 @@ class ImageOrder:
         for i, picture in enumerate(pictures):
             by_key.setdefault(picture.key, []).append(i)
         self.skipped = {}
-        new: dict[str, Tensor] = {}
         wanted = [pictures[places[0]] for key, places in sorted(by_key.items()) if key not in known]
-        for at, patches in self.features.of(wanted):
-            if isinstance(patches, str):
-                for i in by_key[wanted[at].key]:
-                    self.skipped[pictures[i].name] = patches
-            else:
-                new[wanted[at].key] = patches
-        keys = sorted(new)
-        tokens = self.towers.tokens(sentence) if keys else ()
-        for at in range(0, len(keys), BATCH):
-            batch = [new[k] for k in keys[at : at + BATCH]]
-            filled = torch.stack([*batch, *[batch[0]] * (BATCH - len(batch))])
-            with torch.no_grad():
-                values = self.adapter(filled, *tokens).values[: len(batch)]
-            known |= dict(zip(keys[at : at + BATCH], values.tolist(), strict=True))
-        if keys and self.cache:
+        tokens = self.towers.tokens(sentence) if wanted else ()
+        before = len(known)
+        for start in range(0, len(wanted), HELD):
+            some, new = wanted[start : start + HELD], {}
+            for at, patches in self.features.of(some):
+                if isinstance(patches, str):
+                    self.skipped |= dict.fromkeys((pictures[i].name for i in by_key[some[at].key]), patches)
+                else:
+                    new[some[at].key] = patches
+            known |= self._scored(new, tokens)
+        if len(known) > before and self.cache:
             about = {"sentence": sentence, "images": list(known), "scores": torch.tensor(list(known.values()))}
             keep(file, about, "scores")
             trim(file.parent.parent, ROOM)
         return {i: known[k] * scale.spread + scale.centre for k, places in by_key.items() if k in known for i in places}
+
+    @torch.no_grad()
+    def _scored(self, patches: Mapping[str, Tensor], tokens: Sequence[Tensor]) -> dict[str, float]:
+        """Return {key: score}, in no query's units. patches: P × D_i by key; tokens: the sentence, with its mask."""
+        keys, found = sorted(patches), {}
+        for at in range(0, len(keys), BATCH):
+            batch = [patches[k] for k in keys[at : at + BATCH]]
+            filled = torch.stack([*batch, *[batch[0]] * (BATCH - len(batch))])
+            values = self.adapter(filled, *tokens).values[: len(batch)]
+            found |= dict(zip(keys[at : at + BATCH], values.tolist(), strict=True))
+        return found
 
     def nearest(self, sentence: str) -> tuple[str, float]:
         """Return the trained query that is nearest to a sentence, and the cosine of their mean token states."""
