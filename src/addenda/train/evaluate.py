@@ -22,6 +22,7 @@ from addenda.data.encoded import Encoded
 from addenda.data.examples import Chat
 from addenda.data.labels import head_of, of_head
 from addenda.data.limits import padded, positions, within
+from addenda.data.masked import Masked
 from addenda.data.read import read
 from addenda.models.kinds import check_module, task_of
 from addenda.models.machine import device_of
@@ -72,7 +73,7 @@ def evaluate(
     name with its outputs: the names are in the adapter's file, else in the model's configuration.
     Raises AddendaError for examples that do not fit, and labels that the model does not have.
     """
-    check_module(model, "masked" if isinstance(examples, Encoded) and examples.kind == "masked" else None)
+    check_module(model, "masked" if isinstance(examples, Masked) else None)
     if isinstance(examples, Encoded):
         if examples.names:
             of_head(examples.names, head_of(model)[0])
