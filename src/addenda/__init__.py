@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from addenda.train.accelerate_states import register_for_checkpointing as register_for_checkpointing
     from addenda.train.callback import TrainerCallback as TrainerCallback
     from addenda.train.evaluate import evaluate as evaluate
-    from addenda.train.evaluate import generate as generate
+    from addenda.train.generate import generate as generate
     from addenda.train.lottery import LotteryResult as LotteryResult
     from addenda.train.lottery import lottery as lottery
     from addenda.train.tune import tune as tune
@@ -127,7 +127,8 @@ _NAMES = {
     "ranking.reranker": "Reranker",
     "train.accelerate_states": "register_for_checkpointing",
     "train.callback": "TrainerCallback",
-    "train.evaluate": "evaluate generate",
+    "train.evaluate": "evaluate",
+    "train.generate": "generate",
     "train.lottery": "LotteryResult lottery",
     "train.tune": "tune",
 }

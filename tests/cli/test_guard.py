@@ -192,8 +192,9 @@ def test_options_that_no_command_has_are_said_to_be_of_python():
     from addenda.data.encode import encode
     from addenda.data.read import read
     from addenda.models.load import load_model
-    from addenda.train.evaluate import evaluate, generate
+    from addenda.train.evaluate import evaluate
     from addenda.train.fit import fit
+    from addenda.train.generate import generate
     from addenda.train.tune import tune
 
     theirs = {n for f in (tune, fit, read, evaluate, generate, attach, load, save, compare, load_model, encode)

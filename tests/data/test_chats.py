@@ -11,7 +11,8 @@ from addenda.core.base.errors import AddendaError
 from addenda.data.encode import encode, end_ids, prompt_ids
 from addenda.data.examples import Chat
 from addenda.data.read import read
-from addenda.train.evaluate import evaluate, generate
+from addenda.train.evaluate import evaluate
+from addenda.train.generate import generate
 from addenda.train.tune import tune
 from tiny_models import TEMPLATE, make_llama, make_tokenizer
 

@@ -23,8 +23,9 @@ from addenda.core.base.errors import AddendaError
 from addenda.data.encode import encode
 from addenda.data.limits import positions
 from addenda.data.read import read
-from addenda.train.evaluate import evaluate, generate
+from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
+from addenda.train.generate import generate
 from addenda.train.tune import tune
 from tiny_models import config, make_bert, make_llama, make_tokenizer
 

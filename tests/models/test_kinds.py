@@ -9,7 +9,8 @@ import transformers as T
 from addenda.core.base.errors import AddendaError
 from addenda.models.kinds import check_module
 from addenda.models.load import load_model
-from addenda.train.evaluate import evaluate, generate
+from addenda.train.evaluate import evaluate
+from addenda.train.generate import generate
 from addenda.train.tune import tune
 from tiny_models import CHARACTERS, SUMS, config, make_llama, make_tokenizer
 

@@ -3,11 +3,11 @@ import pytest
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.data.encode import encode
-from addenda.data.examples import Chat
 from addenda.data.read import read
-from addenda.train.evaluate import evaluate, generate
+from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
-from tiny_models import SUMS, make_bert, make_llama, make_tokenizer
+from addenda.train.generate import generate
+from tiny_models import SUMS, make_llama, make_tokenizer
 
 
 @pytest.mark.parametrize("template", [True, False])
@@ -42,17 +42,6 @@ def test_evaluation_changes_nothing():
     assert not model.model.layers[0].training
 
 
-def test_chats_are_prompts_too():
-    tokenizer, model = make_tokenizer(), make_llama()
-    turns = (("system", "add"), ("user", "1+1=?"), ("assistant", ""))
-    assert len(generate(model, tokenizer, [Chat(turns)], max_new_tokens=3)) == 1
-
-
 def test_what_cannot_be():
-    tokenizer = make_tokenizer()
-    with pytest.raises(AddendaError, match="none of them empty; empty: \\[1\\]"):
-        generate(make_llama(), tokenizer, ["a", " "])
-    with pytest.raises(AddendaError, match="cannot generate text"):
-        generate(make_bert(), tokenizer, ["a"])
     with pytest.raises(AddendaError, match="wants a tokenizer"):
         evaluate(make_llama(), examples=SUMS)

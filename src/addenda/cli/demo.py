@@ -148,7 +148,7 @@ def _answers(made: "TuneResult") -> list[dict[str, str]]:
     from addenda.core.adapter.switch import switch
     from addenda.data.examples import Chat
     from addenda.data.task import SYSTEM, embedded_task
-    from addenda.train.evaluate import generate
+    from addenda.train.generate import generate
 
     model: Any = made.model
     examples = embedded_task().splits["test"][:QUESTIONS]

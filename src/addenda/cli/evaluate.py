@@ -115,23 +115,31 @@ def generate(
         str | None, typer.Option("--system", help="System prompt. Default: the embedded task's, for its model.")
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Leave the chat template out.")] = False,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="Draw tokens, the less likely ones more the higher it is.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Draw of the likeliest tokens that have this much together.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of what is drawn.")] = None,
     dtype: Dtype = "auto",
     device: Device = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Write greedy answers to prompts."""
+    """Write answers to prompts: the likeliest, or drawn ones."""
     if prompts == ["-"]:
         prompts = [line for line in typer.get_text_stream("stdin").read().splitlines() if line.strip()]
     loaded = with_adapter(
         model, adapter, dtype, device, trust_remote_code=trust_remote_code, base=base, writes=True, rename=rename
     )
-    from addenda.train.evaluate import generate as write
+    from addenda.train.generate import generate as write
 
     if system is None and model is None and not plain:
         from addenda.data.task import SYSTEM as system  # noqa: N811
     given = prompts if system is None else _under(system, prompts)
     chat = False if plain else None
-    for answer in write(loaded.model, loaded.tokenizer, given, max_new_tokens=max_new_tokens, chat=chat):
+    drawn: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    for answer in write(loaded.model, loaded.tokenizer, given, max_new_tokens=max_new_tokens, chat=chat, **drawn):
         tell(answer)
 
 

@@ -1,9 +1,7 @@
-"""Judging a model: teacher-forced exact match or accuracy, item by item, and greedy generation."""
+"""Judging a model: teacher-forced exact match or accuracy, item by item."""
 
 import copy
 import time
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,10 @@ from addenda.core.base.ranges import MANY, Range
 from addenda.core.disk.access import path_of
 from addenda.core.modules.borrow import training_mode
 from addenda.core.state.cache_length import as_given, cache_of
-from addenda.data.encode import Overflow, encode, end_ids, prompt_ids
+from addenda.data.encode import Overflow, encode
 from addenda.data.encoded import Encoded
-from addenda.data.examples import Chat
 from addenda.data.labels import head_of, of_head
-from addenda.data.limits import padded, positions, within
+from addenda.data.limits import padded, within
 from addenda.data.masked import Masked
 from addenda.data.read import read
 from addenda.models.kinds import check_module, task_of
@@ -149,63 +146,3 @@ def read_before(model: nn.Module, batch: dict[str, Tensor], cache: Any, n: int) 
     seen = batch["attention_mask"].new_ones(rows, n)
     mask = torch.cat([seen, batch["attention_mask"]], 1)
     return batch | {"attention_mask": mask, "use_cache": True} | as_given(model, cache)
-
-
-@checked()
-@torch.no_grad()
-def generate(
-    model: Any,
-    tokenizer,
-    prompts: Sequence[str | Chat],
-    *,
-    max_new_tokens: int = 64,
-    batch: int = 16,
-    chat: bool | None = None,
-) -> list[str]:
-    """Write greedy answers, in the order of the prompts, without special tokens, through the chat template.
-
-    Where the model has positions for fewer than max_new_tokens behind a prompt, as many are written as fit, with a
-    warning. Raises AddendaError for a model that cannot generate, no prompt, an empty one, and one without room behind.
-    """
-    from transformers import GenerationConfig
-
-    check_module(model)
-    if not hasattr(model, "generate") or task_of(model) != "causal":
-        raise AddendaError(f"{type(model).__name__} cannot generate text; a causal LM can.")
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    empty = [i for i, p in enumerate(prompts) if isinstance(p, str) and not p.strip()]
-    if not prompts or empty:
-        raise AddendaError(f"generate wants at least one prompt, none of them empty; empty: {empty or 'all'}.")
-    ends, device = end_ids(model, tokenizer, chat), device_of(model)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends or None, use_cache=True
-    )
-    ids = [prompt_ids(tokenizer, p, chat) for p in prompts]
-    room, order = positions(model), sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    if room is not None and len(ids[order[0]]) >= room:
-        raise AddendaError(
-            f"Prompt {order[0]} has {len(ids[order[0]])} tokens, and the model has positions for {room}: there is none "
-            "for an answer. Shorten it."
-        )
-    # a row for which the model has too few positions ends where they end, and not where those beside it would
-    short = [i for i in order if room is not None and len(ids[i]) + max_new_tokens > room]
-    rest = order[len(short) :]
-    if short:
-        warnings.warn(
-            f"The model has positions for {room} tokens, so answers to {len(short)} of {len(ids)} prompts (the first: "
-            f"{min(short)}) may have fewer than the {max_new_tokens} new tokens that were asked for.",
-            stacklevel=4,
-        )
-    answers = [""] * len(ids)
-    with training_mode(model, False):
-        for rows in [[i] for i in short] + [rest[at : at + batch] for at in range(0, len(rest), batch)]:
-            longest = max(len(ids[i]) for i in rows)
-            config.max_new_tokens = min(max_new_tokens, (room or MANY) - longest)
-            given = torch.tensor([[pad] * (longest - len(ids[i])) + ids[i] for i in rows], device=device)
-            mask = torch.tensor([[0] * (longest - len(ids[i])) + [1] * len(ids[i]) for i in rows], device=device)
-            made = model.generate(input_ids=given, attention_mask=mask, generation_config=config)
-            for i, row in zip(rows, made[:, longest:].tolist(), strict=True):
-                stop = next((k for k, t in enumerate(row) if t in ends), len(row))
-                answers[i] = tokenizer.decode(row[:stop], skip_special_tokens=True)
-    return answers

@@ -46,8 +46,9 @@ from addenda.models.machine import device_of, pick_device, pick_dtype, resident
 from addenda.quantizing.quantize import Form
 from addenda.train import checkpoint
 from addenda.train.card import check_ours, is_finished, mend, write_all
-from addenda.train.evaluate import evaluate, generate
+from addenda.train.evaluate import evaluate
 from addenda.train.fit import FitResult, Progress, fit
+from addenda.train.generate import generate
 from addenda.train.inputs import check_loaded, context, read_inputs
 from addenda.train.left_alone import left_alone
 from addenda.train.loss import score

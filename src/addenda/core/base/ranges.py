@@ -78,6 +78,7 @@ RANGES: dict[str, Range] = {
     "max_length": _COUNT,
     "image_size": _whole(1, 10**5),
     "max_new_tokens": _COUNT,
+    "top_p": Range(0, 1, above=True),
     "labels": _whole(1, 10**7),
     # comparing
     "seeds": _whole(1, 10**4),
