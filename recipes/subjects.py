@@ -193,8 +193,8 @@ CHEAPEST = (
 SETTINGS = {
     s.name: s
     for s in (
-        Setting("docstrings", lambda seed: whole("splade-tiny", "library"), 2400, 600, fitted=True, at_once=True),
-        Setting("kinds", lambda seed: whole("splade-tiny", "kind"), 2400, 600, fitted=True, at_once=True),
+        Setting("docstrings", lambda seed: whole("splade-tiny", "library"), 2400, 600, fitted=True),
+        Setting("kinds", lambda seed: whole("splade-tiny", "kind"), 2400, 600, fitted=True),
         Setting("few-50", lambda seed: few(seed, 50, ("library",)), 600, 150, drawn=True, seeds=12),
         Setting("few-two", lambda seed: few(seed, 20, ("library", "kind")), 600, 150, drawn=True, seeds=12),
         Setting(

@@ -12,7 +12,7 @@ from recipes.page import before, table
 from recipes.pool import Pool
 from recipes.shira import TwoTasks
 from recipes.store import SEEDS, Busy, Clock, TimeUp, training_loss
-from recipes.subjects import SETTINGS, Setting
+from recipes.subjects import Setting
 
 from addenda.comparing.entries import DataRecord, TrialSpec
 from addenda.comparing.record import Record
@@ -338,7 +338,3 @@ def test_the_old_table_stands_in_the_column_before():
     for was in (c.was for c in read_claims().claims if c.was):
         assert "|" not in before(claim("miss-a", was=was), old)
     assert before(claim("miss-a"), old) == "–"
-
-
-def test_the_small_encoder_trains_the_runs_of_an_arm_at_once():
-    assert {s.name for s in SETTINGS.values() if s.at_once} == {"docstrings", "kinds"}
