@@ -3,15 +3,11 @@
 An arm that was run for one paper is the same run for all, so that papers that share an arm do not stand independent of
 each other. `lora:rank=8|first=1` is what the training of `lora:rank=8` leaves when it is cut: it comes with it, of the
 same run.
-
-Where a subject says `at_once`, the runs of an arm that are wanted, of other seeds or rates, are trained together over
-one base, and the record says how many. An arm has either such runs or lone ones: one that was begun alone stays alone.
 """
 
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -28,13 +24,11 @@ from addenda.comparing.entries import (
     Until,
     Validation,
 )
-from addenda.comparing.grouped_trials import MOST, trained_together
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.search import Chosen, Look, grid, last_steps, search
 from addenda.comparing.subject import Subject
-from addenda.comparing.trial import TrialSettings, concluded, control, goes_on, judged, trial
+from addenda.comparing.trial import TrialSettings, control, judged, trial
 from addenda.core.adapter.handle import Adapter
-from addenda.core.adapter.switch import switch
 from addenda.core.ask.plan import plan
 from addenda.core.disk.cache import cache_folder
 from addenda.core.file.identity import base_of, plain
@@ -45,7 +39,6 @@ from addenda.models.machine import hardware, versions
 from addenda.statistics.spending import LOOKS
 from addenda.train import checkpoint
 from addenda.train.evaluate import evaluate
-from addenda.train.trainer import DivergedError
 from recipes.store import BASE, SEEDS, Busy, Clock, Store, thinned
 from recipes.subjects import Setting
 
@@ -120,8 +113,9 @@ class Pool:
                 busy |= not self._base(seed)
         elif (rate := self.chosen(trained).rate) is not None:
             wanted = [a for a in self.with_cuts(trained) if a == trained or a in arms]
-            missing = [s for s in seeds if any(self.store.find(a, "final", s) is None for a in wanted)]
-            busy |= not self._runs([TrialSpec(trained, "final", seed, rate, self.setting.steps) for seed in missing])
+            for seed in seeds:
+                if any(self.store.find(a, "final", seed) is None for a in wanted):
+                    busy |= not self._run(TrialSpec(trained, "final", seed, rate, self.setting.steps))
         if busy:
             raise Busy
 
@@ -150,8 +144,9 @@ class Pool:
     def _looked(self, arm: str, looks: list[Look], only_read: bool) -> list[TrialRecord]:
         """Return the runs that a search asks for. Raises Busy where another process is at some of them."""
         specs, busy = [TrialSpec(arm, "search", x.seed, x.rate, x.steps) for x in looks], False
-        if missing := [spec for spec in specs if self._there(spec) is None]:
-            busy |= only_read or not self._runs(missing)
+        for spec in specs:
+            if self._there(spec) is None:
+                busy |= only_read or not self._run(spec)
         if busy:
             raise Busy
         return [made for spec in specs if (made := self._there(spec)) is not None]
@@ -189,12 +184,6 @@ class Pool:
                 self.store.write(thinned(made), self.config)
         return mine
 
-    def _runs(self, specs: Sequence[TrialSpec]) -> bool:
-        """Run and write trials of one arm with their cuts; False where another process is at some of them."""
-        if specs and self._at_once(specs[0].method):
-            return self._together(specs)
-        return all([self._run(spec) for spec in specs])
-
     def _run(self, spec: TrialSpec) -> bool:
         """Run and write one trial with its cuts; False where another process is at it."""
         with self.store.alone(spec.name) as mine:
@@ -205,78 +194,14 @@ class Pool:
                 return True
             print(f"  {self.setting.name}: {spec.name}", file=sys.stderr, flush=True)
             results: dict[str, SplitResult] = {}
-            self._write(spec, self._trained(spec, wanted, results), wanted, results)
+            made = self._trained(spec, wanted, results)
+            for name in wanted:  # before the whole one: where that is there, its cuts are
+                result = replace(results[name], losses=None) if name in results else None  # none of what diverged
+                self.store.write(replace(made, method=name, losses=None, validation=None, test=result), self.config)
+            if self._there(spec) is None:
+                self.store.write(thinned(made), self.config)
+            checkpoint.drop(self._beside(spec))
         return True
-
-    def _write(
-        self, spec: TrialSpec, made: TrialRecord, wanted: Sequence[str], results: Mapping[str, SplitResult]
-    ) -> None:
-        """Write a run and those of its cuts that are wanted."""
-        for name in wanted:  # before the whole one: where that is there, its cuts are
-            result = replace(results[name], losses=None) if name in results else None  # none of what diverged
-            self.store.write(replace(made, method=name, losses=None, validation=None, test=result), self.config)
-        if self._there(spec) is None:
-            self.store.write(thinned(made), self.config)
-        checkpoint.drop(self._beside(spec))
-
-    def _at_once(self, name: str) -> bool:
-        """Return whether an arm's runs are trained together: as those that it has were, else where nothing forbids it.
-
-        One whose adapters are kept runs alone, so that a file that the cache has lost can be made again.
-        """
-        if not self.setting.at_once or self.setting.drawn or name in (FULL, HEAD) or name in self.saving:
-            return False
-        if there := [t for record in self.store.records().values() for t in record.trials_of(name)]:
-            return all(t.grouped is not None for t in there)
-        arm = parse_arm(name)
-        return arm.optimizer == "auto" and not arm.training
-
-    def _together(self, specs: Sequence[TrialSpec]) -> bool:
-        """Run and write trials of one arm at once; False where another process is at any of them, or any of the arm."""
-        with ExitStack() as held:
-            if not all([held.enter_context(self.store.alone(spec.name)) for spec in specs]):
-                return False
-            left = [s for s in specs if self._there(s) is None or self._missing_cuts(s)]
-            if not self._at_once(specs[0].method):  # a process of an older version has begun it alone meanwhile
-                return False
-            for first in range(0, len(left), MOST):
-                self._group(left[first : first + MOST])
-        return True
-
-    def _group(self, specs: Sequence[TrialSpec]) -> None:
-        """Train runs of one arm and length over one base, and write each with its cuts. Times are not kept of them."""
-        name, on, steps = specs[0].method, self.subject(None), sum(spec.steps for spec in specs)
-        pace, settings = (
-            self._pace.get(name, 0.0),
-            TrialSettings(self.setting.batch, validation=self.setting.validation),
-        )
-        self.clock.spare(pace * steps)
-        self.store.open(self.store.folders[name], self.config)  # so that other data is refused before it trains
-        for spec in specs:
-            print(f"  {self.setting.name}: {spec.name}, {len(specs)} at once", file=sys.stderr, flush=True)
-        places = [self._beside(spec) if pace * steps > SAVE_EVERY else None for spec in specs]
-        for place in places:
-            if place is not None and not goes_on(place):
-                checkpoint.drop(place)
-        started, arm = time.perf_counter(), self.arm(name, on)
-        with ExitStack() as stack:
-            adapters, made = trained_together(on, [(arm, spec) for spec in specs], settings, stack, places)
-            share = (time.perf_counter() - started) / len(specs)
-            for spec, adapter, result in zip(specs, adapters, made, strict=True):
-                switch(on.model, adapter.name)
-                run = replace(
-                    concluded(on, adapter, spec, result, share), grouped=len(specs), step_seconds=None,
-                    tokens_per_second=None, images_per_second=None, peak_bytes=None,
-                )  # fmt: skip
-                wanted = self._missing_cuts(spec)
-                cut = {} if isinstance(result, DivergedError) else self._cut(adapter, on, wanted)
-                self._write(spec, run, wanted, cut)
-        self._pace[name] = (time.perf_counter() - started) / steps
-
-    def _cut(self, adapter: Adapter, on: Subject, wanted: Sequence[str]) -> dict[str, SplitResult]:
-        """Return the results of a trained adapter, cut as is wanted."""
-        ways = {name: name.partition("|")[2] for name in wanted}
-        return {name: self.cuts[how.partition("=")[0]](adapter, on, how) for name, how in ways.items()}
 
     def _missing_cuts(self, spec: TrialSpec) -> list[str]:
         cuts = [a for a in self.with_cuts(spec.method) if "|" in a] if spec.stage == "final" else []
@@ -292,7 +217,9 @@ class Pool:
         def after(adapter: Adapter) -> None:
             if spec.method in self.saving and spec.stage == "final":
                 save(adapter, self._adapter_file(spec))
-            results.update(self._cut(adapter, on, wanted))
+            for name in wanted:
+                how = name.partition("|")[2]
+                results[name] = self.cuts[how.partition("=")[0]](adapter, on, how)
 
         made = trial(
             on, self.arm(spec.method, on), TrialSettings(self.setting.batch, validation=self.setting.validation), spec,

@@ -60,7 +60,6 @@ class Setting:
     targets: str | tuple[str, ...] | None = None
     small: bool = True
     seeds: int = 8
-    at_once: bool = False
 
 
 # ---- docstrings ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from recipes.subjects import Setting
 
 from addenda.comparing.entries import DataRecord, TrialSpec
 from addenda.comparing.record import Record
-from addenda.comparing.search import Look
 from addenda.comparing.subject import Subject, of_splits
 from addenda.comparing.trial import TrialSettings, trial
 from addenda.data.encode import encode
@@ -180,46 +179,6 @@ def test_two_processes_share_the_runs_by_locks(setting, tmp_path):
     assert one.store.find(LORA, "final", SEEDS[0]) is None  # as it had read it
     with one.store.alone("any"):
         assert one.store.find(LORA, "final", SEEDS[0]) is not None
-
-
-def test_runs_of_an_arm_are_trained_at_once_and_say_so(setting, tmp_path, capsys):
-    one, at_once = made(setting, tmp_path / "one"), made(replace(setting, at_once=True), tmp_path / "two")
-    arms = [LORA, f"{LORA}|best=1", MISS, NESTED, f"{NESTED}|at=1"]
-    for kept in (one, at_once):
-        kept.ensure(arms, SEEDS[:2])
-    assert f"final-{LORA.replace(':', '%3A').replace('=', '%3D')}-seed100-rate" in capsys.readouterr().err
-    for arm in arms:
-        for seed in SEEDS[:2]:
-            a, b = (kept.store.find(arm, "final", seed) for kept in (one, at_once))
-            assert a is not None and b is not None and a.test is not None and b.test is not None
-            assert (a.grouped, b.grouped) == (None, 2) and b.step_seconds is None and b.peak_bytes is None
-            assert a.test.items == b.test.items
-            for (_, x), (_, y) in zip(a.losses or (), b.losses or (), strict=True):
-                assert x == pytest.approx(y, rel=1e-3)
-    at_once.ensure([MISS], SEEDS[:3])  # which goes on as it was begun, though it is one run now
-    later = at_once.store.find(MISS, "final", SEEDS[2])
-    assert later is not None and later.grouped == 1
-    looks = [Look(rate, seed, 6) for rate in (1e-3, 1e-2) for seed in (1000, 1001)]
-    searched = at_once._looked(MISS, looks, False)
-    assert [(t.stage, t.rate, t.seed, t.grouped) for t in searched] == [("search", x.rate, x.seed, 4) for x in looks]
-    assert all(t.last_look is not None and len(t.last_look.items or "") == 24 for t in searched)
-    assert not any("addenda" in name for name, _ in at_once.subject(None).model.named_modules())
-
-
-def test_an_arm_that_was_begun_alone_stays_alone(setting, tmp_path):
-    made(setting, tmp_path).ensure([MISS], SEEDS[:1])
-    both = replace(setting, at_once=True)
-    kept = made(both, tmp_path)
-    kept.ensure([MISS, LORA], SEEDS[:3])
-    assert {t.grouped for t in Record.read(tmp_path / "tiny" / "miss").trials} == {None}
-    assert {t.grouped for t in Record.read(tmp_path / "tiny" / "shared").trials if t.method == LORA} == {3}
-    assert not made(both, tmp_path, saving=[NESTED])._at_once(NESTED) and not kept._at_once("full")
-    assert not kept._at_once("lora:rank=2@lora-pro") and not kept._at_once("mosa@consistency=1")
-    other = made(both, tmp_path)
-    spec = TrialSpec(NESTED, "final", SEEDS[1], other.chosen(NESTED).rate or 0, 12)
-    with other.store.alone(spec.name), pytest.raises(Busy):
-        kept.ensure([NESTED], SEEDS[:2])
-    assert kept.store.find(NESTED, "final", SEEDS[0]) is None  # whoever is at one of the arm is at all of it
 
 
 def test_another_base_or_more_arms(setting, tmp_path, folder):
