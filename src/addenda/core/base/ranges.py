@@ -106,6 +106,11 @@ RANGES: dict[str, Range] = {
     "negatives": _whole(1, 10**4),
     "lottery": _COUNT,
     "temperature": Range(0, 1e6, above=True),
+    # transferring
+    "tries": _COUNT,
+    "max_tokens": _COUNT,
+    "same_order": _COUNT,
+    "lines": _whole(1, 10**4),
     # planning
     "length": _COUNT,
     "labelled": Range(0, 1, above=True),

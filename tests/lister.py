@@ -1,0 +1,55 @@
+"""Tiny models that go on a numbered list of sums, trained here in a second, and a tokenizer of another vocabulary."""
+
+import functools
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tiny_models import CHARACTERS, TEMPLATE, config, make_tokenizer
+
+SEEDS = ["1+2=?", "3+4=?", "5+0=?", "7+7=?", "2+9=?"]
+
+
+def make_other_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """Another vocabulary: other numbers for the characters, and one token for the end of a sum."""
+    special = ["<|pad|>", "<|unk|>", "<|end|>", "<|start|>"]
+    vocabulary = {t: i for i, t in enumerate([*special, *reversed(CHARACTERS), "=?"])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"=\?|[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<|pad|>", eos_token="<|end|>", unk_token="<|unk|>",
+        additional_special_tokens=["<|start|>"], model_max_length=256, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    made.chat_template = template
+    return made
+
+
+def make_lister(other: bool = False) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A model that writes lists of sums, about half of its lines well formed, with its tokenizer."""
+    model, tokenizer = _fresh(other)
+    model.load_state_dict(_trained(other))
+    return model.eval(), tokenizer
+
+
+def _fresh(other: bool) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    tokenizer = make_other_tokenizer() if other else make_tokenizer()
+    settings = config(hidden_size=48 if other else 32)
+    settings.vocab_size = len(tokenizer)
+    return LlamaForCausalLM(settings), tokenizer
+
+
+@functools.lru_cache
+def _trained(other: bool) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model, tokenizer = _fresh(other)
+    optimizer, draws = torch.optim.AdamW(model.parameters(), 1e-2), torch.Generator().manual_seed(1)
+    for _ in range(80):
+        pairs = torch.randint(0, 10, (8, 10, 2), generator=draws).tolist()
+        lists = ["\n".join(f"{i}. {a}+{b}=?" for i, (a, b) in enumerate(row, 1)) for row in pairs]
+        ids = torch.tensor(tokenizer([f"Here are 10 examples:\n{text}" for text in lists])["input_ids"])
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    return model.state_dict()
