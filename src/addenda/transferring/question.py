@@ -61,7 +61,7 @@ class Wording:
             told += [f"{word!r} is {_said(row, tokenizer)}" for word, row in zip(words, ids, strict=True)]
         raise AddendaError(
             f"The discriminator compares one token for yes with one for no, and for this tokenizer {', '.join(told)}. "
-            "Give two other words that are one token each: answers=('true', 'false')."
+            "Give two other words that are one token each: answers=['true', 'false']."
         )
 
     def ids(self, tokenizer: Any, text: str) -> list[int]:

@@ -1,0 +1,165 @@
+"""Making a bundle, while a task's data is there: seeds drawn, negatives made of them, a discriminator fitted.
+
+    made = make_bundle(model, tokenizer, "task.safetensors", "task.jsonl", "task.bundle")
+    print(made)          # how good the discriminator is, and that the seeds are task data
+
+The model is the adapter's base, and is afterwards what it was. Negatives are what the base without the adapter makes of
+the seeds; at a transfer the next base makes them, and the discriminator is asked about those (Trans-LoRA,
+arXiv:2405.17258). A call that was killed has written nothing, and the same call makes the same file again.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from addenda.core.adapter.attach import detach
+from addenda.core.adapter.handle import Adapter, adapters
+from addenda.core.adapter.load import load
+from addenda.core.base.arguments import checked, names_of
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import path_of, shown
+from addenda.core.disk.place import file_for
+from addenda.core.file.identity import versions
+from addenda.core.file.trained_on import content_hash
+from addenda.core.state.state import find_state
+from addenda.core.state.undo import undone
+from addenda.data.encode import use_chat
+from addenda.data.read import read
+from addenda.models.kinds import check_module
+from addenda.train.fit import Progress
+from addenda.transferring.bundle import Bundle, Side, adapter_file, is_bundle
+from addenda.transferring.discriminator import ADAPTER, LEAST, fit_discriminator
+from addenda.transferring.inputs import check_seeds, draw_seeds, inputs_of
+from addenda.transferring.question import Wording, asked, context_of
+
+Given = str | Path | Adapter
+
+
+@dataclass(frozen=True)
+class BundleReport:
+    """What `make_bundle` made. negatives: different texts that the discriminator learned to refuse; seconds: in all."""
+
+    path: Path
+    bundle: Bundle
+    negatives: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.bundle}\n{self.negatives:,} negatives, {self.seconds:,.0f} s; written: {self.path}"
+
+
+@checked(also=names_of(read, without=("task",)))
+def make_bundle(
+    model: nn.Module,
+    tokenizer: Any,
+    adapter: Given,
+    data: Any,
+    out: str | Path,
+    *,
+    seeds: int | Sequence[str] = 5,
+    name: str | None = None,
+    negatives: Sequence[str],
+    method: Any = "lora:rank=8",
+    answers: Sequence[str] = ("yes", "no"),
+    chat: bool | None = None,
+    steps: int = 200,
+    batch: int = 16,
+    rate: float = 1e-3,
+    seed: int = 0,
+    held_share: float = 0.2,
+    early_stop: int = 3,
+    progress: Progress | None = None,
+    **columns,
+) -> BundleReport:
+    """Write the bundle of an adapter: what a transfer to another base needs instead of the data.
+
+    model: the adapter's base, with or without it. adapter: its file, its name on the model, or itself. data: what
+    `data.read` takes, with its options; the inputs are its questions. seeds: how many are drawn, or the seeds. name: of
+    the task, as the discriminator is asked about it; by default the file's. negatives: what the base without the
+    adapter makes of the seeds, about as many as there are inputs. The rest is `fit_discriminator`'s.
+
+    Raises AddendaError before anything is trained for seeds that are too few, equal, empty or too long for the model,
+    words for yes and no that are no single tokens, data without questions, an adapter of another base, and a file that
+    somebody else has written at `out`; the model is as it was whatever happens.
+    """
+    started, place = time.perf_counter(), file_for(path_of(out, "out"), is_bundle, what="out")
+    check_module(model)
+    examples = read(path_of(data) if isinstance(data, str | Path) else data, **columns)
+    inputs, task = inputs_of(examples), name or _name_of(examples.source)
+    wording = Wording.of(tokenizer, task, chat=chat, answers=answers)
+    known = list(dict.fromkeys(inputs.texts))
+    drawn = draw_seeds(known, seeds, seed=seed) if isinstance(seeds, int) else check_seeds(seeds)
+    if len(known) < LEAST:
+        raise AddendaError(f"{examples.source} has {len(known)} different inputs, and {LEAST} are wanted at least.")
+    asked(model, tokenizer, wording, [*drawn, *known])  # all of them fit, or this says which does not
+    _check_room(model, tokenizer, drawn)
+    with undone(model):
+        source, came = _attached(model, tokenizer, adapter)
+        try:
+            teacher = Side.of(model, tokenizer, use_chat(tokenizer, chat))
+            free = next(n for n in (ADAPTER, *(f"{ADAPTER}-{i}" for i in range(2, 100))) if n not in adapters(model))
+            judged = fit_discriminator(
+                model, tokenizer, known, negatives, name=task, method=method, adapter=free, chat=chat, answers=answers,
+                steps=steps, batch=batch, rate=rate, seed=seed, held_share=held_share, early_stop=early_stop,
+                progress=progress,
+            )  # fmt: skip
+            judge = adapters(model)[free]
+            about = {
+                "seed": seed, "steps": steps, "batch": batch, "rate": rate, "held_share": held_share,
+                "method": judge.kinds, "negatives": len({*negatives}),
+                "versions": versions(),
+            }  # fmt: skip
+            bundle = Bundle(
+                task, len(known), drawn, inputs.system, use_chat(tokenizer, chat), teacher, content_hash(source),
+                Side.of(model, tokenizer, wording.chat), judged, adapter_file(judge), about,
+            )  # fmt: skip
+            detach(model, free)
+        finally:
+            if came is not None and came in _names(model):
+                detach(model, came)
+    path = bundle.save(place)
+    return BundleReport(path, bundle, len({*negatives}), time.perf_counter() - started)
+
+
+def _attached(model: nn.Module, tokenizer: Any, adapter: Given) -> tuple[Adapter, str | None]:
+    """Return an adapter on the model, and its name where it has come from a file for the length of a call."""
+    there = _names(model)
+    if isinstance(adapter, Adapter):
+        host = find_state(model)
+        if host is None or adapter.model is not host.root or adapter.name not in there:
+            raise AddendaError(f"The adapter {adapter.name!r} is not on this model. Load its file here.")
+        return adapters(model)[adapter.name], None
+    if isinstance(adapter, str) and adapter in there:
+        return adapters(model)[adapter], None
+    file = path_of(adapter, "adapter")
+    if not file.is_file():
+        known = f" On the model: {', '.join(map(repr, there))}." if there else ""
+        raise AddendaError(f"{shown(file)} is no file, and no adapter on this model is called so.{known}")
+    name = next(n for n in ("source", *(f"source-{i}" for i in range(2, 100))) if n not in there)
+    return load(model, file, name=name, activate=False, tokenizer=tokenizer), name
+
+
+def _names(model: nn.Module) -> tuple[str, ...]:
+    host = find_state(model)
+    return () if host is None else tuple(host.state.records)
+
+
+def _name_of(source: str) -> str:
+    """Return the name of a task by where its data is: a file's stem, or what a task in memory is called."""
+    return re.sub(r"[^\w-]+", "-", Path(source).stem).strip("-") or "task"
+
+
+def _check_room(model: nn.Module, tokenizer: Any, seeds: Sequence[str]) -> None:
+    """Raise AddendaError where the numbered list of all seeds leaves no room in the model's context for one more."""
+    limit = context_of(model)
+    lengths = [len(tokenizer(f"{i}. {text}\n", add_special_tokens=False)["input_ids"]) for i, text in enumerate(seeds)]
+    if limit is not None and sum(lengths) + max(lengths) > limit:
+        raise AddendaError(
+            f"The {len(seeds)} seeds have {sum(lengths):,} tokens as a list, and the model's context of {limit:,} "
+            "leaves no room for another like them. Give fewer seeds, or shorter ones."
+        )
