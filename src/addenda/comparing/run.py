@@ -40,6 +40,7 @@ from addenda.core.disk.lock import one_at_a_time
 from addenda.core.disk.place import check_free, folder_for, no_file
 from addenda.core.method.catalogue import build
 from addenda.data.read import read
+from addenda.models.machine import set_aside
 from addenda.train import attention
 from addenda.train.tracking import Trackers, Tracking, trackers_of
 
@@ -193,7 +194,8 @@ def compare(
         arms = as_recorded(arms, record)
         attention.put(subject.model, record.config.model.attention)
         subject = subject.limited((record.config.data.sizes or {}).get("test"))
-    _run(record, subject, arms, settings, of_number, watch, ray is not None, grouped)
+    with set_aside():
+        _run(record, subject, arms, settings, of_number, watch, ray is not None, grouped)
     record = Result.read(out)
     report = write_report(out)
     watch.say(f"Report: {report}")
