@@ -80,6 +80,9 @@ if TYPE_CHECKING:
     from addenda.train.lottery import LotteryResult as LotteryResult
     from addenda.train.lottery import lottery as lottery
     from addenda.train.tune import tune as tune
+    from addenda.transferring.bundle import read_bundle as read_bundle
+    from addenda.transferring.discriminator import fit_discriminator as fit_discriminator
+    from addenda.transferring.make_bundle import make_bundle as make_bundle
 
 __version__ = "0.1.0"
 
@@ -131,6 +134,9 @@ _NAMES = {
     "train.generate": "generate",
     "train.lottery": "LotteryResult lottery",
     "train.tune": "tune",
+    "transferring.bundle": "read_bundle",
+    "transferring.discriminator": "fit_discriminator",
+    "transferring.make_bundle": "make_bundle",
 }
 announce()
 _PACKAGES = ("methods", "optim")

@@ -45,7 +45,7 @@ def needed(name):
         "export": ["a.safetensors", "--to", "peft", "--out", "b"], "import": ["a", "--out", "b.safetensors"],
         "combine": ["a.safetensors", "b.safetensors", "--out", "c.safetensors"], "inspect": ["a.safetensors"],
         "merge": ["--adapter", "a.safetensors", "--out", "b"],
-        "choose": ["a"],
+        "choose": ["a"], "bundle": ["--adapter", "a.safetensors", "--out", "b"],
         "extract": ["--base", "a", "--tuned", "b", "--out", "c.safetensors"],
         "rerank index": ["--out", "i.safetensors"], "rerank train": ["--out", "run"],
         "rerank language": ["--out", "run"], "rerank eval": ["--adapter", "a.safetensors"],

@@ -7,7 +7,7 @@ import tiny_models
 from addenda.data.encode import prompt_ids
 from addenda.data.examples import Chat
 from addenda.data.read import read
-from addenda.transferring.inputs import check_seeds, draw_seeds, inputs_of
+from addenda.transferring.inputs import draw_seeds, inputs_of
 
 ROWS = [{"question": f"{a}+1=?", "answer": str(a + 1)} for a in range(6)]
 
@@ -55,14 +55,3 @@ def test_seeds_are_drawn_by_the_seed_of_the_draw_and_are_different_lines():
         draw_seeds(texts, 1)
     with pytest.raises(ad.AddendaError, match="41 seeds are wanted, and 40 of 43"):
         draw_seeds(texts, 41)
-
-
-def test_seeds_that_cannot_stand_in_a_list_are_refused():
-    assert check_seeds([" a", "b "]) == ("a", "b")
-    cases = [
-        (["a"], "2 at least, got 1"), (["a", " "], "first at 1"), (["a", "b\nc"], "first at 1"),
-        (["a", "a "], "'a' stands twice"), ("ab", "a list of them"), (["a", 3], "a list of them"),
-    ]  # fmt: skip
-    for wrong, why in cases:
-        with pytest.raises(ad.AddendaError, match=why):
-            check_seeds(wrong)

@@ -6,6 +6,9 @@ import addenda as ad
 import tiny_models
 from addenda.data.read import read
 from addenda.transferring.make_bundle import make_bundle
+from addenda.transferring.synthesise import synthesise
+from lister import make_lister
+from shared import stir
 
 TOKENIZER = tiny_models.make_tokenizer()
 ROWS = [{"question": f"{a}+{b}=?", "answer": str(a + b)} for a in range(4) for b in range(5)]
@@ -38,12 +41,16 @@ def test_seeds_can_be_given_and_the_name_is_the_files(model, tmp_path):
 @pytest.mark.parametrize(("how", "why"), [
     ({"seeds": 1}, "2 at least, got 1"),
     ({"seeds": 21}, "21 seeds are wanted, and 20"),
-    ({"seeds": ["a", "a"]}, "stands twice"),
+    ({"seeds": "ab"}, "seeds must be a whole number"),
+    ({"seeds": ["a", "A"]}, "1 of them different"),
     ({"seeds": ["a", ""]}, "empty"),
     ({"seeds": ["a" * 250, "b"]}, "1 of 22 texts have more than the 256 tokens"),
-    ({"seeds": [letter * 90 for letter in "abc"]}, "3 seeds have 282 tokens as a list"),
+    ({"seeds": [letter * 60 for letter in "abc"]}, "list of the 3 seeds has"),
     ({"answers": ("yes", "no")}, "'yes' is 3 tokens"),
     ({"steps": 0}, "steps must be"),
+    ({"count": 3}, "4 at least; got 3"),
+    ({"count": 21}, "count= is how many of 20 inputs"),
+    ({"format": "x"}, "refuses 5 of the 5 seeds"),
     ({"name": "two\nlines"}, "one line"),
     ({"negatives": ["a", "b", "c"]}, "3 different negatives"),
     ({"question": "nothing"}, "nothing"),
@@ -53,6 +60,19 @@ def test_bad_input_is_refused_and_nothing_is_left(model, tmp_path, how, why):
     with pytest.raises(ad.AddendaError, match=why):
         make_bundle(model, TOKENIZER, "a", ROWS, tmp_path / "b", **HOW | how)
     assert ad.status(model) == before and not list(tmp_path.iterdir())
+
+
+def test_negatives_are_what_the_base_alone_makes_of_the_seeds(tmp_path):
+    lister, tokenizer = make_lister()
+    stir(ad.attach(lister, "lora:rank=2", name="a"), 1.0)
+    told: list[str] = []
+    how = {k: v for k, v in HOW.items() if k != "negatives"}
+    rows = [{"question": f"{a}+{b}=?", "answer": "x"} for a in range(10) for b in range(3)]
+    made = make_bundle(lister, tokenizer, "a", rows, tmp_path / "b", count=12, temperature=2.0, say=told.append, **how)
+    assert made.negatives == 12 == made.bundle.count and "12 of 12 inputs" in told[-1]
+    ad.detach(lister)
+    alone = synthesise(lister, tokenizer, made.bundle.seeds, 12, temperature=2.0, batch=16)
+    assert made.bundle.judged.dropped == len({*alone.texts} & {r["question"] for r in rows})
 
 
 def test_data_adapters_and_places_that_cannot_be_are_refused(model, tmp_path):

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A file of addenda, GGUF or kohya, or a folder of PEFT.")],
+    file: Annotated[Path, typer.Argument(help="A file of addenda, GGUF or kohya, a folder of PEFT, or a bundle.")],
     engine: Annotated[
         str | None,
         typer.Option("--for", help="vllm: check a folder by its rules, without it.", rich_help_panel=ENGINE),
@@ -31,6 +31,7 @@ def inspect(
     from addenda.core.base.errors import AddendaError
     from addenda.exporting.formats import format_of
     from addenda.exporting.inspect import inspect as describe
+    from addenda.transferring.bundle import is_bundle, read_bundle
 
     if engine is None:
         refuse_unread(inspect, locals(), ("model", "max_lora_rank"), "without --for.")
@@ -38,7 +39,7 @@ def inspect(
         raise AddendaError(f"Only vllm has rules that are checked here, got --for {engine!r}.")
     elif (kind := format_of(file)) != "peft":
         raise AddendaError(f"vllm reads folders of PEFT, and {file} is an adapter of {kind}. Export it: --to vllm.")
-    tell(describe(file))
+    tell(read_bundle(file) if is_bundle(file) else describe(file))
     if engine is None:
         return
     from addenda.exporting.vllm import check

@@ -33,6 +33,7 @@ COMMANDS = (
     "extract",
     "rerank",
     "order",
+    "bundle",
 )
 
 HELP = {"help_option_names": ["-h", "--help"]}

@@ -39,8 +39,9 @@ from addenda.core.file.trained_on import content_hash
 from addenda.data.encode import use_chat
 from addenda.data.examples import Chat
 from addenda.transferring.discriminator import ADAPTER, Discriminator
-from addenda.transferring.inputs import check_seeds, prompt_of
+from addenda.transferring.inputs import prompt_of
 from addenda.transferring.question import Wording
+from addenda.transferring.synthesise import check_seeds
 
 FORMAT = "addenda transfer 1"
 NOTICE = (
@@ -253,7 +254,7 @@ def _bundle(about: Any) -> Bundle:
     if not isinstance(seeds, list) or not (system is None or isinstance(system, str)) or not isinstance(made, dict):
         raise ValueError("its seeds are a list, its system turn a text or none, and how it was made an object")
     try:
-        if check_seeds(seeds) != tuple(seeds):
+        if check_seeds(seeds) != seeds:
             raise ValueError("its seeds have space around them")
     except AddendaError as error:
         raise ValueError(str(error)) from None

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
-from addenda.core.base.visible import label
 from addenda.data.examples import Chat, Data, Pair
 
 FEWEST = 2  # seeds: one tells nothing of what may differ
@@ -85,21 +84,3 @@ def draw_seeds(inputs: Sequence[str], count: int = 5, *, seed: int = 0) -> tuple
             "more data, or fewer seeds."
         )
     return tuple(lines[i] for i in Stream(seed, "seeds").choice(len(lines), count).tolist())
-
-
-def check_seeds(seeds: Sequence[str]) -> tuple[str, ...]:
-    """Return the seeds. Raises AddendaError for fewer than two, two equal ones, an empty one, one of several lines."""
-    if isinstance(seeds, str) or not all(isinstance(s, str) for s in seeds):
-        raise AddendaError(f"seeds are texts, a list of them, got {label(repr(seeds), 80)}.")
-    found = [s.strip() for s in seeds]
-    if len(found) < FEWEST:
-        raise AddendaError(f"Seeds show a model what an input looks like: {FEWEST} at least, got {len(found)}.")
-    if wrong := [i for i, s in enumerate(found) if len(s.splitlines()) != 1]:
-        raise AddendaError(
-            f"Seeds stand in a numbered list, one line each; {len(wrong)} of {len(found)} are empty or of several "
-            f"lines, the first at {wrong[0]}."
-        )
-    if len({*found}) < len(found):
-        twice = next(s for i, s in enumerate(found) if s in found[:i])
-        raise AddendaError(f"The seed {label(twice, 80)!r} stands twice. Give different ones.")
-    return tuple(found)

@@ -10,7 +10,7 @@ arXiv:2405.17258). A call that was killed has written nothing, and the same call
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from typing import Any
 from torch import nn
 
 from addenda.core.adapter.attach import detach
+from addenda.core.adapter.blocks import disabled
 from addenda.core.adapter.handle import Adapter, adapters
 from addenda.core.adapter.load import load
 from addenda.core.base.arguments import checked, names_of
 from addenda.core.base.errors import AddendaError
+from addenda.core.base.random import Stream
 from addenda.core.disk.access import path_of, shown
 from addenda.core.disk.place import file_for
 from addenda.core.file.identity import versions
@@ -34,10 +36,12 @@ from addenda.models.kinds import check_module
 from addenda.train.fit import Progress
 from addenda.transferring.bundle import Bundle, Side, adapter_file, is_bundle
 from addenda.transferring.discriminator import ADAPTER, LEAST, fit_discriminator
-from addenda.transferring.inputs import check_seeds, draw_seeds, inputs_of
-from addenda.transferring.question import Wording, asked, context_of
+from addenda.transferring.inputs import draw_seeds, inputs_of
+from addenda.transferring.question import Wording, asked
+from addenda.transferring.synthesise import Accepts, Sampler, check_seeds, synthesise
 
 Given = str | Path | Adapter
+MANY = 1000  # inputs: more teach a discriminator little
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ def make_bundle(
     *,
     seeds: int | Sequence[str] = 5,
     name: str | None = None,
-    negatives: Sequence[str],
+    count: int | None = None,
+    negatives: Sequence[str] | None = None,
     method: Any = "lora:rank=8",
     answers: Sequence[str] = ("yes", "no"),
     chat: bool | None = None,
@@ -73,6 +78,9 @@ def make_bundle(
     seed: int = 0,
     held_share: float = 0.2,
     early_stop: int = 3,
+    temperature: float = 1.0,
+    format: str | re.Pattern | Accepts | None = None,
+    say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     **columns,
 ) -> BundleReport:
@@ -80,8 +88,10 @@ def make_bundle(
 
     model: the adapter's base, with or without it. adapter: its file, its name on the model, or itself. data: what
     `data.read` takes, with its options; the inputs are its questions. seeds: how many are drawn, or the seeds. name: of
-    the task, as the discriminator is asked about it; by default the file's. negatives: what the base without the
-    adapter makes of the seeds, about as many as there are inputs. The rest is `fit_discriminator`'s.
+    the task, as the discriminator is asked about it; by default the file's. count: N, how many inputs, drawn, the
+    discriminator learns from, and how many a transfer is to make; by default all, a thousand at most. negatives:
+    instead of the N that the base makes of the seeds at `temperature`, in a format as `synthesise` takes it; say: is
+    told how that goes on. The rest is `fit_discriminator`'s.
 
     Raises AddendaError before anything is trained for seeds that are too few, equal, empty or too long for the model,
     words for yes and no that are no single tokens, data without questions, an adapter of another base, and a file that
@@ -93,29 +103,40 @@ def make_bundle(
     inputs, task = inputs_of(examples), name or _name_of(examples.source)
     wording = Wording.of(tokenizer, task, chat=chat, answers=answers)
     known = list(dict.fromkeys(inputs.texts))
-    drawn = draw_seeds(known, seeds, seed=seed) if isinstance(seeds, int) else check_seeds(seeds)
+    drawn = draw_seeds(known, seeds, seed=seed) if isinstance(seeds, int) else tuple(check_seeds(seeds))
     if len(known) < LEAST:
         raise AddendaError(f"{examples.source} has {len(known)} different inputs, and {LEAST} are wanted at least.")
-    asked(model, tokenizer, wording, [*drawn, *known])  # all of them fit, or this says which does not
-    _check_room(model, tokenizer, drawn)
+    if count is not None and not LEAST <= count <= len(known):
+        raise AddendaError(f"count= is how many of {len(known)} inputs are used, {LEAST} at least; got {count}.")
+    count = min(len(known), MANY) if count is None else count
+    used = [known[i] for i in Stream(seed, "inputs").choice(len(known), count).tolist()]
+    asked(model, tokenizer, wording, [*drawn, *used])  # all of them fit, or this says which does not
+    Sampler(model, tokenizer, drawn, temperature=temperature, format=format)  # so does their list
     with undone(model):
         source, came = _attached(model, tokenizer, adapter)
         try:
             teacher = Side.of(model, tokenizer, use_chat(tokenizer, chat))
+            if negatives is None:
+                with disabled(model):
+                    made = synthesise(
+                        model, tokenizer, drawn, count, temperature=temperature, seed=seed, format=format,
+                        batch=2 * batch, say=say,
+                    )  # fmt: skip
+                negatives = made.texts
             free = next(n for n in (ADAPTER, *(f"{ADAPTER}-{i}" for i in range(2, 100))) if n not in adapters(model))
             judged = fit_discriminator(
-                model, tokenizer, known, negatives, name=task, method=method, adapter=free, chat=chat, answers=answers,
+                model, tokenizer, used, negatives, name=task, method=method, adapter=free, chat=chat, answers=answers,
                 steps=steps, batch=batch, rate=rate, seed=seed, held_share=held_share, early_stop=early_stop,
                 progress=progress,
             )  # fmt: skip
             judge = adapters(model)[free]
             about = {
                 "seed": seed, "steps": steps, "batch": batch, "rate": rate, "held_share": held_share,
-                "method": judge.kinds, "negatives": len({*negatives}),
+                "method": judge.kinds, "negatives": len({*negatives}), "temperature": temperature,
                 "versions": versions(),
             }  # fmt: skip
             bundle = Bundle(
-                task, len(known), drawn, inputs.system, use_chat(tokenizer, chat), teacher, content_hash(source),
+                task, count, drawn, inputs.system, use_chat(tokenizer, chat), teacher, content_hash(source),
                 Side.of(model, tokenizer, wording.chat), judged, adapter_file(judge), about,
             )  # fmt: skip
             detach(model, free)
@@ -152,14 +173,3 @@ def _names(model: nn.Module) -> tuple[str, ...]:
 def _name_of(source: str) -> str:
     """Return the name of a task by where its data is: a file's stem, or what a task in memory is called."""
     return re.sub(r"[^\w-]+", "-", Path(source).stem).strip("-") or "task"
-
-
-def _check_room(model: nn.Module, tokenizer: Any, seeds: Sequence[str]) -> None:
-    """Raise AddendaError where the numbered list of all seeds leaves no room in the model's context for one more."""
-    limit = context_of(model)
-    lengths = [len(tokenizer(f"{i}. {text}\n", add_special_tokens=False)["input_ids"]) for i, text in enumerate(seeds)]
-    if limit is not None and sum(lengths) + max(lengths) > limit:
-        raise AddendaError(
-            f"The {len(seeds)} seeds have {sum(lengths):,} tokens as a list, and the model's context of {limit:,} "
-            "leaves no room for another like them. Give fewer seeds, or shorter ones."
-        )
