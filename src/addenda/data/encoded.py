@@ -13,14 +13,15 @@ from torch.utils.data import Dataset
 
 IGNORE = -100
 Kind = Literal["causal", "class", "value", "masked", "group"]
-TARGETS = ("labels", "table", "group", "teacher")  # what a batch holds besides the model's inputs
+TARGETS = ("labels", "table", "group", "teacher", "among")  # what a batch holds besides the model's inputs
 
 
 class Objective(Protocol):
-    """What is learned of groups of rows.
+    """What is learned of groups of rows, or of the places of a causal LM's labels.
 
     scores (N) float32: the model's one output for every row. batch: labels (N); group (G × M), the rows of each group,
     −1 behind its last; teacher (N), where another model's scores are learned from. Returns the loss of each group (G).
+    For a causal LM scores are its logits at the N labels (N × V), in the order of the rows, and a loss is of each (N).
     """
 
     def __call__(self, scores: Tensor, batch: Mapping[str, Tensor]) -> Tensor: ...
@@ -31,7 +32,7 @@ class Encoded(Dataset, ABC):
 
     labels: for "causal", "masked" and "group" a list beside each, else one number each. names: of the classes. unit:
     what `lengths` count. ragged: whether lengths differ, so that batches are padded and rows of like length are put
-    together. objective: the loss of a "group".
+    together. objective: the loss of a "group", and of a causal LM's labels where it is not cross-entropy.
     """
 
     unit: ClassVar[str]

@@ -58,7 +58,7 @@ def score(
 ) -> Score:
     """Run the model on a batch of `Encoded` and compare with its labels. right: also judge every example.
 
-    objective: of the data, the loss of a "group" of rows.
+    objective: of the data, the loss of a "group" of rows, or of each label of a causal LM, in place of cross-entropy.
     keep: with the logits of all labels. whole: by those logits at once; else by `chunked`, where that is permitted, for
     the total alone. groups: how many rows belong to each of several runs, for their totals.
     Raises AddendaError when the model returns no logits, or logits that do not fit the labels.
@@ -74,7 +74,7 @@ def score(
     wanted = labels[seen]  # (N)
     owner = seen.nonzero()[:, 0]  # (N) the example of each label
     own = [int(part.sum()) for part in seen.split(list(groups))] if groups else []  # labels of each group
-    if not whole and kind == "causal":
+    if not whole and kind == "causal" and objective is None:
         head = chunked.head_of(model)
         with chunked.without(head):
             h = _at(model, inputs, seen)  # (N, width)
@@ -89,9 +89,11 @@ def score(
             f"The model's logits have the shape {tuple(logits.shape)} for {wanted.shape[0]} labels up to "
             f"{int(wanted.max())}. Model and tokenizer do not belong together."
         )
-    losses = F.cross_entropy(logits.float(), wanted, reduction="none")
+    losses = (
+        F.cross_entropy(logits.float(), wanted, reduction="none") if objective is None else objective(logits, batch)
+    )
     n = labels.shape[0]
-    sums = torch.zeros(n, device=losses.device).index_add_(0, owner, losses.detach())
+    sums = torch.zeros(n, device=losses.device).index_add_(0, owner, losses.detach().float())
     verdict = None
     if right:
         wrong = (logits.detach().argmax(-1) != wanted).long()
