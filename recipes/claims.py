@@ -41,6 +41,11 @@ LEVEL = 0.05
 Side = str | tuple[str, str]  # an arm, or the first of two minus the second
 
 
+def names_of_sides(*sides: Side) -> tuple[str, ...]:
+    """Return the arms that contrasts name, each once."""
+    return tuple(dict.fromkeys(name for side in sides for name in ((side,) if isinstance(side, str) else side)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """One claim. See claims.toml for what each field holds; delta is the claim's own or else that of its subject."""
@@ -67,8 +72,12 @@ class Claim:
     @property
     def arms(self) -> tuple[str, ...]:
         """Every arm that the claim names, those of the primary contrast first."""
-        sides = (self.a, self.b, *(side for pair in self.also for side in pair))
-        return tuple(dict.fromkeys(name for side in sides for name in ((side,) if isinstance(side, str) else side)))
+        return names_of_sides(self.a, self.b, *(side for pair in self.also for side in pair))
+
+    @property
+    def primary(self) -> tuple[str, ...]:
+        """The arms of the primary contrast, which decides."""
+        return names_of_sides(self.a, self.b)
 
     @property
     def recipe(self) -> str:

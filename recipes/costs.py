@@ -11,6 +11,7 @@ from addenda import AddendaError
 from addenda.comparing.costs import forward_seconds, step_seconds
 from addenda.comparing.search import cost, last_steps
 from addenda.comparing.trial import TrialSettings
+from addenda.statistics.spending import LOOKS
 from recipes.claims import Claim, Claims
 from recipes.nets import fashion
 from recipes.pool import Pool
@@ -38,10 +39,10 @@ class Price:
         return f"{self.hours:6.2f} core-hours  {self.subject:18} {self.paper} ({self.arms} arms{others})"
 
 
-def arm_seconds(setting: Setting, step: float, look: float, judging: float) -> float:
-    """Return the seconds of an arm's search, at its longest, and of its final runs."""
+def arm_seconds(setting: Setting, step: float, look: float, judging: float, seeds: int) -> float:
+    """Return the seconds of an arm's search, at its longest, and of its final runs with so many seeds."""
     runs, steps = cost(setting.rates, setting.first, last_steps(setting.first, setting.steps))
-    return steps * step + runs * look + setting.seeds * (setting.steps * step + 4 * look + judging)
+    return steps * step + runs * look + seeds * (setting.steps * step + 4 * look + judging)
 
 
 def priced(claims: Claims, root: Path, subjects: Iterable[str] = ()) -> list[Price]:
@@ -73,13 +74,15 @@ def _on_subject(claims: Claims, pool: Pool) -> list[Price]:
     share = min(1.0, setting.validation / len(on.splits["validation"]))
     look = _alone(forward_seconds, on, "validation") * share
     judging = sum(_alone(forward_seconds, on, split) for split in on.tested)
+    deciding = {a.partition("|")[0] for c in claims.claims if setting.name in _subjects(c) for a in c.primary}
     for paper in claims.papers:
         of = [c for c in claims.of(paper) if c.kind == "measured" and setting.name in _subjects(c)]
         arms = {a.partition("|")[0] for c in of for a in c.arms} - {BASE}
         new = sorted(arms - paid)
         paid |= arms
-        steps = [_alone(step_seconds, on, pool.arm(a, on), settings, lambda text: None) for a in new]
-        hours = sum(arm_seconds(setting, s, look, judging) for s in steps) / 3600
+        steps = {a: _alone(step_seconds, on, pool.arm(a, on), settings, lambda text: None) for a in new}
+        seeds = {a: setting.seeds if a in deciding else LOOKS[0] for a in new}
+        hours = sum(arm_seconds(setting, s, look, judging, seeds[a]) for a, s in steps.items()) / 3600
         if of:
             found.append(Price(paper, setting.name, hours, len(new), len(arms) - len(new)))
     return found

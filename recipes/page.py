@@ -5,10 +5,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from recipes.claims import Claim, Claims, Verdict
+from recipes.claims import Claim, Claims, Measured, Verdict
 from recipes.pool import Place
 from recipes.store import Clock
-from recipes.work import gate, places, verdicts
+from recipes.work import beside, gate, places, verdicts
 
 BEFORE = "188f10b"  # the commit of the records that stand in the column "before"
 OLD = Path("records/recipes")
@@ -28,7 +28,18 @@ def table(claims: Claims, root: Path, old: Path = OLD) -> list[str]:
             claim = verdict.claim
             cells = [paper, claim.words, before(claim, old), f"**{verdict.word}**", told(verdict), why(verdict)]
             lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", *gates(claims, made)]
+    return [*lines, "", *gates(claims, made), *printed(claims, made)]
+
+
+def printed(claims: Claims, made: Mapping[str, Place]) -> list[str]:
+    """Return the contrasts beside those that decide, a line a claim: with 95 % intervals, and no verdict."""
+    lines = []
+    for claim in (c for c in claims.claims if c.kind == "measured"):
+        found = beside(claim, made[claim.subject])
+        if found:
+            said = "; ".join(f"{words} {_interval(claim, m)}, {m.seeds} seeds" for words, m in found)
+            lines.append(f"- {claim.id}: {said}.")
+    return ["", "Printed beside them, not tested, with intervals that nothing corrects:", "", *lines] if lines else []
 
 
 def gates(claims: Claims, made: Mapping[str, Place]) -> list[str]:
@@ -70,12 +81,13 @@ def told(verdict: Verdict) -> str:
     claim, found = verdict.claim, verdict.measured
     if found is None:
         return ""
+    seeds = f"{found.seeds} seeds, " if found.looks else ""
+    paper = "" if claim.effect is None else f"; paper {claim.effect:+g}"
+    return f"{_interval(claim, found)}, margin {claim.delta:g}; {seeds}{found.items:,} items{paper}"
+
+
+def _interval(claim: Claim, found: Measured) -> str:
     low, high = found.interval()
     digits = 1 if claim.unit == "points" else 3
     unit = f" {claim.unit}" if claim.unit else ""
-    seeds = f"{found.seeds} seeds, " if found.looks else ""
-    paper = "" if claim.effect is None else f"; paper {claim.effect:+g}"
-    return (
-        f"{found.difference:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f}), margin {claim.delta:g}; "
-        f"{seeds}{found.items:,} items{paper}"
-    )
+    return f"{found.difference:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f})"

@@ -1,13 +1,15 @@
 """python -m recipes run: every claim, in a fixed order, until it is decided, over as many sittings as it takes.
 
 A claim is looked at with 3, 5, 8, 12 and 20 seeds, until its verdict is there, or its interval is no wider than half
-the margin on each side. The gate comes first: on validation data, an adapter that is known to work must gain three
-margins over the base, else nothing that is measured there tells methods apart, and the subject is void.
+the margin on each side. Contrasts beside the one that decides are made with three seeds, when all is decided. The gate
+comes first: on validation data, an adapter that is known to work must gain three margins over the base, else nothing
+that is measured there tells methods apart, and the subject is void.
 """
 
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -22,7 +24,7 @@ from addenda.statistics.intervals import Pooled, of_answers, spread
 from addenda.statistics.spending import LOOKS
 from recipes import controls as _controls  # noqa: F401 – registers arms of ours
 from recipes import dylora, lord
-from recipes.claims import Claim, Claims, Measured, Side, Verdict, judge
+from recipes.claims import Claim, Claims, Measured, Side, Verdict, judge, names_of_sides
 from recipes.pool import Place, Pool
 from recipes.shira import NAME as TWO_TASKS
 from recipes.shira import TwoTasks
@@ -114,22 +116,40 @@ def contrast(record: Record, told: Comparison, claim: Claim, a: Side, b: Side, s
     return Measured(100 * float(x.mean()), 100 * float(error), float(df), *x.shape)
 
 
-def _names(side: Side) -> tuple[str, ...]:
-    return (side,) if isinstance(side, str) else side
+def beside(claim: Claim, place: Place) -> list[tuple[str, Measured]]:
+    """Return the contrasts of a claim that are printed and not tested, by their words, with all seeds there are."""
+    if not claim.also or isinstance(place, lord.Cells):
+        return []
+    try:
+        record = place.record(claim.arms, SEEDS)
+        told = analyse(record)
+    except AddendaError:
+        return []
+    found = []
+    for a, b in claim.also:
+        seeds = _seeds(record, a, b)
+        if len(seeds) > 1:
+            with suppress(AddendaError):  # a run of it diverged
+                found.append((f"{_said(a)} − {_said(b)}", contrast(record, told, claim, a, b, seeds)))
+    return found
+
+
+def _said(side: Side) -> str:
+    return side if isinstance(side, str) else f"({' − '.join(side)})"
 
 
 def _seeds(record: Record, *sides: Side) -> list[int]:
     """Return the seeds that every arm of a contrast has. A base that nothing is drawn for has all of them."""
     found = [
         {t.seed for t in record.trials_of(arm, "final")}
-        for side in sides for arm in _names(side) if record.find(arm, "control") is None
+        for arm in names_of_sides(*sides) if record.find(arm, "control") is None
     ]  # fmt: skip
     return sorted(s for s in set.intersection(*found) if s is not None) if found else []
 
 
 def _answers(record: Record, side: Side, seed: int) -> np.ndarray:
     """Return 0 and 1 of each item, those of a second arm subtracted."""
-    rows = [_items(record.find(arm, "final", seed) or record.find(arm, "control")) for arm in _names(side)]
+    rows = [_items(record.find(arm, "final", seed) or record.find(arm, "control")) for arm in names_of_sides(side)]
     return rows[0] if len(rows) == 1 else rows[0] - rows[1]
 
 
@@ -173,8 +193,7 @@ def verdicts(paper: Sequence[Claim], claims: Claims, made: Mapping[str, Place]) 
     tested = [c for c in paper if c.kind == "measured"]
     void: dict[str, str] = {}
     for claim in tested:
-        primary = dict.fromkeys([*_names(claim.a), *_names(claim.b)])
-        lost = [f"{a}: {made[claim.subject].void[a]}" for a in primary if a in made[claim.subject].void]
+        lost = [f"{a}: {made[claim.subject].void[a]}" for a in claim.primary if a in made[claim.subject].void]
         if why := gate(claim.subject, claims, made)[1] or "; ".join(lost):
             void[claim.id] = why
     decided: dict[str, Verdict] = {}
@@ -199,11 +218,15 @@ def verdicts(paper: Sequence[Claim], claims: Claims, made: Mapping[str, Place]) 
 
 
 def _analysed(paper: Sequence[Claim], place: Place, look: int) -> tuple[Record, Comparison] | None:
-    """Return the record of a paper's arms with the first `look` seeds and its statistics; None where there is none."""
+    """Return the record of what decides a paper's claims, with the first `look` seeds, and its statistics.
+
+    Without the arms beside them, which come later: variances are pooled, and a verdict is not to change by those. None
+    where there is none.
+    """
     if isinstance(place, lord.Cells):
         return None
     try:
-        record = place.record([a for c in paper for a in c.arms], SEEDS[:look])
+        record = place.record([a for c in paper for a in c.primary], SEEDS[:look])
         return (record, analyse(record)) if any(t.seed == SEEDS[look - 1] for t in record.trials) else None
     except AddendaError:
         return None
@@ -260,11 +283,14 @@ def _paper(paper: Sequence[Claim], claims: Claims, made: Mapping[str, Place]) ->
             told = verdicts(paper, claims, made)
             going_on = [c for c in tested if told[c.id].word in ("undecided", "not run")]
             for name in names:
-                if arms := [a for c in going_on if c.subject == name for a in c.arms]:
+                if arms := [a for c in going_on if c.subject == name for a in c.primary]:
                     made[name].ensure(arms, SEEDS[:look])
             told = verdicts(paper, claims, made)
             for c in going_on:
                 print(f"{c.id}, {look} seeds: {told[c.id].word}", file=sys.stderr, flush=True)
+        for name in names:  # what is printed and not tested comes last, with few seeds
+            if arms := [a for c in tested if c.subject == name and told[c.id].word != "void" for a in c.arms]:
+                made[name].ensure(arms, SEEDS[: LOOKS[0]])
     except Busy:
         return False
     return True

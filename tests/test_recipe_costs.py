@@ -1,7 +1,6 @@
 """What recipes will cost, and the command that runs them."""
 
 import sys
-from dataclasses import replace
 
 import pytest
 from recipes import __main__ as command
@@ -15,12 +14,12 @@ from addenda import AddendaError
 
 def test_an_arm_s_seconds_are_those_of_its_search_and_its_final_runs():
     """Five rates on two seeds for 600 steps, two for 1,200, four more beyond the grid, then eight seeds."""
-    setting = replace(SETTINGS["docstrings"], seeds=8)
+    setting = SETTINGS["docstrings"]
     searched = 2 * (5 * 600 + 2 * 1200 + 4 * 1200)
     looks = 2 * (5 + 2 + 4)
-    assert arm_seconds(setting, 0.01, 0.0, 0.0) == pytest.approx(0.01 * (searched + 8 * 2400))
-    assert arm_seconds(setting, 0.0, 1.0, 0.0) == looks + 8 * 4
-    assert arm_seconds(setting, 0.0, 0.0, 1.0) == 8
+    assert arm_seconds(setting, 0.01, 0.0, 0.0, 8) == pytest.approx(0.01 * (searched + 8 * 2400))
+    assert arm_seconds(setting, 0.0, 1.0, 0.0, 8) == looks + 8 * 4
+    assert arm_seconds(setting, 0.0, 0.0, 1.0, 8) == 8
 
 
 def test_prices_are_the_cheapest_first_and_count_a_shared_arm_once(tmp_path, monkeypatch):

@@ -215,7 +215,7 @@ def claim(name: str, **more) -> Claim:
 def test_claims_are_run_to_their_verdicts_and_shown(setting, tmp_path, monkeypatch, capsys):
     known = Claims(
         (
-            claim("miss-a", a=MISS, b=LORA),
+            claim("miss-a", a=MISS, b=LORA, also=(("miss:rank=2", LORA),)),
             claim("miss-b", a=MISS, b=LORA, metric="loss", batches=12, direction="not higher", delta=50.0),
             claim("dylora-c", paper="Q", a=f"{NESTED}|at=1", b=f"{LORA}|first=1", also=((NESTED, LORA),)),
             claim("dylora-d", paper="Q", kind="arithmetic", where="8 / 1"),
@@ -231,9 +231,13 @@ def test_claims_are_run_to_their_verdicts_and_shown(setting, tmp_path, monkeypat
     said = capsys.readouterr().err
     assert said.count(f"final-{LORA.replace(':', '%3A').replace('=', '%3D')}") == 3
     lines = table(known, tmp_path / "r", tmp_path)
-    cells = {line.split(" | ")[1]: line.strip("| ").split(" | ") for line in lines[2:] if line}
+    cells = {line.split(" | ")[1]: line.strip("| ").split(" | ") for line in lines[2:] if line.startswith("|")}
     assert cells["miss-a"][3] == cells["dylora-c"][3] == "**holds**" and cells["dylora-d"][3] == "**arithmetic**"
     assert "3 seeds, 40 items" in cells["miss-a"][4] and "nats" in cells["miss-b"][4]
+    assert said.rindex("miss%3Arank%3D2-seed") > said.rindex("miss-b, 3 seeds: holds")  # as it decides nothing
+    beside = [line for line in lines if line.startswith("- ")]
+    assert re.fullmatch(r"- miss-a: miss:rank=2 − lora:rank=4 [+-].* points \(.* to .*\), 3 seeds\.", beside[0])
+    assert beside[1].startswith(f"- dylora-c: {NESTED} − {LORA} ") and len(beside) == 2
     assert work.run(known, ["P"], tmp_path / "r", Clock())  # nothing to do
     assert "final-" not in capsys.readouterr().err
 
