@@ -141,6 +141,15 @@ def test_an_encoder_of_a_folder(tmp_path, cache):
         BiEncoder.load(tmp_path / "nothing")
 
 
+def test_a_folder_is_taken_before_an_embedded_encoder_of_its_name(tmp_path, monkeypatch):
+    whole = encoder()
+    for part in (toy_tokenizer(), whole):
+        part.save_pretrained(tmp_path / "minilm")
+    monkeypatch.chdir(tmp_path)
+    found, want = BiEncoder.load("minilm", cache=False), BiEncoder(whole, toy_tokenizer(), cache=False)
+    np.testing.assert_array_equal(found.embed(texts()), want.embed(texts()))
+
+
 def test_what_cannot_be_embedded_is_named():
     made = BiEncoder(encoder(), toy_tokenizer())
     with pytest.raises(AddendaError, match=r"are no texts: \[1, 3\]"):

