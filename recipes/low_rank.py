@@ -28,7 +28,7 @@ from addenda.compressing.folder import put
 from addenda.compressing.gradients import weights_of
 from addenda.compressing.layers import FORMS
 from addenda.compressing.texts import Windows, cut, windows
-from addenda.compressing.work import Work, identity_of
+from addenda.compressing.work import Work
 from addenda.core.base.threads import side_by_side
 from addenda.core.disk.atomic import write_atomically
 from addenda.core.packed.tensor import parts_of
@@ -42,6 +42,7 @@ from addenda.reducing.choose import choose
 from addenda.reducing.ranks import Layer, Ranks, Storage
 from addenda.reducing.solve import solve
 from addenda.reducing.walk import Walk
+from addenda.train.unfinished import identity_of
 from recipes.common import in_turns
 
 ROUTES: dict[str, Storage] = {"svd": "factors", "asvd": "factors", "svd-llm": "factors", "lord": "pivot"}

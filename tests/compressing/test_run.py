@@ -303,7 +303,7 @@ def test_a_full_disk_keeps_what_is_done(source, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as m:
-        m.setattr(work_files, "write_atomically", full)
+        m.setattr("addenda.train.unfinished.write_atomically", full)
         with pytest.raises(AddendaError, match=r"The disk is full at .*MiB free.*same command goes on"):
             made(source)
     with monkeypatch.context() as m:

@@ -1,12 +1,11 @@
 """The work folder: whose it is, what is in it, and one run at a time."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-from addenda.compressing.work import Work, check_apart
+from addenda.compressing.work import Work
 from addenda.core.base.errors import AddendaError
 from addenda.reducing.solve import LowRank
 
@@ -102,26 +101,3 @@ def test_a_piece_that_was_cut_short_is_absent(tmp_path):
         for left in (0, 4, 40, len(whole) - 1):
             file.write_bytes(whole[:left])
             assert not work.has("piece-000")
-
-
-@pytest.mark.parametrize(
-    ("source", "out", "says"),
-    [
-        ("a", "a", "is the source"),
-        ("a", "a/b", "lies in the source"),
-        ("a/b", "a", "holds the source"),
-        ("a.unfinished", "a", "the work folder of .* is the source"),
-        ("a.unfinished/model", "a", "the work folder of .* holds the source"),
-        ("a", "b/../a/c", "lies in the source"),
-        ("a", "/", "holds the source"),
-    ],
-)
-def test_a_target_is_apart_from_the_source(tmp_path, source, out, says):
-    (tmp_path / "b").mkdir()
-    with pytest.raises(AddendaError, match=f"{says}.*never written to"):
-        check_apart(tmp_path / source, tmp_path / out)
-    (tmp_path / source).mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / source)
-    with pytest.raises(AddendaError, match="never written to"):
-        check_apart(Path(tmp_path / "link"), tmp_path / out)
-    check_apart(tmp_path / source, tmp_path / "apart")

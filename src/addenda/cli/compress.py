@@ -175,7 +175,7 @@ def _kept(out: Path, run: Callable) -> Callable:
     """Return `run`, made to say what is kept where it is interrupted."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        from addenda.compressing.work import beside
+        from addenda.train.unfinished import beside
 
         try:
             return run(*args, **kwargs)

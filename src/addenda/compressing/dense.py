@@ -8,13 +8,13 @@ from torch import nn
 
 from addenda.compressing.folder import METHOD
 from addenda.compressing.layers import FORMS
-from addenda.compressing.work import check_apart, check_free, rename, writing
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.access import path_of
+from addenda.core.disk.access import path_of, writing
 from addenda.core.disk.unfinished import unfinished
 from addenda.core.modules.put import put
 from addenda.models.load import config_of, load_model
 from addenda.models.pretrained import quiet
+from addenda.train.unfinished import check_apart, check_free, rename
 
 
 @torch.no_grad()

@@ -29,11 +29,11 @@ from addenda.compressing.layers import FORMS
 from addenda.compressing.report import Report, rows_of, write_report
 from addenda.compressing.settings import CompressionSettings
 from addenda.compressing.texts import Windows, windows
-from addenda.compressing.work import Work, check_apart, identity_of, writing
+from addenda.compressing.work import Work
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.threads import side_by_side
-from addenda.core.disk.access import path_of
+from addenda.core.disk.access import path_of, writing
 from addenda.core.modules.put import put
 from addenda.core.site.site import site_at
 from addenda.core.site.targets import Target, grouped
@@ -47,6 +47,7 @@ from addenda.reducing.moments import Moments
 from addenda.reducing.ranks import Layer, Ranks
 from addenda.reducing.solve import LowRank, solve
 from addenda.reducing.walk import Piece, Walk
+from addenda.train.unfinished import check_apart, identity_of
 
 Say = Callable[[str], None]
 _WEIGHED = 16  # windows whose gradients weigh the layers against each other
