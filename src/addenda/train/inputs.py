@@ -52,7 +52,7 @@ def read_inputs(
         adopt(model)
         task = task_of(model)
         names, outputs = head_of(model)
-        loaded = Loaded(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__)
+        loaded = as_loaded(model, tokenizer)
     else:
         task = data_task(data) or task_in(config_of(Path(model).expanduser(), loading["trust_remote_code"]))
         trusted = loading["trust_remote_code"]
@@ -69,14 +69,8 @@ def read_inputs(
     held = None
     if subset is not None:
         train, held = Subset.parse(subset).of(train)
-    if isinstance(eval_data, float):
-        train, held = train.split(eval_data, loading["seed"])
-    elif eval_data is not None:
-        options |= as_train(train)
-        found = splits_of(eval_data, task)
-        part = next((s for s in ("validation", "test") if s in found), "train")
-        ready = isinstance(eval_data, Data) or hasattr(eval_data, "metric")
-        held = read(eval_data, task=task, split=part, **(without_columns(options) if ready else options))
+    if eval_data is not None:
+        train, held = held_out(train, eval_data, task, loading["seed"], options)
     check_classes(train)
     if loaded is None:
         outputs = (len(train.labels) if train.labels else 1) if task != "causal" else None
@@ -89,6 +83,25 @@ def read_inputs(
             f"{train.source} holds {train.form} examples, which a {type(loaded.model).__name__} cannot learn."
         )
     return loaded, train, held
+
+
+def held_out(train: Data, eval_data: Any, task: TaskKind, seed: int, options: dict) -> tuple[Data, Data]:
+    """Return what is learned from and what is judged by: a share of the data, else eval_data, read as the data was.
+
+    Of eval_data that has parts it is the validation part, else the test part, else all. options: of `data.read`.
+    """
+    if isinstance(eval_data, float):
+        return train.split(eval_data, seed)
+    found = splits_of(eval_data, task)
+    part = next((s for s in ("validation", "test") if s in found), "train")
+    options = options | as_train(train)
+    ready = isinstance(eval_data, Data) or hasattr(eval_data, "metric")
+    return train, read(eval_data, task=task, split=part, **(without_columns(options) if ready else options))
+
+
+def as_loaded(model: nn.Module, tokenizer: Any) -> Loaded:
+    """Return a loaded module as `load_model` returns a folder's."""
+    return Loaded(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__)
 
 
 def data_task(data: Any) -> TaskKind | None:

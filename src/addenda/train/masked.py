@@ -21,10 +21,11 @@ from addenda.core.file.identity import base_of, digest, versions
 from addenda.core.state.outside import drawn_in
 from addenda.data.examples import Data
 from addenda.data.masked import Masked, Vocabulary, masked
-from addenda.data.read import read, splits_of, without_columns
+from addenda.data.read import read
 from addenda.models.load import Loaded, load_model
 from addenda.quantizing.bridges import adopt
 from addenda.train import checkpoint
+from addenda.train.inputs import as_loaded, held_out
 from addenda.train.masked_head import (
     FILE,
     RATE,
@@ -89,16 +90,11 @@ class Masking:
     ) -> tuple[Loaded, Data, Data | None]:
         """Return the model, the texts to learn from and those to judge by. Raises AddendaError for each."""
         train, held = read(data, task="masked", **columns), None
-        if isinstance(eval_data, float):
-            train, held = train.split(eval_data, loading["seed"])
-        elif eval_data is not None:
-            found = splits_of(eval_data, "masked")
-            part = next((s for s in ("validation", "test") if s in found), "train")
-            options = without_columns(columns) if isinstance(eval_data, Data) else columns
-            held = read(eval_data, task="masked", split=part, **options)
+        if eval_data is not None:
+            train, held = held_out(train, eval_data, "masked", loading["seed"], columns)
         if isinstance(model, nn.Module):
             adopt(model)
-            return Loaded(model, tokenizer, getattr(model, "name_or_path", "") or type(model).__name__), train, held
+            return as_loaded(model, tokenizer), train, held
         return load_model(str(model), task="masked", **loading), train, held
 
     def encoded(
