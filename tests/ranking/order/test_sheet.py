@@ -10,7 +10,7 @@ from tests.ranking.order.tiny_towers import image
 from addenda import AddendaError
 from addenda.data.examples import Picture
 from addenda.ranking.order.rank import Ranked
-from addenda.ranking.order.sheet import SIDE, copy_ranked, picked, write_sheet, write_table
+from addenda.ranking.order.sheet import SIDE, copy_ranked, is_sheet, picked, write_sheet, write_table
 
 
 def rows(folder, n=8):
@@ -47,6 +47,35 @@ def test_a_sheet_shows_the_best_first_and_every_kth_of_many(tmp_path):
         assert sheet.convert("L").getextrema()[0] < 60
     assert [r.rank for r in picked(made, 3)] == [1, 5, 8]
     assert picked(made, 60) == made
+
+
+def test_a_sheet_is_written_over_a_sheet_and_over_no_image(tmp_path):
+    made = rows(tmp_path / "in", 3)
+    path = write_sheet(made, tmp_path / "sheet.png")
+    assert is_sheet(path) and write_sheet(made[:2], path) == path
+    photo = tmp_path / "in" / "0.png"
+    before = photo.read_bytes()
+    assert not is_sheet(photo)
+    with pytest.raises(AddendaError, match="is there already"):
+        write_sheet(made, photo)
+    assert photo.read_bytes() == before
+    with pytest.raises(AddendaError, match=r"sheet\.jpg would be called something else"):
+        write_sheet(made, tmp_path / "sheet.jpg")
+
+
+@pytest.mark.parametrize("name", ["new\nline.png", "\x1b[31m.png", "日本語.png", os.fsdecode(b"\xff.png"), "ü" * 120])
+def test_names_of_any_kind_stand_on_a_sheet(tmp_path, name):
+    (made,) = rows(tmp_path / "in", 1)
+    odd = Ranked(1, Picture("k", 0, name, made.picture.stored), 1.0, "q", 1.0)
+    assert is_sheet(write_sheet([odd], tmp_path / "sheet.png"))
+
+
+def test_a_copy_s_name_is_cut_where_the_rank_would_make_it_too_long(tmp_path):
+    file = image(tmp_path / "in" / f"{'x' * 251}.png", 1)
+    out = copy_ranked([Ranked(1, Picture("k", 0, file.name, file), 1.0, "q", 1.0)], tmp_path / "out")
+    (copied,) = out.iterdir()
+    assert copied.name.startswith("1-xxx") and copied.suffix == ".png" and len(copied.name) <= 255
+    assert copied.read_bytes() == file.read_bytes()
 
 
 def test_copies_have_their_rank_in_the_name_and_nothing_is_written_over(tmp_path):

@@ -2,27 +2,30 @@
 
 import csv
 import io
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.base.visible import visible
+from addenda.core.base.visible import label
 from addenda.core.disk.access import writing
 from addenda.core.disk.atomic import write_atomically
-from addenda.core.disk.place import file_for
+from addenda.core.disk.place import file_for, holds
 from addenda.core.disk.whole import free_place, whole
 from addenda.data.prepare import plain
 from addenda.ranking.order.rank import Ranked
 
 COLUMNS = ("rank", "file", "score", "nearest trained query", "similarity")
 SIDE, TEXT, MOST = 128, 26, 60  # pixels of a thumbnail and of the two lines under it; images on a sheet
+MARK = "addenda order rank"  # stands in a sheet as the software that made it
+NAME = 240  # bytes of a copy's name: most disks take 255
 
 
 def write_table(rows: Sequence[Ranked], path: str | Path) -> Path:
     """Write a CSV: rank, file, score, nearest trained query, its similarity; whole, over nothing that is no CSV."""
-    place = file_for(path, lambda p: p.suffix.lower() == ".csv" and _is_table(p), what="out")
+    place = table_place(path)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
@@ -38,8 +41,9 @@ def write_sheet(rows: Sequence[Ranked], path: str | Path, *, most: int = MOST, a
     Returns its path. Raises AddendaError where nothing can be written there, or where something else stands.
     """
     from PIL import Image, ImageDraw
+    from PIL.PngImagePlugin import PngInfo
 
-    place = file_for(path, lambda p: p.suffix.lower() == ".png", what="sheet")
+    place = sheet_place(path)
     chosen = picked(rows, most)
     down = -(-len(chosen) // across)
     wide = min(across, len(chosen))
@@ -51,11 +55,32 @@ def write_sheet(rows: Sequence[Ranked], path: str | Path, *, most: int = MOST, a
         image.thumbnail((SIDE, SIDE))
         sheet.paste(image, (x + (SIDE - image.width) // 2, y + (SIDE - image.height) // 2))
         for line, text in enumerate((f"{row.rank}.  {row.score:.3g}", Path(row.picture.name).name)):
-            draw.text((x, y + SIDE + 1 + 12 * line), _fitting(draw, visible(text)), fill="black")
-    data = io.BytesIO()
-    sheet.save(data, "PNG")
+            draw.text((x, y + SIDE + 1 + 12 * line), _fitting(draw, label(text)), fill="black")
+    data, said = io.BytesIO(), PngInfo()
+    said.add_text("Software", MARK)
+    sheet.save(data, "PNG", pnginfo=said)
     write_atomically(place, data.getvalue())
     return place
+
+
+def table_place(path: str | Path) -> Path:
+    """Return where a table may be written. Raises AddendaError where something else than a table of ours stands."""
+    return file_for(path, _is_table, what="out")
+
+
+def sheet_place(path: str | Path) -> Path:
+    """Return where a sheet may be written. Raises AddendaError for another ending, and over another's file."""
+    place = file_for(path, is_sheet, what="sheet")
+    if place.suffix.lower() != ".png":
+        raise AddendaError(
+            f"The contact sheet is a PNG, and {place.name} would be called something else. End it in .png."
+        )
+    return place
+
+
+def is_sheet(path: Path) -> bool:
+    """Return whether a file is a contact sheet that was written here: it is no image to be ordered."""
+    return path.suffix.lower() == ".png" and holds(path, "PNG", f"Software\0{MARK}")
 
 
 def picked(rows: Sequence[Ranked], most: int) -> list[Ranked]:
@@ -77,7 +102,9 @@ def copy_ranked(rows: Sequence[Ranked], folder: str | Path) -> Path:
     with writing(out), whole(out, folder=True) as place:
         for row in rows:
             source: Any = row.picture.stored
-            shutil.copyfile(source, place / f"{row.rank:0{digits}d}-{Path(row.picture.name).name}")
+            name = Path(row.picture.name)
+            stem = os.fsencode(name.stem)[: NAME - digits - len(os.fsencode(name.suffix))]
+            shutil.copyfile(source, place / f"{row.rank:0{digits}d}-{os.fsdecode(stem)}{name.suffix}")
     return out
 
 
