@@ -71,15 +71,17 @@ def train(
     device: Device = None,
 ) -> None:
     """Learn to order images from ratings or comparisons, resumable."""
+    from addenda.core.disk.access import check_above
+    from addenda.core.disk.place import folder_for
     from addenda.data.pixels import check_decoded
     from addenda.ranking.order.evaluate import evaluate_order
-    from addenda.ranking.order.features import Features, all_of
+    from addenda.ranking.order.features import Features
     from addenda.ranking.order.losses import OrderLoss
     from addenda.ranking.order.rank import ImageOrder
     from addenda.ranking.order.ratings import read_ratings
     from addenda.ranking.order.settings import OrderSettings
     from addenda.ranking.order.split import held_out
-    from addenda.ranking.order.train import train_order
+    from addenda.ranking.order.train import FILE, check_loss, train_order
 
     loss = OrderLoss(
         regression=regression_weight,
@@ -89,19 +91,26 @@ def train(
         ties=ties,  # type: ignore[arg-type]
     )
     settings = OrderSettings(width=adapter_width)
-    ratings = read_ratings(data, query=query, allow_circles=allow_circles)
+    folder_for(out, apart=(data, model, image_encoder, text_encoder))
+    check_above(out / FILE, "out")
+    ratings = read_ratings(data, query=query, allow_circles=allow_circles, skip_corrupt=skip_corrupt)
+    if ratings.skipped:
+        say(f"{len(ratings.skipped)} left out, which cannot be read: {'; '.join(ratings.skipped[:8])}")
     ratings.check_learnable()
     kept, judged = (ratings, None) if held_share is None else held_out(ratings, held_share, seed)
+    kept.check_learnable()
+    check_loss(kept, loss, batch)
     towers = _towers(model, image_encoder, text_encoder, image_size, device)
     features = Features(towers)
     say(f"looking at {len(ratings.pictures):,} images, each once")
-    patches, problems = all_of(features, kept.pictures)
+    kept, patches, problems = _looked_at(features, kept)
+    if judged is not None:  # now, not when the training is done
+        judged, _, more = _looked_at(features, judged)
+        problems |= more
     if not skip_corrupt:
-        check_decoded(problems, len(kept.pictures), kept.source)
+        check_decoded(problems, len(ratings.pictures), ratings.source)
     if problems:
         say(f"{len(problems)} corrupt images left out: {', '.join(list(problems)[:8])}")
-        sound = [i for i, p in enumerate(patches) if p is not None]
-        kept, patches = kept.of(sound), [patches[i] for i in sound]
     every = max(1, steps // 10)
 
     def told(step: int, of: int, loss: float) -> None:
@@ -112,7 +121,9 @@ def train(
         towers, kept, patches, settings=settings, loss=loss, steps=steps, rate=rate, batch=batch,  # type: ignore[arg-type]
         accumulate=accumulate, seed=seed, out=out, progress=told,
     )  # fmt: skip
-    if judged is not None:
+    if judged is not None and not judged.queries:
+        say("none of the images that were held out is left to judge by")
+    elif judged is not None:
         _shown(evaluate_order(ImageOrder(towers, made.adapter, made.made), judged), "held out")
     tell(f"written: {made.path}")
 
@@ -139,17 +150,29 @@ def rank(
 ) -> None:
     """Order a folder of images by a sentence: a table, a contact sheet, copies. The images stay as they are."""
     from addenda.core.base.errors import AddendaError
+    from addenda.core.disk.access import check_above
     from addenda.core.disk.whole import free_place
     from addenda.ranking.order.file import check_towers, load_order
     from addenda.ranking.order.rank import FAR, ImageOrder, images_in
-    from addenda.ranking.order.sheet import copy_ranked, write_sheet, write_table
+    from addenda.ranking.order.sheet import copy_ranked, is_sheet, sheet_place, table_place, write_sheet, write_table
+    from addenda.ranking.order.towers import check_sentence
 
-    if not sentence.strip():
-        raise AddendaError("The sentence to order by is empty. Say what is to come first, e.g. 'many red shoes'.")
+    check_sentence(sentence)
     made = load_order(adapter)  # before the encoders, which take longer
+    table_place(out)
+    if sheet is not None:
+        sheet_place(sheet)
     if copy is not None:
-        free_place(copy, "copy")
-    pictures = images_in(folder, skip_corrupt=skip_corrupt)
+        check_above(copy, "copy")
+    if copy is not None and folder.resolve() in free_place(copy, "copy").resolve().parents:
+        raise AddendaError(
+            f"{copy} lies in {folder}, and the next order would be of the copies too. Choose another copy=."
+        )
+    unread: list[str] = []
+    found = images_in(folder, skip_corrupt=skip_corrupt, skipped=unread)
+    pictures = [p for p in found if not is_sheet(p.stored)]  # type: ignore[arg-type]
+    if unread:
+        say(f"{len(unread)} left out, which cannot be read: {'; '.join(unread[:8])}")
     towers = _towers(model, image_encoder, text_encoder, image_size, device)
     if towers.cut(sentence):
         say(f"note: the sentence is longer than the {towers.longest} tokens that the text encoder reads, and was cut")
@@ -201,6 +224,15 @@ def _towers(model: Path | None, image: str | None, text: str | None, image_size:
     from addenda.ranking.order.towers import load_towers
 
     return load_towers(model, image=image, text=text, image_size=image_size, device=device)
+
+
+def _looked_at(features: Any, ratings: Any) -> tuple[Any, list, dict[str, str]]:
+    """Return the ratings of images that can be decoded, their patches, and why others cannot, by name."""
+    from addenda.ranking.order.features import all_of
+
+    patches, problems = all_of(features, ratings.pictures)
+    sound = [i for i, p in enumerate(patches) if p is not None]
+    return ratings.of(sound), [patches[i] for i in sound], problems
 
 
 def _shown(found: Any, title: str) -> None:

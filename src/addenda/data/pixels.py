@@ -161,7 +161,7 @@ def _tried(picture: Picture, how: Preparation) -> np.ndarray | str:
     except ImportError as error:
         raise AddendaError(f'Images are decoded by Pillow: {error}. Run `pip install "addenda[vision]"`.') from None
     except Exception as error:  # decoders raise whatever their formats lead them to
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _size(shape: tuple[int, ...]) -> str:

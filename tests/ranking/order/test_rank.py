@@ -1,13 +1,16 @@
 """A folder in order: scores that depend on image and sentence alone, caches that change nothing, files left alone."""
 
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from hashlib import sha256
 
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from tests.ranking.order.tiny_towers import apart, image
 
 from addenda import AddendaError
@@ -137,7 +140,39 @@ def test_equal_scores_in_another_process(order, made):
     assert ran.stdout.strip() == str(here)
 
 
-def test_odd_images_are_taken_or_refused_by_name(order, tmp_path):
+def test_patches_of_another_encoder_are_not_taken_for_these(order, made, tmp_path):
+    pictures = images_in(made[0] / "photos")[:4]
+    first = order.scores(pictures, "red")
+    torch.manual_seed(8)
+    vit, bert = apart(tmp_path)
+    towers = load_towers(image=vit, text=bert)
+    about = Made(SMALL, (16, 12), towers.identity, SCALES)
+    other = ImageOrder(towers, order.adapter, about)
+    found = other.scores(pictures, "red")
+    assert other.features.made == 4 and found != first
+    other.cache = other.features.cache = False
+    assert other.scores(pictures, "red") == found
+    assert order.scores(pictures, "red") == first
+
+
+def test_where_nothing_can_be_kept_the_order_is_the_same(order, made, tmp_path, monkeypatch):
+    pictures = images_in(made[0] / "photos")[:4]
+    first = order.scores(pictures, "red")
+    (tmp_path / "file").touch()  # a folder cannot be made in its place, as on a disk that is full or can only be read
+    monkeypatch.setenv("ADDENDA_CACHE", str(tmp_path / "file" / "cache"))
+    again = ImageOrder.load(made[0] / "order.safetensors", order.towers)
+    assert again.scores(pictures, "red") == first and again.features.made == 4
+
+
+def test_more_images_than_are_held_at_once_have_the_same_scores(order, made, monkeypatch):
+    pictures = images_in(made[0] / "photos")
+    order.cache = order.features.cache = False
+    whole = order.scores(pictures, "red")
+    monkeypatch.setattr(ranking, "HELD", 32)
+    assert order.scores(pictures, "red") == pytest.approx(whole, abs=1e-5)
+
+
+def test_odd_images_are_taken_or_refused_by_name(order, tmp_path, monkeypatch):
     folder = tmp_path / "odd"
     image(folder / "good.png", 3)
     Image.new("CMYK", (9, 9)).save(folder / "cmyk.jpg")
@@ -154,11 +189,30 @@ def test_odd_images_are_taken_or_refused_by_name(order, tmp_path):
         order.rank(images_in(folder), "red")
     rows = order.rank(images_in(folder), "red", skip_corrupt=True)
     assert len(rows) == 5 and list(order.skipped) == ["cut.png"]
-    bomb = tmp_path / "bomb"
-    bomb.mkdir()
-    Image.new("1", (30_000, 30_000)).save(bomb / "bomb.png")
-    with pytest.raises(AddendaError, match=r"bomb\.png: .*pixels"):
-        order.rank(images_in(bomb), "red")
+    (tmp_path / "bomb").mkdir()
+    monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    for side in (5_000, 30_000):  # few bytes that say so many pixels: the smaller one is Pillow's business no more
+        (tmp_path / "bomb" / "bomb.png").write_bytes(head_of_png(side, side))
+        with pytest.raises(AddendaError, match=r"bomb\.png: .*pixels"):
+            order.rank(images_in(tmp_path / "bomb"), "red")
+
+
+def head_of_png(width, height):
+    """A PNG of a few bytes that says it has so many pixels of one bit."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(99)))]
+    chunks = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_a_photo_that_says_how_it_was_held_is_turned(order, tmp_path):
+    image(tmp_path / "a.png", 70)
+    with Image.open(tmp_path / "a.png") as upright:
+        about = Image.Exif()
+        about[0x0112] = 6  # the camera was turned: the first row is the right-hand side
+        upright.rotate(90, expand=True).save(tmp_path / "b.png", exif=about)
+        upright.rotate(90, expand=True).save(tmp_path / "c.png")
+    by_name = {r.picture.name: r.score for r in order.rank(images_in(tmp_path), "red")}
+    assert by_name["a.png"] == by_name["b.png"] != by_name["c.png"]
 
 
 def test_folders_are_walked_once_and_named_where_they_cannot_be_read(tmp_path):
@@ -171,7 +225,9 @@ def test_folders_are_walked_once_and_named_where_they_cannot_be_read(tmp_path):
     (tmp_path / "a" / "empty.png").touch()
     with pytest.raises(AddendaError, match=r"empty\.png: the file is empty"):
         images_in(tmp_path / "a")
-    assert len(images_in(tmp_path / "a", skip_corrupt=True)) == 2
+    told: list[str] = []
+    assert len(images_in(tmp_path / "a", skip_corrupt=True, skipped=told)) == 2
+    assert told == ["empty.png: the file is empty"]
     (tmp_path / "nothing").mkdir()
     with pytest.raises(AddendaError, match="holds no image"):
         images_in(tmp_path / "nothing")

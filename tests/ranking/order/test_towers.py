@@ -1,8 +1,11 @@
 """The frozen encoders: patches without class tokens, tokens without padding, and nothing that could learn."""
 
+import shutil
+
 import pytest
 import torch
 from tests.ranking.order.tiny_towers import apart, both, tokenizer
+from tokenizers import normalizers
 
 from addenda import AddendaError
 from addenda.ranking.order.towers import load_towers
@@ -57,6 +60,18 @@ def test_a_sentence_that_is_too_long_is_cut_and_an_empty_one_refused(folders):
     assert towers.cut("red " * 200) and not towers.cut("red")
     with pytest.raises(AddendaError, match="empty"):
         towers.tokens("  ")
+    for asked in (towers.tokens, towers.cut):
+        with pytest.raises(AddendaError, match="not UTF-8"):
+            asked("red \udcff")
+
+
+def test_a_sentence_without_a_word_for_the_tokenizer_is_refused(folders):
+    towers = load_towers(image=folders["vit"], text=folders["bert"])
+    towers.tokenizer = towers.tokenizer.__class__.from_pretrained(folders["bert"])
+    towers.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("…", "")
+    assert len(towers.tokens("red …")[0]) == 1
+    with pytest.raises(AddendaError, match="finds no word"):
+        towers.tokens("…")
 
 
 def test_towers_that_could_learn_are_refused(folders):
@@ -89,3 +104,13 @@ def test_folders_that_are_no_towers_are_refused(folders, tmp_path):
     tokenizer(tmp_path / "empty")
     with pytest.raises(AddendaError, match=r"config\.json"):
         load_towers(image=tmp_path / "empty", text=folders["bert"])
+    with pytest.raises(AddendaError, match="reads no texts"):
+        load_towers(image=folders["vit"], text=folders["vit"])
+    with pytest.raises(AddendaError, match="reads no images"):
+        load_towers(image=folders["bert"], text=folders["bert"])
+    bare = shutil.copytree(folders["bert"], tmp_path / "bare", ignore=shutil.ignore_patterns("token*", "special*"))
+    with pytest.raises(AddendaError, match="no tokenizer"):
+        load_towers(image=folders["vit"], text=bare)
+    (bare / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(AddendaError, match="is damaged"):
+        load_towers(image=folders["vit"], text=bare)

@@ -141,3 +141,44 @@ def test_what_cannot_be_learned_is_refused_before_a_step():
         train_order(Towers(), alike, patches, settings=SMALL)
     with pytest.raises(AddendaError, match="steps"):
         train_order(Towers(), ratings, patches, steps=0)
+
+
+def test_a_group_holds_images_that_are_rated_for_its_query_and_no_others():
+    """Nothing is said of the other images, so that they are not taken for zeros; a zero that is said is a value."""
+    ratings, _ = example(12)
+    ratings = Ratings(ratings.pictures, {"first": {i: float(i) for i in range(5)}, "second": {7: 0.0, 8: 1.0, 9: 0.0}})
+    drawn = [group for step in range(20) for group in groups(ratings, 8, 2, 0, step)]
+    assert {q: set(at) for q, at in drawn} == {"first": {0, 1, 2, 3, 4}, "second": {7, 8, 9}}
+
+
+def test_a_group_of_ties_teaches_nothing_and_stops_nothing():
+    ratings, patches = example(8)
+    tied = Ratings(ratings.pictures, {"first": dict.fromkeys(range(7), 1.0) | {7: 2.0}})
+    made = train_order(Towers(), tied, patches, settings=SMALL, loss=OrderLoss(regression=0), steps=8, batch=2)
+    losses = [x for _, x in made.losses]
+    assert min(losses) == 0.0 < max(losses)
+
+
+def test_values_of_ten_digits_are_told_apart():
+    """Moments in seconds: float32 knows them to two minutes, so that they are scaled before."""
+    ratings, patches = example(8)
+    moments = {i: 1.7e9 + i for i in range(8)}
+    seen = []
+
+    class Looking(OrderLoss):
+        def of_values(self, scores, values, zero=None):
+            seen.append(values)
+            return super().of_values(scores, values, zero)
+
+    rated = Ratings(ratings.pictures, {"first": moments})
+    train_order(Towers(), rated, patches, settings=SMALL, steps=1, loss=Looking())
+    assert len(set(seen[0].tolist())) == 8
+    assert float(seen[0].mean()) == pytest.approx(0, abs=1e-6)
+
+
+def test_groups_of_one_image_are_refused_where_pairs_are_learned():
+    ratings, patches = example(6)
+    with pytest.raises(AddendaError, match="batch=1 makes groups of one image"):
+        train_order(Towers(), ratings, patches, settings=SMALL, batch=1)
+    alone = train_order(Towers(), ratings, patches, settings=SMALL, batch=1, steps=2, loss=OrderLoss(pairs=0))
+    assert len(alone.losses) == 2

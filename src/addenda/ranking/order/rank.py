@@ -161,11 +161,12 @@ def _sound(state: Any, sentence: str) -> bool:
     return state["sentence"] == sentence and len(state["images"]) == len(state["scores"])
 
 
-def images_in(folder: str | Path, *, skip_corrupt: bool = False) -> list[Picture]:
+def images_in(folder: str | Path, *, skip_corrupt: bool = False, skipped: list[str] | None = None) -> list[Picture]:
     """Return the images of a folder and of those in it, by name; links are not followed into other folders.
 
-    skip_corrupt: leave out files that cannot be read. Raises AddendaError for a folder that is missing, cannot be read
-    or holds no image, and for files that cannot be read or are empty, by name.
+    skip_corrupt: leave out files that cannot be read; skipped: a list that is told which, and why. Raises AddendaError
+    for a folder that is missing, cannot be read or holds no image, and for files that cannot be read or are empty, by
+    name.
     """
     top = path_of(folder, "the folder")
     if not top.is_dir():
@@ -180,25 +181,34 @@ def images_in(folder: str | Path, *, skip_corrupt: bool = False) -> list[Picture
     for place, inside, names in os.walk(top, onerror=unreadable):
         inside[:] = sorted(n for n in inside if not n.startswith("."))
         own = (Path(place) / n for n in sorted(names) if not n.startswith("."))
-        files += [p for p in own if p.suffix.lower() in SUFFIXES and p.is_file()]
+        files += [p for p in own if p.suffix.lower() in SUFFIXES and _is_file(p)]
     pictures = []
     for path, key in zip(files, pool().map(_hashed, files), strict=True):
         name = str(path.relative_to(top))
         if isinstance(key, OSError):
-            problems.append(f"{name}: {key.strerror or key}")
+            problems.append(f"{name}: {os.strerror(key.errno) if key.errno else key}")
         elif not path.stat().st_size:
             problems.append(f"{name}: the file is empty")
         else:
             pictures.append(Picture(key, 0, name, path))
+    if skipped is not None:
+        skipped.extend(problems)
     if problems and not skip_corrupt:
         rest = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise AddendaError(
-            f"{len(problems)} things in {shown(top)} cannot be read: {'; '.join(problems[:5])}{rest}. Mend or remove "
-            "them, or leave them out with skip_corrupt (--skip-corrupt)."
+            f"{len(problems)} of the files and folders in {shown(top)} cannot be read: {'; '.join(problems[:5])}{rest}."
+            " Mend or remove them, or leave them out with skip_corrupt (--skip-corrupt)."
         )
     if not pictures:
         raise AddendaError(f"{shown(top)} holds no image ({', '.join(SUFFIXES)}), nor does a folder in it.")
     return pictures
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a folder that may be listed and not entered: told where it is hashed
+        return True
 
 
 def _hashed(path: Path) -> str | OSError:

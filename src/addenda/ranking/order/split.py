@@ -6,6 +6,7 @@ darker than its neighbour. Near ones form groups; where a group falls depends on
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,7 +34,8 @@ def held_out(ratings: Ratings, fraction: float, seed: int = 0) -> tuple[Ratings,
             f"Holding out {fraction:g} of {len(keys)} images ({len(set(keys))} that look different) leaves one part "
             "empty. Rate more images, or give another share."
         )
-    return ratings.of(rest), ratings.of(held)
+    kept = replace(ratings.of(rest), source=f"{ratings.source} without the {len(held)} images held out")
+    return kept, ratings.of(held)
 
 
 def group_keys(pictures: Sequence[Picture]) -> list[str]:

@@ -23,6 +23,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of
 from addenda.core.file.identity import base_of, digest
 from addenda.core.file.tokenizer import mark
+from addenda.data.labels import writable
 from addenda.data.prepare import Preparation
 from addenda.models.encoders import encoder_folder
 from addenda.models.load import config_of
@@ -84,10 +85,10 @@ class Towers:
     def tokens(self, sentence: str) -> tuple[Tensor, Tensor]:
         """Return the states of a sentence's tokens, T × D_t float32, and which are no padding, T.
 
-        Raises AddendaError for an empty sentence. One that is longer than the encoder reads is cut, at its end.
+        Raises AddendaError as `check_sentence` does, and for a sentence in which the tokenizer finds nothing. One that
+        is longer than the encoder reads is cut, at its end.
         """
-        if not isinstance(sentence, str) or not sentence.strip():
-            raise AddendaError("The sentence to order by is empty. Say what is to come first, e.g. 'many red shoes'.")
+        check_sentence(sentence)
         self.check_frozen()
         limit = self.longest
         how: dict[str, Any] = {"truncation": True, "max_length": limit} if limit else {}
@@ -97,6 +98,10 @@ class Towers:
         if self.filled:
             mask = made["input_ids"][0] != self.tokenizer.pad_token_id
             made.pop("attention_mask", None)
+        if not mask.any():
+            raise AddendaError(
+                f"The text encoder's tokenizer finds no word in {sentence[:80]!r}. Say it in other words."
+            )
         return self.text(**made).last_hidden_state[0].float(), mask.bool()
 
     @property
@@ -109,7 +114,8 @@ class Towers:
 
     def cut(self, sentence: str) -> bool:
         """Return whether a sentence is longer than the text encoder reads."""
-        return self.longest is not None and len(self.tokenizer(sentence)["input_ids"]) > self.longest
+        check_sentence(sentence)
+        return self.longest is not None and len(self.tokenizer(sentence, verbose=False)["input_ids"]) > self.longest
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -138,6 +144,14 @@ class Towers:
             f"{pixels.shape[-1]} pixels, and which of them stand for patches is not known. Take one with patch_size, "
             "such as ViT, DINOv2, CLIP or SigLIP, or one that gives a map, such as ConvNeXt."
         )
+
+
+def check_sentence(sentence: str) -> None:
+    """Raise AddendaError for a sentence that is empty, or no text: half a character, as of bytes that are not UTF-8."""
+    if not isinstance(sentence, str) or not sentence.strip():
+        raise AddendaError("The sentence to order by is empty. Say what is to come first, e.g. 'many red shoes'.")
+    if not writable(sentence):
+        raise AddendaError(f"The sentence to order by is no text that can be read (not UTF-8): {sentence[:80]!a}.")
 
 
 def load_towers(
@@ -169,15 +183,17 @@ def load_towers(
         first, second, config = both.vision_model, both.text_model, both.config
         widths = config.vision_config.hidden_size, config.text_config.hidden_size
         preparation = preparation_of(folder, config.vision_config, image_size)
-        tokenizer, filled, sources = pretrained("AutoTokenizer", folder), kind in FILLED, (str(folder), str(folder))
+        tokenizer, filled, sources = _tokenizer(folder), kind in FILLED, (str(folder), str(folder))
     else:
         images, texts = _folder(image or DINOV2.name), _folder(text or "e5")
         config = config_of(images)
         first, second = _encoder(images), _encoder(texts)
         first, second = getattr(first, "vision_model", first), getattr(second, "text_model", second)
+        _check_reads(first, "pixel_values", "images", images)
+        _check_reads(second, "input_ids", "texts", texts)
         widths = _width(first, images), _width(second, texts)
         preparation = preparation_of(images, getattr(config, "vision_config", config), image_size)
-        tokenizer, sources = pretrained("AutoTokenizer", texts), (str(images), str(texts))
+        tokenizer, sources = _tokenizer(texts), (str(images), str(texts))
         filled = getattr(config_of(texts), "model_type", "") in FILLED
     return Towers(first.to(where), second.to(where), preparation, tokenizer, *widths, grid, filled, sources)
 
@@ -189,7 +205,15 @@ def _folder(named: str | Path) -> Path:
 
 def _encoder(folder: Path) -> Any:
     config_of(folder)  # says what is wrong with the folder, where something is
-    model, info = pretrained("AutoModel", folder, dtype=torch.float32, output_loading_info=True)
+    try:
+        model, info = pretrained("AutoModel", folder, dtype=torch.float32, output_loading_info=True)
+    except AddendaError:
+        raise
+    except Exception as error:  # of whatever class: transformers reads what others wrote
+        raise AddendaError(
+            f"The folder {folder} could not be loaded as an encoder ({_first_line(error)}). Get its files again where "
+            "one is damaged or missing."
+        ) from error
     missing = [n for n in sorted(info.get("missing_keys", ())) if "pooler" not in n and "mask_token" not in n]
     if missing:
         raise AddendaError(
@@ -197,6 +221,34 @@ def _encoder(folder: Path) -> Any:
             f"({len(missing)} in all). What it sees would be drawn at random; get its files again."
         )
     return model
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        found = pretrained("AutoTokenizer", folder)
+        if len(found) <= len(found.all_special_tokens):  # as transformers makes of a folder that lacks its files
+            raise ValueError("it knows no word")
+        return found
+    except AddendaError:
+        raise
+    except Exception as error:  # of whatever class: transformers reads what others wrote
+        raise AddendaError(
+            f"The folder {folder} has no tokenizer that could be read ({_first_line(error)}). Give a text encoder with "
+            "the files of its tokenizer."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
+
+
+def _check_reads(tower: nn.Module, wanted: str, what: str, folder: Path) -> None:
+    if wanted not in inspect.signature(type(tower).forward).parameters:
+        other = "image=" if what == "images" else "text="
+        raise AddendaError(
+            f"The folder {folder} holds a {type(tower).__name__}, which reads no {what}. Give an encoder of {what} as "
+            f"{other} ({'--image-encoder' if what == 'images' else '--text-encoder'})."
+        )
 
 
 def _width(tower: nn.Module, folder: Path) -> int:

@@ -85,7 +85,7 @@ def train_order(
     ratings.check_learnable()
     if len(patches) != len(ratings.pictures):
         raise AddendaError(f"There are patches of {len(patches)} images, and {len(ratings.pictures)} are rated.")
-    _check_loss(ratings, loss)
+    check_loss(ratings, loss, batch)
     schedule = Settings(
         steps=steps, rate=rate, schedule="cosine", warmup=warmup, weight_decay=weight_decay
     ).multiplier()
@@ -108,7 +108,8 @@ def train_order(
                 stacked = torch.stack([patches[i] for i in positions])
                 scores = adapter(stacked, *sentences[query], pairs=loss.needs_pairs)
                 own = _loss_of(loss, scores, query, positions, ratings, scales[query]) / accumulate
-                own.backward()
+                if own.requires_grad:  # else all of the group are ties, and ties are not asked for
+                    own.backward()
                 total += float(own.detach())
             if not math.isfinite(total):
                 raise AddendaError(
@@ -159,8 +160,8 @@ def _loss_of(
     """Return the loss, (), of one group."""
     rated = ratings.values.get(query)
     if rated:
-        values = torch.tensor([rated[i] for i in positions])
-        return loss.of_values(scores, (values - scale.centre) / scale.spread, zero=values == 0)
+        values = torch.tensor([rated[i] for i in positions], dtype=torch.float64)  # a moment in seconds has ten digits
+        return loss.of_values(scores, ((values - scale.centre) / scale.spread).float(), zero=values == 0)
     new = {old: i for i, old in enumerate(positions)}
     inside = [(new[a], new[b]) for a, b in ratings.comparisons[query] if a in new and b in new]
     return loss.of_comparisons(scores, *torch.tensor(inside).t())
@@ -208,7 +209,13 @@ def _groups(adapter: OrderAdapter, weight_decay: float) -> list[dict]:
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def _check_loss(ratings: Ratings, loss: OrderLoss) -> None:
+def check_loss(ratings: Ratings, loss: OrderLoss, batch: int) -> None:
+    """Raise AddendaError where a loss finds nothing in such ratings, or in groups of so many images."""
+    if batch < 2 and (loss.pairs or loss.ranknet):
+        raise AddendaError(
+            f"batch={batch} makes groups of one image, in which there is no pair to learn from. Give at least 2, or "
+            "weights of 0 for pairs and ranknet."
+        )
     compared = [q for q in ratings.comparisons if q not in ratings.values]
     if compared and not (loss.pairs or loss.ranknet):
         raise AddendaError(
