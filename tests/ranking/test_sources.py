@@ -36,3 +36,8 @@ def test_lines_of_a_file_are_texts(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(AddendaError, match="holds no text"):
         texts_of(tmp_path / "empty.txt")
+    (tmp_path / "t.jsonl").write_text('{"text": "eins"}\n{"text": "zwei"}\n')
+    assert texts_of(tmp_path / "t.jsonl") == ["eins", "zwei"]
+    (tmp_path / "latin.txt").write_bytes("für\n".encode("latin-1"))
+    with pytest.raises(AddendaError, match="UTF-8"):
+        texts_of(tmp_path / "latin.txt")

@@ -158,7 +158,7 @@ def train(
 def language(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the part, its head and checkpoints.")],
     data: Annotated[
-        str, typer.Option("--data", "-d", help="debian:LANGUAGE, a file with a text in each line, or a BEIR folder.")
+        str, typer.Option("--data", "-d", help="debian:LANGUAGE, plain texts as tune reads them, or a BEIR folder.")
     ] = "debian:de",
     model: Base = "e5",
     method: Annotated[str, typer.Option("--method", help="A method and its options.")] = "pfeiffer:rank=192",

@@ -2,14 +2,16 @@
 
 collection_of("debian:de", limit=600)       # English queries, German documents
 collection_of("debian:en")                  # English both: what a task is learned on
-texts_of("debian:de")                       # plain German text; or a file with a text a line
+texts_of("debian:de")                       # plain German text; or a file with a text a line, a table's column
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.access import path_of, reading, shown
+from addenda.core.disk.access import path_of
+from addenda.data.examples import Text
+from addenda.data.plain import read_texts
 from addenda.ranking import beir, debian
 from addenda.ranking.collection import SPLITS, Collection
 
@@ -33,19 +35,17 @@ def collection_of(
 
 
 def texts_of(source: str | Path) -> list[str]:
-    """Return plain texts of a language: of Debian's packages, or the lines of a file. Raises AddendaError for none."""
+    """Return plain texts of a language: of Debian's packages, of a BEIR folder's documents, or as `tune` reads them.
+
+    Raises AddendaError for none, and as `data.plain.read_texts` does.
+    """
     language = _language(source)
     if language is not None:
         return debian.texts(language)
     path = path_of(source, "data")
-    with reading(path):
-        if path.is_dir():
-            return [d.whole for d in beir.read(path, judged=False).documents.values()]
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    found = [line for line in lines if line]
-    if not found:
-        raise AddendaError(f"{shown(path)} holds no text. Give a file with a text in each line.")
-    return found
+    if (path / "corpus.jsonl").is_file():
+        return [d.whole for d in beir.read(path, judged=False).documents.values()]
+    return [text.text.strip() for text in read_texts(path, "train", None).examples if isinstance(text, Text)]
 
 
 def _language(source: str | Path) -> str | None:
