@@ -7,8 +7,10 @@ concluded from, and nothing is run for it or written to it.
 """
 
 import argparse
+import hashlib
 import json
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,9 +18,11 @@ from pathlib import Path
 from addenda import AddendaError
 from addenda.core.disk.access import file_of, read_json
 from addenda.core.disk.atomic import readable, write_atomically
-from addenda.core.disk.lock import alone
+from addenda.core.disk.cache import cache_folder
+from addenda.core.disk.lock import Lock, alone
 from addenda.core.disk.place import check_free, folder_for
 from addenda.core.file.identity import goes_on, larger, look, plain
+from recipes.store import Busy
 
 _UNSET = object()
 _OLD = "was left by a version that did not keep which base, data and options its runs have, so that it is only read"
@@ -129,6 +133,37 @@ class Runs:
         made = make()
         write_atomically(self.folder / f"{name}.json", (readable(made) + "\n").encode())
         return json.loads(json.dumps(made))
+
+
+class SharedRuns(Runs):
+    """The same for several processes at once: each locks the run that it is at, and the folder only to begin.
+
+    Locks lie in the cache folder, as those of `recipes.store` do.
+    """
+
+    def __enter__(self) -> "SharedRuns":
+        lock = self._lock("")
+        while not lock.take():
+            time.sleep(0.05)
+        try:
+            self._begin()
+        finally:
+            lock.release()
+        return self
+
+    def once(self, name: str, make: Callable[[], dict], again: bool = False) -> dict:
+        """What is kept under this name, or what `make` returns. Raises Busy where another process is making it."""
+        lock = self._lock(name)
+        if not lock.take():
+            raise Busy(name)
+        try:
+            return super().once(name, make, again)
+        finally:
+            lock.release()
+
+    def _lock(self, name: str) -> Lock:
+        key = hashlib.sha256(f"{self.out.resolve()}\x1f{name}".encode()).hexdigest()[:24]
+        return Lock(cache_folder() / "recipes" / "locks" / key)
 
 
 def put_table(page: Path, lines: list[str], mark: str = "verdicts") -> None:
