@@ -70,6 +70,29 @@ def test_names_of_any_kind_stand_on_a_sheet(tmp_path, name):
     assert is_sheet(write_sheet([odd], tmp_path / "sheet.png"))
 
 
+def test_letters_scores_and_white_images_can_be_told_apart_on_a_sheet(tmp_path):
+    Image.new("RGB", (9, 9), "white").save(tmp_path / "white.png")
+
+    def drawn(name, score):
+        row = Ranked(1, Picture("k", 0, name, tmp_path / "white.png"), score, "q", 1.0)
+        with Image.open(write_sheet([row], tmp_path / "sheet.png")) as sheet:
+            return sheet.convert("L").tobytes(), sheet.convert("L").crop((8, 8, 8 + SIDE, 8 + SIDE)).getextrema()[0]
+
+    sheets = [
+        drawn(n, s)[0] for n, s in (("ä", 1), ("ö", 1), ("é", 1), ("я", 1), ("a", 1987), ("a", 1988), ("a", 0.002))
+    ]
+    assert len(set(sheets)) == 7
+    assert drawn("a", 1)[1] < 255  # its edge
+
+
+def test_names_and_scores_stay_in_their_column(tmp_path):
+    Image.new("RGB", (9, 9), "white").save(tmp_path / "white.png")
+    long = [Ranked(i, Picture("k", 0, "W" * 200 + ".png", tmp_path / "white.png"), -1e-9, "q", 1.0) for i in (1, 2)]
+    with Image.open(write_sheet(long, tmp_path / "sheet.png")) as sheet:
+        between = sheet.convert("L").crop((10 + SIDE, 0, 14 + SIDE, sheet.height))
+    assert between.getextrema() == (255, 255)
+
+
 def test_a_copy_s_name_is_cut_where_the_rank_would_make_it_too_long(tmp_path):
     file = image(tmp_path / "in" / f"{'x' * 251}.png", 1)
     out = copy_ranked([Ranked(1, Picture("k", 0, file.name, file), 1.0, "q", 1.0)], tmp_path / "out")

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import math
 import os
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from addenda.data.prepare import plain
 from addenda.ranking.order.rank import Ranked
 
 COLUMNS = ("rank", "file", "score", "nearest trained query", "similarity")
-SIDE, TEXT, MOST = 128, 26, 60  # pixels of a thumbnail and of the two lines under it; images on a sheet
+SIDE, LINE, MOST = 144, 15, 60  # pixels of a thumbnail, and of a line of text under it; images on a sheet
+FONT, FRAME = 12, "#c8c8c8"  # a white image on a white sheet has an edge
 MARK = "addenda order rank"  # stands in a sheet as the software that made it
 NAME = 240  # bytes of a copy's name: most disks take 255
 
@@ -47,15 +50,20 @@ def write_sheet(rows: Sequence[Ranked], path: str | Path, *, most: int = MOST, a
     chosen = picked(rows, most)
     down = -(-len(chosen) // across)
     wide = min(across, len(chosen))
-    sheet = Image.new("RGB", (wide * (SIDE + 8) + 8, down * (SIDE + TEXT + 8) + 8), "white")
-    draw = ImageDraw.Draw(sheet)
+    high = SIDE + 2 * LINE + 8
+    sheet = Image.new("RGB", (wide * (SIDE + 8) + 8, down * high + 8), "white")
+    draw, font = ImageDraw.Draw(sheet), _font()
     for n, row in enumerate(chosen):
-        x, y = 8 + n % across * (SIDE + 8), 8 + n // across * (SIDE + TEXT + 8)
+        x, y = 8 + n % across * (SIDE + 8), 8 + n // across * high
         image = plain(row.picture.open()).convert("RGB")
+        if (times := SIDE // max(image.size)) > 1:  # of few pixels: each a square
+            image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
         image.thumbnail((SIDE, SIDE))
-        sheet.paste(image, (x + (SIDE - image.width) // 2, y + (SIDE - image.height) // 2))
-        for line, text in enumerate((f"{row.rank}.  {row.score:.3g}", Path(row.picture.name).name)):
-            draw.text((x, y + SIDE + 1 + 12 * line), _fitting(draw, label(text)), fill="black")
+        left, top = x + (SIDE - image.width) // 2, y + (SIDE - image.height) // 2
+        sheet.paste(image, (left, top))
+        draw.rectangle((left - 1, top - 1, left + image.width, top + image.height), outline=FRAME)
+        for line, text in enumerate((f"{row.rank}.  {_number(row.score)}", Path(row.picture.name).name)):
+            draw.text((x, y + SIDE + 2 + LINE * line), _fitting(font, label(text)), "black", font)
     data, said = io.BytesIO(), PngInfo()
     said.add_text("Software", MARK)
     sheet.save(data, "PNG", pnginfo=said)
@@ -108,15 +116,31 @@ def copy_ranked(rows: Sequence[Ranked], folder: str | Path) -> Path:
     return out
 
 
-def _fitting(draw: Any, text: str) -> str:
-    """Return a text that is no wider than a thumbnail, cut in its middle."""
-    text = text.encode("latin-1", "replace").decode("latin-1")  # Pillow's own font has no more
-    while len(text) > 4 and draw.textlength(text) > SIDE:
-        half = (len(text) - 2) // 2
-        text = (
-            f"{text[:half]}~{text[-half:]}" if "~" not in text else f"{text[: half - 1]}~{text[len(text) - half + 1 :]}"
-        )
-    return text
+def _number(score: float) -> str:
+    """Return a score in three digits, or in all those before the point: 0.0123, 12.3, 1987."""
+    size = math.floor(math.log10(abs(score))) if score else 0
+    return f"{score:.{max(0, 2 - size)}f}" if -4 < size < 8 else f"{score:.3g}"
+
+
+@cache
+def _font() -> Any:
+    """Return matplotlib's own font, which has Latin, Greek and Cyrillic letters, where Pillow's has ASCII."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT)
+
+
+def _fitting(font: Any, text: str) -> str:
+    """Return a text that is no wider than a thumbnail, cut in its middle, with ? for what the font does not have."""
+    none = bytes(font.getmask("\uffff"))
+    text = "".join(c if c.isascii() or bytes(font.getmask(c)) != none else "?" for c in text)
+    kept = len(text)
+    shown = text
+    while kept > 4 and font.getlength(shown) > SIDE:
+        kept -= 1
+        shown = f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) + 1 :]}"
+    return shown
 
 
 def _is_table(path: Path) -> bool:
