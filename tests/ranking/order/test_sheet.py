@@ -76,7 +76,7 @@ def test_letters_scores_and_white_images_can_be_told_apart_on_a_sheet(tmp_path):
     def drawn(name, score):
         row = Ranked(1, Picture("k", 0, name, tmp_path / "white.png"), score, "q", 1.0)
         with Image.open(write_sheet([row], tmp_path / "sheet.png")) as sheet:
-            return sheet.convert("L").tobytes(), sheet.convert("L").crop((8, 8, 8 + SIDE, 8 + SIDE)).getextrema()[0]
+            return sheet.convert("L").tobytes(), sheet.convert("L").crop((7, 7, 9 + SIDE, 9 + SIDE)).getextrema()[0]
 
     sheets = [
         drawn(n, s)[0] for n, s in (("ä", 1), ("ö", 1), ("é", 1), ("я", 1), ("a", 1987), ("a", 1988), ("a", 0.002))
