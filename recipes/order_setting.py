@@ -58,9 +58,11 @@ class Setting:
 
     image, text: encoders, embedded or a folder. side: of an image, in pixels; grid: its patches are pooled to so many
     by so many, which is one for each tile. images: that are rated for every query of the mosaics; few: of the other
-    two subjects. steps: of the adapter, by `images`; tuned_steps: of the fine-tuned encoder. test, validation: images
-    that are judged by, and that ridges choose their penalty on. draws: of the bootstrap over test images. names: tiles
-    with a class name that there are for the alignment, of which it is given as many as images are rated.
+    two subjects. width to rate: of the adapter; chosen on validation images, with one training set of a seed that is
+    none of these, by the classes alone. steps: of the adapter, by `images`; tuned_steps: of the fine-tuned encoder.
+    test, validation: images that are judged by, and that ridges choose their penalty on. draws: of the bootstrap over
+    test images. names: tiles with a class name that there are for the alignment, of which it is given as many as
+    images are rated.
     """
 
     image: str = "dinov2-small"
@@ -72,15 +74,16 @@ class Setting:
     test: int = 400
     validation: int = 100
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    width: int = 192
+    width: int = 128
     layers: int = 2
-    after: int = 1
+    after: int = 0
+    prompts: int = 4
     heads: int = 8
     batch: int = 32
-    rate: float = 5e-4
-    steps: tuple[int, ...] = (200, 400, 800)
+    rate: float = 3e-4
+    steps: tuple[int, ...] = (300, 800, 2000)
     tuned_batch: int = 16
-    tuned_steps: tuple[int, ...] = (16, 32, 64)
+    tuned_steps: tuple[int, ...] = (16, 48, 128)
     whole_rate: float = 3e-5
     lora: str = "lora:rank=8"
     lora_rate: float = 5e-4
