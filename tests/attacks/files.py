@@ -66,6 +66,16 @@ def written(file: Path, data: bytes) -> Path:
     return file
 
 
+def line_added(sound: Path, name: str, line: bytes, folder: Path) -> Path:
+    """A copy of a folder in which a file has one more line."""
+    made = folder / "made"
+    shutil.rmtree(made, ignore_errors=True)
+    shutil.copytree(sound, made)
+    with (made / name).open("ab") as f:
+        f.write(line + b"\n")
+    return made
+
+
 def wrong_shapes(sound: Path, folder: Path) -> Iterator[Path]:
     """Copies of a model's folder in which a weight is of a shape without bytes, on another's bytes, or outside."""
     header, data = parts(sound / "model.safetensors")

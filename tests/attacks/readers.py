@@ -13,6 +13,7 @@ from torch import nn
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
+from ranking.toy import toy, toy_model, toy_tokenizer
 from shared import stir
 from toys import Tiny
 
@@ -185,6 +186,84 @@ def _restore(path: Path, on: nn.Module) -> None:
         ad.detach(on)
 
 
+def _beir(folder: Path) -> Path:
+    from addenda.ranking import beir
+
+    return beir.write(toy(documents=8), folder / "beir")
+
+
+def _beir_read(path: Path, on: nn.Module) -> None:
+    from addenda.ranking import beir
+
+    beir.read(path)
+
+
+def _trec(folder: Path) -> Path:
+    (folder / "sound.run").write_text("q0 Q0 d0 1 2.5 x\nq0 Q0 d1 2 1.5 x\n")
+    return folder / "sound.run"
+
+
+def _trec_read(path: Path, on: nn.Module) -> None:
+    from addenda.ranking import trec
+
+    (trec.read_qrels if path.suffix == ".qrels" else trec.read_run)(path, toy(documents=8))
+
+
+def _reranker(folder: Path) -> Path:
+    from addenda.ranking.folder import save_folder
+
+    base = toy_model()
+    for i, name in enumerate(("de", "task")):
+        stir(ad.attach(base, "pfeiffer:rank=4", name=name), seed=i)
+    save_folder(base, toy_tokenizer(), ad.Stack("de", "task"), folder / "reranker", max_length=24, batch=8)
+    return folder / "reranker"
+
+
+def _reranker_read(path: Path, on: nn.Module) -> None:
+    from addenda.ranking.reranker import Reranker
+
+    Reranker.load(path, device="cpu").rank("a1 a2", ["b1", "a1 a3"])
+
+
+def _index(folder: Path) -> Path:
+    from addenda.ranking.search import build
+
+    return build(toy(documents=8), folder / "index.safetensors", first="bm25")
+
+
+def _index_read(path: Path, on: nn.Module) -> None:
+    from addenda.ranking.search import SearchIndex
+
+    SearchIndex.load(path)
+
+
+def _order(folder: Path) -> Path:
+    from addenda.ranking.order.adapter import OrderAdapter
+    from addenda.ranking.order.file import Made, Scale, save_order
+    from addenda.ranking.order.settings import OrderSettings
+
+    settings = OrderSettings(width=8, heads=2, layers=1, after=1, prompts=2, tokens=2, ratio=1)
+    made = Made(settings, (4, 4), {"image": "a", "text": "b"}, {"how many": Scale(1.0, 2.0)})
+    return save_order(folder / "order.safetensors", OrderAdapter(settings, 4, 4), made)
+
+
+def _order_read(path: Path, on: nn.Module) -> None:
+    from addenda.ranking.order.file import load_order
+
+    load_order(path)
+
+
+def _texts(folder: Path) -> Path:
+    (folder / "texts.txt").write_text("one text\nanother\n")
+    return folder / "texts.txt"
+
+
+def _texts_read(path: Path, on: nn.Module) -> None:
+    from addenda.ranking.sources import texts_of
+
+    texts_of(path)
+
+
 READERS = {
     "adapter": Reader(_adapter, _load),
     "peft": Reader(_peft, _import),
@@ -198,4 +277,10 @@ READERS = {
     "record": Reader(_record, _record_read),
     "compressed": Reader(_compressed, _compress_report),
     "checkpoint": Reader(_checkpoint, _restore),
+    "beir": Reader(_beir, _beir_read),
+    "trec": Reader(_trec, _trec_read),
+    "reranker": Reader(_reranker, _reranker_read),
+    "index": Reader(_index, _index_read),
+    "order": Reader(_order, _order_read),
+    "texts": Reader(_texts, _texts_read),
 }

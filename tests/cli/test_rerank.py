@@ -1,5 +1,7 @@
 """`addenda rerank`: from nothing to a search, and what is refused before a model is read."""
 
+import shutil
+
 import pytest
 from safetensors.torch import load_file
 from transformers import BertModel
@@ -153,3 +155,30 @@ def test_what_cannot_be_is_said_before_a_model_is_read(arguments, words, tmp_pat
     told = capsys.readouterr().err
     assert words in told and "Traceback" not in told
     assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_damaged_or_of_another_collection_are_named_by_line(place, tmp_path, capsys):
+    """Before a model is read: `--model` is none that there is."""
+    learn = ["train", "--model", tmp_path / "no-model", "--out", tmp_path / "run", "--first", "bm25"]
+    data = shutil.copytree(place / "a", tmp_path / "a")
+    (tmp_path / "other.trec").write_text("q0 Q0 d0 1 2.5 x\nz9 Q0 d0 2 1.5 x\n")
+    call(*learn, "--data", data, "--loss", "distill", "--teacher", tmp_path / "other.trec", code=2)
+    assert "other.trec has 1 line that cannot be used: line 2: query 'z9' not in a" in capsys.readouterr().err
+    with (data / "corpus.jsonl").open("a") as f:
+        f.write('{"_id": "d1", "text": "twice"}\n{"_id": "x", "text": " "}\n')
+    for ask in (learn, ["index", "--first", "bm25", "--out", tmp_path / "i.safetensors"]):
+        call(*ask, "--data", data, code=2)
+        told = capsys.readouterr().err
+        assert "corpus.jsonl has 2 lines" in told and "line 49: the _id 'd1' stands in line 2 already" in told
+        assert "line 50: document 'x' is empty" in told
+    assert not (tmp_path / "run").exists() and not (tmp_path / "i.safetensors").exists()
+
+
+def test_a_language_of_few_texts_is_told_and_one_of_none_refused(place, tmp_path, capsys):
+    learn = ["language", "--model", place / "encoder", "--method", "lora:rank=2", "--steps", 1, "--batch", 2]
+    (tmp_path / "few.txt").write_text("".join(f"b{i} b{i + 1}\n" for i in range(49)))
+    call(*learn, "--data", tmp_path / "few.txt", "--head-steps", 1, "--out", tmp_path / "few")
+    assert "fewer than 50" in capsys.readouterr().err
+    (tmp_path / "none.txt").write_text(" \n\n")
+    call(*learn, "--data", tmp_path / "none.txt", "--out", tmp_path / "none", code=2)
+    assert "none.txt holds no text" in capsys.readouterr().err and not (tmp_path / "none").exists()

@@ -17,7 +17,7 @@ from addenda.compose.stack import Average, Composition, Fuse, Stack
 from addenda.core.base.errors import AddendaError
 
 _OPTIONS = {"stack": {"skip"}, "average": {"weights"}, "fuse": {"by"}, "split": {"sizes", "by", "pooled"}}
-_DEEPEST, _MOST = 8, 64
+_DEEPEST, _MOST, _LONGEST = 8, 64, 200  # compositions in each other, parts of one, characters of a text
 
 
 def to_json(composition: Composition) -> dict[str, Any]:
@@ -60,7 +60,8 @@ def of_json(raw: Any) -> Composition:
     if "leave_out" in raw:
         some = raw["leave_out"]
         each = some.values() if isinstance(some, dict) else [some]
-        if not some or len(each) > _MOST or not all(map(_are_layers, each)):
+        named = all(map(_is_word, some)) if isinstance(some, dict) else True
+        if not some or len(each) > _MOST or not named or not all(map(_are_layers, each)):
             raise AddendaError(f"leave_out of a composition is layers, or layers by name, got {_said(some)}.")
         made = made.without(some)
     return made
@@ -86,8 +87,9 @@ def _built(raw: dict, depth: int) -> Composition:
         if key in options and not _are_numbers(options[key]):
             raise AddendaError(f"{key} of {kind!r} is a list of numbers, got {_said(options[key])}.")
     for key in ("skip", "by"):
-        if key in options and not isinstance(options[key], str):
-            raise AddendaError(f"{key} of {kind!r} is a text, got {_said(options[key])}.")
+        if key in options and not _is_word(options[key]):
+            most = f"at most {_LONGEST} characters"
+            raise AddendaError(f"{key} of {kind!r} is a text of {most}, got {_said(options[key])}.")
     if kind == "stack":
         return Stack(*parts, **options)
     if kind == "average":
@@ -104,7 +106,11 @@ def _are_numbers(value: Any) -> bool:
 
 
 def _are_layers(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and bool(value) and all(type(v) is int for v in value))
+    return _is_word(value) or (isinstance(value, list) and bool(value) and all(type(v) is int for v in value))
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST
 
 
 def _said(value: Any) -> str:

@@ -42,14 +42,12 @@ def numbered(path: str | Path) -> Iterator[tuple[int, str]]:
         if path.exists() and not path.is_file():
             raise DiskError(f"{shown(path)} is a folder, a device or a pipe, and lines are read from a file.")
         file = path.open("rb")
-    with file:
+    with file, reading(path):
         number = 0
-        while True:
-            with reading(path):
-                line = file.readline(LONGEST + 1)
-            if not line:
-                return
+        while line := file.readline(LONGEST + 1):
             number += 1
+            if line.isspace():
+                continue
             if len(line) > LONGEST:
                 raise AddendaError(
                     f"{shown(path)}, line {number} is longer than {LONGEST >> 20} MiB. A line is one document, query "

@@ -130,13 +130,14 @@ def _made(about: Any) -> Made:
     )
     if not sound_widths or not isinstance(about["towers"], dict) or not isinstance(about["training"], dict):
         raise ValueError("it does not say what encoders it is for")
-    if not isinstance(scales, dict) or not all(_scale(s) for s in scales.values()):
-        raise ValueError("its scales are not two finite numbers for each query")
+    if not isinstance(scales, dict) or not scales or not all(_scale(s) for s in scales.values()):
+        raise ValueError("its scales are not two finite numbers for each query, of one at least")
     try:
         settings = OrderSettings(**said)
     except AddendaError as error:
         raise ValueError(str(error)) from None
-    if max(settings.width, settings.prompts, settings.tokens) > 1 << 14 or max(settings.layers, settings.after) > 64:
+    many = max(settings.layers, settings.after, settings.ratio) > 64
+    if max(settings.width, settings.prompts, settings.tokens, settings.grid) > 1 << 14 or many:
         raise ValueError("its settings are of an adapter of many gigabytes")
     made = {q: Scale(float(c), float(s)) for q, (c, s) in scales.items()}
     return Made(settings, (widths[0], widths[1]), about["towers"], made, about["training"])

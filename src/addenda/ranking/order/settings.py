@@ -44,7 +44,8 @@ class OrderSettings:
         if self.width % self.heads:
             raise AddendaError(f"width={self.width} does not divide into heads={self.heads} equal parts.")
         for name, kinds in (("prompt", Prompts), ("pool", Pool)):
-            if getattr(self, name) not in get_args(kinds):
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in get_args(kinds):
                 raise AddendaError(f"{name} must be one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}.")
-        if not 0 <= self.dropout < 1:
+        number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
+        if not number or not 0 <= self.dropout < 1:
             raise AddendaError(f"dropout must be at least 0 and below 1, got {self.dropout!r}.")
