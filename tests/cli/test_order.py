@@ -172,7 +172,12 @@ def test_corrupt_images_are_named_or_left_out(place, trained, tmp_path, capsys):
     call(*learn, "--out", tmp_path / "run", "--skip-corrupt", "--held", 0.5)
     told = capsys.readouterr().err
     assert "0.png is empty" in told and "1 corrupt images left out: photos/1.png" in told
-    assert not (tmp_path / "none").exists()
+    judge = ["eval", "--data", tmp_path / "rated.csv", *trained]
+    call(*judge, code=2)
+    assert "line 2: " in capsys.readouterr().err
+    call(*judge, "--skip-corrupt")
+    told = capsys.readouterr()
+    assert "0.png is empty" in told.err and "left out: photos/1.png" in told.err and "mean Spearman" in told.out
     alone = tmp_path / "alone"
     noise(alone / "a.png", 1)
     call("rank", alone, "red", *trained, "--out", tmp_path / "one.csv", "--sheet", tmp_path / "one.png")

@@ -1,5 +1,6 @@
 """`addenda order`: images in the order that a sentence asks for: train, rank, eval."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,7 +79,6 @@ def train(
     from addenda.ranking.order.features import Features
     from addenda.ranking.order.losses import OrderLoss
     from addenda.ranking.order.rank import ImageOrder
-    from addenda.ranking.order.ratings import read_ratings
     from addenda.ranking.order.settings import OrderSettings
     from addenda.ranking.order.split import held_out
     from addenda.ranking.order.train import FILE, check_loss, train_order
@@ -93,9 +93,7 @@ def train(
     settings = OrderSettings(width=adapter_width)
     folder_for(out, apart=(data, model, image_encoder, text_encoder))
     check_above(out / FILE, "out")
-    ratings = read_ratings(data, query=query, allow_circles=allow_circles, skip_corrupt=skip_corrupt)
-    if ratings.skipped:
-        say(f"{len(ratings.skipped)} left out, which cannot be read: {'; '.join(ratings.skipped[:8])}")
+    ratings = _rated(data, query, allow_circles, skip_corrupt)
     ratings.check_learnable()
     kept, judged = (ratings, None) if held_share is None else held_out(ratings, held_share, seed)
     kept.check_learnable()
@@ -109,8 +107,7 @@ def train(
         problems |= more
     if not skip_corrupt:
         check_decoded(problems, len(ratings.pictures), ratings.source)
-    if problems:
-        say(f"{len(problems)} corrupt images left out: {', '.join(list(problems)[:8])}")
+    _tell_left_out(problems)
     every = max(1, steps // 10)
 
     def told(step: int, of: int, loss: float) -> None:
@@ -171,16 +168,14 @@ def rank(
     unread: list[str] = []
     found = images_in(folder, skip_corrupt=skip_corrupt, skipped=unread)
     pictures = [p for p in found if not is_sheet(p.stored)]  # type: ignore[arg-type]
-    if unread:
-        say(f"{len(unread)} left out, which cannot be read: {'; '.join(unread[:8])}")
+    _tell_unread(unread)
     towers = _towers(model, image_encoder, text_encoder, image_size, device)
     if towers.cut(sentence):
         say(f"note: the sentence is longer than the {towers.longest} tokens that the text encoder reads, and was cut")
     check_towers(made[1], towers.identity, adapter)
     order = ImageOrder(towers, *made)
     rows = order.rank(pictures, sentence, skip_corrupt=skip_corrupt)
-    if order.skipped:
-        say(f"{len(order.skipped)} corrupt images left out: {', '.join(list(order.skipped)[:8])}")
+    _tell_left_out(order.skipped)
     if rows[0].similarity < FAR:
         say(
             f"note: the nearest trained query is {rows[0].nearest!r}, similarity {rows[0].similarity:.2f}: what an "
@@ -205,25 +200,48 @@ def evaluate(
     text_encoder: TextTower = None,
     image_size: Side = None,
     allow_circles: Circles = False,
+    skip_corrupt: SkipCorrupt = False,
     device: Device = None,
 ) -> None:
     """Compare the order of rated images with their ratings: by query and over all, with an interval."""
     from addenda.ranking.order.evaluate import evaluate_order
     from addenda.ranking.order.file import check_towers, load_order
     from addenda.ranking.order.rank import ImageOrder
-    from addenda.ranking.order.ratings import read_ratings
 
     made = load_order(adapter)
-    ratings = read_ratings(data, query=query, allow_circles=allow_circles)
+    ratings = _rated(data, query, allow_circles, skip_corrupt)
     towers = _towers(model, image_encoder, text_encoder, image_size, device)
     check_towers(made[1], towers.identity, adapter)
-    _shown(evaluate_order(ImageOrder(towers, *made), ratings), str(data))
+    order = ImageOrder(towers, *made)
+    if skip_corrupt:
+        ratings, _, problems = _looked_at(order.features, ratings)
+        _tell_left_out(problems)
+    _shown(evaluate_order(order, ratings), str(data))
 
 
 def _towers(model: Path | None, image: str | None, text: str | None, image_size: int | None, device: str | None) -> Any:
     from addenda.ranking.order.towers import load_towers
 
     return load_towers(model, image=image, text=text, image_size=image_size, device=device)
+
+
+def _rated(data: Path, query: str | None, allow_circles: bool, skip_corrupt: bool) -> Any:
+    """Return the ratings of --data; what was left out of them is told."""
+    from addenda.ranking.order.ratings import read_ratings
+
+    ratings = read_ratings(data, query=query, allow_circles=allow_circles, skip_corrupt=skip_corrupt)
+    _tell_unread(ratings.skipped)
+    return ratings
+
+
+def _tell_unread(skipped: Sequence[str]) -> None:
+    if skipped:
+        say(f"{len(skipped)} left out, which cannot be read: {'; '.join(skipped[:8])}")
+
+
+def _tell_left_out(problems: Mapping[str, str]) -> None:
+    if problems:
+        say(f"{len(problems)} corrupt images left out: {', '.join(list(problems)[:8])}")
 
 
 def _looked_at(features: Any, ratings: Any) -> tuple[Any, list, dict[str, str]]:
