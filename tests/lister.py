@@ -1,14 +1,18 @@
 """Tiny models that go on a numbered list of sums, trained here in a second, and a tokenizer of another vocabulary."""
 
 import functools
+import shutil
+from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tiny_models import CHARACTERS, TEMPLATE, config, make_tokenizer
+import addenda as ad
+from tiny_models import CHARACTERS, SUMS, TEMPLATE, config, make_tokenizer
 
 SEEDS = ["1+2=?", "3+4=?", "5+0=?", "7+7=?", "2+9=?"]
+DATA = [row for row in SUMS if row["question"] not in SEEDS] + [{"question": s, "answer": "0"} for s in SEEDS]
 
 
 def make_other_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
@@ -53,3 +57,22 @@ def _trained(other: bool) -> dict[str, torch.Tensor]:
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
     return model.state_dict()
+
+
+def write_transfer(folder: Path) -> Path:
+    """Write a source, a target of another vocabulary, an adapter of the source that answers, and its bundle."""
+    for name, other in (("source", False), ("target", True)):
+        model, tokenizer = make_lister(other)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    model, tokenizer = make_lister()
+    options = {"steps": 40, "rate": 1e-2, "batch": 16, "progress": False, "out": folder / "run"}
+    made = ad.tune(model, DATA, "lora:rank=8", tokenizer=tokenizer, **options)
+    ad.detach(model)
+    assert made.path is not None
+    file = Path(shutil.copy(made.path, folder / "adapter.safetensors"))
+    ad.make_bundle(
+        model, tokenizer, file, DATA, folder / "sums.bundle", seeds=SEEDS, name="sums", answers=("y", "n"), steps=24,
+        batch=12, rate=1e-2, negatives=[f"{c}{d} is {c}" for c in "abcde" for d in "fghij"],
+    )  # fmt: skip
+    return folder

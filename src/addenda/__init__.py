@@ -82,7 +82,11 @@ if TYPE_CHECKING:
     from addenda.train.tune import tune as tune
     from addenda.transferring.bundle import read_bundle as read_bundle
     from addenda.transferring.discriminator import fit_discriminator as fit_discriminator
+    from addenda.transferring.distil import distil as distil
+    from addenda.transferring.label import label as label
     from addenda.transferring.make_bundle import make_bundle as make_bundle
+    from addenda.transferring.synthesise import synthesise as synthesise
+    from addenda.transferring.transfer import transfer as transfer
 
 __version__ = "0.1.0"
 
@@ -136,7 +140,11 @@ _NAMES = {
     "train.tune": "tune",
     "transferring.bundle": "read_bundle",
     "transferring.discriminator": "fit_discriminator",
+    "transferring.distil": "distil",
+    "transferring.label": "label",
     "transferring.make_bundle": "make_bundle",
+    "transferring.synthesise": "synthesise",
+    "transferring.transfer": "transfer",
 }
 announce()
 _PACKAGES = ("methods", "optim")

@@ -46,6 +46,7 @@ def needed(name):
         "combine": ["a.safetensors", "b.safetensors", "--out", "c.safetensors"], "inspect": ["a.safetensors"],
         "merge": ["--adapter", "a.safetensors", "--out", "b"],
         "choose": ["a"], "bundle": ["--adapter", "a.safetensors", "--out", "b"],
+        "transfer": ["--bundle", "a", "--source", "b", "--target", "c", "--out", "d"],
         "extract": ["--base", "a", "--tuned", "b", "--out", "c.safetensors"],
         "rerank index": ["--out", "i.safetensors"], "rerank train": ["--out", "run"],
         "rerank language": ["--out", "run"], "rerank eval": ["--adapter", "a.safetensors"],

@@ -170,7 +170,7 @@ def compare(
             quantize=quantize, max_length=max_length, subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
             columns=columns_of(question=question, answer=answer, text=text, label=label, image=image)
             | columns_of(label_kind=label_kind), trust_remote_code=trust_remote_code, ray=ray,
-            command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(_asking(yes)),
+            command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(asking(yes)),
             **rest,
         )  # fmt: skip
     run_file.write(out, compare, given, {} if until else {"seeds": len(record.config.seeds)})
@@ -199,7 +199,7 @@ def _go_on(folder: Path, given: dict[str, Any]) -> None:
             model and model_or_default(model), data, more=folder, seeds=given["seeds"], until=given["until"],
             max_minutes=given["max_minutes"], trust_remote_code=given["trust_remote_code"],
             general=None if text == "none" else text, report_to=given["report_to"], ray=given["ray"],
-            watch=board.watch(_asking(given["yes"])),
+            watch=board.watch(asking(given["yes"])),
         )  # fmt: skip
     if left:
         until, default = record.config.until, {n: p.default for n, p in inspect.signature(compare).parameters.items()}
@@ -210,7 +210,7 @@ def _go_on(folder: Path, given: dict[str, Any]) -> None:
     draw(summary(record))
 
 
-def _asking(yes: bool) -> Callable[[str], bool]:
+def asking(yes: bool) -> Callable[[str], bool]:
     """Return what asks before the long part."""
     from addenda.comparing.live import terminal
 

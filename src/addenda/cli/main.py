@@ -34,6 +34,7 @@ COMMANDS = (
     "rerank",
     "order",
     "bundle",
+    "transfer",
 )
 
 HELP = {"help_option_names": ["-h", "--help"]}

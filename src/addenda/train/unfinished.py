@@ -143,6 +143,10 @@ class Unfinished:
             rename(self.folder / self.finished, self.out)
         self._clear()
 
+    def drop(self) -> None:
+        """Delete what this run has written: of one that has failed before it made anything worth keeping."""
+        self._clear()
+
     def _clear(self) -> None:
         """Delete what this class writes; a file of anybody else's keeps the folder."""
         for path in [*self.pieces(), self.folder / PLAN, self.folder / _LOCK]:

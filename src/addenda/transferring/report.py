@@ -42,6 +42,7 @@ class Report:
     seeds, inputs: what leaked of the seeds and, where it was there to look, of the training data. agreement: share of
     equal answers of student and teacher, on the texts named by `on`. distance: MMD² to real inputs of what was made and
     of what was chosen. cost: {stage: {"seconds", "tokens"}}. judged: see `judged`. notes: what a reader must know.
+    examples: some of the inputs; settings: of the call; predicted: what its dry run found.
     """
 
     name: str
@@ -65,6 +66,9 @@ class Report:
     stopped: str = ""
     notes: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    examples: Sequence[str] = field(default_factory=list)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    predicted: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rates = [f"{s} {_percent(self.acceptance.get(s))}" for s in STAGES]
@@ -155,6 +159,8 @@ def write_report(folder: Path, report: Report) -> None:
         "the data of the task: synthetic inputs, the old adapter's answers.", "", *fenced(report), "",
         "What leaked is counted above. The adapter's licence is that of the one that it was moved from.",
     ]  # fmt: skip
+    if report.examples:
+        lines += ["", "Inputs that were made, the first of them:", "", *fenced("\n".join(report.examples))]
     write_atomically(folder / "README.md", ("\n".join(lines) + "\n").encode())
 
 

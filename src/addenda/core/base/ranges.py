@@ -108,6 +108,8 @@ RANGES: dict[str, Range] = {
     "temperature": Range(0, 1e6, above=True),
     # transferring
     "tries": _COUNT,
+    "threshold": Range(-1e6, 1e6),
+    "sample_batch": _whole(1, 10**7),
     "max_tokens": _COUNT,
     "same_order": _COUNT,
     "lines": _whole(1, 10**4),

@@ -1,0 +1,195 @@
+"""The models of a transfer, checked before anything is made: source with its adapter, judge, target.
+
+The source is the bundle's own: its base, adapter and tokenizer are compared by hash. The judge is the base that the
+bundle's discriminator was trained on: the source, or in a chain of transfers the model that the chain began with.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from addenda.core.adapter.attach import detach
+from addenda.core.adapter.blocks import disabled
+from addenda.core.adapter.handle import Adapter, adapters
+from addenda.core.adapter.load import load
+from addenda.core.adapter.switch import switch
+from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import path_of, shown
+from addenda.core.file.trained_on import content_hash
+from addenda.core.state.state import find_state
+from addenda.models.load import dtype_for, load_model, wanted_by
+from addenda.train.generate import check_writes
+from addenda.transferring.bundle import Bundle, is_bundle
+from addenda.transferring.discriminator import Discriminator
+
+Given = str | Path | tuple[Any, Any]  # a folder, or a loaded model and its tokenizer
+_MOST = 64  # files beside a bundle that are looked at
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model and its tokenizer. source: where it is from, for reports."""
+
+    model: Any
+    tokenizer: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The models of one transfer. adapter: the teacher's, on the source; judge_name: of the discriminator there."""
+
+    source: Side
+    judge: Side
+    target: Side
+    adapter: Adapter
+    discriminator: Discriminator
+
+    @contextmanager
+    def teaching(self) -> Iterator[None]:
+        """Let the teacher's adapter act alone, in a `with` block."""
+        host = find_state(self.source.model)
+        assert host is not None
+        acted = host.state.active
+        switch(self.source.model, self.adapter.name)
+        try:
+            yield
+        finally:
+            switch(self.source.model, acted)
+
+    def bare(self) -> Any:
+        """Let the target's base act alone, in a `with` block."""
+        return disabled(self.target.model) if find_state(self.target.model) else nullcontext()
+
+
+def check_apart(source: Given, target: Given) -> None:
+    """Raise AddendaError where source and target are one: a folder, or one model in memory."""
+    if isinstance(source, tuple) and isinstance(target, tuple):
+        same = source[0] is target[0]
+    else:
+        given = ((source, "source"), (target, "target"))
+        folders = [path_of(g, what).resolve() for g, what in given if isinstance(g, str | Path)]
+        same = len(folders) == 2 and folders[0] == folders[1]
+    if same:
+        raise AddendaError(
+            "Source and target are the same model, and its adapter is on it already. Name the folder of another one as "
+            "the target."
+        )
+
+
+@contextmanager
+def opened(
+    bundle: Bundle,
+    source: Given,
+    target: Given,
+    *,
+    adapter: Any = None,
+    judge_model: Given | None = None,
+    dtype: Any = "auto",
+    device: Any = None,
+    trust_remote_code: bool = False,
+) -> Iterator[Sides]:
+    """Yield the models of a transfer, in a `with` block, with the bundle's adapter and discriminator on them.
+
+    adapter: a file, an adapter on a loaded source or its name there; None: the file beside the bundle that is the
+    bundle's by hash. At the end what was attached to loaded models comes off again; the target is not touched here.
+    Raises AddendaError for a source, an adapter or a judge that are not the bundle's, and models that cannot write.
+    """
+    ways = {"device": device, "trust_remote_code": trust_remote_code, "task": "causal"}
+    own = next(iter(bundle.teacher.base["dtypes"]), "auto") if len(bundle.teacher.base["dtypes"]) == 1 else "auto"
+    file = path_of(adapter, "adapter") if isinstance(adapter, str | Path) else None
+    file = file if file is not None and file.is_file() else None
+    wanted = {} if file is None else {k: v for k, v in wanted_by(file).items() if k == "quantize"}
+    first = _loaded(source, "source", ways | wanted | {"dtype": own if file is None else dtype_for([file], own)})
+    came: list[tuple[nn.Module, str]] = []
+    try:
+        teacher = _teacher(bundle, first, adapter, file, came)
+        judge = first
+        if judge_model is not None:
+            kinds = bundle.judge.base["dtypes"]
+            judge = _loaded(
+                judge_model, "judge_model", ways | {"dtype": next(iter(kinds)) if len(kinds) == 1 else "auto"}
+            )
+        elif bundle.judge.differences(first.model, first.tokenizer):
+            raise AddendaError(
+                f"The discriminator of {_named(bundle)} was trained on another model than this source "
+                f"({'; '.join(bundle.judge.differences(first.model, first.tokenizer))}): the bundle has been through a "
+                "transfer. Give that first model too: judge_model=."
+            )
+        free = _free(judge.model, "discriminator")
+        discriminator = bundle.attach(judge.model, judge.tokenizer, name=free)
+        came.append((judge.model, free))
+        last = _loaded(target, "target", ways | {"dtype": dtype})
+        check_writes(last.model)
+        yield Sides(first, judge, last, teacher, discriminator)
+    finally:
+        for model, name in came:
+            if name in _names(model):
+                detach(model, name)
+
+
+def _loaded(given: Given, what: str, ways: dict[str, Any]) -> Side:
+    if isinstance(given, tuple):
+        if len(given) != 2 or not isinstance(given[0], nn.Module):
+            raise AddendaError(f"{what}= is a folder, or a loaded model and its tokenizer: (model, tokenizer).")
+        check_writes(given[0])
+        return Side(*given, getattr(given[0], "name_or_path", "") or type(given[0]).__name__)
+    folder = path_of(given, what)
+    made = load_model(folder, **ways)
+    return Side(made.model, made.tokenizer, str(folder))
+
+
+def _teacher(bundle: Bundle, side: Side, adapter: Any, file: Path | None, came: list) -> Adapter:
+    """Return the bundle's adapter on the source; one that is put there is noted in `came`."""
+    if isinstance(adapter, Adapter) or (file is None and adapter is not None):
+        there = _names(side.model)
+        name = adapter.name if isinstance(adapter, Adapter) else str(adapter)
+        if name not in there:
+            known = f" On the model: {', '.join(map(repr, there))}." if there else ""
+            raise AddendaError(f"adapter={name!r} is no file, and no adapter on the source is called so.{known}")
+        found = adapters(side.model)[name]
+        bundle.check_teacher(side.model, side.tokenizer, found)
+        return found
+    name = _free(side.model, "source")
+    if wrong := bundle.teacher.differences(side.model, side.tokenizer):
+        raise AddendaError(f"{_named(bundle)} goes with another source: {'; '.join(wrong)}. Name its folder: source=.")
+    if file is not None:
+        found = load(side.model, file, name=name, activate=False, tokenizer=side.tokenizer)
+        came.append((side.model, name))
+        bundle.check_teacher(side.model, side.tokenizer, found)
+        return found
+    if bundle.path is None:
+        raise AddendaError("A bundle in memory has no folder in which its adapter could lie: give adapter=.")
+    candidates = [p for p in sorted(bundle.path.parent.glob("*.safetensors"))[:_MOST] if not is_bundle(p)]
+    for path in candidates:
+        try:
+            found = load(side.model, path, name=name, activate=False)
+        except AddendaError:  # of another model, or no adapter at all
+            continue
+        if content_hash(found) == bundle.adapter:
+            came.append((side.model, name))
+            return found
+        detach(side.model, name)
+    raise AddendaError(
+        f"None of the {len(candidates)} safetensors files beside {shown(bundle.path)} is the adapter that it was made "
+        f"with (SHA-256 of its tensors {bundle.adapter[:12]}…). Name its file: adapter=."
+    )
+
+
+def _names(model: Any) -> tuple[str, ...]:
+    host = find_state(model)
+    return () if host is None else tuple(host.state.records)
+
+
+def _free(model: Any, name: str) -> str:
+    """Return a name that no adapter on the model has."""
+    there = _names(model)
+    return next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(there) + 3))) if n not in there)
+
+
+def _named(bundle: Bundle) -> str:
+    return "The bundle" if bundle.path is None else shown(bundle.path)
