@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-OPERATIONS = ("export peft", "merge", "combine", "compress lord", "tune lora", "compare", "compare long runs")
+OPERATIONS = ("export peft", "merge", "combine", "compress lord", "tune lora", "compare", "compare long runs",
+              "transfer")  # fmt: skip
 
 
 def run(given: Any) -> tuple[dict[str, Any], str]:

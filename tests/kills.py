@@ -34,7 +34,7 @@ from tiny_models import SUMS, make_llama, make_tokenizer
 QUOTA = {
     "tune lora": 100, "tune adalora": 100, "tune dylora": 100, "tune mosa": 100, "tune lora-pro": 100, "tune svft": 100,
     "compress lord": 100, "compress svd-llm": 100, "compare": 50, "compare long runs": 30, "export peft": 50,
-    "merge": 50, "combine": 20,
+    "merge": 50, "combine": 20, "transfer": 50,
 }  # fmt: skip
 MOST = 10  # kills of one command before it is left alone
 TUNE = "--data ../base/sums.jsonl --model ../base/model --batch 4 --dtype float32 --out out"
@@ -60,6 +60,11 @@ CASES = {
     "export peft": f"export {ONE} --to peft --model ../base/model --out out",
     "merge": f"merge --adapter {ONE} --model ../base/model --out out",
     "combine": f"combine {ONE} {TWO} --model ../base/model --how ties --out out/both.safetensors",
+    "transfer": (
+        "transfer --bundle ../base/moves/sums.bundle --source ../base/moves/source --target ../base/moves/target "
+        r"--format \d\+\d=\? --count 6 --tries 32 --sample-batch 8 --batch 3 --steps 6 --rate 0.01 --max-new-tokens 6 "
+        "--dtype float32 --out out"
+    ),
 }
 
 # What may be another after a kill, by file: places in its JSON, or lines. All else is compared byte for byte.
@@ -73,11 +78,12 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "out/trials/*.json": ("seconds", "attach_seconds", "step_seconds", "tokens_per_second", "peak_bytes"),
     "out/compress.json": ("seconds", "stages", "memory", "speeds"),
+    "out/transfer.json": ("cost", "predicted", "notes", "counts.seconds"),
 }  # fmt: skip
 LINES: dict[str, tuple[str, ...]] = {
     "out/README.md": (
         r"\| speed \|.*", r"\| memory above the model \|.*", r"[\d,]+ tokens of .*; \d+ s \(.*",
-        r"(prefill|decode): .* tokens/s .*",
+        r"(prefill|decode): .* tokens/s .*", r"\d+ s: sampling .*", r"\d+% of the teacher's answers were kept .*",
     ),
 }  # fmt: skip
 
@@ -123,6 +129,11 @@ class Place:
     def prepared(self, name: str) -> "Case":
         """Run a command undisturbed, twice: once for what is to be imported, once for the clock and the files."""
         case = Case(self, name, CASES[name].split())
+        if name == "transfer" and not (self.base / "moves").exists():
+            from lister import write_transfer
+
+            (self.base / "moves").mkdir()
+            write_transfer(self.base / "moves")
         for _ in range(2):
             self.clear()
             code = self.run(case.work)

@@ -9,8 +9,8 @@ import kills
 
 pytestmark = pytest.mark.skipif(not file_operations.supported(), reason="wants Linux on x86-64: see file_operations")
 SOME = {
-    "tune lora": 8, "tune adalora": 4, "tune dylora": 4, "tune mosa": 4, "compress lord": 4, "compare": 2,
-    "compare long runs": 2, "export peft": 4, "merge": 4, "combine": 4,
+    "tune lora": 6, "tune adalora": 4, "tune dylora": 4, "tune mosa": 4, "compress lord": 4, "compare": 2,
+    "compare long runs": 2, "export peft": 4, "merge": 4, "combine": 4, "transfer": 2,
 }  # fmt: skip
 
 
@@ -39,6 +39,18 @@ def test_at_what_gives_a_checkpoint_its_name_and_takes_an_older_one_away(place):
     assert len(after) > 4  # hidden, and its files removed one by one
     staged = [i for i in range(named[0]) if "/.checkpoint-12/.tmp" in operations[i]]  # of safetensors' own writer
     for number in (*staged[1:2], named[0], named[0] + 1, after[0], after[1], after[-1], len(operations) - 1):
+        verdict = case.at_operation(number)
+        assert verdict is not None and verdict.fine, verdict
+
+
+@pytest.mark.slow
+def test_in_each_stage_of_a_transfer(place):
+    """Behind the first batch of inputs, in a checkpoint, in what is written of the result, and as it gets its name."""
+    case = place.prepared("transfer")
+    operations = case.operations()
+    ends = ("synthesis.safetensors", "/checkpoint-5", "result/adapter.safetensors", "result/transfer.json", "-> out")
+    named = [next(i for i, o in enumerate(operations) if o.startswith("rename") and o.endswith(e)) for e in ends]
+    for number in (*named, len(operations) - 1):
         verdict = case.at_operation(number)
         assert verdict is not None and verdict.fine, verdict
 

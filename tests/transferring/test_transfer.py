@@ -1,3 +1,4 @@
+import errno
 import importlib
 
 import pytest
@@ -133,6 +134,21 @@ def test_a_run_of_other_settings_does_not_go_on(place, tmp_path, monkeypatch):
             moved(place, tmp_path / "out")
     with pytest.raises(AddendaError, match=r"other settings .*: settings.temperature was 1.0, now 0.5"):
         moved(place, tmp_path / "out", temperature=0.5)
+
+
+def test_a_full_disk_between_stages_loses_nothing(place, tmp_path, monkeypatch, whole):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for where, name in ((gathering, "write_state"), (transferring, "save")):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, full)
+            with pytest.raises(AddendaError, match=r"The disk is full at .*What is done is kept.*same command goes on"):
+                moved(place, tmp_path / "out", same_order=2)
+    told = []
+    moved(place, tmp_path / "out", same_order=2, say=told.append)
+    assert "going on with" in " ".join(told)
+    assert (tmp_path / "out" / "adapter.safetensors").read_bytes() == (whole.path / "adapter.safetensors").read_bytes()
 
 
 def test_what_the_judge_rejects_is_taken_by_margin_and_said(place, tmp_path):
