@@ -99,10 +99,14 @@ class Pool:
         """Run what is missing. Raises Busy where another process is at some of it, after all the rest was done."""
         arms, busy = set(arms), False
         for trained in sorted({a.partition("|")[0] for a in arms}):
-            try:
-                self._ensure(trained, arms, seeds)
-            except Busy:
-                busy = True
+            # an arm is one process's at a time: else two halve each rung of its search, and neither can go on
+            with self.store.alone(f"all of {trained}") as mine:
+                try:
+                    if mine:
+                        self._ensure(trained, arms, seeds)
+                    busy |= not mine
+                except Busy:
+                    busy = True
         if busy:
             raise Busy
 

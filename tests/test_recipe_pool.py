@@ -175,6 +175,9 @@ def test_two_processes_share_the_runs_by_locks(setting, tmp_path):
             other.ensure([LORA, MISS], SEEDS[:2])
         assert other.store.find(MISS, "final", SEEDS[1]) is not None  # all the rest was done
         assert other.store.find(LORA, "final", SEEDS[0]) is None
+    with one.store.alone(f"all of {LORA}"), pytest.raises(Busy):
+        other.ensure([LORA], SEEDS[:3])
+    assert other.store.find(LORA, "final", SEEDS[2]) is None  # an arm is one process's at a time
     other.ensure([LORA], SEEDS[:2])
     assert one.store.find(LORA, "final", SEEDS[0]) is None  # as it had read it
     with one.store.alone("any"):
