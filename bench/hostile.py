@@ -3,9 +3,10 @@
     python -m bench hostile --out records/bench [--arms adapter|peft] [--quick]
 
 Seeds 0 to 99,999 against adapter files, put on a live model with `ad.load`; 0 to 9,999 against each other kind of file
-(tests/attacks/oracles.py says which, and what must be true of what is read); every bit of one small adapter file. A
-kill loses at most a batch: where a campaign was is kept in a folder of the system's for such files, by the state of the
-source, and the same command goes on. --arms: these kinds alone, the others on record stay; --quick: a hundredth.
+(oracles.py and ranking_oracles.py in tests/attacks say which, and what must be true of what is read); every bit of one
+small adapter file. A kill loses at most a batch: where a campaign was is kept in a folder of the system's for such
+files, by the state of the source, and the same command goes on. --arms: these kinds alone, the others on record stay;
+--quick: a hundredth.
 """
 
 import dataclasses
@@ -28,15 +29,18 @@ _PLACE = Path("/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
 
 def run(given) -> tuple[dict[str, Any], str]:
     sys.path.insert(0, "tests")  # what tests share is imported so
-    from attacks import campaign, oracles
+    from attacks import campaign
+    from attacks.oracles import TARGETS
+    from attacks.ranking_oracles import RANKING
 
+    targets = TARGETS | RANKING
     torch.set_num_threads(1)
-    names = (given.arms or "|".join((*oracles.TARGETS, _BITS))).split("|")
+    names = (given.arms or "|".join((*targets, _BITS))).split("|")
     found: dict[str, Any] = dict(given.earlier)
     work = _PLACE / str(os.getpid())
     for name in names:
         shutil.rmtree(work, ignore_errors=True)
-        target = oracles.TARGETS["adapter" if name == _BITS else name](work / "sources")
+        target = targets["adapter" if name == _BITS else name](work / "sources")
         begun = time.perf_counter()
         if name == _BITS:
             tally = _every_bit(campaign, target, work / "files", 100 if given.quick else 1)

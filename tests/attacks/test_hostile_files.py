@@ -14,10 +14,12 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.file import header
 from attacks import campaign, mutate
 from attacks.oracles import TARGETS, Target, read_all
+from attacks.ranking_oracles import RANKING
 
 FIRST = 10**6  # seed: the record's begin at 0
 KEPT = Path(__file__).parent / "past"
 _MADE: dict[str, Target] = {}
+ALL = TARGETS | RANKING
 PAST = {  # by kind and name: the refusal of today
     "adapter/a-checksum-left-out": "has no checksum of",  # a tensor made anew at load, of which nothing was compared
     "adapter/a-kind-without-end": "the file has linear",  # the message had the length of the name
@@ -45,7 +47,7 @@ def memory(tmp_path):
 
 def made(name: str, folder: Path) -> Target:
     if name not in _MADE:
-        _MADE[name] = TARGETS[name](folder / "sources")
+        _MADE[name] = ALL[name](folder / "sources")
     return _MADE[name]
 
 
@@ -56,13 +58,13 @@ def search(name: str, folder: Path, seconds: float, first: int) -> campaign.Tall
     return tally
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", ALL)
 def test_for_a_second(name, memory):
     search(name, memory, 1.0, FIRST)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", ALL)
 def test_for_three_seconds(name, memory):
     """All of them together: half a minute of the processor."""
     tally = search(name, memory, 3.0, FIRST * 2)

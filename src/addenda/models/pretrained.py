@@ -52,6 +52,45 @@ def pretrained(auto: str, folder: str | Path, *, trust_remote_code: bool = False
         raise AddendaError(_wants_code(Path(folder))) from error
 
 
+def encoder_in(folder: str | Path) -> tuple[Any, list[str]]:
+    """Return a folder's model without a head, in float32, and the names of weights that it lacks, drawn at random.
+
+    Raises AddendaError for a folder that cannot be loaded so.
+    """
+    import torch
+
+    try:
+        model, info = pretrained("AutoModel", folder, dtype=torch.float32, output_loading_info=True)
+    except AddendaError:
+        raise
+    except Exception as error:  # of whatever class: transformers reads what others wrote
+        raise AddendaError(
+            f"The folder {folder} could not be loaded as an encoder ({_first_line(error)}). Get its files again where "
+            "one is damaged or missing."
+        ) from error
+    return model, sorted(info.get("missing_keys", ()))
+
+
+def tokenizer_in(folder: str | Path) -> Any:
+    """Return the tokenizer of a folder. Raises AddendaError for one that cannot be read, or that knows no word."""
+    try:
+        found = pretrained("AutoTokenizer", folder)
+        if len(found) <= len(found.all_special_tokens):  # as transformers makes of a folder that lacks its files
+            raise ValueError("it knows no word")
+    except AddendaError:
+        raise
+    except Exception as error:  # of whatever class: transformers reads what others wrote
+        raise AddendaError(
+            f"The folder {folder} has no tokenizer that could be read ({_first_line(error)}). Get its files again where"
+            " one is damaged or missing."
+        ) from error
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")[:200]
+
+
 def pretrained_as(cls: Any, folder: str | Path, **options: Any) -> Any:
     """Call `cls.from_pretrained(folder, …)` of a class that is there already: no code is read from the folder."""
     with quiet():

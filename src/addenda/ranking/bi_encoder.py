@@ -30,7 +30,7 @@ from addenda.data.encode import Tokens
 from addenda.data.limits import padded
 from addenda.models.encoders import ENCODERS, encoder_folder
 from addenda.models.machine import device_of, pick_device
-from addenda.models.pretrained import pretrained
+from addenda.models.pretrained import encoder_in, tokenizer_in
 from addenda.ranking.pairs import longest
 
 ROOM = 1 << 30  # bytes of embeddings that are kept
@@ -74,8 +74,7 @@ class BiEncoder:
                 f"Expected the folder of an encoder at {folder}, and there is no config.json. Give such a folder, or "
                 f"one of {', '.join(ENCODERS)}."
             )
-        model, info = pretrained("AutoModel", folder, dtype=torch.float32, output_loading_info=True)
-        missing = sorted(info.get("missing_keys", ()))
+        model, missing = encoder_in(folder)
         if body := [name for name in missing if not name.startswith("pooler.")]:
             raise AddendaError(
                 f"The folder {folder} lacks weights of its {type(model).__name__}: {', '.join(body[:4])} ({len(body)} "
@@ -83,7 +82,7 @@ class BiEncoder:
             )
         if missing:
             model.pooler = None  # nothing asks for it, and its random weights would make it another model every time
-        return cls(model.to(pick_device(device)).eval(), pretrained("AutoTokenizer", folder), **options)
+        return cls(model.to(pick_device(device)).eval(), tokenizer_in(folder), **options)
 
     def index(self, documents: Sequence[str]) -> Self:
         """Read the documents, for `scores`. Returns itself."""

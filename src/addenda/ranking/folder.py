@@ -39,7 +39,7 @@ from addenda.core.site.site import owners_of, site_at
 from addenda.core.state.state import acting_again, apply_active, record_of, state_of
 from addenda.exporting.cross_encoder import write_tokenizer
 from addenda.models.load import load_model
-from addenda.models.pretrained import pretrained, quiet
+from addenda.models.pretrained import quiet, tokenizer_in
 
 Base = Literal["copy", "hash"]
 FILE = "reranker.json"
@@ -156,7 +156,7 @@ def read_folder(
         )
     loaded = load_model(folder / "base" if inside and base is None else path_of(base or "", "base"), task="label",
                         labels=1, dtype=dtype, device=device)  # fmt: skip
-    tokenizer = pretrained("AutoTokenizer", folder / "tokenizer")
+    tokenizer = tokenizer_in(folder / "tokenizer")
     found = mark(tokenizer)
     if found.sha256 != entry["tokenizer"]["sha256"]:
         raise AddendaError(

@@ -60,14 +60,15 @@ class SearchIndex:
         try:
             fine = held["format"] == FORMAT
             text, vectors = held["documents"], held.get("vectors")
-            fine = fine and held["sha256"] == _digest(text, vectors)
+            fine = fine and text.dtype == torch.uint8 and text.dim() == 1 and held["sha256"] == _digest(text, vectors)
             rows = parse_json(bytes_of(text).tobytes().decode("utf-8"), room=text.numel())
             documents = {i: Document(of, title) for i, title, of in rows}
             first, encoder, name = held["first"], held.get("encoder"), held["name"]
             fine = fine and all(isinstance(said, str) for row in (*rows, (first, name)) for said in row)
             fine = fine and len(documents) == len(rows) and (first == BM25) == (vectors is None)
             fine = fine and all(d.whole for d in documents.values())
-            fine = fine and (vectors is None or (vectors.dim() == 2 and len(vectors) == len(rows)))
+            if vectors is not None:
+                fine = fine and vectors.dtype == torch.float32 and vectors.dim() == 2 and len(vectors) == len(rows)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             fine = False
         if not fine:

@@ -12,7 +12,7 @@ READER = "reranker"
 
 
 def make(sound: Path, folder: Path) -> Iterator[Path]:
-    for change in (_swapped, _cut, _link, _gone, _pickle, _tokenizer, _base, _no_base):
+    for change in (_swapped, _cut, _link, _gone, _pickle, _tokenizer, _cut_tokenizer, _no_tokenizer, _base, _no_base):
         made = folder / change.__name__
         shutil.copytree(sound, made)
         change(made)
@@ -49,6 +49,16 @@ def _tokenizer(made: Path) -> None:
     words = said["model"]["vocab"]
     words["a1"], words["a2"] = words["a2"], words["a1"]
     file.write_text(json.dumps(said))
+
+
+def _cut_tokenizer(made: Path) -> None:
+    file = made / "tokenizer" / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def _no_tokenizer(made: Path) -> None:
+    shutil.rmtree(made / "tokenizer")
+    (made / "tokenizer").mkdir()
 
 
 def _base(made: Path) -> None:

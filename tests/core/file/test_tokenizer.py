@@ -90,3 +90,9 @@ def test_pieces_are_what_a_text_was_before_it_was_a_token():
 def test_what_is_no_tokenizer_is_refused():
     with pytest.raises(AddendaError, match="Expected a tokenizer"):
         mark("a text")
+
+
+def test_a_number_far_above_how_many_there_are_is_refused():
+    far = Tokenizer(models.WordLevel({"a": 0, "b": 90_000_000}, unk_token="a"))
+    with pytest.raises(AddendaError, match=r"2 tokens, and one of them the number 90,000,000"):
+        mark(far)

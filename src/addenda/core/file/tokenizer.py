@@ -13,6 +13,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.base.visible import label
 from addenda.core.state.vocabulary import Vocabulary
 
+_GAPS = 1 << 20  # numbers without a token, below the largest one
 _HOW = ("lstrip", "rstrip", "normalized", "single_word")  # how an added token is found in a text
 
 
@@ -37,9 +38,16 @@ def mark(tokenizer: Any) -> Mark:
     """Return the SHA-256 of a tokenizer's tokens with their numbers, its merges, and how added tokens are found.
 
     It is the same after saving and loading, and for a tokenizer's fast and slow form where these hold the same.
+    Raises AddendaError where a token's number is far above how many there are.
     """
     tokenizer = inner(tokenizer)
     tokens = tokenizer.get_vocab()
+    largest = max(tokens.values(), default=0)
+    if largest > len(tokens) + _GAPS:  # the library lists each number in between as it writes itself down
+        raise AddendaError(
+            f"This {type(tokenizer).__name__} has {len(tokens):,} tokens, and one of them the number {largest:,}. Its "
+            "file is damaged: get it again."
+        )
     held = {
         "tokens": sorted(([n, t] for t, n in tokens.items())),
         "merges": _merges(tokenizer),

@@ -29,7 +29,7 @@ from addenda.models.encoders import encoder_folder
 from addenda.models.load import config_of
 from addenda.models.machine import device_of, pick_device
 from addenda.models.preparation import preparation_of
-from addenda.models.pretrained import pretrained
+from addenda.models.pretrained import encoder_in, tokenizer_in
 from addenda.models.vision import DINOV2
 
 BOTH = ("clip", "siglip", "siglip2")  # model types whose folder holds an encoder of images and one of texts
@@ -183,7 +183,7 @@ def load_towers(
         first, second, config = both.vision_model, both.text_model, both.config
         widths = config.vision_config.hidden_size, config.text_config.hidden_size
         preparation = preparation_of(folder, config.vision_config, image_size)
-        tokenizer, filled, sources = _tokenizer(folder), kind in FILLED, (str(folder), str(folder))
+        tokenizer, filled, sources = tokenizer_in(folder), kind in FILLED, (str(folder), str(folder))
     else:
         images, texts = _folder(image or DINOV2.name), _folder(text or "e5")
         config = config_of(images)
@@ -193,7 +193,7 @@ def load_towers(
         _check_reads(second, "input_ids", "texts", texts)
         widths = _width(first, images), _width(second, texts)
         preparation = preparation_of(images, getattr(config, "vision_config", config), image_size)
-        tokenizer, sources = _tokenizer(texts), (str(images), str(texts))
+        tokenizer, sources = tokenizer_in(texts), (str(images), str(texts))
         filled = getattr(config_of(texts), "model_type", "") in FILLED
     return Towers(first.to(where), second.to(where), preparation, tokenizer, *widths, grid, filled, sources)
 
@@ -205,41 +205,14 @@ def _folder(named: str | Path) -> Path:
 
 def _encoder(folder: Path) -> Any:
     config_of(folder)  # says what is wrong with the folder, where something is
-    try:
-        model, info = pretrained("AutoModel", folder, dtype=torch.float32, output_loading_info=True)
-    except AddendaError:
-        raise
-    except Exception as error:  # of whatever class: transformers reads what others wrote
-        raise AddendaError(
-            f"The folder {folder} could not be loaded as an encoder ({_first_line(error)}). Get its files again where "
-            "one is damaged or missing."
-        ) from error
-    missing = [n for n in sorted(info.get("missing_keys", ())) if "pooler" not in n and "mask_token" not in n]
+    model, lacking = encoder_in(folder)
+    missing = [n for n in lacking if "pooler" not in n and "mask_token" not in n]
     if missing:
         raise AddendaError(
             f"The folder {folder} lacks weights of its {type(model).__name__}: {', '.join(missing[:4])} "
             f"({len(missing)} in all). What it sees would be drawn at random; get its files again."
         )
     return model
-
-
-def _tokenizer(folder: Path) -> Any:
-    try:
-        found = pretrained("AutoTokenizer", folder)
-        if len(found) <= len(found.all_special_tokens):  # as transformers makes of a folder that lacks its files
-            raise ValueError("it knows no word")
-        return found
-    except AddendaError:
-        raise
-    except Exception as error:  # of whatever class: transformers reads what others wrote
-        raise AddendaError(
-            f"The folder {folder} has no tokenizer that could be read ({_first_line(error)}). Give a text encoder with "
-            "the files of its tokenizer."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
 
 
 def _check_reads(tower: nn.Module, wanted: str, what: str, folder: Path) -> None:
