@@ -13,8 +13,9 @@
     alignment       a linear map between both encoders, trained on tiles with a class name: not zero-shot, and no CLIP
 
 Seeds have images of their own, the same for all arms; smaller sizes take the first of them. The adapter's shape, rate
-and steps were chosen once, for both heads, on validation images (by the classes, at 500 images); the fine-tuned
-encoder's were set and not tried. Ridges choose their penalties on 100 validation images for every seed and size.
+and steps were chosen once, for both heads, on validation images (by the classes, at 500 images), and a lower rate for
+the regression head alone, which hears no text at the other; the fine-tuned encoder's were set and not tried. Ridges
+choose their penalties on 100 validation images for every seed and size.
 """
 
 import time
@@ -167,9 +168,10 @@ class Bench:
         keep = [k for k in range(len(trained)) if np.ptp(y[:, k])]
         values = {trained[k]: dict(enumerate(y[:, k].tolist())) for k in keep}
         patches = self.patches(subject, "train", seed)[:images]
+        rate = s.regression_rate if arm == "regression" else s.rate
         ratings = Ratings(self.part(subject, "train", seed).pictures[:images], values)
         made = train_order(
-            towers, ratings, list(patches), settings=self.settings, loss=LOSSES.get(arm), rate=s.rate, batch=s.batch,
+            towers, ratings, list(patches), settings=self.settings, loss=LOSSES.get(arm), rate=rate, batch=s.batch,
             steps=s.of(s.steps, images), seed=seed, progress=lambda *_: self.tick(),
         )  # fmt: skip
         against = patches[:AGAINST] if arm == "pairwise" else None

@@ -59,10 +59,10 @@ class Setting:
     image, text: encoders, embedded or a folder. side: of an image, in pixels; grid: its patches are pooled to so many
     by so many, which is one for each tile. images: that are rated for every query of the mosaics; few: of the other
     two subjects. width to rate: of the adapter; chosen on validation images, with one training set of a seed that is
-    none of these, by the classes alone. steps: of the adapter, by `images`; tuned_steps: of the fine-tuned encoder.
-    test, validation: images that are judged by, and that ridges choose their penalty on. draws: of the bootstrap over
-    test images. names: tiles with a class name that there are for the alignment, of which it is given as many as
-    images are rated.
+    none of these, by the classes alone; regression_rate: the same for the regression head alone. steps: of the
+    adapter, by `images`; tuned_steps: of the fine-tuned encoder. test, validation: images that are judged
+    by, and that ridges choose their penalty on. draws: of the bootstrap over test images. names: tiles with a class
+    name that there are for the alignment, of which it is given as many as images are rated.
     """
 
     image: str = "dinov2-small"
@@ -81,6 +81,7 @@ class Setting:
     heads: int = 8
     batch: int = 32
     rate: float = 3e-4
+    regression_rate: float = 1e-4
     steps: tuple[int, ...] = (300, 800, 2000)
     tuned_batch: int = 16
     tuned_steps: tuple[int, ...] = (16, 48, 128)

@@ -108,15 +108,19 @@ def test_every_arm_from_end_to_end_and_a_killed_recipe_goes_on_with_the_same_rec
 def test_shuffled_values_are_those_of_each_image_and_the_pair_head_alone_ranks_by_pairs(toys, monkeypatch):
     bench, seen = Bench(small(toys), toys), []
 
+    rates = []
+
     def trained(towers, ratings, patches, **options):
         seen.append(ratings)
+        rates.append(options["rate"])
         raise TimeUp
 
     monkeypatch.setattr("recipes.order_arms.train_order", trained)
-    for arm in ("dual", "shuffled"):
+    for arm in ("dual", "shuffled", "regression"):
         with pytest.raises(TimeUp):
             bench.run("mosaics", arm, 24, 0)
-    plain, dealt = (np.array([[r.values.get(q, {}).get(i, 0.0) for q in ASKED] for i in range(24)]) for r in seen)
+    plain, dealt = (np.array([[r.values.get(q, {}).get(i, 0.0) for q in ASKED] for i in range(24)]) for r in seen[:2])
+    assert rates == [3e-4, 3e-4, 1e-4]
     assert (np.sort(plain, 1) == np.sort(dealt, 1)).mean() > 0.9 and (plain != dealt).any()
     heard = [
         {tuple(t.tokens(q)[0].flatten().tolist()) for q in (*ASKED, "red squares")} for t in (bench.towers, bench.deaf)
