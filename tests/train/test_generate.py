@@ -59,6 +59,14 @@ def test_drawn_tokens_are_as_frequent_as_the_model_says():
     assert nucleus.tolist() == [0, 2]  # the last one of those that may be, at the largest number
 
 
+@pytest.mark.on_device
+def test_the_same_tokens_are_drawn_on_every_device(device):
+    logits = torch.randn(64, 500, generator=torch.Generator().manual_seed(0)) * 3
+    for top_p in (1.0, 0.8):
+        draw = Draw(uniform(0, "test", range(64), 3), 0.9, top_p)
+        assert torch.equal(draw.token(logits.to(device), 2).cpu(), draw.token(logits, 2))
+
+
 @pytest.mark.parametrize("drawn", [True, False])
 def test_a_row_ends_where_it_says_itself(drawn):
     model, tokenizer = make_llama(), make_tokenizer()

@@ -31,7 +31,7 @@ _MOST = 64  # files beside a bundle that are looked at
 
 
 @dataclass(frozen=True)
-class Side:
+class Opened:
     """A model and its tokenizer. source: where it is from, for reports."""
 
     model: Any
@@ -43,9 +43,9 @@ class Side:
 class Sides:
     """The models of one transfer. adapter: the teacher's, on the source; judge_name: of the discriminator there."""
 
-    source: Side
-    judge: Side
-    target: Side
+    source: Opened
+    judge: Opened
+    target: Opened
     adapter: Adapter
     discriminator: Discriminator
 
@@ -132,18 +132,18 @@ def opened(
                 detach(model, name)
 
 
-def _loaded(given: Given, what: str, ways: dict[str, Any]) -> Side:
+def _loaded(given: Given, what: str, ways: dict[str, Any]) -> Opened:
     if isinstance(given, tuple):
         if len(given) != 2 or not isinstance(given[0], nn.Module):
             raise AddendaError(f"{what}= is a folder, or a loaded model and its tokenizer: (model, tokenizer).")
         check_writes(given[0])
-        return Side(*given, getattr(given[0], "name_or_path", "") or type(given[0]).__name__)
+        return Opened(*given, getattr(given[0], "name_or_path", "") or type(given[0]).__name__)
     folder = path_of(given, what)
     made = load_model(folder, **ways)
-    return Side(made.model, made.tokenizer, str(folder))
+    return Opened(made.model, made.tokenizer, str(folder))
 
 
-def _teacher(bundle: Bundle, side: Side, adapter: Any, file: Path | None, came: list) -> Adapter:
+def _teacher(bundle: Bundle, side: Opened, adapter: Any, file: Path | None, came: list) -> Adapter:
     """Return the bundle's adapter on the source; one that is put there is noted in `came`."""
     if isinstance(adapter, Adapter) or (file is None and adapter is not None):
         there = _names(side.model)

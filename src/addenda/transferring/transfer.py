@@ -22,7 +22,6 @@ from typing import Any
 from torch import nn
 
 from addenda.core.adapter.assign import Spec
-from addenda.core.adapter.blocks import disabled
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
@@ -37,30 +36,25 @@ from addenda.data.encode import end_ids
 from addenda.data.read import read
 from addenda.models.load import config_of
 from addenda.train import checkpoint
-from addenda.train.evaluate import evaluate
 from addenda.train.fit import Progress
-from addenda.train.generate import generate
 from addenda.train.left_alone import left_alone
 from addenda.train.settings import check_options
 from addenda.train.tune import starting_rate
 from addenda.train.unfinished import Unfinished
 from addenda.train.unfinished import check_apart as check_out
 from addenda.transferring import sides as of_sides
+from addenda.transferring.account import account
 from addenda.transferring.bundle import Bundle, read_bundle
 from addenda.transferring.distil import FURTHER, DistilResult, Mode, check_mode, distil
 from addenda.transferring.gather import FILE, Gathered, gather
-from addenda.transferring.inputs import inputs_of
 from addenda.transferring.label import Labels, check_end, label
-from addenda.transferring.measures import agreement
 from addenda.transferring.rehearse import Rehearsal, agree, as_json, rehearse
-from addenda.transferring.report import Report, distances, judged, leaked, write_report
+from addenda.transferring.report import Report, write_report
 from addenda.transferring.sides import Sides
 from addenda.transferring.synthesise import Caps, Sampler
 
 ADAPTER, BUNDLE = "adapter.safetensors", "transfer.bundle"
 EPOCHS = 10  # where neither steps nor epochs are given
-COMPARED = 64  # answers of the student that are compared with the teacher's
-MOST = 500  # inputs whose distance to real ones is measured
 OPTIONS = tuple(n for n in FURTHER if n not in ("progress", "memory_floor"))
 
 
@@ -216,10 +210,10 @@ def transfer(
                     out=work.folder / "checkpoints", **learning,
                 )  # fmt: skip
                 spent = time.perf_counter() - began
-            record = _record(given, sides, settings, rehearsal, gathered, labels, made, spent, real)
-            _write(work, made.adapter, given.under(student.model, student.tokenizer, made.adapter), record, leave)
+            told = account(given, sides, settings, rehearsal, gathered, labels, made, spent, real, work.resumed)
+            _write(work, made.adapter, given.under(student.model, student.tokenizer, made.adapter), told, leave)
             work.finish()
-    return TransferResult(place, made.adapter, student.model, student.tokenizer, gathered, labels, made, record)
+    return TransferResult(place, made.adapter, student.model, student.tokenizer, gathered, labels, made, told)
 
 
 def _identity(bundle: Bundle, sides: Sides) -> dict[str, Any]:
@@ -247,64 +241,6 @@ def _rehearsed(work: Work, run: Callable[[], Rehearsal], within, ask, say) -> di
         raise
     work.note(rehearsal=as_json(found))
     return as_json(found)
-
-
-def _record(
-    bundle: Bundle,
-    sides: Sides,
-    settings: dict[str, Any],
-    rehearsal: dict[str, Any],
-    gathered: Gathered,
-    labels: Labels,
-    made: DistilResult,
-    spent: float,
-    real: Any,
-) -> Report:
-    """Return the report; the student's answers are compared with the teacher's, and judged where there is real data."""
-    counts, target = gathered.made.counts, sides.target
-    longest = {"max_new_tokens": settings["max_new_tokens"], "batch": settings["sample_batch"]}
-    judging = {} if real is None else _judged(sides, real, gathered, settings["seed"], longest)
-    if not judging:
-        first = [i for i, whole in enumerate(labels.whole) if whole][:COMPARED]
-        answers = generate(target.model, target.tokenizer, [labels.prompts[i] for i in first], **longest)
-        same = agreement(answers, [labels.answers[i] for i in first])
-        judging = {"agreement": same, "on": f"{len(first)} of the inputs that were learned"}
-    notes = [f"by {made.mode}, {made.steps:,} steps of {settings['batch']}, {made.adapter.trainable:,} numbers trained"]
-    if made.unended:
-        notes.append(f"{made.unended:,} answers of the teacher's did not end within their tokens and were left out")
-    if labels.kept:
-        notes.append(f"{labels.kept:.0%} of the teacher's answers were kept from before")
-    cost = {
-        "sampling": {"seconds": counts.seconds, "tokens": counts.tokens}, "judging": {"seconds": gathered.seconds},
-        "answering": {"seconds": labels.seconds, "tokens": labels.tokens},
-        "distilling": {"seconds": spent, "tokens": made.tokens},
-    }  # fmt: skip
-    return Report(
-        bundle.name, sides.source.source, target.source, made.adapter.kinds, settings["n"], len(gathered.chosen),
-        gathered.filled, asdict(counts), gathered.acceptance(), sides.discriminator.accuracy, sides.discriminator.held,
-        leaked(gathered.texts, list(bundle.seeds)), cost=cost, stopped=gathered.made.stopped, notes=notes,
-        versions=versions(), examples=gathered.texts[:10], settings=plain(settings), predicted=rehearsal, **judging,
-    )  # fmt: skip
-
-
-def _judged(sides: Sides, real: Any, gathered: Gathered, seed: int, longest: dict[str, Any]) -> dict[str, Any]:
-    """Return how source, target and student do on real examples, how alike they answer, and MMD to their inputs."""
-    source, target = sides.source, sides.target
-    inputs = inputs_of(real)
-    prompts = [inputs.prompt(t) for t in inputs.texts[:COMPARED]]
-    with sides.teaching():
-        items = {"source": evaluate(source.model, source.tokenizer, real).items}
-        answers = generate(source.model, source.tokenizer, prompts, **longest)
-    items["transferred"] = evaluate(target.model, target.tokenizer, real).items
-    same = agreement(generate(target.model, target.tokenizer, prompts, **longest), answers)
-    there, found = list(inputs.texts[:MOST]), {}
-    with disabled(target.model):
-        items["base"] = evaluate(target.model, target.tokenizer, real).items
-        if min(len(there), len(gathered.texts)) > 1:
-            made = gathered.made.texts[:MOST], gathered.texts[:MOST]
-            found = {"distance": distances(target.model, target.tokenizer, *made, there)}
-    arms = {arm: {seed: right} for arm, right in items.items()}
-    return {"agreement": same, "on": f"{len(prompts)} real inputs", "judged": judged(arms), **found}
 
 
 def _write(work: Work, adapter: Adapter, bundle: Bundle, report: Report, leave: Callable[[Path], None] | None) -> None:
