@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from addenda.data import images
 from attacks.readers import READERS, model
 from marks import differences, snapshot
 
@@ -104,7 +103,6 @@ def _in_child(work: Callable[[], dict]) -> dict | None:
     if not child:
         try:
             os.close(read)
-            images.pool.cache_clear()  # its threads are the parent's
             os.write(write, json.dumps(work()).encode())
         except BaseException:
             traceback.print_exc()

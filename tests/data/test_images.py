@@ -1,6 +1,8 @@
 import gzip
 import json
+import os
 import shutil
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 from addenda.core.base.errors import AddendaError
 from addenda.data import idx
-from addenda.data.images import parts
+from addenda.data.images import parts, pool
 from addenda.data.prepare import Preparation
 from addenda.data.read import read, splits_of
 from pictures import NAMES, picture, write
@@ -268,3 +270,17 @@ def test_equal_pictures_are_held_out_together(tmp_path):
     rest, held = read(tmp_path, task="image").split(0.3)
     assert not {e.key for e in rest.examples} & {e.key for e in held.examples}
     assert len(rest) + len(held) == 60
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_reads_with_threads_of_its_own():
+    assert pool().submit(abs, -1).result() == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads: the child waits for none of them
+        child = os.fork()
+    if not child:
+        try:
+            os._exit(pool().submit(abs, -7).result(timeout=20))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -11,10 +11,10 @@ Nothing is decoded here, only read once to be hashed: an example's place in any 
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from os import cpu_count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,11 @@ LITTER = ("thumbs.db", "desktop.ini")
 @cache
 def pool() -> ThreadPoolExecutor:
     """Return the threads that read and decode: both leave Python's lock for most of their time."""
-    return ThreadPoolExecutor(min(4, cpu_count() or 1), thread_name_prefix="addenda-images")
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="addenda-images")
+
+
+if hasattr(os, "register_at_fork"):  # threads are not forked: a child that waited for these would wait for ever
+    os.register_at_fork(after_in_child=pool.cache_clear)
 
 
 def read_images(
