@@ -79,9 +79,9 @@ def rehearse(
     prompts = [bundle.prompt(text) for text in [*made.texts, *bundle.seeds][:SAMPLES]]
     with tempfile.TemporaryDirectory(prefix="addenda-") as folder, sides.teaching():
         labels = label(sides.source.model, sides.source.tokenizer, prompts, folder=folder, **labelling)
-        learned = distil(
-            sides.target.model, sides.target.tokenizer, labels, steps=STEPS, batch=batch, **distilling
-        )  # fmt: skip
+        began = time.perf_counter()
+        learned = distil(sides.target.model, sides.target.tokenizer, labels, steps=STEPS, batch=batch, **distilling)
+        besides = max(time.perf_counter() - began - learned.seconds, 0.0)  # attaching, choosing, putting away
     detach(sides.target.model, learned.adapter.name)
     wanted = caps.tries if not passed else min(caps.tries, max(round(n * counts.samples / passed), 1))
     step = learned.step_seconds * batch / min(batch, learned.examples)
@@ -92,7 +92,7 @@ def rehearse(
             "sampling": wanted * counts.seconds / counts.samples,
             "judging": wanted * counts.new / counts.samples * judging,
             "answering": n * labels.seconds / len(labels),
-            "distilling": steps * step,
+            "distilling": besides + steps * step,
         },
     )  # fmt: skip
 
