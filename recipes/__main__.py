@@ -8,6 +8,7 @@ python -m recipes run [PAPER …]          claims until they are decided: small 
 python -m recipes --page FILE            put the verdicts that are on record between a page's marks
 python -m recipes lord --latency         LoRD's own table, and times: on a quiet machine
 python -m recipes rerank --within 90m    rerankers in many languages: its own claims, runs and table
+python -m recipes trans-lora --toy       an adapter on another base without its data: its own, too
 python -m recipes order --within 90m     ordering images by a sentence: the same
 
 Started twice, two processes share the work, one thread each.
@@ -39,6 +40,11 @@ def main() -> None:
         from recipes import rerank
 
         return rerank.main()
+    if sys.argv[1:2] == ["trans-lora"]:
+        sys.argv = sys.argv[1:]
+        from recipes import trans_lora
+
+        return trans_lora.main()
     if sys.argv[1:2] == ["order"]:
         sys.argv = sys.argv[1:]
         from recipes import order as ordering
