@@ -54,7 +54,7 @@ def _arms(records: Records) -> list[str]:
         lines.append(
             f"{WORDS.get(arm, arm):<34}{100 * means[arm]:>8.1f}%{bounds:>22}{'' if gap is None else f'{gap:.2f}':>7}"
         )
-    return lines
+    return [line.rstrip() for line in lines]
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
