@@ -264,6 +264,26 @@ def _texts_read(path: Path, on: nn.Module) -> None:
     texts_of(path)
 
 
+def _bundle(folder: Path) -> Path:
+    from addenda.core.file.identity import base_of, plain
+    from addenda.transferring.bundle import Bundle, Side, adapter_file
+    from addenda.transferring.discriminator import Discriminator
+    from addenda.transferring.question import Wording
+
+    on = model()
+    side = Side(plain(base_of(on)), "0" * 64, 32, None)
+    judged = Discriminator(Wording("sums", False, (" yes", " no"), (3, 4)), "discriminator", 0.9, 10, 5)
+    file = adapter_file(ad.attach(on, ad.LoRA(rank=2), targets="q_proj"))
+    bundle = Bundle("sums", 20, ("one plus two", "two plus two"), None, False, side, "1" * 64, side, judged, file)
+    return bundle.save(folder / "task.bundle")
+
+
+def _bundle_read(path: Path, on: nn.Module) -> None:
+    from addenda.transferring.bundle import read_bundle
+
+    read_bundle(path)
+
+
 READERS = {
     "adapter": Reader(_adapter, _load),
     "peft": Reader(_peft, _import),
@@ -282,5 +302,6 @@ READERS = {
     "reranker": Reader(_reranker, _reranker_read),
     "index": Reader(_index, _index_read),
     "order": Reader(_order, _order_read),
+    "bundle": Reader(_bundle, _bundle_read),
     "texts": Reader(_texts, _texts_read),
 }

@@ -32,7 +32,7 @@ from addenda.core.base.visible import label
 from addenda.core.disk.access import is_sha256, parse_json, path_of, shown
 from addenda.core.disk.place import file_for
 from addenda.core.file.container import DIGITS, sound, write
-from addenda.core.file.header import read
+from addenda.core.file.header import read_bytes
 from addenda.core.file.identity import base_of, digest, plain
 from addenda.core.file.tokenizer import inner, mark
 from addenda.core.file.trained_on import content_hash
@@ -132,7 +132,7 @@ class Bundle:
                 f"The discriminator of {self._named()} was trained on another model: {'; '.join(wrong)}. Give the base "
                 "that it was trained on, in the same dtype, with its tokenizer."
             )
-        header, tensors = _opened(self.file)
+        header, tensors = read_bytes(self.file, "its discriminator")
         attach_file(model, self.path or "the bundle", header, tensors, name=name, activate=False)
         return replace(self.judged, adapter=name)
 
@@ -193,7 +193,7 @@ def read_bundle(path: str | Path) -> Bundle:
             raise ValueError(f"what it says of itself is malformed ({type(error).__name__}: {error})") from None
         made = replace(made, file=tensors[_TENSOR].numpy().tobytes(), path=place)
     try:
-        _opened(made.file)
+        read_bytes(made.file, "it")
     except AddendaError as error:
         raise AddendaError(f"{shown(place)} holds no sound discriminator: {error}") from None
     return made
@@ -220,13 +220,6 @@ def adapter_file(adapter: Adapter) -> bytes:
     """Return the bytes of an adapter's file."""
     with tempfile.TemporaryDirectory(prefix="addenda-") as folder:
         return adapter.save(Path(folder) / "discriminator.safetensors").read_bytes()
-
-
-def _opened(file: bytes) -> tuple[Any, dict[str, Any]]:
-    """Return header and tensors of an adapter file's bytes, read as strictly as any adapter's."""
-    with tempfile.TemporaryDirectory(prefix="addenda-") as folder:
-        (place := Path(folder) / "discriminator.safetensors").write_bytes(file)
-        return read(place)
 
 
 def _of_side(side: Side) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,11 +49,12 @@ Form = tuple[torch.dtype, tuple[int, ...]]  # of a tensor
 class Opened:
     """A file whose header has been read.
 
-    size: its bytes; metadata: its texts by name; forms: of its tensors, in the order of bytes.
+    size: its bytes; metadata: its texts by name; forms: of its tensors, in the order of bytes. file: on disk, or its
+    bytes in memory, whose number is given.
     """
 
-    def __init__(self, file: FileIO):
-        self.size = size = os.fstat(file.fileno()).st_size
+    def __init__(self, file: FileIO | BytesIO, size: int | None = None):
+        self.size = size = os.fstat(file.fileno()).st_size if size is None else size
         self._file, self._length = file, file.read(8)
         count = int.from_bytes(self._length, "little")
         if len(self._length) < 8 or count > min(MOST, size - 8) or count > max(_ALONE, size - 8 - count):
@@ -225,7 +226,7 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(data)
 
 
-def _fill(file: FileIO, buffer: memoryview) -> None:
+def _fill(file: FileIO | BytesIO, buffer: memoryview) -> None:
     """Read until a buffer is full. Raises ValueError where the file ends before."""
     while len(buffer):
         count = file.readinto(buffer)

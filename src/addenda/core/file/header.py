@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -216,29 +217,12 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
             if f.read(4) == b"GGUF":
                 raise AddendaError(f"{shown(path)} is a GGUF file, {IMPORTED}")
         with container.opened(path) as file:
-            text = file.metadata.get("addenda")
-            if text is None:
-                if any(key.startswith("base_model.model.") for key in file.forms):
-                    raise AddendaError(f"{shown(path)} is an adapter of PEFT, {IMPORTED}")
-                raise AddendaError(
-                    f"{path} is a safetensors file, but not an adapter of addenda (no 'addenda' header). "
-                    "One of another program is imported first: addenda import."
-                )
-            tensors, digest = file.proven(BEFORE_DIGEST)
-        if further := sorted(file.metadata.keys() - {"addenda"}):
-            raise ValueError(f"there is more than a header of addenda: {further[:4]}")
-        header = replace(_header(parse_json(text, room=file.size)), sha256=digest)
-        if header.schema > 1 and digest is None:
-            raise ValueError("a header of schema 2 begins with its schema and its sha256, and this one does not")
-        _check_tensors(header, tensors)
+            header, tensors = _contents(file, path)
     except OSError as error:
         with reading(path):
             raise error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = label(error, 600)  # the names in it are the file's own
-        if not isinstance(error, ValueError):
-            reason = f"{type(error).__name__}: {reason}"
-        raise AddendaError(f"{shown(path)} is damaged or no adapter file: {reason}. Fetch or save it again.") from None
+        raise _damaged(error, shown(path)) from None
     if header.sha256 is None:
         warnings.warn(
             f"{shown(path)} is of schema 1, which has no digest: nothing proves that its bytes are those that were "
@@ -246,6 +230,46 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
             stacklevel=3,
         )
     return header, tensors
+
+
+def read_bytes(data: bytes, name: str) -> tuple[Header, dict[str, Tensor]]:
+    """Read what `read` does out of a file's bytes, which some other file holds. name: what to call it.
+
+    Raises AddendaError for bytes that are no whole adapter file with a digest.
+    """
+    try:
+        header, tensors = _contents(container.Opened(BytesIO(data), len(data)), name)
+        if header.sha256 is None:
+            raise ValueError("it has no digest")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(error, name) from None
+    return header, tensors
+
+
+def _contents(file: container.Opened, path: str | Path) -> tuple[Header, dict[str, Tensor]]:
+    text = file.metadata.get("addenda")
+    if text is None:
+        if any(key.startswith("base_model.model.") for key in file.forms):
+            raise AddendaError(f"{shown(path)} is an adapter of PEFT, {IMPORTED}")
+        raise AddendaError(
+            f"{path} is a safetensors file, but not an adapter of addenda (no 'addenda' header). "
+            "One of another program is imported first: addenda import."
+        )
+    tensors, digest = file.proven(BEFORE_DIGEST)
+    if further := sorted(file.metadata.keys() - {"addenda"}):
+        raise ValueError(f"there is more than a header of addenda: {further[:4]}")
+    header = replace(_header(parse_json(text, room=file.size)), sha256=digest)
+    if header.schema > 1 and digest is None:
+        raise ValueError("a header of schema 2 begins with its schema and its sha256, and this one does not")
+    _check_tensors(header, tensors)
+    return header, tensors
+
+
+def _damaged(error: Exception, name: str) -> AddendaError:
+    reason = label(error, 600)  # the names in it are the file's own
+    if not isinstance(error, ValueError):
+        reason = f"{type(error).__name__}: {reason}"
+    return AddendaError(f"{name} is damaged or no adapter file: {reason}. Fetch or save it again.")
 
 
 def of_peft(path: Path) -> bool:
