@@ -20,7 +20,7 @@ choose their penalties on 100 validation images for every seed and size.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,7 @@ class Sources:
         return order_data.wheel()
 
     def towers(self, setting: Setting) -> Towers:
-        """Return both encoders, for whole images: none of a mosaic's margin is cropped."""
-        made = load_towers(image=setting.image, text=setting.text, grid=setting.grid)
-        how = replace(made.preparation, resize=(setting.side, setting.side), crop=None)
-        return replace(made, preparation=how)
+        return load_towers(image=setting.image, text=setting.text, image_size=setting.side, grid=setting.grid)
 
 
 class Deaf(Towers):
@@ -92,7 +89,7 @@ class Bench:
 
     @property
     def deaf(self) -> Towers:
-        return self._once("deaf", lambda: Deaf(**{k: v for k, v in vars(self.towers).items() if k != "_queries"}))
+        return self._once("deaf", lambda: Deaf(**vars(self.towers)))
 
     # ---- images ------------------------------------------------------------------------------------------------------
 
@@ -181,9 +178,7 @@ class Bench:
     @property
     def settings(self) -> OrderSettings:
         s = self.setting
-        return OrderSettings(
-            width=s.width, heads=s.heads, layers=s.layers, after=s.after, prompts=s.prompts, grid=s.grid
-        )  # fmt: skip
+        return OrderSettings(width=s.width, heads=s.heads, layers=s.layers, after=s.after, prompts=s.prompts)
 
     @torch.no_grad()
     def scored(self, adapter: OrderAdapter, towers: Towers, patches: Tensor, text: str, against: Tensor | None):

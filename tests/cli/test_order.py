@@ -178,6 +178,10 @@ def test_corrupt_images_are_named_or_left_out(place, trained, tmp_path, capsys):
     call(*judge, "--skip-corrupt")
     told = capsys.readouterr()
     assert "0.png is empty" in told.err and "left out: photos/1.png" in told.err and "mean Spearman" in told.out
+    (tmp_path / "two.csv").write_text("image,query,value\n" + "".join(f"photos/{i}.png,red,{i}\n" for i in (2, 3)))
+    call("eval", "--data", tmp_path / "two.csv", *trained)
+    told = capsys.readouterr().out
+    assert "three images at least" in " ".join(told.split()) and "nan" not in told
     alone = tmp_path / "alone"
     noise(alone / "a.png", 1)
     call("rank", alone, "red", *trained, "--out", tmp_path / "one.csv", "--sheet", tmp_path / "one.png")

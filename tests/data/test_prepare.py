@@ -71,6 +71,7 @@ def test_another_size_keeps_the_proportions(tmp_path):
     assert (how.resize, how.crop) == (24, (20, 20))
     assert (how.sized(10).resize, how.sized(10).crop) == (12, (10, 10))
     assert str(how.sized(10)) == "resized to shorter side 12, cropped to 10 × 10"
+    assert str(how.sized(10).whole()) == "resized to 10 × 10"
     with pytest.raises(AddendaError, match="at least 1, got 0"):
         how.sized(0)
 

@@ -150,7 +150,7 @@ def rank(
     from addenda.core.disk.access import check_above
     from addenda.core.disk.whole import free_place
     from addenda.ranking.order.file import check_towers, load_order
-    from addenda.ranking.order.rank import FAR, ImageOrder, images_in
+    from addenda.ranking.order.rank import ImageOrder, images_in
     from addenda.ranking.order.sheet import copy_ranked, is_sheet, sheet_place, table_place, write_sheet, write_table
     from addenda.ranking.order.towers import check_sentence
 
@@ -176,7 +176,7 @@ def rank(
     order = ImageOrder(towers, *made)
     rows = order.rank(pictures, sentence, skip_corrupt=skip_corrupt)
     _tell_left_out(order.skipped)
-    if rows[0].similarity < FAR:
+    if order.far(rows[0].similarity):
         say(
             f"note: the nearest trained query is {rows[0].nearest!r}, similarity {rows[0].similarity:.2f}: what an "
             "order by so different a sentence is worth was never measured"
@@ -265,8 +265,11 @@ def _shown(found: Any, title: str) -> None:
         table.add_row("all", "", *(_number(found.mean[m]) for m in MEASURES), style="bold")
     if found.by_query:
         draw(table)
-        low, high = found.interval
-        tell(f"mean Spearman {found.mean['spearman']:.3f} ({low:.3f} to {high:.3f}, 95 %, over images)")
+        mean, (low, high) = found.mean["spearman"], found.interval
+        if mean == mean:
+            tell(f"mean Spearman {mean:.3f} ({low:.3f} to {high:.3f}, 95 %, over images)")
+        else:
+            tell("no correlation: it wants a query with three images at least, and values that differ")
     for query, share in found.compared.items():
         tell(f"{query}: {share:.1%} of the comparisons are in the right order")
 

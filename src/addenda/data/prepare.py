@@ -63,6 +63,10 @@ class Preparation:
         size = round(self.resize * scale) if isinstance(self.resize, int) else _scaled(self.resize, scale)
         return replace(self, resize=size, crop=(side, side))
 
+    def whole(self) -> "Preparation":
+        """Return the same with nothing cropped: all of an image is squeezed into the size that was left of it."""
+        return self if self.size is None else replace(self, resize=self.size, crop=None)
+
     def pixels(self, image: "Image") -> np.ndarray:
         """Return (height, width, channels) uint8: the image in the model's colours, upright, resized and cropped.
 

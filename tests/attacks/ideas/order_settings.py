@@ -19,7 +19,7 @@ _CHANGES: tuple[dict[str, Any], ...] = (
     {"ratio": 10**9},
     {"prompts": 2**40},
     {"tokens": 2**62},
-    {"grid": 10**400},
+    {"prompts": 10**400},
     {"dropout": "x"},
     {"dropout": [0.5]},
     {"pool": ["sum"]},

@@ -91,3 +91,15 @@ def test_impossible_weights_are_refused(options):
 def test_a_loss_of_pairs_wants_pairs():
     with pytest.raises(AddendaError, match="pairs=True"):
         OrderLoss().of_values(Scores(torch.zeros(3), None), torch.arange(3.0))
+
+
+def test_comparisons_that_contradict_each_other_ask_for_a_half_and_repeated_ones_count_again():
+    scores, _ = example()
+    logits = scores.pairs.tolist()
+    better, worse = torch.tensor([4, 1, 0, 0]), torch.tensor([1, 4, 2, 2])
+    found = OrderLoss(regression=0).of_comparisons(scores, better, worse)
+    asked = [(4, 1, 0.5), (1, 4, 0.5), (0, 2, 1), (2, 0, 0)]
+    assert found.item() == pytest.approx(sum(bce(logits[i][j], t) for i, j, t in asked) / 4, rel=1e-6)
+    alone = OrderLoss(regression=0, pairs=0, ranknet=1).of_comparisons(scores, better[:2], worse[:2])
+    gap = float(scores.values[4] - scores.values[1])
+    assert alone.item() == pytest.approx(bce(gap, 0.5), rel=1e-6)

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from addenda import AddendaError
-from addenda.ranking.order.measures import bootstrap, measured, over_queries
+from addenda.ranking.order.measures import bootstrap, measured, over_queries, resamplings
 
 
 def test_measures_are_what_loops_and_scipy_give():
@@ -59,3 +59,10 @@ def test_the_bootstrap_covers_the_truth():
     assert inside >= 32  # of 40; 95 % is 38
     with pytest.raises(AddendaError, match="no measure"):
         bootstrap(scores, values, "accuracy")
+
+
+def test_resamplings_draw_as_many_images_as_there_are_the_same_each_time():
+    drawn = np.stack(list(resamplings(40, 500)))
+    assert drawn.shape == (500, 40) and (drawn.sum(1) == 40).all()
+    assert (drawn[:9] == np.stack(list(resamplings(40, 9)))).all() and (drawn[0] != drawn[1]).any()
+    assert drawn.mean(0) == pytest.approx(1, abs=0.25) and drawn.var() == pytest.approx(39 / 40, abs=0.05)

@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -233,3 +234,28 @@ def test_folders_are_walked_once_and_named_where_they_cannot_be_read(tmp_path):
         images_in(tmp_path / "nothing")
     with pytest.raises(AddendaError, match="Expected a folder"):
         images_in(tmp_path / "none")
+
+
+def test_scores_by_other_settings_are_not_taken_for_these(order, made):
+    """Tensors alike, which only the settings say how to read."""
+    pictures = images_in(made[0] / "photos")[:4]
+    first = order.scores(pictures, "red")
+    summed = replace(SMALL, pool="sum")
+    adapter = OrderAdapter(summed, 16, 12)
+    adapter.load_state_dict(order.adapter.state_dict())
+    other = ImageOrder(order.towers, adapter, replace(order.made, settings=summed))
+    found = other.scores(pictures, "red")
+    assert found != first
+    other.cache = False
+    assert other.scores(pictures, "red") == found
+
+
+def test_what_is_far_is_told_by_how_near_sentences_on_other_things_are(order, monkeypatch):
+    """Cosines of e5 begin at 0.75, so that no number of its own says what is far."""
+    for floor in (0.1, 0.76):
+        with monkeypatch.context() as patched:
+            patched.setattr(order, "nearest", lambda sentence, floor=floor: ("red", floor))
+            above = 1 - floor
+            assert order.far(floor) and order.far(floor + 0.2 * above)
+            assert not order.far(floor + 0.4 * above) and not order.far(1.0)
+    assert order.nearest(ranking.ELSEWHERE[0])[1] <= 1

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from tests.ranking.order.tiny_towers import image
@@ -52,6 +53,8 @@ def test_comparisons(photos):
     with pytest.raises(AddendaError, match=r"circle: .*png above .*line \d"):
         read_ratings(table(photos, circle))
     assert len(read_ratings(table(photos, circle), allow_circles=True).comparisons["red"]) == 3
+    twice = read_ratings(table(photos, [*rows, rows[0]]))  # two people agree, and nobody contradicts them
+    assert twice.comparisons == {"red": ((0, 1), (1, 2), (0, 1))}
     other = [*rows, {"better": "2.png", "worse": "0.png", "query": "blue"}]
     assert set(read_ratings(table(photos, other)).comparisons) == {"red", "blue"}
     with pytest.raises(AddendaError, match=r"line 2: .*with itself"):
@@ -185,3 +188,11 @@ def test_grades_and_stars_that_cannot_be_are_refused_by_file(tmp_path):
     image(tmp_path / "loose" / "a.png", 1)
     with pytest.raises(AddendaError, match="nothing says what they are worth"):
         read_ratings(tmp_path / "loose", query="sharp")
+
+
+def test_a_query_has_values_or_comparisons_where_it_is_learned(photos):
+    rated = read_ratings(table(photos, [{"image": f"{i}.png", "query": "red", "value": str(i)} for i in range(3)]))
+    both = replace(rated, comparisons={"red": ((0, 1),)})
+    with pytest.raises(AddendaError, match="has values and comparisons for 'red'"):
+        both.check_learnable()
+    replace(rated, comparisons={"blue": ((0, 1),)}).check_learnable()

@@ -1,9 +1,11 @@
 """The frozen encoders: patches without class tokens, tokens without padding, and nothing that could learn."""
 
+import json
 import shutil
 
 import pytest
 import torch
+from PIL import Image
 from tests.ranking.order.tiny_towers import apart, both, tokenizer
 from tokenizers import normalizers
 
@@ -114,3 +116,21 @@ def test_folders_that_are_no_towers_are_refused(folders, tmp_path):
     (bare / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(AddendaError, match="is damaged"):
         load_towers(image=folders["vit"], text=bare)
+
+
+def test_nothing_of_an_image_is_cropped_and_images_without_a_size_are_refused(folders, tmp_path):
+    place = shutil.copytree(folders["vit"], tmp_path / "cropping")
+    about = {"image_processor_type": "BitImageProcessor", "do_resize": True, "size": {"shortest_edge": 20},
+             "do_center_crop": True, "crop_size": {"height": 16, "width": 16}}  # fmt: skip
+    (place / "preprocessor_config.json").write_text(json.dumps(about))
+    photo = Image.new("RGB", (96, 64))
+    photo.paste("white", (90, 0, 96, 6))
+    for size in (None, 24):
+        how = load_towers(image=place, text=folders["bert"], image_size=size).preparation
+        side = size or 16
+        seen = how.pixels(photo)
+        assert seen.shape == (side, side, 3) and seen[0, -1].max() > 100 and not seen[side // 2 :].any()
+    (place / "preprocessor_config.json").write_text(json.dumps(about | {"do_center_crop": False}))
+    with pytest.raises(AddendaError, match=r"shorter side 20, so that they differ in size.*--image-size"):
+        load_towers(image=place, text=folders["bert"])
+    assert load_towers(image=place, text=folders["bert"], image_size=16).preparation.size == (16, 16)

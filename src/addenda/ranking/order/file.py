@@ -137,7 +137,7 @@ def _made(about: Any) -> Made:
     except AddendaError as error:
         raise ValueError(str(error)) from None
     many = max(settings.layers, settings.after, settings.ratio) > 64
-    if max(settings.width, settings.prompts, settings.tokens, settings.grid) > 1 << 14 or many:
+    if max(settings.width, settings.prompts, settings.tokens) > 1 << 14 or many:
         raise ValueError("its settings are of an adapter of many gigabytes")
     made = {q: Scale(float(c), float(s)) for q, (c, s) in scales.items()}
     return Made(settings, (widths[0], widths[1]), about["towers"], made, about["training"])

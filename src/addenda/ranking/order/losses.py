@@ -52,27 +52,24 @@ class OrderLoss:
         zero: which of them are absolute zeros (N), where values are in other units than they were given in.
         """
         zero = values == 0 if zero is None else zero
-        target, known = self._ordered(values)
         total = scores.values.new_zeros(())
         if self.regression:
             total = total + self.regression * torch.log1p(F.smooth_l1_loss(scores.values, values))
         if self.zero:
             total = total + self.zero * F.binary_cross_entropy_with_logits(scores.values, (~zero).float())
-        return total + self._of_pairs(scores, target, known)
+        target, known = self._ordered(values)
+        return total + self._of_pairs(scores, *known.nonzero(as_tuple=True), target[known])
 
     def of_comparisons(self, scores: Scores, better: Tensor, worse: Tensor) -> Tensor:
         """Return the loss, (), of comparisons: image better[k] is above worse[k], positions among N, both orders asked.
 
-        Raises AddendaError where no term of the loss looks at pairs.
+        The mean is over comparisons: of two that contradict each other the target is ½, and one that was made twice
+        counts twice. Raises AddendaError where no term of the loss looks at pairs.
         """
         if not (self.pairs or self.ranknet):
             raise AddendaError("Comparisons want a loss that looks at pairs: give pairs or ranknet a weight above 0.")
-        n = len(scores.values)
-        target = torch.zeros(n, n, device=better.device)
-        known = torch.zeros(n, n, dtype=torch.bool, device=better.device)
-        target[better, worse] = 1.0
-        known[better, worse] = known[worse, better] = True
-        return self._of_pairs(scores, target, known)
+        target = torch.arange(2, device=better.device).repeat_interleave(len(better)).eq(0).float()
+        return self._of_pairs(scores, torch.cat([better, worse]), torch.cat([worse, better]), target)
 
     def _ordered(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the targets of all ordered pairs, N × N, and which of them are asked."""
@@ -85,17 +82,18 @@ class OrderLoss:
         diagonal = torch.eye(len(values), dtype=torch.bool, device=values.device)
         return target, ~(tied if self.ties == "skip" else diagonal)
 
-    def _of_pairs(self, scores: Scores, target: Tensor, known: Tensor) -> Tensor:
+    def _of_pairs(self, scores: Scores, first: Tensor, second: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of K ordered pairs. first, second: positions; target: 1 where the first is above."""
         total = scores.values.new_zeros(())
-        if not known.any():
+        if not len(target):
             return total
         if self.pairs:
             if scores.pairs is None:
                 raise AddendaError(
                     "This loss looks at pairs, and the scores have none: call the adapter with pairs=True."
                 )
-            total = total + self.pairs * F.binary_cross_entropy_with_logits(scores.pairs[known], target[known])
+            total = total + self.pairs * F.binary_cross_entropy_with_logits(scores.pairs[first, second], target)
         if self.ranknet:
-            gaps = scores.values[:, None] - scores.values[None]
-            total = total + self.ranknet * F.binary_cross_entropy_with_logits(gaps[known], target[known])
+            gaps = scores.values[first] - scores.values[second]
+            total = total + self.ranknet * F.binary_cross_entropy_with_logits(gaps, target)
         return total

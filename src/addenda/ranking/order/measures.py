@@ -9,12 +9,13 @@ A query whose values are all alike, or with fewer than three images, has no corr
 (The paper's code counts the diagonal and one more as right pairs, and averages correlations over categories.)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.base.random import Stream
 
 DRAWS = 2000
 
@@ -78,6 +79,13 @@ def over_queries(by_query: Mapping[str, Mapping[str, float]]) -> dict[str, float
     return found
 
 
+def resamplings(images: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Yield how often each of so many images is in each resampling of them; the same on every machine."""
+    rng = Stream(seed, "bootstrap", str(images))
+    for _ in range(draws):
+        yield np.bincount((rng.raw(images) % np.uint64(images)).astype(np.int64), minlength=images)
+
+
 def bootstrap(
     scores: Mapping[str, Mapping[str, float]],
     values: Mapping[str, Mapping[str, float]],
@@ -105,10 +113,7 @@ def bootstrap(
                 found.append(_FUNCTIONS[measure](x[drawn], y[drawn]))
         return float(np.nanmean(found)) if not np.isnan(found).all() else float("nan")
 
-    rng = np.random.Generator(np.random.Philox(seed))
-    drawn = [
-        mean(np.bincount(rng.integers(len(images), size=len(images)), minlength=len(images))) for _ in range(draws)
-    ]
+    drawn = [mean(times) for times in resamplings(len(images), draws, seed)]
     known = [value for value in drawn if not np.isnan(value)] or [float("nan")]
     low, high = np.quantile(known, [0.025, 0.975])
     return mean(np.ones(len(images), dtype=int)), float(low), float(high)

@@ -38,8 +38,8 @@ MOST = 1e100  # of a value: its square is a number too
 class Ratings:
     """Images, and what is known of them by query, all by position.
 
-    values: {query: {position: value}}; comparisons: {query: [(better, worse)]}. skipped: places and names of images
-    that were left out as they are empty or cannot be read.
+    values: {query: {position: value}}; comparisons: {query: [(better, worse)]}, as often as they were made. skipped:
+    places and names of images that were left out as they are empty or cannot be read.
     """
 
     pictures: tuple[Picture, ...]
@@ -66,12 +66,15 @@ class Ratings:
         )  # fmt: skip
 
     def check_learnable(self) -> None:
-        """Raise AddendaError where nothing can be learned of a query: one image, or all of them alike."""
+        """Raise AddendaError where nothing can be learned of a query: one image, all alike, two kinds at once."""
         if not self.queries:
             raise AddendaError(f"{self.source} rates no image. Give values or comparisons for a query.")
         for query, rated in self.values.items():
             if query in self.comparisons:
-                continue
+                raise AddendaError(
+                    f"{self.source} has values and comparisons for {query!r}, and a group is learned from one of them. "
+                    "Leave one out, or give them two sentences."
+                )
             if len(rated) < 2:
                 raise AddendaError(
                     f"{self.source} rates one image for {query!r}, and an order wants two at least. Rate more images, "
@@ -174,16 +177,19 @@ class _Known:
 
     def comparisons(self, allow_circles: bool) -> Ratings:
         """Return the comparisons; raise AddendaError for all rows that cannot be used."""
-        found: dict[str, dict[tuple[int, int], int]] = {}
+        found: dict[str, list[tuple[int, int]]] = {}
+        last: dict[str, dict[tuple[int, int], int]] = {}  # row of a pair
 
         def take(i: int, row: Mapping) -> None:
             better, worse = (self.position(row.get(c), c) for c in ("better", "worse"))
             if better == worse:
                 raise ValueError(f"{self.pictures[better].name} is compared with itself")
-            found.setdefault(self.asked(row), {})[better, worse] = i
+            asked = self.asked(row)
+            found.setdefault(asked, []).append((better, worse))
+            last.setdefault(asked, {})[better, worse] = i
 
         self.each(take)
-        for asked, pairs in found.items():
+        for asked, pairs in last.items():
             circle = None if allow_circles else _circle(list(pairs))
             if circle:
                 names = [self.pictures[i].name for i in circle]

@@ -14,18 +14,17 @@ class OrderSettings:
     """The adapter's shape.
 
     width: D of all its layers; heads: of every attention; layers: of the cross-modal encoder; after: of the encoder
-    behind it; grid: patches are pooled to at most grid × grid. prompts: how many learned tokens stand before the
-    text's, and prompt: of which kind: "scalar", one number for all channels, as released, or "vector". pool: how the
-    regression head puts patches together ("sum" as released). tokens: M, the relational ones. antisymmetric: s_ij is
-    −s_ji, exactly. mask_padding: the text's padding is not attended to (released: it is). dropout: behind the
-    cross-modal encoder. ratio: how much wider its MLPs are.
+    behind it. prompts: how many learned tokens stand before the text's, and prompt: of which kind: "scalar", one number
+    for all channels, as released, or "vector". pool: how the regression head puts patches together ("sum" as released).
+    tokens: M, the relational ones. antisymmetric: s_ij is −s_ji, exactly. mask_padding: the text's padding is not
+    attended to (released: it is; only the texts of SigLIP have any here). dropout: behind the cross-modal encoder.
+    ratio: how much wider its MLPs are.
     """
 
     width: int = 384
     heads: int = 8
     layers: int = 2
     after: int = 2
-    grid: int = 10
     prompts: int = 32
     prompt: Prompts = "vector"
     pool: Pool = "mean"
@@ -36,7 +35,7 @@ class OrderSettings:
     ratio: int = 4
 
     def __post_init__(self):
-        counts = {"width": 1, "heads": 1, "layers": 1, "after": 0, "grid": 1, "prompts": 0, "tokens": 1, "ratio": 1}
+        counts = {"width": 1, "heads": 1, "layers": 1, "after": 0, "prompts": 0, "tokens": 1, "ratio": 1}
         for name, least in counts.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -6,7 +6,9 @@
     tokens, mask = towers.tokens("many red shoes")              # T × D_t, and which are no padding
 
 Nothing of them is trained: parameters are frozen, and both stay in evaluation mode. What one of them gives depends on
-its image or sentence alone, so it can be kept (`features`).
+its image or sentence alone, so it can be kept (`features`). Images are squeezed into a square as a whole, as the paper
+does it: the crop that most folders ask for, made to see the one thing in the middle, leaves half of a photo of 3 : 2
+unseen, and what is counted there with it.
 """
 
 import inspect
@@ -166,7 +168,7 @@ def load_towers(
     """Load both encoders, in float32. model: the folder of both; or image and text: a folder each, or an embedded one.
 
     Without any: dinov2-small beside e5, which have never seen each other. image_size: the side of images in pixels.
-    Raises AddendaError where a folder is missing, lacks weights, or is no encoder of its kind.
+    Raises AddendaError where a folder is missing, lacks weights, is no encoder of its kind, or says no size of images.
     """
     if model is not None and (image is not None or text is not None):
         raise AddendaError("Give one folder of both encoders (model=), or image= and text= with one each.")
@@ -195,7 +197,13 @@ def load_towers(
         preparation = preparation_of(images, getattr(config, "vision_config", config), image_size)
         tokenizer, sources = tokenizer_in(texts), (str(images), str(texts))
         filled = getattr(config_of(texts), "model_type", "") in FILLED
-    return Towers(first.to(where), second.to(where), preparation, tokenizer, *widths, grid, filled, sources)
+    if preparation.size is None:
+        raise AddendaError(
+            f"{sources[0]} has images {preparation}, so that they differ in size and cannot be read together. Give "
+            "image_size (--image-size), in pixels."
+        )
+    towers = first.to(where), second.to(where)
+    return Towers(*towers, preparation.whole(), tokenizer, *widths, grid, filled, sources)
 
 
 def _folder(named: str | Path) -> Path:
