@@ -107,3 +107,21 @@ def test_what_cannot_be():
             generate(make_llama(), tokenizer, ["a"], **option)
     with pytest.raises(AddendaError, match="top_p must be a positive number"):
         generate(make_llama(), tokenizer, ["a"], temperature=1.0, top_p=0)
+
+
+def test_what_a_folder_asks_of_generation_changes_neither_greedy_nor_drawn_answers():
+    model, tokenizer = make_llama(), make_tokenizer()
+    greedy, drawn = ({"max_new_tokens": 8} | more for more in ({}, {"temperature": 1.0, "seed": 2}))
+    wanted = [generate(model, tokenizer, PROMPTS[:3], **options) for options in (greedy, drawn)]
+    asked = {"repetition_penalty": 9.0, "num_beams": 3, "no_repeat_ngram_size": 1, "min_new_tokens": 8, "top_k": 1}
+    for name, value in asked.items():
+        setattr(model.generation_config, name, value)
+    assert wanted == [generate(model, tokenizer, PROMPTS[:3], **options) for options in (greedy, drawn)]
+
+
+def test_logits_that_are_not_finite_are_told():
+    model = make_llama()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(AddendaError, match=r"not finite.*another dtype"):
+        generate(model, make_tokenizer(), PROMPTS[:2], temperature=1.0)

@@ -51,7 +51,8 @@ def generate(
 ) -> list[str]:
     """Write answers, in the order of the prompts, without special tokens, through the chat template.
 
-    temperature: None writes the most likely token each time; else tokens are drawn with probabilities softmax(logits /
+    temperature: None writes the most likely token each time, whatever penalties or beams the folder's
+    generation_config.json asks for; else tokens are drawn with probabilities softmax(logits /
     temperature), top_p: of the fewest most likely ones that have this much of it together. seed (0): row i draws from
     a stream of its own, keyed by the seed and i, so that its answer does not depend on what other rows are beside it.
     Where the model has positions for fewer than max_new_tokens behind a prompt, as many are written as fit, with a
@@ -101,13 +102,21 @@ class Draw:
         return Draw(self.numbers[list(rows)], self.temperature, self.top_p)
 
     def token(self, logits: Tensor, step: int) -> Tensor:
-        """Return the token (rows, int64) drawn from logits (rows × vocabulary) as token `step` of every row."""
+        """Return the token (rows, int64) drawn from logits (rows × vocabulary) as token `step` of every row.
+
+        Raises AddendaError for logits that are not finite.
+        """
         p = F.softmax(logits.float() / self.temperature, dim=-1)
         if self.top_p < 1:
             sorted_p, order = p.sort(dim=-1, descending=True, stable=True)
             out = sorted_p.cumsum(-1) - sorted_p >= self.top_p  # what stands before has enough already
             p = p.masked_fill(torch.zeros_like(out).scatter(-1, order, out), 0.0)
         below = p.cumsum(-1, dtype=torch.float64)
+        if not bool(below[:, -1].isfinite().all()):
+            raise AddendaError(
+                "The model's logits are not finite, so no token can be drawn. Load it in another dtype (float32), and "
+                "look at its weights and its adapter."
+            )
         number = self.numbers[:, step].to(below).clamp(max=1 - 2.0**-24)  # below 1: it falls on a token that may be
         return torch.searchsorted(below, (number * below[:, -1])[:, None], right=True)[:, 0]
 
@@ -148,9 +157,10 @@ def continuations(
     """
     from transformers import GenerationConfig
 
+    # what is not said here `generate` takes from the model's own generation_config: penalties, beams
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=list(ends) or None,
-        use_cache=True,
+        do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, min_length=0, min_new_tokens=0,
+        max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=list(ends) or None, use_cache=True,
     )  # fmt: skip
     room, order = positions(model), sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     # a row for which the model has too few positions ends where they end, and not where those beside it would
