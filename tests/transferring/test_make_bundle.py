@@ -1,6 +1,7 @@
 """Making a bundle: bad input is refused before anything is trained, and the model is as it was."""
 
 import pytest
+import torch
 
 import addenda as ad
 import tiny_models
@@ -90,3 +91,16 @@ def test_data_adapters_and_places_that_cannot_be_are_refused(model, tmp_path):
         make_bundle(model, TOKENIZER, "a", read(ROWS[:2]), tmp_path / "b", seeds=2, **HOW)
     assert ad.status(other) == "LlamaForCausalLM: no adapter attached"
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_an_adapter_with_new_tokens_is_refused_and_its_tokens_go_again(tmp_path):
+    model, tokenizer = tiny_models.make_llama(), tiny_models.make_tokenizer()
+    ad.grow(model, tokenizer, ["<call>"])
+    ad.attach(model, "lora:rank=2").save(tmp_path / "calls.safetensors")
+    base = tiny_models.make_llama()
+    before = {k: v.clone() for k, v in base.state_dict().items()}
+    with pytest.raises(ad.AddendaError, match=r"has grown \('<call>'\).*cannot move to another base"):
+        make_bundle(base, tokenizer, tmp_path / "calls.safetensors", ROWS, tmp_path / "b", name="sums", **HOW)
+    assert ad.status(base) == "LlamaForCausalLM: no adapter attached" and not (tmp_path / "b").exists()
+    after = base.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[k], v) for k, v in before.items())

@@ -193,7 +193,7 @@ def test_a_loaded_source_is_afterwards_as_it_was(place, tmp_path):
         ({"target": "source"}, "the same model"),
         ({"source": "target", "target": "source"}, "goes with another source"),
         ({"adapter": "other.safetensors"}, "adapter is another|goes with another source"),
-        ({"adapter": "nothing"}, "no file, and no adapter on the source"),
+        ({"adapter": "nothing"}, "no file, and no adapter on this model"),
         ({"bundle": "adapter.safetensors"}, "of another kind|no sound|bundle"),
         ({"format": "x+"}, "refuses 5 of the 5 seeds"),
         ({"max_new_tokens": 1}, "came to its end"),

@@ -70,14 +70,17 @@ class Side:
     def differences(self, model: nn.Module, tokenizer: Any) -> list[str]:
         """Return in words what of a model and a tokenizer is not this side's."""
         base, said = plain(base_of(model)), []
-        if base["weights"] != self.base["weights"] or base["class"] != self.base["class"]:
+        there, here = (", ".join(b["packed"]) or "plain weights" for b in (self.base, base))
+        if there != here:
+            said.append(f"the base is kept in another form ({there} then, {here} here)")
+        elif base["weights"] != self.base["weights"] or base["class"] != self.base["class"]:
             there, here = (f"{b['class']} in {'/'.join(b['dtypes'])}" for b in (self.base, base))
             marks = f"SHA-256 {self.base['weights'][:12]}… and {base['weights'][:12]}…"
             said.append(f"the base is another ({there} then, {here} here, {marks})")
         elif base["config"] != self.base["config"]:
             said.append("the base's configuration is another")
         elif base != self.base:
-            said.append("the base is kept in another form")
+            said.append("the base's tensors are of other dtypes")
         if (found := mark(tokenizer)).sha256 != self.tokenizer:
             said.append(f"the tokenizer is another ({self.entries:,} tokens then, {found.entries:,} here)")
         elif self.template is not None and template_of(tokenizer) != self.template:

@@ -20,16 +20,17 @@ from torch import nn
 from addenda.core.adapter.attach import detach
 from addenda.core.adapter.blocks import disabled
 from addenda.core.adapter.handle import Adapter, adapters
-from addenda.core.adapter.load import load
 from addenda.core.base.arguments import checked, names_of
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
-from addenda.core.disk.access import path_of, shown
+from addenda.core.disk.access import path_of
 from addenda.core.disk.place import file_for
 from addenda.core.file.identity import versions
 from addenda.core.file.trained_on import content_hash
-from addenda.core.state.state import find_state
+from addenda.core.modules.wrappers import unwrap
+from addenda.core.state.state import free_name, names_on
 from addenda.core.state.undo import undone
+from addenda.core.state.vocabulary import grown_of
 from addenda.data.encode import use_chat
 from addenda.data.read import read
 from addenda.models.kinds import check_module
@@ -38,6 +39,7 @@ from addenda.transferring.bundle import Bundle, Side, adapter_file, is_bundle
 from addenda.transferring.discriminator import ADAPTER, LEAST, fit_discriminator
 from addenda.transferring.inputs import draw_seeds, inputs_of
 from addenda.transferring.question import Wording, asked
+from addenda.transferring.sides import put_on
 from addenda.transferring.synthesise import Accepts, Sampler, check_seeds, synthesise
 
 Given = str | Path | Adapter
@@ -94,8 +96,8 @@ def make_bundle(
     told how that goes on. The rest is `fit_discriminator`'s.
 
     Raises AddendaError before anything is trained for seeds that are too few, equal, empty or too long for the model,
-    words for yes and no that are no single tokens, data without questions, an adapter of another base, and a file that
-    somebody else has written at `out`; the model is as it was whatever happens.
+    words for yes and no that are no single tokens, data without questions, an adapter of another base or with new
+    tokens, and a file that somebody else has written at `out`; the model is as it was whatever happens.
     """
     started, place = time.perf_counter(), file_for(path_of(out, "out"), is_bundle, what="out")
     check_module(model)
@@ -113,8 +115,9 @@ def make_bundle(
     asked(model, tokenizer, wording, [*drawn, *used])  # all of them fit, or this says which does not
     Sampler(model, tokenizer, drawn, temperature=temperature, format=format)  # so does their list
     with undone(model):
-        source, came = _attached(model, tokenizer, adapter)
+        source, new = put_on(model, tokenizer, adapter)
         try:
+            _check_vocabulary(model)
             teacher = Side.of(model, tokenizer, use_chat(tokenizer, chat))
             if negatives is None:
                 with disabled(model):
@@ -123,7 +126,7 @@ def make_bundle(
                         batch=2 * batch, say=say,
                     )  # fmt: skip
                 negatives = made.texts
-            free = next(n for n in (ADAPTER, *(f"{ADAPTER}-{i}" for i in range(2, 100))) if n not in adapters(model))
+            free = free_name(model, ADAPTER)
             judged = fit_discriminator(
                 model, tokenizer, used, negatives, name=task, method=method, adapter=free, chat=chat, answers=answers,
                 steps=steps, batch=batch, rate=rate, seed=seed, held_share=held_share, early_stop=early_stop,
@@ -141,33 +144,21 @@ def make_bundle(
             )  # fmt: skip
             detach(model, free)
         finally:
-            if came is not None and came in _names(model):
-                detach(model, came)
+            if new and source.name in names_on(model):
+                detach(model, source.name)
     path = bundle.save(place)
     return BundleReport(path, bundle, len({*negatives}), time.perf_counter() - started)
 
 
-def _attached(model: nn.Module, tokenizer: Any, adapter: Given) -> tuple[Adapter, str | None]:
-    """Return an adapter on the model, and its name where it has come from a file for the length of a call."""
-    there = _names(model)
-    if isinstance(adapter, Adapter):
-        host = find_state(model)
-        if host is None or adapter.model is not host.root or adapter.name not in there:
-            raise AddendaError(f"The adapter {adapter.name!r} is not on this model. Load its file here.")
-        return adapters(model)[adapter.name], None
-    if isinstance(adapter, str) and adapter in there:
-        return adapters(model)[adapter], None
-    file = path_of(adapter, "adapter")
-    if not file.is_file():
-        known = f" On the model: {', '.join(map(repr, there))}." if there else ""
-        raise AddendaError(f"{shown(file)} is no file, and no adapter on this model is called so.{known}")
-    name = next(n for n in ("source", *(f"source-{i}" for i in range(2, 100))) if n not in there)
-    return load(model, file, name=name, activate=False, tokenizer=tokenizer), name
-
-
-def _names(model: nn.Module) -> tuple[str, ...]:
-    host = find_state(model)
-    return () if host is None else tuple(host.state.records)
+def _check_vocabulary(model: nn.Module) -> None:
+    """Raise AddendaError for a model whose vocabulary has grown: another base knows nothing of its tokens."""
+    grown = grown_of(unwrap(model))
+    if grown is not None:
+        tokens = ", ".join(map(repr, list(grown.vocabulary.tokens)[:4]))
+        raise AddendaError(
+            f"The model has a vocabulary that has grown ({tokens}), as an adapter with new tokens brings it, and these "
+            "cannot move to another base. Train an adapter without new tokens, and make the bundle of that."
+        )
 
 
 def _name_of(source: str) -> str:

@@ -4,7 +4,7 @@ The source is the bundle's own: its base, adapter and tokenizer are compared by 
 bundle's discriminator was trained on: the source, or in a chain of transfers the model that the chain began with.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,13 @@ from addenda.core.adapter.switch import switch
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of, shown
 from addenda.core.file.trained_on import content_hash
-from addenda.core.state.state import find_state
+from addenda.core.state.state import find_state, free_name, names_on
 from addenda.models.load import dtype_for, load_model, wanted_by
+from addenda.models.machine import DTYPES
+from addenda.quantizing.quantize import FORMS
 from addenda.train.generate import check_writes
 from addenda.transferring.bundle import Bundle, is_bundle
-from addenda.transferring.discriminator import Discriminator
+from addenda.transferring.discriminator import ADAPTER, Discriminator
 
 Given = str | Path | tuple[Any, Any]  # a folder, or a loaded model and its tokenizer
 _MOST = 64  # files beside a bundle that are looked at
@@ -100,27 +102,24 @@ def opened(
     Raises AddendaError for a source, an adapter or a judge that are not the bundle's, and models that cannot write.
     """
     ways = {"device": device, "trust_remote_code": trust_remote_code, "task": "causal"}
-    own = next(iter(bundle.teacher.base["dtypes"]), "auto") if len(bundle.teacher.base["dtypes"]) == 1 else "auto"
-    file = path_of(adapter, "adapter") if isinstance(adapter, str | Path) else None
-    file = file if file is not None and file.is_file() else None
-    wanted = {} if file is None else {k: v for k, v in wanted_by(file).items() if k == "quantize"}
-    first = _loaded(source, "source", ways | wanted | {"dtype": own if file is None else dtype_for([file], own)})
+    named = _as_named(bundle.teacher.base)
+    if isinstance(adapter, str | Path) and (file := path_of(adapter, "adapter")).is_file():
+        named |= {k: v for k, v in wanted_by(file).items() if k == "quantize"}
+        named["dtype"] = dtype_for([file], named["dtype"])
+    first = _loaded(source, "source", ways | named)
     came: list[tuple[nn.Module, str]] = []
     try:
-        teacher = _teacher(bundle, first, adapter, file, came)
+        teacher = _teacher(bundle, first, adapter, came)
         judge = first
         if judge_model is not None:
-            kinds = bundle.judge.base["dtypes"]
-            judge = _loaded(
-                judge_model, "judge_model", ways | {"dtype": next(iter(kinds)) if len(kinds) == 1 else "auto"}
-            )
-        elif bundle.judge.differences(first.model, first.tokenizer):
+            judge = _loaded(judge_model, "judge_model", ways | _as_named(bundle.judge.base))
+        elif wrong := bundle.judge.differences(first.model, first.tokenizer):
             raise AddendaError(
                 f"The discriminator of {_named(bundle)} was trained on another model than this source "
-                f"({'; '.join(bundle.judge.differences(first.model, first.tokenizer))}): the bundle has been through a "
+                f"({'; '.join(wrong)}): the bundle has been through a "
                 "transfer. Give that first model too: judge_model=."
             )
-        free = _free(judge.model, "discriminator")
+        free = free_name(judge.model, ADAPTER)
         discriminator = bundle.attach(judge.model, judge.tokenizer, name=free)
         came.append((judge.model, free))
         last = _loaded(target, "target", ways | {"dtype": dtype})
@@ -128,8 +127,15 @@ def opened(
         yield Sides(first, judge, last, teacher, discriminator)
     finally:
         for model, name in came:
-            if name in _names(model):
+            if name in names_on(model):
                 detach(model, name)
+
+
+def _as_named(base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options to load a folder with in the dtype and form of weights of a base that a bundle names."""
+    dtypes = [d for d in base["dtypes"] if d in DTYPES]
+    form = next((form for form, cls in FORMS.items() if base["packed"] == [cls.__name__]), None)
+    return {"dtype": dtypes[0] if len(base["dtypes"]) == len(dtypes) == 1 else "auto", "quantize": form}
 
 
 def _loaded(given: Given, what: str, ways: dict[str, Any]) -> Opened:
@@ -143,27 +149,39 @@ def _loaded(given: Given, what: str, ways: dict[str, Any]) -> Opened:
     return Opened(made.model, made.tokenizer, str(folder))
 
 
-def _teacher(bundle: Bundle, side: Opened, adapter: Any, file: Path | None, came: list) -> Adapter:
+def put_on(model: nn.Module, tokenizer: Any, adapter: str | Path | Adapter) -> tuple[Adapter, bool]:
+    """Return an adapter on a model, and whether it was put there just now and has to come off again.
+
+    adapter: itself, its name on the model, or its file. Raises AddendaError for what is none of these, and as `load`.
+    """
+    there = names_on(model)
+    if isinstance(adapter, Adapter):
+        host = find_state(model)
+        if host is None or adapter.model is not host.root or adapter.name not in there:
+            raise AddendaError(f"The adapter {adapter.name!r} is not on this model. Load its file here.")
+        return adapters(model)[adapter.name], False
+    if isinstance(adapter, str) and adapter in there:
+        return adapters(model)[adapter], False
+    file = path_of(adapter, "adapter")
+    if not file.is_file():
+        known = f" On the model: {', '.join(map(repr, there))}." if there else ""
+        raise AddendaError(f"{shown(file)} is no file, and no adapter on this model is called so.{known}")
+    return load(model, file, name=free_name(model, "source"), activate=False, tokenizer=tokenizer), True
+
+
+def _teacher(bundle: Bundle, side: Opened, adapter: Any, came: list) -> Adapter:
     """Return the bundle's adapter on the source; one that is put there is noted in `came`."""
-    if isinstance(adapter, Adapter) or (file is None and adapter is not None):
-        there = _names(side.model)
-        name = adapter.name if isinstance(adapter, Adapter) else str(adapter)
-        if name not in there:
-            known = f" On the model: {', '.join(map(repr, there))}." if there else ""
-            raise AddendaError(f"adapter={name!r} is no file, and no adapter on the source is called so.{known}")
-        found = adapters(side.model)[name]
-        bundle.check_teacher(side.model, side.tokenizer, found)
-        return found
-    name = _free(side.model, "source")
     if wrong := bundle.teacher.differences(side.model, side.tokenizer):
         raise AddendaError(f"{_named(bundle)} goes with another source: {'; '.join(wrong)}. Name its folder: source=.")
-    if file is not None:
-        found = load(side.model, file, name=name, activate=False, tokenizer=side.tokenizer)
-        came.append((side.model, name))
+    if adapter is not None:
+        found, new = put_on(side.model, side.tokenizer, adapter)
+        if new:
+            came.append((side.model, found.name))
         bundle.check_teacher(side.model, side.tokenizer, found)
         return found
     if bundle.path is None:
         raise AddendaError("A bundle in memory has no folder in which its adapter could lie: give adapter=.")
+    name = free_name(side.model, "source")
     candidates = [p for p in sorted(bundle.path.parent.glob("*.safetensors"))[:_MOST] if not is_bundle(p)]
     for path in candidates:
         try:
@@ -178,17 +196,6 @@ def _teacher(bundle: Bundle, side: Opened, adapter: Any, file: Path | None, came
         f"None of the {len(candidates)} safetensors files beside {shown(bundle.path)} is the adapter that it was made "
         f"with (SHA-256 of its tensors {bundle.adapter[:12]}…). Name its file: adapter=."
     )
-
-
-def _names(model: Any) -> tuple[str, ...]:
-    host = find_state(model)
-    return () if host is None else tuple(host.state.records)
-
-
-def _free(model: Any, name: str) -> str:
-    """Return a name that no adapter on the model has."""
-    there = _names(model)
-    return next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(there) + 3))) if n not in there)
 
 
 def _named(bundle: Bundle) -> str:

@@ -166,6 +166,18 @@ def find_state(model: nn.Module) -> Host | None:
     return hosts[0] if hosts else None
 
 
+def names_on(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of a model's adapters, in the order in which they came; empty where it has none."""
+    host = find_state(model)
+    return () if host is None else tuple(host.state.records)
+
+
+def free_name(model: nn.Module, name: str) -> str:
+    """Return a name that no adapter of the model has: this one, or this one with a number behind it."""
+    there = names_on(model)
+    return next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(there) + 3))) if n not in there)
+
+
 def state_of(model: nn.Module) -> Host:
     """Return the (sub)module that carries adapters and its state. Raises AddendaError when nothing is attached."""
     host = find_state(model)
