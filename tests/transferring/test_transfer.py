@@ -1,5 +1,6 @@
 import errno
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tiny_models import make_llama
 
 SMALL = {"n": 10, "sample_batch": 8, "batch": 5, "steps": 6, "max_new_tokens": 6, "rate": 1e-2, "tries": 64,
          "dtype": "float32"}  # fmt: skip
+SEVERAL = [{"messages": [{"role": role, "content": "1"} for role in ("user", "assistant") * 2]}]
 FORMAT = r"\d\+\d=\?"
 
 
@@ -179,6 +181,12 @@ def test_by_logits_within_one_vocabulary(place, tmp_path):
     assert made.distilled.mode == "logits" and made.adapter.name == "moved"
     with pytest.raises(AddendaError, match="two"):
         moved(place, tmp_path / "no", mode="logits")
+    plain = replace(read_bundle(place / "sums.bundle"), chat=False)
+    with pytest.raises(AddendaError, match="without the chat template that both"):
+        transfer(plain, place / "source", student, tmp_path / "no", **options)
+    student[1].chat_template = None
+    with pytest.raises(AddendaError, match=r"different chat templates.*mode='sequence'"):
+        transfer(place / "sums.bundle", place / "source", student, tmp_path / "no", **options)
 
 
 def test_a_loaded_source_is_afterwards_as_it_was(place, tmp_path):
@@ -201,6 +209,7 @@ def test_a_loaded_source_is_afterwards_as_it_was(place, tmp_path):
         ({"out": "source/inside"}, "never written to"),
         ({"out": "run"}, "is there already and is not empty"),
         ({"n": 0}, "n must be"),
+        ({"eval_data": SEVERAL}, "not one question and its answer"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_made(place, tmp_path, change, said):

@@ -39,7 +39,7 @@ def account(
     """Return the report. spent: seconds of distilling; real: examples of the task, or None; resumed: after a kill."""
     counts, target = gathered.made.counts, sides.target
     longest = {"max_new_tokens": settings["max_new_tokens"], "batch": settings["sample_batch"]}
-    judging = {} if real is None else _judged(sides, real, gathered, settings["seed"], longest)
+    judging = {} if real is None else _judged(bundle, sides, real, gathered, settings["seed"], longest)
     if not judging:
         first = [i for i, whole in enumerate(labels.whole) if whole][:COMPARED]
         answers = generate(target.model, target.tokenizer, [labels.prompts[i] for i in first], **longest)
@@ -65,14 +65,16 @@ def account(
     )  # fmt: skip
 
 
-def _judged(sides: Sides, real: Any, gathered: Gathered, seed: int, longest: dict[str, Any]) -> dict[str, Any]:
+def _judged(
+    bundle: Bundle, sides: Sides, real: Any, gathered: Gathered, seed: int, longest: dict[str, Any]
+) -> dict[str, Any]:
     """Return how source, target and student do on real examples, how alike they answer, and MMD to their inputs."""
     source, target = sides.source, sides.target
     inputs = inputs_of(real)
     prompts = [inputs.prompt(t) for t in inputs.texts[:COMPARED]]
     with sides.teaching():
-        items = {"source": evaluate(source.model, source.tokenizer, real).items}
-        answers = generate(source.model, source.tokenizer, prompts, **longest)
+        items = {"source": evaluate(source.model, source.tokenizer, real, chat=bundle.chat).items}
+        answers = generate(source.model, source.tokenizer, prompts, chat=bundle.chat, **longest)
     items["transferred"] = evaluate(target.model, target.tokenizer, real).items
     same = agreement(generate(target.model, target.tokenizer, prompts, **longest), answers)
     there, found = list(inputs.texts[:MOST]), {}

@@ -18,7 +18,6 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,8 @@ from addenda.core.disk.access import is_sha256, parse_json, path_of, shown
 from addenda.core.disk.place import file_for
 from addenda.core.file.container import DIGITS, sound, write
 from addenda.core.file.header import read_bytes
-from addenda.core.file.identity import base_of, digest, plain
-from addenda.core.file.tokenizer import inner, mark
+from addenda.core.file.identity import base_of, plain
+from addenda.core.file.tokenizer import mark, template_of
 from addenda.core.file.trained_on import content_hash
 from addenda.data.encode import use_chat
 from addenda.data.examples import Chat
@@ -209,14 +208,6 @@ def is_bundle(path: Path) -> bool:
             return _ENTRY in file.metadata
     except AddendaError:
         return False
-
-
-def template_of(tokenizer: Any) -> str | None:
-    """Return the SHA-256 of a tokenizer's chat template, or None."""
-    template = getattr(inner(tokenizer), "chat_template", None)
-    if not template:
-        return None
-    return sha256(template.encode()).hexdigest() if isinstance(template, str) else digest(template)
 
 
 def adapter_file(adapter: Adapter) -> bytes:

@@ -22,7 +22,7 @@ from addenda.core.adapter.attach import attach
 from addenda.core.base.arguments import checked, names_of
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of
-from addenda.core.file.tokenizer import mark
+from addenda.core.file.tokenizer import mark, template_of
 from addenda.core.method.catalogue import build
 from addenda.core.site.targets import Target
 from addenda.data.encode import encode, end_ids
@@ -85,7 +85,7 @@ def distil(
     steps, or epochs (1 if neither). out: a folder for checkpoints, from which resume=True goes on. chat, max_length:
     see `encode`. options: those of `fit`; rate is where the catalogue starts a search for the method's unless given.
 
-    Raises AddendaError, and leaves the model as it was, for tokenizers of different vocabularies by logits, answers
+    Raises AddendaError, and leaves the model as it was, for two vocabularies or chat templates by logits, answers
     that do not fit the student's context, a tokenizer without an end, and what `attach` and `fit` refuse.
     """
     if steps is not None and epochs is not None:
@@ -94,7 +94,7 @@ def distil(
     begun = None if start is None else read_start(start, asked, None if out is None else path_of(out, "out"))
     chosen = begun.method if begun else build("lora") if asked is None else asked
     options |= {"rate": starting_rate(chosen)} if options.get("rate") is None else {}
-    check_mode(mode, model, tokenizer, teacher, top_k, options)
+    check_mode(mode, model, tokenizer, teacher, top_k, options, chat)
     check_options(steps=steps or 1, batch=batch, seed=seed, **options)
     check_end(end_ids(model, tokenizer, chat))
     data = labels.data() if isinstance(labels, Labels) else labels
@@ -126,7 +126,13 @@ def distil(
 
 
 def check_mode(
-    mode: str, model: nn.Module, tokenizer: Any, teacher: tuple[Any, Any] | None, top_k: int | None, options: dict
+    mode: str,
+    model: nn.Module,
+    tokenizer: Any,
+    teacher: tuple[Any, Any] | None,
+    top_k: int | None,
+    options: dict,
+    chat: bool | None = None,
 ) -> None:
     """Raise AddendaError for a mode that cannot be, such as logits over two vocabularies."""
     if mode not in ("sequence", "logits"):
@@ -147,6 +153,12 @@ def check_mode(
             f"mode='logits' compares distributions over one vocabulary, and these are two: the teacher's tokenizer has "
             f"{theirs.entries:,} tokens and the student's {ours.entries:,}, their models {widths[1]:,} and "
             f"{widths[0]:,} outputs. Take mode='sequence', which goes from any tokenizer to any other."
+        )
+    if chat is not False and template_of(tokenizer) != template_of(teacher[1]):
+        raise AddendaError(
+            "mode='logits' compares both models behind the same prompts, and these two tokenizers have different chat "
+            "templates. Give both one (tokenizer.chat_template), or take mode='sequence', where each is asked its own "
+            "way."
         )
     if options.get("loss", "auto") == "chunked" or options.get("consistency"):
         raise AddendaError(

@@ -32,7 +32,7 @@ from addenda.core.file.save import save
 from addenda.core.file.tokenizer import mark
 from addenda.core.method.catalogue import build
 from addenda.core.site.targets import Target
-from addenda.data.encode import end_ids
+from addenda.data.encode import end_ids, use_chat
 from addenda.data.read import read
 from addenda.models.load import config_of
 from addenda.train import checkpoint
@@ -47,6 +47,7 @@ from addenda.transferring.account import account
 from addenda.transferring.bundle import Bundle, read_bundle
 from addenda.transferring.distil import FURTHER, DistilResult, Mode, check_mode, distil
 from addenda.transferring.gather import FILE, Gathered, gather
+from addenda.transferring.inputs import inputs_of
 from addenda.transferring.label import Labels, check_end, label
 from addenda.transferring.rehearse import Rehearsal, agree, as_json, rehearse
 from addenda.transferring.report import Report, write_report
@@ -145,8 +146,9 @@ def transfer(
     leave: is given the finished folder before it gets its name. options: those of `fit`, such as rate.
 
     Raises AddendaError before the first long stage for a bundle, adapter or base that do not belong together, source
-    and target in one, seeds or prompts that do not fit, logits across vocabularies, models without an end of text, a
-    generator that yields nothing usable and a folder that is taken; and for a full disk, with what is done kept.
+    and target in one, seeds or prompts that do not fit, logits across vocabularies or chat templates, models without an
+    end of text, a generator that yields nothing usable, eval_data that are no single questions, and a folder that is
+    taken; and for a full disk, with what is done kept.
     """
     say = say or (lambda _: None)
     given = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
@@ -166,6 +168,8 @@ def transfer(
     steps = math.ceil((epochs or EPOCHS) * math.ceil(n / batch)) if steps is None else steps
     caps = Caps.of(n, tries, max_tokens, max_minutes)
     real = None if eval_data is None else read(path_of(eval_data) if isinstance(eval_data, str | Path) else eval_data)
+    if real is not None:
+        inputs_of(real)  # what cannot be judged is said now, not behind the last stage
     work = Work(place, {})
     work.check_free()
     say("reading the models")
@@ -178,9 +182,14 @@ def transfer(
         )  # fmt: skip
         teacher = (sides.source.model, sides.source.tokenizer) if mode == "logits" else None
         check_mode(mode, student.model, student.tokenizer, teacher, top_k, options)
-        for side in (sides.source, student):
-            check_end(end_ids(side.model, side.tokenizer))
-        labelling = {"max_new_tokens": max_new_tokens, "batch": sample_batch, "chat": None if given.chat else False}
+        if mode == "logits" and use_chat(student.tokenizer, None) is not given.chat:
+            raise AddendaError(
+                "The bundle's adapter answers prompts without the chat template that both tokenizers have, and a "
+                "student by logits would have to learn the same prompts with it. Take mode='sequence'."
+            )
+        check_end(end_ids(sides.source.model, sides.source.tokenizer, given.chat))
+        check_end(end_ids(student.model, student.tokenizer))
+        labelling = {"max_new_tokens": max_new_tokens, "batch": sample_batch, "chat": given.chat}
         learning: dict[str, Any] = {
             "method": method, "mode": mode, "teacher": teacher, "top_k": top_k, "start": start, "targets": targets,
             "exclude": tuple(exclude), "seed": seed, "name": name, **options,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.visible import label
+from addenda.core.file.identity import digest
 from addenda.core.state.vocabulary import Vocabulary
 
 _GAPS = 1 << 20  # numbers without a token, below the largest one
@@ -58,6 +59,14 @@ def mark(tokenizer: Any) -> Mark:
     }
     text = json.dumps(held, ensure_ascii=True, separators=(",", ":"))
     return Mark(hashlib.sha256(text.encode()).hexdigest(), len(tokens))
+
+
+def template_of(tokenizer: Any) -> str | None:
+    """Return the SHA-256 of a tokenizer's chat template, or None."""
+    template = getattr(inner(tokenizer), "chat_template", None)
+    if not template:
+        return None
+    return hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else digest(template)
 
 
 def difference(tokenizer: Any, vocabulary: Vocabulary) -> str | None:
