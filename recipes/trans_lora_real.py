@@ -47,7 +47,7 @@ from addenda.transferring.gather import Gathered, gather
 from addenda.transferring.label import label
 from addenda.transferring.make_bundle import make_bundle
 from addenda.transferring.report import distances, leaked
-from addenda.transferring.sides import Side, Sides
+from addenda.transferring.sides import Opened, Sides
 from addenda.transferring.synthesise import Caps, Sampler
 from recipes.trans_lora_tasks import NUMBERS, data, drawn
 
@@ -123,18 +123,18 @@ class Bench:
 
     # ---- bases -------------------------------------------------------------------------------------------------------
 
-    def side(self, name: str) -> Side:
+    def side(self, name: str) -> Opened:
         """Return a base: "target", "source" or "third", loaded once. The last two are healed where they are missing."""
         if name not in self._held:
             folder = self.target if name == "target" else self.healed(self._layers(name))
             loaded = load_model(folder, task="causal", dtype="float32")
-            self._held[name] = Side(loaded.model, loaded.tokenizer, name)
+            self._held[name] = Opened(loaded.model, loaded.tokenizer, name)
         return self._held[name]
 
     def _layers(self, name: str) -> int:
         return self.setting.layers if name == "source" else self.setting.third
 
-    def truncated(self, layers: int) -> Side:
+    def truncated(self, layers: int) -> Opened:
         """Return the target's first layers, with its norm and head."""
         loaded = load_model(self.target, task="causal", dtype="float32")
         model: Any = loaded.model
@@ -146,7 +146,7 @@ class Bench:
         model.config.num_hidden_layers = layers
         if getattr(model.config, "layer_types", None):
             model.config.layer_types = model.config.layer_types[:layers]
-        return Side(model, loaded.tokenizer, f"first {layers} layers")
+        return Opened(model, loaded.tokenizer, f"first {layers} layers")
 
     def healed(self, layers: int) -> Path:
         """Return the folder of the first layers, trained for a while on plain text."""
@@ -186,7 +186,7 @@ class Bench:
         made["seconds"] = record.get("seconds", {}) | {unit.what: seconds}
         return made
 
-    def _judged(self, side: Side, task: str) -> list[int]:
+    def _judged(self, side: Opened, task: str) -> list[int]:
         test = data(task, "test", range(self.setting.test))
         return evaluate(side.model, examples=encode(test, side.tokenizer), batch=32).items
 
@@ -198,7 +198,7 @@ class Bench:
         """Return as many that it does not."""
         return drawn(unit.task, self.setting.count, unit.seed)[1]
 
-    def _fitted(self, side: Side, method: str, examples: Any, unit: Unit, file: Path) -> None:
+    def _fitted(self, side: Opened, method: str, examples: Any, unit: Unit, file: Path) -> None:
         adapter = attach(side.model, method, name="learning", seed=unit.seed)
         try:
             fit(side.model, adapter, encode(examples, side.tokenizer), **self._how(unit))
@@ -325,7 +325,7 @@ class Bench:
         finally:
             detach(side.model, "student")
 
-    def _carried(self, unit: Unit, side: Side) -> dict[str, Any]:
+    def _carried(self, unit: Unit, side: Opened) -> dict[str, Any]:
         source = self.side("source")
         teacher = load(source.model, self.place(unit) / "source.safetensors", name="teacher", activate=False)
         begin = unit.what == "from_copy"
@@ -349,7 +349,7 @@ class Bench:
         finally:
             detach(side.model, "student")
 
-    def _chain(self, unit: Unit, side: Side) -> dict[str, Any]:
+    def _chain(self, unit: Unit, side: Opened) -> dict[str, Any]:
         bundle, texts = read_bundle(self.place(unit) / "task.bundle"), self.gathered(unit, "third").texts
         first = self.side("target")
         load(first.model, self.place(unit) / "filtered.safetensors", name="teacher")
