@@ -7,7 +7,6 @@ concluded from, and nothing is run for it or written to it.
 """
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -18,11 +17,10 @@ from pathlib import Path
 from addenda import AddendaError
 from addenda.core.disk.access import file_of, read_json
 from addenda.core.disk.atomic import readable, write_atomically
-from addenda.core.disk.cache import cache_folder
-from addenda.core.disk.lock import Lock, alone
+from addenda.core.disk.lock import alone
 from addenda.core.disk.place import check_free, folder_for
 from addenda.core.file.identity import goes_on, larger, look, plain
-from recipes.store import Busy
+from recipes.store import Busy, lock_of
 
 _UNSET = object()
 _OLD = "was left by a version that did not keep which base, data and options its runs have, so that it is only read"
@@ -78,6 +76,16 @@ def _are_runs(folder: Path) -> bool:
     return folder.is_dir() and (known or not any(folder.iterdir()))
 
 
+def known_in(root: Path) -> Callable[[str], dict | None]:
+    """Return how a run of a folder is read by its name; None where there is none."""
+
+    def known(name: str) -> dict | None:
+        file = root / "runs" / f"{name}.json"
+        return read_json(file) if file.exists() else None
+
+    return known
+
+
 class Runs:
     """Finished runs by name, one small JSON file each, for recipes that do more than compare arms.
 
@@ -119,8 +127,7 @@ class Runs:
 
     def known(self, name: str) -> dict | None:
         """What is kept under this name."""
-        file = self.folder / f"{name}.json"
-        return read_json(file) if file.exists() else None
+        return known_in(self.out)(name)
 
     def once(self, name: str, make: Callable[[], dict], again: bool = False) -> dict:
         """What is kept under this name, or what `make` returns, kept from now on. Raises AddendaError in an old one."""
@@ -136,13 +143,10 @@ class Runs:
 
 
 class SharedRuns(Runs):
-    """The same for several processes at once: each locks the run that it is at, and the folder only to begin.
-
-    Locks lie in the cache folder, as those of `recipes.store` do.
-    """
+    """The same for several processes at once: each locks the run that it is at, and the folder only to begin."""
 
     def __enter__(self) -> "SharedRuns":
-        lock = self._lock("")
+        lock = lock_of(self.out, "")
         while not lock.take():
             time.sleep(0.05)
         try:
@@ -153,17 +157,13 @@ class SharedRuns(Runs):
 
     def once(self, name: str, make: Callable[[], dict], again: bool = False) -> dict:
         """What is kept under this name, or what `make` returns. Raises Busy where another process is making it."""
-        lock = self._lock(name)
+        lock = lock_of(self.out, name)
         if not lock.take():
             raise Busy(name)
         try:
             return super().once(name, make, again)
         finally:
             lock.release()
-
-    def _lock(self, name: str) -> Lock:
-        key = hashlib.sha256(f"{self.out.resolve()}\x1f{name}".encode()).hexdigest()[:24]
-        return Lock(cache_folder() / "recipes" / "locks" / key)
 
 
 def put_table(page: Path, lines: list[str], mark: str = "verdicts") -> None:

@@ -24,13 +24,13 @@ import torch
 
 from addenda import AddendaError
 from addenda.core.file.identity import versions
-from recipes.kept import SharedRuns, put_table
+from recipes.kept import SharedRuns, known_in, put_table
 from recipes.order_arms import Bench
 from recipes.order_claims import read_claims
 from recipes.order_cost import Plan, Speeds, Unit, cost_lines, plan, timed, units
-from recipes.order_setting import Setting, known_in
+from recipes.order_setting import Setting
 from recipes.order_table import table
-from recipes.rerank_cost import seconds_of
+from recipes.seconds import seconds_of
 from recipes.store import Busy, Clock, TimeUp
 
 ROOT = Path("records/order")

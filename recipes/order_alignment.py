@@ -49,7 +49,8 @@ def aligned(
     stacked = torch.stack(list(patches))
     where = torch.from_numpy(classes >= 0)
     tiles, of = stacked[where], torch.from_numpy(classes)[where]
-    blank = torch.stack([stacked[i, torch.nonzero(~where[i])[0, 0]] for i in range(len(stacked))])
+    free = [torch.nonzero(~at).flatten() for at in where]
+    blank = torch.stack([stacked[i, at[i % len(at)]] for i, at in enumerate(free)])  # of all places, not one corner
     optimizer = torch.optim.AdamW([*made.map.parameters(), made.sharp], lr=RATE, weight_decay=0.01)
     for step in range(STEPS):
         tick()

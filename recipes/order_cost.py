@@ -13,7 +13,7 @@ from recipes.order_arms import LOSSES, Bench
 from recipes.order_measured import kept
 from recipes.order_setting import ADAPTERS, ALIGNMENT, QUERIES, RIDGES, TUNED, Setting, run_name
 from recipes.order_tuned import tuned
-from recipes.rerank_cost import told
+from recipes.seconds import told
 
 STEPS = 3  # that are timed, after one that is not
 

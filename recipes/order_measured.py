@@ -13,25 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from addenda.core.base.random import Stream
-from addenda.ranking.order.measures import measured
-from addenda.statistics.intervals import Pool, Pooled, quantile, spread
+from addenda.ranking.order.measures import measured, resamplings
+from addenda.statistics.intervals import Pool, Pooled, spread
 from recipes.claims import Measured
-from recipes.order_setting import OTHER, run_name
+from recipes.order_setting import ARMS, LEARNED, OTHER, Setting, run_name
 
 KEPT = ("spearman", "kendall", "pairs")
 Known = Callable[[str], dict | None]  # a run's record by name
 Scores = Mapping[str, np.ndarray]  # of each sentence, one for each image
 
 
-def times(images: int, draws: int) -> np.ndarray:
-    """Return how often each image is in each resampling, draws × images; the same on every machine."""
-    at = (Stream(0, "bootstrap", str(images)).raw(images * draws) % np.uint64(images)).astype(np.int64)
-    return np.stack([np.bincount(row, minlength=images) for row in at.reshape(draws, images)])
-
-
 def resampled(scores: np.ndarray, values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Return Spearman's correlation of each resampling; nan where all values are alike, 0 where all scores are."""
+    """Return Spearman's correlation of each resampling; nan where all values are alike, 0 where all scores are.
+
+    drawn: how often each image is in each, draws × images.
+    """
     x, y = _ranks(scores, drawn), _ranks(values, drawn)
     n = drawn.sum(1)
     middle = (n + 1) / 2  # the mean of ranks from 1 to n
@@ -64,7 +60,7 @@ def kept(
     for group, texts in groups.items():
         if not all(text in scores for text in texts):
             continue
-        drawn = times(len(scores[texts[0]]), draws)
+        drawn = np.stack(list(resamplings(len(scores[texts[0]]), draws)))
         by = {text: measured(scores[text].tolist(), values[text].tolist()) for text in texts}
         found["by_query"][group] = {t: [_plain(m[k]) for k in KEPT] for t, m in by.items()}
         pairs = [(text, text) for text in texts]
@@ -106,6 +102,18 @@ def seeds_of(
     return found
 
 
+def arms_of(known: Known, subject: str, images: int, group: str, seeds: Sequence[int]) -> dict[str, dict]:
+    """Return what `seeds_of` does of every arm that may answer a group; "other text" is of the trained one."""
+    arms = (*ARMS, OTHER) if group == LEARNED[subject] else ARMS
+    return {arm: seeds_of(known, subject, arm, images, group, seeds) for arm in arms}
+
+
+def tested(known: Known, subject: str, setting: Setting) -> int:
+    """Return how many test images a subject has on record."""
+    record = known(f"{subject}-features-test") or {}
+    return int(record.get("images", setting.test))
+
+
 def contrast(a: Mapping, b: Mapping | None, pool: Pool, names: tuple[str, str], images: int) -> Measured | None:
     """Return a − b, or a alone, at the seeds that both have; None where they share fewer than two.
 
@@ -126,9 +134,3 @@ def contrast(a: Mapping, b: Mapping | None, pool: Pool, names: tuple[str, str], 
 def pool_of(arms: Mapping[str, Mapping]) -> Pool:
     """Return the variances over seeds of all arms that have two or more. arms: as `seeds_of` returns them."""
     return Pool.of({arm: {s: v[0] for s, v in of.items()} for arm, of in arms.items() if len(of) > 1})
-
-
-def interval(found: Measured) -> tuple[float, float]:
-    """Return the 95 % interval."""
-    half = quantile(0.975, found.df) * found.error
-    return found.difference - half, found.difference + half

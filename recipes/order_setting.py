@@ -1,7 +1,6 @@
 """What decides the numbers of `recipes.order`: its arms, what is asked of which images, sizes and steps."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from addenda import AddendaError
 
@@ -112,17 +111,6 @@ class Setting:
 
 def slug(text: str) -> str:
     return text.replace(" × ", "-").replace(" ", "-")
-
-
-def known_in(root: Path):
-    """Return how a record is read by its name; None where there is none."""
-    from addenda.core.disk.access import read_json
-
-    def known(name: str) -> dict | None:
-        file = root / "runs" / f"{name}.json"
-        return read_json(file) if file.exists() else None
-
-    return known
 
 
 def run_name(subject: str, arm: str, images: int, seed: int) -> str:

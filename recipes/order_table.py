@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from recipes.order_claims import OrderClaim, verdicts
-from recipes.order_measured import Known, contrast, interval, pool_of, seeds_of
+from recipes.order_measured import Known, arms_of, contrast, pool_of, tested
 from recipes.order_setting import ARMS, LEARNED, OTHER, QUERIES, SUBJECTS, Setting, run_name
 
 WIDTH = 80
@@ -26,23 +26,21 @@ def table(margin: float, claims: Sequence[OrderClaim], known: Known, setting: Se
 
 def _block(known: Known, subject: str, images: int, setting: Setting) -> list[str]:
     """Return the rows of a subject with so many rated images: mean Spearman with its interval, and seconds."""
-    record = known(f"{subject}-features-test") or {}
-    tested = int(record.get("images", setting.test))
+    count = tested(known, subject, setting)
     cells: dict[str, dict[str, str]] = {}
     for group in QUERIES[subject]:
-        arms = (*ARMS, OTHER) if group == LEARNED[subject] else ARMS
-        of = {arm: seeds_of(known, subject, arm, images, group, setting.seeds) for arm in arms}
-        pool = pool_of({arm: found for arm, found in of.items() if found})
+        of = arms_of(known, subject, images, group, setting.seeds)
+        pool = pool_of(of)
         for arm, found in of.items():
-            told = contrast(found, None, pool, (arm, arm), tested)
+            told = contrast(found, None, pool, (arm, arm), count)
             if told is None:
                 continue
-            low, high = interval(told)
+            low, high = told.interval()
             cells.setdefault(arm, {})[group] = f"{told.difference:.2f} {low:.2f} to {high:.2f}"
     if not cells:
         return []
     shown = [g for g in QUERIES[subject] if any(g in row for row in cells.values())]
-    head = f"{subject}, {images} rated images a query, {tested} test images: mean Spearman, 95 %"
+    head = f"{subject}, {images} rated images a query, {count} test images: mean Spearman, 95 %"
     lines = [*textwrap.wrap(head, WIDTH)]
     for at in range(0, len(shown), 2):
         some = shown[at : at + 2]

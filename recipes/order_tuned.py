@@ -5,6 +5,7 @@ images, and there is no text: it answers what it was trained on. Loss, schedule 
 """
 
 import copy
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from addenda.core.adapter.attach import attach
+from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
 from addenda.ranking.order.towers import Towers
 from addenda.train.settings import Settings
@@ -58,6 +60,8 @@ def tuned(
             tick()
             at = Stream(seed, "tuned", str(step)).choice(len(pixels), min(batch, len(pixels))).numpy()
             loss = torch.log1p(F.smooth_l1_loss(net(torch.from_numpy(pixels[at])), torch.from_numpy(y[at]).float()))
+            if not math.isfinite(value := float(loss.detach())):
+                raise AddendaError(f"The loss is {value} at step {step + 1} with rate {rate:g}: the run has diverged.")
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()

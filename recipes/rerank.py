@@ -20,15 +20,15 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from addenda.core.disk.access import read_json
 from addenda.core.file.identity import base_of, versions
 from addenda.models.load import load_model
-from recipes.kept import Runs, put_table
+from recipes.kept import Runs, known_in, put_table
 from recipes.rerank_arms import Bench
 from recipes.rerank_claims import read_claims
-from recipes.rerank_cost import Plan, Speeds, Unit, cost_lines, plan, seconds_of, timed, units
+from recipes.rerank_cost import Plan, Speeds, Unit, cost_lines, plan, timed, units
 from recipes.rerank_setting import Setting
 from recipes.rerank_table import table
+from recipes.seconds import seconds_of
 from recipes.store import Clock, TimeUp
 
 ROOT = Path("records/rerank")
@@ -93,16 +93,6 @@ def run(bench: Bench, root: Path, what: Plan, speeds: Speeds | None, clock: Cloc
         except TimeUp:
             return False
     return True
-
-
-def known_in(root: Path):
-    """Return how a record is read by its name; None where there is none."""
-
-    def known(name: str) -> dict | None:
-        file = root / "runs" / f"{name}.json"
-        return read_json(file) if file.exists() else None
-
-    return known
 
 
 def done(root: Path, unit: Unit, queries: int) -> bool:

@@ -1,6 +1,5 @@
 """The claims of `recipes.rerank` (rerank_claims.toml), and what its records say of them."""
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,9 @@ from statistics import fmean
 
 import numpy as np
 
-from addenda import AddendaError
 from addenda.ranking.judge import Judgement, judge
 from addenda.statistics.intervals import quantile
+from recipes.claims_file import claims_of
 from recipes.rerank_setting import ARMS, ENGLISH, FIRST, MEASURES, PART, part_of, slug
 
 FILE = Path(__file__).with_name("rerank_claims.toml")
@@ -33,27 +32,9 @@ class Claim:
 
 
 def read_claims(file: Path = FILE) -> tuple[float, tuple[Claim, ...]]:
-    """Return the margin and the claims. Raises AddendaError for a field that is missing, unknown or out of range."""
-    try:
-        whole = tomllib.loads(file.read_text(encoding="utf-8"))
-        claims = tuple(Claim(**one) for one in whole["claims"])
-        margin = float(whole["margin"])
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
-        raise AddendaError(f"{file} holds no claims of rerankers: {error}. Restore it from the repository.") from None
-    if not 0 < margin < 1:
-        raise AddendaError(f"{file}: margin is between 0 and 1 of a measure, got {margin}.")
-    for claim in claims:
-        for field, value, allowed in (
-            ("a", claim.a, ARMS), ("b", claim.b, ARMS), ("over", claim.over, OVER),
-            ("measure", claim.measure, ("AP", "seconds", "bytes")),
-        ):  # fmt: skip
-            if value not in allowed:
-                raise AddendaError(
-                    f"{file}: claim {claim.name!r}: {field} is one of {', '.join(allowed)}, got {value!r}."
-                )
-        if not claim.refuted.strip():
-            raise AddendaError(f"{file}: claim {claim.name!r} does not say what refutes it.")
-    return margin, claims
+    """Return the margin, of a measure, and the claims. Raises AddendaError as `claims_of` does."""
+    allowed = {"a": ARMS, "b": ARMS, "over": OVER, "measure": ("AP", "seconds", "bytes")}
+    return claims_of(file, Claim, "rerankers", allowed)
 
 
 def values(

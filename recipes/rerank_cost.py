@@ -1,18 +1,17 @@
 """What `recipes.rerank` takes: its runs as a list, ten steps of each arm timed, and what is left out for a limit."""
 
-import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from addenda import AddendaError
 from addenda.core.adapter.attach import attach
 from addenda.models.load import load_model
 from addenda.ranking.reranker import Reranker
 from recipes.rerank_arms import Bench
 from recipes.rerank_setting import CONTROLS, ENGLISH, FACTORS, PART, PLACES, Setting, part_of, slug
+from recipes.seconds import told
 
 STEPS = 10  # that are timed
 FEWEST = 25  # queries, below which intervals say nothing
@@ -176,21 +175,6 @@ def plan(
         said.append(f"what is left takes {told(total)}, more than {told(within)}: the same command goes on, sitting by "
                     "sitting, with all of its seeds")  # fmt: skip
     return Plan(tuple(languages), queries, total, fits, tuple(said))
-
-
-def told(seconds: float | None) -> str:
-    seconds = seconds or 0.0
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else (
-        f"{seconds / 3600:.1f} h"
-    )  # fmt: skip
-
-
-def seconds_of(text: str) -> float:
-    """Return the seconds of "90m", "2.5h" or "300s". Raises AddendaError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
-    if not found or not float(found[1]):
-        raise AddendaError(f"--within is a time such as 90m, 2.5h or 300s, got {text!r}.")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def cost_lines(left: Sequence[Unit], speeds: Speeds, setting: Setting) -> list[str]:

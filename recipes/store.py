@@ -50,6 +50,12 @@ class Clock:
             raise TimeUp
 
 
+def lock_of(folder: Path, name: str) -> Lock:
+    """Return the lock of what one process at a time does in a folder of records. It lies in the cache folder."""
+    key = hashlib.sha256(f"{folder.resolve()}\x1f{name}".encode()).hexdigest()[:24]
+    return Lock(cache_folder() / "recipes" / "locks" / key)
+
+
 class Store:
     """The records of a subject. folders: of every arm, the folder that its runs are kept in."""
 
@@ -85,8 +91,7 @@ class Store:
     @contextmanager
     def alone(self, name: str) -> Iterator[bool]:
         """Whether this process may do what is named so; what others have finished meanwhile is read again."""
-        key = hashlib.sha256(f"{self.path.resolve()}\x1f{name}".encode()).hexdigest()[:24]
-        lock = Lock(cache_folder() / "recipes" / "locks" / key)
+        lock = lock_of(self.path, name)
         mine = lock.take()
         try:
             if mine:

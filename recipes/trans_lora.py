@@ -29,11 +29,10 @@ from typing import Any
 from addenda import AddendaError
 from addenda.core.disk.access import read_json
 from addenda.core.disk.atomic import readable, write_atomically
-from addenda.core.disk.cache import cache_folder
-from addenda.core.disk.lock import Lock
 from addenda.core.file.identity import goes_on, plain, versions
 from recipes.kept import put_table
-from recipes.store import Clock, TimeUp
+from recipes.seconds import seconds_of
+from recipes.store import Clock, TimeUp, lock_of
 from recipes.trans_lora_claims import SEEDS, Records, read_claims
 from recipes.trans_lora_table import table
 
@@ -66,14 +65,14 @@ def main(arguments: list[str] | None = None) -> None:
         made = table(margin, claims, given.root)
         return put_table(given.page, made, "trans-lora") if given.page else print("\n".join(made))
     if given.toy:
-        hours = None if given.within is None else _seconds(given.within) / 3600
+        hours = None if given.within is None else seconds_of(given.within) / 3600
         if not toy(given.root / "toy", range(FIRST, FIRST + (given.seeds or SEEDS["toy"])), Clock(hours)):
             print("Not all seeds are there: the time is up, or another process is at them.", file=sys.stderr)
         return print("\n".join(table(margin, claims, given.root)))
     from recipes.trans_lora_sitting import sitting
 
     sitting(
-        given.root, tasks=given.task, quick=given.quick, within=_seconds(given.within or "60m"), only_cost=given.cost,
+        given.root, tasks=given.task, quick=given.quick, within=seconds_of(given.within or "60m"), only_cost=given.cost,
         seeds=given.seeds,
     )  # fmt: skip
     if not given.cost:
@@ -92,7 +91,7 @@ def toy(root: Path, seeds: Any, clock: Clock, setting: Any = None) -> bool:
     begin(root, identity)
     for seed in seeds:
         file = root / "runs" / f"seed-{seed}.json"
-        lock = Lock(cache_folder() / "recipes" / "locks" / f"trans-lora-toy-{seed}")
+        lock = lock_of(root, f"seed-{seed}")
         if file.exists() or not lock.take():
             continue
         try:
@@ -131,12 +130,6 @@ def records_in(root: Path) -> Records:
     """Return the records of a folder by seed."""
     files = sorted((root / "runs").glob("seed-*.json"), key=lambda f: int(f.stem.split("-")[1]))
     return {int(f.stem.split("-")[1]): read_json(f) for f in files}
-
-
-def _seconds(text: str) -> float:
-    from recipes.rerank_cost import seconds_of
-
-    return seconds_of(text)
 
 
 if __name__ == "__main__":

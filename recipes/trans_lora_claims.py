@@ -1,7 +1,6 @@
 """The claims of `recipes.trans_lora` (trans_lora_claims.toml), and what its records say of them, seed by seed."""
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from addenda import AddendaError
 from addenda.statistics.intervals import quantile, two_sided
 from addenda.statistics.verdicts import holm
 from addenda.transferring.verdict import better, non_inferior
+from recipes.claims_file import claims_of
 
 FILE = Path(__file__).with_name("trans_lora_claims.toml")
 PARTS, MEASURES = ("toy", "real"), ("accuracy", "support", "non-inferior")
@@ -35,22 +34,8 @@ class Claim:
 
 
 def read_claims(file: Path = FILE) -> tuple[float, tuple[Claim, ...]]:
-    """Return the margin and the claims. Raises AddendaError for a field that is missing, unknown or out of range."""
-    try:
-        whole = tomllib.loads(file.read_text(encoding="utf-8"))
-        claims = tuple(Claim(**one) for one in whole["claims"])
-        margin = float(whole["margin"])
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
-        raise AddendaError(f"{file} holds no claims of Trans-LoRA: {error}. Restore it from the repository.") from None
-    for claim in claims:
-        for name, value, allowed in (("part", claim.part, PARTS), ("measure", claim.measure, MEASURES)):
-            if value not in allowed:
-                raise AddendaError(f"{file}: claim {claim.name!r}: {name} is one of {', '.join(allowed)}.")
-        if not claim.refuted.strip():
-            raise AddendaError(f"{file}: claim {claim.name!r} does not say what refutes it.")
-    if not 0 < margin < 1:
-        raise AddendaError(f"{file}: margin is between 0 and 1, got {margin}.")
-    return margin, claims
+    """Return the margin, of an accuracy, and the claims. Raises AddendaError as `claims_of` does."""
+    return claims_of(file, Claim, "Trans-LoRA", {"part": PARTS, "measure": MEASURES})
 
 
 @dataclass(frozen=True)

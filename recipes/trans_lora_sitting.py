@@ -24,7 +24,7 @@ from addenda.train.fit import fit
 from addenda.transferring.label import label
 from addenda.transferring.question import Wording, asked
 from addenda.transferring.synthesise import Sampler, Synthesis
-from recipes.rerank_cost import told
+from recipes.seconds import told
 from recipes.store import Clock, TimeUp
 from recipes.trans_lora import begin
 from recipes.trans_lora_claims import SEEDS

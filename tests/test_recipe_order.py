@@ -296,6 +296,8 @@ def test_the_table_has_every_arm_at_every_size_within_80_columns():
         ('direction = "equal"', 'direction = "lower"', "direction is one of higher, not lower, equal"),
         ('name = "german"', 'name = "grades"', "has a name that another has"),
         ('refuted = "a − b is beyond the margin"', 'refuted = ""', "does not say what refutes it"),
+        ("images = 500", 'images = "500"', "images is '500', int was expected"),
+        ('refuted = "a − b is beyond the margin"', "refuted = 5", "refuted is 5, str was expected"),
         ("[[claims]]", "[[claims", "holds no claims of orders"),
     ],
 )

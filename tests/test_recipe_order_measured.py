@@ -4,11 +4,18 @@ import numpy as np
 import pytest
 import torch
 from recipes.order_alignment import aligned
-from recipes.order_measured import OTHER, contrast, interval, kept, pool_of, resampled, seeds_of, times
+from recipes.order_measured import OTHER, contrast, kept, pool_of, resampled, seeds_of
 from recipes.order_ridge import PENALTIES, product, products, ridge, ridges
 from scipy import stats
 
+from addenda.core.base.errors import AddendaError
+from addenda.ranking.order.measures import resamplings
+
 DRAW = np.random.default_rng(0)
+
+
+def times(images, draws):
+    return np.stack(list(resamplings(images, draws)))
 
 
 def test_a_ridge_is_the_normal_equations_solution():
@@ -56,7 +63,6 @@ def test_penalties_are_those_with_the_least_error_on_validation_images():
 def test_resamplings_are_spearmans_correlation_of_repeated_images():
     scores, values = DRAW.normal(size=40).round(1), (np.arange(40) % 4).astype(float)
     drawn = times(40, 30)
-    assert drawn.shape == (30, 40) and (drawn.sum(1) == 40).all() and (drawn == times(40, 30)).all()
     for found, row in zip(resampled(scores, values, drawn), drawn, strict=True):
         at = np.repeat(np.arange(40), row)
         assert found == pytest.approx(stats.spearmanr(scores[at], values[at]).statistic, abs=1e-12)
@@ -100,7 +106,7 @@ def test_a_contrast_adds_images_and_seeds_and_takes_their_interaction_once():
     shared = (rest**2).sum() / (images - 1) / (seeds - 1) / images / seeds
     over = pool_of(of).two.variance / seeds
     assert found.error**2 == pytest.approx(d.mean(0).var() / images - shared + over, rel=0.1)
-    assert interval(found)[0] < found.difference < interval(found)[1] and found.df > 4
+    assert found.interval()[0] < found.difference < found.interval()[1] and found.df > 4
     alone = contrast(of["c"], None, pool_of(of), ("c", "c"), images)
     assert alone.difference == pytest.approx(np.mean([v for v, _ in of["c"].values()]))
     assert contrast({0: of["a"][0]}, of["b"], pool_of(of), ("a", "b"), images) is None
@@ -124,3 +130,11 @@ def test_the_alignment_counts_places_that_take_a_sentence():
     scores = made.scores(many, names[0])
     assert (np.diff(scores) > 0.2).all() and (np.diff(made.scores(many, names[1])) < -0.2).all()
     assert (aligned(patches, classes, names, seed=0).scores(many, names[0]) == scores).all()
+
+
+def test_a_score_without_an_order_counts_as_nothing_and_one_that_is_no_number_stops():
+    values, groups = {"a": np.arange(12.0)}, {"x": ["a"]}
+    found = kept({"a": np.ones(12)}, values, groups, 5)
+    assert found["mean"]["x"] == 0 and found["draws"]["x"] == [0.0] * 5
+    with pytest.raises(AddendaError, match="finite"):
+        kept({"a": np.where(np.arange(12) == 3, np.nan, 1.0)}, values, groups, 5)

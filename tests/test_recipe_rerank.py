@@ -8,9 +8,10 @@ import torch
 from recipes import rerank
 from recipes.rerank_arms import Bench
 from recipes.rerank_claims import FILE, read_claims, values, verdicts
-from recipes.rerank_cost import Speeds, cost_lines, plan, seconds_of, timed, units
+from recipes.rerank_cost import Speeds, cost_lines, plan, timed, units
 from recipes.rerank_setting import ARMS, Setting, hashed, part_of, slug
 from recipes.rerank_table import WIDTH, table
+from recipes.seconds import seconds_of
 from recipes.store import Clock, TimeUp
 from transformers import BertModel
 

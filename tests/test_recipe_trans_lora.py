@@ -116,7 +116,7 @@ def test_the_toys_world_is_drawn_by_its_seed_and_its_words_are_tokens():
 
 def test_seeds_of_the_toy_are_run_once_and_other_settings_are_refused(tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(trans_lora, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv("ADDENDA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("recipes.trans_lora_toy.run", lambda seed, *_: ran.append(seed) or {
         "accuracies": {"base": 0.5}, "shown": {"made": ["a"], "real": ["b"]}})  # fmt: skip
     assert trans_lora.toy(tmp_path / "toy", range(2), Clock(None)) and ran == [0, 1]

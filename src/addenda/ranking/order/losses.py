@@ -58,7 +58,8 @@ class OrderLoss:
         if self.zero:
             total = total + self.zero * F.binary_cross_entropy_with_logits(scores.values, (~zero).float())
         target, known = self._ordered(values)
-        return total + self._of_pairs(scores, *known.nonzero(as_tuple=True), target[known])
+        first, second = known.nonzero(as_tuple=True)
+        return total + self._of_pairs(scores, first, second, target[known])
 
     def of_comparisons(self, scores: Scores, better: Tensor, worse: Tensor) -> Tensor:
         """Return the loss, (), of comparisons: image better[k] is above worse[k], positions among N, both orders asked.
