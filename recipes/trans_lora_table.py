@@ -46,7 +46,7 @@ def _arms(records: Records) -> list[str]:
     for arm in arms:
         values = [r["accuracies"][arm] for r in records.values() if arm in r["accuracies"]]
         means[arm] = fmean(values)
-        low, high = _interval(values)
+        low, high = (min(max(bound, 0.0), 1.0) for bound in _interval(values))  # an accuracy ends there
         bounds = f"{100 * low:.1f} to {100 * high:.1f}" if len(values) > 1 else "one seed"
         gap = None
         if {"base", "real"} <= means.keys() and arm not in ("base", "real", "source"):
