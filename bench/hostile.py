@@ -75,9 +75,9 @@ def _every_bit(campaign, target, place: Path, step: int):
     """Load a small adapter file with every single bit turned, one after the other."""
     from attacks.mutate import Mutant
 
-    sources = [s for s in target.sources if len(s) == 1]
-    source = min(range(len(sources)), key=lambda i: len(sources[i]["adapter.safetensors"]))
-    data = sources[source]["adapter.safetensors"]
+    sizes = {i: len(s["adapter.safetensors"]) for i, s in enumerate(target.sources) if len(s) == 1}
+    source = min(sizes, key=lambda i: sizes[i])
+    data = target.sources[source]["adapter.safetensors"]
 
     class Bits:
         """The target as it is, with one file for each bit."""

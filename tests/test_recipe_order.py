@@ -15,7 +15,8 @@ from recipes.order_cost import Speeds, cost_lines, plan, timed, units
 from recipes.order_measured import KEPT
 from recipes.order_setting import ADAPTERS, ARMS, ASKED, LEARNED, OTHER, QUERIES, RIDGES, TUNED, Setting, run_name
 from recipes.order_table import WIDTH, table
-from recipes.store import Busy, Clock, TimeUp
+from recipes.order_tuned import tuned
+from recipes.store import Busy, Clock, TimeUp, lock_of
 from tests.ranking.order.tiny_towers import apart
 
 from addenda.core.base.errors import AddendaError
@@ -340,3 +341,19 @@ def test_features_are_made_once(toys):
     again = Bench(setting, toys).features("mosaics", "test", 0)
     assert first["made"] >= 30 and again["made"] == 0 and first["digest"] == again["digest"]
     assert order_data.mosaics(toy_tiles(), "test", 32, 0).digest == first["digest"]
+
+
+def test_an_encoder_whose_training_diverges_says_so_at_its_step(toys):
+    bench = Bench(small(toys), toys)
+    with pytest.raises(AddendaError, match="nan at step 1"):
+        tuned(bench.towers, np.zeros((4, 16, 16, 3), np.uint8), np.full((4, 2), np.nan), steps=2, batch=4, rate=1e-3,
+              head_rate=1e-3, seed=0)  # fmt: skip
+
+
+def test_what_is_done_in_one_folder_does_not_keep_another_waiting(tmp_path):
+    first, same, other = lock_of(tmp_path / "a", "x"), lock_of(tmp_path / "a", "x"), lock_of(tmp_path / "b", "x")
+    assert first.take() and not same.take() and other.take()
+    first.release()
+    assert same.take()
+    for lock in (same, other):
+        lock.release()
