@@ -62,6 +62,17 @@ def test_margins_are_those_of_each_text_alone(fitted):
     assert torch.equal(model(ids).logits, before)
 
 
+def test_margins_that_are_no_numbers_are_told(fitted):
+    model, found, _, _ = fitted
+    kept_weight = model.lm_head.weight.detach().clone()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(ad.AddendaError, match=r"not finite for 2 of 2 texts.*float32"):
+        found.margins(model, TOKENIZER, ["1+1=?", "a"])
+    with torch.no_grad():
+        model.lm_head.weight.copy_(kept_weight)
+
+
 def test_another_method_may_be_the_discriminator():
     model = tiny_models.make_llama()
     found = fit_discriminator(model, TOKENIZER, REAL[:8], MADE[:8], method="ia3", **HOW | {"steps": 2})

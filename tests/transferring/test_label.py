@@ -5,7 +5,7 @@ import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.data.examples import Chat, Pair
 from addenda.train.generate import generate
-from addenda.transferring.label import Labels, label
+from addenda.transferring.label import Labels, label, teacher_hash
 from tiny_models import SUMS, make_bert, make_llama, make_tokenizer
 
 PROMPTS = [row["question"] for row in SUMS[:9]]
@@ -112,3 +112,11 @@ def test_what_cannot_be():
         label(make_llama(), tokenizer, ["a" * 240])
     with pytest.raises(AddendaError, match="cannot generate text"):
         label(make_bert(), tokenizer, ["a"])
+
+
+def test_equal_tensors_under_another_alpha_are_another_teacher():
+    models = [make_llama() for _ in range(3)]
+    for model, alpha in zip(models, (4, 8, 4), strict=True):
+        ad.attach(model, f"lora:rank=2,alpha={alpha}")
+    one, two, same = (teacher_hash(model, make_tokenizer()) for model in models)
+    assert one == same != two

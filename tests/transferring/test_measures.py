@@ -4,7 +4,6 @@ import pytest
 
 import addenda as ad
 from addenda.transferring.measures import agreement, gap_recovered, leakage
-from addenda.transferring.synthesise import copied
 
 SEEDS = ["Sort ascending: 61 -402 7", "Sort ascending: 9 12 -300", "Sort descending: 1 2 3"]
 
@@ -27,10 +26,11 @@ def test_copies_are_found_up_to_case_and_spacing_and_near_ones_by_what_a_text_ha
     assert "1 of 4 are known texts, 1 have 50% or more of the 3-grams" in str(found)
 
 
-def test_one_text_is_judged_as_synthesise_judges_it():
-    made = ["Sort ascending: 61 -402 8", "1 2 3", "61 -402 7", "Sort: -402 7 9", "nothing", "Sort ascending: 9 12 1"]
-    near = {i for i, _ in leakage(made, SEEDS).near}
-    assert near == {i for i, text in enumerate(made) if copied(text, SEEDS)} and 0 < len(near) < len(made)
+def test_one_text_among_seeds_is_judged_by_its_triples():
+    seeds = ["Sort ascending: 61 -402 7", "Sort ascending: 5 12 300"]
+    for text in ("Sort ascending: 61 -402 8", "sort Ascending:  61, -402, 70"):
+        assert leakage([text], seeds).near == ((0, 0),)
+    assert leakage(["Sort ascending: 61 5 8"], seeds).near == leakage(["1+2=?"], ["1+2=?", "3+4=?"]).near == ()
 
 
 def test_a_planted_copy_among_many_is_found_and_short_texts_by_exact_copies_only():
@@ -40,6 +40,7 @@ def test_a_planted_copy_among_many_is_found_and_short_texts_by_exact_copies_only
     assert found.exact == ((51, 250),) and found.near == ((50, 7),) and found.widest == 1.0
     assert leakage(["a b", "A b"], ["a b"]).exact == ((0, 0), (1, 0))
     assert leakage(["a b c"], ["a b"]).near == ()
+    assert leakage(["so word7 other7 third7 fourth7"], [*known, known[7].upper(), known[7]]).near == ((0, 7),)
     with pytest.raises(ad.AddendaError, match="share must be"):
         leakage(made, known, share=0.0)
 

@@ -4,7 +4,7 @@ import torch
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
-from addenda.transferring.synthesise import Sampler, Synthesis, copied, synthesise
+from addenda.transferring.synthesise import Sampler, Synthesis, synthesise
 from lister import SEEDS, make_lister
 from tiny_models import make_bert, make_llama, make_tokenizer
 
@@ -107,14 +107,6 @@ def test_caps_end_it_and_say_so(lister, caps, said):
     made = synthesise(*lister, SEEDS, 90, seed=5, batch=8, **caps)
     assert said in made.stopped and 0 < len(made.texts) < 90
     assert made.counts.samples <= 12
-
-
-def test_copies_of_seeds_by_word_triples():
-    seeds = ["Sort ascending: 61 -402 7", "Sort ascending: 5 12 300"]
-    assert copied("Sort ascending: 61 -402 8", seeds)
-    assert copied("sort Ascending:  61, -402, 70", seeds)
-    assert not copied("Sort ascending: 61 5 8", seeds)
-    assert not copied("1+2=?", SEEDS)
 
 
 @pytest.mark.parametrize(

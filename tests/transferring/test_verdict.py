@@ -42,8 +42,12 @@ def test_with_fewer_seeds_or_items_it_cannot_be_told_and_the_numbers_are_there()
     assert few.verdict == "cannot tell" and few.low < few.difference < few.high
     assert "10 seeds and 900 items are wanted" in str(few)
     assert non_inferior(arm(10, 500, 0.7), arm(10, 500, 0.7)).verdict == "cannot tell"
+    assert "(12 seeds and 1,200 items are wanted)" in str(
+        non_inferior(arm(10, 1000, 0.7), arm(10, 1000, 0.7), seeds=12, items=1200)
+    )
     one = non_inferior(arm(1, 1000, 0.7), arm(1, 1000, 0.7))
     assert one.verdict == "cannot tell" and (one.low, one.high) == (-1.0, 1.0)
+    assert "1 seed × 1,000 items" in str(one)
     assert non_inferior(arm(3, 1000, 0.7), arm(3, 1000, 0.7), seeds=3, margin=0.2).verdict == "non-inferior"
 
 

@@ -107,12 +107,14 @@ class Unfinished:
         try:
             check_free(self.out)
         except AddendaError:
-            with contextlib.suppress(AddendaError):
+            with contextlib.suppress(AddendaError, OSError):
                 named = (self.notes() or {}).get("finished") is True and not (self.folder / self.finished).exists()
                 empty = self.folder.is_dir() and {p.name for p in self.folder.iterdir()} <= {_LOCK}
                 if (named or empty) and self._lock.take():
-                    self._clear()
-                    self._lock.release()
+                    try:
+                        self._clear()
+                    finally:
+                        self._lock.release()
             raise
 
     def notes(self) -> dict | None:

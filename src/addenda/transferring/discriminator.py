@@ -66,7 +66,8 @@ class Discriminator:
 
         model: the source base, with the discriminator on it. Texts of like length are judged together. First tokens
         that all prompts share (a template's) are read once. The batch changes margins by rounding only.
-        Raises AddendaError as `question.asked` does, and for a model without this adapter.
+        Raises AddendaError as `question.asked` does, for a model without this adapter, and for logits that are not
+        finite.
         """
         if not texts:
             return []
@@ -87,6 +88,12 @@ class Discriminator:
                 assert logits is not None
                 for i, pair in zip(these, logits.float().tolist(), strict=True):
                     found[i] = pair[YES] - pair[NO]
+        if bad := [i for i, m in enumerate(found) if not math.isfinite(m)]:
+            raise AddendaError(
+                f"The discriminator's logits are not finite for {len(bad)} of {len(texts)} texts, the first at "
+                f"{bad[0]}: they overflow in {next(model.parameters()).dtype}, or its weights are damaged. Load the "
+                "model that it was trained on in the dtype of then."
+            )
         return found
 
 
@@ -152,7 +159,10 @@ def fit_discriminator(
     made = [text for text in dict.fromkeys(negatives) if text not in known]
     for texts, what in ((real, "inputs"), (made, "negatives, inputs left out,")):
         if len(texts) < LEAST:
-            raise AddendaError(f"{len(texts)} different {what} do not make a discriminator: {LEAST} at least.")
+            raise AddendaError(
+                f"{len(texts)} different {what} do not make a discriminator: {LEAST} at least. Give more of the task's "
+                "data, or negatives= of your own."
+            )
     rows = asked(model, tokenizer, wording, [*real, *made], [YES] * len(real) + [NO] * len(made))
     held = [*_held(real, held_share, seed), *(len(real) + i for i in _held(made, held_share, seed))]
     apart = set(held)

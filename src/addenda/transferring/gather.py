@@ -92,7 +92,8 @@ def chosen(found: Gathered, n: int, threshold: float, stopped: str = "") -> Gath
     passing = kept(found.margins, threshold)
     first = passing[:n]
     missing = n - len(first)
-    rest = [i for i in range(len(found.margins)) if i not in set(passing)]
+    passed = set(passing)
+    rest = [i for i in range(len(found.margins)) if i not in passed]
     best = [rest[i] for i in kept([found.margins[i] for i in rest], None, top=missing)] if missing and rest else []
     made = replace(found.made, stopped=stopped)
     return replace(found, made=made, chosen=sorted([*first, *best]), passed=len(passing))

@@ -51,13 +51,13 @@ def leakage(made: Sequence[str], known: Sequence[str], *, n: int = 3, share: flo
     """Return which made texts are copies of known ones. Words are numbers too; signs and space between them are none.
 
     What many known texts share (their frame, a common instruction) tells nothing of one of them, so near copies are
-    told by what a known text has alone; one that has nothing alone is found by exact copies only.
+    told by what a known text has alone; one that has nothing alone is found by exact copies only. Of known texts that
+    are equal the first stands for all.
     """
     places = {normalised(text): j for j, text in reversed(list(enumerate(known)))}
-    theirs = [_grams(text, n) for text in known]
     holders: dict[tuple[str, ...], list[int]] = {}
-    for j, grams in enumerate(theirs):
-        for gram in grams:
+    for j in places.values():
+        for gram in _grams(known[j], n):
             holders.setdefault(gram, []).append(j)
     own = Counter(js[0] for js in holders.values() if len(js) == 1)
     exact, near, widest = [], [], 0.0

@@ -13,7 +13,7 @@
 The prompt is that of Trans-LoRA (arXiv:2405.17258): nothing else of the task is read, and no answer. Each sample has
 the seeds in an order of its own, and random numbers of its own (`train.generate`), so that sample i is the same in
 whatever batch it is made, up to the rounding of logits. A line is dropped where it is not of the task's format
-(`formats`), was there before, is a seed, or has half of the word triples that only one seed has.
+(`formats`), was there before, is a seed, or has half of the word triples that only one seed has (`measures.leakage`).
 """
 
 import re
@@ -32,11 +32,11 @@ from addenda.core.base.visible import label
 from addenda.data.encode import end_ids, start_ids
 from addenda.data.task import normalised
 from addenda.train.generate import Draw, check_writes, continuations, pad_of, uniform
-from addenda.transferring.formats import Accepts, Format, format_of, pieces
+from addenda.transferring.formats import Accepts, Format, format_of
+from addenda.transferring.measures import leakage
 from addenda.transferring.question import context_of
 
 TRIES = 20  # samples for each input that is wanted, where no cap is given
-COPIED = 0.5  # of a seed's own word triples in a line: a copy
 _NUMBER = re.compile(r"\s*\d+[.)]\s+")
 
 
@@ -249,12 +249,12 @@ class Sampler:
 
     def _stale(self, line: str, known: set[str]) -> str:
         """Return why a line is nothing new: it repeats another, or a seed; empty where it is."""
-        text = normalised(line)
-        if text in {normalised(s) for s in self.seeds}:
+        found = leakage([line], self.seeds)
+        if found.exact:
             return "copies"
-        if text in known:
+        if normalised(line) in known:
             return "repeats"
-        return "near_copies" if copied(line, self.seeds) else ""
+        return "near_copies" if found.near else ""
 
 
 def check_seeds(seeds: Sequence[str]) -> list[str]:
@@ -273,24 +273,6 @@ def check_seeds(seeds: Sequence[str]) -> list[str]:
             f"{len({normalised(s) for s in found})} of them different. Give others."
         )
     return found
-
-
-def copied(line: str, seeds: Sequence[str]) -> bool:
-    """Return whether a line has at least half of the word triples that one seed has and no other seed.
-
-    Words are numbers too, and neither space nor signs between them; a seed of one or two has no triple.
-    """
-    mine, theirs = _triples(line), [_triples(s) for s in seeds]
-    for i, all_of in enumerate(theirs):
-        own = all_of.difference(*(t for k, t in enumerate(theirs) if k != i))
-        if own and len(own & mine) >= COPIED * len(own):
-            return True
-    return False
-
-
-def _triples(line: str) -> set[tuple[str, ...]]:
-    words = [p.casefold() for p in pieces(line) if p[-1].isalnum()]
-    return set(zip(words, words[1:], words[2:], strict=False))
 
 
 def nothing(made: Synthesis, format: Format) -> AddendaError:

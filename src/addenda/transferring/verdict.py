@@ -30,8 +30,9 @@ Known = Mapping[int, Sequence[int]]  # {seed: right or wrong, item by item}
 class NonInferiority:
     """A difference of accuracies, transferred − reference, as shares of 1, and what may be said of it.
 
-    low: the one-sided 95 % bound from below; high: from above. enough: whether there are `SEEDS` seeds and `ITEMS`
-    items; with fewer the verdict is "cannot tell", and the numbers are those all the same. gaps: by seed.
+    low: the one-sided 95 % bound from below; high: from above; of one seed, which tells nothing of others, −1 and 1.
+    wanted: seeds and items, with fewer of which the verdict is "cannot tell"; the numbers are those all the same.
+    enough: whether they are there. gaps: by seed.
     """
 
     difference: float
@@ -42,6 +43,7 @@ class NonInferiority:
     items: int
     enough: bool
     gaps: Mapping[int, float]
+    wanted: tuple[int, int] = (SEEDS, ITEMS)
 
     @property
     def verdict(self) -> str:
@@ -50,11 +52,11 @@ class NonInferiority:
         return "non-inferior" if self.low > -self.margin else "inferior" if self.high < -self.margin else "cannot tell"
 
     def __str__(self) -> str:
-        why = "" if self.enough else f" ({SEEDS} seeds and {ITEMS} items are wanted)"
+        why = "" if self.enough else f" ({self.wanted[0]} seeds and {self.wanted[1]:,} items are wanted)"
         return (
             f"{100 * self.difference:+.1f} points (95 % from below: {100 * self.low:+.1f}; from above: "
-            f"{100 * self.high:+.1f}), {self.seeds} seeds × {self.items:,} items: {self.verdict} within "
-            f"{100 * self.margin:g} points{why}"
+            f"{100 * self.high:+.1f}), {_many(self.seeds, 'seed')} × {_many(self.items, 'item')}: {self.verdict} "
+            f"within {100 * self.margin:g} points{why}"
         )
 
 
@@ -79,11 +81,16 @@ def non_inferior(
     means = x.mean(1)
     pooled = Pooled(float(means.var(ddof=1)), len(shared) - 1) if len(shared) > 1 else Pooled()
     found = measured("transferred", "reference", x, pooled, margin, until=False).pair
-    enough = len(shared) >= max(seeds, 2) and x.shape[1] >= items
+    wanted = max(seeds, 2), items
+    enough = len(shared) >= wanted[0] and x.shape[1] >= items
     gaps = {s: float(m) for s, m in zip(shared, means, strict=True)}
     return NonInferiority(
-        found.difference, found.low90, found.high90, margin, len(shared), x.shape[1], enough, gaps
+        found.difference, found.low90, found.high90, margin, len(shared), x.shape[1], enough, gaps, wanted
     )  # fmt: skip
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _answers(known: Known, seeds: Sequence[int]) -> Answers:
