@@ -10,7 +10,6 @@ from addenda.cli.common import (
     DataFile,
     Device,
     Dtype,
-    Method,
     Model,
     Question,
     Trust,
@@ -33,27 +32,35 @@ def bundle(
     out: Annotated[Path, typer.Option("--out", "-o", help="The bundle to write.")],
     model: Model = None,
     data: DataFile = None,
-    name: Annotated[str | None, typer.Option("--name", help="Of the task. Default: the data's.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the task. Default: the data's.")] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Inputs of the task to keep, word for word.")] = 5,
     split: Annotated[str, typer.Option("--split", help="Which part of the data.")] = "train",
     count: Annotated[
-        int | None, typer.Option("--count", help="Inputs that it learns from. Default: all, 1,000 at most.")
+        int | None,
+        typer.Option(
+            "--count",
+            help="Inputs that the discriminator learns from, and that a transfer makes. Default: all, 1,000 at most.",
+        ),
     ] = None,
     question: Question = None,
     answer: Answer = None,
-    method: Method = "lora:rank=8",
+    method: Annotated[
+        str, typer.Option("--method", help="Its method (see methods).", rich_help_panel=FIT)
+    ] = "lora:rank=8",
     steps: Annotated[int, typer.Option("--steps", help="Of its training, at most.", rich_help_panel=FIT)] = 200,
     batch: Annotated[int, typer.Option("--batch", help="Texts a step.", rich_help_panel=FIT)] = 16,
     rate: Annotated[float, typer.Option("--rate", help="Highest learning rate.", rich_help_panel=FIT)] = 1e-3,
     held_share: Annotated[
         float, typer.Option("--held-share", help="Of the texts, held out to judge it by.", rich_help_panel=FIT)
     ] = 0.2,
-    early_stop: Annotated[int, typer.Option("--early-stop", help="Looks without gain.", rich_help_panel=FIT)] = 3,
+    early_stop: Annotated[
+        int, typer.Option("--early-stop", help="Looks without gain before it stops.", rich_help_panel=FIT)
+    ] = 3,
     answers: Annotated[
         str, typer.Option("--answers", help="Its two words, one token each.", rich_help_panel=FIT)
     ] = "yes,no",
     temperature: Annotated[
-        float, typer.Option("--temperature", help="At which the base makes negatives.", rich_help_panel=FIT)
+        float, typer.Option("--temperature", help="Temperature at which the base makes negatives.", rich_help_panel=FIT)
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the draw, the sampling and the training.")] = 0,
     dtype: Dtype = "auto",

@@ -27,16 +27,17 @@ def transfer(
     ] = None,
     judge_model: Annotated[
         Path | None,
-        typer.Option("--judge-model", help="What the discriminator was trained on, where that is not --source."),
+        typer.Option("--judge-model", help="Folder of the discriminator's model, where that is not --source."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="Of the new adapter (see methods). Default: lora.")
+        str | None, typer.Option("--method", help="Method of the new adapter (see methods). Default: lora.")
     ] = None,
     mode: Annotated[
         str, typer.Option("--mode", help="sequence, or logits where both have one vocabulary.", rich_help_panel=STUDENT)
     ] = "sequence",
     top_k: Annotated[
-        int | None, typer.Option("--top-k", help="Of logits: likeliest tokens kept.", rich_help_panel=STUDENT)
+        int | None,
+        typer.Option("--top-k", help="With logits: likeliest tokens kept. Default: all.", rich_help_panel=STUDENT),
     ] = None,
     start: Annotated[
         Path | None, typer.Option("--start", help="An adapter file to begin with.", rich_help_panel=STUDENT)
@@ -57,12 +58,16 @@ def transfer(
         typer.Option("--count", help="Inputs to learn from. Default: the bundle's.", rich_help_panel=INPUTS),
     ] = None,
     temperature: Annotated[
-        float, typer.Option("--temperature", help="At which they are drawn.", rich_help_panel=INPUTS)
+        float,
+        typer.Option("--temperature", help="Lower: more lines of the format, less variety.", rich_help_panel=INPUTS),
     ] = 1.0,
     top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Draw of the likeliest that have this much.", rich_help_panel=INPUTS)
+        float | None,
+        typer.Option("--top-p", help="Draw from the likeliest tokens of this share.", rich_help_panel=INPUTS),
     ] = None,
-    lines: Annotated[int, typer.Option("--lines", help="Taken of a sample.", rich_help_panel=INPUTS)] = 1,
+    lines: Annotated[
+        int, typer.Option("--lines", help="Lines that are taken of a sample.", rich_help_panel=INPUTS)
+    ] = 1,
     same_order: Annotated[
         int, typer.Option("--same-order", help="Samples that see the seeds in one order.", rich_help_panel=INPUTS)
     ] = 1,
@@ -73,28 +78,32 @@ def transfer(
         ),
     ] = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", help="Of the discriminator's margin.", rich_help_panel=INPUTS)
+        float, typer.Option("--threshold", help="Margin of yes over no above which one passes.", rich_help_panel=INPUTS)
     ] = 0.0,
     tries: Annotated[
         int | None,
         typer.Option("--tries", help="Samples at most. Default: 20 for each input.", rich_help_panel=INPUTS),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="Tokens at most.", rich_help_panel=INPUTS)
+        int | None, typer.Option("--max-tokens", help="Tokens read and written at most.", rich_help_panel=INPUTS)
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option("--max-minutes", help="Of sampling, by the clock.", rich_help_panel=INPUTS)
+        float | None, typer.Option("--max-minutes", help="Minutes of sampling at most.", rich_help_panel=INPUTS)
     ] = None,
     sample_batch: Annotated[
         int, typer.Option("--sample-batch", help="Samples, and answers, at once.", rich_help_panel=INPUTS)
     ] = 32,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer of the old one.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", help="Longest answer of the old adapter, in tokens.")
+    ] = 64,
     seed: Annotated[int, typer.Option("--seed", help="Of what is drawn, and of the training.")] = 0,
     eval_data: Annotated[
-        Path | None, typer.Option("--eval", help="Real examples, to judge by where there are any.")
+        Path | None, typer.Option("--eval", help="Real examples to judge by, if there are any.")
     ] = None,
-    within: Annotated[float | None, typer.Option("--within", help="Seconds; asks where it would be more.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    within: Annotated[
+        float | None, typer.Option("--within", help="Seconds; above them the dry run asks first.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking.")] = False,
     dtype: Dtype = "auto",
     device: Device = None,
     trust_remote_code: Trust = False,
