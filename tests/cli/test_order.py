@@ -54,8 +54,9 @@ def test_trained_ranked_and_judged_from_the_command_line(place, tmp_path, capsys
     assert {r["nearest trained query"] for r in rows} == {"how many red squares"}
     assert len(list((tmp_path / "copies").iterdir())) == 4 and (tmp_path / "sheet.png").is_file()
     assert {p: p.read_bytes() for p in (folder / "photos").iterdir()} == before
-    call("eval", "--data", folder / "rated.csv", "--adapter", adapter, *towers)
-    assert "mean Spearman" in capsys.readouterr().out
+    call("eval", "--data", folder / "rated.csv", "--adapter", adapter, *towers, "--against", adapter)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "mean Spearman" in told and "not told apart from the other adapter: mean Spearman +0.000" in told
 
 
 def test_an_adapter_of_other_encoders_is_refused(place, tmp_path, capsys):

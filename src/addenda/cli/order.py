@@ -202,21 +202,29 @@ def evaluate(
     allow_circles: Circles = False,
     skip_corrupt: SkipCorrupt = False,
     device: Device = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="Another adapter of the same encoders: which one orders better?")
+    ] = None,
 ) -> None:
     """Compare the order of rated images with their ratings: by query and over all, with an interval."""
     from addenda.ranking.order.evaluate import evaluate_order
     from addenda.ranking.order.file import check_towers, load_order
     from addenda.ranking.order.rank import ImageOrder
 
-    made = load_order(adapter)
+    files = [adapter, *([] if against is None else [against])]
+    made = [load_order(file) for file in files]
     ratings = _rated(data, query, allow_circles, skip_corrupt)
     towers = _towers(model, image_encoder, text_encoder, image_size, device)
-    check_towers(made[1], towers.identity, adapter)
-    order = ImageOrder(towers, *made)
+    for file, (_, about) in zip(files, made, strict=True):
+        check_towers(about, towers.identity, file)
+    order, *other = (ImageOrder(towers, *found) for found in made)
     if skip_corrupt:
         ratings, _, problems = _looked_at(order.features, ratings)
         _tell_left_out(problems)
-    _shown(evaluate_order(order, ratings), str(data))
+    found = evaluate_order(order, ratings, against=other[0] if other else None)
+    _shown(found, str(data))
+    if other:
+        tell(found.against())
 
 
 def _towers(model: Path | None, image: str | None, text: str | None, image_size: int | None, device: str | None) -> Any:

@@ -31,6 +31,24 @@ def test_each_query_is_compared_on_its_own_images():
     assert found.interval[0] <= found.mean["spearman"] <= found.interval[1]
 
 
+class Better(Order):
+    def scores(self, pictures, sentence):
+        return {n: float(p.key) for n, p in enumerate(pictures)}
+
+
+def test_two_orders_are_told_apart_on_the_same_images():
+    values = {"turned": {i: float(i) for i in range(8)}, "as it is": {i: float(i) for i in range(8)}}
+    ratings = Ratings(PICTURES, values)
+    found = evaluate_order(Better(), ratings, against=Order(), draws=50)
+    assert found.difference == pytest.approx((1.0, 1.0, 1.0))  # 2 of one query, 0 of the other
+    assert found.against().startswith("better than the other adapter: mean Spearman +1.000")
+    assert evaluate_order(Order(), ratings, against=Better(), draws=50).against().startswith("worse than")
+    same = evaluate_order(Order(), ratings, against=Order(), draws=50)
+    assert same.difference == (0.0, 0.0, 0.0) and same.against().startswith("not told apart")
+    few = evaluate_order(Order(), Ratings(PICTURES, {"q": {0: 1.0, 1: 2.0}}), against=Better(), draws=5)
+    assert few.against().startswith("no correlation to compare")
+
+
 def test_nothing_to_compare_with_and_corrupt_images_are_said():
     with pytest.raises(AddendaError, match="rates no image"):
         evaluate_order(Order(), Ratings(PICTURES))

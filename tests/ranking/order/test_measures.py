@@ -56,6 +56,8 @@ def test_the_bootstrap_covers_the_truth():
         mean, low, high = bootstrap(scores, values, draws=120, seed=trial)
         assert low < mean < high
         inside += low < spearman < high
+        other = {"q": {name: -value for name, value in scores["q"].items()}}
+        assert bootstrap(scores, values, minus=other, draws=20, seed=trial)[0] == pytest.approx(2 * mean)
     assert inside >= 32  # of 40; 95 % is 38
     with pytest.raises(AddendaError, match="no measure"):
         bootstrap(scores, values, "accuracy")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 
 from addenda.core.base.errors import AddendaError
 from addenda.ranking.order.measures import bootstrap, measured, over_queries
@@ -14,6 +15,7 @@ class OrderEvaluation:
     """by_query: {query: {measure: value}}; mean: over queries; interval: 95 % of the mean Spearman, over images.
 
     counts: rated images of each query; compared: share of comparisons that are in the right order, by query.
+    difference: of the mean Spearman to that of another order, with its 95 % interval, on the same draws of images.
     """
 
     by_query: Mapping[str, Mapping[str, float]]
@@ -21,12 +23,42 @@ class OrderEvaluation:
     interval: tuple[float, float] | None
     counts: Mapping[str, int]
     compared: Mapping[str, float]
+    difference: tuple[float, float, float] | None = None
+
+    def against(self) -> str:
+        """Return what may be said of this order and the other one: of these two adapters, not of how they were made."""
+        if self.difference is None or isnan(self.difference[0]):
+            return "no correlation to compare: it wants a query with three rated images, and values that differ"
+        found, low, high = self.difference
+        word = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+        return (
+            f"{word} the other adapter: mean Spearman {found:+.3f} ({low:+.3f} to {high:+.3f}, 95 %, over images; of "
+            "two adapters, not of two ways to train one)"
+        )
 
 
-def evaluate_order(order: ImageOrder, ratings: Ratings, *, draws: int = 2000) -> OrderEvaluation:
-    """Score every rated image and compare. Raises AddendaError for ratings without a query, and undecodable images."""
+def evaluate_order(
+    order: ImageOrder, ratings: Ratings, *, against: ImageOrder | None = None, draws: int = 2000
+) -> OrderEvaluation:
+    """Score every rated image and compare. against: another order of the same images, see `OrderEvaluation`.
+
+    Raises AddendaError for ratings without a query, and undecodable images.
+    """
     if not ratings.queries:
         raise AddendaError(f"{ratings.source} rates no image, so there is nothing to compare with.")
+    scores, values, compared = _scored(order, ratings)
+    found = {q: measured([scores[q][k] for k in v], list(v.values())) for q, v in values.items()}
+    interval = difference = None
+    if found:
+        interval = bootstrap(scores, values, draws=draws)[1:]
+        if against is not None:
+            difference = bootstrap(scores, values, minus=_scored(against, ratings)[0], draws=draws)
+    counts = {q: len(v) for q, v in values.items()}
+    return OrderEvaluation(found, over_queries(found), interval, counts, compared, difference)
+
+
+def _scored(order: ImageOrder, ratings: Ratings) -> tuple[dict, dict, dict[str, float]]:
+    """Return scores and values of each query's rated images, and the share of its comparisons in the right order."""
     scores: dict[str, dict[str, float]] = {}
     values: dict[str, dict[str, float]] = {}
     compared: dict[str, float] = {}
@@ -43,9 +75,4 @@ def evaluate_order(order: ImageOrder, ratings: Ratings, *, draws: int = 2000) ->
             values[query] = {ratings.pictures[i].key: v for i, v in rated.items()}
         if pairs:
             compared[query] = sum(by_position[a] > by_position[b] for a, b in pairs) / len(pairs)
-    found = {q: measured([scores[q][k] for k in v], list(v.values())) for q, v in values.items()}
-    interval = None
-    if found:
-        _, low, high = bootstrap(scores, values, draws=draws)
-        interval = (low, high)
-    return OrderEvaluation(found, over_queries(found), interval, {q: len(v) for q, v in values.items()}, compared)
+    return scores, values, compared

@@ -91,26 +91,33 @@ def bootstrap(
     values: Mapping[str, Mapping[str, float]],
     measure: str = "spearman",
     *,
+    minus: Mapping[str, Mapping[str, float]] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """Return (mean over queries, low, high): a 95 % interval over images, which are drawn for all queries alike.
 
-    scores, values: {query: {image: number}}, the same images in both. Raises AddendaError for an unknown measure.
+    scores, values: {query: {image: number}}, the same images in both. minus: scores of another order of these images;
+    what is returned is the difference then, both measured on the same draws.
+    Raises AddendaError for an unknown measure.
     """
     if measure not in MEASURES:
         raise AddendaError(f"There is no measure {measure!r}. Give one of {', '.join(MEASURES)}.")
     images = sorted({i for known in values.values() for i in known})
     place = {image: n for n, image in enumerate(images)}
-    held = {q: (np.array([place[i] for i in known]), *(np.array([of[q][i] for i in known]) for of in (scores, values)))
-            for q, known in values.items()}  # fmt: skip
+    of = _FUNCTIONS[measure]
+    sides = (values, scores) if minus is None else (values, scores, minus)
+    held = [
+        (np.array([place[i] for i in known]), *(np.array([side[q][i] for i in known]) for side in sides))
+        for q, known in values.items()
+    ]
 
     def mean(times: np.ndarray) -> float:
         found = []
-        for at, x, y in held.values():
+        for at, y, x, *other in held:
             drawn = np.repeat(np.arange(len(at)), times[at])
             if len(drawn):
-                found.append(_FUNCTIONS[measure](x[drawn], y[drawn]))
+                found.append(of(x[drawn], y[drawn]) - sum(of(z[drawn], y[drawn]) for z in other))
         return float(np.nanmean(found)) if not np.isnan(found).all() else float("nan")
 
     drawn = [mean(times) for times in resamplings(len(images), draws, seed)]
