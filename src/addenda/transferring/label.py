@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from addenda.core.adapter.handle import Adapter, adapters
+from addenda.core.adapter.handle import adapters
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.cache import cache_folder, trim
@@ -154,16 +154,11 @@ def teacher_hash(model: Any, tokenizer: Any, **settings) -> str | None:
     acting = () if host is None or block is not None else host.state.active  # in a block without names none acts
     held = {} if host is None else adapters(model)
     return digest({
-        "base": base_of(model), "adapters": [_of_adapter(held[name]) for name in acting],
+        "base": base_of(model), "adapters": [content_hash(held[name]) for name in acting],
         "merged": bool(host and host.state.merged), "tokenizer": mark(tokenizer).sha256,
         "template": getattr(tokenizer, "chat_template", None), "device": device_of(model).type,
         "versions": versions(), **settings,
     })  # fmt: skip
-
-
-def _of_adapter(adapter: Adapter) -> list[str]:
-    """Return what decides what an adapter does: its tensors, and its methods' options, such as alpha."""
-    return [content_hash(adapter), *(f"{path}: {tensors.method}" for path, tensors in adapter.sites())]
 
 
 def _are_rows(state: Any, n: int) -> bool:

@@ -43,6 +43,13 @@ def test_the_hash_is_of_what_an_adapter_holds(tmp_path, method):
     assert content_hash(language) != before
 
 
+def test_equal_tensors_of_other_options_have_another_hash():
+    found = []
+    for alpha in (2, 4, 2):
+        found.append(content_hash(stir(ad.attach(tiny_models.make_bert(), f"lora:rank=2,alpha={alpha}", name="x"))))
+    assert found[0] == found[2] != found[1]
+
+
 def test_a_file_names_tokenizer_and_language_part(tmp_path):
     _, language, task = two(tmp_path)
     tokenizer = tiny_models.make_tokenizer()

@@ -7,6 +7,7 @@ methods and tensors, so that it is the same for an adapter on a model and for an
 """
 
 import hashlib
+import json
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from addenda.core.base.sharded import whole
 from addenda.core.base.visible import label
 from addenda.core.disk.access import is_sha256
 from addenda.core.file.tokenizer import mark
+from addenda.core.method.contract import Method
 from addenda.core.packed.few_bits import FewBits
 from addenda.core.packed.tensor import parts_of
 from addenda.core.state.state import record_of
@@ -37,9 +39,13 @@ class Held(Protocol):
 
 
 def content_hash(adapter: Held) -> str:
-    """Return the SHA-256 of an adapter's places, methods and tensors; the same whatever its name, and in a file."""
+    """Return the SHA-256 of an adapter's places, methods with their options, and tensors.
+
+    It is the same whatever the adapter's name, and in a file. Of options count those that are no defaults, so that one
+    which a later version brings changes no hash.
+    """
     sha = hashlib.sha256()
-    held = [(path, tensors.method.name, tensors.stored()) for path, tensors in adapter.sites()]
+    held = [(path, _told(tensors.method), tensors.stored()) for path, tensors in adapter.sites()]
     held += [(name, "pool", pool.stored()) for name, pool in adapter.pools()]
     for path, method, tensors in sorted(held, key=lambda item: item[0]):
         for key in sorted(tensors):
@@ -49,6 +55,10 @@ def content_hash(adapter: Held) -> str:
             for piece in pieces:
                 sha.update(_bytes(piece))
     return sha.hexdigest()
+
+
+def _told(method: Method) -> str:
+    return json.dumps([method.name, method.options()], sort_keys=True, default=str)
 
 
 def _bytes(piece: Tensor) -> Any:
