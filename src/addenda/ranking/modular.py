@@ -35,7 +35,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import shown
 from addenda.core.file.tokenizer import inner
 from addenda.core.file.trained_on import content_hash, difference, note_training, trained_on
-from addenda.core.state.state import find_state, record_of
+from addenda.core.state.state import free_name, names_on, record_of
 from addenda.core.state.trained_on import TrainedOn
 
 Where = Literal["query", "document", "both", "split"]
@@ -165,8 +165,7 @@ def _name(
     """Return an adapter's name on the model; a file is loaded. came: names by file; undo: how to take them off."""
     if given is None:
         return None
-    host = find_state(model)
-    there = () if host is None else host.state.records
+    there = names_on(model)
     if isinstance(given, Adapter):
         if given.name not in there:
             raise AddendaError(f"The adapter {given.name!r} is not on this model. Load its file here.")
@@ -179,17 +178,11 @@ def _name(
         raise AddendaError(f"{shown(path)} is no file, and no adapter on this model is called so.{known}")
     key = str(path.resolve())
     if key not in came:
-        name = _free(path.stem, there)
+        name = free_name(model, re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-")[:56] or "part")
         load(model, path, name=name, activate=False, tokenizer=tokenizer, base=base)
         undo.callback(detach, model, name)
         came[key] = name
     return came[key]
-
-
-def _free(stem: str, there: Any) -> str:
-    """Return a name that an adapter may have and that no other has, after a file's."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-")[:56] or "part"
-    return next(n for n in (name, *(f"{name}-{i}" for i in range(2, 10_000))) if n not in there)
 
 
 def _check_tokenizers(adapters: Any, tokenizer: Any) -> None:
