@@ -209,6 +209,7 @@ def test_a_loaded_source_is_afterwards_as_it_was(place, tmp_path):
         ({"out": "source/inside"}, "never written to"),
         ({"out": "run"}, "is there already and is not empty"),
         ({"n": 0}, "n must be"),
+        ({"start": "nothing.safetensors"}, "nothing.safetensors"),
         ({"eval_data": SEVERAL}, "not one question and its answer"),
     ],
 )

@@ -39,6 +39,7 @@ from addenda.train import checkpoint
 from addenda.train.fit import Progress
 from addenda.train.left_alone import left_alone
 from addenda.train.settings import check_options
+from addenda.train.start import read_start
 from addenda.train.tune import starting_rate
 from addenda.train.unfinished import Unfinished
 from addenda.train.unfinished import check_apart as check_out
@@ -164,6 +165,7 @@ def transfer(
     if start is None and options.get("rate") is None:
         options["rate"] = starting_rate(build("lora") if method is None else method)
     check_options(steps=steps or 1, batch=batch, seed=seed, **options)
+    begun = None if start is None else read_start(start, method, place).sha256
     n = given.count if n is None else n
     steps = math.ceil((epochs or EPOCHS) * math.ceil(n / batch)) if steps is None else steps
     caps = Caps.of(n, tries, max_tokens, max_minutes)
@@ -198,7 +200,7 @@ def transfer(
             "n": n, "temperature": temperature, "top_p": top_p, "lines": lines, "same_order": same_order,
             "format": sampler.format.said, "threshold": threshold, **asdict(caps), "max_new_tokens": max_new_tokens,
             "steps": steps, "batch": batch, "sample_batch": sample_batch, "seed": seed, "mode": mode, "top_k": top_k,
-            "method": str(method or "lora"), "targets": str(targets), "exclude": str(tuple(exclude)), "start": start,
+            "method": str(method or "lora"), "targets": str(targets), "exclude": str(tuple(exclude)), "start": begun,
             **options,
         }  # fmt: skip
         work.identity = plain(_identity(given, sides) | {"settings": settings})
