@@ -1,6 +1,6 @@
 """One prepared run on a GPU, of at most eight minutes: python -m bench gpu [--device cuda] [--quick] [--out FOLDER].
 
-contracts   the contract tests of every method, there: those of tests/core that are marked on_device
+contracts   the contract tests of every method, there: the tests that are marked on_device
 steps       step time and memory against the frozen base's floor and against PEFT, as bench.steps has them on a CPU
 memory      what `ad.plan` foretells of a step's memory against the allocator's peak
 tune        `ad.tune`, save and load, on the embedded model, or a random one where its wheel cannot be had
@@ -34,7 +34,10 @@ ROOT = Path(__file__).parents[1]
 Rows = Iterator[tuple[str, Any]]
 MARK = "bench.gpu row: "  # in front of a row in what a part prints
 OUTCOMES = ("PASSED", "FAILED", "ERROR", "SKIPPED")
-CONTRACTS = [f"tests/core/{name}.py" for name in ("test_contracts", "site/test_site", "method/test_contract")]
+CONTRACTS = [
+    f"tests/{name}.py"
+    for name in ("core/test_contracts", "core/site/test_site", "core/method/test_contract", "train/test_generate")
+]
 WARM = 3  # steps; the first three of an adapter look for dead tensors
 
 

@@ -84,6 +84,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "out/README.md": (
         r"\| speed \|.*", r"\| memory above the model \|.*", r"[\d,]+ tokens of .*; \d+ s \(.*",
         r"(prefill|decode): .* tokens/s .*", r"\d+ s: sampling .*", r"\d+% of the teacher's answers were kept .*",
+        r"the run was interrupted: .*",
     ),
 }  # fmt: skip
 
