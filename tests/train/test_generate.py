@@ -109,11 +109,16 @@ def test_what_cannot_be():
         generate(make_llama(), tokenizer, ["a"], temperature=1.0, top_p=0)
 
 
-def test_what_a_folder_asks_of_generation_changes_neither_greedy_nor_drawn_answers():
+def test_what_a_folder_asks_of_generation_changes_neither_greedy_nor_drawn_answers(monkeypatch):
     model, tokenizer = make_llama(), make_tokenizer()
     greedy, drawn = ({"max_new_tokens": 8} | more for more in ({}, {"temperature": 1.0, "seed": 2}))
     wanted = [generate(model, tokenizer, PROMPTS[:3], **options) for options in (greedy, drawn)]
+    said = []
+    monkeypatch.setattr("transformers.generation.utils.logger.warning", lambda text, *_: said.append(text))
+    assert wanted == [generate(model, tokenizer, PROMPTS[:3], **options) for options in (greedy, drawn)]
+    assert said == []
     asked = {"repetition_penalty": 9.0, "num_beams": 3, "no_repeat_ngram_size": 1, "min_new_tokens": 8, "top_k": 1}
+    asked |= {"min_length": 60}
     for name, value in asked.items():
         setattr(model.generation_config, name, value)
     assert wanted == [generate(model, tokenizer, PROMPTS[:3], **options) for options in (greedy, drawn)]

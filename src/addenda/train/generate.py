@@ -159,7 +159,7 @@ def continuations(
 
     # what is not said here `generate` takes from the model's own generation_config: penalties, beams
     config = GenerationConfig(
-        do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, min_length=0, min_new_tokens=0,
+        do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, min_new_tokens=0,
         max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=list(ends) or None, use_cache=True,
     )  # fmt: skip
     room, order = positions(model), sorted(range(len(ids)), key=lambda i: -len(ids[i]))
