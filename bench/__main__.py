@@ -46,7 +46,12 @@ def main() -> None:
     from addenda.models.machine import hardware, versions
 
     transformers.logging.set_verbosity_error()
-    for what in COMMANDS if given.what == "all" else (given.what,):
+    wanted = COMMANDS if given.what == "all" else (given.what,)
+    if given.docs is not None:  # before what takes minutes
+        page = given.docs.read_text()
+        if lost := [what for what in wanted if f"<!-- {what} -->\n" not in page]:
+            sys.exit(f"{given.docs} has no <!-- {lost[0]} --> with an <!-- end --> below: give the page that has it.")
+    for what in wanted:
         record = given.out and given.out / f"{what}.json"
         earlier = json.loads(record.read_text()) if given.arms and record and record.exists() else {}
         given.earlier = earlier.get("found", {})
