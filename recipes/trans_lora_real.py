@@ -33,7 +33,7 @@ from addenda.core.adapter.load import load
 from addenda.core.disk.cache import cache_folder
 from addenda.core.file.identity import versions
 from addenda.core.merge.merge import merge
-from addenda.core.state.state import find_state
+from addenda.core.state.state import names_on
 from addenda.data.encode import Tokens, encode
 from addenda.data.encoded import IGNORE
 from addenda.models.embedded import model_folder
@@ -241,9 +241,8 @@ class Bench:
             judge = read_bundle(place / "task.bundle").attach(source.model, source.tokenizer, name="judge")
             yield Sides(source, source, self.side(target), teacher, judge)
         finally:
-            for name in ("teacher", "judge"):
-                if (host := find_state(source.model)) is not None and name in host.state.records:
-                    detach(source.model, name)
+            for name in {"teacher", "judge"} & {*names_on(source.model)}:
+                detach(source.model, name)
 
     def gathered(self, unit: Unit, target: str = "target") -> Gathered:
         """Return the synthetic inputs of a seed, those that are on disk and no more than are missing."""
@@ -338,7 +337,7 @@ class Bench:
             made.adapter.save(start)
         finally:
             detach(source.model, "teacher")
-            if find_state(side.model) is not None:
+            if "student" in names_on(side.model):
                 detach(side.model, "student")
         learned = self.answers(unit, self.gathered(unit).texts)
         if not any(learned.whole):

@@ -59,32 +59,31 @@ def encoder_in(folder: str | Path) -> tuple[Any, list[str]]:
     """
     import torch
 
-    try:
+    with _reading(folder, "could not be loaded as an encoder"):
         model, info = pretrained("AutoModel", folder, dtype=torch.float32, output_loading_info=True)
-    except AddendaError:
-        raise
-    except Exception as error:  # of whatever class: transformers reads what others wrote
-        raise AddendaError(
-            f"The folder {folder} could not be loaded as an encoder ({_first_line(error)}). Get its files again where "
-            "one is damaged or missing."
-        ) from error
     return model, sorted(info.get("missing_keys", ()))
 
 
 def tokenizer_in(folder: str | Path) -> Any:
     """Return the tokenizer of a folder. Raises AddendaError for one that cannot be read, or that knows no word."""
-    try:
+    with _reading(folder, "has no tokenizer that could be read"):
         found = pretrained("AutoTokenizer", folder)
         if len(found) <= len(found.all_special_tokens):  # as transformers makes of a folder that lacks its files
             raise ValueError("it knows no word")
+    return found
+
+
+@contextmanager
+def _reading(folder: str | Path, failed: str) -> Iterator[None]:
+    """Raise AddendaError for whatever goes wrong inside a `with` block. failed: what the folder did not do then."""
+    try:
+        yield
     except AddendaError:
         raise
     except Exception as error:  # of whatever class: transformers reads what others wrote
         raise AddendaError(
-            f"The folder {folder} has no tokenizer that could be read ({_first_line(error)}). Get its files again where"
-            " one is damaged or missing."
+            f"The folder {folder} {failed} ({_first_line(error)}). Get its files again where one is damaged or missing."
         ) from error
-    return found
 
 
 def _first_line(error: Exception) -> str:

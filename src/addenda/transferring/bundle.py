@@ -30,7 +30,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.base.visible import label
 from addenda.core.disk.access import is_sha256, parse_json, path_of, shown
 from addenda.core.disk.place import file_for
-from addenda.core.file.container import DIGITS, sound, write
+from addenda.core.file.container import DIGITS, says, sound, write
 from addenda.core.file.header import read_bytes
 from addenda.core.file.identity import base_of, plain
 from addenda.core.file.tokenizer import mark, template_of
@@ -203,11 +203,7 @@ def read_bundle(path: str | Path) -> Bundle:
 
 def is_bundle(path: Path) -> bool:
     """Return whether a file says that it is a bundle."""
-    try:
-        with sound(path) as file:
-            return _ENTRY in file.metadata
-    except AddendaError:
-        return False
+    return says(path, _ENTRY)
 
 
 def adapter_file(adapter: Adapter) -> bytes:

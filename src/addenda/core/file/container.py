@@ -182,6 +182,15 @@ def sound(path: Path) -> Iterator[Opened]:
         ) from None
 
 
+def says(path: Path, entry: str) -> bool:
+    """Return whether a file is a sound one whose metadata has this entry: what kind of file it says that it is."""
+    try:
+        with sound(path) as file:
+            return entry in file.metadata
+    except AddendaError:
+        return False
+
+
 def write(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor], before: bytes | None = None) -> None:
     """Write a file atomically, with its digest in place of the zeros that stand behind `before`."""
     start, order = layout(metadata, {key: (t.dtype, tuple(t.shape)) for key, t in tensors.items()})

@@ -17,7 +17,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.base.visible import label
 from addenda.core.disk.access import parse_json, path_of, shown
 from addenda.core.disk.place import file_for
-from addenda.core.file.container import DIGITS, sound, write
+from addenda.core.file.container import DIGITS, says, sound, write
 from addenda.ranking.order.adapter import OrderAdapter
 from addenda.ranking.order.settings import OrderSettings
 
@@ -94,11 +94,7 @@ def load_order(path: str | Path) -> tuple[OrderAdapter, Made]:
 
 def is_order_file(path: Path) -> bool:
     """Return whether a file says that it is of this kind."""
-    try:
-        with sound(path) as file:
-            return _ENTRY in file.metadata
-    except AddendaError:
-        return False
+    return says(path, _ENTRY)
 
 
 def check_towers(made: Made, towers: Mapping[str, Any], path: object) -> None:
