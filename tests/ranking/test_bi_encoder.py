@@ -129,7 +129,7 @@ def test_an_encoder_of_a_folder(tmp_path, cache):
     state = {k: v for k, v in whole.state_dict().items() if not k.startswith("pooler.")}
     whole.save_pretrained(folder, state_dict=dict(state))
     found = BiEncoder.load(folder)
-    assert found.model.pooler is None
+    assert not any(p.any() for p in found.model.pooler.parameters())
     found.embed(some)
     before = len(list(cache.iterdir()))
     BiEncoder.load(folder).embed(some)  # the same model again, whatever its pooler would have been

@@ -18,6 +18,7 @@ from addenda.core.file.header import IMPORTED, PEFT
 from addenda.models.folder_check import check_folder, entries_in
 
 _OUTSIDE = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+_UNREAD = frozenset(("pooler", "mask_token"))  # parts of an encoder that its states are none of
 
 
 def pretrained(auto: str, folder: str | Path, *, trust_remote_code: bool = False, **options: Any) -> Any:
@@ -52,16 +53,28 @@ def pretrained(auto: str, folder: str | Path, *, trust_remote_code: bool = False
         raise AddendaError(_wants_code(Path(folder))) from error
 
 
-def encoder_in(folder: str | Path) -> tuple[Any, list[str]]:
-    """Return a folder's model without a head, in float32, and the names of weights that it lacks, drawn at random.
+def encoder_in(folder: str | Path) -> Any:
+    """Return a folder's model without a head, in float32.
 
-    Raises AddendaError for a folder that cannot be loaded so.
+    A pooler or mask token that the folder lacks is zero: nothing asks an encoder's states for them, and numbers drawn
+    at random would make it another model, by its fingerprint, at every load.
+
+    Raises AddendaError for a folder that cannot be loaded so, or that lacks any other weight.
     """
     import torch
 
     with _reading(folder, "could not be loaded as an encoder"):
         model, info = pretrained("AutoModel", folder, dtype=torch.float32, output_loading_info=True)
-    return model, sorted(info.get("missing_keys", ()))
+    missing = sorted(info.get("missing_keys", ()))
+    if body := [name for name in missing if not _UNREAD.intersection(name.split("."))]:
+        raise AddendaError(
+            f"The folder {folder} lacks weights of its {type(model).__name__}: {', '.join(body[:4])} ({len(body)} in "
+            "all). They would be drawn at random; get its files again."
+        )
+    with torch.no_grad():
+        for name in missing:
+            model.get_parameter(name).zero_()
+    return model
 
 
 def tokenizer_in(folder: str | Path) -> Any:

@@ -74,14 +74,7 @@ class BiEncoder:
                 f"Expected the folder of an encoder at {folder}, and there is no config.json. Give such a folder, or "
                 f"one of {', '.join(ENCODERS)}."
             )
-        model, missing = encoder_in(folder)
-        if body := [name for name in missing if not name.startswith("pooler.")]:
-            raise AddendaError(
-                f"The folder {folder} lacks weights of its {type(model).__name__}: {', '.join(body[:4])} ({len(body)} "
-                "in all). Its vectors would be drawn at random; get its files again."
-            )
-        if missing:
-            model.pooler = None  # nothing asks for it, and its random weights would make it another model every time
+        model = encoder_in(folder)
         return cls(model.to(pick_device(device)).eval(), tokenizer_in(folder), **options)
 
     def index(self, documents: Sequence[str]) -> Self:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tests.ranking.order.tiny_towers import apart, both, tokenizer
 from tokenizers import normalizers
 
@@ -41,6 +42,18 @@ def test_an_image_encoder_beside_a_text_encoder(folders):
     assert towers.patches(pixels()).shape == (3, 16, 16)
     assert towers.tokens("red")[0].shape == (1, 12)
     assert not any(p.requires_grad for t in (towers.image, towers.text) for p in t.parameters())
+
+
+def test_a_pooler_that_a_folder_lacks_makes_no_other_encoder_at_every_load(folders, tmp_path):
+    image, text = (shutil.copytree(folders[name], tmp_path / name) for name in ("vit", "bert"))
+    for folder in (image, text):
+        state = load_file(folder / "model.safetensors")
+        assert any("pooler" in name for name in state)
+        save_file({k: v for k, v in state.items() if "pooler" not in k}, folder / "model.safetensors", {"format": "pt"})
+    first, second = (load_towers(image=image, text=text) for _ in range(2))
+    assert first.identity == second.identity
+    whole = load_towers(image=folders["vit"], text=folders["bert"])
+    assert torch.equal(first.patches(pixels()), whole.patches(pixels()))  # nothing asks for it
 
 
 def test_patches_are_pooled_to_the_grid_by_averages(folders):

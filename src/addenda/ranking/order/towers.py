@@ -213,14 +213,7 @@ def _folder(named: str | Path) -> Path:
 
 def _encoder(folder: Path) -> Any:
     config_of(folder)  # says what is wrong with the folder, where something is
-    model, lacking = encoder_in(folder)
-    missing = [n for n in lacking if "pooler" not in n and "mask_token" not in n]
-    if missing:
-        raise AddendaError(
-            f"The folder {folder} lacks weights of its {type(model).__name__}: {', '.join(missing[:4])} "
-            f"({len(missing)} in all). What it sees would be drawn at random; get its files again."
-        )
-    return model
+    return encoder_in(folder)
 
 
 def _check_reads(tower: nn.Module, wanted: str, what: str, folder: Path) -> None:
