@@ -4,8 +4,9 @@ import gc
 import weakref
 
 import pytest
+import torch
 
-from addenda.models.machine import resident, set_aside
+from addenda.models.machine import pick_dtype, resident, set_aside
 
 
 class Ring:
@@ -46,3 +47,12 @@ def test_a_process_that_has_set_objects_aside_keeps_them_so(thawed):
     with set_aside():
         pass
     assert gc.get_freeze_count() > 0
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_bfloat16_is_not_taken_where_the_library_that_multiplies_is_kept_from_it(name, monkeypatch):
+    monkeypatch.setattr("addenda.models.machine._cpu_flags", lambda: {"avx512_bf16"})
+    for value, kind in (("avx2", torch.float32), ("AVX512_CORE", torch.float32), ("AVX512_CORE_BF16", torch.bfloat16)):
+        monkeypatch.setenv(name, value)
+        found, why = pick_dtype("auto")
+        assert found == kind and (f"{name}={value}" in why) == (kind == torch.float32)

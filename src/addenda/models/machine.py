@@ -19,6 +19,7 @@ from addenda.core.base.threads import give_back
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NO_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")  # as oneDNN calls them
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -58,6 +59,8 @@ def pick_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None = 
     if device is not None and device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return (torch.bfloat16, "the GPU is fast at bfloat16") if fast else (torch.float32, "the GPU has no bfloat16")
+    if capped := _cap():
+        return torch.float32, f"{capped} keeps oneDNN from the processor's bfloat16"
     flag = next((f for f in ("amx_bf16", "avx512_bf16") if f in _cpu_flags()), None)
     if flag:
         return torch.bfloat16, f"the processor has {flag}"
@@ -73,6 +76,14 @@ def _cpu_flags() -> set[str]:
         line = next((s for s in info.read_text().splitlines() if s.startswith("flags")), "")
         flags = set(line.split())
     return flags
+
+
+def _cap() -> str:
+    """Return the setting, "NAME=VALUE", that takes bfloat16 instructions from the library that multiplies; else ""."""
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        if os.environ.get(name, "").upper() in _NO_BFLOAT16:
+            return f"{name}={os.environ[name]}"
+    return ""
 
 
 def processes() -> int:
