@@ -4,6 +4,7 @@ python -m recipes order --cost              time a few steps of each arm, and sa
 python -m recipes order --within 90m        run, in a sitting of so long; the same command goes on, killed or not
 python -m recipes order --page FILE         put what is on record between a page's marks (<!-- order -->)
 python -m recipes order                     run all that is missing
+python -m recipes order --images FOLDER     write mosaics and tables to try `addenda order` with, and run nothing
     --processes 2                           of how many the plan is: start the command so often, one thread each
     --root FOLDER                           where records are (records/order)
 
@@ -28,6 +29,7 @@ from recipes.kept import SharedRuns, known_in, put_table
 from recipes.order_arms import Bench
 from recipes.order_claims import read_claims
 from recipes.order_cost import Plan, Speeds, Unit, cost_lines, plan, timed, units
+from recipes.order_data import tiles, write_images
 from recipes.order_setting import Setting
 from recipes.order_table import table
 from recipes.seconds import seconds_of
@@ -44,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--within", help="such as 90m or 2.5h")
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--images", type=Path)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--root", type=Path, default=ROOT)
     given = parser.parse_args(arguments)
@@ -54,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     setting = Setting()
     if given.page:
         return put_table(given.page, table(margin, claims, known_in(given.root), setting), "order")
+    if given.images:
+        return write_images(given.images, tiles(), max(setting.images), setting.validation)
     torch.set_num_threads(1)
     bench = Bench(setting)
     cannot = cannot_run(bench)

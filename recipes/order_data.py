@@ -24,7 +24,7 @@ from addenda.core.disk.access import sha256_of
 from addenda.core.disk.cache import cache_folder
 from addenda.data import idx
 from addenda.data.examples import Picture
-from recipes.order_setting import GRADED, QUERIES, TEXTILE, WORSE
+from recipes.order_setting import COMPOSITES, GRADED, QUERIES, TEXTILE, WORSE
 
 TILE, PLACES, CLASSES, MOST = 28, 9, 10, 3
 SPLITS = ("train", "validation", "test")
@@ -154,6 +154,25 @@ def shuffled(count: int, rng: Stream) -> list[int]:
 
 def _one(of: np.ndarray, rng: Stream) -> int:
     return int(of[rng.integer(0, len(of) - 1)])
+
+
+def write_images(folder: Path, source: Tiles, train: int, test: int, seed: int = 0) -> None:
+    """Write mosaics as `addenda order` reads them: folders train and test of PNGs, and train.csv and test.csv.
+
+    Raises AddendaError where the folder is there and not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AddendaError(f"{folder} is there and not empty. Give a new folder for the images.")
+    trained = list(QUERIES["mosaics"]["classes"])
+    for split, count, asked in (("train", train, trained), ("test", test, [*trained, *COMPOSITES])):
+        part = mosaics(source, split, count, seed)
+        (folder / split).mkdir(parents=True)
+        rows = ["image,query,value"]
+        for i, one in enumerate(part.pictures):
+            name = f"{split}/{i:04d}.png"
+            one.open().save(folder / name)
+            rows += [f"{name},{query},{part.values[query][i]:g}" for query in asked]
+        (folder / f"{split}.csv").write_text("\n".join(rows) + "\n")
 
 
 # ---- cloth -----------------------------------------------------------------------------------------------------------

@@ -1,14 +1,17 @@
 """Images of `recipes.order`: counts are what was drawn, independently, and no tile of one split is in another."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from recipes import order_data
-from recipes.order_data import PLACES, TILE, arranged, grades, grey, mosaics, single, textile, worse
+from recipes.order_data import PLACES, TILE, arranged, grades, grey, mosaics, single, textile, worse, write_images
 from recipes.order_setting import ASKED, COMPOSITES, GERMAN, GRADED, LEARNED, PARAPHRASES, QUERIES, TEXTILE, WORSE
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
 from addenda.data import idx
+from addenda.ranking.order.ratings import read_ratings
 from toy_mosaics import toy_tiles, toy_wheel
 
 
@@ -132,3 +135,17 @@ def test_what_is_never_trained_is_in_no_trained_query():
     trained = {text for s, group in LEARNED.items() for text in QUERIES[s][group]}
     unseen = [t for s, groups in QUERIES.items() for g, of in groups.items() if g != LEARNED[s] for t in of]
     assert len(trained) == 10 + 6 + 2 and len(unseen) == len(set(unseen)) == 22 and not trained & set(unseen)
+
+
+def test_mosaics_on_disk_are_read_as_ratings_of_their_pixels(tmp_path):
+    write_images(tmp_path / "new", toy_tiles(), train=6, test=4)
+    for split, asked, count in (("train", ASKED, 6), ("test", (*ASKED, *COMPOSITES), 4)):
+        part = mosaics(toy_tiles(), split, count, 0)
+        ratings = read_ratings(tmp_path / "new" / f"{split}.csv")
+        assert set(ratings.values) == set(asked) and len(ratings.pictures) == count
+        for i, picture in enumerate(ratings.pictures):
+            at = int(Path(picture.name).stem)
+            assert (np.asarray(picture.open()) == np.asarray(part.pictures[at].open())).all()
+            assert all(ratings.values[q][i] == part.values[q][at] for q in asked)
+    with pytest.raises(AddendaError, match="not empty"):
+        write_images(tmp_path / "new", toy_tiles(), train=6, test=4)
