@@ -44,6 +44,7 @@ def test_trained_ranked_and_judged_from_the_command_line(place, tmp_path, capsys
          "--out", tmp_path / "run")  # fmt: skip
     told = capsys.readouterr()
     assert "step 5/5, loss" in told.err and "spearman" in told.out
+    assert "a ridge on the mean of each image's patches" in told.out
     adapter = tmp_path / "run" / "order.safetensors"
     before = {p: p.read_bytes() for p in (folder / "photos").iterdir()}
     call("rank", folder / "photos", "how many blue squares", "--adapter", adapter, *towers, "--out", tmp_path / "o.csv",

@@ -79,6 +79,7 @@ def train(
     from addenda.ranking.order.features import Features
     from addenda.ranking.order.losses import OrderLoss
     from addenda.ranking.order.rank import ImageOrder
+    from addenda.ranking.order.ridge import RidgeOrder
     from addenda.ranking.order.settings import OrderSettings
     from addenda.ranking.order.split import held_out
     from addenda.ranking.order.train import FILE, check_loss, train_order
@@ -121,7 +122,14 @@ def train(
     if judged is not None and not judged.queries:
         say("none of the images that were held out is left to judge by")
     elif judged is not None:
-        _shown(evaluate_order(ImageOrder(towers, made.adapter, made.made), judged), "held out")
+        found = evaluate_order(
+            ImageOrder(towers, made.adapter, made.made),
+            judged,
+            against=RidgeOrder(features, kept, patches) if set(judged.values) <= set(kept.values) else None,
+        )
+        _shown(found, "held out")
+        if found.difference:
+            tell(found.against("a ridge on the mean of each image's patches, fitted to the same ratings"))
     tell(f"written: {made.path}")
 
 

@@ -1,13 +1,22 @@
 """How well images are ordered, by query and over all: correlations, errors, pairs, with an interval over images."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isnan
+from typing import Protocol
 
 from addenda.core.base.errors import AddendaError
+from addenda.data.examples import Picture
 from addenda.ranking.order.measures import bootstrap, measured, over_queries
-from addenda.ranking.order.rank import ImageOrder
 from addenda.ranking.order.ratings import Ratings
+
+
+class Scoring(Protocol):
+    """What orders images: an `ImageOrder`, or ridges. skipped: why images of the last call have no score, by name."""
+
+    skipped: dict[str, str]
+
+    def scores(self, pictures: Sequence[Picture], sentence: str) -> dict[int, float]: ...
 
 
 @dataclass(frozen=True)
@@ -25,20 +34,20 @@ class OrderEvaluation:
     compared: Mapping[str, float]
     difference: tuple[float, float, float] | None = None
 
-    def against(self) -> str:
-        """Return what may be said of this order and the other one: of these two adapters, not of how they were made."""
+    def against(self, other: str = "the other adapter") -> str:
+        """Return what may be said of this order and the other one: of these two, not of how they were made."""
         if self.difference is None or isnan(self.difference[0]):
             return "no correlation to compare: it wants a query with three rated images, and values that differ"
         found, low, high = self.difference
         word = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
         return (
-            f"{word} the other adapter: mean Spearman {found:+.3f} ({low:+.3f} to {high:+.3f}, 95 %, over images; of "
-            "two adapters, not of two ways to train one)"
+            f"{word} {other}: mean Spearman {found:+.3f} ({low:+.3f} to {high:+.3f}, 95 %, over images; of these two, "
+            "not of two ways to train one)"
         )
 
 
 def evaluate_order(
-    order: ImageOrder, ratings: Ratings, *, against: ImageOrder | None = None, draws: int = 2000
+    order: Scoring, ratings: Ratings, *, against: Scoring | None = None, draws: int = 2000
 ) -> OrderEvaluation:
     """Score every rated image and compare. against: another order of the same images, see `OrderEvaluation`.
 
@@ -52,12 +61,14 @@ def evaluate_order(
     if found:
         interval = bootstrap(scores, values, draws=draws)[1:]
         if against is not None:
-            difference = bootstrap(scores, values, minus=_scored(against, ratings)[0], draws=draws)
+            difference = bootstrap(
+                scores, values, minus=_scored(against, replace(ratings, comparisons={}))[0], draws=draws
+            )
     counts = {q: len(v) for q, v in values.items()}
     return OrderEvaluation(found, over_queries(found), interval, counts, compared, difference)
 
 
-def _scored(order: ImageOrder, ratings: Ratings) -> tuple[dict, dict, dict[str, float]]:
+def _scored(order: Scoring, ratings: Ratings) -> tuple[dict, dict, dict[str, float]]:
     """Return scores and values of each query's rated images, and the share of its comparisons in the right order."""
     scores: dict[str, dict[str, float]] = {}
     values: dict[str, dict[str, float]] = {}
