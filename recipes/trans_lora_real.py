@@ -44,6 +44,7 @@ from addenda.transferring.bundle import read_bundle
 from addenda.transferring.controls import copied, projected
 from addenda.transferring.distil import distil
 from addenda.transferring.gather import Gathered, gather
+from addenda.transferring.inputs import inputs_of
 from addenda.transferring.label import label
 from addenda.transferring.make_bundle import make_bundle
 from addenda.transferring.report import distances, leaked
@@ -61,7 +62,10 @@ METHOD = "lora:rank=8"
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides a record's numbers. count: N; tries: samples at most; test: items; third: layers of a last base."""
+    """What decides a record's numbers. count: N; tries: samples at most; test: items; third: layers of a last base.
+
+    dtype: of the frozen models, whatever the processor is fast at: a record is made on one after another.
+    """
 
     layers: int = 15
     third: int = 22
@@ -79,6 +83,7 @@ class Setting:
     lines: int = 2
     max_new_tokens: int = 24
     test: int = 998
+    dtype: str = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class Bench:
         """Return a base: "target", "source" or "third", loaded once. The last two are healed where they are missing."""
         if name not in self._held:
             folder = self.target if name == "target" else self.healed(self._layers(name))
-            loaded = load_model(folder, task="causal", dtype="float32")
+            loaded = load_model(folder, task="causal", dtype=self.setting.dtype)
             self._held[name] = Opened(loaded.model, loaded.tokenizer, name)
         return self._held[name]
 
@@ -136,7 +141,7 @@ class Bench:
 
     def truncated(self, layers: int) -> Opened:
         """Return the target's first layers, with its norm and head."""
-        loaded = load_model(self.target, task="causal", dtype="float32")
+        loaded = load_model(self.target, task="causal", dtype=self.setting.dtype)
         model: Any = loaded.model
         if layers >= len(model.model.layers):
             raise AddendaError(
@@ -258,7 +263,7 @@ class Bench:
 
     def _pool(self, unit: Unit) -> dict[str, Any]:
         found, bundle = self.gathered(unit), read_bundle(self.place(unit) / "task.bundle")
-        real, target = [m.messages[1][1] for m in self.own(unit).examples], self.side("target")
+        real, target = list(inputs_of(self.own(unit)).texts), self.side("target")
         for made, line in zip(found.texts[:10], real, strict=False):
             print(f"    {made[:60]:<60} | {line[:60]}", file=sys.stderr)
         return {
@@ -292,7 +297,7 @@ class Bench:
         """Return the inputs that an arm learns from."""
         n = self.setting.count
         if unit.what == "real_inputs":
-            return [m.messages[1][1] for m in self.other(unit).examples]
+            return list(inputs_of(self.other(unit)).texts)
         if unit.what == "seeds":
             return list(read_bundle(self.place(unit) / "task.bundle").seeds)
         if unit.what == "random":

@@ -21,6 +21,7 @@ from addenda.core.file.identity import base_of, plain, versions
 from addenda.data.encode import encode
 from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
+from addenda.transferring.inputs import inputs_of
 from addenda.transferring.label import label
 from addenda.transferring.question import Wording, asked
 from addenda.transferring.synthesise import Sampler, Synthesis
@@ -103,7 +104,7 @@ def timed(bench: Bench) -> Seconds:
     s = bench.setting
     source, target = bench.truncated(s.layers), bench.side("target")
     own, _ = drawn(NUMBERS, max(SMALL, s.batch * STEPS), 0)
-    texts = [m.messages[1][1] for m in own.examples][:SMALL]  # type: ignore[union-attr]
+    texts = list(inputs_of(own).texts)[:SMALL]
     found: dict[str, float] = {}
     for name, side in (("target step", target), ("source step", source)):
         adapter = attach(side.model, METHOD, name="timed")
