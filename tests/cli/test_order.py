@@ -10,6 +10,7 @@ from tests.ranking.order.tiny_towers import apart, both, noise
 
 from addenda.cli.main import run
 from addenda.ranking.order import rank, towers
+from addenda.ranking.order.file import load_order
 
 
 def call(*arguments, code=0):
@@ -58,6 +59,36 @@ def test_trained_ranked_and_judged_from_the_command_line(place, tmp_path, capsys
     call("eval", "--data", folder / "rated.csv", "--adapter", adapter, *towers, "--against", adapter)
     told = " ".join(capsys.readouterr().out.split())
     assert "mean Spearman" in told and "not told apart from the other adapter: mean Spearman +0.000" in told
+
+
+def test_images_are_made_and_pooled_as_in_training_without_being_told_again(place, tmp_path, capsys):
+    folder, towers = place["folder"], place["apart"]
+    call("train", "--data", folder / "rated.csv", *towers, "--image-size", 24, "--grid", 2, "--steps", 1, "--batch", 4,
+         "--width", 16, "--out", tmp_path / "run")  # fmt: skip
+    ask = ["--adapter", tmp_path / "run" / "order.safetensors", *towers]
+    call("rank", folder / "photos", "red", *ask, "--out", tmp_path / "a.csv")
+    call("rank", folder / "photos", "red", *ask, "--image-size", 24, "--out", tmp_path / "b.csv")
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    call("eval", "--data", folder / "rated.csv", *ask)
+    assert "mean Spearman" in capsys.readouterr().out
+    call("rank", folder / "photos", "red", *ask, "--image-size", 16, "--out", tmp_path / "c.csv", code=2)
+    assert "how images are prepared" in capsys.readouterr().err and not (tmp_path / "c.csv").exists()
+
+
+def test_steps_grow_with_the_queries(place, tmp_path, monkeypatch):
+    from addenda.ranking.order import train as module
+
+    monkeypatch.setattr(module, "STEPS", 3)
+    monkeypatch.setattr(module, "LEAST", 4)
+    rows = (place["folder"] / "rated.csv").read_text().splitlines()
+    for queries, wanted in ((1, 4), (2, 6)):
+        more = [row.replace("red", f"red{k}") for k in range(queries) for row in rows[1:]]
+        data = place["folder"] / f"of{queries}.csv"
+        data.write_text("\n".join([rows[0], *more]) + "\n")
+        out = tmp_path / f"run{queries}"
+        call("train", "--data", data, *place["apart"], "--batch", 4, "--width", 16, "--out", out)
+        assert len(load_order(out / "order.safetensors")[1].scales) == queries
+        assert load_order(out / "order.safetensors")[1].training["steps"] == wanted
 
 
 def test_an_adapter_of_other_encoders_is_refused(place, tmp_path, capsys):

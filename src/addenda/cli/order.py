@@ -24,6 +24,12 @@ TextTower = Annotated[
     str | None, typer.Option("--text-encoder", help="Folder of a text encoder. Default: e5.", rich_help_panel=TOWERS)
 ]
 Side = Annotated[int | None, typer.Option("--image-size", help="Side of the images in pixels.", rich_help_panel=TOWERS)]
+Grid = Annotated[
+    int,
+    typer.Option(
+        "--grid", help="Patches are pooled to at most so many squared; fewer make faster steps.", rich_help_panel=TOWERS
+    ),
+]
 Rated = Annotated[
     Path,
     typer.Option(
@@ -49,11 +55,14 @@ def train(
     image_encoder: ImageTower = None,
     text_encoder: TextTower = None,
     image_size: Side = None,
+    grid: Grid = 10,
     held_share: Annotated[float | None, typer.Option("--held", help="Share of images to judge by.")] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Optimizer steps.")] = 400,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Optimizer steps. Default: 200 for each query, at least 400.")
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", help="Images of a group.")] = 64,
     accumulate: Annotated[int, typer.Option("--accumulate", help="Groups of a step.")] = 1,
-    rate: Annotated[float, typer.Option("--rate", help="Highest learning rate.")] = 5e-4,
+    rate: Annotated[float, typer.Option("--rate", help="Highest learning rate.")] = 3e-4,
     seed: Annotated[int, typer.Option("--seed", help="Of start, order and dropout.")] = 0,
     regression_weight: Annotated[
         float, typer.Option("--regression", help="Weight of the values themselves.", rich_help_panel=LOSS)
@@ -99,7 +108,7 @@ def train(
     kept, judged = (ratings, None) if held_share is None else held_out(ratings, held_share, seed)
     kept.check_learnable()
     check_loss(kept, loss, batch)
-    towers = _towers(model, image_encoder, text_encoder, image_size, device)
+    towers = _towers(model, image_encoder, text_encoder, image_size, device, grid=grid)
     features = Features(towers)
     say(f"looking at {len(ratings.pictures):,} images, each once")
     kept, patches, problems = _looked_at(features, kept)
@@ -109,10 +118,9 @@ def train(
     if not skip_corrupt:
         check_decoded(problems, len(ratings.pictures), ratings.source)
     _tell_left_out(problems)
-    every = max(1, steps // 10)
 
     def told(step: int, of: int, loss: float) -> None:
-        if step % every == 0 or step == of:
+        if step % max(1, of // 10) == 0 or step == of:
             say(f"step {step}/{of}, loss {loss:.4f}")
 
     made = train_order(
@@ -177,7 +185,7 @@ def rank(
     found = images_in(folder, skip_corrupt=skip_corrupt, skipped=unread)
     pictures = [p for p in found if not is_sheet(p.stored)]  # type: ignore[arg-type]
     _tell_unread(unread)
-    towers = _towers(model, image_encoder, text_encoder, image_size, device)
+    towers = _towers(model, image_encoder, text_encoder, image_size, device, made=made[1])
     if towers.cut(sentence):
         say(f"note: the sentence is longer than the {towers.longest} tokens that the text encoder reads, and was cut")
     check_towers(made[1], towers.identity, adapter)
@@ -222,7 +230,7 @@ def evaluate(
     files = [adapter, *([] if against is None else [against])]
     made = [load_order(file) for file in files]
     ratings = _rated(data, query, allow_circles, skip_corrupt)
-    towers = _towers(model, image_encoder, text_encoder, image_size, device)
+    towers = _towers(model, image_encoder, text_encoder, image_size, device, made=made[0][1])
     for file, (_, about) in zip(files, made, strict=True):
         check_towers(about, towers.identity, file)
     order, *other = (ImageOrder(towers, *found) for found in made)
@@ -235,10 +243,16 @@ def evaluate(
         tell(found.against())
 
 
-def _towers(model: Path | None, image: str | None, text: str | None, image_size: int | None, device: str | None) -> Any:
+def _towers(
+    model: Path | None, image: str | None, text: str | None, image_size: int | None, device: str | None, *,
+    grid: int = 10, made: Any = None,
+) -> Any:  # fmt: skip
+    """Return the encoders. made: of an adapter's file, whose images and patches are as in training."""
     from addenda.ranking.order.towers import load_towers
 
-    return load_towers(model, image=image, text=text, image_size=image_size, device=device)
+    if made is not None:
+        grid, image_size = made.grid, image_size or made.image_size
+    return load_towers(model, image=image, text=text, image_size=image_size, grid=grid, device=device)
 
 
 def _rated(data: Path, query: str | None, allow_circles: bool, skip_corrupt: bool) -> Any:

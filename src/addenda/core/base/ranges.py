@@ -77,6 +77,7 @@ RANGES: dict[str, Range] = {
     # data and models
     "max_length": _COUNT,
     "image_size": _whole(1, 10**5),
+    "grid": _whole(1, 10**4),
     "max_new_tokens": _COUNT,
     "top_p": Range(0, 1, above=True),
     "labels": _whole(1, 10**7),

@@ -46,6 +46,20 @@ class Made:
     scales: Mapping[str, Scale]
     training: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def grid(self) -> int:
+        """To how many patches squared those of an image were pooled; the default where a file does not say it."""
+        found = self.towers.get("grid")
+        return found if type(found) is int and found > 0 else 10
+
+    @property
+    def image_size(self) -> int | None:
+        """The side of the square that images were made in training; None where they were none, or one of gigabytes."""
+        preparation = self.towers.get("preparation")
+        size = preparation.get("resize") if isinstance(preparation, Mapping) else None
+        square = isinstance(size, list) and len(size) == 2 and size[0] == size[1] and type(size[0]) is int
+        return size[0] if square and 0 < size[0] <= 1 << 13 else None
+
 
 def save_order(path: str | Path, adapter: OrderAdapter, made: Made) -> Path:
     """Write the file, whole or not at all; over an older one of the kind only. Returns its path."""

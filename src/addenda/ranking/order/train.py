@@ -33,6 +33,7 @@ from addenda.train.states import load_state, state_of
 
 FILE, STATE = "order.safetensors", "state.safetensors"
 EVERY = 50  # steps between two states on disk
+STEPS, LEAST = 200, 400
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def train_order(
     *,
     settings: OrderSettings | None = None,
     loss: OrderLoss | None = None,
-    steps: int = 400,
-    rate: float = 5e-4,
+    steps: int | None = None,
+    rate: float = 3e-4,
     batch: int = 64,
     accumulate: int = 1,
     weight_decay: float = 0.01,
@@ -76,8 +77,10 @@ def train_order(
 ) -> OrderResult:
     """Train an adapter on images that are rated or compared.
 
-    patches: of each image of `ratings`, P × D_i, from `Features`. batch: images of a group; accumulate: groups of a
-    step. out: a folder for the file and the state of a run that is to go on. progress: told (step, steps, loss).
+    patches: of each image of `ratings`, P × D_i, from `Features`. steps: by default `STEPS` for each query, which take
+    turns, and `LEAST` in all: as many as `recipes.order` takes with 500 images. batch: images of a group; accumulate:
+    groups of a step. out: a folder for the file and the state of a run that is to go on. progress: told (step, steps,
+    loss).
     Raises AddendaError for ratings of which nothing can be learned, impossible options, a loss that diverges, and a
     folder that holds another run.
     """
@@ -86,6 +89,7 @@ def train_order(
     if len(patches) != len(ratings.pictures):
         raise AddendaError(f"There are patches of {len(patches)} images, and {len(ratings.pictures)} are rated.")
     check_loss(ratings, loss, batch)
+    steps = steps or max(LEAST, STEPS * len(ratings.queries) // accumulate)
     schedule = Settings(
         steps=steps, rate=rate, schedule="cosine", warmup=warmup, weight_decay=weight_decay
     ).multiplier()
