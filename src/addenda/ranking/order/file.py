@@ -56,9 +56,10 @@ class Made:
     def image_size(self) -> int | None:
         """The side of the square that images were made in training; None where they were none, or one of gigabytes."""
         preparation = self.towers.get("preparation")
-        size = preparation.get("resize") if isinstance(preparation, Mapping) else None
-        square = isinstance(size, list) and len(size) == 2 and size[0] == size[1] and type(size[0]) is int
-        return size[0] if square and 0 < size[0] <= 1 << 13 else None
+        match preparation.get("resize") if isinstance(preparation, Mapping) else None:
+            case [int(height), int(width)] if height == width and 0 < width <= 1 << 13:
+                return width
+        return None
 
 
 def save_order(path: str | Path, adapter: OrderAdapter, made: Made) -> Path:
