@@ -62,10 +62,7 @@ METHOD = "lora:rank=8"
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides a record's numbers. count: N; tries: samples at most; test: items; third: layers of a last base.
-
-    dtype: of the frozen models, whatever the processor is fast at: a record is made on one after another.
-    """
+    """What decides a record's numbers. count: N; tries: samples at most; test: items; third: layers of a last base."""
 
     layers: int = 15
     third: int = 22
@@ -83,7 +80,6 @@ class Setting:
     lines: int = 2
     max_new_tokens: int = 24
     test: int = 998
-    dtype: str = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ class Bench:
         """Return a base: "target", "source" or "third", loaded once. The last two are healed where they are missing."""
         if name not in self._held:
             folder = self.target if name == "target" else self.healed(self._layers(name))
-            loaded = load_model(folder, task="causal", dtype=self.setting.dtype)
+            loaded = load_model(folder, task="causal", dtype="float32")
             self._held[name] = Opened(loaded.model, loaded.tokenizer, name)
         return self._held[name]
 
@@ -141,7 +137,7 @@ class Bench:
 
     def truncated(self, layers: int) -> Opened:
         """Return the target's first layers, with its norm and head."""
-        loaded = load_model(self.target, task="causal", dtype=self.setting.dtype)
+        loaded = load_model(self.target, task="causal", dtype="float32")
         model: Any = loaded.model
         if layers >= len(model.model.layers):
             raise AddendaError(
