@@ -136,7 +136,7 @@ def train(
             against=RidgeOrder(features, kept, patches) if set(judged.values) <= set(kept.values) else None,
         )
         _shown(found, "held out")
-        if found.difference:
+        if found.difference and found.difference[0] == found.difference[0]:  # else the table has said why there is none
             tell(found.against("a ridge on the mean of each image's patches, fitted to the same ratings"))
     tell(f"written: {made.path}")
 
