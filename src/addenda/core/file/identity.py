@@ -13,15 +13,17 @@ the record as a *look*: whoever reads the result should know that the run was le
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.base.sharded import whole
+from addenda.core.base.sharded import is_sharded, whole
 from addenda.core.disk.access import is_sha256
 from addenda.core.modules.ours import is_ours
 from addenda.core.modules.wrappers import unwrap
@@ -132,19 +134,17 @@ def base_of(model: nn.Module) -> dict[str, Any]:
     Every process of a sharded model must call it.
     """
     model = unwrap(model)
-    sha, dtypes, forms, hashes = hashlib.sha256(), {}, set(), {}
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor) or is_ours(name):
-            continue
+    sha, dtypes, forms = hashlib.sha256(), {}, set()
+    named = [(n, t) for n, t in model.state_dict().items() if isinstance(t, Tensor) and not is_ours(n)]
+    parts = [parts_of(tensor) for _, tensor in named]
+    hashes = iter(_hashes([part for of in parts for part in of]))
+    for (name, tensor), of in zip(named, parts, strict=True):
         dtypes[str(tensor.dtype).removeprefix("torch.")] = dtypes.get(str(tensor.dtype).removeprefix("torch."), 0) + 1
         if isinstance(tensor, Packed):
             forms.add(type(tensor).__name__)
         sha.update(f"{name}\x1f{tuple(tensor.shape)}\x1f{tensor.dtype}\x1e".encode())
-        for part in parts_of(tensor):
-            key = part.data_ptr(), tuple(part.shape), part.dtype
-            if key not in hashes or not key[0]:
-                hashes[key] = _bytes(part)  # of tied tensors once
-            sha.update(hashes[key])
+        for _ in of:
+            sha.update(next(hashes))
     config = getattr(model, "config", None)
     settings = _settings(config.to_dict()) if hasattr(config, "to_dict") else {}
     return {
@@ -156,10 +156,19 @@ def base_of(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def _hashes(parts: list[Tensor]) -> list[bytes]:
+    """Return the SHA-256 of each tensor's own bytes, of tied ones once, by as many threads as torch uses."""
+    if any(is_sharded(part) for part in parts):  # every process gathers them, in one order
+        return [_bytes(part) for part in parts]
+    places = [(p.data_ptr(), tuple(p.shape), p.dtype) if p.data_ptr() else i for i, p in enumerate(parts)]
+    distinct = dict(zip(places, parts, strict=True))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        found = dict(zip(distinct, pool.map(_bytes, distinct.values()), strict=True))
+    return [found[place] for place in places]
+
+
 def _bytes(tensor: Tensor) -> bytes:
     """Return the SHA-256 of a tensor's own bytes."""
-    import torch
-
     if tensor.is_meta:
         return b"meta"
     data = whole(tensor).cpu().contiguous().view(-1)
