@@ -146,3 +146,29 @@ def test_what_is_no_model_passes(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 10**5}))
     with pytest.raises(AddendaError, match="10,000 is the most"):
         check_folder(tmp_path)
+
+
+TOKENS = {
+    "tokenizer_config.json": lambda odd: {"added_tokens_decoder": {"5": {"content": "<odd>", **odd}}},
+    "special_tokens_map.json": lambda odd: {"mask_token": {"content": "<odd>", **odd}},
+    "tokenizer.json": lambda odd: {"added_tokens": [{"id": 5, "special": True, "content": "<odd>", **odd}]},
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+@pytest.mark.parametrize("odd", ["\x1b[31m", "\x9b31m", "a\u202eb", "x" * 1000])
+def test_names_that_the_tokenizers_library_would_print_are_refused(folder, capfd, name, odd):
+    file = folder / name
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | TOKENS[name]({odd: 1})))
+    refused(folder, "no option of a tokenizer is called so", capfd)
+    told = capfd.readouterr()
+    assert odd not in told.out + told.err
+
+
+def test_tokens_that_were_added_are_no_reason_to_refuse(folder):
+    from transformers import AddedToken
+
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken("<\n\x1b>", lstrip=True, special=True), "<more>"])
+    tokenizer.save_pretrained(folder)
+    assert "<more>" in load_model(folder, dtype="float32").tokenizer.get_vocab()

@@ -1,6 +1,7 @@
 """What is looked at in a model's folder before any library reads it: anybody may have written it.
 
     check_folder(folder)             nothing pickled, no weights outside of it, no layers without a weight
+    check_tokens(folder)             no names in its tokenizer's files that would be printed and control a terminal
     check_size(config, auto, folder) the model that its configuration describes is one that its weights could fill
 
 transformers opens a pickle where an index or config.json names one, reads shards in other folders, and makes room for
@@ -139,6 +140,45 @@ def check_size(config: Any, auto: str, folder: Path) -> None:
             f"its weights are {stored:,} bytes: they have other shapes than it says, or most are missing. Weights and "
             "config.json do not belong together; get both from one source."
         )
+
+
+def check_tokens(folder: Path) -> None:
+    """Raise AddendaError where what a tokenizer's folder says of its tokens has names that no option has.
+
+    The tokenizers library prints the names of options that it does not know as they are, ESC and all.
+    """
+    config, special = (entries_in(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
+    told = {"tokenizer_config.json": config, "special_tokens_map.json": special}
+    if "added_tokens_decoder" not in config:  # else transformers looks no further
+        told["tokenizer.json"] = _added_tokens(folder / "tokenizer.json")
+    for file, entries in told.items():
+        if odd := next((key for key in _keys(entries) if label(key, 64) != key), None):
+            raise AddendaError(
+                f"{shown(folder / file)} has an entry {label(odd, 64)!r}, and no option of a tokenizer is called so: "
+                "its name is too long, or holds what controls a terminal. Get the tokenizer again from its source."
+            )
+
+
+def _added_tokens(file: Path) -> list:
+    """Return the tokens that a tokenizer.json adds; none where it cannot be read, as whoever wants it will complain."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    found = content.get("added_tokens") if isinstance(content, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def _keys(entries: Any) -> Iterator[str]:
+    """Yield the name of every entry, however deep."""
+    waiting = [entries]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from value
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def entries_in(file: Path) -> dict:

@@ -15,7 +15,7 @@ from typing import Any
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.header import IMPORTED, PEFT
-from addenda.models.folder_check import check_folder, entries_in
+from addenda.models.folder_check import check_folder, check_tokens, entries_in
 
 _OUTSIDE = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 _UNREAD = frozenset(("pooler", "mask_token"))  # parts of an encoder that its states are none of
@@ -32,6 +32,8 @@ def pretrained(auto: str, folder: str | Path, *, trust_remote_code: bool = False
 
     if "gguf_file" not in options:
         check_folder(Path(folder))
+        if auto == "AutoTokenizer":
+            check_tokens(Path(folder))
         if auto not in ("AutoConfig", "AutoTokenizer", "AutoImageProcessor"):
             options["use_safetensors"] = True
 
