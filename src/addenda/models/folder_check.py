@@ -148,7 +148,7 @@ def check_tokens(folder: Path) -> None:
     The tokenizers library prints the names of options that it does not know as they are, ESC and all.
     """
     config, special = (entries_in(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
-    told = {"tokenizer_config.json": config, "special_tokens_map.json": special}
+    told: dict[str, Any] = {"tokenizer_config.json": config, "special_tokens_map.json": special}
     if "added_tokens_decoder" not in config:  # else transformers looks no further
         told["tokenizer.json"] = _added_tokens(folder / "tokenizer.json")
     for file, entries in told.items():
