@@ -15,25 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PENALTIES = tuple(10.0**k for k in range(-4, 4))
-
-
-@dataclass(frozen=True)
-class Ridge:
-    """score = (x − centre) · weights + offset, for Q queries. weights: D × Q; offset, penalty: Q."""
-
-    centre: np.ndarray
-    weights: np.ndarray
-    offset: np.ndarray
-    penalty: np.ndarray
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Return scores, N × Q, of images N × D."""
-        return (x - self.centre) @ self.weights + self.offset
+from addenda.ranking.order.ridge import PENALTIES, Ridge
 
 
 def ridges(x: np.ndarray, y: np.ndarray, penalties: tuple[float, ...] = PENALTIES) -> list[Ridge]:
-    """Return a ridge for every penalty. x: N × D; y: N × Q."""
+    """Return a ridge on all Q queries for every penalty. x: N × D; y: N × Q."""
     centre, offset = x.mean(0), y.mean(0)
     kernel = (x - centre) @ (x - centre).T
     values, vectors = np.linalg.eigh(kernel)

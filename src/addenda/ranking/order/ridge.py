@@ -23,15 +23,15 @@ PENALTIES = tuple(10.0**k for k in range(-4, 4))
 
 @dataclass(frozen=True)
 class Ridge:
-    """score = (x − centre) · weights + offset. centre, weights: D; penalty: λ."""
+    """score = (x − centre) · weights + offset. centre, weights: D; penalty: λ. Of Q queries: D × Q, and Q numbers."""
 
     centre: np.ndarray
     weights: np.ndarray
-    offset: float
-    penalty: float
+    offset: float | np.ndarray
+    penalty: float | np.ndarray
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Return scores, N, of images N × D."""
+        """Return scores, N or N × Q, of images N × D."""
         return (x - self.centre) @ self.weights + self.offset
 
 
@@ -56,12 +56,13 @@ class RidgeOrder:
     """Orders images by ridges on their patches. patches: of each image of `ratings`, P × D, as in training."""
 
     def __init__(self, features: Features, ratings: Ratings, patches: Sequence[Tensor]):
-        x = np.stack([p.double().mean(0).numpy() for p in patches])
+        x = np.stack([_mean(p) for p in patches])
         self.features, self.skipped = features, {}
         self.ridges = {
             query: fit_ridge(x[list(rated)], np.array(list(rated.values()), dtype=float))
             for query, rated in ratings.values.items()
         }
+        self._known: dict[str, np.ndarray] = {}  # of images seen, by key: another sentence reads no patches again
 
     def scores(self, pictures: Sequence[Picture], sentence: str) -> dict[int, float]:
         """Return {position: score} of the images that can be decoded; the others are told in `skipped`.
@@ -70,10 +71,16 @@ class RidgeOrder:
         """
         if sentence not in self.ridges:
             raise AddendaError(f"There is no ridge for {sentence!r}, only for {', '.join(map(repr, self.ridges))}.")
-        found, self.skipped = {}, {}
-        for i, patches in self.features.of(pictures):
+        new, self.skipped = [p for p in pictures if p.key not in self._known], {}
+        for i, patches in self.features.of(new):
             if isinstance(patches, str):
-                self.skipped[pictures[i].name] = patches
+                self.skipped[new[i].name] = patches
             else:
-                found[i] = float(self.ridges[sentence](patches.double().mean(0).numpy()[None])[0])
-        return found
+                self._known[new[i].key] = _mean(patches)
+        ridge = self.ridges[sentence]
+        return {i: float(ridge(self._known[p.key])) for i, p in enumerate(pictures) if p.key in self._known}
+
+
+def _mean(patches: Tensor) -> np.ndarray:
+    """Return the mean of an image's patches, D."""
+    return patches.double().mean(0).numpy()
