@@ -2,6 +2,7 @@
 
 import gc
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,9 +62,19 @@ def _exact(request):
 
 @pytest.fixture(autouse=True)
 def _choices(tmp_path_factory, monkeypatch):
-    """What is measured in a test is kept for that test, not for this machine."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr("addenda.train.attention.cache_folder", lambda: folder)
+    """What is measured in a test is kept for that test, not for this machine.
+
+    The folder is made when it is asked for: pytest looks through all that there are to number a new one, and most of
+    15,000 tests need none.
+    """
+    made: list[Path] = []
+
+    def folder() -> Path:
+        if not made:
+            made.append(tmp_path_factory.mktemp("cache"))
+        return made[0]
+
+    monkeypatch.setattr("addenda.train.attention.cache_folder", folder)
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_the_real_models_are_chosen_by_and_trained(tmp_path, monkeypatch):
     from addenda.models.embedded import SMOLLM2
     from addenda.models.encoders import ENCODERS
 
-    if not all(model.complete() or model.installed() for model in (ENCODERS[embedded.ENCODER], SMOLLM2)):
+    if not all(model.available() for model in (ENCODERS[embedded.ENCODER], SMOLLM2)):
         pytest.skip("`addenda setup-demo` has not fetched the models")
     short = {"methods": "lora", "seeds": 3, "rates": 1, "search_steps": None}
     monkeypatch.setattr(embedded, "PLAN", embedded.PLAN | short)

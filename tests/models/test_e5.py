@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_named(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ENCODERS["e5"].complete(), reason="`addenda setup-demo --encoder e5` has not fetched it")
+@pytest.mark.skipif(not ENCODERS["e5"].available(), reason="`addenda setup-demo --encoder e5` has not fetched it")
 def test_the_real_one_places_translations_together():
     from transformers import AutoModel, AutoTokenizer
 

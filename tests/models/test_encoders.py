@@ -40,7 +40,7 @@ def test_an_unknown_encoder_is_said_with_the_nearest():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (SPLADE.complete() or SPLADE.installed()), reason="`addenda setup-demo` has not fetched it")
+@pytest.mark.skipif(not SPLADE.available(), reason="`addenda setup-demo` has not fetched it")
 def test_the_embedded_encoder_finds_the_matching_document():
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer

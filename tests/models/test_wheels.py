@@ -60,6 +60,13 @@ def test_what_converting_needs_is_named(cache, wheel):
         replace(wheel, needs=("no_such_module", "json")).model_folder()
 
 
+def test_it_is_available_as_a_wheel_or_converted(cache, wheel):
+    gone = replace(wheel, package="addenda-no-such-wheel")
+    assert replace(wheel, package="pytest").available() and not gone.available()
+    gone.model_folder()
+    assert gone.available()
+
+
 def test_the_second_call_converts_nothing(cache, wheel, calls):
     said = []
     folder = wheel.model_folder(said.append)

@@ -81,6 +81,10 @@ class Wheel:
             self._install()
         return self.model_folder(progress)
 
+    def available(self) -> bool:
+        """Return whether it is here, converted or as a wheel, so that it wants no network."""
+        return self.complete() or self.installed() is not None
+
     # -- the wheel -----------------------------------------------------------------------------------------------------
 
     def installed(self) -> str | None:
