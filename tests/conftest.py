@@ -1,8 +1,8 @@
 """Fixtures of tiny models, and one thread: the machine is shared, and golden values want one order of sums."""
 
 import gc
+import itertools
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import toys
 from addenda.core.method import catalogue
+
+_number = itertools.count()
 
 torch.set_num_threads(1)
 if hasattr(os, "register_at_fork"):  # torch's pool is made anew by whoever asks first, and several threads race for it
@@ -39,8 +41,11 @@ def device(request) -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
+def _seeded(request):
+    if torch.device(request.config.getoption("--device")).type == "cpu":
+        torch.default_generator.manual_seed(0)  # torch.manual_seed keeps a traceback of each call, for other devices
+    else:
+        torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -62,19 +67,24 @@ def _exact(request):
 
 @pytest.fixture(autouse=True)
 def _choices(tmp_path_factory, monkeypatch):
-    """What is measured in a test is kept for that test, not for this machine.
+    """What is measured in a test is kept for that test and its children, not for this machine.
 
-    The folder is made when it is asked for: pytest looks through all that there are to number a new one, and most of
-    15,000 tests need none.
+    The folder is named, and made by who writes to it: pytest looks through all that there are to number a new one, and
+    most of 15,000 tests need none.
     """
-    made: list[Path] = []
+    folder = tmp_path_factory.getbasetemp() / f"cache-of-{next(_number)}"
+    monkeypatch.setattr("addenda.train.attention.cache_folder", lambda: folder)
 
-    def folder() -> Path:
-        if not made:
-            made.append(tmp_path_factory.mktemp("cache"))
-        return made[0]
 
-    monkeypatch.setattr("addenda.train.attention.cache_folder", folder)
+@pytest.fixture(autouse=True, scope="module")
+def _flushed(request):
+    """Nothing waits for the disk, but for tests that are about it: what a loss of power leaves is not looked at."""
+    if "disk" in request.path.parts or request.path.name == "test_kills.py":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture
@@ -127,6 +137,12 @@ def dinov2() -> nn.Module:
     return toys.make_dinov2()
 
 
-def pytest_collection_finish(session):
-    """What was imported stays: trainers and measurements of memory collect garbage, and need not walk all of it."""
+@pytest.fixture(autouse=True, scope="module")
+def _set_aside():
+    """What earlier files have imported stays, and is not walked again.
+
+    Trainers and measurements of memory collect garbage: a third of the suite's time once torch's compiler, SymPy and
+    fifty models have been imported by tests that needed them.
+    """
+    gc.collect()
     gc.freeze()

@@ -59,15 +59,15 @@ def search(name: str, folder: Path, seconds: float, first: int) -> campaign.Tall
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_for_a_second(name, memory):
-    search(name, memory, 1.0, FIRST)
+def test_for_a_moment(name, memory):
+    search(name, memory, 0.7, FIRST)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-def test_for_three_seconds(name, memory):
+def test_for_longer(name, memory):
     """All of them together: half a minute of the processor."""
-    tally = search(name, memory, 3.0, FIRST * 2)
+    tally = search(name, memory, 1.5, FIRST * 2)
     assert tally.loaded  # what is told of as true is there to be looked at
 
 

@@ -103,7 +103,7 @@ def test_what_dies_each_time_is_said_and_the_rest_is_kept(files, address, monkey
         run(files, rates=1, ray=address)
     killer.over.set()
     assert killer.killed == 1 and len(Record.read(files[2]).trials_of(stage="final")) == 3
-    same(run(files, rates=1, out=files[2].parent / "here"), run(files, rates=1, ray=address))
+    same(run(files, rates=1, out=files[2].parent / "here"), run(files, rates=1))  # goes on without a cluster, too
 
 
 @pytest.mark.slow
@@ -125,19 +125,19 @@ def test_what_a_run_raises_is_raised_here(files, address):  # noqa: F811
 def test_a_driver_that_is_killed_goes_on(files, address):  # noqa: F811
     model, data, out = files
     command = [sys.executable, "-m", "addenda", "compare", "--model", model, "--data", data, "--out", out, "--methods",
-               "lora:rank=2,shira", "--budget", "steps=4", "--seeds", 3, "--batch", 4, "--rates", 1, "--dtype",
+               "lora:rank=2,shira", "--budget", "steps=4", "--seeds", 2, "--batch", 4, "--rates", 1, "--dtype",
                "float32", "--items", 10, "--general", "none", "--ray", address, "--yes"]  # fmt: skip
     driver = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 300
-    while len(list((out / "trials").glob("final-*.json"))) < 2:
+    while len(list((out / "trials").glob("final-*.json"))) < 1:
         assert driver.poll() is None and time.monotonic() < until
         time.sleep(0.01)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     done = {p: p.read_bytes() for p in (out / "trials").glob("*.json")}
-    assert len(done) < 7
+    assert len(done) < 5
     subprocess.run([str(c) for c in command], check=True, capture_output=True, timeout=400)
-    assert len(Record.read(out).trials_of(stage="final")) == 6
+    assert len(Record.read(out).trials_of(stage="final")) == 4
     assert all(p.read_bytes() == before for p, before in done.items())
 
 

@@ -178,7 +178,7 @@ def test_a_folder_of_base_adapters_and_composition_is_opened(tmp_path):
     save_folder(model, tokenizer, composition, tmp_path / "out", max_length=16, batch=8)
     opened = ad.Reranker.load(tmp_path / "out")
     assert (opened.max_length, opened.stride, opened.batch) == (16, None, 8)
-    np.testing.assert_array_equal(opened.predict(pairs), want)
+    np.testing.assert_allclose(opened.predict(pairs), want, rtol=1e-5)  # mapped weights lie otherwise in memory
 
 
 def test_a_cross_encoders_folder_is_opened_and_a_bare_encoder_is_none(tmp_path):
@@ -187,8 +187,8 @@ def test_a_cross_encoders_folder_is_opened_and_a_bare_encoder_is_none(tmp_path):
         some.save_pretrained(tmp_path / folder)
         tokenizer.save_pretrained(tmp_path / folder)
     pairs = [("a1 a2", "a2 a3")]
-    np.testing.assert_array_equal(
-        Reranker.load(tmp_path / "whole").predict(pairs), Reranker(model, tokenizer).predict(pairs)
+    np.testing.assert_allclose(
+        Reranker.load(tmp_path / "whole").predict(pairs), Reranker(model, tokenizer).predict(pairs), rtol=1e-5
     )
     with pytest.raises(AddendaError, match="has no weights for classifier"):
         Reranker.load(tmp_path / "bare")

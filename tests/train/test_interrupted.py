@@ -15,19 +15,8 @@ import pytest
 from tiny_models import SUMS, make_llama, make_tokenizer
 
 TUNE = ["--method", "lora:rank=2", "--steps", "40", "--out", "run"]
-COMPARE = [
-    "--methods",
-    "lora:rank=2,shira",
-    "--budget",
-    "steps=4",
-    "--seeds",
-    "1",
-    "--rates",
-    "1",
-    "--out",
-    "run",
-    "-y",
-]
+COMPARE = ["--methods", "lora:rank=2,shira", "--budget", "steps=4", "--seeds", "1", "--rates", "1", "--items", "10",
+           "--general", "none", "--out", "run", "-y"]  # fmt: skip
 
 
 @pytest.fixture

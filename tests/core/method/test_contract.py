@@ -245,7 +245,7 @@ def test_fields_are_documented_options_only():
         assert not {"start", "name", "any_shape"} & {f.name for f in dataclasses.fields(entry.cls)}, entry.name
 
 
-@pytest.mark.parametrize("what", ["methods", "optim", "core.registry", "core", ""])
+@pytest.mark.parametrize("what", ["methods", "optim", "core", ""])
 def test_modules_may_be_loaded_again_in_one_process(what):
     """As a notebook does: by importlib.reload, and by forgetting what was imported."""
     code = f"""
