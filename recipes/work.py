@@ -1,14 +1,14 @@
 """python -m recipes run: every claim, in a fixed order, until it is decided, over as many sittings as it takes.
 
 A claim is looked at with 3, 5, 8, 12 and 20 seeds, until its verdict is there, or its interval is no wider than half
-the margin on each side. Contrasts beside the one that decides are made with three seeds, when all is decided. The gate
-comes first: on validation data, an adapter that is known to work must gain three margins over the base, else nothing
-that is measured there tells methods apart, and the subject is void.
+the margin on each side. Contrasts beside the one that decides are made with three seeds, when all papers are decided.
+The gate comes first: on validation data, an adapter that is known to work must gain three margins over the base, else
+nothing that is measured there tells methods apart, and the subject is void.
 """
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, stdev
@@ -255,42 +255,57 @@ def run(claims: Claims, papers: Sequence[str], root: Path, clock: Clock) -> bool
     torch.set_num_threads(1)
     made = places(claims, root, clock)
     try:
-        while True:
-            waiting = [p for p in papers if not _paper(claims.of(p), claims, made)]
-            if not waiting:
-                return True
-            print(f"Waiting for another process, at {', '.join(waiting)}.", file=sys.stderr, flush=True)
-            clock.spare(WAIT)
-            time.sleep(WAIT)
+        for step in (_decide, _look_beside):  # what is printed and not tested comes behind all verdicts
+            waiting = list(papers)
+            while waiting := [p for p in waiting if not _worked(step, claims.of(p), claims, made)]:
+                print(f"Waiting for another process, at {', '.join(waiting)}.", file=sys.stderr, flush=True)
+                clock.spare(WAIT)
+                time.sleep(WAIT)
     except TimeUp:
         return False
+    return True
 
 
-def _paper(paper: Sequence[Claim], claims: Claims, made: Mapping[str, Place]) -> bool:
-    """Run a paper's claims, look by look; False where another process is at what is wanted."""
-    tested = [c for c in paper if c.kind == "measured"]
-    names = list(dict.fromkeys(c.subject for c in tested))
+Step = Callable[[Sequence[Claim], Claims, Mapping[str, Place]], None]
+
+
+def _worked(step: Step, paper: Sequence[Claim], claims: Claims, made: Mapping[str, Place]) -> bool:
+    """Do a step for a paper's claims; False where another process is at what is wanted."""
+    names = {c.subject for c in paper if c.kind == "measured"}
     here = {*names, *(("docstrings", "kinds") if TWO_TASKS in names else ())}
     for name in set(made) - here:
         made[name].forget()  # so that few subjects are in memory
     try:
-        for name in dict.fromkeys("docstrings" if n == TWO_TASKS else n for n in names):
-            if claims.subjects[name].gate:
-                made[name].ensure(claims.subjects[name].gate, GATE_SEEDS)
-                gain, why = gate(name, claims, made)
-                print(f"{name}: {why or f'the gate is passed, with {gain:.1f} points'}.", file=sys.stderr, flush=True)
-        for look in LOOKS:
-            told = verdicts(paper, claims, made)
-            going_on = [c for c in tested if told[c.id].word in ("undecided", "not run")]
-            for name in names:
-                if arms := [a for c in going_on if c.subject == name for a in c.primary]:
-                    made[name].ensure(arms, SEEDS[:look])
-            told = verdicts(paper, claims, made)
-            for c in going_on:
-                print(f"{c.id}, {look} seeds: {told[c.id].word}", file=sys.stderr, flush=True)
-        for name in names:  # what is printed and not tested comes last, with few seeds
-            if arms := [a for c in tested if c.subject == name and told[c.id].word != "void" for a in c.arms]:
-                made[name].ensure(arms, SEEDS[: LOOKS[0]])
+        step(paper, claims, made)
     except Busy:
         return False
     return True
+
+
+def _decide(paper: Sequence[Claim], claims: Claims, made: Mapping[str, Place]) -> None:
+    """Run a paper's claims, look by look, until they are decided. Raises Busy."""
+    tested = [c for c in paper if c.kind == "measured"]
+    names = list(dict.fromkeys(c.subject for c in tested))
+    for name in dict.fromkeys("docstrings" if n == TWO_TASKS else n for n in names):
+        if claims.subjects[name].gate:
+            made[name].ensure(claims.subjects[name].gate, GATE_SEEDS)
+            gain, why = gate(name, claims, made)
+            print(f"{name}: {why or f'the gate is passed, with {gain:.1f} points'}.", file=sys.stderr, flush=True)
+    for look in LOOKS:
+        told = verdicts(paper, claims, made)
+        going_on = [c for c in tested if told[c.id].word in ("undecided", "not run")]
+        for name in names:
+            if arms := [a for c in going_on if c.subject == name for a in c.primary]:
+                made[name].ensure(arms, SEEDS[:look])
+        told = verdicts(paper, claims, made)
+        for c in going_on:
+            print(f"{c.id}, {look} seeds: {told[c.id].word}", file=sys.stderr, flush=True)
+
+
+def _look_beside(paper: Sequence[Claim], claims: Claims, made: Mapping[str, Place]) -> None:
+    """Run the contrasts beside those that decide, with few seeds. Raises Busy."""
+    told = verdicts(paper, claims, made)
+    for name in dict.fromkeys(c.subject for c in paper if c.kind == "measured"):
+        of = [c for c in paper if c.kind == "measured" and c.subject == name]
+        if arms := [a for c in of if told[c.id].word != "void" for a in c.arms]:
+            made[name].ensure(arms, SEEDS[: LOOKS[0]])
