@@ -129,10 +129,13 @@ class Runs:
         """What is kept under this name."""
         return known_in(self.out)(name)
 
-    def once(self, name: str, make: Callable[[], dict], again: bool = False) -> dict:
-        """What is kept under this name, or what `make` returns, kept from now on. Raises AddendaError in an old one."""
-        kept = None if again else self.known(name)
-        if kept is not None:
+    def once(self, name: str, make: Callable[[], dict], enough: Callable[[dict], bool] = lambda kept: True) -> dict:
+        """What is kept under this name, or what `make` returns, kept from now on. Raises AddendaError in an old one.
+
+        enough: whether what is kept will do; else it is made again.
+        """
+        kept = self.known(name)
+        if kept is not None and enough(kept):
             return kept
         if self.old:
             raise AddendaError(f"{self.out} {_OLD}, and it lacks the run {name}. Give another --out to run everything.")
@@ -155,13 +158,13 @@ class SharedRuns(Runs):
             lock.release()
         return self
 
-    def once(self, name: str, make: Callable[[], dict], again: bool = False) -> dict:
+    def once(self, name: str, make: Callable[[], dict], enough: Callable[[dict], bool] = lambda kept: True) -> dict:
         """What is kept under this name, or what `make` returns. Raises Busy where another process is making it."""
         lock = lock_of(self.out, name)
         if not lock.take():
             raise Busy(name)
         try:
-            return super().once(name, make, again)
+            return super().once(name, make, enough)
         finally:
             lock.release()
 

@@ -34,7 +34,19 @@ from addenda.ranking.reranker import Reranker
 from addenda.ranking.train import train_reranker
 from addenda.ranking.trec import strict
 from addenda.train import checkpoint
-from recipes.rerank_setting import ENGLISH, FIRST, MEASURES, PART, Corpora, Setting, Times, hashed, part_of, slug
+from recipes.rerank_setting import (
+    ENGLISH,
+    FIRST,
+    MEASURES,
+    PART,
+    Corpora,
+    Setting,
+    Times,
+    hashed,
+    part_of,
+    sides,
+    slug,
+)
 
 
 @dataclass
@@ -175,8 +187,7 @@ class Bench:
         parts = {}
         if arm.endswith(PART):
             of = {"query": query, "document": language}
-            sides = ("query", "document") if where in ("both", "split") else (where,)
-            parts = {side: self.part_file(arm.removesuffix(PART), of[side]) for side in sides}
+            parts = {side: self.part_file(arm.removesuffix(PART), of[side]) for side in sides(where)}
         made = modular(loaded.model, self.file(arm, seed, rank), where=where, tokenizer=loaded.tokenizer, **parts)  # type: ignore[arg-type]
         reranker = Reranker(loaded.model, loaded.tokenizer, made.composition, max_length=self.setting.max_length)
         run = self._run(FIRST, language, query)

@@ -10,7 +10,7 @@ from addenda.core.adapter.attach import attach
 from addenda.models.load import load_model
 from addenda.ranking.reranker import Reranker
 from recipes.rerank_arms import Bench
-from recipes.rerank_setting import CONTROLS, ENGLISH, FACTORS, PART, PLACES, Setting, part_of, slug
+from recipes.rerank_setting import CONTROLS, ENGLISH, FACTORS, PART, PLACES, Setting, part_of, sides, slug
 from recipes.seconds import told
 
 STEPS = 10  # that are timed
@@ -31,11 +31,32 @@ class Unit:
     rank: int | None = None
     where: str = "document"
     query: str = ENGLISH
+    width: str = ""  # of --all: behind the name of a task of another width
 
     @property
     def speed(self) -> str:
         """Under which name its time is kept."""
         return "judge" if self.what in ("judge", "control") else f"{self.what} {self.arm}"
+
+    @property
+    def needs(self) -> tuple["Unit", ...]:
+        """The runs whose files this one reads: a task its English part, a judgement its task and the parts that act."""
+        if self.what == "part":  # K numbers learn under the head that was fitted beside the bottlenecks
+            return () if self.arm == "bottlenecks" else (_part("bottlenecks", self.language),)
+        if self.what == "control":
+            return ()
+        kind, over = part_of(self.arm), self.arm.endswith(PART)
+        if self.what == "task":
+            return (_part(kind, ENGLISH),) if over else ()
+        of = {"query": self.query, "document": self.language}
+        task = _task(self.arm, self.seed, self.rank, self.width)
+        return (task, *(_part(kind, of[side]) for side in sides(self.where))) if over else (task,)
+
+    def file(self, bench: Bench) -> Path:
+        """Return where a part or a task is kept, which a record has only numbers of."""
+        if self.what == "part":
+            return bench.part_at(self.arm, self.language)
+        return bench.file(self.arm, self.seed, self.rank)
 
     def run(self, bench: Bench) -> dict:
         if self.what == "part":
@@ -49,15 +70,40 @@ class Unit:
         )  # fmt: skip
 
 
+def _part(kind: str, language: str) -> Unit:
+    return Unit(f"part-{kind}-{language}", "part", kind, language)
+
+
+def _task(arm: str, seed: int, rank: int | None = None, width: str = "") -> Unit:
+    return Unit(f"task-{slug(arm)}-{seed}{width}", "task", arm, seed=seed, rank=rank, width=width)
+
+
+def lost(left: Sequence[Unit], bench: Bench) -> set[str]:
+    """Return the names of runs whose files these read and the cache has not, and of what is read to make them."""
+    found, asked = set(), list(left)
+    while asked:
+        for need in asked.pop().needs:
+            if need.name not in found and not need.file(bench).exists():
+                found.add(need.name)
+                asked.append(need)
+    return found
+
+
 def units(setting: Setting, languages: Sequence[str], more: bool = False) -> list[Unit]:
-    """Return all runs, in order: controls, then parts, then seed by seed. more: those of --all."""
+    """Return all runs, in order: controls, arms without a part, then for each kind its parts and the arms over them.
+
+    A machine that was given back has lost the files of parts and tasks; so what is judged with them comes soon.
+    more: those of --all.
+    """
     every = (ENGLISH, *languages)
     made = [Unit(f"control-{name}-{x}", "control", name, x) for x in every for name in CONTROLS]
-    made += [Unit(f"part-{kind}-{x}", "part", kind, x) for kind in KINDS for x in every]
-    for seed in setting.seeds:
+    for kind in ("", *KINDS):
+        made += [_part(kind, x) for x in every if kind]
         for arm in setting.arms:
-            made.append(Unit(f"task-{slug(arm)}-{seed}", "task", arm, seed=seed))
-            made += [Unit(f"judged-{slug(arm)}-{seed}-{x}", "judge", arm, x, seed) for x in every]
+            if kind == (part_of(arm) if arm.endswith(PART) else ""):
+                for seed in setting.seeds:
+                    made.append(_task(arm, seed))
+                    made += [Unit(f"judged-{slug(arm)}-{seed}-{x}", "judge", arm, x, seed) for x in every]
     return made + (_further(setting, languages) if more else [])
 
 
@@ -71,8 +117,8 @@ def _further(setting: Setting, languages: Sequence[str]) -> list[Unit]:
         made += [Unit(f"judged-{slug(arm)}-{seed}-{x}-own", "judge", arm, x, seed, query=x) for x in languages]
         for factor in FACTORS:
             rank = max(1, 2 * setting.part_rank // factor)
-            made.append(Unit(f"task-{slug(arm)}-{seed}-{factor}", "task", arm, seed=seed, rank=rank))
-            made += [Unit(f"judged-{slug(arm)}-{seed}-{x}-{factor}", "judge", arm, x, seed, rank=rank)
+            made.append(_task(arm, seed, rank, f"-{factor}"))
+            made += [Unit(f"judged-{slug(arm)}-{seed}-{x}-{factor}", "judge", arm, x, seed, rank, width=f"-{factor}")
                      for x in (ENGLISH, *languages)]  # fmt: skip
     return made
 
@@ -144,9 +190,12 @@ class Plan:
 
 
 def plan(
-    setting: Setting, speeds: Speeds, within: float | None, done: Callable[[Unit, int], bool], more: bool = False
-) -> Plan:
-    """Leave out languages, then queries, until the runs that are not done fit into so many seconds. Never a seed.
+    setting: Setting, speeds: Speeds, within: float | None, done: Callable[[Unit, int], bool], more: bool = False,
+    processes: int = 1,
+) -> Plan:  # fmt: skip
+    """Leave out languages, then queries, until what is not done fits into so many seconds of so many processes.
+
+    Never a seed.
 
     At least the language with the most text, that with the least, and `FEWEST` queries stay; where these do not fit
     either the plan says so, and several sittings make it.
@@ -154,7 +203,7 @@ def plan(
 
     def seconds(languages: Sequence[str], queries: int) -> float:
         left = [u for u in units(setting, languages, more) if not done(u, queries)]
-        return speeds.total(left, replace(setting, queries=queries))
+        return speeds.total(left, replace(setting, queries=queries)) / processes
 
     languages, queries, said = list(setting.languages), setting.queries, []
     if within is not None:
@@ -177,8 +226,8 @@ def plan(
     return Plan(tuple(languages), queries, total, fits, tuple(said))
 
 
-def cost_lines(left: Sequence[Unit], speeds: Speeds, setting: Setting) -> list[str]:
-    """Return what the runs that are not done take, by what they are."""
+def cost_lines(left: Sequence[Unit], speeds: Speeds, setting: Setting, processes: int = 1) -> list[str]:
+    """Return what the runs that are not done take, by what they are, and what so many processes need for all."""
     lines, kinds = [], dict.fromkeys(u.speed for u in left)
     for kind in kinds:
         of = [u for u in left if u.speed == kind]
@@ -186,4 +235,6 @@ def cost_lines(left: Sequence[Unit], speeds: Speeds, setting: Setting) -> list[s
         name = "judging" if kind == "judge" else kind
         numbers = f"{speeds.seconds[kind]:>9.3f} s {unit:<8} {told(speeds.total(of, setting)):>9}"
         lines.append(f"{name:<24} {len(of):>4} runs {numbers}")
-    return [*lines, f"{'in all':<24} {len(left):>4} runs {'':>20} {told(speeds.total(left, setting)):>9}"]
+    total = speeds.total(left, setting)
+    by = f"  {told(total / processes)} of {processes} processes" if processes > 1 else ""
+    return [*lines, f"{'in all':<24} {len(left):>4} runs {'':>20} {told(total):>9}{by}"]

@@ -98,5 +98,10 @@ def hashed(query: str) -> str:
     return hashlib.sha256(f"rerank\x1f{query}".encode()).hexdigest()[:12]
 
 
+def sides(where: str) -> tuple[str, ...]:
+    """Return which texts of a pair a language's part acts on."""
+    return ("query", "document") if where in ("both", "split") else (where,)
+
+
 def slug(arm: str) -> str:
     return arm.replace(PART, "-part")

@@ -12,7 +12,7 @@ from recipes.rerank_cost import Speeds, cost_lines, plan, timed, units
 from recipes.rerank_setting import ARMS, Setting, hashed, part_of, slug
 from recipes.rerank_table import WIDTH, table
 from recipes.seconds import seconds_of
-from recipes.store import Clock, TimeUp
+from recipes.store import Clock, TimeUp, lock_of
 from transformers import BertModel
 
 import addenda as ad
@@ -77,7 +77,9 @@ def test_the_cost_is_steps_and_queries_at_the_speed_that_was_measured():
     want = 6 * 500 * 1.0 + 16 * 1000 * 1.0 + (6 + 48) * 100 * 0.1
     assert ROUND.total(left, setting) == pytest.approx(want)
     lines = cost_lines(left, ROUND, setting)
-    assert lines[-1].split() == ["in", "all", "76", "runs", "5.4", "h"] and all(len(line) <= WIDTH for line in lines)
+    assert lines[-1].split() == ["in", "all", "76", "runs", "5.4", "h"]
+    assert cost_lines(left, ROUND, setting, 2)[-1].endswith("5.4 h  2.7 h of 2 processes")
+    assert all(len(line) <= WIDTH for line in lines)
     assert len({u.name for u in units(setting, setting.languages, more=True)}) == len(
         units(setting, setting.languages, more=True)
     )
@@ -154,6 +156,42 @@ def test_a_killed_recipe_goes_on_and_ends_with_the_same_records(words, tmp_path)
     assert not any(f'"{word}"' in text for i in range(24) for word in (f"q{i}", f"d{i}", f"a{i}"))
     with pytest.raises(AddendaError, match="steps was 3, now 5"):
         rerank.run(bench(words, tmp_path / "a", replace(SMALL, steps=5)), whole, everything(), None, Clock())
+
+
+def test_what_the_cache_has_lost_is_made_again_where_a_missing_run_reads_it(words, tmp_path, capsys):
+    setting = replace(SMALL, arms=("full", "pfeiffer + part", "lottery"))
+    what = plan(setting, ROUND, None, lambda unit, queries: False)
+    first, root = bench(words, tmp_path / "a", setting), tmp_path / "runs-of-it"
+    assert rerank.run(first, root, what, None, Clock()) and rerank.missing(root, first, 4) == []
+    gone = bench(words, tmp_path / "another machine", setting)
+    assert rerank.missing(root, gone, 4) == []  # the files of what is judged already are not missed
+    (root / "runs" / "judged-pfeiffer-part-0-de.json").unlink()
+    left = rerank.missing(root, gone, 4)
+    read = ["part-bottlenecks-en", "part-bottlenecks-de", "task-pfeiffer-part-0"]
+    assert [u.name for u in left] == [*read, "judged-pfeiffer-part-0-de"]
+    assert rerank.chosen(root, gone, ROUND, None, processes=2).seconds == pytest.approx((2 * 3 + 3 + 0.4) / 2)
+    capsys.readouterr()
+    assert rerank.run(gone, root, what, None, Clock())
+    made = [line.strip() for line in capsys.readouterr().err.splitlines() if line.startswith("  ")]
+    assert sorted(made) == sorted(u.name for u in left) and made[-1] == left[-1].name
+    assert rerank.missing(root, gone, 4) == [] and rerank.missing(root, gone, 5) != []  # with more queries
+
+
+def test_of_two_processes_each_does_what_the_other_is_not_at(words, tmp_path, monkeypatch, capsys):
+    root, busy = tmp_path / "r", lock_of(tmp_path / "r", "task-lottery-0")
+    assert busy.take()
+
+    class Waits(Clock):
+        def spare(self, seconds):
+            if seconds == rerank.WAIT:
+                raise TimeUp
+
+    assert not rerank.run(bench(words, tmp_path / "a"), root, everything(), None, Waits())
+    assert "Waiting for another process, at task-lottery-0." in capsys.readouterr().err
+    left = {u.name for u in units(SMALL, ("de",))} - {p.stem for p in (root / "runs").iterdir()}
+    assert left == {"task-lottery-0", "judged-lottery-0-en", "judged-lottery-0-de"}
+    busy.release()
+    assert rerank.run(bench(words, tmp_path / "a"), root, everything(), None, Waits())
 
 
 def test_a_part_is_the_target_languages_where_it_is_judged(words, tmp_path):
