@@ -4,6 +4,7 @@ python -m recipes trans-lora --toy           20 seeds of two tiny models, 2 minu
 python -m recipes trans-lora --cost          what the real part takes: its runs × the seconds they take here
 python -m recipes trans-lora                 the real part, in a sitting of 60 minutes; the same command goes on
     --within 2h                              in a sitting of so long
+    --processes 2                            of how many the plan is: start the command so often, one thread each
     --quick                                  one task, two seeds, five arms: no verdict
     --task NAME …                            these tasks only
     --root FOLDER                            where records are (records/trans-lora)
@@ -15,7 +16,7 @@ python -m recipes trans-lora --power         how often the verdicts err, simulat
 What is claimed stands in recipes/trans_lora_claims.toml since before the runs. The real part: the target is
 SmolLM2-135M, the source its first 15 layers, healed on plain text (recipes/trans_lora_real.py says what each arm is). A
 record holds accuracies, which items were right and seconds, never a text; what models have written stays in the cache
-folder, and ten synthetic inputs are printed beside ten real ones when they are made. Started twice with --toy, two
+folder, and ten synthetic inputs are printed beside ten real ones when they are made. Started twice, two
 processes share the seeds.
 """
 
@@ -51,9 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--page", type=Path)
     parser.add_argument("--seeds", type=int, default=None)
     parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--root", type=Path, default=ROOT)
     given = parser.parse_args(arguments)
-    for name in ("seeds", "draws"):
+    for name in ("seeds", "draws", "processes"):
         if (value := getattr(given, name)) is not None and value < 1:
             raise AddendaError(f"--{name} is {value}, and a number of at least 1 is wanted.")
     if given.power:
@@ -73,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     sitting(
         given.root, tasks=given.task, quick=given.quick, within=seconds_of(given.within or "60m"), only_cost=given.cost,
-        seeds=given.seeds,
+        seeds=given.seeds, processes=given.processes,
     )  # fmt: skip
     if not given.cost:
         print("\n".join(table(margin, claims, given.root)))

@@ -50,14 +50,20 @@ from addenda.transferring.make_bundle import make_bundle
 from addenda.transferring.report import distances, leaked
 from addenda.transferring.sides import Opened, Sides
 from addenda.transferring.synthesise import Caps, Sampler
+from recipes.store import lock_of
 from recipes.trans_lora_tasks import NUMBERS, data, drawn
 
 SHARED = ("source", "bundle", "pool")
 ARMS = ("real", "real_inputs", "filtered", "unfiltered", "seeds", "random", "bare_teacher", "copied", "projected")
 FURTHER = ("dora", "svft", "from_copy", "chain")  # of the first task
 QUICK = ("real", "filtered", "seeds", "random", "copied")
+READ = {  # what a unit reads that others have left
+    "source": (), "bundle": ("source",), "real": (), "copied": ("source",), "projected": ("source",),
+    "chain": ("source", "bundle", "filtered"), "an arm": ("source", "bundle"),
+}  # fmt: skip
 FIRST = 5  # seeds of `real` that come before all else: whether its accuracy is steady enough
 METHOD = "lora:rank=8"
+WAIT = 20  # seconds until another process is asked again
 
 
 @dataclass(frozen=True)
@@ -151,24 +157,34 @@ class Bench:
 
     def healed(self, layers: int) -> Path:
         """Return the folder of the first layers, trained for a while on plain text."""
-        s, folder = self.setting, self.home / f"base-{layers}"
-        if not (folder / "config.json").exists():
-            side = self.truncated(layers)
-            rows, _ = windows(side.tokenizer, None, s.heal_steps * s.heal_batch, s.heal_length, judge=1)
-            ids = [list(r) for r in rows.rows]
-            text = Tokens(ids, [[IGNORE, *r[1:]] for r in ids], "causal", rows.pad)
-            adapter = attach(side.model, f"lora:rank={s.heal_rank}", name="healing")
-            fit(
-                side.model, adapter, text, steps=s.heal_steps, batch=s.heal_batch, rate=s.rate, attention=None,
-                progress=lambda _: self.tick(), out=self.home / f"healing-{layers}", resume=True,
-            )  # fmt: skip
-            merge(side.model)
-            detach(side.model, keep_merged=True)
-            beside = folder.with_name(f"{folder.name}.new")
-            side.model.save_pretrained(beside)
-            side.tokenizer.save_pretrained(beside)
-            beside.rename(folder)
+        folder = self.home / f"base-{layers}"
+        lock = lock_of(self.home, folder.name)
+        while not lock.take():  # another process is at it
+            self.tick()
+            time.sleep(WAIT)
+        try:
+            if not (folder / "config.json").exists():
+                self._heal(layers, folder)
+        finally:
+            lock.release()
         return folder
+
+    def _heal(self, layers: int, folder: Path) -> None:
+        s, side = self.setting, self.truncated(layers)
+        rows, _ = windows(side.tokenizer, None, s.heal_steps * s.heal_batch, s.heal_length, judge=1)
+        ids = [list(r) for r in rows.rows]
+        text = Tokens(ids, [[IGNORE, *r[1:]] for r in ids], "causal", rows.pad)
+        adapter = attach(side.model, f"lora:rank={s.heal_rank}", name="healing")
+        fit(
+            side.model, adapter, text, steps=s.heal_steps, batch=s.heal_batch, rate=s.rate, attention=None,
+            progress=lambda _: self.tick(), out=self.home / f"healing-{layers}", resume=True,
+        )  # fmt: skip
+        merge(side.model)
+        detach(side.model, keep_merged=True)
+        beside = folder.with_name(f"{folder.name}.new")
+        side.model.save_pretrained(beside)
+        side.tokenizer.save_pretrained(beside)
+        beside.rename(folder)
 
     # ---- units -------------------------------------------------------------------------------------------------------
 
@@ -314,13 +330,16 @@ class Bench:
             learned: Any = self.other(unit)
         else:
             learned = self.answers(unit, self.inputs(unit), {"bare_teacher": "bare", "svft": "svft"}.get(unit.what, ""))
+        method, kept = "dora:rank=8" if unit.what == "dora" else METHOD, self.place(unit) / "filtered.safetensors"
         if unit.what != "real" and not any(learned.whole):
+            if unit.what == "filtered":  # the chain goes on with a student that stayed what it was
+                attach(side.model, METHOD, name="student", seed=unit.seed).save(kept)
+                detach(side.model, "student")
             return {"nothing": True}
-        method = "dora:rank=8" if unit.what == "dora" else METHOD
         made = distil(side.model, side.tokenizer, learned, method, name="student", **self._how(unit))
         try:
             if unit.what == "filtered":
-                made.adapter.save(self.place(unit) / "filtered.safetensors")
+                made.adapter.save(kept)
             return {"items": self._judged(side, target)}
         finally:
             detach(side.model, "student")

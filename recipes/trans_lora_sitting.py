@@ -1,10 +1,13 @@
 """A sitting of the real part of `recipes.trans_lora`: what is missing, what it takes, as much as there is time for.
 
 Every unit is timed in the small before any is run: a few steps, a batch of samples, of answers, of judging, on this
-machine as it is now. A sitting begins no unit that would not end in it, and a record is written after each.
+machine as it is now. A sitting begins no unit that would not end in it, and a record is written after each. Of several
+processes each is at a seed of a task of its own. What a seed's arms share lies in the cache folder; where that is gone
+it is made again for a seed of which arms are missing that read it, and for no other.
 """
 
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -12,11 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from addenda import AddendaError
 from addenda.core.adapter.attach import attach, detach
 from addenda.core.disk.access import read_json
 from addenda.core.disk.atomic import readable, write_atomically
-from addenda.core.disk.lock import alone
 from addenda.core.file.identity import base_of, plain, versions
 from addenda.data.encode import encode
 from addenda.train.evaluate import evaluate
@@ -26,36 +30,41 @@ from addenda.transferring.label import label
 from addenda.transferring.question import Wording, asked
 from addenda.transferring.synthesise import Sampler, Synthesis
 from recipes.seconds import told
-from recipes.store import Clock, TimeUp
+from recipes.store import Clock, TimeUp, lock_of
 from recipes.trans_lora import begin
 from recipes.trans_lora_claims import SEEDS
-from recipes.trans_lora_real import FIRST, METHOD, Bench, Setting, Unit, units
+from recipes.trans_lora_real import FIRST, METHOD, READ, WAIT, Bench, Setting, Unit, units
 from recipes.trans_lora_tasks import NUMBERS, TASKS, data, drawn
 
 STEPS, SMALL = 4, 16  # of training, and of everything else, that are timed
 STEADY = 0.03
+FILES = {"source": "source.safetensors", "bundle": "task.bundle", "filtered": "filtered.safetensors"}
 Seconds = Mapping[str, float]  # of a step on target and source, of a sample, an answer, a judged text, an item
 
 
 def sitting(
     root: Path, *, tasks: Sequence[str] | None = None, quick: bool = False, within: float = 3600.0,
-    only_cost: bool = False, seeds: int | None = None, bench: Bench | None = None,
+    only_cost: bool = False, seeds: int | None = None, bench: Bench | None = None, processes: int = 1,
 ) -> bool:  # fmt: skip
     """Print the plan, then run what is missing, and return whether all of it is there. Killed, the next call goes on.
 
-    Raises AddendaError for a task that is not there, records of another setting, and where another process is at them.
+    processes: of how many the plan is; each is started for itself, with one thread. Raises AddendaError for a task that
+    is not there, and for records of another setting.
     """
+    if processes < 1:
+        raise AddendaError(f"--processes is {processes}, and a number of at least 1 is wanted.")
+    torch.set_num_threads(1)
     chosen = tuple(tasks or ((NUMBERS,) if quick else TASKS))
     if unknown := [t for t in chosen if t not in TASKS]:
         raise AddendaError(f"There is no task {unknown[0]!r} here. There are {', '.join(TASKS)}.")
     bench = bench or Bench(Setting())
     every = units(chosen, range(seeds or (2 if quick else SEEDS["real"])), quick)
-    left = [u for u in every if not done(root, bench, u)]
+    left = missing(root, bench, every)
     print(f"{len(every) - len(left)} of {len(every)} runs are on record.")
     if not left:
         return True
     seconds = timed(bench)
-    for line in plan(left, seconds, bench.setting, within, healed(bench)):
+    for line in plan(left, seconds, bench.setting, within, healed(bench), processes):
         print(line)
     if only_cost:
         return False
@@ -65,20 +74,37 @@ def sitting(
     identity = plain({
         "setting": asdict(bench.setting), "versions": versions(), "target": base_of(bench.side("target").model),
     })  # fmt: skip
-    with alone(root / "real"):
-        try:
-            for task in dict.fromkeys(u.task for u in left):
-                begin(root / "real" / task, identity)
-            for unit in left:
-                clock.spare(seconds_of(unit, seconds, bench.setting))
-                print(f"  {unit}", flush=True)
-                file = record_file(root, unit)
-                made = bench.run(unit, read_json(file) if file.exists() else {})
-                write_atomically(file, (readable(made) + "\n").encode())
-        except TimeUp:
-            print("The time is up. The same command goes on.")
-            return False
+    try:
+        for task in dict.fromkeys(u.task for u in left):
+            begin(root / "real" / task, identity)
+        while left := [u for u in left if not _ran(u, root, bench, every, clock, seconds)]:
+            print(f"Waiting for another process, at {left[0]}.", file=sys.stderr, flush=True)
+            clock.spare(WAIT)
+            time.sleep(WAIT)
+    except TimeUp:
+        print("The time is up. The same command goes on.")
+        return False
     print(steady(root, chosen))
+    return True
+
+
+def _ran(unit: Unit, root: Path, bench: Bench, every: Sequence[Unit], clock: Clock, seconds: Seconds) -> bool:
+    """Do a unit that is missing; False where another process is at its seed."""
+    lock = lock_of(root, f"{unit.task}-{unit.seed}")
+    if not lock.take():
+        return False
+    try:
+        left = missing(root, bench, [u for u in every if (u.task, u.seed) == (unit.task, unit.seed)])
+        if any(u.what in READ.get(unit.what, READ["an arm"]) for u in left):  # another process began with these
+            return False
+        if unit in left:
+            clock.spare(seconds_of(unit, seconds, bench.setting))
+            print(f"  {unit}", flush=True)
+            file = record_file(root, unit)
+            made = bench.run(unit, read_json(file) if file.exists() else {})
+            write_atomically(file, (readable(made) + "\n").encode())
+    finally:
+        lock.release()
     return True
 
 
@@ -86,13 +112,16 @@ def record_file(root: Path, unit: Unit) -> Path:
     return root / "real" / unit.task / "runs" / f"seed-{unit.seed}.json"
 
 
-def done(root: Path, bench: Bench, unit: Unit) -> bool:
-    """Whether a unit is on record, and what it left in the cache is there for those behind it."""
+def missing(root: Path, bench: Bench, every: Sequence[Unit]) -> list[Unit]:
+    """Return the units that are not on record, and those whose files these read and the cache has lost, in order."""
+    left = {u for u in every if not on_record(root, u)}
+    read = {Unit(u.task, u.seed, what) for u in left for what in READ.get(u.what, READ["an arm"])}
+    return [u for u in every if u in left or (u in read and not (bench.place(u) / FILES[u.what]).exists())]
+
+
+def on_record(root: Path, unit: Unit) -> bool:
     file = record_file(root, unit)
-    if not file.exists() or unit.what not in read_json(file).get("seconds", {}):
-        return False
-    needed = {"source": "source.safetensors", "bundle": "task.bundle", "filtered": "filtered.safetensors"}
-    return unit.what not in needed or (bench.place(unit) / needed[unit.what]).exists()
+    return file.exists() and unit.what in read_json(file).get("seconds", {})
 
 
 def healed(bench: Bench) -> bool:
@@ -146,8 +175,10 @@ def seconds_of(unit: Unit, seconds: Seconds, s: Setting) -> float:
     }.get(unit.what, learned + judged + answers)  # fmt: skip
 
 
-def plan(left: Sequence[Unit], seconds: Seconds, s: Setting, within: float, is_healed: bool) -> list[str]:
-    """Return the runs × their seconds, by what they are, and how many sittings they make."""
+def plan(
+    left: Sequence[Unit], seconds: Seconds, s: Setting, within: float, is_healed: bool, processes: int = 1
+) -> list[str]:
+    """Return the runs × their seconds, by what they are, and how many sittings of so many processes they make."""
     lines = ["milliseconds of a " + ", ".join(f"{name} {1000 * v:,.0f}" for name, v in seconds.items())]
     total = 0.0
     for what in dict.fromkeys(u.what for u in left):
@@ -160,9 +191,10 @@ def plan(left: Sequence[Unit], seconds: Seconds, s: Setting, within: float, is_h
         total += heal
         lines.append(f"{'healing':<14} {1:>4} run  × {told(heal):>8} = {told(heal):>9}")
     longest = max(seconds_of(u, seconds, s) for u in left)
-    sittings = max(1, math.ceil(total / within))
+    sittings = max(1, math.ceil(total / within / processes))
+    by = f", {processes} processes" if processes > 1 else ""
     lines.append(
-        f"{'in all':<14} {len(left):>4} runs {'':>10} = {told(total):>9}: {sittings} sittings of {told(within)}"
+        f"{'in all':<14} {len(left):>4} runs {'':>10} = {told(total):>9}: {sittings} sittings of {told(within)}{by}"
     )
     if longest > within:
         lines.append(f"The longest run takes {told(longest)}, more than a sitting: give a longer --within.")

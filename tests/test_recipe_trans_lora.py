@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from recipes import trans_lora, trans_lora_real, trans_lora_sitting
-from recipes.store import Clock
+from recipes.store import Clock, lock_of
 from recipes.trans_lora_claims import difference, read_claims, verdicts
 from recipes.trans_lora_power import power
 from recipes.trans_lora_real import ARMS, FURTHER, QUICK, SHARED, Bench, Setting, Unit, units
-from recipes.trans_lora_sitting import plan, record_file, seconds_of, sitting, steady
+from recipes.trans_lora_sitting import missing, plan, record_file, seconds_of, sitting, steady
 from recipes.trans_lora_table import WIDTH, table
 from recipes.trans_lora_tasks import drawn, sort_words, task
 from recipes.trans_lora_toy import NO, YES, ToySetting, World, answer, is_task, make_tokenizer
@@ -223,6 +223,53 @@ def test_every_arm_runs_once_and_leaves_the_bases_as_they_were(bench, tmp_path, 
     assert "16 of 16 runs are on record" in capsys.readouterr().out
     margin, claims = read_claims()
     assert any("factors copied, no training" in line for line in table(margin, claims, tmp_path))
+
+
+def test_a_machine_that_lost_the_cache_makes_again_what_missing_arms_read(bench, tmp_path):
+    every = units(("sort-numbers",), range(2))
+    whats = {s: {u.what for u in every if u.seed == s} for s in (0, 1)}
+
+    def left(seed, *, but):
+        file = record_file(tmp_path, Unit("sort-numbers", seed, "real"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(trans_lora.readable({"seconds": dict.fromkeys(whats[seed] - {*but}, 1.0)}))
+        return [u.what for u in missing(tmp_path, bench, every) if u.seed == seed]
+
+    assert left(0, but=()) == []  # whole: nothing of it is read again
+    assert left(1, but=("real",)) == ["real"] and left(1, but=("projected",)) == ["source", "projected"]
+    assert left(1, but=("dora",)) == ["source", "bundle", "dora"]
+    assert left(1, but=("chain",)) == ["source", "bundle", "filtered", "chain"]
+    for name in ("source.safetensors", "task.bundle"):
+        place = bench.place(Unit("sort-numbers", 1, "chain"))
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(b"here")
+    assert left(1, but=("dora",)) == ["dora"] and left(1, but=("chain",)) == ["filtered", "chain"]
+    assert left(0, but=()) == []
+
+
+def test_a_seed_is_one_processes_at_a_time(bench, tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(trans_lora_sitting, "timed", lambda bench: SECONDS)
+    monkeypatch.setattr(
+        Bench,
+        "run",
+        lambda self, unit, record: ran.append(unit) or {"seconds": record.get("seconds", {}) | {unit.what: 1}},
+    )
+    monkeypatch.setattr(trans_lora_sitting, "READ", {"an arm": ()})
+    monkeypatch.setattr(trans_lora_sitting, "WAIT", 1e9)  # it gives up where it would wait
+    other = lock_of(tmp_path, "sort-numbers-1")
+    assert other.take()
+    told = {"tasks": ["sort-numbers"], "within": 1e8, "seeds": 3, "bench": bench, "processes": 2}
+    assert not sitting(tmp_path, **told)
+    said = capsys.readouterr()
+    assert "sittings of" in said.out and ", 2 processes" in said.out and "The time is up" in said.out
+    assert "Waiting for another process, at sort-numbers, seed 1: real." in said.err
+    assert {u.seed for u in ran} == {0, 2} and len(ran) == len(set(ran)) == 2 * len(SHARED + ARMS + FURTHER)
+    other.release()
+    monkeypatch.setattr(trans_lora_sitting, "steady", lambda root, tasks: "steady")
+    assert sitting(tmp_path, **told) and {u.seed for u in ran} == {0, 1, 2} and len(ran) == len(set(ran))
+    with pytest.raises(ad.AddendaError, match="--processes is 0"):
+        sitting(tmp_path, **(told | {"processes": 0}))
 
 
 @pytest.mark.slow
