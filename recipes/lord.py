@@ -6,10 +6,11 @@ fewer parameters the best form and allocation lets perplexity rise half as much 
 smaller model is faster (the paper: up to 22 %).
 
 The model is SmolLM2-135M; its linear layers give up 10, 20 and 30 % of their parameters. Calibration: 64 × 512 tokens
-of Python's standard library. Judged by windows of 256 tokens, each from another text: Python files of other installed
-packages, and the prose of installed packages' descriptions (English). Perplexities are compared window by window, and
-the windows are drawn again for the intervals. Everything runs in the dtype that `addenda compress` would take here:
-bfloat16 where the processor multiplies it fast, else float32; statistics and solutions are float64.
+of Python's standard library. Judged by windows of 256 tokens, each from another text while there are texts: Python
+files of other installed packages, and the prose of installed packages' descriptions (English). Perplexities are
+compared window by window, and the windows are drawn again for the intervals. Everything runs in the dtype that
+`addenda compress` would take here: bfloat16 where the processor multiplies it fast, else float32; statistics and
+solutions are float64.
 
 Every method's nested factors are kept in the cache folder (2 GB). At 20 % the model is quantised to NF4 too, healed
 with LoRA on its factors, and both: QLoRA over LoRD, on other windows of the standard library. Times mean nothing on a

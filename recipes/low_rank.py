@@ -97,6 +97,17 @@ def _prose(text: str) -> bool:
     return len(text.split()) >= 12 and plain >= 0.93 * len(text) and not known
 
 
+def whole_windows(tokenizer: Any, texts: list[str], n: int) -> tuple[tuple[int, ...], ...]:
+    """Return up to n windows of WINDOW tokens, the first of every text before the second of any, and no short ends."""
+    asked = n
+    while True:
+        rows = cut(tokenizer, texts, asked, WINDOW)
+        whole = tuple(row for row in rows if len(row) == WINDOW)[:n]
+        if len(whole) == n or len(rows) < asked:
+            return whole
+        asked *= 2
+
+
 # ---- the subject -----------------------------------------------------------------------------------------------------
 
 
@@ -131,8 +142,8 @@ class Subject:
             ("code", python_texts(), "Python files of installed packages"),
             ("english", english_texts(), "descriptions of installed packages"),
         ):
-            rows = cut(self.tokenizer, texts, judged, WINDOW)
-            if len(rows) < judged or min(map(len, rows)) < WINDOW:
+            rows = whole_windows(self.tokenizer, texts, judged)
+            if len(rows) < judged:
                 raise AddendaError(f"{name}: {len(rows)} windows of {WINDOW} tokens here; take fewer with --windows.")
             found[domain] = Windows(rows, name, seen.pad)
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -251,18 +251,36 @@ def order(claims: Claims, subjects: Iterable[str] = ()) -> list[str]:
 
 
 def run(claims: Claims, papers: Sequence[str], root: Path, clock: Clock) -> bool:
-    """Work through papers until every claim is decided; False where the time was up before."""
+    """Work through papers until every claim is decided; False where the time was up before.
+
+    A paper that cannot be worked at, for want of data or because its records are of other data, is told and left out.
+    Raises AddendaError with all of these when the others are done.
+    """
     torch.set_num_threads(1)
     made = places(claims, root, clock)
+    failed: dict[str, str] = {}
+
+    def worked(step: Step, paper: str) -> bool:
+        if paper in failed:
+            return True
+        try:
+            return _worked(step, claims.of(paper), claims, made)
+        except AddendaError as error:
+            failed[paper] = str(error)
+            print(f"{paper} is left out: {error}", file=sys.stderr, flush=True)
+            return True
+
     try:
         for step in (_decide, _look_beside):  # what is printed and not tested comes behind all verdicts
             waiting = list(papers)
-            while waiting := [p for p in waiting if not _worked(step, claims.of(p), claims, made)]:
+            while waiting := [p for p in waiting if not worked(step, p)]:
                 print(f"Waiting for another process, at {', '.join(waiting)}.", file=sys.stderr, flush=True)
                 clock.spare(WAIT)
                 time.sleep(WAIT)
     except TimeUp:
         return False
+    if failed:
+        raise AddendaError("; ".join(f"{paper}: {why}" for paper, why in failed.items()))
     return True
 
 

@@ -51,6 +51,19 @@ def test_every_cell(subject):
     assert lord._faster(took).verdict in ("holds", "does not hold", "cannot tell")
 
 
+def test_windows_are_whole_and_of_another_text_while_there_are_texts():
+    tokenizer = make_tokenizer()
+    texts = [f"{i} + {i} = 2, " * 200 for i in range(3)]
+    counts = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    assert all(c > 2 * low_rank.WINDOW and c % low_rank.WINDOW for c in counts)  # each has a short end
+    firsts = [tuple(tokenizer(t, add_special_tokens=False)["input_ids"][: low_rank.WINDOW]) for t in texts]
+    assert low_rank.whole_windows(tokenizer, texts, 3) == tuple(firsts)
+    every = low_rank.whole_windows(tokenizer, texts, 1000)
+    assert len(every) == sum(c // low_rank.WINDOW for c in counts) and {len(row) for row in every} == {low_rank.WINDOW}
+    short = [texts[0][:40]] * 5 + texts
+    assert low_rank.whole_windows(tokenizer, short, 4)[:3] == tuple(firsts), "a text that is too short is passed by"
+
+
 def test_cells_are_run_for_claims_and_measured_over_windows(subject, tmp_path, monkeypatch):
     monkeypatch.setattr(lord, "Subject", lambda model, samples, judged, dtype: subject)
     kept = lord.Cells(tmp_path / "root", Clock(), samples=2, judged=3)

@@ -18,6 +18,7 @@ from addenda.comparing.entries import DataRecord, TrialSpec
 from addenda.comparing.record import Record
 from addenda.comparing.subject import Subject, of_splits
 from addenda.comparing.trial import TrialSettings, trial
+from addenda.core.base.errors import AddendaError
 from addenda.data.encode import encode
 from addenda.data.examples import Data, Labelled
 from addenda.models.load import load_model
@@ -243,6 +244,29 @@ def test_claims_are_run_to_their_verdicts_and_shown(setting, tmp_path, monkeypat
     assert beside[1].startswith(f"- dylora-c: {NESTED} − {LORA} ") and len(beside) == 2
     assert work.run(known, ["P"], tmp_path / "r", Clock())  # nothing to do
     assert "final-" not in capsys.readouterr().err
+
+
+def test_a_paper_that_cannot_be_worked_at_is_left_out_and_the_others_are_decided(
+    setting, tmp_path, monkeypatch, capsys
+):
+    known = Claims(
+        (claim("miss-a", a=MISS, b=LORA), claim("dylora-c", paper="Q", a=f"{NESTED}|at=1", b=LORA)),
+        {"tiny": Where(90.0, (), "for the test")},
+    )
+    monkeypatch.setattr(work, "SETTINGS", {"tiny": setting})
+    decide = work._decide
+
+    def missing(paper, claims, made):
+        if paper[0].paper == "P":
+            raise AddendaError("no text here")
+        decide(paper, claims, made)
+
+    monkeypatch.setattr(work, "_decide", missing)
+    with pytest.raises(AddendaError, match=r"^P: no text here$"):
+        work.run(known, ["P", "Q"], tmp_path / "r", Clock())
+    said = capsys.readouterr().err
+    assert "P is left out: no text here" in said and "dylora-c, 3 seeds: holds" in said
+    assert not (tmp_path / "r" / "tiny" / "miss").exists()
 
 
 def test_a_gate_that_fails_makes_the_subject_void_before_its_claims_are_run(setting, tmp_path, monkeypatch, capsys):
