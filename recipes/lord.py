@@ -190,6 +190,7 @@ class Cells:
         self.void: dict[str, str] = {}
         self._store = Store(self.out, {})
         self._on: Subject | None = None
+        self._base: dict = {}
 
     def settle(self) -> None:
         """Nothing is void here: no rate is searched for."""
@@ -206,8 +207,11 @@ class Cells:
         with self._store.alone("lord") as mine:
             if not mine:
                 raise Busy
-            on = self._on = self._on or Subject(*self._of, "float32")
-            identity: dict[str, Any] = {"base": base_of(on.model), "texts": on.texts, "dtype": on.dtype}
+            if self._on is None:
+                self._on = Subject(*self._of, "float32")
+                self._base = base_of(self._on.model)  # as it was read: a cell leaves its layers in the model
+            on = self._on
+            identity: dict[str, Any] = {"base": self._base, "texts": on.texts, "dtype": on.dtype}
             identity |= {"versions": versions(), "samples": self._of[1], "windows": self._of[2]}
             with Runs(argparse.Namespace(out=self.out, old=False), identity) as runs:
                 on.solve()
@@ -229,9 +233,9 @@ class Cells:
 
     def measured(self, claim: Claim) -> Measured | None:
         """Return a claim's contrast, over windows; None where a cell is missing."""
-        if not all(self._file(a).exists() for a in ("dense", *claim.arms)):
+        if not all(self._file(a).exists() for a in ("dense", *claim.primary)):
             return None
-        cells = {a: read_json(self._file(a)) for a in ("dense", *claim.arms)}
+        cells = {a: read_json(self._file(a)) for a in ("dense", *claim.primary)}
         losses = {a: {d: np.array(v) for d, v in c["losses"].items()} for a, c in cells.items()}
         if claim.metric == "python":
             gap = losses[str(claim.a)]["code"] - losses[str(claim.b)]["code"]
