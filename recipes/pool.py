@@ -99,6 +99,8 @@ class Pool:
         """Run what is missing. Raises Busy where another process is at some of it, after all the rest was done."""
         arms, busy = set(arms), False
         for trained in sorted({a.partition("|")[0] for a in arms}):
+            if self._complete(trained, arms, seeds):  # whoever is at it is at further seeds
+                continue
             # an arm is one process's at a time: else two halve each rung of its search, and neither can go on
             with self.store.alone(f"all of {trained}") as mine:
                 try:
@@ -109,6 +111,21 @@ class Pool:
                     busy = True
         if busy:
             raise Busy
+
+    def _complete(self, trained: str, arms: set[str], seeds: Sequence[int]) -> bool:
+        """Return whether all that is wanted of an arm is on record, or it is void."""
+        stage, rate = "final" if trained != BASE or self.setting.drawn else "control", None
+        if trained != BASE:
+            try:
+                rate = self.chosen(trained, only_read=True).rate
+            except Busy:
+                return False
+            if rate is None:
+                return True
+        wanted = [a for a in self.with_cuts(trained) if a == trained or a in arms]
+        return all(
+            self.store.find(a, stage, s) is not None for a in wanted for s in (seeds if stage == "final" else (None,))
+        )
 
     def _ensure(self, trained: str, arms: set[str], seeds: Sequence[int]) -> None:
         busy = False

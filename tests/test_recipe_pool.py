@@ -180,6 +180,8 @@ def test_two_processes_share_the_runs_by_locks(setting, tmp_path):
         other.ensure([LORA], SEEDS[:3])
     assert other.store.find(LORA, "final", SEEDS[2]) is None  # an arm is one process's at a time
     other.ensure([LORA], SEEDS[:2])
+    with made(setting, tmp_path).store.alone(f"all of {LORA}"):
+        other.ensure([LORA], SEEDS[:2])  # nothing of it is missing: it waits for nobody who is at further seeds
     assert one.store.find(LORA, "final", SEEDS[0]) is None  # as it had read it
     with one.store.alone("any"):
         assert one.store.find(LORA, "final", SEEDS[0]) is not None
