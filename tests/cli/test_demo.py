@@ -113,7 +113,7 @@ def test_the_real_models_are_chosen_by_and_trained(tmp_path, monkeypatch):
 
     if not all(model.available() for model in (ENCODERS[embedded.ENCODER], SMOLLM2)):
         pytest.skip("`addenda setup-demo` has not fetched the models")
-    short = {"methods": "lora", "seeds": 2, "rates": 1, "search_steps": None}
+    short = {"methods": "lora", "seeds": 3, "rates": 1, "search_steps": None}
     monkeypatch.setattr(embedded, "PLAN", embedded.PLAN | short)
     monkeypatch.setattr(demo, "TUNING", {name: {"steps": 20, "batch": 4} for name in demo.TUNING})
     monkeypatch.setattr(demo, "QUESTIONS", 2)
@@ -121,5 +121,5 @@ def test_the_real_models_are_chosen_by_and_trained(tmp_path, monkeypatch):
     trials = [json.loads(p.read_text()) for p in (tmp_path / "demo" / "trials").iterdir()]
     base = next(t["test"]["accuracy"] for t in trials if t["stage"] == "control")
     lora = [t["test"]["accuracy"] for t in trials if t["stage"] == "final" and t["method"] == "lora"]
-    assert 0.4 < base < 0.65 and sum(lora) / 2 > base + 0.02  # eight classes; 0.526 and 0.568 on seed 100
+    assert 0.4 < base < 0.65 and sum(lora) / 3 > base + 0.02  # eight classes; 0.526 and 0.568 on seed 100
     assert (tmp_path / "demo" / "adapter" / "adapter.safetensors").exists()
