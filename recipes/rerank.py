@@ -11,15 +11,14 @@ The task is learned in English, on Debian's package descriptions, and judged in 
 other language's documents, of source packages that nothing was learned from. What each arm is: recipes/rerank_arms.py;
 what is claimed: recipes/rerank_claims.toml. A record holds values by query (a hash stands for it), seeds, seconds and
 bytes; adapters stay in the cache folder, and one that is gone from there is made again if a run that is missing reads
-it. The first stage is e5 as a bi-encoder, over all documents of the pool; each
-arm puts its best documents in order, and those below keep theirs.
+it. The first stage is e5 as a bi-encoder, over all documents of the pool; each arm puts its best documents in order,
+and those below keep theirs.
 
 --within leaves out languages, then queries, and names them; never seeds. What was left out is run by a later call.
 """
 
 import argparse
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,10 +34,9 @@ from recipes.rerank_cost import Plan, Speeds, Unit, cost_lines, lost, plan, time
 from recipes.rerank_setting import Setting
 from recipes.rerank_table import table
 from recipes.seconds import seconds_of
-from recipes.store import Busy, Clock, TimeUp
+from recipes.store import Busy, Clock, TimeUp, do_all
 
 ROOT = Path("records/rerank")
-WAIT = 20  # seconds until another process is asked again
 GROWS = ("queries", "seeds", "languages", "arms")  # of a setting: no part of what one run is
 
 
@@ -113,12 +111,8 @@ def run(bench: Bench, root: Path, what: Plan, speeds: Speeds | None, clock: Cloc
     identity = {"base": base_of(load_model(bench.model, task="label", labels=1).model), "setting": told}
     bench.tick = lambda: clock.spare(0)
     with SharedRuns(argparse.Namespace(out=root, old=False), identity | {"versions": versions()}) as runs:
-        left = units(setting, what.languages, more)
         try:
-            while left := [u for u in left if not _ran(u, bench, runs, clock)]:
-                print(f"Waiting for another process, at {left[0].name}.", file=sys.stderr, flush=True)
-                clock.spare(WAIT)
-                time.sleep(WAIT)
+            do_all(units(setting, what.languages, more), lambda unit: _ran(unit, bench, runs, clock), clock)
         except TimeUp:
             return False
     return True

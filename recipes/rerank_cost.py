@@ -33,6 +33,9 @@ class Unit:
     query: str = ENGLISH
     width: str = ""  # of --all: behind the name of a task of another width
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def speed(self) -> str:
         """Under which name its time is kept."""

@@ -8,12 +8,14 @@ kept of every run, their losses of the first three seeds, training losses as mea
 """
 
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from addenda import AddendaError
 from addenda.comparing.entries import Config, Growth, SplitResult, TrialRecord
@@ -27,6 +29,7 @@ BASE = "base"
 SHARED = "shared"
 BLOCKS = 120  # of training losses in a final run
 WITH_LOSSES = 3  # seeds that keep the loss of each item
+WAIT = 20  # seconds until another process is asked again
 
 
 class Busy(Exception):  # noqa: N818 – no error
@@ -48,6 +51,14 @@ class Clock:
         """Raise TimeUp where so many seconds are not left."""
         if self.hours is not None and time.monotonic() - self.started + seconds > self.hours * 3600:
             raise TimeUp
+
+
+def do_all(left: Sequence[Any], done: Callable[[Any], bool], clock: Clock) -> None:
+    """Do what is left; what another process is at, `done` being False, is asked for again later. Raises TimeUp."""
+    while left := [one for one in left if not done(one)]:
+        print(f"Waiting for another process, at {', '.join(map(str, left[:3]))}.", file=sys.stderr, flush=True)
+        clock.spare(WAIT)
+        time.sleep(WAIT)
 
 
 def lock_of(folder: Path, name: str) -> Lock:

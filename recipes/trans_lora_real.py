@@ -50,7 +50,7 @@ from addenda.transferring.make_bundle import make_bundle
 from addenda.transferring.report import distances, leaked
 from addenda.transferring.sides import Opened, Sides
 from addenda.transferring.synthesise import Caps, Sampler
-from recipes.store import lock_of
+from recipes.store import WAIT, lock_of
 from recipes.trans_lora_tasks import NUMBERS, data, drawn
 
 SHARED = ("source", "bundle", "pool")
@@ -63,7 +63,6 @@ READ = {  # what a unit reads that others have left
 }  # fmt: skip
 FIRST = 5  # seeds of `real` that come before all else: whether its accuracy is steady enough
 METHOD = "lora:rank=8"
-WAIT = 20  # seconds until another process is asked again
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ it is made again for a seed of which arms are missing that read it, and for no o
 """
 
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -30,10 +29,10 @@ from addenda.transferring.label import label
 from addenda.transferring.question import Wording, asked
 from addenda.transferring.synthesise import Sampler, Synthesis
 from recipes.seconds import told
-from recipes.store import Clock, TimeUp, lock_of
+from recipes.store import Clock, TimeUp, do_all, lock_of
 from recipes.trans_lora import begin
 from recipes.trans_lora_claims import SEEDS
-from recipes.trans_lora_real import FIRST, METHOD, READ, WAIT, Bench, Setting, Unit, units
+from recipes.trans_lora_real import FIRST, METHOD, READ, Bench, Setting, Unit, units
 from recipes.trans_lora_tasks import NUMBERS, TASKS, data, drawn
 
 STEPS, SMALL = 4, 16  # of training, and of everything else, that are timed
@@ -77,10 +76,7 @@ def sitting(
     try:
         for task in dict.fromkeys(u.task for u in left):
             begin(root / "real" / task, identity)
-        while left := [u for u in left if not _ran(u, root, bench, every, clock, seconds)]:
-            print(f"Waiting for another process, at {left[0]}.", file=sys.stderr, flush=True)
-            clock.spare(WAIT)
-            time.sleep(WAIT)
+        do_all(left, lambda unit: _ran(unit, root, bench, every, clock, seconds), clock)
     except TimeUp:
         print("The time is up. The same command goes on.")
         return False

@@ -7,9 +7,9 @@ nothing that is measured there tells methods apart, and the subject is void.
 """
 
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -28,14 +28,13 @@ from recipes.claims import Claim, Claims, Measured, Side, Verdict, judge, names_
 from recipes.pool import Place, Pool
 from recipes.shira import NAME as TWO_TASKS
 from recipes.shira import TwoTasks
-from recipes.store import BASE, SEEDS, SHARED, Busy, Clock, TimeUp, training_loss
+from recipes.store import BASE, SEEDS, SHARED, Busy, Clock, TimeUp, do_all, training_loss
 from recipes.subjects import CHEAPEST, SETTINGS
 from recipes.trp import Nets
 
 FAIRER = 3  # papers on fairer subjects that are run unasked
 GATE_SEEDS = SEEDS[: LOOKS[0]]
 DECIDED = ("holds", "does not hold", "on the margin")
-WAIT = 20  # seconds until another process is asked again
 
 
 # ---- where claims are tested -----------------------------------------------------------------------------------------
@@ -272,11 +271,7 @@ def run(claims: Claims, papers: Sequence[str], root: Path, clock: Clock) -> bool
 
     try:
         for step in (_decide, _look_beside):  # what is printed and not tested comes behind all verdicts
-            waiting = list(papers)
-            while waiting := [p for p in waiting if not worked(step, p)]:
-                print(f"Waiting for another process, at {', '.join(waiting)}.", file=sys.stderr, flush=True)
-                clock.spare(WAIT)
-                time.sleep(WAIT)
+            do_all(papers, partial(worked, step), clock)
     except TimeUp:
         return False
     if failed:

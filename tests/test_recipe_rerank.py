@@ -12,7 +12,7 @@ from recipes.rerank_cost import Speeds, cost_lines, plan, timed, units
 from recipes.rerank_setting import ARMS, Setting, hashed, part_of, slug
 from recipes.rerank_table import WIDTH, table
 from recipes.seconds import seconds_of
-from recipes.store import Clock, TimeUp, lock_of
+from recipes.store import WAIT, Clock, TimeUp, lock_of
 from transformers import BertModel
 
 import addenda as ad
@@ -183,11 +183,14 @@ def test_of_two_processes_each_does_what_the_other_is_not_at(words, tmp_path, mo
 
     class Waits(Clock):
         def spare(self, seconds):
-            if seconds == rerank.WAIT:
+            if seconds == WAIT:
                 raise TimeUp
 
     assert not rerank.run(bench(words, tmp_path / "a"), root, everything(), None, Waits())
-    assert "Waiting for another process, at task-lottery-0." in capsys.readouterr().err
+    assert (
+        "Waiting for another process, at task-lottery-0, judged-lottery-0-en, judged-lottery-0-de."
+        in capsys.readouterr().err
+    )
     left = {u.name for u in units(SMALL, ("de",))} - {p.stem for p in (root / "runs").iterdir()}
     assert left == {"task-lottery-0", "judged-lottery-0-en", "judged-lottery-0-de"}
     busy.release()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recipes import trans_lora, trans_lora_real, trans_lora_sitting
+from recipes import store, trans_lora, trans_lora_real, trans_lora_sitting
 from recipes.store import Clock, lock_of
 from recipes.trans_lora_claims import difference, read_claims, verdicts
 from recipes.trans_lora_power import power
@@ -256,14 +256,14 @@ def test_a_seed_is_one_processes_at_a_time(bench, tmp_path, monkeypatch, capsys)
         lambda self, unit, record: ran.append(unit) or {"seconds": record.get("seconds", {}) | {unit.what: 1}},
     )
     monkeypatch.setattr(trans_lora_sitting, "READ", {"an arm": ()})
-    monkeypatch.setattr(trans_lora_sitting, "WAIT", 1e9)  # it gives up where it would wait
+    monkeypatch.setattr(store, "WAIT", 1e9)  # it gives up where it would wait
     other = lock_of(tmp_path, "sort-numbers-1")
     assert other.take()
     told = {"tasks": ["sort-numbers"], "within": 1e8, "seeds": 3, "bench": bench, "processes": 2}
     assert not sitting(tmp_path, **told)
     said = capsys.readouterr()
     assert "sittings of" in said.out and ", 2 processes" in said.out and "The time is up" in said.out
-    assert "Waiting for another process, at sort-numbers, seed 1: real." in said.err
+    assert "Waiting for another process, at sort-numbers, seed 1: real, sort-numbers, seed 1: source" in said.err
     assert {u.seed for u in ran} == {0, 2} and len(ran) == len(set(ran)) == 2 * len(SHARED + ARMS + FURTHER)
     other.release()
     monkeypatch.setattr(trans_lora_sitting, "steady", lambda root, tasks: "steady")
