@@ -9,6 +9,7 @@ from torch import nn
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.core.method.contract import Replace
+from shared import loss_of, same_bits, stir
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,18 @@ def test_layers_without_inputs_are_refused(tiny, ids):
         ad.attach(tiny, Seen(), targets="linear")
     assert not hasattr(tiny, "_addenda")
     assert type(tiny.score) is nn.Linear
+
+
+@pytest.mark.parametrize("method", ["lora-ga:rank=2", "eva:rank=2", "shira:mask=gradient", "shira:mask=snip"])
+def test_what_is_seen_is_the_bases_own_whichever_adapter_acts(method, tiny, ids):
+    def made(name):
+        return ad.attach(tiny, method, targets="linear", name=name, calibration=[ids], loss=loss_of).state_dict()
+
+    want = {k: t.clone() for k, t in made("default").items()}
+    ad.detach(tiny)
+    stir(ad.attach(tiny, "lora:rank=2", targets="linear", name="other"))
+    assert same_bits(made("new"), want)
+    with pytest.raises(KeyError):
+        ad.attach(tiny, method, targets="linear", name="broken", calibration=[{}], loss=lambda model, batch: batch["x"])
+    assert ad.status(tiny).count("active") == 1, "what acted before acts again"
+    assert "new: active" in ad.status(tiny)

@@ -1,6 +1,6 @@
 """The pass over data that some methods want before training: gradients of the frozen base, or the inputs of its layers.
 
-Both are handed over one weight at a time.
+Both are handed over one weight at a time. They are the base's own, whichever adapters act before and after.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,11 +9,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from addenda.core.adapter.blocks import disabled
 from addenda.core.base.errors import AddendaError
 from addenda.core.method.contract import Method
 from addenda.core.modules.borrow import frozen, training_mode
 from addenda.core.site.site import Site
 from addenda.core.state.bypass import unnoticed, watching
+from addenda.core.state.state import find_state
 
 
 def calibrate(
@@ -26,7 +28,8 @@ def calibrate(
 
     Every weight's gradient goes to its method as soon as it is complete and is dropped at once, so that at most one
     dense gradient lives at a time beside the accumulators. Inputs are seen in a forward pass, without the positions
-    that a batch's attention_mask leaves out. Flags and `.grad` are as before at the end.
+    that a batch's attention_mask leaves out. Flags and `.grad` are as before at the end. The base alone acts meanwhile,
+    as `attach` makes the new adapter alone act; who lets others act beside it switches them on afterwards.
     Raises AddendaError when data is missing or empty, a site gets no gradient, inputs are wanted of a layer that is no
     product with its last dimension, or a site's weight is read past its forward (`core.state.bypass`).
     """
@@ -48,7 +51,8 @@ def calibrate(
     results: dict[str, Tensor] = {}
     mask: list[Tensor | None] = [None]
     count, backward = 0, any(m.calibration == "gradient" for _, m in sites.values())
-    with frozen(model), training_mode(model, False):
+    alone = nullcontext() if find_state(model) is None else disabled(model)
+    with frozen(model), training_mode(model, False), alone:
         hooks = []
         try:
             for site, m in sites.values():
