@@ -328,6 +328,72 @@ def test_what_a_checkpoint_computes_again_uses_what_its_forward_used(form):
     assert whole
 
 
+CHANGES = {  # what comes between a forward with "a" and its backward, and whether another arrangement acts by then
+    "nothing": (lambda m, forward: None, False),
+    "there and back": (lambda m, forward: (ad.switch(m, "b"), ad.switch(m, "a")), False),
+    "another forward": (lambda m, forward: inside(ad.disabled(m), forward), False),
+    "forwards of a task": (lambda m, forward: asyncio.run(awaited(m, forward)), False),
+    "a block of another thread": (lambda m, forward: at_once([lambda b: inside(ad.disabled(m), forward)]), False),
+    "switch": (lambda m, forward: ad.switch(m, "b"), True),
+    "none": (lambda m, forward: ad.switch(m, None), True),
+    "merge": (lambda m, forward: ad.merge(m), True),
+}
+
+
+def inside(block, forward):
+    with block:
+        return forward()
+
+
+async def awaited(model, forward):
+    inside(ad.composed(model, ad.Average("a", "b")), forward)
+
+
+def again(method):
+    """A function of the input through two adapted layers that is computed again in backward, in torch's old way."""
+    model = two(method, toys.Tiny())
+    ad.switch(model, "a")
+    x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    return model, lambda: checkpoint(model.layers[0], x, use_reentrant=True).square().sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "method"),
+    [*((c, "lora:rank=2") for c in CHANGES), *((c, "adaptformer:rank=2") for c in CHANGES if c != "merge")],
+)
+def test_a_reentrant_checkpoint_refuses_to_run_again_with_other_adapters(change, method):
+    model, forward = again(method)
+    own = ad.adapters(model)["a"].parameters()
+
+    def backward(between):
+        loss = forward()
+        between(model, forward)
+        loss.backward()
+        found = [p.grad for p in own]
+        for p in own:
+            p.grad = None
+        return found
+
+    want, (between, other) = backward(CHANGES["nothing"][0]), CHANGES[change]
+    if other:
+        with pytest.raises(AddendaError, match=r"other adapters acted than do now.*before switch.*use_reentrant=False"):
+            backward(between)
+    else:
+        torch.testing.assert_close(backward(between), want)
+
+
+@pytest.mark.parametrize("form", [f for f in FORMS if f not in ("per_example", "other rows", "split", "batch")])
+def test_a_reentrant_checkpoint_runs_again_inside_of_its_block_alone(form):
+    model, forward = again("lora:rank=2")
+    with FORMS[form](model):
+        late, later = forward(), forward()
+        forward().backward()
+    with pytest.raises(AddendaError, match="other adapters acted than do now"):
+        late.backward()
+    with FORMS[form](model), pytest.raises(AddendaError, match="other adapters acted than do now"):
+        later.backward()  # another block
+
+
 @pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # dynamo's own
 @pytest.mark.parametrize("form", [f for f in FORMS if f not in ("per_example", "other rows")])
 def test_compiled_forwards_know_the_blocks_of_their_thread(form):

@@ -12,6 +12,7 @@ nothing acts, it runs the graph of what acted last, on tensors that change nothi
 """
 
 import asyncio
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +48,7 @@ class Acting:
     each: dict[str, Mixed] = field(default_factory=dict)  # in blocks, in the place of `live`
     readers: int = 0  # how many changes elsewhere read this module's input in a forward
     undoes: "tuple[Acts, ...]" = ()  # whose changes are undone in what this module reads
+    mark: Any = None  # of the arrangement: names of the adapters, or the number of a block
 
     def at(self, parameter: str) -> tuple[SiteTensors, ...]:
         """Return the tensors whose change may take part in a forward."""
@@ -76,6 +78,7 @@ class Block:
 
     home: tuple = ()
     closed: bool = False
+    number: int = field(default_factory=itertools.count(1).__next__)
 
     def over(self) -> bool:
         return self.closed and self.home == _whom()

@@ -14,7 +14,7 @@ from addenda.core.forward.mixed import Mixed
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.forward.writing import in_save_pretrained, loss
 from addenda.core.modules.classes import Adapted
-from addenda.core.modules.late_backward import first, told, used
+from addenda.core.modules.late_backward import History, first, told, used
 from addenda.core.site.kinds import PARAMETER, Kind
 from addenda.core.site.site import Point, Site
 
@@ -28,13 +28,14 @@ class Slots(nn.Module):
         self._own = self.traced = Acting()  # by the model's state; and what a compiled forward takes for that
         self.blocks: Blocks | None = None  # by block; None where no block is
         self.here = Here()
+        self.history = History()  # the model's: what acted when
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("blocks", "here", "traced")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("blocks", "here", "history", "traced")}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        self.blocks, self.here, self.traced = None, Here(), self._own
+        self.blocks, self.here, self.history, self.traced = None, Here(), History(), self._own
 
     @property
     def own(self) -> Acting:
@@ -76,11 +77,17 @@ class Slots(nn.Module):
         return used(self, self._chosen)
 
     def _chosen(self) -> Acting:
-        if self.blocks is None:
-            return self._own
-        if (block := told(acting.Block)) is not None:  # a reentrant checkpoint's forward ran in this block, or in none
-            return self._own if block is acting.Block else self.blocks.get(block, self._own)
-        return self.within() or self._own
+        block = None if self.blocks is None else told(acting.Block)
+        if self.blocks is not None and block is not None:  # a reentrant checkpoint's forward ran in this block
+            return self.blocks.get(block, self._own)
+        acts = self.within() or self._own
+        if (then := self.history.then()) is not None and then != acts.mark:
+            raise AddendaError(
+                "Backward computes a part of a forward again in which other adapters acted than do now, so that its "
+                "gradients would be those of another function. Call backward before switch, and inside of the `with` "
+                "block of the forward; or use checkpoints with use_reentrant=False, which know what acted."
+            )
+        return acts
 
     def within(self) -> Acting | None:
         """Return what acts by the blocks around the running code, or None outside of blocks."""
@@ -184,7 +191,8 @@ class Slots(nn.Module):
     def activated(self, adapters: tuple[str, ...]) -> Acting:
         """Return what acts where the adapters act one after another."""
         tensors = {p: [self.held(a, p) for a in adapters] for p in self.kinds}
-        return Acting({p: tuple(h for h in group if h is not None) for p, group in tensors.items()})
+        live = {p: tuple(h for h in group if h is not None) for p, group in tensors.items()}
+        return Acting(live, mark=adapters)
 
     def done(self) -> None:
         """Count down one change that has read this module's input; after the last one the input is let go of."""

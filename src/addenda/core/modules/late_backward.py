@@ -3,9 +3,11 @@
 Gradient checkpointing runs layers a second time during backward, when the call that they were part of is over: another
 adapter may act by then, and nobody knows which tokens were padding. So what a forward used is kept with the checkpoint
 that will run it again (`used`), or, where that cannot be seen (reentrant checkpoints run without a graph), the backward
-is told when it passes through what the forward returned (`tell`).
+is told when it passes through what the forward returned (`tell`). Where neither was, a `History` says whether a value
+is another one by now: what is computed again then would be silently wrong.
 """
 
+import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +17,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch._C import _autograd
+from torch.autograd.function import BackwardCFunction
 
 _top = getattr(_autograd, "_top_saved_tensors_default_hooks", lambda _: None)  # since torch 2.8
 _frames: WeakKeyDictionary[Any, dict] = WeakKeyDictionary()  # of checkpoints whose graph still lives
+_NOTED = 64  # values of one thread: a forward has its backward before as many others come
 
 
 class _Told(threading.local):
@@ -82,6 +86,35 @@ def tell(out: Any, of: Any, value: Any) -> None:
     for t in _tensors(out):
         if t.requires_grad:
             t.register_hook(note)
+
+
+class History:
+    """What a value was when, for each thread or task that has set it, by autograd's count of the nodes it has made."""
+
+    def __init__(self):
+        self.of: WeakKeyDictionary[Any, list[tuple[int, Any]]] = WeakKeyDictionary()
+
+    def note(self, value: Any) -> None:
+        """Note that the value is this one for the caller's next nodes."""
+        noted = self.of.setdefault(_whose(), [])
+        if not noted or noted[-1][1] != value:
+            noted.append((_autograd._get_sequence_nr(), value))
+            del noted[:-_NOTED]
+
+    def then(self) -> Any:
+        """Return the value at the forward of the checkpoint that runs again now; None where that cannot be told."""
+        node = torch._C._current_autograd_node() if in_backward() else None
+        if not isinstance(node, BackwardCFunction):  # a hook's own forward is none that runs again
+            return None
+        noted = self.of.get(_whose())
+        if noted is None and len(self.of) == 1:  # the thread of a device, which runs the backward of the only other one
+            (noted,) = self.of.values()
+        return next((value for at, value in reversed(noted or ()) if at <= node._sequence_nr()), None)
+
+
+def _whose() -> Any:
+    task = None if asyncio._get_running_loop() is None else asyncio.current_task()
+    return threading.current_thread() if task is None else task
 
 
 def checkpointed(root: nn.Module) -> list[nn.Module]:

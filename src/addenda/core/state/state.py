@@ -17,6 +17,7 @@ from addenda.core.forward.slots import Slots, slots_of
 from addenda.core.forward.still import Stills
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Method
+from addenda.core.modules.late_backward import History
 from addenda.core.modules.wrappers import unwrap
 from addenda.core.packed.tensor import Packed
 from addenda.core.site.site import Point, Site, owners_of, site_at
@@ -106,6 +107,7 @@ class State:
     last: tuple[str, ...] = ()  # those that acted before none did
     blocks: WeakSet[Arrangement] = field(default_factory=WeakSet)  # those that somebody is in
     here: Within = field(default_factory=Within)
+    history: History = field(default_factory=History)  # of what acted when
     frozen: dict[str, bool] = field(default_factory=dict)  # requires_grad of base parameters before the freeze
     merged: dict[str, Kept] | None = None  # the base's own weights by path while a change is merged into them
     cast: dict[str, Tensor] = field(default_factory=dict)  # what a merge has converted, by path, as it was
@@ -114,12 +116,12 @@ class State:
     gathered: dict[str, tuple[int, int]] = field(default_factory=dict)  # buffers at the first step: (identity, version)
 
     def __getstate__(self) -> dict:
-        kept = {k: v for k, v in self.__dict__.items() if k not in ("blocks", "here")}  # nobody is in a block of a copy
-        return kept | {"gathered": {}}
+        passing = ("blocks", "here", "history")  # nobody is in a block of a copy
+        return {k: v for k, v in self.__dict__.items() if k not in passing} | {"gathered": {}}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state
-        self.blocks, self.here = WeakSet(), Within()
+        self.blocks, self.here, self.history = WeakSet(), Within(), History()
 
     @property
     def arrangement(self) -> Arrangement | None:
@@ -298,15 +300,17 @@ def apply_block(root: nn.Module, state: State, block: Arrangement) -> None:
     for slots, acts in planned.items():
         if slots.blocks is None:
             slots.blocks = WeakKeyDictionary()
+        acts.mark = block.number
         slots.blocks[block] = acts
 
 
 def mirror(root: nn.Module, state: State) -> None:
-    """Tell compiled forwards of this thread in which block they run."""
+    """Tell compiled forwards of this thread in which block they run, and late backwards what acts from now on."""
+    block = state.here.block = state.arrangement
     for module in root.modules():
         if (slots := slots_of(module)) is not None:
-            slots.here.acting = slots.within()
-    state.here.block = state.arrangement
+            slots.here.acting, slots.history = slots.within(), state.history
+    state.history.note(block.number if block else () if state.merged is not None else state.active)
 
 
 def _stand_in(root: nn.Module, state: State) -> None:
