@@ -186,7 +186,36 @@ def test_values_are_read_as_they_stand(tmp_path):
     assert entries("methods: ['lora:rank=2,alpha=4', shira]", tmp_path, "compare") == {
         "methods": "lora:rank=2;alpha=4,shira"
     }
-    assert entries("prompts: [1+1, b]", tmp_path, "generate") == {"prompts": ["1+1", "b"]}
+
+
+REPEATED = [
+    (command, option, key)
+    for command, function in COMMANDS.items()
+    for key, (option, annotation, _) in run_file._keys(function).items()
+    if "list[" in str(annotation)
+]
+
+
+@pytest.mark.parametrize(("command", "option", "key"), REPEATED)
+def test_what_is_given_several_times_is_a_list_or_one_value(command, option, key, tmp_path):
+    assert entries(f"{key}: [a=1, 'b, c', 007]", tmp_path, command) == {option: ["a=1", "b, c", "007"]}
+    assert entries(f"{key}: a, b", tmp_path, command) == {option: ["a, b"]}
+
+
+def test_every_command_that_takes_several_of_something_was_tried():
+    assert {(c, o) for c, o, _ in REPEATED} >= {
+        ("merge", "adapter"), ("combine", "files"), ("reduce", "files"), ("generate", "prompts"),
+        *((c, "rename") for c in ("eval", "export", "generate", "merge")),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "key"), [("merge", "adapter"), ("combine", "files"), ("reduce", "files")])
+@pytest.mark.parametrize("value", ["[there.safetensors]", "there.safetensors"])
+def test_files_of_a_run_file_are_read(command, key, value, folder, capsys):
+    to = "to: lora\n" if command == "reduce" else ""
+    (folder / "mine.yaml").write_text(f"model: model\nout: made\n{to}{key}: {value}\n")
+    call(command, "--config", "mine.yaml", code=2)
+    assert "there.safetensors" in (said := capsys.readouterr().err) and "run file" not in said
 
 
 @pytest.mark.parametrize("text", ["a: b", "# c", "'", '"', "a\nb", "yes", "007", "~", "null", "é 数字 \U0001f9d1",

@@ -3,17 +3,17 @@
     addenda tune --config run.yaml                     goes on with the run that left it
     addenda tune --config run.yaml --out OTHER         runs it again; what stands on the command line wins
 
-A file is one mapping: names of options without their `--`, and scalars, or lists for what is separated by commas. It
-may be anybody's, so it is no program: aliases, tags and nesting are refused, and so are the options that execute code,
-which are said on the command line or not at all. Values are read from the text as it stands (a column called 007 is not
-the number 7), and every problem is told with its line before anything is loaded.
+A file is one mapping: names of options without their `--`, and scalars, or lists for what is separated by commas or
+given several times. It may be anybody's, so it is no program: aliases, tags and nesting are refused, and so are the
+options that execute code, which are said on the command line or not at all. Values are read from the text as it stands
+(a column called 007 is not the number 7), and every problem is told with its line before anything is loaded.
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
@@ -155,9 +155,10 @@ def _converted(option: str, key: str, annotation: Any, node: Any) -> Any:
     import yaml
 
     kinds = get_args(annotation) or (annotation,)
+    repeated = any(get_origin(kind) is list for kind in (annotation, *kinds))  # given again and again there
     if isinstance(node, yaml.SequenceNode):
         texts = [_text(key, each) for each in node.value]
-        if annotation == list[str]:
+        if repeated:
             return texts
         if option not in LISTS:
             raise ValueError(f"{key} takes one value, and a list came")
@@ -170,7 +171,7 @@ def _converted(option: str, key: str, annotation: Any, node: Any) -> Any:
     text = _text(key, node)
     if node.tag == "tag:yaml.org,2002:null":
         return None
-    if annotation == list[str]:
+    if repeated:
         return [text]
     if not text.strip() and option not in EMPTY:
         raise ValueError(f"{key} has an empty value; give one, or leave the line out")
