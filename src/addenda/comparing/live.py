@@ -1,5 +1,6 @@
 """What a comparison shows while it runs: a live table on a terminal, a line for each run elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -81,7 +82,9 @@ class Board:
             return
         result = f"test {last.test.accuracy:.1%}" if last.test is not None else ""
         if last.last_look and stage == "search":
-            result = f"validation loss {last.last_look.loss:.3f}"
+            loss = last.last_look.loss
+            known = loss is not None and math.isfinite(loss)
+            result = f"validation loss {loss:.3f}" if known else "validation loss not finite"
         pace = f", {last.step_seconds:.2f} s a step" if last.step_seconds else ""
         self.say(f"{self._clock()} {label} {_doing(stage, seed, rate)}: {last.status}, {result}{pace}")
 
