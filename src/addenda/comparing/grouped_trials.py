@@ -223,12 +223,20 @@ class GroupedTrials:
         with ExitStack() as stack:
             wanted = [(by_label[s.method], s) for s in specs]
             watch = own.watch(first.method, first.stage, first.seed, first.rate)
-            adapters, made = trained_together(own.subject, wanted, own.settings, stack, places, watch)
+            try:
+                adapters, made = trained_together(own.subject, wanted, own.settings, stack, places, watch)
+            except AddendaError:  # one of them, such as of values that no checkpoint can hold; alone it says so itself
+                adapters, made = [], []
             share = (time.perf_counter() - started) / len(specs)
-            for spec, adapter, result in zip(specs, adapters, made, strict=True):
+            for spec, adapter, result in zip(specs, adapters, made, strict=bool(made)):
                 switch(own.subject.model, adapter.name)
                 run = concluded(own.subject, adapter, spec, result, share)
                 yield spec, replace(run, grouped=len(specs))
+        if not made:
+            for place in places:
+                if place is not None:
+                    checkpoint.drop(place)
+            yield from own(specs)
 
     def _costed(self, run: TrialRecord) -> TrialRecord:
         """Return a run with the times and memory of its arm alone, as they were tried."""

@@ -19,6 +19,7 @@ from addenda.comparing.shots import evaluate_with_cache
 from addenda.comparing.subject import Subject
 from addenda.core.adapter.attach import attach, detach
 from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
 from addenda.core.file.save import save
 from addenda.data.encoded import Encoded
 from addenda.models.machine import device_of, resident
@@ -60,7 +61,7 @@ def trial(
 
     A loss that diverges is a result, not an error: status "diverged". checkpoints: a folder for going on after a kill.
     tracking: where its losses are logged besides. after: is called with the trained adapter once it is judged, while it
-    is still attached; it may change it.
+    is still attached; it may change it; of a run that diverged it is not called.
     """
     model, train = subject.model, subject.splits["train"]
     seed = spec.seed
@@ -75,8 +76,12 @@ def trial(
             )  # fmt: skip
         except DivergedError as error:
             return concluded(subject, adapter, spec, error, time.perf_counter() - started)
+        except AddendaError:
+            if _finite(adapter):
+                raise
+            result = FitResult(adapter, spec.steps, [])  # no checkpoint could be written of it
         made = concluded(subject, adapter, spec, result, 0.0)
-        if after is not None:
+        if after is not None and made.status == "ok":
             after(adapter)
         return replace(made, seconds=time.perf_counter() - started)
 
@@ -106,6 +111,8 @@ def concluded(
     )  # fmt: skip
     if isinstance(result, DivergedError):
         return _diverged(run, str(result), seconds)
+    if not _finite(adapter):  # its last step made it so, and no loss came after it
+        return _diverged(run, "the adapter holds values that are not finite", seconds)
     started, pace = time.perf_counter(), result.tokens_per_second
     run = replace(
         run,
@@ -200,6 +207,11 @@ def looks(steps: int, stage: str) -> list[int]:
 
 def _diverged(run: TrialRecord, why: str, seconds: float) -> TrialRecord:
     return replace(run, status="diverged", note=why, seconds=seconds, losses=(), validation=())
+
+
+def _finite(adapter: Adapter) -> bool:
+    """Return whether all values of an adapter are finite."""
+    return all(bool(t.isfinite().all()) for t in adapter.state_dict().values())
 
 
 def _file_size(adapter: Adapter) -> int:
