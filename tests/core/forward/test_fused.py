@@ -149,3 +149,14 @@ def test_exports(recording, name, tiny, ids):
     with torch.set_grad_enabled(recording):
         made = torch.export.export(tiny, (ids,)).module()
     torch.testing.assert_close(made(ids), tiny(ids))
+
+
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_a_narrower_adapter_costs_no_precision_without_gradients(tokens):
+    x, W, B, A = (t.detach().float() for t in (numbers(tokens, N), numbers(M, N), numbers(M, R), numbers(R, N)))
+    factors = Factors(B.bfloat16(), A.bfloat16())
+    want = factored_linear(x, 0.0, W, None, None, factors)
+    with torch.no_grad():
+        torch.testing.assert_close(factored_linear(x, 0.0, W, None, None, factors), want)
+        wide = factored_linear(x.bfloat16(), 0.0, W.bfloat16(), None, None, Factors(B, A))
+    assert wide.dtype == torch.bfloat16

@@ -70,11 +70,12 @@ def _run(module, kind: Kind, live: Sequence[SiteTensors], x, weight, bias, produ
             return sparse_linear(x, W, bias, entries)
         if kind == EMBEDDING and not module.scale_grad_by_freq:
             return changed_rows(product(x), x, entries, module.padding_idx)
-    low = [t for t in live if thin(t.method)]
+    counted = kind == EMBEDDING and module.scale_grad_by_freq  # gradients of rows, which two products know nothing of
+    low = [t for t in live if thin(t.method) and not counted]
     if plain and kind.dense and len(live) == len(low) and not any(_dropout(t) for t in low):
         B, A = zip(*(_factors(t, kind, weight).pair() for t in low), strict=True)
         return factored_linear(x, 0.0, kind.to_matrix(weight), bias, None, Factors(torch.cat(B, 1), torch.cat(A)))
-    dense = [t for t in live if not thin(t.method)]
+    dense = [t for t in live if t not in low]
     if dense and plain:
         y = _recomputed(kind, module, x, weight, bias, dense)
     else:

@@ -32,7 +32,8 @@ def factored_linear(
         y = FactoredLinear.apply(x, drop, W, bias, c, *factors)
     else:
         few = x.numel() < x.shape[-1] * len(factors.A)  # rows: to cast them takes less than to cast the factors
-        y = _forward(x, drop, W, bias, c, *factors, dtype=factors.A.dtype if few else x.dtype)[0]
+        wide = torch.promote_types(factors.A.dtype, x.dtype)
+        y = _forward(x, drop, W, bias, c, *factors, dtype=wide if few else x.dtype)[0]
     return like(x, y)
 
 
