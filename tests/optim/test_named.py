@@ -63,3 +63,33 @@ def test_options_of_the_wrong_kind_are_refused(adapter):
     }.items():
         with pytest.raises(AddendaError, match=says):
             optim.named(spec, adapter)
+
+
+@pytest.mark.parametrize("name", [*optim.known(), "auto"])
+def test_an_adapter_that_may_not_train_is_refused(name):
+    adapter = ad.attach(nn.Sequential(nn.Linear(8, 8)), "lora:rank=2", targets="0")
+    adapter.requires_grad_(False)
+    with pytest.raises(
+        AddendaError, match=r"'default' may train.*requires_grad_\(\) first, or load it with trainable=True"
+    ):
+        optim.build(adapter, name)
+
+
+def test_lora_fa_is_refused_where_no_left_factor_trains_and_freezes_nothing(adapter):
+    adapter = ad.attach(nn.Sequential(nn.Linear(8, 8)), "lora:rank=2", targets="0")
+    adapter.sites().__next__()[1].B.requires_grad_(False)
+    with pytest.raises(
+        AddendaError, match=r"left factors of adapter 'default', and requires_grad of all of them is off"
+    ):
+        optim.build(adapter, "lora-fa")
+    assert [p.requires_grad for p in adapter.parameters()] == [True, False]
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"rate": -1.0}, "rate must be at least 0"),
+    ({"rate": float("nan")}, "rate must be at least 0"), ({"rate": "1e-3"}, "rate must be a number"),
+    ({"weight_decay": -0.1}, "weight_decay must be"), ({"steps": 0}, "steps must be at least 1"),
+])  # fmt: skip
+def test_numbers_out_of_their_range_are_refused(options, says, adapter):
+    with pytest.raises(AddendaError, match=f"build cannot be called so: {says}"):
+        optim.build(adapter, "adamw", **options)

@@ -17,7 +17,8 @@ that is only just enough.
 import torch
 
 from addenda.core.adapter.handle import Adapter
-from addenda.optim.pairs import paired
+from addenda.core.base.errors import AddendaError
+from addenda.optim.pairs import paired, trained
 from addenda.optim.plain import adamw
 from addenda.optim.registry import optimizer
 
@@ -25,7 +26,13 @@ from addenda.optim.registry import optimizer
 @optimizer("lora-fa", paper="Zhang et al. 2023, arXiv:2308.03303")
 def lora_fa(adapter: Adapter, rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
     """AdamW for the left factors alone; the right ones are frozen, and their layers keep no input."""
-    for site in paired(adapter, "lora-fa"):
+    sites = paired(adapter, "lora-fa")
+    if not trained(adapter, [site.right for site in sites]):
+        raise AddendaError(
+            f"'lora-fa' trains the left factors of adapter {adapter.name!r}, and requires_grad of all of them is off. "
+            "Call adapter.requires_grad_() first."
+        )
+    for site in sites:
         site.right.requires_grad_(False)
         site.right.grad = None
     return adamw(adapter, rate, weight_decay)

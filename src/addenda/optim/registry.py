@@ -14,7 +14,9 @@ from functools import partial
 import torch
 
 from addenda.core.adapter.handle import Adapter
+from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.base.ranges import Range
 from addenda.core.method.catalogue import parse_spec, same_place
 from addenda.core.method.options import misfit, parse_value
 
@@ -94,14 +96,20 @@ def parsed(spec: str) -> tuple[Info, dict[str, object]]:
     return info, {key: _value(info, key, text) for key, text in texts.items()}
 
 
+@checked(special={"rate": Range(0, 1e6)})  # 0: a schedule may begin there
 def build(
     adapter: Adapter, spec: str = "auto", rate: float = 1e-3, weight_decay: float = 0.0, *, steps: int | None = None
 ) -> torch.optim.Optimizer:
     """Return the optimizer of an adapter, for a training loop of your own.
 
     spec: a name with options, such as "lora-pro:mode=efficient"; "auto" is what the adapter's method is trained by.
-    Raises AddendaError as `named` does, and when the optimizer cannot train this adapter.
+    Raises AddendaError as `named` does, when nothing of the adapter may train, and when the optimizer cannot train it.
     """
+    if not any(p.requires_grad for p in adapter.parameters()):
+        raise AddendaError(
+            f"No tensor of adapter {adapter.name!r} may train, so that an optimizer has nothing to do. Call "
+            "adapter.requires_grad_() first, or load it with trainable=True."
+        )
     return named(spec, adapter, steps)[1](adapter, rate, weight_decay)
 
 
