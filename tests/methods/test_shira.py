@@ -157,3 +157,11 @@ def test_a_count_takes_the_place_of_the_density(check):
     for mask in ("struct", "block"):
         with pytest.raises(AddendaError, match="single entries"):
             SHiRA(mask=mask, count=4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 1)])
+def test_a_struct_mask_of_the_smallest_weights(shape):
+    method = SHiRA(mask="struct", density=1.0)
+    index = method.derive(torch.ones(shape), Stream(0, "a"))["index"]
+    assert len(index) == method.trainable(*shape) > 0
+    assert int(index.max()) < shape[0] * shape[1]

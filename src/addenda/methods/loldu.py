@@ -26,14 +26,15 @@ the paper).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from addenda.core.base.random import Stream
 from addenda.core.method.catalogue import register
-from addenda.core.method.contract import Factors, Params, Shape, WeightMethod, too_high
+from addenda.core.method.contract import Factors, Params, Shape, too_high
+from addenda.core.method.lowrank import Ranked
 
 
 @register(
@@ -51,25 +52,13 @@ from addenda.core.method.contract import Factors, Params, Shape, WeightMethod, t
     "headline row starts from random z and not from W.",
 )
 @dataclass(frozen=True)
-class LoLDU(WeightMethod):
+class LoLDU(Ranked):
     """alpha: None means alpha = rank (σ₀ = 1). train_sigma: σ is one more trained number; "whole" is the paper's."""
 
-    sized_by: ClassVar[str] = "rank"
-    helpers: ClassVar[tuple[str, ...]] = ("scale",)
-    rank: int = 8
-    alpha: float | None = None
     train_sigma: bool | Literal["whole"] = False
-
-    def validate(self):
-        if self.rank < 1:
-            yield f"rank must be at least 1, got {self.rank}"
 
     def check(self, m: int, n: int) -> str | None:
         return too_high(self.rank, m, n)
-
-    @property
-    def scale(self) -> float:
-        return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def derive(self, W: Tensor, rng: Stream) -> Params:
         LU, pivots, _ = torch.linalg.lu_factor_ex(W.cpu().double())

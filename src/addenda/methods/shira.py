@@ -141,7 +141,7 @@ class SHiRA(WeightMethod):
     def _lines(self, m: int, n: int) -> tuple[int, int]:
         """How many whole rows and columns fit beside the diagonal, taken in turn, never above the budget."""
         budget, k = round(self.density * m * n) - min(m, n), min(m, n)
-        rows = min(k // 2, budget // (m + n - 2))
+        rows = min(k // 2, budget // max(1, m + n - 2))
         columns = min(k - rows, max(0, budget - rows * (n - 1)) // max(1, m - 1 - rows))
         return rows, min(columns, rows)
 

@@ -6,6 +6,7 @@ import pytest
 
 import addenda as ad
 from addenda.cli.methods import _full, catalogue_page
+from addenda.core.base.errors import AddendaError
 from addenda.core.method import catalogue
 from addenda.core.method.catalogue import info
 
@@ -66,3 +67,9 @@ def test_a_plug_in_that_cannot_be_taken_is_an_error_that_names_its_package(monke
         ad.catalogue()
     monkeypatch.undo()
     assert "lora" in ad.catalogue()
+
+
+@pytest.mark.parametrize("name", [i.name for i in ad.catalogue() if "alpha" in i.cls.__dataclass_fields__])
+def test_a_scale_of_nothing_is_refused_by_every_method(name):
+    with pytest.raises(AddendaError, match="alpha must"):
+        info(name).build(alpha=0.0)
