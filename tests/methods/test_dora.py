@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from addenda import AddendaError, attach
+from addenda import AddendaError, attach, merge
 from addenda.methods.dora import DoRA
 
 
@@ -91,3 +91,23 @@ def test_options_and_shapes_are_checked():
         with pytest.raises(AddendaError, match="alpha must be above 0"):
             DoRA(alpha=alpha)
     assert "above" in DoRA(rank=9).check(8, 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_is_that_of_the_base_of_now_where_it_trains_too(dtype):
+    model = nn.Sequential(nn.Linear(16, 16)).to(dtype)
+    adapter = attach(model, "dora:rank=2,alpha=4", freeze=False)
+    with torch.no_grad():
+        model[0].weight.mul_(torch.linspace(0.5, 3, 16)[:, None])
+    x = torch.randn(3, 16, dtype=dtype)
+    assert torch.equal(model(x), nn.functional.linear(x, model[0].weight, model[0].bias)), "still exact at the start"
+    ((_, t),) = adapter.sites()
+    with torch.no_grad():
+        t.B.normal_()
+    W = model[0].weight.detach().double()
+    V = W + 2 * (t.B.double() @ t.A.double())
+    want = W.norm(dim=1) / V.norm(dim=1)
+    got = t.method.magnitude(model[0].weight, t.tensors())
+    torch.testing.assert_close(got.double(), want, **({} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 0}))
+    report = merge(model, verify=x)
+    assert report

@@ -8,11 +8,11 @@ The paper writes column norms of a d × k weight; in torch's layout that is one 
 the released code and PEFT. The magnitude is trained as an offset: the gradients are the same, and c is
 exactly 1 at the start, because ‖V_i‖ is found as the square root of ‖W_i‖² + 2s (W Aᵀ ∘ B) 1 + s² (B A Aᵀ ∘
 B) 1, whose last two terms are then 0. So the m × n matrix V is never formed, and the start is the base bit
-for bit. (Weight decay pulls the offset to 0, the magnitude to its start; decay of the paper's magnitude pulls
-rows to 0.) Rows of zeros are safe.
+for bit. ‖W_i‖ is that of the W of now, also where the base trains beside the change. (Weight decay pulls the
+offset to 0, the magnitude to its start; decay of the paper's magnitude pulls rows to 0.) Rows of zeros are safe.
 
-Cost: r (m + n) + m numbers a site. Beyond LoRA: m n r multiply-adds a step for W Aᵀ, whatever the batch, and
-one output- sized tensor kept for backward. Not for decoding one token at a time without merging first.
+Cost: r (m + n) + m numbers a site. Beyond LoRA: m n (r + 1) multiply-adds a step for W Aᵀ and ‖W_i‖, whatever
+the batch, and one output-sized tensor kept for backward. Not for decoding one token at a time without merging first.
 """
 
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from addenda.core.base.random import Stream
 from addenda.core.method.catalogue import register
 from addenda.core.method.contract import Factors, Params, Shape, too_high
 from addenda.core.method.lowrank import Ranked
+from addenda.core.packed.tensor import Packed
 
 
 @register(
@@ -67,13 +68,20 @@ class DoRA(Ranked):
     def magnitude(self, W: Tensor, p: Params) -> Tensor:
         """c (m): differentiable in the magnitude only."""
         with torch.no_grad():
-            A, B, square, s = p["A"], p["B"], p["square"], self.scale
+            A, B, square, s = p["A"], p["B"], self._square(W, p), self.scale
             tiny = torch.finfo(square.dtype).tiny
             cross = ((W @ A.to(W.dtype).T).to(B.dtype) * B).sum(1)
             gram = ((B @ (A @ A.T)) * B).sum(1)
             norm = (square + 2 * s * cross + s * s * gram).clamp_min(tiny).sqrt()
             start = square.clamp_min(tiny).sqrt()
         return (start + p["magnitude"]) / norm
+
+    def _square(self, W: Tensor, p: Params) -> Tensor:
+        """‖W_i‖² (m), of the W of now: where the base trains too, that of the start is not what c divides by."""
+        if isinstance(W, Packed):  # never trains, and takes a pass to unpack
+            return p["square"]
+        wide = torch.promote_types(W.dtype, p["square"].dtype)
+        return torch.linalg.vector_norm(W, dim=1, dtype=wide).square().to(p["square"].dtype)
 
     def trainable(self, m: int, n: int) -> int:
         return self.rank * (m + n) + m
