@@ -86,6 +86,12 @@ class DyLoRA(WeightMethod):
             "active": torch.tensor(self.rank),
         }
 
+    def check_values(self, p: Params) -> str | None:
+        least, most = int(p["active"].min()), int(p["active"].max())
+        if least >= 1 and most <= self.rank:
+            return None
+        return f"active says that {least if least < 1 else most} ranks act, and from 1 to {self.rank} may"
+
     def on_step(self, step: int, rng: Stream) -> Params:
         return {"active": torch.tensor(self.ranks[rng.integer(0, len(self.ranks) - 1)])}
 

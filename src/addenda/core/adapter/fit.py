@@ -40,6 +40,8 @@ def fitting_tensors(plan: Assigned, stored: dict[str, Params], path: str | Path)
         for k, t in actual.items():
             if reason := not_sane(t, site.weight.numel()) or (placed and unsorted(t)):
                 problems.append(f"{site.path}/{k} {reason}")
+        if reason := method.check_values(actual):
+            problems.append(f"{site.path}: {reason}")
     if problems:
         raise AddendaError(f"{path} holds tensors that do not fit, and nothing was loaded: {'; '.join(problems[:8])}.")
 

@@ -133,19 +133,15 @@ class Adapter:
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Copy values in, strictly: every tensor, none more, shapes equal. Raises AddendaError listing all misfits."""
         targets = self.state_dict()
+        if not isinstance(tensors, Mapping):
+            raise AddendaError(f"Expected tensors by name, as state_dict() gives them, got {type(tensors).__name__}.")
         problems = [f"missing {k}" for k in targets if k not in tensors] + [
             f"unexpected {k}" for k in tensors if k not in targets
         ]
-        problems += [
-            f"{k}: shape {tuple(tensors[k].shape)}, expected {tuple(targets[k].shape)}"
-            for k in targets
-            if k in tensors and tensors[k].shape != targets[k].shape
-        ]
-        problems += [
-            f"{k} is held as codes, which nothing can be written into"
-            for k, t in targets.items()
-            if isinstance(t, Packed)
-        ]
+        problems += [f"{k}{why}" for k, t in targets.items() if k in tensors and (why := _no_fit(t, tensors[k]))]
+        if not problems:
+            values = {p: {k: tensors[f"{p}/{k}"] for k in holder.stored()} for p, holder in self.sites()}
+            problems += [f"{p}: {why}" for p, m in self.methods.items() if (why := m.check_values(values[p]))]
         if problems:
             raise AddendaError(f"The tensors do not fit adapter {self.name!r}: {'; '.join(problems[:20])}.")
         for key, tensor in targets.items():
@@ -321,6 +317,19 @@ def refuse_part(adapter: Adapter, what: str) -> None:
             f"loaded, e.g. {next(iter(left_out))}. Where the part is what you want, save(path, partial=True) makes it "
             "an adapter of its own, which load takes."
         )
+
+
+def _no_fit(own: Tensor, given: object) -> str | None:
+    """Return why a value cannot be written into a tensor of an adapter, or None where it can."""
+    if isinstance(own, Packed):
+        return " is held as codes, which nothing can be written into"
+    if not isinstance(given, Tensor):
+        return f": a {type(given).__name__}, expected a tensor"
+    if given.shape != own.shape:
+        return f": shape {tuple(given.shape)}, expected {tuple(own.shape)}"
+    if given.is_floating_point() != own.is_floating_point() or given.is_meta:
+        return f": {given.dtype} on {given.device}, expected values of {own.dtype}"
+    return None
 
 
 def fitting(model: nn.Module, labels: Iterable[str]) -> tuple[str, ...]:

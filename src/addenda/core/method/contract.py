@@ -190,6 +190,13 @@ class Method:
         """
         raise NotImplementedError
 
+    def check_values(self, p: Params) -> str | None:
+        """Return why saved tensors, of the right names and shapes, cannot be the method's own, or None where they can.
+
+        Asked of what a file or a caller brings. That numbers are finite, and positions in the weight, the core sees.
+        """
+        return None
+
     def allot(self, shapes: list[Shape], seen: list[Tensor]) -> "list[Method | None]":
         """Return the method of each site, given what `calibrate` saw of all of them; None leaves a site out.
 
