@@ -175,3 +175,15 @@ def test_one_target_is_a_list_of_one():
     assert listed(chosen) == [chosen]
     assert listed(("mlp", chosen)) == ["mlp", chosen]
     assert listed(()) == []
+
+
+@pytest.mark.parametrize("target", ["*_proj.bias", r"re:.*proj\.bias", "q_proj.bias"])
+def test_a_layer_without_a_bias_is_no_place_for_one(target):
+    model = nn.Sequential(
+        nn.ModuleDict({"q_proj": nn.Linear(4, 4), "o_proj": nn.Linear(4, 4, bias=False)}),
+        nn.LayerNorm(4, elementwise_affine=False),
+    )
+    assert matching(model, target) == ["0.q_proj.bias"]
+    assert list(ad.attach(model, "bitfit", targets=target).methods) == ["0.q_proj.bias"]
+    with pytest.raises(AddendaError, match="matches nothing"):
+        resolve(model, "1.weight")

@@ -145,7 +145,8 @@ def all_paths(model: nn.Module) -> list[str]:
             continue
         if path and kind_of(module) is not None:
             paths.append(path)
-        paths += [f"{path}.{name}" if path else name for name in module._parameters]
+        own = [name for name, p in module._parameters.items() if p is not None]  # a layer without a bias has None there
+        paths += [f"{path}.{name}" if path else name for name in own]
     return paths
 
 
