@@ -4,6 +4,7 @@ import copy
 import itertools
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -31,6 +32,12 @@ REFUSED = {
     "ranks too high": (dict(method=ad.LoRA(rank=9)), r"12 of 12 sites.*rank 9 is above.*and 4 more.*exclude="),
     "two targets for a site": (dict(method={"q_proj": LORA, "attention": LORA}), "named by two targets"),
     "no data": (dict(method=ad.SHiRA(mask="snip")), "shira with these options looks at data"),
+    "a name that is none": (dict(name=3), "1-64 letters"),
+    "a target that is none": (dict(targets=3), "A target is a role.*got 3"),
+    "one of several that is none": (dict(targets=["q_proj", 3]), "A target is a role.*got 3"),
+    "nothing to exclude": (dict(exclude=None), "A target is a role.*got None"),
+    "no heads": (dict(also_train=None), "A target is a role.*got None"),
+    "no targets with methods": (dict(method={}), "names no target"),
     "everything a head": (dict(targets="q_proj", also_train=["q_proj.weight"]), "nothing is left for the method"),
 }  # fmt: skip
 
@@ -371,3 +378,32 @@ def test_a_weight_that_is_no_parameter_any_more_is_told(name, change):
     changed = change(net[0])
     with pytest.raises(AddendaError, match=r"is no parameter of it any more.*before attach"):
         changed(x)
+
+
+def test_heads_may_be_named_by_a_function(tiny):
+    by_name = ad.attach(tiny, LORA, targets="q_proj", also_train="score")
+    want, _ = list(by_name.methods), ad.detach(tiny)
+    adapter = ad.attach(tiny, LORA, targets="q_proj", also_train=lambda path, module: path == "score")
+    assert list(adapter.methods) == want and "score.weight" in want
+
+
+@pytest.mark.parametrize("name", [3, [3], [["default"]], "defualt"])
+def test_no_adapter_is_switched_to_by_what_is_no_name(name, tiny):
+    ad.attach(tiny, LORA)
+    with pytest.raises(AddendaError, match=r"No adapter is called .*Attached: 'default'"):
+        ad.switch(tiny, name)
+    assert "default: active" in ad.status(tiny)
+
+
+@pytest.mark.parametrize("value", [3.0, None, np.zeros((2, 8)), torch.zeros(8, 2), torch.zeros(2, 8, dtype=torch.int32),
+                                   torch.zeros(2, 8, device="meta")], ids=str)  # fmt: skip
+def test_values_are_all_looked_at_before_the_first_is_written(value, tiny):
+    adapter = stir(ad.attach(tiny, LORA, targets=["q_proj", "score"]))
+    before = {k: t.clone() for k, t in adapter.state_dict().items()}
+    given = {k: torch.zeros_like(t) for k, t in before.items()} | {"score/A": value}
+    assert [*before][-2] == "score/A", "among the last"
+    with pytest.raises(AddendaError, match=r"do not fit adapter 'default': score/A: "):
+        adapter.load_state_dict(given)
+    assert same_bits(adapter.state_dict(), before)
+    with pytest.raises(AddendaError, match="tensors by name"):
+        adapter.load_state_dict(None)

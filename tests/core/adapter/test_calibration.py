@@ -9,7 +9,7 @@ from torch import nn
 import addenda as ad
 from addenda.core.base.errors import AddendaError
 from addenda.core.method.contract import Replace
-from shared import loss_of, same_bits, stir
+from shared import flags, loss_of, same_bits, stir
 
 
 @dataclass(frozen=True)
@@ -70,3 +70,25 @@ def test_what_is_seen_is_the_bases_own_whichever_adapter_acts(method, tiny, ids)
         ad.attach(tiny, method, targets="linear", name="broken", calibration=[{}], loss=lambda model, batch: batch["x"])
     assert ad.status(tiny).count("active") == 1, "what acted before acts again"
     assert "new: active" in ad.status(tiny)
+
+
+LOSSES = {
+    "no number": lambda model, batch: model(batch),
+    "no tensor": lambda model, batch: loss_of(model, batch).item(),
+    "nothing": lambda model, batch: None,
+    "without a gradient": lambda model, batch: loss_of(model, batch).detach(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_that_is_none_is_refused(loss, tiny, ids):
+    before = flags(tiny)
+    with pytest.raises(AddendaError, match=r"one number with a gradient.*loss=function\(model, batch\); got "):
+        ad.attach(tiny, "lora-ga:rank=2", targets="linear", calibration=[ids], loss=LOSSES[loss])
+    assert flags(tiny) == before and not hasattr(tiny, "_addenda")
+
+
+@pytest.mark.parametrize("batches", [{"input_ids": torch.ones(1, 2)}, 3])
+def test_batches_are_a_list(batches, tiny):
+    with pytest.raises(AddendaError, match=r"a list of batches, got one \w+\. Give \[batch\]"):
+        ad.attach(tiny, Seen(), targets="linear", calibration=batches)

@@ -72,6 +72,9 @@ def test_wrong_states(tiny, ids):
         ad.unmerge(tiny)
     with pytest.raises(AddendaError, match="rounding must be"):
         ad.merge(tiny, rounding="up")
+    for dtype in ("float32", torch.int8, torch.complex64, 3):
+        with pytest.raises(AddendaError, match=r"dtype must be a floating one of torch's, .* got"):
+            ad.merge(tiny, dtype=dtype)
     with pytest.raises(AddendaError, match="keep_merged=True wants"):
         ad.detach(tiny, keep_merged=True)
     ad.merge(tiny)

@@ -15,7 +15,7 @@ from addenda.core.modules.ours import is_ours
 from addenda.core.site.kinds import EMBEDDING, PARAMETER
 from addenda.core.site.site import Point, Site, refusal, site_at, with_neighbours
 from addenda.core.site.structure import points
-from addenda.core.site.targets import Target, all_paths, matching, refuse_foreign, resolve
+from addenda.core.site.targets import Target, all_paths, listed, matching, refuse_foreign, resolve
 
 Spec = Method | str | Info
 
@@ -33,8 +33,10 @@ def assign(
     Raises AddendaError listing every site that its method cannot take, with the reasons.
     """
     refuse_foreign(model)
-    also_train = [also_train] if isinstance(also_train, str) else list(also_train)
-    heads, copy = [site for target in also_train for site in _parameters_of(model, target)], Replace(bits=head_bits)
+    heads, copy = (
+        [site for target in listed(also_train) for site in _parameters_of(model, target)],
+        Replace(bits=head_bits),
+    )
     if head_bits is not None and not heads:
         raise AddendaError(f"head_bits={head_bits} is for the heads that also_train names, and it names none.")
     owned = {id(site.weight) for site in heads}
@@ -42,6 +44,8 @@ def assign(
     changed: set[int] = set()
     if isinstance(method, Mapping) and targets is not None:
         raise AddendaError("With {target: method} every method names its own targets; leave targets= out.")
+    if isinstance(method, Mapping) and not method:
+        raise AddendaError("{target: method} names no target. Give one, or a method alone for its own targets.")
     groups = method.items() if isinstance(method, Mapping) else [(targets, method)]
     for target, spec in groups:
         chosen = build(spec) if isinstance(spec, str) else spec.build() if isinstance(spec, Info) else spec

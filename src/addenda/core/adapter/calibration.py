@@ -3,7 +3,7 @@
 Both are handed over one weight at a time. They are the base's own, whichever adapters act before and after.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -42,6 +42,8 @@ def calibrate(
             f"{names} with these options looks at data before training: give attach(..., calibration=batches), "
             "a list of dicts for model(**batch), or of anything with loss=function(model, batch)."
         )
+    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+        raise AddendaError(f"calibration= is a list of batches, got one {type(batches).__name__}. Give [batch].")
     blind = [path for path, (site, m) in sites.items() if m.calibration == "input" and not site.kind.dense]
     if blind:
         raise AddendaError(
@@ -66,7 +68,7 @@ def calibrate(
                     else:
                         value = loss(model, batch) if loss else _default_loss(model, batch)
                         if backward:
-                            value.backward()
+                            _number(value).backward()
                 count += 1
         finally:
             for hook in hooks:
@@ -112,6 +114,17 @@ def _collect(site: Site, method: Method, results: dict[str, Tensor]):
 
     site.weight.requires_grad_(True)
     return site.weight.register_post_accumulate_grad_hook(take)
+
+
+def _number(loss: object) -> Tensor:
+    """Return a loss that backward can begin from. Raises AddendaError where it is none."""
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    told = f"shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}" if isinstance(loss, Tensor) else repr(loss)
+    raise AddendaError(
+        "The loss of a calibration batch is one number with a gradient, such as its mean over tokens. Return that from "
+        f"loss=function(model, batch); got {told[:200]}."
+    )
 
 
 def _default_loss(model: nn.Module, batch) -> Tensor:

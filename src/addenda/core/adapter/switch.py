@@ -1,6 +1,7 @@
 """Switching which adapters of a model act, for everybody, and saying which there are."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -22,7 +23,9 @@ def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
     Raises AddendaError for an unknown name, a merged change, and while another thread runs a forward of the model.
     """
     root, state = state_of(model)
-    names = () if name is None else (name,) if isinstance(name, str) else tuple(name)
+    names: tuple[Any, ...] = () if name is None else (name,)
+    if isinstance(name, Iterable) and not isinstance(name, str):
+        names = tuple(name)
     for n in names:
         intact(root, n, record_of(root, n).record)
     if len(set(names)) < len(names):

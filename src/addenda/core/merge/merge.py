@@ -133,6 +133,8 @@ def merge(
     apart(state)
     if rounding not in ("nearest", "stochastic"):
         raise AddendaError(f"rounding must be 'nearest' or 'stochastic', got {rounding!r}.")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise AddendaError(f"dtype must be a floating one of torch's, such as torch.float32, got {dtype!r}.")
     if base not in ("as-trained", "full-precision"):
         raise AddendaError(f"base must be 'as-trained' or 'full-precision', got {base!r}.")
     if base == "full-precision" and full is None:

@@ -15,6 +15,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -47,8 +48,16 @@ _ROUTERS = {"gate", "router", "shared_expert_gate"}
 
 
 def listed(targets: Target | Iterable[Target]) -> list[Target]:
-    """Return several targets, or the only one, as a list."""
-    return [targets] if isinstance(targets, str) or callable(targets) else list(targets)
+    """Return several targets, or the only one, as a list. Raises AddendaError for what is none."""
+    given: list[Any] = [targets]
+    if isinstance(targets, Iterable) and not isinstance(targets, str) and not callable(targets):
+        given = [*targets]
+    if wrong := [t for t in given if not (isinstance(t, str) or callable(t))]:
+        raise AddendaError(
+            "A target is a role, a name, a pattern, or a function of (path, module), and targets=, exclude= and "
+            f"also_train= take one or several; got {wrong[0]!r}."
+        )
+    return given
 
 
 def resolve(model: nn.Module, targets: Target | Iterable[Target], exclude: Iterable[Target] = ()) -> list[Site]:

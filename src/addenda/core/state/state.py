@@ -191,16 +191,16 @@ def state_of(model: nn.Module) -> Host:
 def record_of(model: nn.Module, name: str) -> HostRecord:
     """Return an adapter's record with its (sub)module and state. Raises AddendaError for an unknown name."""
     root, state = state_of(model)
-    if name not in state.records:
+    if not (isinstance(name, str) and name in state.records):
         raise AddendaError(
-            f"No adapter is called {name!r} on this {type(root).__name__}.{nearest(name, state.records)} "
+            f"No adapter is called {name!r} on this {type(root).__name__}.{nearest(str(name), state.records)} "
             f"Attached: {', '.join(map(repr, state.records))}."
         )
     return HostRecord(root, state, state.records[name])
 
 
 def check_name(state: State | None, name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name)):
         raise AddendaError(f"An adapter's name has 1-64 letters, digits, '_' or '-'; got {name!r}.")
     if name in dir(Slots()):
         raise AddendaError(
