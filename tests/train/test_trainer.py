@@ -216,6 +216,24 @@ def test_early_stop_gives_the_best_values_back(tmp_path):
     assert same(read_state(checkpoint.latest(tmp_path) / checkpoint.BEST), values(adapter))
 
 
+@pytest.mark.parametrize("save_every", [1, 7])
+def test_a_run_that_stopped_early_is_finished(tmp_path, save_every):
+    """Called again, and killed as its last checkpoint is written, it ends with the values that it had."""
+    train = data()
+    options = {"steps": 40, "rate": 0.2, "schedule": "constant", "eval": train, "eval_every": 2, "early_stop": 1}
+    options |= {"save_every": save_every, "resume": True}
+    _, adapter, first = run(train, out=tmp_path / "a", **options)
+    assert first.steps < 40 and checkpoint.step_of(checkpoint.latest(tmp_path / "a")) == first.steps
+    for _ in range(2):
+        _, again, second = run(train, out=tmp_path / "a", **options)
+        assert same(values(again), values(adapter)) and second.tokens == 0
+        assert (second.steps, second.best_step, second.losses) == (first.steps, first.best_step, first.losses)
+    with pytest.raises(KilledError):
+        run(train, out=tmp_path / "b", progress=killed_at(first.steps), **options)
+    _, resumed, third = run(train, out=tmp_path / "b", **options)
+    assert same(values(resumed), values(adapter)) and third.steps == first.steps
+
+
 def test_schedules_follow_the_step(tmp_path):
     from addenda.train.settings import Settings
 

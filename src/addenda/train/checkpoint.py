@@ -15,6 +15,7 @@ step: the identity and the choices of the run. What this run has not written (an
 never read, replaced or deleted.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -284,6 +285,12 @@ def all_of(out: str | Path) -> list[Path]:
 
 def step_of(folder: Path) -> int:
     return int(folder.name.split("-")[1])
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the losses and evaluations up to a checkpoint that is whole, as transformers' Trainer keeps them."""
+    with reading(folder / STATE):
+        return json.loads((folder / STATE).read_text("utf-8"))["log_history"]
 
 
 def begin(out: Path, identity: dict, choices: dict, looks: list) -> None:

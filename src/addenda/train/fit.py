@@ -152,6 +152,7 @@ def fit(
     saves = when(save_every, settings.steps, 5) | {settings.steps} if out is not None else frozenset()
     kept = None if out is None else path_of(out, "out")
     identity: dict[str, Any] = {}
+    rows = plan.rows
     known, looks, damaged, start = {}, [], [], None
     if kept is not None or together.apart():
         every = eval_every if isinstance(eval_every, int | None) else list(eval_every)
@@ -163,20 +164,24 @@ def fit(
         together.check_alike(identity | asdict(settings))
     if kept is not None:
 
-        def begun() -> tuple[str | None, list[str], dict, list[dict]]:
+        def begun() -> tuple[str | None, list[str], dict, list[dict], bool]:
             wanted = [checkpoint.random_file(i, processes()) for i in range(processes())]
             start, damaged = checkpoint.newest(kept, wanted) if resume else (None, [])
             known, looks = _known(kept, start, adapter, settings, identity, resume)
-            checkpoint.check_free(kept, saves)
+            checkpoint.check_free(kept, saves if settings.early_stop is None else saves | evaluations)
             if start is None:
                 checkpoint.clear(kept)
             else:  # what a kill has left
                 checkpoint.clear_unfinished(kept)
                 checkpoint.prune(start, keep)
-            return None if start is None else str(start), damaged, known, looks
+            judged = evaluations_in(checkpoint.log_of(start)) if start is not None and settings.early_stop else []
+            stopped = settings.stops_at([e["loss"] for e in judged])
+            return None if start is None else str(start), damaged, known, looks, stopped
 
-        found, damaged, known, looks = together.agreed(begun)
+        found, damaged, known, looks, stopped = together.agreed(begun)
         start = None if found is None else Path(found)
+        if start is not None and stopped:  # early, there: no further step is made
+            rows = rows[: checkpoint.step_of(start)]
         if start is not None and damaged and is_first():
             warnings.warn(
                 f"In {kept} {'; '.join(damaged)}. The run goes on from {start.name}, which is whole, and ends as it "
@@ -216,7 +221,7 @@ def fit(
                 with Peak(device) as peak:
                     with _said(arguments):
                         trainer = AdapterTrainer(
-                            adapter, train, plan.rows, settings, out=folder, eval_data=eval, evaluations=evaluations,
+                            adapter, train, rows, settings, out=folder, eval_data=eval, evaluations=evaluations,
                             saves=saves, keep=keep, optimizer=plan.optimizer, choices=choices,
                             identity=plain(identity | asdict(settings)), looks=looks,
                             watch=_watch(progress, settings.steps, train.unit), dead=dead,

@@ -62,6 +62,14 @@ class Settings:
         if problems:
             raise AddendaError(f"These settings cannot be: {'; '.join(problems)}.")
 
+    def stops_at(self, losses: Sequence[float]) -> bool:
+        """Return whether a run stops early, with these losses of its evaluations so far."""
+        return (
+            self.early_stop is not None
+            and len(losses) > 0
+            and len(losses) - 1 - losses.index(min(losses)) >= self.early_stop
+        )
+
     def multiplier(self) -> Callable[[int], float]:
         """Return the learning rate of step 0, 1, … as a share of `rate`: never 0, so that no step is wasted."""
         total, kind = self.steps, self.schedule

@@ -80,7 +80,8 @@ class Rows(Sampler):
 class AdapterTrainer(transformers.Trainer):
     """A Trainer of one run over given rows: one "epoch" of transformers', so that a resume skips by counting.
 
-    rows: for every step the positions of its examples in `train`. evaluations, saves: steps after which to do so.
+    rows: for every step the positions of its examples in `train`; as many as a run that has stopped early has made,
+    where it is gone on with. evaluations, saves: steps after which to do so.
     out: where checkpoints go. choices, identity, looks: noted in them. watch: called after every step.
     dead: as in `Adapter.step`. tracking: where losses are logged besides.
     """
@@ -116,7 +117,7 @@ class AdapterTrainer(transformers.Trainer):
         self.seconds, self.tokens, self.best = [], 0, None
         args = transformers.TrainingArguments(
             output_dir=str(out),
-            max_steps=settings.steps,
+            max_steps=len(rows),
             per_device_train_batch_size=math.ceil(settings.batch / settings.accumulate),
             gradient_accumulation_steps=settings.accumulate,
             max_grad_norm=settings.clip,
@@ -250,14 +251,13 @@ class AdapterTrainer(transformers.Trainer):
         logs: dict[str, Any] = metrics | {f"{metric_key_prefix}_items": items}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        patience = self.settings.early_stop
-        if patience is not None:
+        if self.settings.early_stop is not None:
             losses = [*before, loss]
-            best = losses.index(min(losses))
-            if best == len(losses) - 1:
+            if losses.index(min(losses)) == len(losses) - 1:
                 self.best = {k: whole(t).clone() for k, t in self.adapter.state_dict().items()}
-            if len(losses) - 1 - best >= patience:
+            if self.settings.stops_at(losses):
                 self.control.should_training_stop = True
+                self.control.should_save = bool(self.saves)  # so that a call that finds it has no step to make again
         return metrics
 
     def take_best(self) -> None:
