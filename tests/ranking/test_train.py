@@ -203,6 +203,54 @@ def test_k_numbers_are_chosen_and_trained_beside_a_language(tmp_path):
     assert again.reranker.predict([(made.queries["q1"], made.documents["d1"])]) == want
 
 
+def test_a_lottery_run_that_is_killed_before_its_last_file_goes_on(tmp_path, monkeypatch):
+    class KilledError(Exception):
+        pass
+
+    def killed(*args, **more):
+        raise KilledError
+
+    options = SHORT | {"tokenizer": toy_tokenizer(), "lottery": {"k": 50, "full": {"steps": 2}}}
+    with monkeypatch.context() as patch:
+        patch.setattr("addenda.ranking.train.write_all", killed)
+        with pytest.raises(KilledError):
+            train_reranker(toy_model(), toy(), "sparse", out=tmp_path, **options)
+    assert not (tmp_path / "run.json").exists()
+    before = (tmp_path / "adapter.safetensors").read_bytes()
+    train_reranker(toy_model(), toy(), "sparse", out=tmp_path, **options)
+    assert (tmp_path / "run.json").exists() and (tmp_path / "adapter.safetensors").read_bytes() == before
+
+
+def test_a_run_of_the_other_kind_is_not_written_over(tmp_path):
+    """A lottery in the folder of a run that is none, and the other way round: refused, or begun anew where asked."""
+    made, plain = toy(), SHORT | {"tokenizer": toy_tokenizer()}
+    drawn = plain | {"lottery": {"k": 50, "positions": "random"}}
+    kinds = [("lora:rank=2", plain), ("sparse", drawn)]
+    for (method, options), (other, others) in (kinds, kinds[::-1]):
+        folder = tmp_path / method.partition(":")[0]
+        train_reranker(toy_model(), made, method, out=folder, **options)
+        before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        with pytest.raises(AddendaError, match=r"lottery.*resume=False"):
+            train_reranker(toy_model(), made, other, out=folder, **others)
+        assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+        train_reranker(toy_model(), made, other, out=folder, resume=False, **others)
+        assert json.loads((folder / "run.json").read_text())["options"]["method"]["name"] == other.partition(":")[0]
+        assert (folder / "lottery").exists() == (other == "sparse")
+        assert (folder / "checkpoints").exists() == (other != "sparse")
+
+
+def test_a_languages_file_gets_a_name_that_is_free(tmp_path):
+    model = toy_model()
+    for name in ("de", "de-language", "de-2"):
+        stir(ad.attach(model, "lora:rank=2", name=name))
+    ad.Adapter(model, "de").save(tmp_path / "de.safetensors")
+    train_reranker(
+        model, toy(), "lora:rank=2", tokenizer=toy_tokenizer(), language=tmp_path / "de.safetensors",
+        **SHORT | {"steps": 1},
+    )  # fmt: skip
+    assert set(find_state(model).state.active) == {"de-3", "reranker"}
+
+
 def test_a_call_that_fails_leaves_a_loaded_model_as_it_was():
     made, model, tokenizer = toy(), toy_model(), toy_tokenizer()
     before = bits(model)

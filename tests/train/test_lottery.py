@@ -362,6 +362,27 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     assert fresh.k == 99
 
 
+def test_what_another_run_has_left_is_not_deleted(tmp_path):
+    """An adapter, positions and checkpoints are a lottery's only beside its lottery.json."""
+    ad.lottery(made(), data(), out=tmp_path, **HOW | {"steps": 2, "k": 100})
+    (tmp_path / "lottery.json").unlink()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for resume in (True, False):
+        with pytest.raises(AddendaError, match=r"holds adapter\.safetensors, positions-1\.safetensors"):
+            ad.lottery(made(), data(), out=tmp_path, resume=resume, **HOW | {"steps": 2, "k": 100})
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_checkpoints_of_a_first_phase_go_when_a_kill_has_kept_them(tmp_path, monkeypatch):
+    options = HOW | {"steps": 2, "k": 100}
+    with monkeypatch.context() as patch:
+        patch.setattr("addenda.train.checkpoint.drop", lambda folder: None)
+        first = ad.lottery(made(), data(), out=tmp_path, **options)
+    assert (tmp_path / "full-1").exists()
+    again = ad.lottery(made(), data(), out=tmp_path, **options)
+    assert not (tmp_path / "full-1").exists() and same_bits(values(again.adapter), values(first.adapter))
+
+
 def test_texts_are_read_as_tune_reads_them():
     rows = [{"text": f"{i} buy", "label": "spam"} for i in range(6)]
     rows += [{"text": f"dear {i}", "label": "ham"} for i in range(6)]

@@ -28,7 +28,7 @@ from addenda.core.adapter.load import load
 from addenda.core.adapter.switch import switch
 from addenda.core.base.arguments import checked, names_of
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.access import path_of
+from addenda.core.disk.access import path_of, shown
 from addenda.core.disk.lock import one_at_a_time
 from addenda.core.disk.place import folder_for, is_first
 from addenda.core.file.identity import digest
@@ -38,7 +38,7 @@ from addenda.core.method.catalogue import build
 from addenda.core.method.contract import Method
 from addenda.core.site.targets import Target
 from addenda.core.state.outside import drawn_in
-from addenda.core.state.state import find_state
+from addenda.core.state.state import find_state, free_name
 from addenda.models.encoders import encoder_folder
 from addenda.models.load import Loaded, load_model
 from addenda.ranking.collection import Collection, Run
@@ -51,11 +51,14 @@ from addenda.ranking.query_groups import query_groups
 from addenda.ranking.reranker import Reranker
 from addenda.ranking.trec import strict
 from addenda.train.card import check_ours, is_finished, mend, write_all
+from addenda.train.checkpoint import drop, latest
 from addenda.train.fit import FitResult, Progress, fit
 from addenda.train.inputs import check_loaded
 from addenda.train.left_alone import left_alone
 from addenda.train.loss import score
 from addenda.train.lottery import lottery as drawn_by_lottery
+from addenda.train.lottery_folder import drop as drop_lottery
+from addenda.train.lottery_folder import is_of_lottery
 from addenda.train.settings import check_options
 from addenda.train.theirs import PASSED, translated
 from addenda.train.together import agreed
@@ -148,6 +151,7 @@ def train_reranker(
     folder = None if out is None else folder_for(out, apart=(model,))
     if folder is not None:
         check_ours(folder)
+        _check_kind(folder, chosen is None, resume)
     if runs is None:
         runs = [first_stage(collection, "bm25", queries=asked, k=depth)]
     drawn = {p: hard_negatives(collection, runs, negatives=negatives, split=p, depth=depth, seed=seed) for p in parts}
@@ -233,6 +237,20 @@ def _is_drawn(method: Any, lottery: Mapping | None, targets: Any, skip: str) -> 
     return sparse
 
 
+def _check_kind(folder: Path, drawn: bool, resume: bool) -> None:
+    """Raise AddendaError where a folder holds a run of the other kind: a lottery, or none (drawn: what this one is)."""
+    there = folder / "checkpoints" if drawn else folder / "lottery"
+    if not (latest(there) if drawn else is_of_lottery(there)):
+        return
+    if resume:
+        raise AddendaError(
+            f"{shown(folder)} holds {'a run that is no lottery' if drawn else 'a lottery run'}. Repeat the call with "
+            "its options to go on with it, or start again with resume=False (--no-resume) or in another folder (--out)."
+        )
+    if is_first():
+        (drop if drawn else drop_lottery)(there)
+
+
 def _described(method: Method | None, lottery: Mapping | None) -> dict[str, Any]:
     if method is None:
         return {"name": "sparse", "options": dict(lottery or {})}
@@ -263,8 +281,8 @@ def _language(loaded: Loaded, given: str | Path | Adapter | None, name: str) -> 
         raise AddendaError(f"The adapter {own!r} of language= is not attached to this model.")
     else:
         path = path_of(given, "language")
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-")[:56]
-        free = next(n for n in (stem or "language", f"{stem}-language") if n not in (*there, name))
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-")[:56] or "language"
+        free = free_name(model, f"{stem}-language" if stem == name else stem)
         found = load(model, path, name=free, tokenizer=loaded.tokenizer)
     if found.name == name:
         raise AddendaError(f"The language's adapter and the reranker's are both called {name!r}. Give another name=.")

@@ -68,13 +68,13 @@ def _is_empty(file: Path) -> bool:
 def _was_run(file: Path) -> bool:
     """Return whether a file beside checkpoints of ours begins as a run.json does, damaged as it may be."""
     signs = ('"sha256": "', '"created": "', '"command": "')
-    return checkpoint.latest(file.parent / "checkpoints") is not None and any(holds(file, sign) for sign in signs)
+    return bool(_checkpoints(file.parent)) and any(holds(file, sign) for sign in signs)
 
 
 def _is_damaged(file: Path) -> bool:
     """Return whether a file, beside a run or checkpoints of ours, was an adapter and cannot be read any more."""
     run = read_run(file.parent)
-    ours = run is not None or checkpoint.latest(file.parent / "checkpoints") is not None
+    ours = run is not None or bool(_checkpoints(file.parent))
     return ours and file.is_file() and (_is_empty(file) or holds(file, "addenda")) and not checkpoint.has_adapter(file)
 
 
@@ -86,8 +86,14 @@ def is_adapter(file: Path) -> bool:
         return checkpoint.has_adapter(file)
     if isinstance(said, dict) and said.get(ADAPTER) == sha256_of(file):
         return True
-    near = [p / ADAPTER for p in checkpoint.all_of(file.parent / "checkpoints")]
+    near = [p / ADAPTER for p in _checkpoints(file.parent)]
     return any(_alike(file, other) for other in near if other.is_file())
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of the run in a folder, those of a lottery's second phase too."""
+    phases = [folder / "checkpoints", *sorted((folder / "lottery").glob("sparse-*"))]
+    return [p for phase in phases for p in checkpoint.all_of(phase) if checkpoint.is_own(p)]
 
 
 def _alike(a: Path, b: Path) -> bool:

@@ -44,8 +44,9 @@ class LotteryFolder:
 
         Raises AddendaError where the folder is of another run, or holds what is none of one.
         """
-        ours = {f"positions-{i}.safetensors": _is_positions for i in range(1, what["iterations"] + 1)}
-        check_free(self.out, {NOTE: _is_note, ADAPTER: _is_adapter, **ours})
+        noted = is_of_lottery(self.out)  # without a note nothing there is of such a run, whatever its name
+        ours = {_positions(i): lambda p: noted and _is_positions(p) for i in range(1, what["iterations"] + 1)}
+        check_free(self.out, {NOTE: lambda _: noted, ADAPTER: lambda p: noted and _is_adapter(p), **ours})
         host = find_state(model)
         beside = {n: digest_of(Adapter(host.root, n).state_dict()) for n in around} if host else {}
         phases = {p: {k: _told(v) for k, v in o.items() if k not in ("progress", "tracking", "keep", "save_every")}
@@ -55,14 +56,17 @@ class LotteryFolder:
             "data": data.digest, "eval": None if held is None else held.digest,
             "sites": {"count": len(sites), "paths": digest(list(sites))}, "versions": versions(),
         })  # fmt: skip
-        if self.resume and (self.out / NOTE).exists():
+        if self.resume and noted:
             goes_on(
                 f"The folder {shown(self.out)}", read_sealed(self.out / NOTE).get("identity", {}), identity,
                 way="Repeat the call with its options to go on with it, or start again with resume=False or in another "
                 "folder (out=).",
             )  # fmt: skip
+            for i in range(1, what["iterations"] + 1):
+                if (self.out / _positions(i)).exists():  # and a kill came before their checkpoints went
+                    checkpoint.drop(self.phase("full", i))
             return self
-        self._clear()
+        drop(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
         write_sealed(self.out / NOTE, {"identity": identity})
         return self
@@ -73,7 +77,7 @@ class LotteryFolder:
 
     def positions(self, iteration: int) -> dict[str, Tensor] | None:
         """Return the positions that an iteration has chosen, by path; None where it has not come to that."""
-        file = self.out / f"positions-{iteration}.safetensors"
+        file = self.out / _positions(iteration)
         if not file.exists():
             return None
         found = read_state(file)
@@ -83,25 +87,40 @@ class LotteryFolder:
 
     def keep(self, iteration: int, positions: dict[str, Tensor]) -> None:
         """Write the positions of an iteration, and let the checkpoints of its first phase go."""
-        write_state(self.out / f"positions-{iteration}.safetensors", positions, "positions")
+        write_state(self.out / _positions(iteration), positions, "positions")
         checkpoint.drop(self.phase("full", iteration))
 
     def finish(self, adapter: Adapter) -> Path:
         """Write the result."""
         return save(adapter, self.out / ADAPTER)
 
-    def _clear(self) -> None:
-        """Delete what another run has left of such files."""
-        if not self.out.is_dir():
-            return
-        for folder in [*self.out.glob("full-*"), *self.out.glob("sparse-*")]:
-            checkpoint.drop(folder)
-        for file in self.out.glob("positions-*.safetensors"):
-            if _is_positions(file):
-                file.unlink()
-        for name, ours in ((ADAPTER, _is_adapter), (NOTE, _is_note)):
-            if (self.out / name).is_file() and ours(self.out / name):
-                (self.out / name).unlink()
+
+def is_of_lottery(out: Path) -> bool:
+    """Return whether a folder holds a lottery run, begun or finished."""
+    try:
+        return isinstance(read_sealed(out / NOTE).get("identity"), dict)
+    except AddendaError:
+        return False
+
+
+def drop(out: Path) -> None:
+    """Delete what a lottery run has left, and the folder where it is empty then; nothing where there was no run."""
+    if not is_of_lottery(out):
+        return
+    for folder in [*out.glob("full-*"), *out.glob("sparse-*")]:
+        checkpoint.drop(folder)
+    for file in out.glob(_positions("*")):
+        if _is_positions(file):
+            file.unlink()
+    if (out / ADAPTER).is_file() and _is_adapter(out / ADAPTER):
+        (out / ADAPTER).unlink()
+    (out / NOTE).unlink()  # last: by it the others are known
+    if not any(out.iterdir()):
+        out.rmdir()
+
+
+def _positions(iteration: int | str) -> str:
+    return f"positions-{iteration}.safetensors"
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -119,13 +138,6 @@ def _told(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return {"count": len(value), "sha256": digest(list(value))}
     return getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
-
-
-def _is_note(path: Path) -> bool:
-    try:
-        return isinstance(read_sealed(path).get("identity"), dict)
-    except AddendaError:
-        return False
 
 
 def _is_adapter(path: Path) -> bool:
