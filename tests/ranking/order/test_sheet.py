@@ -114,3 +114,7 @@ def test_copies_have_their_rank_in_the_name_and_nothing_is_written_over(tmp_path
     with pytest.raises(AddendaError):
         copy_ranked(made, tmp_path / "half")
     assert not (tmp_path / "half").exists()
+
+
+def test_a_sheet_of_one_shows_the_best():
+    assert picked([1, 2, 3], 1) == [1] and picked([1, 2, 3, 4, 5], 2) == [1, 5] and picked([1], 1) == [1]

@@ -7,11 +7,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tests.ranking.order.tiny_towers import apart, both, tokenizer
+from tests.ranking.order.tiny_towers import apart, both, noise, tokenizer
 from tokenizers import normalizers
 
+import pretended
 from addenda import AddendaError
+from addenda.ranking.order.features import Features, all_of
+from addenda.ranking.order.rank import ImageOrder, images_in
+from addenda.ranking.order.ratings import Ratings
+from addenda.ranking.order.ridge import RidgeOrder
+from addenda.ranking.order.settings import OrderSettings
 from addenda.ranking.order.towers import load_towers
+from addenda.ranking.order.train import train_order
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +154,26 @@ def test_nothing_of_an_image_is_cropped_and_images_without_a_size_are_refused(fo
     with pytest.raises(AddendaError, match=r"shorter side 20, so that they differ in size.*--image-size"):
         load_towers(image=place, text=folders["bert"])
     assert load_towers(image=place, text=folders["bert"], image_size=16).preparation.size == (16, 16)
+
+
+def test_encoders_on_a_gpu_give_states_on_the_cpu(tmp_path):
+    """Where they are kept, and where the adapter learns and scores."""
+    vit, bert = apart(tmp_path)
+    towers = load_towers(image=vit, text=bert, device="cpu")
+    for i in range(6):
+        noise(tmp_path / "photos" / f"{i}.png", i)
+    pictures = images_in(tmp_path / "photos")
+    ratings = Ratings(tuple(pictures), {"how many red squares": {i: float(i) for i in range(6)}})
+    want = [r.picture.name for r in _ordered(towers, ratings)]
+    pretended.moved(towers.image)
+    pretended.moved(towers.text)
+    with pretended.Pretended():
+        assert [r.picture.name for r in _ordered(towers, ratings)] == want
+
+
+def _ordered(towers, ratings):
+    patches, _ = all_of(Features(towers, cache=False), ratings.pictures)
+    small = OrderSettings(width=16, heads=2, layers=1, after=1, prompts=2, tokens=2, ratio=2)
+    made = train_order(towers, ratings, patches, settings=small, steps=2, batch=4)
+    RidgeOrder(Features(towers, cache=False), ratings, patches).scores(ratings.pictures, "how many red squares")
+    return ImageOrder(towers, made.adapter, made.made, cache=False).rank(ratings.pictures, "red squares")

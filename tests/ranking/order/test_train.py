@@ -1,5 +1,7 @@
 """Training of the adapter that orders images: it learns, groups stay whole, a killed run ends with the same bits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +124,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     assert (tmp_path / "again/order.safetensors").read_bytes() == (tmp_path / "whole/order.safetensors").read_bytes()
     with pytest.raises(AddendaError, match="rate"):
         train_order(Towers(), ratings, patches, out=tmp_path / "again", **options | {"rate": 2e-3})
+    turned = {q: dict(reversed(values.items())) for q, values in ratings.values.items()}  # its groups are other ones
+    with pytest.raises(AddendaError, match="data"):
+        train_order(Towers(), replace(ratings, values=turned), patches, out=tmp_path / "again", **options)
 
 
 def test_a_run_leaves_the_caller_s_random_numbers_alone():

@@ -25,7 +25,7 @@ from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.disk.access import path_of, sha256_of, shown
 from addenda.core.disk.cache import cache_folder, trim
 from addenda.core.file.container import bytes_of
-from addenda.core.file.identity import versions
+from addenda.core.file.identity import digest, versions
 from addenda.core.file.states import keep, kept
 from addenda.data.examples import Picture
 from addenda.data.images import SUFFIXES, pool
@@ -156,7 +156,7 @@ class ImageOrder:
 
     def _file(self, sentence: str) -> Path:
         """Return where the scores by a sentence are kept."""
-        own = hashlib.sha256(sentence.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+        own = digest([sentence, self.towers.tokenizer(sentence, verbose=False)["input_ids"]])[:24]
         return cache_folder() / "scores" / self._content / f"{own}.safetensors"
 
     @cached_property

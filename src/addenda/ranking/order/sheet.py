@@ -93,8 +93,8 @@ def is_sheet(path: Path) -> bool:
 
 def picked(rows: Sequence[Ranked], most: int) -> list[Ranked]:
     """Return at most so many rows, the first and the last among them, evenly spread over the order."""
-    if len(rows) <= most:
-        return list(rows)
+    if len(rows) <= most or most == 1:
+        return list(rows[:most])
     return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 

@@ -6,7 +6,8 @@
     tokens, mask = towers.tokens("many red shoes")              # T × D_t, and which are no padding
 
 Nothing of them is trained: parameters are frozen, and both stay in evaluation mode. What one of them gives depends on
-its image or sentence alone, so it can be kept (`features`). Images are squeezed into a square as a whole, as the paper
+its image or sentence alone, so it can be kept (`features`): on the CPU, where the adapter, which is small, learns and
+scores, wherever the encoders are. Images are squeezed into a square as a whole, as the paper
 does it: the crop that most folders ask for, made to see the one thing in the middle, leaves half of a photo of 3 : 2
 unseen, and what is counted there with it.
 """
@@ -73,7 +74,10 @@ class Towers:
 
     @torch.no_grad()
     def patches(self, pixels: Tensor) -> Tensor:
-        """Return the states of the patches of N images, N × P × D_i float32, row by row. pixels: N × C × H × W."""
+        """Return the states of the patches of N images, N × P × D_i float32 on the CPU, row by row.
+
+        pixels: N × C × H × W.
+        """
         self.check_frozen()
         given = {"interpolate_pos_encoding": True} if _stretches(self.image, pixels) else {}
         states = self.image(pixel_values=pixels.to(device_of(self.image)), **given).last_hidden_state.float()
@@ -81,11 +85,11 @@ class Towers:
             height, width = self._grid_of(pixels, states.shape[1])
             states = states[:, states.shape[1] - height * width :].unflatten(1, (height, width)).permute(0, 3, 1, 2)
         size = min(states.shape[-2], self.grid), min(states.shape[-1], self.grid)
-        return F.adaptive_avg_pool2d(states, size).flatten(2).transpose(1, 2).contiguous()
+        return F.adaptive_avg_pool2d(states, size).flatten(2).transpose(1, 2).contiguous().cpu()
 
     @torch.no_grad()
     def tokens(self, sentence: str) -> tuple[Tensor, Tensor]:
-        """Return the states of a sentence's tokens, T × D_t float32, and which are no padding, T.
+        """Return the states of a sentence's tokens, T × D_t float32 on the CPU, and which are no padding, T.
 
         Raises AddendaError as `check_sentence` does, and for a sentence in which the tokenizer finds nothing. One that
         is longer than the encoder reads is cut, at its end.
@@ -104,7 +108,7 @@ class Towers:
             raise AddendaError(
                 f"The text encoder's tokenizer finds no word in {sentence[:80]!r}. Say it in other words."
             )
-        return self.text(**made).last_hidden_state[0].float(), mask.bool()
+        return self.text(**made).last_hidden_state[0].float().cpu(), mask.bool().cpu()
 
     @property
     def longest(self) -> int | None:

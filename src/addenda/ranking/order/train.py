@@ -231,7 +231,8 @@ def check_loss(ratings: Ratings, loss: OrderLoss, batch: int) -> None:
 def _digest(ratings: Ratings) -> str:
     said: Mapping[str, Any] = {
         "images": [p.key for p in ratings.pictures],
-        "values": {q: sorted(v.items()) for q, v in ratings.values.items()},
-        "comparisons": {q: list(p) for q, p in ratings.comparisons.items()},
+        # as lists: groups are drawn by the order in which queries and images stand
+        "values": [[q, list(v.items())] for q, v in ratings.values.items()],
+        "comparisons": [[q, list(p)] for q, p in ratings.comparisons.items()],
     }
     return digest(plain(said))
