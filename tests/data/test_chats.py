@@ -197,6 +197,7 @@ def test_what_would_be_lost_is_refused_by_name(template, turns, more, says):
     ("turn", "more", "says"),
     [
         ({"weight": 0.5}, {}, "message 1 has the weight 0.5; 0 .not learned. and 1"),
+        ({}, {"tools": "[" * 200_000}, "column 'tools' is nested too deeply"),
         ({"content": None}, {}, "message 1, holds None, a text was expected"),
         ({"content": "\ud800"}, {}, "surrogate"),
         ({"tool_calls": [{"name": "\ud800"}]}, {}, "surrogate"),

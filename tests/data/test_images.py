@@ -214,6 +214,7 @@ def test_a_class_that_training_lacks_is_told(tmp_path):
         ([{"photograph": picture(0, 0), "label": 0}], "lacks a column for image="),
         ([{"image": picture(0, 0), "label": None}, {"image": picture(0, 0), "label": "a"}], "row 0: .* holds None"),
         ([{"image": "nowhere.png", "label": 0}], "there is no file nowhere.png"),
+        ([{"image": "iVBOR" * 1000, "label": 0}], r"there is no file 'iVBOR.*\(5,002 characters\); decode base64"),
         ([{"image": 7, "label": 0}], "holds int, an image, its bytes or its path were expected"),
         ([{"image": picture(0, 0) / 255, "label": 0}], "holds ndarray"),
         ([{"image": b"", "label": 0}], "holds bytes"),

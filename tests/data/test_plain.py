@@ -24,6 +24,8 @@ def test_lines_columns_and_lists_are_texts(tmp_path):
     assert texts(["a b", "c"]) == ["a b", "c"]
     assert texts([{"other": "x"}], text="other") == ["x"]
     assert read(tmp_path / "a.txt", task="masked").place(1) == "line 4"
+    (tmp_path / "b.txt").write_text("one \u2028two\nthree \x0c four\x85five\n", encoding="utf-8")
+    assert texts(tmp_path / "b.txt") == ["one \u2028two", "three \x0c four\x85five"]
 
 
 def test_a_share_is_held_out_by_text(tmp_path):
@@ -42,6 +44,7 @@ def test_a_share_is_held_out_by_text(tmp_path):
         ([{"text": "a"}, {"text": " "}], r"row 1: column 'text' is empty"),
         ([{"text": "a"}, {"text": None}], "row 1: column 'text' holds"),
         ([], "holds no text"),
+        (None, "nosuchuser"),
     ],
 )
 def test_what_is_no_text_is_refused(tmp_path, source, message):
@@ -49,6 +52,7 @@ def test_what_is_no_text_is_refused(tmp_path, source, message):
         path = tmp_path / "a.txt"
         path.write_bytes(source if isinstance(source, bytes) else source.encode())
         source = path
+    source = "~nosuchuser/a.txt" if source is None else source
     with pytest.raises(AddendaError, match=message):
         read(source, task="masked")
     with pytest.raises(AddendaError, match="label='x' cannot be used for plain texts"):

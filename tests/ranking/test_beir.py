@@ -168,3 +168,21 @@ def test_a_collection_that_cannot_be_searched_is_not_written(tmp_path, collectio
     with pytest.raises(AddendaError, match=words):
         beir.write(collection, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("query", "document", "text", "grade", "words"),
+    [
+        (" q1", "d1", "a b", 1, "without tabs, line ends and spaces around, and ' q1' is none"),
+        ("q1", "d1 ", "a b", 1, "'d1 ' is none"),
+        ("q1", "d1", "a \ud800 b", 1, "'d1' holds half of a surrogate pair"),
+        ("q\ud800", "d1", "a b", 1, "holds half of a surrogate pair"),
+        ("q1", "d1", "a b", 2**21, "graded 2097152 for query 'q1', and a grade is a whole number"),
+        ("q1", "d1", "a b", 0.5, "graded 0.5"),
+    ],
+)
+def test_what_could_not_be_read_is_not_written(tmp_path, query, document, text, grade, words):
+    made = Collection("x", {query: "a b"}, {document: Document(text)}, {"test": {query: {document: grade}}})
+    with pytest.raises(AddendaError, match=words):
+        beir.write(made, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

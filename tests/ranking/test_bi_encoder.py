@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from tokenizers import normalizers
 from transformers import BertModel
 
 import addenda as ad
@@ -57,7 +58,8 @@ def test_scores_are_cosines_of_a_query_with_every_document():
 
 
 def test_embeddings_are_kept_by_texts_and_weights(cache, monkeypatch):
-    tokenizer, some = toy_tokenizer(), texts()
+    tokenizer, otherwise, some = toy_tokenizer(), toy_tokenizer(), texts()
+    otherwise.backend_tokenizer.normalizer = normalizers.Replace("a", "b")
     first = BiEncoder(encoder(), tokenizer).embed(some)
     assert len(list(cache.iterdir())) == 1
     monkeypatch.setattr(BiEncoder, "_read", lambda *_: pytest.fail("the model was asked"))
@@ -69,6 +71,7 @@ def test_embeddings_are_kept_by_texts_and_weights(cache, monkeypatch):
         lambda: BiEncoder(encoder(), tokenizer).embed([*some[1:], some[0]]),
         lambda: BiEncoder(encoder(), tokenizer).embed(some, "query: "),
         lambda: BiEncoder(encoder(), tokenizer, max_length=6).embed(some),
+        lambda: BiEncoder(encoder(), otherwise).embed(some),
     ):
         before = len(list(cache.iterdir()))
         assert other().shape == first.shape and len(list(cache.iterdir())) == before + 1

@@ -35,7 +35,8 @@ def test_only_so_many_queries_and_another_run():
     run = {q: {"d1": 2.0, "d2": 1.0} for q in asked}
     again = evaluate_reranker(reranker, collection, split="test", depth=3, queries=4, run=run)
     assert set(again.runs[FIRST][asked[0]]) == {"d1", "d2"}
-    with pytest.raises(AddendaError, match="answers none"):
-        evaluate_reranker(reranker, collection, split="test", run={"q0": {"d1": 1.0}})
+    for none in ({"q0": {"d1": 1.0}}, {}):
+        with pytest.raises(AddendaError, match="answers none"):
+            evaluate_reranker(reranker, collection, split="test", run=none)
     with pytest.raises(AddendaError, match="no split"):
         evaluate_reranker(reranker, collection, split="tast")

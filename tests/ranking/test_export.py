@@ -26,6 +26,7 @@ def test_weights_are_merged_and_bottlenecks_are_not_and_the_report_says_so(tmp_p
     given.composition = ad.Stack("de", "task")
     report = export_reranker(given, tmp_path / "merged")
     assert isinstance(report, CrossEncoderReport) and "de + task merged into" in str(report)
+    assert "Passages (stride 4) are no part of such a folder" in str(report)
     assert (tmp_path / "merged" / "config.json").is_file() and not is_folder(tmp_path / "merged")
     given = make("pfeiffer:rank=4")
     given.composition = ad.Stack("de", "task")

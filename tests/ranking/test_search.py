@@ -1,6 +1,7 @@
 """A search index: what is found is what the first stage and the reranker say, and a changed file is refused."""
 
 import pytest
+from tokenizers import normalizers
 from transformers import BertModel
 
 from addenda import AddendaError
@@ -39,6 +40,9 @@ def test_search_finds_what_the_first_stage_finds_and_reranks_it(encoder, tmp_pat
     hits = index.search(collection.queries["q5"], reranker, top_k=2, depth=4)
     assert [(h.id, h.score) for h in hits] == ranked
     assert hits[0].document == collection.documents[hits[0].id]
+    hits = index.search(collection.queries["q5"], reranker, top_k=4, depth=2)
+    assert {h.id for h in hits[:2]} == set(list(expected)[:2]) and [h.id for h in hits[2:]] == list(expected)[2:]
+    assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
 
 
 def test_a_changed_index_or_another_encoder_is_refused(encoder, tmp_path):
@@ -58,6 +62,18 @@ def test_a_changed_index_or_another_encoder_is_refused(encoder, tmp_path):
         SearchIndex.load(path)
     with pytest.raises(AddendaError, match="is there already"):
         build(toy(), path)
+
+
+def test_an_index_is_refused_where_the_tokenizer_reads_otherwise(tmp_path):
+    """Though its tokens are the same: normalisers are no part of a tokenizer's mark."""
+    tokenizer = toy_tokenizer()
+    BertModel(toy_config()).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    path = build(toy(), tmp_path / "i.safetensors", first=str(tmp_path / "encoder"))
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("a", "b")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(AddendaError, match="a tokenizer that reads otherwise"):
+        SearchIndex.load(path)
 
 
 def test_what_cannot_be_searched_is_refused(tmp_path):

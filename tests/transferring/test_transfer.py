@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
@@ -228,3 +229,19 @@ def test_what_cannot_be_is_said_before_anything_is_made(place, tmp_path, change,
     with pytest.raises(AddendaError, match=said):
         transfer(*paths, **options)
     assert sorted(p.name for p in place.iterdir()) == before
+
+
+def test_examples_that_are_longer_than_a_model_reads_are_refused_before_a_stage(place, tmp_path):
+    _, tokenizer = make_lister(other=True)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=96, n_embd=16, n_layer=1, n_head=2, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    data = [*DATA[:4], {"question": "1+1=?" * 30, "answer": "2"}]
+    told = []
+    with pytest.raises(AddendaError, match=r"1 of the 5 examples of eval_data are longer than the 96 .* target reads"):
+        transfer(
+            place / "sums.bundle", place / "source", (GPT2LMHeadModel(config), tokenizer), tmp_path / "out",
+            eval_data=data, say=told.append, **SMALL | {"format": FORMAT},
+        )  # fmt: skip
+    assert told == ["reading the models"] and not any(tmp_path.glob("*out*"))

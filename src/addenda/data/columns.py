@@ -199,7 +199,10 @@ def _beside(row: dict, turns: dict) -> str:
     if not _nothing(row.get("functions")):
         raise ValueError("column 'functions' would be lost; templates read 'tools'")
     if isinstance(extras.get("tools"), str):
-        extras["tools"] = json.loads(extras["tools"])
+        try:
+            extras["tools"] = json.loads(extras["tools"])
+        except RecursionError:
+            raise ValueError("column 'tools' is nested too deeply") from None
     if not isinstance(extras.get("tools", []), list) or not isinstance(extras.get("chat_template_kwargs", {}), dict):
         raise ValueError("columns 'tools' and 'chat_template_kwargs' must be a list and an object")
     try:

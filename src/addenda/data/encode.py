@@ -327,7 +327,7 @@ def _fit(made: Tokens, limit: int, overflow: Overflow, data: Data) -> Tokens:
             "overflow='drop' or 'truncate'."
         )
     if overflow == "drop":
-        rows = [i for i in range(len(made)) if i not in set(long)]
+        rows = [i for i, n in enumerate(made.lengths) if n <= limit]
         if not rows:
             raise AddendaError(f"overflow='drop' drops all {len(made)} examples of {source}: all exceed {limit}.")
         return made.take(rows)

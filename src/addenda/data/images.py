@@ -25,7 +25,7 @@ from addenda.core.disk.access import sha256_of
 from addenda.data import idx
 from addenda.data.columns import collect, first_of, label_column, present, scale_in, table
 from addenda.data.examples import Data, Picture, Stored
-from addenda.data.labels import WHOLE, LabelKind, checked, scale_of
+from addenda.data.labels import WHOLE, LabelKind, checked, scale_of, short
 from addenda.data.prepare import plain
 from addenda.data.rows import SUFFIXES as ROWS
 
@@ -228,8 +228,13 @@ def _stored(value: Any, column: str, beside: Path) -> tuple[Stored, str]:
         return value, name
     if isinstance(value, str | Path) and str(value):
         path = beside / value
-        if not path.is_file():
-            raise ValueError(f"column {column!r}: there is no file {path}")
+        try:
+            there = path.is_file()
+        except OSError:  # longer than a name can be, as an image in base64 is
+            there = False
+        if not there:
+            name = str(path) if len(str(value)) <= 255 else f"{short(value)}; decode base64 to bytes first"
+            raise ValueError(f"column {column!r}: there is no file {name}")
         return path, str(value)
     if hasattr(value, "convert") and hasattr(value, "mode"):  # an image of Pillow's
         value = _held(value, column)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import path_of
 from addenda.data.columns import collect, first_of, present, text_of
 from addenda.data.examples import Data, Text
 from addenda.data.rows import Rows, named_rows, rows_of
@@ -32,7 +33,7 @@ def read_texts(source: Any, split: str, column: str | None) -> Data:
 
 def _rows(source: Any, split: str) -> Rows:
     if isinstance(source, str | Path):
-        path = Path(source).expanduser()
+        path = path_of(source, "data")
         inside = path / f"{split}.txt"
         file = inside if path.is_dir() and inside.is_file() else path
         if file.suffix.lower() == ".txt" and file.is_file():
@@ -44,8 +45,8 @@ def _rows(source: Any, split: str) -> Rows:
 
 def _lines(file: Path) -> Rows:
     try:
-        lines = file.read_bytes().decode("utf-8-sig").splitlines()
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")  # other separators, U+2028 and such, are in texts
     except (OSError, UnicodeDecodeError) as error:
         raise AddendaError(f"{file} cannot be read as text in UTF-8: {error}.") from None
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    numbered = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, 1) if line.strip()]
     return Rows(({"text": line} for _, line in numbered), str(file), lines=[number for number, _ in numbered])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import path_of
 from addenda.data import rows as files
 from addenda.data.columns import (
     PAIRS,
@@ -75,7 +76,7 @@ def read(
     if hasattr(source, "splits") and hasattr(source, "metric"):
         _check_read(options, (), f"the task {source.name}, whose columns are known")
         return of_task(source, split)
-    if split not in PARTS and isinstance(source, str | Path) and Path(source).expanduser().is_file():
+    if split not in PARTS and isinstance(source, str | Path) and path_of(source, "data").is_file():
         raise AddendaError(f"{source} is one file, which has no part split={split!r}. Leave it out, or name a folder.")
     if task == "image":
         _check_read(options, ("image", "label", "label_kind"), "an image classifier's data")

@@ -44,13 +44,17 @@ ONNX = Path("onnx", "model.onnx")  # where sentence-transformers looks for it
 
 @dataclass(frozen=True)
 class CrossEncoderReport:
-    """What was written. moved: how far logits of the folder, and of its ONNX model, are from the live ones."""
+    """What was written. moved: how far logits of the folder, and of its ONNX model, are from the live ones.
+
+    left: what the reranker does and the folder cannot say.
+    """
 
     path: Path
     adapters: tuple[str, ...]
     bytes: int
     moved: float
     onnx: float | None = None
+    left: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         names = " + ".join(self.adapters) or "the base"
@@ -60,7 +64,7 @@ class CrossEncoderReport:
         ]
         if self.onnx is not None:
             lines.append(f"{ONNX}: by {self.onnx:.1e} in onnxruntime")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.left])
 
 
 def mergeable(model: nn.Module, composition: Composition) -> str | None:

@@ -65,13 +65,14 @@ def write(collection: Collection, folder: str | Path) -> Path:
     """Write a BEIR folder, whole or not at all, where nothing is yet; return its path. Raises AddendaError."""
     collection.check()
     out = free_place(folder, "folder")
-    faults = [i for i in (*collection.queries, *collection.documents) if re.search(r"[\t\r\n]", i) or not i.strip()]
+    faults = [i for i in (*collection.queries, *collection.documents) if not _is_id(i)]
     faults += [s for s in collection.qrels if not re.fullmatch(r"\w[\w.-]{0,99}", s)]
     if faults:
         raise AddendaError(
-            f"{collection.name} cannot be written in BEIR's format: ids and splits are words without tabs and line "
-            f"ends, and {quoted(faults[0])} is none. Give it another id."
+            f"{collection.name} cannot be written in BEIR's format: ids and splits are words without tabs, line ends "
+            f"and spaces around, and {quoted(faults[0])} is none. Give it another id."
         )
+    check_grades(*collection.qrels.values())
     with whole(out, folder=True) as place:
         rows = ({"_id": i, "title": d.title, "text": d.text} for i, d in collection.documents.items())
         _lines(place / "corpus.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows))
@@ -119,6 +120,17 @@ def read_qrels(path: Path, queries: Iterable[str], documents: Iterable[str]) -> 
     if not qrels:
         raise AddendaError(f"{shown(path)} holds no judgement. Remove the file, or write query, document and grade.")
     return qrels
+
+
+def check_grades(*splits: Qrels) -> None:
+    """Raise AddendaError for a grade that could be written and not be read."""
+    for query, graded in ((q, of) for qrels in splits for q, of in qrels.items()):
+        for document, grade in graded.items():
+            if not float(grade).is_integer() or abs(grade) > GRADES:
+                raise AddendaError(
+                    f"Document {quoted(document)} is graded {grade!r} for query {quoted(query)}, and a grade is a "
+                    f"whole number from −{GRADES} to {GRADES}. Give it another grade."
+                )
 
 
 def add_judgement(
@@ -169,9 +181,13 @@ def _id(row: Any) -> str:
     if not isinstance(row, dict):
         raise ValueError(f"an object with _id and text was expected, got {type(row).__name__}")
     key = row.get("_id")
-    if not isinstance(key, str) or not key.strip() or re.search(r"[\t\r\n]", key) or key != key.strip():
+    if not isinstance(key, str) or not _is_id(key):
         raise ValueError(f"_id is {quoted(str(key))}; a text in quotes, without tabs and spaces around, was expected")
     return key
+
+
+def _is_id(key: str) -> bool:
+    return bool(key) and not re.search(r"[\t\r\n]", key) and key == key.strip()
 
 
 def _text(row: dict, name: str) -> str:

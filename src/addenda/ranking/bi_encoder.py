@@ -5,9 +5,9 @@
 As multilingual-e5 wants it (Wang et al. 2024, arXiv:2402.05672), with "query: " before what is asked and "passage: "
 before what is searched. Texts are read in batches of like length.
 
-Embeddings of many texts are kept in the cache folder, by the SHA-256 of the texts and of the model's weights, and read
-again by whoever asks for the same: at most a GiB of them, those unused the longest go first. What is damaged there is
-made anew, and where nothing can be written nothing is kept. Those of a model on which adapters act never are.
+Embeddings of many texts are kept in the cache folder, by the SHA-256 of their tokens and of the model's weights, and
+read again by whoever asks for the same: at most a GiB of them, those unused the longest go first. What is damaged there
+is made anew, and where nothing can be written nothing is kept. Those of a model on which adapters act never are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -95,11 +95,12 @@ class BiEncoder:
         empty = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
         if empty:
             raise AddendaError(f"Texts to embed are empty, or are no texts: {empty[:8]}. Leave them out.")
-        file = self._file(texts, prefix) if len(texts) >= FEW else None
+        tokens = self._tokens(texts, prefix)
+        file = self._file(tokens) if len(texts) >= FEW else None
         known = None if file is None else kept(file, lambda state: _sound(state, len(texts)))
         if known is not None:
             return known["vectors"].numpy()
-        vectors = self._read([f"{prefix}{text}" for text in texts])
+        vectors = self._read(tokens)
         wild = np.flatnonzero(~np.isfinite(vectors).all(1))
         if len(wild):
             raise AddendaError(
@@ -111,13 +112,19 @@ class BiEncoder:
             trim(file.parent, ROOM)
         return vectors
 
-    @torch.no_grad()
-    def _read(self, texts: Sequence[str]) -> np.ndarray:
+    def digest(self, documents: Sequence[str]) -> str:
+        """Return what decides the vectors of an index: the weights, and how the first documents are read as tokens."""
+        return digest([base_of(self.model), self._tokens(documents[:FEW], self.passage).ids])
+
+    def _tokens(self, texts: Sequence[str], prefix: str) -> Tokens:
         cut: dict[str, Any] = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
-        made = self.tokenizer(list(texts), **cut)
+        made = self.tokenizer([f"{prefix}{text}" for text in texts], **cut)
         pad = next((t for t in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if t is not None), 0)
         ids, types = made["input_ids"], made.get("token_type_ids")
-        tokens = padded(Tokens(ids, [0.0] * len(ids), "value", pad, types), self.model, self.batch)
+        return padded(Tokens(ids, [0.0] * len(ids), "value", pad, types), self.model, self.batch)
+
+    @torch.no_grad()
+    def _read(self, tokens: Tokens) -> np.ndarray:
         order = sorted(range(len(tokens)), key=lambda i: -tokens.lengths[i])
         found: list[Tensor] = []
         with training_mode(self.model, False):
@@ -136,13 +143,13 @@ class BiEncoder:
         vectors = torch.cat(found)
         return vectors[torch.tensor(order).argsort()].numpy()
 
-    def _file(self, texts: Sequence[str], prefix: str) -> Path | None:
+    def _file(self, tokens: Tokens) -> Path | None:
         """Return where the embeddings of these texts are kept, or None."""
         host = find_state(self.model)
         if not self.cache or (host is not None and host.state.records):
             return None
         by = [base_of(self.model), str(device_of(self.model).type), versions()]
-        of = [prefix, self.max_length, list(texts)]
+        of = [tokens.ids, tokens.types]
         return cache_folder() / "embeddings" / f"{digest(by)[:24]}-{digest(of)[:24]}.safetensors"
 
 

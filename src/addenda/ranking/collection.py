@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from addenda.core.base.errors import AddendaError, nearest
+from addenda.data.labels import writable
 from addenda.ranking.lines import TOLD, quoted
 
 Qrels = Mapping[str, Mapping[str, int]]  # {query: {document: grade}}; 0 is judged and irrelevant, absent is unjudged
@@ -55,12 +56,15 @@ class Collection:
         """Raise AddendaError, naming what to mend, for a collection that cannot be searched and judged.
 
         That is one without queries or documents, with an empty text, with judgements of unknown queries or documents or
-        without an answer, or with a document near to one that is not there.
+        without an answer, with half a character, or with a document near to one that is not there.
         """
         faults = [what for what in ("queries", "documents") if not getattr(self, what)]
         faults = [f"there are no {what}" for what in faults]
         faults += [f"query {quoted(q)} is empty" for q, text in self.queries.items() if not text.strip()]
         faults += [f"document {quoted(d)} is empty" for d, of in self.documents.items() if not of.whole]
+        texts = [*self.queries.items(), *((d, of.whole) for d, of in self.documents.items())]
+        faults += [f"{quoted(i)} holds half of a surrogate pair, which is no character" for i, text in texts
+                   if not writable(f"{i}{text}")]  # fmt: skip
         for split, qrels in self.qrels.items():
             faults += (f"{split}: {fault}" for fault in faults_of(qrels, self.queries, self.documents))
         others = {other for near in self.near.values() for other in near}

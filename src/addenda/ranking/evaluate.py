@@ -80,7 +80,7 @@ def evaluate_reranker(
     qrels = collection.split(split)
     asked = sorted(qrels)[:queries]
     qrels = {q: qrels[q] for q in asked}
-    before = run or first_stage(collection, first, queries=asked, k=max(depth, 100))  # pyright: ignore
+    before = first_stage(collection, first, queries=asked, k=max(depth, 100)) if run is None else run
     lost = [q for q in asked if q not in before]
     if run is not None and len(lost) == len(asked):
         raise AddendaError(

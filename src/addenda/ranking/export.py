@@ -3,6 +3,7 @@
 report = export_reranker(reranker, "out")       # report says which of the two, and why
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ def export_reranker(
     Changes of weights are merged into a folder for sentence-transformers (activation: what its predict applies to the
     logit; onnx: the ONNX model too). Changes of activations cannot be: base, adapters and composition are written, for
     `Reranker.load` (base: "copy", or "hash" where the folder of the base is at hand anyway). Without a composition what
-    acts on the model is exported.
+    acts on the model is exported. A stride is no part of the first, which the report says.
 
     Raises AddendaError, with nothing written, as the two do; and for ONNX of what cannot be merged.
     """
@@ -45,10 +46,18 @@ def export_reranker(
         composition = Stack(*(state_of(reranker.model).state.active or (None,)))
     reason = mergeable(reranker.model, composition)
     if reason is None:
-        return export_cross_encoder(
+        report = export_cross_encoder(
             reranker.model, composition, reranker.tokenizer, out,
             activation=activation, max_length=reranker.max_length, onnx=onnx,
         )  # fmt: skip
+        if reranker.stride is None:
+            return report
+        beginning = "" if reranker.max_length is None else f", up to {reranker.max_length} tokens with the query"
+        left = (
+            f"Passages (stride {reranker.stride}) are no part of such a folder: of a long document it reads the "
+            f"beginning{beginning}."
+        )
+        return replace(report, left=(left,))
     if onnx:
         raise AddendaError(f"An ONNX model holds weights alone, and here {reason}. Leave onnx out.")
     return save_folder(

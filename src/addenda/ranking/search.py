@@ -22,7 +22,6 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import parse_json, path_of, shown
 from addenda.core.disk.whole import free_place
 from addenda.core.file.container import bytes_of
-from addenda.core.file.identity import base_of, digest
 from addenda.core.file.states import read_state, write_state
 from addenda.ranking.bi_encoder import BiEncoder
 from addenda.ranking.bm25 import Bm25
@@ -79,17 +78,18 @@ class SearchIndex:
         if first == BM25:
             return cls(documents, Bm25(texts), first, name)
         by = BiEncoder.load(first)
-        if encoder != digest(base_of(by.model)):
+        if encoder != by.digest(texts):
             raise AddendaError(
-                f"{shown(place)} was made with another encoder than the {first} that is here: its vectors have no "
-                "meaning for this one. Make it anew: addenda rerank index."
+                f"{shown(place)} was made with another encoder than the {first} that is here, or with a tokenizer that "
+                "reads otherwise: its vectors have no meaning for this one. Make it anew: addenda rerank index."
             )
         by.vectors = vectors.numpy()
         return cls(documents, by, first, name)
 
     def search(self, query: str, reranker: Reranker | None = None, *, top_k: int = 10, depth: int = 50) -> list[Hit]:
-        """Return the best documents for a query, the best first. depth: how many the reranker puts in order.
+        """Return the best documents for a query, the best first.
 
+        depth: how many the reranker puts in order; those behind follow as the first stage has them, with lower scores.
         Raises AddendaError for an empty query, and as `Reranker.rank` does.
         """
         if not isinstance(query, str) or not query.strip():
@@ -98,7 +98,10 @@ class SearchIndex:
         found = best(self._ids, np.asarray(scores), max(depth, top_k), above=0.0 if self.first == BM25 else None)
         if reranker is None or not found:
             return [Hit(i, s, self.documents[i]) for i, s in list(found.items())[:top_k]]
-        ranked = reranker.rank(query, {i: self.documents[i] for i in list(found)[:depth]}, top_k=top_k)
+        ids = list(found)
+        ranked = reranker.rank(query, {i: self.documents[i] for i in ids[:depth]}, top_k=min(top_k, depth))
+        least = ranked[-1][1]
+        ranked += [(i, least - 1 - k) for k, i in enumerate(ids[depth:top_k])]
         return [Hit(i, score, self.documents[i]) for i, score in ranked]
 
 
@@ -122,7 +125,7 @@ def build(collection: Collection, out: str | Path, *, first: str = "e5") -> Path
     else:
         by = BiEncoder.load(first)
         vectors = torch.from_numpy(by.embed(texts, by.passage))
-        held |= {"vectors": vectors, "encoder": digest(base_of(by.model))}
+        held |= {"vectors": vectors, "encoder": by.digest(texts)}
     write_state(place, held | {"sha256": _digest(text, vectors)}, "search index")
     return place
 

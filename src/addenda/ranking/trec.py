@@ -18,7 +18,8 @@ import numpy as np
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of, shown
 from addenda.core.disk.whole import free_place, whole
-from addenda.ranking.beir import add_judgement, check_answers
+from addenda.data.labels import writable
+from addenda.ranking.beir import add_judgement, check_answers, check_grades
 from addenda.ranking.collection import Collection, Qrels, Run, check_finite
 from addenda.ranking.lines import Faults, numbered, quoted
 
@@ -87,6 +88,7 @@ def write_qrels(qrels: Qrels, path: str | Path) -> Path:
     """Write judgements, whole or not at all, where nothing is yet; return the path. Raises AddendaError."""
     out = free_place(path, "path")
     _check_words((q for q in qrels), (d for graded in qrels.values() for d in graded))
+    check_grades(qrels)
     rows = (f"{q} 0 {d} {int(grade)}" for q, graded in qrels.items() for d, grade in graded.items())
     _write(out, rows)
     return out
@@ -156,7 +158,7 @@ class _Known:
 
 
 def _check_words(*of: Iterable[str]) -> None:
-    word: Callable[[str], bool] = lambda text: bool(text) and len(text.split()) == 1 and text == text.strip()  # noqa: E731
+    word: Callable[[str], bool] = lambda text: writable(text) and text.split() == [text]  # noqa: E731
     bad = next((text for texts in of for text in texts if not word(text)), None)
     if bad is not None:
         raise AddendaError(

@@ -8,7 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from addenda.core.adapter.blocks import disabled
+from addenda.core.base.errors import AddendaError
 from addenda.core.file.identity import plain, versions
+from addenda.data.encode import encode
+from addenda.data.limits import within
 from addenda.train.evaluate import evaluate
 from addenda.train.generate import generate
 from addenda.transferring.bundle import Bundle
@@ -63,6 +66,18 @@ def account(
         leaked(gathered.texts, list(bundle.seeds)), cost=cost, stopped=gathered.made.stopped, notes=notes,
         versions=versions(), examples=gathered.texts[:10], settings=plain(settings), predicted=rehearsal, **judging,
     )  # fmt: skip
+
+
+def check_judged(bundle: Bundle, sides: Sides, real: Any) -> None:
+    """Raise AddendaError for examples to judge by that one of the models cannot read whole."""
+    for what, side, chat in (("source", sides.source, bundle.chat), ("target", sides.target, None)):
+        limit, lengths = within(None, side.model), encode(real, side.tokenizer, chat=chat).lengths
+        long = [i for i, n in enumerate(lengths) if limit is not None and n > limit]
+        if long:
+            raise AddendaError(
+                f"{len(long)} of the {len(real)} examples of eval_data are longer than the {limit:,} tokens that the "
+                f"{what} reads, the first in {real.place(long[0])} ({lengths[long[0]]:,}). Leave these out."
+            )
 
 
 def _judged(

@@ -44,7 +44,7 @@ from addenda.train.tune import starting_rate
 from addenda.train.unfinished import Unfinished
 from addenda.train.unfinished import check_apart as check_out
 from addenda.transferring import sides as of_sides
-from addenda.transferring.account import account
+from addenda.transferring.account import account, check_judged
 from addenda.transferring.bundle import Bundle, read_bundle
 from addenda.transferring.distil import FURTHER, DistilResult, Mode, check_mode, distil
 from addenda.transferring.gather import FILE, Gathered, gather
@@ -171,7 +171,7 @@ def transfer(
     caps = Caps.of(n, tries, max_tokens, max_minutes)
     real = None if eval_data is None else read(path_of(eval_data) if isinstance(eval_data, str | Path) else eval_data)
     if real is not None:
-        inputs_of(real)  # what cannot be judged is said now, not behind the last stage
+        inputs_of(real)
     work = Work(place, {})
     work.check_free()
     say("reading the models")
@@ -189,6 +189,8 @@ def transfer(
                 "The bundle's adapter answers prompts without the chat template that both tokenizers have, and a "
                 "student by logits would have to learn the same prompts with it. Take mode='sequence'."
             )
+        if real is not None:
+            check_judged(given, sides, real)  # now, and not behind the last stage
         check_end(end_ids(sides.source.model, sides.source.tokenizer, given.chat))
         check_end(end_ids(student.model, student.tokenizer))
         labelling = {"max_new_tokens": max_new_tokens, "batch": sample_batch, "chat": given.chat}
