@@ -8,6 +8,7 @@ import addenda as ad
 import toys
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.slots import slots_of
+from shared import stir
 
 IDS = torch.arange(24).reshape(4, 6) * 7 % toys.VOCAB
 KINDS = {
@@ -147,6 +148,28 @@ def test_rows_of_parallel_are_those_of_each_adapter(kind):
         torch.testing.assert_close(y[4 * i : 4 * i + 4], alone(model, name))
     assert len(model(IDS).logits) == 4
     assert dict(model._forward_pre_hooks) == hooks
+
+
+def test_parallel_repeats_the_batch_whatever_is_given_first():
+    """Positions of one row, and tensors of places, are no batch; what an encoder returned is one."""
+    model = toys.make_llama()
+    for name in "ab":
+        stir(ad.attach(model, "lora:rank=2", name=name))
+    with ad.composed(model, ad.Parallel("a", "b")):
+        want = model(input_ids=IDS).logits
+        assert len(want) == 2 * len(IDS)
+        places = torch.arange(IDS.shape[1])
+        torch.testing.assert_close(model(position_ids=places[None], input_ids=IDS).logits, want)
+        kept = model(input_ids=IDS[:2], logits_to_keep=torch.tensor([4, 5])).logits
+        torch.testing.assert_close(kept, model(input_ids=IDS[:2]).logits[:, [4, 5]])
+    t5 = toys.make_t5()
+    for name in "ab":
+        stir(ad.attach(t5, "lora:rank=2", name=name, targets="re:.*decoder.*q"))
+    encoded = t5.get_encoder()(IDS)
+    with ad.composed(t5, ad.Parallel("a", "b")):
+        for given in (encoded, tuple(encoded.to_tuple())):
+            both = t5(encoder_outputs=given, decoder_input_ids=IDS).logits
+            torch.testing.assert_close(both, t5(input_ids=IDS, decoder_input_ids=IDS).logits)
 
 
 @every_kind

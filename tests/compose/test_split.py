@@ -267,6 +267,18 @@ def test_batches_that_a_split_does_not_fit():
         model.bert.encoder.layer[0].output.dense(torch.randn(4, 6, 16, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [({"sizes": (1, None)}, "has no dimension of tokens for Split"), ({"by": "types"}, "token_type_ids")],
+)
+def test_an_image_has_no_tokens_to_split(split, said):
+    model = toys.make_vit()
+    for name in "ab":
+        ad.attach(model, "lora:rank=2", name=name, targets=["linear", "conv"])
+    with ad.composed(model, ad.Split("a", "b", **split)), pytest.raises(AddendaError, match=said):
+        model(torch.randn(2, 3, 8, 8))
+
+
 class Scaled(nn.Module):
     """A module with a raw parameter that mixes tokens."""
 

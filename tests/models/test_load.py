@@ -104,3 +104,14 @@ def test_a_damaged_folder_is_an_error_with_its_place(sound, tmp_path, capsys, ca
 
 def test_a_sound_folder_loads(sound):
     assert load_model(sound, dtype="float32").fresh == ()
+
+
+@pytest.mark.parametrize("ends", [2, [2, 3]])
+def test_a_classifier_of_a_folder_without_padding_fills_with_an_end(tmp_path, ends):
+    model, tokenizer = make_llama(), make_tokenizer()
+    model.config.pad_token_id, model.config.eos_token_id = None, ends
+    tokenizer.pad_token = None
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, task="label", labels=2, dtype="float32")
+    assert loaded.model.config.pad_token_id == 2

@@ -1,5 +1,6 @@
 import pytest
 
+import toys
 from addenda.core.base.errors import AddendaError
 from addenda.data.encode import encode
 from addenda.data.read import read
@@ -38,6 +39,17 @@ def test_short_runs_and_models_without_a_choice_are_not_measured(monkeypatch, tr
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert attention.choose(model, train, 4, 1000) == attention.Attention("sdpa")
     assert attention.current(model.lm_head) is None
+
+
+def test_parts_of_a_model_get_their_own_back():
+    model = toys.make_clip()
+    model.config.text_config._attn_implementation = "eager"
+    before = [c._attn_implementation for c in (model.config, model.config.text_config, model.config.vision_config)]
+    assert len(set(before)) == 2
+    with attention.using(model, "eager"):
+        assert attention.current(model) == "eager"
+    now = [c._attn_implementation for c in (model.config, model.config.text_config, model.config.vision_config)]
+    assert now == before
 
 
 def test_a_name_that_cannot_be(train):

@@ -53,6 +53,15 @@ def test_a_compiled_run_is_the_eager_one_up_to_rounding(monkeypatch):
     assert all("addenda.core.state.bypass" in (getattr(h, "__module__", ""), type(h).__module__) for h in left)
 
 
+def test_a_block_that_was_compiled_stays_so(llama):
+    block = llama.model.layers[0]
+    block.compile(backend="eager")
+    own = block._compiled_call_impl
+    with compiled.compiled(llama):
+        assert block._compiled_call_impl is not own
+    assert block._compiled_call_impl is own and llama.model.layers[1]._compiled_call_impl is None
+
+
 def test_a_compiler_that_fails_is_told(monkeypatch):
     def broken(graph, inputs):
         raise RuntimeError("no compiler here")

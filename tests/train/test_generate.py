@@ -93,7 +93,23 @@ def test_rows_of_one_prompt_read_it_once():
 def test_chats_are_prompts_too():
     tokenizer, model = make_tokenizer(), make_llama()
     turns = (("system", "add"), ("user", "1+1=?"), ("assistant", ""))
-    assert len(generate(model, tokenizer, [Chat(turns)], max_new_tokens=3)) == 1
+    made = generate(model, tokenizer, [Chat(turns)], max_new_tokens=3)
+    assert len(made) == 1 and made == generate(model, tokenizer, Chat(turns), max_new_tokens=3)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+    messages = [{"role": role, "content": content} for role, content in turns[:-1]]
+    assert prompt_ids(tokenizer, messages) == prompt_ids(tokenizer, Chat(turns))
+    assert generate(model, tokenizer, [messages], max_new_tokens=3) == (
+        generate(model, tokenizer, [Chat(turns)], max_new_tokens=3)
+    )
+    for wrong, said in (
+        (messages, "a list of messages .* of its own, got dict"),
+        ([[*messages, {"role": "assistant", "content": "2"}]], "last message is the assistant's"),
+        ([[]], "is no chat"),
+        ([[{"content": "a"}]], "every message needs 'role' and 'content'"),
+        ([5], "got int"),
+    ):
+        with pytest.raises(AddendaError, match=said):
+            generate(model, tokenizer, wrong)
 
 
 def test_what_cannot_be():
@@ -118,7 +134,14 @@ def test_what_a_folder_asks_of_generation_changes_neither_greedy_nor_drawn_answe
     assert wanted == [generate(model, tokenizer, PROMPTS[:3], **options) for options in (greedy, drawn)]
     assert said == []
     asked = {"repetition_penalty": 9.0, "num_beams": 3, "no_repeat_ngram_size": 1, "min_new_tokens": 8, "top_k": 1}
-    asked |= {"min_length": 60}
+    asked |= {"min_length": 60, "suppress_tokens": [5, 6, 7], "bad_words_ids": [[8]], "guidance_scale": 3.0}
+    asked |= {
+        "encoder_repetition_penalty": 4.0,
+        "max_time": 1e-9,
+        "return_dict_in_generate": True,
+        "penalty_alpha": 0.5,
+    }
+    asked |= {"cache_implementation": "static", "stop_strings": ["a"], "num_return_sequences": 2}
     for name, value in asked.items():
         setattr(model.generation_config, name, value)
     assert wanted == [generate(model, tokenizer, PROMPTS[:3], **options) for options in (greedy, drawn)]

@@ -72,6 +72,16 @@ def test_a_call_that_fails_leaves_a_loaded_model_as_it_was(folder):
     assert loaded.model(torch.tensor([[5]])).logits.shape[-1] == 76
 
 
+def test_a_call_that_fails_leaves_the_tokenizer_as_it_was(folder):
+    loaded = load_model(folder, dtype="float32")
+    tokenizer, before = loaded.tokenizer, (len(loaded.tokenizer), loaded.tokenizer("a<call>b")["input_ids"])
+    options = {k: v for k, v in QUICK.items() if k != "dtype"} | {"tokenizer": tokenizer, "max_length": 8}
+    with pytest.raises(AddendaError, match="longer than"):
+        ad.tune(loaded.model, [{"question": "1+1=?" * 9, "answer": "2"}] * 4, "lora:rank=2", **options)
+    assert (len(tokenizer), tokenizer("a<call>b")["input_ids"]) == before
+    ad.generate(loaded.model, tokenizer, ["a<call>b"], max_new_tokens=2)
+
+
 def test_what_is_no_list_of_tokens_is_refused_before_the_model_is_read(tmp_path):
     for wrong in ("<call>", [""], [3]):
         with pytest.raises(AddendaError, match="tokens is a list of texts"):

@@ -24,6 +24,8 @@ from addenda.core.forward.tensors import SiteTensors
 
 By = str | Tensor | Callable[[Mapping[str, Any]], Tensor]
 SEPARATOR, TYPES = "separator:", "types"
+READ = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values", "decoder_input_ids")  # batches
+PLACES = ("cache_position", "logits_to_keep")  # tensors of places in a row, which are no batch
 
 
 class _Ranges(Composition):
@@ -57,7 +59,7 @@ class _Ranges(Composition):
             start = end
 
     def act(self, way: Way, v: Tensor, cut: Cut) -> Tensor:
-        if v.dim() < way.least + self.dim:
+        if v.dim() < way.least + self.dim or (self.dim and way.images):
             raise AddendaError(
                 f"A layer got an input of shape {tuple(v.shape)}, which has no dimension of {self.what} for "
                 f"{type(self).__name__}. Leave such layers out of the adapters with exclude=."
@@ -186,8 +188,9 @@ class BatchSplit(_Ranges):
 class Parallel(Composition):
     """A composition that repeats the batch for every part: rows i·B to (i+1)·B of the output are those of part i.
 
-    Every tensor among the model's arguments whose first dimension is the batch is repeated. That is not for `generate`,
-    which picks the next token of each row that it was given: repeat the inputs, and let `BatchSplit` share them out.
+    Every tensor among the model's arguments whose first dimension is the batch is repeated, those in tuples and outputs
+    of an encoder too. That is not for `generate`, which picks the next token of each row that it was given: repeat the
+    inputs, and let `BatchSplit` share them out.
     """
 
     outside, spreads = True, True
@@ -202,15 +205,19 @@ class Parallel(Composition):
 
     def repeat(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Return the model's arguments with the batch of each repeated."""
-        batch = next((len(t) for t in [*args, *kwargs.values()] if isinstance(t, Tensor) and t.dim()), None)
+        read = [kwargs[name] for name in READ if name in kwargs]
+        batch = next((len(t) for t in [*read, *args, *kwargs.values()] if isinstance(t, Tensor) and t.dim()), None)
         if batch is None:
             raise AddendaError("Parallel found no tensor among the model's arguments to repeat.")
 
         def repeated(t: Any) -> Any:
-            fits = isinstance(t, Tensor) and t.dim() > 0 and len(t) == batch
-            return torch.cat([t] * len(self.parts)) if fits else t
+            if isinstance(t, Tensor):
+                return torch.cat([t] * len(self.parts)) if t.dim() > 0 and len(t) == batch else t
+            if isinstance(t, Mapping) and hasattr(t, "to_tuple"):  # what an encoder returned
+                return type(t)(**{k: repeated(v) for k, v in t.items()})
+            return type(t)(map(repeated, t)) if type(t) in (tuple, list) else t
 
-        return tuple(map(repeated, args)), {k: repeated(t) for k, t in kwargs.items()}
+        return tuple(map(repeated, args)), {k: t if k in PLACES else repeated(t) for k, t in kwargs.items()}
 
 
 # -- which part a token is of ------------------------------------------------------------------------------------------
@@ -228,7 +235,7 @@ def _has_head(found: tuple[SiteTensors, ...] | None) -> bool:
 def _check_by(by: Any) -> None:
     number = by.removeprefix(SEPARATOR) if isinstance(by, str) else ""
     known = isinstance(by, str) and (
-        by == TYPES or (by.startswith(SEPARATOR) and number.isascii() and number.isdigit())
+        by == TYPES or (by.startswith(SEPARATOR) and number.isascii() and number.isdigit() and len(number) < 10)
     )
     if not (known or isinstance(by, Tensor) or (callable(by) and not isinstance(by, str))):
         raise AddendaError(

@@ -28,6 +28,7 @@ class Way(Protocol):
 
     seen: Any  # what was noted of the running forward
     least: int  # dimensions of an input that has a batch, without tokens
+    images: bool  # whether behind the batch stand channels, and no tokens
     back: bool  # whether changes are undone
 
     def run(self, part: Part, v: Tensor, cut: Cut) -> Tensor: ...

@@ -15,13 +15,13 @@ from addenda.compose.stack import Composition, Cut, Part, Way
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.execute import execute
 from addenda.core.forward.tensors import SiteTensors
-from addenda.core.site.kinds import EMBEDDING, Kind
+from addenda.core.site.kinds import CONV, EMBEDDING, Kind
 
 
 class _Way:
     """The way in which parts run, one by one, in a chain or fused, at one kind of site."""
 
-    least = 2  # dimensions of an input that has a batch, without tokens
+    least, images = 2, False
     back = False
 
     def __init__(self, seen: Seen):
@@ -125,7 +125,7 @@ class Weights(_Adding):
     def __init__(self, module: nn.Module, original: Any, kind: Kind, rest: tuple, options: dict, seen: Seen):
         super().__init__(seen)
         self.module, self.original, self.kind, self.rest, self.options = module, original, kind, rest, options
-        self.least = 1 if kind == EMBEDDING else 2
+        self.least, self.images = 1 if kind == EMBEDDING else 2, kind == CONV
 
     def product(self, live: Sequence, v: Tensor, cut: Cut) -> Tensor:
         if live:

@@ -83,8 +83,8 @@ def _built(raw: dict, depth: int) -> Composition:
     parts = [_built(p, depth + 1) if isinstance(p, dict) else p for p in listed]
     if wrong := [p for p in parts if not (p is None or isinstance(p, (str, Composition)))]:
         raise AddendaError(f"A part of {kind!r} is a name, null or a composition, got {_said(wrong[0])}.")
-    for key in ("weights", "sizes"):
-        if key in options and not _are_numbers(options[key]):
+    for key, fits in (("weights", _are_weights), ("sizes", _are_sizes)):
+        if key in options and not fits(options[key]):
             raise AddendaError(f"{key} of {kind!r} is a list of numbers, got {_said(options[key])}.")
     for key in ("skip", "by"):
         if key in options and not _is_word(options[key]):
@@ -101,7 +101,14 @@ def _built(raw: dict, depth: int) -> Composition:
     return Split(*parts, **options)
 
 
-def _are_numbers(value: Any) -> bool:
+def _are_weights(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        type(v) is float or (type(v) is int and abs(v) < 10**300)
+        for v in value  # else it is no float
+    )
+
+
+def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(v is None or type(v) in (int, float) for v in value)
 
 

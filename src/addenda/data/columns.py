@@ -193,6 +193,13 @@ def _chat(row: dict, column: str) -> Chat:
     return Chat(tuple(messages), _beside(row, turn_fields))
 
 
+def asked(turns: Sequence[Mapping]) -> Chat:
+    """Return messages as a chat whose answer is still to be written. Raises ValueError."""
+    if turns and isinstance(turns[-1], Mapping) and turns[-1].get("role") == "assistant":
+        raise ValueError("the last message is the assistant's, and one that is to be answered was expected")
+    return _chat({"messages": [*turns, {"role": "assistant", "content": "-"}]}, "messages")
+
+
 def _beside(row: dict, turns: dict) -> str:
     """Return what a chat holds besides its texts, as JSON. Raises ValueError for what cannot be kept."""
     extras = {k: row[k] for k in ("tools", "documents", "chat_template_kwargs") if not _nothing(row.get(k))}

@@ -13,7 +13,7 @@ Images become pixels elsewhere, in `pixels`; `encode` knows the way.
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
@@ -23,8 +23,10 @@ from torch import Tensor
 from addenda.core.base.errors import AddendaError
 from addenda.data.batches import Collator
 from addenda.data.chats import Ending, Segment, ending_of, prompt, refused, segments, special_ids
+from addenda.data.columns import asked
 from addenda.data.encoded import IGNORE, Encoded, Kind
 from addenda.data.examples import Chat, Data, Labelled, Pair
+from addenda.data.labels import short
 from addenda.data.prepare import Preparation
 
 Overflow = Literal["error", "drop", "truncate", "truncate_second"]
@@ -153,12 +155,13 @@ def use_chat(tokenizer, chat: bool | None) -> bool:
     return has if chat is None else chat
 
 
-def prompt_ids(tokenizer, question: str | Chat, chat: bool | None = None) -> list[int]:
+def prompt_ids(tokenizer, question: str | Chat | Sequence[Mapping], chat: bool | None = None) -> list[int]:
     """Return the token ids that `generate` starts from: those of a training example, up to the answer.
 
-    Raises AddendaError for what the chat template does not take.
+    question: a text, a `Chat` whose last turn is left out, or messages {"role", "content"}, the last one the user's.
+    Raises AddendaError for anything else, and for what the chat template does not take.
     """
-    example = question if isinstance(question, Chat) else Pair(question, "")
+    example = _example(question)
     ending = ending_of(tokenizer) if use_chat(tokenizer, chat) else None
     try:
         pieces = prompt(example, tokenizer, ending)
@@ -171,6 +174,22 @@ def prompt_ids(tokenizer, question: str | Chat, chat: bool | None = None) -> lis
         answer, suffix = _end(part, piece, ending, special, tokenizer) if piece.learned else (part, [])
         ids = ids + answer + suffix
     return ids
+
+
+def _example(question: Any) -> Chat | Pair:
+    if isinstance(question, Chat):
+        return question
+    if isinstance(question, str):
+        return Pair(question, "")
+    if isinstance(question, list | tuple):
+        try:
+            return asked(question)
+        except ValueError as error:
+            raise AddendaError(f"This prompt is no chat: {error}.") from None
+    raise AddendaError(
+        "A prompt is a text, or a chat as a list of messages {'role', 'content'} of its own, got "
+        f"{type(question).__name__} ({short(question)})."
+    )
 
 
 def end_ids(model, tokenizer, chat: bool | None = None) -> list[int]:

@@ -139,8 +139,9 @@ def load_model(
             f"{len(model.state_dict())}). It was saved incompletely, or is another architecture."
         )
     if task == "label" and model.config.pad_token_id is None:  # a decoder finds the last token of a row by it
-        pad = reader.pad_token_id
-        model.config.pad_token_id = config.eos_token_id if pad is None else pad
+        ends = config.eos_token_id
+        known = [reader.pad_token_id, *(ends if isinstance(ends, list | tuple) else [ends]), reader.eos_token_id]
+        model.config.pad_token_id = next((t for t in known if t is not None), None)
     _check_finite(model, folder)
     note = f"{str(compute_dtype).removeprefix('torch.')} on {where.type} ({reason})"
     if not getattr(model, "is_quantized", False):  # else it is where its library put it

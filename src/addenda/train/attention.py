@@ -65,13 +65,16 @@ def put(model: Any, name: str | None) -> None:
 
 @contextmanager
 def using(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Use an implementation for the length of a `with` block; the model's own comes back afterwards."""
-    before = current(model)
+    """Use an implementation for the length of a `with` block; the model's own, of each part, come back afterwards."""
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    before = [(c, c._attn_implementation) for c in configs.values() if hasattr(c, "_attn_implementation")]
     put(model, name)
     try:
         yield
     finally:
-        put(model, before)
+        for config, own in before:
+            if config._attn_implementation != own:
+                config._attn_implementation = own
 
 
 def choose(model: nn.Module, train: Encoded, batch: int, steps: int) -> Attention:

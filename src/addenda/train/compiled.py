@@ -47,19 +47,20 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
-    """Compile the blocks for the length of a `with` block; nothing of it is left afterwards.
+    """Compile the blocks for the length of a `with` block; afterwards each is as it was.
 
     The embedding's output requires a gradient meanwhile, so that the first block is compiled together with the others.
     """
     parts = blocks(model)
+    before = [part._compiled_call_impl for part in parts]
     for part in parts:
         part.compile(backend=BACKEND, dynamic=True)
     try:
         with gradient_from(*entrance(model)):
             yield
     finally:
-        for part in parts:
-            part._compiled_call_impl = None
+        for part, own in zip(parts, before, strict=True):
+            part._compiled_call_impl = own
         torch.compiler.reset()
 
 

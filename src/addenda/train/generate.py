@@ -11,8 +11,9 @@ does, which batches of other lengths change as they change greedy answers. It is
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ Ended = Callable[[list[int]], bool]  # whether a row that has written these toke
 def generate(
     model: Any,
     tokenizer,
-    prompts: Sequence[str | Chat],
+    prompts: Sequence[str | Chat | Sequence[Mapping]],
     *,
     max_new_tokens: int = 64,
     batch: int = 16,
@@ -51,18 +52,20 @@ def generate(
 ) -> list[str]:
     """Write answers, in the order of the prompts, without special tokens, through the chat template.
 
-    temperature: None writes the most likely token each time, whatever penalties or beams the folder's
-    generation_config.json asks for; else tokens are drawn with probabilities softmax(logits /
-    temperature), top_p: of the fewest most likely ones that have this much of it together. seed (0): row i draws from
-    a stream of its own, keyed by the seed and i, so that its answer does not depend on what other rows are beside it.
-    Where the model has positions for fewer than max_new_tokens behind a prompt, as many are written as fit, with a
-    warning. Raises AddendaError for a model that cannot generate, no prompt, an empty one, one without room behind, and
-    top_p or seed without a temperature.
+    prompts: texts, or chats: lists of messages {"role", "content"}, the last one to be answered.
+    temperature: None writes the most likely token each time, whatever the folder's generation_config.json asks for;
+    else tokens are drawn with probabilities softmax(logits / temperature), top_p: of the fewest most likely ones that
+    have this much of it together. seed (0): row i draws from a stream of its own, keyed by the seed and i, so that its
+    answer does not depend on what other rows are beside it. Where the model has positions for fewer than max_new_tokens
+    behind a prompt, as many are written as fit, with a warning.
+
+    Raises AddendaError for a model that cannot generate, no prompt, an empty one, one without room behind, what is no
+    prompt, and top_p or seed without a temperature.
     """
     check_writes(model)
     if temperature is None and (unread := [n for n, v in (("top_p", top_p), ("seed", seed)) if v is not None]):
         raise AddendaError(f"{unread[0]}= is for drawn answers, and these are greedy: give temperature=, such as 1.")
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = [prompts] if isinstance(prompts, str | Chat) else list(prompts)
     empty = [i for i, p in enumerate(prompts) if isinstance(p, str) and not p.strip()]
     if not prompts or empty:
         raise AddendaError(f"generate wants at least one prompt, none of them empty; empty: {empty or 'all'}.")
@@ -155,12 +158,9 @@ def continuations(
     ended: another end, by all that a row has written; the token that makes it so is the row's last. draw: as tokens are
     drawn, else the most likely ones are taken. Rows of one prompt that are drawn in one batch read it once.
     """
-    from transformers import GenerationConfig
-
-    # what is not said here `generate` takes from the model's own generation_config: penalties, beams
-    config = GenerationConfig(
-        do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, min_new_tokens=0,
-        max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=list(ends) or None, use_cache=True,
+    config = _config()(
+        do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=list(ends) or None,
+        use_cache=True,
     )  # fmt: skip
     room, order = positions(model), sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     # a row for which the model has too few positions ends where they end, and not where those beside it would
@@ -181,6 +181,19 @@ def continuations(
             for i, row in zip(rows, found[:, longest:].tolist(), strict=True):
                 made[i] = _cut(row, ends, ended)
     return made
+
+
+@cache
+def _config() -> Any:
+    """Return the class of a configuration that takes nothing from the model's own: no penalty, beam, ban or cache."""
+    from transformers import GenerationConfig
+
+    class Own(GenerationConfig):
+        def update(self, *args, **kwargs):
+            whole = "transformers_version" in kwargs  # all that another configuration holds, for what is not said here
+            return {} if whole else super().update(*args, **kwargs)
+
+    return Own
 
 
 def _cut(row: list[int], ends: Sequence[int], ended: Ended | None) -> list[int]:

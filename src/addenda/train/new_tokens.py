@@ -1,6 +1,8 @@
 """New tokens of a run: added to the tokenizer and the model, trained, and the tokenizer kept beside the adapter."""
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of, writing
 from addenda.core.disk.whole import whole
 from addenda.core.file.header import read
-from addenda.core.file.tokenizer import difference
+from addenda.core.file.tokenizer import difference, inner
 from addenda.core.method.catalogue import build
 from addenda.core.modules.wrappers import unwrap
 from addenda.core.site.site import owners_of
@@ -42,6 +44,20 @@ def with_new_tokens(model: nn.Module, tokenizer: Any, tokens: Iterable[Any], met
         key = targets if targets is None or isinstance(targets, str) or callable(targets) else tuple(targets)
         groups = {key: method}
     return groups | {p.removesuffix(".weight") if alone[p] else p: rows for p in tables}
+
+
+@contextmanager
+def tokens_left_alone(tokenizer: Any) -> Iterator[None]:
+    """Put a tokenizer back as it was where a `with` block ends with an error: no call of its own takes a token out."""
+    own = None if tokenizer is None else inner(tokenizer)
+    before = None if own is None else copy.deepcopy(vars(own))
+    try:
+        yield
+    except BaseException:
+        if own is not None and before is not None:
+            vars(own).clear()
+            vars(own).update(before)
+        raise
 
 
 def keep_tokenizer(folder: Path, adapter: Adapter, tokenizer: Any) -> None:

@@ -11,7 +11,7 @@ checkpoints/. Killed at any moment, the same call goes on where it stopped and e
 import functools
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ from addenda.train.inputs import check_loaded, context, read_inputs
 from addenda.train.left_alone import left_alone
 from addenda.train.loss import score
 from addenda.train.masked import Masking
-from addenda.train.new_tokens import keep_tokenizer, with_new_tokens
+from addenda.train.new_tokens import keep_tokenizer, tokens_left_alone, with_new_tokens
 from addenda.train.progress import announce, attaching, shown, silent, understood
 from addenda.train.settings import check_options
 from addenda.train.sharding import check_launch
@@ -85,14 +85,22 @@ class TuneResult(FitResult):
     skipped: tuple[str, ...] = ()  # corrupt images that were left out
 
 
+def _listed(given: Any) -> Any:
+    """Return several targets as a list, which can be read twice and written down."""
+    return sorted(given, key=str) if isinstance(given, Set) else [*given] if isinstance(given, Iterator) else given
+
+
 def _left_alone(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: a call that ends with an error, or with Ctrl-C, leaves a loaded model as it was, adapters too."""
+    """Decorator: a call that ends with an error, or with Ctrl-C, leaves a loaded model as it was, adapters too.
+
+    So it leaves the tokenizer where tokens are added to it.
+    """
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         given = args[0] if args else kwargs.get("model")
         model = given if isinstance(given, nn.Module) else None
-        with left_alone(model):
+        with left_alone(model), tokens_left_alone(kwargs.get("tokenizer") if kwargs.get("add_tokens") else None):
             try:
                 return function(*args, **kwargs)
             except KeyboardInterrupt as error:
@@ -181,6 +189,7 @@ def tune(
     if steps is not None and epochs is not None:
         raise AddendaError(f"Give steps or epochs, not both; got steps={steps} and epochs={epochs}.")
     asked, add_tokens = _built(method), [*by_text(add_tokens)]
+    targets, exclude, also_train = (_listed(given) for given in (targets, exclude, also_train))
     others = {"add_tokens": add_tokens, "subset": subset, "image_size": image_size, "skip_corrupt": skip_corrupt,
               "label_kind": label_kind, "chat": chat, "overflow": overflow if overflow != "error" else None,
               "also_train": also_train if also_train != "auto" and train_head else None,

@@ -204,7 +204,13 @@ def test_what_only_looks_like_a_gated_mlp_is_left_alone(gpt2):
         def forward(self, x):
             return self.down_proj(self.gate_proj(x) * self.act_fn(self.up_proj(x)))
 
-    for model in (nn.ModuleList([Other()]), gpt2):
+    class Routed(Other):
+        def forward(self, x, weights):
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) * weights
+
+    with torch.device("meta"):
+        empty = Other()
+    for model in (nn.ModuleList([Other()]), nn.ModuleList([Routed()]), nn.ModuleList([empty]), gpt2):
         with pytest.raises(AddendaError, match=r"Nothing in this \w+ can be lean"):
             ad.lean(model)
         with pytest.raises(AddendaError, match="No module of this"):
