@@ -490,6 +490,15 @@ def test_compositions_that_make_no_sense(case):
         build()
 
 
+def test_sizes_and_weights_are_numbers():
+    for sizes in (None, torch.tensor([1, 3]), 4):
+        with pytest.raises(AddendaError, match="sizes are a list of numbers of examples"):
+            ad.BatchSplit("a", "b", sizes=sizes)
+    for weights in (["x", "y"], [None, 1]):
+        with pytest.raises(AddendaError, match="weights of Average are numbers"):
+            ad.Average("a", "b", weights=weights)
+
+
 def test_models_that_cannot_take_them():
     model = make("weights")
     for composition, said in (

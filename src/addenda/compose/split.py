@@ -36,6 +36,8 @@ class _Ranges(Composition):
 
     def __init__(self, *parts: Part, sizes: Sequence[int | None]):
         super().__init__(*parts)
+        if not isinstance(sizes, Sequence):
+            raise AddendaError(f"{type(self).__name__}'s sizes are a list of numbers of {self.what}, got {sizes!r}.")
         self.sizes = tuple(sizes)
         named = [s for s in self.sizes if s is not None]
         valid = all(isinstance(s, int) and s >= 0 for s in named)
@@ -180,7 +182,7 @@ class BatchSplit(_Ranges):
     dim, what = 0, "examples"
 
     def __init__(self, *parts: Part, sizes: Sequence[int]):
-        if None in sizes:  # a layer whose input is flat would take the rest for more examples
+        if isinstance(sizes, Sequence) and None in sizes:  # a layer whose input is flat would take the rest for more examples
             raise AddendaError(f"BatchSplit wants every size, so that it can check the batch; got {tuple(sizes)}.")
         super().__init__(*parts, sizes=sizes)
 

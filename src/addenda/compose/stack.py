@@ -147,6 +147,8 @@ class Average(Composition):
 
     def __init__(self, *parts: Part, weights: Sequence[float] | None = None, normalize: bool = True):
         super().__init__(*parts)
+        if weights is not None and not all(isinstance(w, int | float) for w in weights):
+            raise AddendaError(f"The weights of Average are numbers, got {list(weights)}.")
         values = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
         if len(values) != len(parts) or not all(map(math.isfinite, values)):
             raise AddendaError(f"Average of {len(parts)} wants as many finite weights, got {values}.")

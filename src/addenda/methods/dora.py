@@ -11,8 +11,8 @@ B) 1, whose last two terms are then 0. So the m × n matrix V is never formed, a
 for bit. ‖W_i‖ is that of the W of now, also where the base trains beside the change. (Weight decay pulls the
 offset to 0, the magnitude to its start; decay of the paper's magnitude pulls rows to 0.) Rows of zeros are safe.
 
-Cost: r (m + n) + m numbers a site. Beyond LoRA: m n (r + 1) multiply-adds a step for W Aᵀ and ‖W_i‖, whatever
-the batch, and one output-sized tensor kept for backward. Not for decoding one token at a time without merging first.
+Cost: r (m + n) + m numbers a site. Beyond LoRA: m n r multiply-adds a step for W Aᵀ, whatever the batch, and
+one output-sized tensor kept for backward. Not for decoding one token at a time without merging first.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,6 @@ from addenda.core.base.random import Stream
 from addenda.core.method.catalogue import register
 from addenda.core.method.contract import Factors, Params, Shape, too_high
 from addenda.core.method.lowrank import Ranked
-from addenda.core.packed.tensor import Packed
 
 
 @register(
@@ -77,8 +76,8 @@ class DoRA(Ranked):
         return (start + p["magnitude"]) / norm
 
     def _square(self, W: Tensor, p: Params) -> Tensor:
-        """‖W_i‖² (m), of the W of now: where the base trains too, that of the start is not what c divides by."""
-        if isinstance(W, Packed):  # never trains, and takes a pass to unpack
+        """‖W_i‖² (m): that of the start, or where the base trains too, of the W of now, by which c divides."""
+        if not W.requires_grad:
             return p["square"]
         wide = torch.promote_types(W.dtype, p["square"].dtype)
         return torch.linalg.vector_norm(W, dim=1, dtype=wide).square().to(p["square"].dtype)

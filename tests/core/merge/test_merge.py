@@ -505,6 +505,62 @@ def test_unmerge_converts_back(tiny, ids, tmp_path):
     assert {t.dtype for t in [*tiny.parameters(), *tiny.buffers()]} == {torch.float32}
 
 
+@pytest.mark.parametrize(("base", "other"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize("method", [LORA, "bitfit", "shira:density=0.5"])
+def test_a_file_saved_while_the_model_is_converted_is_that_of_before(base, other, method, ids, tmp_path):
+    model = toys.Tiny().to(base)
+    adapter = stir(ad.attach(model, method, also_train=["head"] if hasattr(model, "head") else ()), 0.3)
+    adapter.save(tmp_path / "before")
+    ad.merge(model, dtype=other, allow_loss=1.0)
+    adapter.save(tmp_path / "during")
+    assert (tmp_path / "during").read_bytes() == (tmp_path / "before").read_bytes()
+    assert {p.dtype for p in model.parameters()} == {other}
+    ad.unmerge(model)
+    adapter.save(tmp_path / "after")
+    assert (tmp_path / "after").read_bytes() == (tmp_path / "before").read_bytes()
+
+
+@pytest.mark.parametrize("block", [ad.disabled, lambda m: ad.composed(m, ad.Stack("b"))])
+def test_a_merge_that_fails_in_a_block_leaves_what_acts_there(tiny, ids, block):
+    for name in "ba":
+        stir(ad.attach(tiny, LORA, name=name), 0.3, seed=ord(name))
+    outside = tiny(ids).detach()
+    with block(tiny):
+        y = tiny(ids).detach()
+        with pytest.raises((AddendaError, IndexError)):
+            ad.merge(tiny, verify=torch.full((1, 2), 10**6))
+        assert torch.equal(tiny(ids), y) and not torch.equal(y, outside)
+    assert torch.equal(tiny(ids), outside)
+
+
+def test_in_a_block_of_ones_own_no_other_thread_is_blamed(tiny, ids):
+    for name in "ab":
+        stir(ad.attach(tiny, LORA, name=name), 0.01)
+    with ad.disabled(tiny):
+        ad.switch(tiny, "a")
+        with pytest.raises(AddendaError, match=r"runs inside of a `with` block of the base alone\. Call it behind"):
+            ad.merge(tiny)
+    ad.merge(tiny)
+
+
+def test_keywords_in_any_order(tiny, ids):
+    stir(ad.attach(tiny, LORA), 0.01)
+    assert ad.merge(verify=ids, model=tiny).output is not None
+
+
+def test_a_weight_that_cannot_be_written_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Linear(8, 6))
+    model[0].weight = nn.Parameter(torch.randn(1, 8).expand(6, 8))
+    stir(ad.attach(model, "lora:rank=2", targets="0"), 0.1)
+    x = torch.randn(3, 8)
+    y = model(x).detach()
+    with pytest.raises((AddendaError, RuntimeError)):
+        ad.merge(model)
+    assert torch.equal(model(x), y)
+    ad.switch(model, None)
+    ad.detach(model)
+
+
 # -- architectures -----------------------------------------------------------------------------------------------------
 
 PAST = {  # the modules whose weight is read past their forward, by their last names

@@ -21,11 +21,13 @@ one of these leaves it out, and refuses the file for any other that it does not 
 tensors are drawn by that path, for ever.
 """
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +45,12 @@ from addenda.core.modules.borrow import in_its_mode
 from addenda.core.packed.few_bits import FewBits, encoded
 from addenda.core.packed.tensor import Packed
 from addenda.core.site.site import owners_of, site_at
+from addenda.core.state.copies import unconverted
 from addenda.core.state.outside import refuse_outside
 from addenda.core.state.state import record_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Held(Protocol):
@@ -59,7 +65,21 @@ class Held(Protocol):
     def pools(self) -> Iterator[tuple[str, Pool]]: ...
 
 
+def _as_trained(write: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function of an adapter to find its values as they were before a merge converted the model."""
+
+    @functools.wraps(write)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        adapter: Any = args[0] if args else kwargs["adapter"]
+        root, state, _ = record_of(adapter.model, adapter.name)
+        with unconverted(root, state.cast) if state.cast else nullcontext():
+            return write(*args, **kwargs)
+
+    return call
+
+
 @in_its_mode
+@_as_trained
 def save(
     adapter: Held,
     path: str | Path,
@@ -127,7 +147,7 @@ def save(
                 path=site_path,
                 kind=site.kind.name,
                 shape=tuple(site.stored),
-                dtype=str(site.weight.dtype).removeprefix("torch."),
+                dtype=str(base.dtype).removeprefix("torch."),
                 method=HEAD if head else methods.index(site_tensors.method),
                 trainable=tuple(site_tensors._parameters),
                 frozen=tuple(site_tensors.frozen),

@@ -81,7 +81,12 @@ class Block:
     number: int = field(default_factory=itertools.count(1).__next__)
 
     def over(self) -> bool:
-        return self.closed and self.home == _whom()
+        return self.closed and self.is_callers
+
+    @property
+    def is_callers(self) -> bool:
+        """Whether the calling thread, or task, has opened it."""
+        return self.home == _whom()
 
 
 Blocks = WeakKeyDictionary[Any, Acting]
@@ -181,7 +186,7 @@ def between_forwards(what: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def wrapped(change: Callable[P, R]) -> Callable[P, R]:
         @wraps(change)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with alone(cast(nn.Module, args[0] if args else next(iter(kwargs.values()))), what):
+            with alone(cast(nn.Module, args[0] if args else kwargs["model"]), what):
                 return change(*args, **kwargs)
 
         return call

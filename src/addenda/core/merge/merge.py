@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.sharded import refuse_sharded
-from addenda.core.forward.acting import between_forwards
+from addenda.core.forward.acting import between_forwards, blocks
 from addenda.core.merge.judge import Proof, distance, divergence
 from addenda.core.merge.outputs import Outputs, run
 from addenda.core.merge.write import Base, Writing, packed_weights, write
@@ -19,7 +19,7 @@ from addenda.core.site.site import owners_of, site_at
 from addenda.core.state import copies as cast
 from addenda.core.state.bypass import known_reads, watching
 from addenda.core.state.merged import apart, restore, take_out
-from addenda.core.state.state import State, apply_active, intact, state_of
+from addenda.core.state.state import State, apply_active, apply_again, intact, state_of
 
 _UNSEEN_LIMIT = 0.25  # share of the change that rounding may take when no batch is there to judge by
 
@@ -170,7 +170,7 @@ def _only_weights(state: State) -> None:
 def _merged(
     root: nn.Module, state: State, verify: object | None, allow_loss: float | None, how: Writing
 ) -> MergeReport:
-    names, proof = state.active, None
+    names, proof, around = state.active, None, blocks()
     ways: dict[str, Way] = {}
     apply_active(root, state, names)  # in no block
     try:
@@ -204,7 +204,7 @@ def _merged(
         return _judged(report, proof, after, excused, allow_loss, how)
     except BaseException:
         take_out(root, state)
-        apply_active(root, state, names)
+        apply_again(root, state, names, around)
         raise
 
 

@@ -46,6 +46,11 @@ class Site:
         return self.path
 
     @property
+    def tensor_path(self) -> str:
+        """The path of `weight` as a parameter of the model."""
+        return self.path if self.kind == PARAMETER else f"{self.path}.{self.parameter}"
+
+    @property
     def matrix(self) -> Tensor:
         """The values as (m, n); a packed weight is unpacked for this."""
         return self.kind.to_matrix(values_of(self.weight.detach()))
@@ -103,6 +108,10 @@ class Point(Site):
     @property
     def weight_path(self) -> str:
         return self.anchor
+
+    @property
+    def tensor_path(self) -> str:
+        return f"{self.anchor}.{self.leaf}"
 
     @property
     def shape(self) -> tuple[int, ...]:

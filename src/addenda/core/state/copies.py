@@ -1,9 +1,26 @@
 """Converting a whole model to another dtype, and putting its own bits back afterwards."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
+from addenda.core.modules.ours import is_ours
 from addenda.core.packed.tensor import Packed
+
+
+@contextmanager
+def unconverted(root: nn.Module, kept: dict[str, Tensor]) -> Iterator[None]:
+    """Give the adapters of a converted model the values that they had before, for a `with` block."""
+    ours = {path: values for path, values in kept.items() if is_ours(path)}
+    named = dict([*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)])
+    now = {path: named[path].detach() for path in ours if path in named}
+    put_back(root, ours)
+    try:
+        yield
+    finally:
+        put_back(root, now)
 
 
 def changed_by(root: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ def apart(state: State, names: Iterable[str] | None = None) -> None:
         acting = set(block.names) if names is None else set(block.names) & set(names)
         if not block.closed and block not in blocks() and (acting or names is None):
             labels = ", ".join(map(repr, sorted(acting))) or "the base alone"
+            if block.is_callers:  # which a switch or a merge inside has left
+                raise AddendaError(f"This runs inside of a `with` block of {labels}. Call it behind its end.")
             raise AddendaError(f"Another thread or task is in a `with` block of {labels}. Wait for its end.")
 
 
@@ -32,8 +34,9 @@ def restore(root: nn.Module, state: State) -> None:
 
 def take_out(root: nn.Module, state: State) -> None:
     """Write back the bits that the base had before the change was written into it."""
-    owners = owners_of(root)
-    for path, kept in (state.merged or {}).items():
+    owners, merged = owners_of(root), state.merged or {}
+    state.merged = None  # whatever comes: what cannot be written was not written before either
+    for path, kept in merged.items():
         try:
             site = site_at(root, path, owners)
         except AddendaError:
@@ -41,5 +44,4 @@ def take_out(root: nn.Module, state: State) -> None:
         replaced = kept.adapted and slots_of(site.module) is None  # by a module that has other bits
         if not replaced and kept.fits(site.weight):
             kept.into(site)
-    state.merged = None
     state.fingerprints.clear()  # those of the copies that end here

@@ -130,7 +130,9 @@ class State:
         return open_blocks[-1] if open_blocks else None
 
     def base(self, site: Site) -> Tensor:
-        """Return the base's own weight at a site, as stored, also while a change is merged."""
+        """Return the base's own weight at a site, as stored, also while a change is merged and the model converted."""
+        if (own := self.cast.get(site.tensor_path)) is not None:
+            return own
         kept = (self.merged or {}).get(site.weight_path)
         if kept is None:
             return site.weight
