@@ -5,6 +5,7 @@ import json
 import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import nn
 
@@ -47,13 +48,13 @@ def _config(folder) -> dict:
     return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
 
 
-def test_a_head_of_several_modules_is_one_name_and_its_buffers_come_along(tmp_path):
+def test_a_head_is_the_modules_that_own_its_parameters_and_its_buffers_come_along(tmp_path):
     model = Classifier()
     base = outputs(model, X)
     adapter = stir(ad.attach(model, {"body": ad.LoRA(rank=2)}, also_train=["head"]), 0.3)
     wanted = outputs(model, X)
     folder = given(adapter, tmp_path / "out")
-    assert _config(folder)["modules_to_save"] == ["head"]
+    assert _config(folder)["modules_to_save"] == ["head.dense", "head.out", "head.norm"]
     assert "base_model.model.head.norm.running_mean" in load_file(folder / WEIGHTS)
     same(in_peft(Classifier, folder, X), wanted, base)
     same(in_addenda(Classifier, folder, X)[1], wanted, base)
@@ -63,6 +64,46 @@ def test_a_head_of_several_modules_is_one_name_and_its_buffers_come_along(tmp_pa
 
     with pytest.raises(AddendaError, match="running_mean is a buffer and differs"):
         take(Classifier(), edited(folder, None, move))
+
+
+def make_classifier() -> nn.Module:
+    torch.manual_seed(0)
+    like = toys.make_llama().config
+    like.num_labels, like.pad_token_id = 3, 0
+    return transformers.LlamaForSequenceClassification(like)
+
+
+def make_roberta() -> nn.Module:
+    """A head of several modules, which PEFT copies as a whole for the task."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": toys.VOCAB, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.RobertaConfig(**sizes, intermediate_size=16, max_position_embeddings=32)
+    return transformers.RobertaForSequenceClassification(config)
+
+
+PIXELS = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+WHOLE = {
+    "gpt2, tied": (toys.make_gpt2, IDS),
+    "llama, tied": (toys.make_llama, IDS),
+    "llama, classifier": (make_classifier, IDS),
+    "roberta, head of a task": (make_roberta, IDS),
+    "t5, three ties": (toys.make_t5, {"input_ids": IDS, "decoder_input_ids": IDS}),
+    "vit, parameters above modules": (toys.make_vit, {"pixel_values": PIXELS}),
+}
+
+
+@pytest.mark.parametrize("row", WHOLE)
+def test_a_model_trained_whole_acts_alike_in_peft(row, tmp_path):
+    make, batch = WHOLE[row]
+    model = make()
+    base = outputs(model, batch)
+    adapter = stir(ad.attach(model, "full"), 0.3)
+    wanted = outputs(model, batch)
+    folder = given(adapter, tmp_path / "out")
+    names = _config(folder)["modules_to_save"]
+    assert not [n for n in names for other in names if n.startswith(f"{other}.")]
+    same(in_peft(make, folder, batch), wanted, base)
+    same(in_addenda(make, folder, batch)[1], wanted, base)
 
 
 def test_a_parameter_of_the_model_itself_has_no_place(tmp_path):

@@ -120,7 +120,7 @@ def add(made: Written, root: nn.Module, values: Mapping[str, Tensor], heads: Ite
     wrapped = made.modules if isinstance(made.modules, list) else []
     lora = made.config.get("peft_type") == "LORA"
     biases = {p for p in trained if p.endswith(".bias") and _alone(p.removesuffix(".bias"), trained, wrapped, lora)}
-    names = dict.fromkeys([*_whole(root, [p for p in trained if p not in biases]), *heads])
+    names = _owners([p for p in trained if p not in biases], heads)
     modules = [
         p for p, m in root.named_modules() if any(p.endswith(n) for n in names) and any(True for _ in m.parameters())
     ]
@@ -140,7 +140,7 @@ def add(made: Written, root: nn.Module, values: Mapping[str, Tensor], heads: Ite
             if not is_ours(f"{path}.{name}"):
                 made.tensors[f"{path}.{name}"] = trained.get(f"{path}.{name}", t).detach()
     if names:
-        made.config["modules_to_save"] = [*names]
+        made.config["modules_to_save"] = names
     for path in biases:
         module = path.removesuffix(".bias")
         if f"{module}.bias" not in made.tensors:
@@ -155,19 +155,10 @@ def _alone(module: str, trained: Container[str], wrapped: Container[str], lora: 
     return module in wrapped or (lora and f"{module}.weight" not in trained)
 
 
-def _whole(root: nn.Module, paths: Sequence[str]) -> list[str]:
-    """Return the modules that hold these parameters: the highest ones of which all parameters are among them."""
-    found: dict[str, None] = {}
-    for path in paths:
-        module = path.rpartition(".")[0]
-        while above := module.rpartition(".")[0]:
-            holder = root.get_submodule(above)
-            rest = [f"{above}.{n}" for n, _ in holder.named_parameters() if not is_ours(n)]
-            if isinstance(holder, nn.ModuleList | nn.ModuleDict) or not set(rest) <= set(paths):
-                break
-            module = above
-        found[module] = None
-    return [*found]
+def _owners(paths: Iterable[str], heads: Iterable[str]) -> list[str]:
+    """Return the heads and the modules that own these parameters; none in another, as PEFT loads no copy in a copy."""
+    found = dict.fromkeys([*heads, *(p.rpartition(".")[0] for p in paths)])
+    return [m for m in found if not any(m.startswith(f"{other}.") for other in found)]
 
 
 class NormConversion(Conversion):
