@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import addenda as ad
@@ -194,3 +195,101 @@ def test_types_that_mix_are_refused_with_both_names(tmp_path):
     with pytest.raises(AddendaError, match=r"2 types of PEFT \(SHIRA, VERA\)"):
         given(adapter, tmp_path / "new")
     assert not list((tmp_path / "new").iterdir())
+
+
+def _small(name: str, config: str, **sizes) -> nn.Module:
+    torch.manual_seed(0)
+    return getattr(transformers, name)(getattr(transformers, config)(**sizes)).eval()
+
+
+def make_whisper() -> nn.Module:
+    sizes = {"vocab_size": toys.VOCAB, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "num_mel_bins": 4}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_source_positions": 8}
+    widths = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "decoder_start_token_id": 1, "pad_token_id": 0}
+    return _small("WhisperForConditionalGeneration", "WhisperConfig", **sizes, **heads, **widths)
+
+
+def make_wav2vec2() -> nn.Module:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ears = {"conv_dim": [8], "conv_kernel": [4], "conv_stride": [4], "num_conv_pos_embeddings": 4}
+    groups = {"num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer"}
+    return _small("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", **sizes, **ears, **groups)
+
+
+def make_llava() -> nn.Module:
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"model_type": "llama", "vocab_size": toys.VOCAB, **sizes}
+    eyes = {"model_type": "clip_vision_model", "image_size": 8, "patch_size": 4, **sizes}
+    return _small(
+        "LlavaForConditionalGeneration", "LlavaConfig", text_config=text, vision_config=eyes, image_token_index=1
+    )
+
+
+NOISE = torch.Generator().manual_seed(0)
+TASKS = {
+    "whisper": (make_whisper, {"input_features": torch.randn(1, 4, 16, generator=NOISE), "decoder_input_ids": IDS[:1]}),
+    "wav2vec2": (make_wav2vec2, {"input_values": torch.randn(1, 64, generator=NOISE)}),
+    "llava": (make_llava, {"input_ids": IDS[:, 1:] + 2}),
+}
+
+
+@pytest.mark.parametrize("row", TASKS)
+def test_a_model_that_peft_would_call_otherwise_for_its_task_has_none(row, tmp_path):
+    make, batch = TASKS[row]
+    model = make()
+    base = outputs(model, batch)
+    adapter = stir(ad.attach(model, ad.LoRA(rank=2), targets=["*q_proj", "*v_proj"]), 0.4)
+    folder = given(adapter, tmp_path / "out")
+    assert json.loads((folder / CONFIG).read_text(encoding="utf-8"))["task_type"] is None
+    same(in_peft(make, folder, batch), outputs(model, batch), base)
+
+
+def test_a_task_that_peft_calls_as_the_model_is_named(tmp_path):
+    for make, task in ((toys.make_t5, "SEQ_2_SEQ_LM"), (toys.make_gpt2, "CAUSAL_LM"), (toys.make_bert, "SEQ_CLS")):
+        folder = given(stir(ad.attach(make(), ad.LoRA(rank=2), targets="linear")), tmp_path / task)
+        assert json.loads((folder / CONFIG).read_text(encoding="utf-8"))["task_type"] == task
+
+
+def make_mamba() -> nn.Module:
+    return _small(
+        "MambaForCausalLM", "MambaConfig", vocab_size=toys.VOCAB, hidden_size=8, num_hidden_layers=1, state_size=2
+    )
+
+
+OUT = "backbone.layers.0.mixer.out_proj"
+
+
+@pytest.mark.parametrize("method", [ad.LoRA(rank=2), ad.AdaLoRA(rank=3, target_rank=2), ad.DoRA(rank=2)], ids=repr)
+def test_lora_where_peft_loads_none_in_a_mamba_is_refused_before_and_at_the_export(method, tmp_path):
+    model = make_mamba()
+    assert [*ad.passage(model, method, "peft", targets=["*in_proj", "*out_proj"]).refused] == [OUT]
+    adapter = stir(ad.attach(model, method, targets=["*in_proj", "*out_proj"]))
+    with pytest.raises(AddendaError, match="PEFT loads no LORA at the out_proj of a mamba; leave it out"):
+        ad.export(adapter, "peft", tmp_path / "out")
+
+
+def test_no_way_leads_to_a_lora_that_peft_does_not_load(tmp_path):
+    raw = stir(ad.attach(make_mamba(), ad.LoRA(rank=1), targets=["*conv1d.weight", "*in_proj"]))
+    other = stir(ad.attach(make_mamba(), "miss:rank=2", targets="linear"))
+    given(other, tmp_path / "in its own form PEFT loads it")
+    for adapter, options in ((raw, {}), (other, {"rank": 2})):
+        with pytest.raises(AddendaError, match=r"PEFT loads no LORA at the (out_proj|conv1d) of a mamba"):
+            ad.export(adapter, "peft", tmp_path / "out", **options)
+    mixed = stir(ad.attach(make_mamba(), {"*out_proj": "lora-xs:rank=2", "*in_proj": "lora:rank=2"}))
+    with pytest.raises(AddendaError, match="PEFT loads no LORA at the out_proj"):
+        given(mixed, tmp_path / "mixed")
+
+
+def test_a_raw_parameter_of_the_model_itself_is_refused(tmp_path):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.matrix, self.layer = nn.Parameter(torch.randn(8, 8)), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.layer(x @ self.matrix.T)
+
+    adapter = stir(ad.attach(Own(), ad.LoRA(rank=2), targets=["matrix", "layer"]))
+    with pytest.raises(AddendaError, match=r"matrix.*PEFT has no place for a parameter of the model itself"):
+        ad.export(adapter, "peft", tmp_path / "out", probe=torch.randn(3, 8))

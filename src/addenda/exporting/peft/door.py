@@ -12,4 +12,4 @@ from addenda.exporting.routes import Route
 
 def route(method: Method, site: Site, config: Any = None) -> Route:
     """Return the form in which PEFT has a method at a site."""
-    return conversion_for(method, site)[1]
+    return conversion_for(method, site, config)[1]

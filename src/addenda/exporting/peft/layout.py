@@ -25,8 +25,10 @@ from addenda.exporting.peft.conversion import Config, Place, Saved
 
 A, B = "lora_A.weight", "lora_B.weight"
 EMBEDDED_A, EMBEDDED_B = "lora_embedding_A", "lora_embedding_B"
+BARRED = ("LORA", "ADALORA")  # types that PEFT loads at no module which `barred` names
 _INNER = ".base_layer"
 _MHA_OUTPUT = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
+_MAMBAS = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")  # model types, as PEFT's tuners_utils has them
 
 
 def obstacle(site: Site) -> str | None:
@@ -44,9 +46,24 @@ def obstacle(site: Site) -> str | None:
         return "PEFT changes an nn.MultiheadAttention only as a whole; export to 'merged'"
     if site.kind.name == "parameter" and len(site.weight.shape) < 2:
         return "a vector is no product of two matrices; export to 'merged'"
+    if site.kind.name == "parameter" and not wrapped(site):
+        return "PEFT has no place for a parameter of the model itself; export to 'merged'"
     if len(site.weight.shape) == 3 and len(site.weight) == 1 and getattr(module, "is_transposed", False):
         return "PEFT 0.21.2 turns the change of a transposed stack of one expert the wrong way; export to 'merged'"
     return None
+
+
+def barred(path: str, config: object) -> str | None:
+    """Return why PEFT loads no LORA and no ADALORA at this module of a model with this config, or None."""
+    name, kind = path.rpartition(".")[2], getattr(config, "model_type", None)
+    if kind in _MAMBAS and name in ("out_proj", "conv1d"):
+        return f"PEFT loads no LORA at the {name} of a {kind}; leave it out (exclude=), or export to 'merged'"
+    return None
+
+
+def wrapped(site: Site) -> str:
+    """Return the path of the module that PEFT wraps for a site: itself, or the owner of a raw parameter."""
+    return site.path.rpartition(".")[0] if site.kind.name == "parameter" else site.path
 
 
 def places(site: Site, owners: Owners) -> tuple[Place, ...]:

@@ -78,16 +78,22 @@ def why_not(kind: str) -> str:
     return REFUSED.get(kind, _DENSE)
 
 
-def conversion_for(method: Method, site: Site) -> tuple[Conversion | None, Route]:
-    """Return the conversion that writes a method at a site, and how; None where it goes as a LoRA with an error."""
+def conversion_for(method: Method, site: Site, config: object = None) -> tuple[Conversion | None, Route]:
+    """Return the conversion that writes a method at a site, and how; None where it goes as a LoRA with an error.
+
+    config: of a transformers model, some of which PEFT gives no LORA at some layers.
+    """
+    barred = layout.barred(layout.wrapped(site), config)
     for conversion in CONVERSIONS.values():
         route = conversion.route(method, site)
+        if route is not None and barred and route.kind == "exact" and conversion.type in layout.BARRED:
+            return None, Route("refused", barred)
         if route is not None:
             return (conversion if route.kind == "exact" else None), route
     if isinstance(method, HiddenMethod):
         return None, Route(
             "refused", "it changes activations, and no type of PEFT does that as it does; keep it attached"
         )
-    if reason := layout.obstacle(site):
+    if reason := layout.obstacle(site) or barred:
         return None, Route("refused", reason)
     return None, Route("approximate", "LORA of the rank or energy asked for")

@@ -14,10 +14,9 @@ from addenda.core.site.site import is_norm, owners_of, site_at
 from addenda.core.state.state import record_of
 from addenda.exporting.deltas import changed_sites
 from addenda.exporting.pairs import Pair
-from addenda.exporting.peft import copies, tokens
-from addenda.exporting.peft.conversion import Conversion, Live, Written
+from addenda.exporting.peft import copies, layout, tokens
+from addenda.exporting.peft.conversion import Conversion, Live, Written, refuse
 from addenda.exporting.peft.folder import PREFIX, ROOT, write_folder
-from addenda.exporting.peft.layout import places
 from addenda.exporting.peft.lora import Piece, written
 from addenda.exporting.peft.table import CONVERSIONS, conversion_for
 
@@ -51,10 +50,11 @@ def write(adapter: Adapter, folder: Path, pairs: dict[str, Pair] | None = None) 
               for path, t in adapter.sites() if path in record.also_train}  # fmt: skip
     if pairs is None:
         with training_mode(adapter.model, False):
-            live = [Live(site, t, places(site, owners)) for site, t in changed_sites(adapter, hidden=True)]
-            made = _own(adapter, live, values)
+            live = [Live(site, t, layout.places(site, owners)) for site, t in changed_sites(adapter, hidden=True)]
+            made = _own(adapter, live, values, getattr(root, "config", None))
     else:
-        made = written({k: Piece(p.site, p.B, p.A, 1.0, places(p.site, owners)) for k, p in pairs.items()})
+        made = written({k: Piece(p.site, p.B, p.A, 1.0, layout.places(p.site, owners)) for k, p in pairs.items()})
+    _refuse_barred(made, getattr(root, "config", None))
     common = _common(root)
     modules = made.modules or []
     heads = [n for n, _ in root.named_children() if n in _HEADS.get(common["task_type"], ())]
@@ -66,12 +66,12 @@ def write(adapter: Adapter, folder: Path, pairs: dict[str, Pair] | None = None) 
     write_folder(folder, {**config, **made.config}, tensors)
 
 
-def _own(adapter: Adapter, live: list[Live], values: dict[str, Tensor]) -> Written:
+def _own(adapter: Adapter, live: list[Live], values: dict[str, Tensor], config: object) -> Written:
     """Return what the conversions of the adapter's methods write, and put the copies among them into `values`."""
     used: dict[Conversion, list[Live]] = {}
     refused = []
     for each in live:
-        conversion, route = conversion_for(each.method, each.site)
+        conversion, route = conversion_for(each.method, each.site, config)
         if conversion is None:
             reason = (
                 route.why if route.kind == "refused" else "it is no product of thin matrices; give rank= or energy="
@@ -116,11 +116,17 @@ def _changes(adapter: Adapter, used: dict[Conversion, list[Live]], as_lora: bool
     return lora.write(listed)
 
 
+def _refuse_barred(made: Written, config: object) -> None:
+    """Raise AddendaError for modules that PEFT would not load: methods of other types may have come to a LORA."""
+    if made.config["peft_type"] in layout.BARRED and isinstance(made.modules, list):
+        raw = (p.rpartition(".")[0] for p in made.config.get("target_parameters", ()))
+        refuse(
+            [f"{p}: {reason}" for p in (*made.modules, *raw) if (reason := layout.barred(p, config))], "No form in PEFT"
+        )
+
+
 def _common(root: nn.Module) -> dict[str, Any]:
     """Return the keys that every config has. Without a path of this machine: a folder's name is no address."""
-    kind = type(root).__mro__
-    names = [c.__name__ for c in kind]
-    task = next((task for end, task in _TASKS.items() if any(n.endswith(end) for n in names)), None)
     source = getattr(getattr(root, "config", None), "_name_or_path", "") or ""
     return {
         "auto_mapping": None,
@@ -128,8 +134,17 @@ def _common(root: nn.Module) -> dict[str, Any]:
         "inference_mode": True,
         "peft_version": "0.21.2",  # the version whose format this is
         "revision": None,
-        "task_type": task,
+        "task_type": _task(root),
     }
+
+
+def _task(root: nn.Module) -> str | None:
+    """Return PEFT's name for what a model is for; None where what it makes of such a task does not call this model."""
+    names = [c.__name__ for c in type(root).__mro__]
+    task = next((task for end, task in _TASKS.items() if any(n.endswith(end) for n in names)), None)
+    reads_tokens = getattr(root, "main_input_name", "input_ids") == "input_ids"  # PEFT passes input_ids, None too
+    two_parts = getattr(getattr(root, "config", None), "is_encoder_decoder", False)
+    return task if reads_tokens and (two_parts or task != "SEQ_2_SEQ_LM") else None
 
 
 def targets(root: nn.Module, paths: list[str]) -> list[str] | str:
