@@ -22,6 +22,7 @@ from addenda.core.site.site import owners_of, site_at
 from addenda.core.site.targets import grouped
 from addenda.core.state.state import HostRecord, intact, record_of
 from addenda.exporting.doors import DOORS, Door, Pairs, door_called, rows_refused
+from addenda.exporting.held import as_held
 from addenda.exporting.install import Forms, install
 from addenda.exporting.pairs import EXACT, low_rank
 from addenda.exporting.probe import Effect, effect, probe_for
@@ -166,6 +167,7 @@ def _proved(adapter: Adapter, door: Door, written: Path, pairs: Pairs | None, ba
 @contextmanager
 def _beside(adapter: Adapter, forms: Forms) -> Iterator[Adapter]:
     """Yield what was read back, attached idle beside the adapter inside a `with` block."""
+    forms = as_held(forms, record_of(adapter.model, adapter.name).root)
     records = record_of(adapter.model, adapter.name).state.records
     name = next(n for i in range(len(records) + 1) if (n := f"read-back-{i}") not in records)
     other = install(adapter.model, forms.sites, name=name, heads=forms.heads, pools=forms.pools, what="What was read")

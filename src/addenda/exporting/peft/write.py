@@ -84,7 +84,8 @@ def _own(adapter: Adapter, live: list[Live], values: dict[str, Tensor], config: 
     whole, rows = used.pop(NORMS, []), used.pop(TOKENS, [])
     if not used and not rows and whole and not values and all(is_norm(e.site.module) for e in whole):
         return NORMS.write(whole)
-    values |= {copies.parameter_path(e.site): e.values()["value"] for e in whole}
+    stored = {e.path: e.site.kind.from_matrix(e.values()["value"], e.site.weight) for e in whole}
+    values |= {copies.parameter_path(e.site): stored[e.path] for e in whole}
     if not used and not values and len({e.method for e in rows}) == 1:
         return TOKENS.write(rows)
     made = _changes(adapter, used, bool(rows))
