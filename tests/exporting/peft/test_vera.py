@@ -42,3 +42,10 @@ def test_what_was_read_says_that_it_is_a_lora_and_ours_holds_its_projections_onc
     assert {k: tuple(t.shape) for k, t in keys.items() if "lambda" not in k} == {
         "base_model.vera_A": (5, 16), "base_model.vera_B": (8, 5),
     }  # fmt: skip
+
+
+def test_two_groups_that_share_no_projections_are_refused_with_the_option_that_differs(tmp_path):
+    spec = {"q_proj": ad.VeRA(rank=5), "down_proj": ad.VeRA(rank=5, d_initial=0.2)}
+    adapter = stir(ad.attach(toys.make_llama(), spec))
+    with pytest.raises(AddendaError, match=r"PEFT has one d_initial for a whole adapter: .*0\.1 and .*0\.2"):
+        given(adapter, tmp_path / "out")

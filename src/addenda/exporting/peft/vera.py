@@ -5,6 +5,7 @@ read where it holds them (save_projection, PEFT's default). As ours are drawn ot
 same rank, A ← d ∘ A and B ← b ∘ B. Ours is written as VERA, with our projections in the folder.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -60,14 +61,15 @@ class VeraConversion(Conversion):
         return Route("exact", "VERA") if isinstance(method, VeRA) and site.kind.dense else None
 
     def write(self, live: Sequence[Live]) -> Written:
-        options, p = one(live, "rank"), live[0].values()
+        options = one(live, *(f.name for f in dataclasses.fields(VeRA)))  # other options, other projections
+        p = live[0].values()
         made = Written(
             {
                 "peft_type": self.type,
                 "r": options["rank"],
                 "save_projection": True,
                 "projection_prng_key": 0,  # PEFT's default: what it draws from it is replaced by what is stored
-                "d_initial": live[0].method.d_initial,
+                "d_initial": options["d_initial"],
                 "vera_dropout": 0.0,
                 "bias": "none",
                 "fan_in_fan_out": any(e.site.kind.transposed for e in live),
