@@ -7,7 +7,7 @@ import addenda as ad
 from addenda import AddendaError
 from addenda.core.site.site import site_at
 from addenda.exporting.deltas import changed_sites, delta, thin_factors
-from addenda.exporting.pairs import is_low_rank, low_rank
+from addenda.exporting.pairs import Pair, balanced, is_low_rank, low_rank
 from shared import HIDDEN, METHODS, NAMES, attach, effective, relative, stir, where
 from toys import make_gpt2, make_llama, make_mixtral
 
@@ -103,3 +103,13 @@ def test_whether_a_method_is_low_rank_takes_no_numbers_of_torchs_own():
     state = torch.get_rng_state()
     assert is_low_rank.__wrapped__(METHODS["lora"]) and not is_low_rank.__wrapped__(METHODS["oft"])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_balanced_factors_are_the_same_product_and_alike_in_size():
+    site = site_at(torch.nn.Sequential(torch.nn.Linear(6, 6)), "0")
+    B, A = torch.randn(6, 2) * 1e-9, torch.randn(2, 6) * 1e7
+    made = balanced(Pair(site, B, A))
+    assert torch.equal(made.B.double() @ made.A.double(), B.double() @ A.double())
+    assert 0.5 <= float(made.B.abs().max() / made.A.abs().max()) <= 2
+    for odd in (torch.zeros(6, 2), torch.full((6, 2), torch.nan), torch.full((6, 2), torch.inf), torch.zeros(6, 0)):
+        assert balanced(Pair(site, odd, A)).B is odd  # nothing to balance

@@ -1,6 +1,7 @@
 """Every change of an adapter as a product of two thin matrices, which is what other programs read."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -101,6 +102,18 @@ def _pair(
     highest = None if rank is None else min(rank, *site.shape)
     near = nearest_low_rank(change, rank=highest, energy=energy, second=second)
     return Pair(site, near.B.float(), near.A.float(), near.error)
+
+
+def balanced(pair: Pair) -> Pair:
+    """Return the same product with factors whose largest entries are alike, so that neither underflows in half.
+
+    One is taken times, the other over a power of two, which rounds nothing.
+    """
+    largest = [float(t.abs().max()) if t.numel() else 0.0 for t in (pair.B, pair.A)]
+    if not all(0 < x < math.inf for x in largest):
+        return pair
+    by = 2.0 ** round(math.log2(largest[1] / largest[0]) / 2)
+    return dataclasses.replace(pair, B=pair.B * by, A=pair.A / by)
 
 
 @cache

@@ -51,3 +51,12 @@ def test_what_has_no_form_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(AddendaError, match=r"1 of 3 sites have no form .*transformer\.wpe has no name in a GGUF file"):
         ad.export(adapter, "gguf", tmp_path / "a.gguf")
     assert not list(tmp_path.iterdir())
+
+
+def test_small_factors_beside_large_ones_are_no_zeros_in_half_precision(tmp_path):
+    _, adapter = moved("qwen2", ad.LoRA(rank=3), ["*.q_proj", "*.up_proj"])
+    for _, t in adapter.sites():
+        t.B.data *= 1e-7
+        t.A.data *= 1e7
+    report = ad.export(adapter, "gguf", tmp_path / "a.gguf", dtype="f16")
+    assert max(report.errors.values()) < 1e-3 and report.effect.relative < 1e-2

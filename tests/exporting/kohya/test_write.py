@@ -81,7 +81,19 @@ def test_in_half_precision_the_error_is_told(dtype, tmp_path):
     report = exported(adapter, tmp_path / "x", dtype=dtype)
     step = {"float16": 2**-11, "bfloat16": 2**-8}[dtype]
     assert not report.exact and all(0 < e < 2 * step for e in report.errors.values())
-    assert {t.dtype for t in load_file(tmp_path / "x").values()} == {getattr(torch, dtype)}
+    stored = load_file(tmp_path / "x")
+    assert {t.dtype for k, t in stored.items() if k.endswith("weight")} == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_alpha_is_the_rank_whatever_the_dtype(dtype, tmp_path):
+    """257 is no number of bfloat16, and 4,097 none of float16."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(260, 260))
+    adapter = stir(ad.attach(model, ad.LoRA(rank=257), targets="0"))
+    ad.export(adapter, "kohya", tmp_path / "x", dtype=dtype, part="lycoris", probe=torch.randn(2, 260))
+    alpha = load_file(tmp_path / "x")["lycoris_0.alpha"]
+    assert (alpha.dtype, float(alpha)) == (torch.float32, 257)
 
 
 def test_what_half_precision_cannot_hold_is_refused(tmp_path):

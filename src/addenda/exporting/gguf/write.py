@@ -28,7 +28,7 @@ from addenda.core.site.kinds import CONV, CONV1D, EMBEDDING, LINEAR
 from addenda.core.site.site import Site
 from addenda.core.state.state import record_of
 from addenda.exporting.gguf.architectures import TIED, Architecture, architecture_of
-from addenda.exporting.pairs import Pair, is_low_rank
+from addenda.exporting.pairs import Pair, balanced, is_low_rank
 from addenda.exporting.routes import Route
 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16}
@@ -96,7 +96,8 @@ def write(
 ) -> Path:
     """Write changes of a model's weights as a new GGUF file, whole or not at all, and return its path.
 
-    config: the transformers config of the base. dtype: "f32", or "f16" for half the bytes. name: general.name.
+    config: the transformers config of the base. dtype: "f32", or "f16" for half the bytes, with factors
+    that are balanced, so that neither underflows. name: general.name.
     Raises AddendaError before anything is written: for architectures that were not tried, modules that have no name in
     GGUF, norms, tied embeddings and heads, stacks, numbers that are not finite or beyond float16, and a file that is
     there. Needs the package gguf.
@@ -152,7 +153,7 @@ def tensors_of(pairs: Mapping[str, Pair], config: Any, *, dtype: str = "f32") ->
     for path, pair in pairs.items():
         reason = _unfit(pair) or _no_place(pair.site, config)
         if reason is None:
-            made = _two(pair, architecture, config)
+            made = _two(pair if dtype == "f32" else balanced(pair), architecture, config)
             reason = _beyond(made.values(), _DTYPES[dtype])
         if reason is not None:
             problems.append(reason if path in reason else f"{path}: {reason}")
@@ -186,7 +187,8 @@ def rounding(pairs: Mapping[str, Pair], dtype: str) -> Iterator[tuple[str, Pair,
     """Yield ‖B A − what is written‖ / ‖B A‖ by path, for a dtype in which numbers are rounded; nothing for "f32"."""
     for path, pair in pairs.items() if dtype != "f32" else ():
         product = pair.B.float() @ pair.A.float()
-        written = pair.B.to(_DTYPES[dtype]).float() @ pair.A.to(_DTYPES[dtype]).float()
+        even = balanced(pair)
+        written = even.B.to(_DTYPES[dtype]).float() @ even.A.to(_DTYPES[dtype]).float()
         yield path, pair, float((product - written).norm() / product.norm().clamp_min(1e-30))
 
 

@@ -12,7 +12,7 @@ from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.atomic import write_atomically
 from addenda.exporting.kohya.names import PARTS, flat_names, original_names, part_of, text_prefix
-from addenda.exporting.pairs import Pair
+from addenda.exporting.pairs import Pair, balanced
 
 LABELS = {  # diffusers 0.42 loses these two under its own names, and finds them under the original ones
     "add_embedding.linear_1": "label_emb.0.0",
@@ -52,7 +52,8 @@ def write(
     for path, pair in pairs.items():
         B, A = pair.B, pair.A
         if dtype != "float32":
-            B, A = (t.to(DTYPES[dtype]) for t in _balanced(B, A))
+            even = balanced(pair)
+            B, A = even.B.to(DTYPES[dtype]), even.A.to(DTYPES[dtype])
             if not bool(torch.isfinite(B).all() and torch.isfinite(A).all()):
                 raise AddendaError(f"{path}: its factors do not fit into {dtype}. Write dtype='float32'.")
             errors[path] = _distance(pair, B, A)
@@ -60,7 +61,7 @@ def write(
         key = f"{chosen}_{names[path]}"
         tensors[f"{key}.lora_down.weight"] = A.reshape(-1, *kernel).contiguous()
         tensors[f"{key}.lora_up.weight"] = B.reshape(*B.shape, *[1] * (len(kernel) - 1)).contiguous()
-        tensors[f"{key}.alpha"] = torch.tensor(float(pair.rank), dtype=B.dtype)
+        tensors[f"{key}.alpha"] = torch.tensor(float(pair.rank))  # float32: bfloat16 would make 256 of 257
     # one entry only: safetensors writes several in random order, and equal adapters should be equal files
     write_atomically(place, to_bytes(tensors, {"ss_network_module": "networks.lora"}))
     return errors
@@ -87,15 +88,6 @@ def _names(model: nn.Module, part: str, layout: str, paths: list[str]) -> dict[s
     if shared:
         raise AddendaError(f"Flattened, the names of these modules are the same: {'; '.join(shared[:4])}.")
     return flat
-
-
-def _balanced(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the two times and over a power of two, so that their largest entries are alike: the same product."""
-    largest = [float(t.abs().max()) if t.numel() else 0.0 for t in (B, A)]
-    if not all(largest):
-        return B, A
-    by = 2.0 ** round(float(torch.tensor(largest[1] / largest[0]).log2()) / 2)
-    return B * by, A / by
 
 
 def _distance(pair: Pair, B: Tensor, A: Tensor) -> float:
