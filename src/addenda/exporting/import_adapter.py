@@ -4,13 +4,13 @@ from pathlib import Path
 
 from torch import nn
 
+from addenda.core.adapter.attach import ready
 from addenda.core.adapter.grow import refuse_untold
 from addenda.core.adapter.handle import Adapter
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import shown
 from addenda.core.modules.borrow import in_its_mode
-from addenda.core.modules.wrappers import unwrap
 from addenda.exporting.doors import DOORS
 from addenda.exporting.formats import format_of
 from addenda.exporting.install import install
@@ -39,18 +39,17 @@ def import_adapter(
     Raises AddendaError that lists everything which does not fit the model, for options that have no counterpart here,
     and for a file of our own, which `load` takes.
     """
-    if not isinstance(model, nn.Module):
-        raise AddendaError(f"An adapter is put on a model, got a {type(model).__name__}. Load the model first.")
+    root, _ = ready(model, name)
     kind = format_of(path)
     if kind == "addenda":
         raise AddendaError(f"{shown(path)} is an adapter of addenda itself: addenda.load(model, {str(path)!r}).")
     if part is not None and kind != "kohya":
         raise AddendaError(f"part= is for files of kohya, and {shown(path)} is an adapter of {kind}; leave it out.")
-    refuse_untold(unwrap(model))
+    refuse_untold(root)
     options = {} if part is None else {"part": part}
-    forms = DOORS[kind].read(Path(path).expanduser(), model, **options)
+    forms = DOORS[kind].read(Path(path).expanduser(), root, **options)
     return install(
-        model, forms.sites, name=name, heads=forms.heads, pools=forms.pools, trainable=trainable, activate=activate,
+        root, forms.sites, name=name, heads=forms.heads, pools=forms.pools, trainable=trainable, activate=activate,
         what=f"The {kind} adapter {Path(path).name}",
     )  # fmt: skip
 
