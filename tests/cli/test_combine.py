@@ -41,18 +41,20 @@ def test_the_file_is_an_ordinary_adapter_and_the_table_fits(folder, capsys):
     assert torch.equal(model(ids).logits, want) and len(report.sites) == len(read(out)[0].sites)
     call("inspect", out)
     assert "lora" in capsys.readouterr().out
-    call("combine", *both, "--model", folder / "model", "--how", "ties", "--density", "0.5", "--out", out)
-    assert "ties" in capsys.readouterr().out, "a file of ours may be written over"
+    other = folder / "ties.safetensors"
+    call("combine", *both, "--model", folder / "model", "--how", "ties", "--density", "0.5", "--out", other)
+    assert "ties" in capsys.readouterr().out
 
 
 def test_what_cannot_be_is_said_before_the_model_is_read(folder, capsys):
     a, b, few = (folder / f"{n}.safetensors" for n in ("a", "b", "few"))
     foreign = folder / "notes.safetensors"
     foreign.write_text("mine")
-    held = foreign.read_bytes(), a.read_bytes()
+    held = foreign.read_bytes(), a.read_bytes(), few.read_bytes()
     cases = {
-        "is there already": (a, b, "--out", foreign),
-        "one of the adapters": (a, b, "--out", a),
+        "notes.safetensors is there already": (a, b, "--out", foreign),
+        "few.safetensors is there already": (a, b, "--out", few),  # an adapter, trained for hours perhaps
+        "a.safetensors is there already": (a, b, "--out", a),
         "2 adapters want 2 weights": (a, b, "--out", folder / "x", "--weights", "1"),
         "are numbers": (a, b, "--out", folder / "x", "--weights", "1,one"),
         "finite": (a, b, "--out", folder / "x", "--weights", "1,nan"),
@@ -66,4 +68,4 @@ def test_what_cannot_be_is_said_before_the_model_is_read(folder, capsys):
     for message, arguments in cases.items():
         call("combine", *arguments, "--model", folder / "no-model", code=2)
         assert message in capsys.readouterr().err, message
-    assert (foreign.read_bytes(), a.read_bytes()) == held and not (folder / "x").exists()
+    assert (foreign.read_bytes(), a.read_bytes(), few.read_bytes()) == held and not (folder / "x").exists()

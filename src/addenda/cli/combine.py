@@ -60,23 +60,23 @@ def combine(
     from addenda.combining.options import SPECIAL
     from addenda.core.base import ranges
     from addenda.core.base.errors import AddendaError
-    from addenda.core.disk.place import file_for
+    from addenda.core.disk.whole import free_place, whole
     from addenda.models.load import dtype_for, load_model, wanted_by
 
     options: dict[str, Any] = {n: given[n] for n in _OWN}
     options["weights"] = None if weights is None else _numbers(weights)
     if problems := ranges.problems({n: given[n] for n in SPECIAL}, SPECIAL):
         raise AddendaError(f"These options cannot be: {'; '.join(f'--{p}' for p in problems)}.")
-    place = file_for(out, _is_adapter, what="--out")  # all of this before the model is read, which takes longer
-    if any(place.resolve() == f.expanduser().resolve() for f in files):
-        raise AddendaError(f"{place} is one of the adapters that are combined. Choose another --out.")
+    place = free_place(out, "--out")  # all of this before the model is read, which takes longer
     prepared(files, **options)
     wanted: dict[str, Any] = wanted_by(next((f for f in files if f.stem == heads_of), files[0]))
     wanted |= {"dtype": dtype_for(files, dtype), "trust_remote_code": trust_remote_code}
     loaded = load_model(model_or_default(model), device=device, **wanted)
     report = combined(files, model=loaded.model, **options)
     tell(report)
-    tell(f"written: {report.adapter.save(place)}")
+    with whole(place, folder=False) as beside:  # where nothing is, not even what came meanwhile
+        report.adapter.save(beside)
+    tell(f"written: {place}")
 
 
 _OWN = ("how", "scale", "rule", "density", "window", "seed", "rank", "energy", "form", "absent", "heads_of", "base")
@@ -89,14 +89,3 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in listed(text)]
     except ValueError:
         raise AddendaError(f"--weights are numbers, one for each file, such as 0.5,0.5; got {text!r}.") from None
-
-
-def _is_adapter(path: Path) -> bool:
-    from addenda.core.base.errors import AddendaError
-    from addenda.core.file.header import read
-
-    try:
-        read(path)
-    except AddendaError:
-        return False
-    return True
