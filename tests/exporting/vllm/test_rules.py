@@ -1,6 +1,7 @@
 """What `check` says of folders that are wrong for vLLM; what vLLM itself does with each is in `test_served.py`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,10 +82,37 @@ def test_the_way_out_of_a_rank_names_what_vllm_can_be_started_with(good, tmp_pat
     assert RANKS[-1] == 512
 
 
-@pytest.mark.parametrize("base", [3, "no such folder", {"model_type": "llama"}])
-def test_a_base_that_is_none_is_refused(good, base):
-    with pytest.raises((ad.AddendaError, OSError)):
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        (3, "got a int"),
+        ({"model_type": "llama"}, "got a dict"),
+        ("no such folder", "Expected the folder of a transformers model at no such folder"),
+        (Path(__file__).parent, "no config.json in it"),
+        ("", "names nothing"),
+    ],
+)
+def test_a_base_that_is_none_is_refused(good, base, said):
+    with pytest.raises(ad.AddendaError, match=said):
         check(good[1], config=base)
+
+
+def test_a_base_whose_config_is_damaged_is_refused(good, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ad.AddendaError, match=r"transformers cannot read .*config\.json"):
+        check(good[1], config=tmp_path)
+
+
+def test_a_base_in_a_wrapper_is_the_base(good):
+    assert check(good[1], config=torch.nn.DataParallel(good[0])) == []
+
+
+@pytest.mark.parametrize("named", [5, "head", ["head"], {"head": 1}, [5], [["score"]]])
+def test_modules_to_save_of_any_kind_is_a_problem_and_no_error(good, tmp_path, named):
+    shutil.copytree(good[1], tmp_path / "other")
+    config = json.loads((good[1] / "adapter_config.json").read_text())
+    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": named}))
+    assert "vLLM takes no module as a whole but a classifier's" in check(tmp_path / "other", config=good[0])[0]
 
 
 def test_experts_that_are_there_in_part_are_said_to_lack(mixtral, tmp_path):

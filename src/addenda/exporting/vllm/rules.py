@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.disk.access import path_of
+from addenda.core.modules.wrappers import unwrap
 from addenda.core.site.targets import grouped
 from addenda.exporting.peft.folder import read_folder
 from addenda.exporting.peft.lora import ranks
@@ -120,8 +122,9 @@ def _pairs(config: Mapping[str, Any], contents: Contents) -> Iterator[str]:
 
 def _heads(config: Mapping[str, Any], contents: Contents) -> Iterator[str]:
     """Yield what is wrong with modules that were trained whole."""
-    listed = config.get("modules_to_save") or []
-    for name in listed if isinstance(listed, list) else [listed]:
+    named = config.get("modules_to_save") or []
+    listed = named if isinstance(named, list) else [named]
+    for name in listed:
         if name not in CLASSIFIERS:
             yield (
                 f"modules_to_save has {str(name)[:60]!r}, and vLLM takes no module as a whole but a classifier's score "
@@ -217,13 +220,13 @@ def _weight(model: nn.Module, path: str) -> Tensor | None:
 def _model(config: object) -> nn.Module:
     """Return the base without its numbers, to be asked for names and shapes."""
     if isinstance(config, nn.Module):
-        return config
+        return unwrap(config)
     import transformers
 
-    from addenda.models.pretrained import pretrained
+    from addenda.models.load import config_of
 
     if isinstance(config, (str, Path)):
-        config = pretrained("AutoConfig", config)
+        config = config_of(path_of(config, "config"))
     names = getattr(config, "architectures", None) or []
     kind = getattr(transformers, names[0], None) if len(names) == 1 and isinstance(names[0], str) else None
     if not isinstance(config, transformers.PretrainedConfig) or not isinstance(kind, type):
