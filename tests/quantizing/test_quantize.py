@@ -121,6 +121,36 @@ def test_statistics_make_spqr_closer_and_a_failure_gives_the_old_weights_back():
     assert all(m.weight is b for m, b in zip(layers, before, strict=True))
 
 
+def test_a_calibration_without_a_mask_is_all_tokens():
+    made = []
+    for batch in (text(), {"input_ids": text()["input_ids"]}):
+        model = make()
+        quantize(model, "spqr", calibration=iter([batch]))
+        made.append(packed(model)[SITE].dense())
+    assert torch.equal(*made)
+
+
+NONE = {
+    "empty": ([], "holds no batch"),
+    "one batch": (text(), "list of batches for the model, or a loader; got a dict"),
+    "one tensor": (text()["input_ids"], "got a Tensor"),
+    "a number": (5, "got a int"),
+    "tensors": ([text()["input_ids"]], "Batch 0 of calibration= is a Tensor, and a dict of input_ids"),
+    "other names": ([text(), {"x": torch.ones(2, 3)}], "Batch 1 of calibration= is a dict of x, and"),
+    "lists": ([{"input_ids": [[1, 2]]}], "Batch 0 of calibration= is a dict of input_ids"),
+    "padding alone": ([text() | {"attention_mask": torch.zeros(4, 12)}], "1 where a token is"),
+}
+
+
+@pytest.mark.parametrize("row", NONE)
+def test_what_is_no_calibration_is_said_before_anything_is_packed(row):
+    given, said = NONE[row]
+    model = make()
+    with pytest.raises(AddendaError, match=said):
+        quantize(model, "spqr", calibration=given)
+    assert not packed(model)
+
+
 @pytest.mark.parametrize("how", FORMS)
 def test_merging_onto_either_base_plain_or_packed_again(how, ids):
     plain = make()

@@ -9,7 +9,7 @@ any other: its factors are linear layers.
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from addenda.core.packed.tensor import Packed, values_of
 from addenda.core.site.targets import ROLES, Target, grouped, listed, matching
 from addenda.core.state.state import find_state
 from addenda.reducing.choose import choose, raw
+from addenda.reducing.inputs import masked
 from addenda.reducing.walk import Batch, Walk
 
 FORMS: dict[str, type[Packed]] = {"nf4": NF4Tensor, "int8": Int8Tensor, "spqr": SpQRTensor}
@@ -72,7 +73,7 @@ def quantize(
     *,
     targets: Target | Iterable[Target] = "linear",
     exclude: Iterable[Target] = (),
-    calibration: list[Batch] | None = None,
+    calibration: Iterable[Mapping[str, Tensor]] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, float]:
     """Put packed weights, frozen, in the place of linear layers' own; return {path: relative error ‖W − Ŵ‖ / ‖W‖}.
@@ -80,8 +81,9 @@ def quantize(
     how: a form of `FORMS` and its options. Heads, embeddings and tied weights stay as they are, and what is packed
     already is packed again from its values. Experts that are stacked in one parameter stay plain; where such parameters
     are wanted, being named or "linear" or "mlp", and are more than a tenth of what is packed, a warning says so.
-    calibration: batches of input_ids and attention_mask, for spqr: the model is gone through block by block, each
-    quantised for the inputs that the quantised ones before it give. progress: called with (done, total, path).
+    calibration: batches of input_ids and attention_mask (without one, all are tokens), for spqr: the model is gone
+    through block by block, each quantised for the inputs that the quantised ones before it give. progress: called with
+    (done, total, path).
 
     Raises AddendaError, with nothing replaced, when no layer is left, one is adapted or is not finite, and for a form
     or an option that is not known.
@@ -89,6 +91,7 @@ def quantize(
     form = Form.parse(how)
     if calibration is not None and not form.calibrated:
         raise AddendaError(f"{form.name} looks at weights only; leave calibration= out.")
+    batches = None if calibration is None else _batches(model, calibration)
     if find_state(model) is not None:
         raise AddendaError("An adapter is attached, and its start knows the weights as they are. Quantise first.")
     targets, exclude = listed(targets), listed(exclude)
@@ -112,15 +115,36 @@ def quantize(
             raise AddendaError(f"{path}: {error}") from None
         errors[path] = _distance(W, weights[path])
 
-    if calibration is None:
+    if batches is None:
         for path in shapes:
             pack(path)
         _put(model, weights)
     else:
-        _in_order(model, calibration, list(shapes), weights, pack)
+        _in_order(model, batches, list(shapes), weights, pack)
     if progress:
         progress(len(shapes), len(shapes), "")
     return errors
+
+
+def _batches(model: nn.Module, given: Iterable[Mapping[str, Tensor]]) -> list[Batch]:
+    """Return batches with their masks. Raises AddendaError where there is none, or one that is no batch of tokens."""
+    if isinstance(given, (Mapping, Tensor, str)) or not isinstance(given, Iterable):
+        raise AddendaError(
+            f"calibration= is a list of batches for the model, or a loader; got a {type(given).__name__}."
+        )
+    batches: list[Batch] = []
+    for i, batch in enumerate(given):
+        known = masked(model, batch)
+        if known is None or not bool(known["attention_mask"].any()):
+            held = f"a {type(batch).__name__} of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
+            raise AddendaError(
+                f"Batch {i} of calibration= is {held or f'a {type(batch).__name__}'}, and a dict of input_ids and "
+                "attention_mask (rows × length, 1 where a token is) for this model is wanted."
+            )
+        batches.append(known)
+    if not batches:
+        raise AddendaError("calibration= holds no batch. Give some that the model takes, or leave it out.")
+    return batches
 
 
 def _plain(model: nn.Module, targets: list, exclude: list, chosen: dict[str, Any], dense: dict[str, str]) -> str | None:

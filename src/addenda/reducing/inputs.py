@@ -20,8 +20,8 @@ def input_moments(model: nn.Module, batches: Sequence[object], paths: Sequence[s
     others run whole, and every row counts. Layers that the batches never reach are in none of what is yielded.
     Raises AddendaError where a batch does not run or a layer gets what is not finite.
     """
-    masked = [_masked(model, batch) for batch in batches]
-    known = [batch for batch in masked if batch is not None]
+    found = [masked(model, batch) for batch in batches]
+    known = [batch for batch in found if batch is not None]
     if len(known) == len(batches):
         walk = Walk(model, known, list(paths))
         for piece in walk.pieces:
@@ -39,7 +39,7 @@ def input_moments(model: nn.Module, batches: Sequence[object], paths: Sequence[s
     yield {path: m for path, m in watch.moments.items() if m.count}
 
 
-def _masked(model: nn.Module, batch: object) -> Batch | None:
+def masked(model: nn.Module, batch: object) -> Batch | None:
     """Return a batch of named tensors with the mask of its tokens; None for any other."""
     if not isinstance(batch, Mapping) or not all(isinstance(t, Tensor) for t in batch.values()):
         return None
