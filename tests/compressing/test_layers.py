@@ -118,6 +118,14 @@ assert not any(name.split(".")[0] == "addenda" for name in sys.modules)
         to_dense(tmp_path / "dense", tmp_path / "more")
     with pytest.raises(AddendaError, match="is there already"):
         to_dense(tmp_path / "low", tmp_path / "dense")
+    to_dense(tmp_path / "low", tmp_path / "half", dtype="bf16")
+    assert json.loads((tmp_path / "half/config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["int8", "nn", "float33", ""])
+def test_a_dtype_that_is_none_is_said_before_anything_is_read(dtype, tmp_path):
+    with pytest.raises(AddendaError, match=r"dtype must be 'auto', 'float32'"):
+        to_dense(tmp_path / "nothing here", tmp_path / "dense", dtype=dtype)
 
 
 def test_the_bare_model_and_one_with_a_head_read_each_others_folders(tmp_path, ids):

@@ -13,6 +13,7 @@ from addenda.core.disk.access import path_of, writing
 from addenda.core.disk.unfinished import unfinished
 from addenda.core.modules.put import put
 from addenda.models.load import config_of, load_model
+from addenda.models.machine import pick_dtype
 from addenda.models.pretrained import quiet
 from addenda.train.unfinished import check_apart, check_free, rename
 
@@ -23,9 +24,10 @@ def to_dense(folder: str | Path, out: str | Path, *, dtype: str = "auto", trust_
 
     dtype: of the result; products are formed in float32 and rounded once. "auto": that of the folder.
     trust_remote_code: run code that the folder brings.
-    Raises AddendaError for a folder without low-rank layers, a target that is taken or lies in it, and a bias that the
-    architecture's own layer does not have (from center=True).
+    Raises AddendaError for a dtype that is none, a folder without low-rank layers, a target that is taken or lies in
+    it, and a bias that the architecture's own layer does not have (from center=True).
     """
+    asked = None if dtype == "auto" else pick_dtype(dtype)[0]  # before the model is read, which takes longer
     source, out = Path(folder).expanduser(), path_of(out, "out").resolve()
     config: Any = config_of(source, trust_remote_code)
     entry = getattr(config, "quantization_config", None) or {}
@@ -33,10 +35,9 @@ def to_dense(folder: str | Path, out: str | Path, *, dtype: str = "auto", trust_
         raise AddendaError(f"{source} has no low-rank layers of addenda; there is nothing to multiply out.")
     check_apart(source, out)
     check_free(out)
-    dtype_name = cast(str, getattr(config, "dtype", None)) if dtype == "auto" else dtype
-    dtype_name = str(dtype_name or "float32").removeprefix("torch.")
+    own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     loaded = load_model(source, dtype="float32", device="cpu", trust_remote_code=trust_remote_code)
-    model, final = cast(Any, loaded.model), getattr(torch, dtype_name)
+    model, final = cast(Any, loaded.model), asked or getattr(torch, own)
     ordinary = _ordinary(model)
     layers = {p: m for p, m in model.named_modules() if isinstance(m, tuple(FORMS.values()))}
     extra = [
