@@ -173,8 +173,16 @@ def test_bad_input(x):
     assert type(net.a) is nn.Conv2d
     net = Net()
     for options, why in (
-        ({"ranks": {"a": 13, "fc": 2}}, "fc: not a layer.*a: 13 is not between 1 and 12"),
+        ({"ranks": {"a": 13, "fc": 2}}, "fc: not a layer.*the rank of a must be from 1 to 12, got 13"),
+        ({"ranks": {"a": 2.5}}, "the rank of a must be a whole number, got 2.5"),
+        ({"ranks": {"a": "3"}}, "the rank of a must be a whole number, got '3'"),
+        ({"ranks": {"a": True}}, "the rank of a must be a whole number, got True"),
+        ({"ranks": ["a"]}, "ranks is a rank by path.*got a list"),
+        ({"energy": 0.9, "batches": 3}, "batches is a list of batches.*got a int"),
+        ({"energy": 0.9, "batches": x}, "batches is a list of batches.*got a Tensor"),
+        ({"energy": 0.9, "batches": {"x": x}}, "batches is a list of batches.*got a dict"),
         ({"energy": 0.9, "scheme": "vertical"}, "no scheme 'vertical'"),
+        ({"energy": 0.9, "scheme": 3}, "no scheme 3"),
         ({"energy": 0.9, "of": "flops"}, "of must be"),
         ({"energy": 0.9, "of": "macs"}, "wants an example"),
         ({"energy": 0.9, "targets": "convolution"}, "matches nothing"),

@@ -20,6 +20,23 @@ def test_out_of_range(option, values):
             CompressionSettings(**{option: value})
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("remove", "x", "remove must be a number, got 'x'. It is the share"),
+        ("floor", None, "floor must be a number, got None. It is a share of the uniform rank"),
+        ("rise", True, "rise must be a number, got True"), ("length", "a", "length must be a whole number, got 'a'"),
+        ("length", 32.5, "length must be a whole number"), ("multiple", 2.5, "multiple must be a whole number"),
+        ("batch", 1.5, "batch must be a whole number"), ("seed", -1, "seed must be at least 0"),
+        ("how", 3, "no route 3"), ("how", ["lord"], "no route"), ("allocate", None, "no allocation None"),
+        ("of", ["flops"], "of must be"),
+    ],
+)  # fmt: skip
+def test_values_of_another_kind(option, value, said):
+    with pytest.raises(AddendaError, match=said):
+        CompressionSettings(**{option: value})
+
+
 def test_the_bounds_themselves_are_options():
     lowest = CompressionSettings(floor=0, share=1, rise=0)
     assert (lowest.floor, lowest.share, lowest.rise) == (0, 1, 0)

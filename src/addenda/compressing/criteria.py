@@ -56,6 +56,9 @@ class Rule:
         ((name, threshold),) = options.items()
         if name in RULES and (problem := RULES[name].refusal(name, threshold)):
             raise AddendaError(f"{problem}. It is {MEANINGS[name]}.")
+        if name == "ranks" and not isinstance(threshold, Mapping):
+            kind = type(threshold).__name__
+            raise AddendaError(f"ranks is a rank by path, {{path: rank}}, None for dense; got a {kind}.")
 
     @property
     def alone(self) -> bool:
@@ -82,8 +85,8 @@ class Rule:
         full_ranks = {x.path: x.full for x in layers}
         problems = [f"{p}: not a layer that can be factorised" for p in self.ranks if p not in full_ranks]
         problems += [
-            f"{p}: {r} is not between 1 and {full_ranks[p]}"
-            for p, r in self.ranks.items() if p in full_ranks and r is not None and not 1 <= r <= full_ranks[p]
+            problem for p, r in self.ranks.items() if p in full_ranks and r is not None
+            and (problem := Range(1, full_ranks[p], whole=True).refusal(f"the rank of {p}", r))
         ]  # fmt: skip
         if problems:
             raise AddendaError(f"ranks does not fit the model: {'; '.join(problems[:8])}.")

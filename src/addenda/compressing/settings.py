@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from addenda.core.base.errors import AddendaError, nearest
+from addenda.core.base.ranges import MANY, RANGES, Range
 from addenda.reducing.ranks import Storage
 from addenda.reducing.solve import Split, check
 
@@ -11,6 +12,14 @@ Allocation = Literal["waterfill", "uniform", "energy", "sensitivity", "asvd"]
 ALLOCATIONS = ("waterfill", "uniform", "energy", "sensitivity", "asvd")
 STORAGES: tuple[Storage, ...] = ("factors", "pivot")
 WEIGHINGS = ("auto", "error", "loss")
+_NUMBERS = {n: RANGES[n] for n in ("remove", "share", "rise", "floor", "multiple", "samples", "judge", "batch", "seed")}
+_NUMBERS["length"] = Range(2, MANY, whole=True)  # a token, and one to predict it from
+_MEANINGS = {
+    "remove": "the share of the compressed layers' parameters to do without: 0.2 keeps 80 %",
+    "share": "that of the outputs' energy to keep: 0.99 loses 1 %",
+    "rise": "how much of its perplexity a type of layer may add alone: 0.01 allows 1 %",
+    "floor": "a share of the uniform rank",
+}
 _OF_PIECES = ("how", "storage", "center", "samples", "length", "batch", "seed")
 
 
@@ -67,28 +76,13 @@ class CompressionSettings:
         check(self.how, self.center, self.split)
         if self.allocate not in ALLOCATIONS:
             raise AddendaError(
-                f"There is no allocation {self.allocate!r}.{nearest(self.allocate, ALLOCATIONS)} "
+                f"There is no allocation {self.allocate!r}.{nearest(str(self.allocate), ALLOCATIONS)} "
                 f"Known: {', '.join(ALLOCATIONS)}."
             )
         for name, values in (("of", ("parameters", "flops")), ("storage", STORAGES), ("weigh", WEIGHINGS)):
             if getattr(self, name) not in values:
                 raise AddendaError(f"{name} must be {' or '.join(values)}, got {getattr(self, name)!r}.")
-        if not 0 < self.remove < 1:
-            raise AddendaError(
-                f"remove is the share of parameters to do without, between 0 and 1; got {self.remove}. "
-                "0.2 keeps 80 % of the parameters of the compressed layers."
-            )
-        if not 0 <= self.floor <= 1:
-            raise AddendaError(f"floor is a share of the uniform rank, between 0 and 1; got {self.floor}.")
-        if not 0 < self.share <= 1:
-            raise AddendaError(
-                f"share is that of the outputs' energy to keep, above 0, at most 1; got {self.share}. 0.99 loses 1 %."
-            )
-        if not 0 <= self.rise < float("inf"):
-            raise AddendaError(
-                f"rise is how much of its perplexity a type of layer may add alone, 0 or more; got {self.rise}. "
-                "0.01 allows 1 %."
-            )
-        for name, least in (("multiple", 1), ("batch", 1), ("samples", 1), ("length", 2), ("judge", 1)):
-            if getattr(self, name) < least:
-                raise AddendaError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        for name, allowed in _NUMBERS.items():
+            if problem := allowed.refusal(name, getattr(self, name)):
+                meaning = f" It is {_MEANINGS[name]}." if name in _MEANINGS else ""
+                raise AddendaError(f"{problem}.{meaning}")
