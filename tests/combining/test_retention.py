@@ -83,3 +83,12 @@ def test_bad_input_leaves_what_acts():
     with pytest.raises(ad.AddendaError, match="finite"):
         retention(model, "a", {"a": lambda m: [float("nan")]})
     assert "a: active" in ad.status(model) and bool(torch.isfinite(model(torch.zeros(1, 2, dtype=torch.long))).all())
+
+
+@pytest.mark.parametrize("scores", [0.5, None, ["a"], [[1], [1, 2]], {"a": 1.0}], ids=str)
+def test_what_is_no_list_of_scores_is_said_with_the_task_and_leaves_what_acts(scores):
+    model = toys.Tiny()
+    stir(ad.attach(model, "lora:rank=2", targets="linear", name="a"), 0.1)
+    with pytest.raises(ad.AddendaError, match="The judge of 'a' must return a list of scores"):
+        retention(model, "a", {"a": lambda m: scores})
+    assert "a: active" in ad.status(model)

@@ -93,11 +93,22 @@ def retention(model: nn.Module, combined: str, tasks: Mapping[str, Judge]) -> Re
             scores = []
             for which in (None, task, combined):
                 switch(root, which)
-                scores.append(np.asarray(list(judge(model)), dtype=np.float64))
+                scores.append(_numbers(task, judge(model)))
             rows.append(kept(task, *scores))
     finally:
         switch(root, before)
     return Retention(combined, tuple(rows))
+
+
+def _numbers(task: str, scores: Any) -> np.ndarray:
+    """Return what a judge gave as an array. Raises AddendaError where it is no list of numbers."""
+    try:
+        return np.asarray(list(scores), dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AddendaError(
+            f"The judge of {task!r} must return a list of scores, one finite number for each item; got a "
+            f"{type(scores).__name__}: {error}."
+        ) from None
 
 
 def kept(task: str, base: np.ndarray, alone: np.ndarray, combined: np.ndarray) -> Kept:
