@@ -201,6 +201,12 @@ BAD = {
     "lora_down.weight is a single number": LORA | {"lora_down.weight": torch.ones(())},
     "hada_w1_b is a single number": LOHA | {"hada_w1_b": torch.ones(())},
     "lokr_w2_a is a single number": LOKR | {"lokr_w2_a": torch.ones(())},
+    r"lora_down.weight is \[0, 8\], which holds no number": (
+        LORA | {"lora_down.weight": normal(0, N), "lora_up.weight": normal(M, 0)}
+    ),
+    r"lora_mid.weight is \[0, 0, 3, 3\], which holds no number": LORA | {"lora_mid.weight": normal(0, 0, 3, 3)},
+    r"hada_w1_a is \[12, 0\], which holds no number": LOHA | {"hada_w1_a": normal(M, 0), "hada_w1_b": normal(0, N)},
+    r"lokr_w2_a is \[6, 0\], which holds no number": LOKR | {"lokr_w2_a": normal(6, 0), "lokr_w2_b": normal(0, 4)},
     "unknown tensors weight": {"weight": torch.ones(M, N)},
 }
 

@@ -50,3 +50,15 @@ def test_two_embeddings_with_tokens_of_their_own_go_as_lora(tmp_path):
     given(adapter, tmp_path / "out")
     back = take(make_untied(), tmp_path / "out")
     assert {p: m.tokens for p, m in back.methods.items()} == {"model.embed_tokens": "1-3", "lm_head": "7"}
+
+
+def test_rows_of_a_vector_are_refused(tmp_path):
+    adapter = stir(ad.attach(make_untied(), ad.TrainableTokens(tokens="5-6"), targets="model.embed_tokens"))
+    folder = given(adapter, tmp_path / "out")
+
+    def move(tensors: dict) -> None:
+        rows = tensors.pop(next(k for k in tensors if "embed_tokens" in k))
+        tensors["base_model.model.model.norm.weight.trainable_tokens_delta"] = rows
+
+    with pytest.raises(AddendaError, match=r"model\.norm\.weight is no embedding"):
+        take(make_untied(), edited(folder, {"target_modules": ["norm.weight"]}, move))

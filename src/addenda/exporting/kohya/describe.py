@@ -48,7 +48,10 @@ def _form(tensors: dict[str, Tensor]) -> str:
     for title, names, ranked in ((name, LORA, LORA[0]), ("LoHa", LOHA, LOHA[1]), ("LoKr", LOKR, second)):
         if any(n in tensors for n in names):
             factor = tensors.get(ranked)
-            words = [title, "whole factors" if factor is None else f"rank {factor.shape[0]}"]
+            words = [
+                title,
+                "whole factors" if factor is None else f"rank {len(factor)}" if factor.dim() else f"{ranked} no matrix",
+            ]
             words += ["Tucker"] * any(n in tensors for n in ("lora_mid.weight", "hada_t1", "lokr_t2"))
             words += ["DoRA"] * ("dora_scale" in tensors)
             alpha = tensors.get("alpha")

@@ -73,6 +73,8 @@ def form_of(site: Site, tensors: Mapping[str, Tensor]) -> Form:
                 raise MisfitError(f"{', '.join(other[:4])} beside {next(n for n in names if n in tensors)}")
             if lone := [n for n in names if n in tensors and not tensors[n].dim()]:
                 raise MisfitError(f"{lone[0]} is a single number, and a factor is a matrix")
+            if empty := [n for n in names if n in tensors and not tensors[n].numel()]:
+                raise MisfitError(f"{empty[0]} is {list(tensors[empty[0]].shape)}, which holds no number")
             return make(site, {k: t.float() for k, t in tensors.items()})
     known = [s for s in tensors if s in BESIDE]
     if known:

@@ -102,6 +102,8 @@ def _list(named: object) -> list[int]:
 
 def read(s: Saved, named: list[int], forms: Forms, suffix: str) -> list[str]:
     """Put the trained rows of one embedding into `forms`; return what does not fit."""
+    if s.site.weight.dim() != 2:
+        return [f"{s.path} is no embedding"]
     rows_in_all, width = s.site.weight.shape
     problems = expect(s, {suffix: (len(named), width)})
     if max(named) >= rows_in_all:
