@@ -92,7 +92,7 @@ def merge_on_disk(
 def _dtype_of(given: str | torch.dtype) -> torch.dtype:
     name = str(given).removeprefix("torch.")
     if name not in DTYPES:
-        raise AddendaError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}.{nearest(str(name), DTYPES)}")
+        raise AddendaError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}.{nearest(name, DTYPES)}")
     return DTYPES[name]
 
 
