@@ -128,7 +128,7 @@ def test_what_is_no_adapter_or_no_model_is_told(tmp_path):
     model = make_llama()
     with pytest.raises(AddendaError, match="of an adapter, got a LlamaForCausalLM"):
         ad.export(model, "peft", tmp_path / "out")
-    with pytest.raises(AddendaError, match="on a model, got a str"):
+    with pytest.raises(AddendaError, match="Module as the model, got str"):
         ad.import_adapter("model", tmp_path)
     assert everything(tmp_path) == []
 
