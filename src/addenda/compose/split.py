@@ -182,7 +182,8 @@ class BatchSplit(_Ranges):
     dim, what = 0, "examples"
 
     def __init__(self, *parts: Part, sizes: Sequence[int]):
-        if isinstance(sizes, Sequence) and None in sizes:  # a layer whose input is flat would take the rest for more examples
+        # a layer whose input is flat would take the rest for more examples
+        if isinstance(sizes, Sequence) and None in sizes:
             raise AddendaError(f"BatchSplit wants every size, so that it can check the batch; got {tuple(sizes)}.")
         super().__init__(*parts, sizes=sizes)
 
