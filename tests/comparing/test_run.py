@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -270,6 +271,25 @@ def test_a_grown_comparison_is_that_of_one_command(files, once):
     whole = run(files, rates=1, seeds=3, out=files[2].parent / "whole")
     for t in whole.trials_of(stage="final"):
         assert grown.find(t.method, "final", t.seed).losses == t.losses
+
+
+def test_a_comparison_goes_on_with_as_many_items_of_each_split(files):
+    """Also of a split ood that is longer than half of the test split."""
+    model, data, out = files
+    rows, parts = data.read_text().splitlines(), {"train": (0, 60), "validation": (60, 70), "test": (70, 78)}
+    folder = out.with_name("data")
+    folder.mkdir()
+    for name, of in (parts | {"ood": (78, 100)}).items():
+        (folder / f"{name}.jsonl").write_text("\n".join(rows[slice(*of)]))
+    one = run((model, folder, out), rates=1, methods=["shira"], seeds=1)
+    assert (one.config.data.sizes["test"], one.config.data.sizes["ood"]) == (8, 22)
+    two = run((model, folder, out), rates=1, methods=["shira"], seeds=2)
+    assert [len(t.ood.items) for t in two.trials_of("shira", "final")] == [22, 22]
+    assert two.config.data.sizes == one.config.data.sizes
+    subject = from_files(model, folder, dtype="float32")
+    cut = replace(subject, controls={"shots": subject.tested}).cut({"test": 3, "ood": 7})
+    assert {k: len(e) for k, e in cut.controls["shots"].items()} == {"test": 3, "ood": 7}
+    assert cut.about_data.sizes == {"train": 60, "validation": 10, "test": 3, "ood": 7}
 
 
 def test_the_margin_is_in_the_record_and_that_of_older_ones_is_two_points(files, once):

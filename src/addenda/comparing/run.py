@@ -193,7 +193,7 @@ def compare(
         record = gone_on(record, request, watch)
         arms = as_recorded(arms, record)
         attention.put(subject.model, record.config.model.attention)
-        subject = subject.limited((record.config.data.sizes or {}).get("test"))
+        subject = subject.cut(record.config.data.sizes or {})  # which time may have cut further
     with set_aside():
         _run(record, subject, arms, settings, of_number, watch, ray is not None, grouped)
     record = Result.read(out)

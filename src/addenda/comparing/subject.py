@@ -1,6 +1,6 @@
 """What a comparison is about: one model, loaded once, and the same encoded data for every arm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,15 +67,17 @@ class Subject:
 
     def limited(self, items: int | None) -> "Subject":
         """Return the first `items` of the test split, half as many of ood: in an order by hash or the file's."""
-        if items is None:
-            return self
+        return self if items is None else self.cut({k: most(k, items) for k in self.splits})
 
-        def cut(splits: dict[str, Encoded]) -> dict[str, Encoded]:
-            return {k: e.first(most(k, items) or len(e)) for k, e in splits.items()}
+    def cut(self, sizes: Mapping[str, int | None]) -> "Subject":
+        """Return the first so many of each split that is named, of the controls too. None: all of them."""
 
-        splits = cut(self.splits)
+        def first(splits: dict[str, Encoded]) -> dict[str, Encoded]:
+            return {k: e.first(sizes.get(k) or len(e)) for k, e in splits.items()}
+
+        splits = first(self.splits)
         about = replace(self.about_data, sizes={k: len(v) for k, v in splits.items()})
-        controls = {k: cut(c) for k, c in self.controls.items()}
+        controls = {k: first(c) for k, c in self.controls.items()}
         return replace(self, splits=splits, controls=controls, about_data=about)
 
     @property
