@@ -63,6 +63,24 @@ def test_an_adapter_that_its_last_step_spoils_has_diverged(stage, subject, monke
     assert run.losses == () and run.test is None and "no adapter attached" in ad.status(subject.model)
 
 
+def test_so_has_one_with_outputs_that_are_not_finite(subject, monkeypatch):
+    def spoiled(model, adapter, *args, **options):
+        made = fit(model, adapter, *args, **options)
+        if stage == "search":
+            made.evaluations[-1]["loss"] = float("nan")
+        else:
+            with torch.no_grad():
+                for p in adapter.parameters():
+                    p.fill_(1e30)  # of which a product is infinite
+        return made
+
+    monkeypatch.setattr(trials, "fit", spoiled)
+    for stage in ("search", "final"):
+        run = trial(subject, ARM, SETTINGS, TrialSpec("lora:rank=2", stage, 0, 1e-3, 2))
+        assert (run.status, run.note) == ("diverged", "what it is judged by is not finite")
+        assert run.losses == run.validation == ()
+
+
 def test_so_has_one_of_which_no_checkpoint_can_be_written(subject, monkeypatch):
     def spoiled(model, adapter, *args, **options):
         if broken:

@@ -131,6 +131,8 @@ def concluded(
         )  # fmt: skip
     if not result.losses or not math.isfinite(result.losses[-1][1]):
         run = _diverged(run, "the loss is not finite", 0.0)
+    elif not _judged_finite(run):  # finite values of an adapter whose outputs are none
+        run = _diverged(run, "what it is judged by is not finite", 0.0)
     return replace(run, seconds=seconds + time.perf_counter() - started)
 
 
@@ -207,6 +209,13 @@ def looks(steps: int, stage: str) -> list[int]:
 
 def _diverged(run: TrialRecord, why: str, seconds: float) -> TrialRecord:
     return replace(run, status="diverged", note=why, seconds=seconds, losses=(), validation=())
+
+
+def _judged_finite(run: TrialRecord) -> bool:
+    """Return whether the last look at validation and every answer to the test split have a finite loss."""
+    looks = [look.loss for _, look in (run.validation or ())[-1:]]
+    losses = [*looks, *((run.test.loss, *(run.test.losses or ())) if run.test else ())]
+    return all(loss is not None and math.isfinite(loss) for loss in losses)
 
 
 def _finite(adapter: Adapter) -> bool:
