@@ -292,6 +292,17 @@ def test_a_comparison_goes_on_with_as_many_items_of_each_split(files):
     assert cut.about_data.sizes == {"train": 60, "validation": 10, "test": 3, "ood": 7}
 
 
+def test_other_hardware_is_noted_once(files, once):
+    shutil.copytree(once, files[2])
+    config = json.loads((files[2] / "config.json").read_text())
+    (files[2] / "config.json").write_text(json.dumps(config | {"hardware": {"cpu": "another"}}))
+    (note,) = run(files, rates=1).config.notes
+    assert "other hardware" in note
+    before = noted(files[2])
+    run(files, rates=1)
+    assert noted(files[2]) == before
+
+
 def test_the_margin_is_in_the_record_and_that_of_older_ones_is_two_points(files, once):
     shutil.copytree(once, files[2])
     config = json.loads((files[2] / "config.json").read_text())

@@ -158,7 +158,7 @@ def test_which_looks_fit_is_known_before_the_first_step(files, made_up, monkeypa
     more = run(
         files, until="decided", max_minutes=20, margin=0.01, general=None
     )  # the time that runs took, where there are some
-    assert looks(more) == [3, 5, 8, 8, 12, 20] and more.config.looks[-1].changed == {"max_minutes": [12, 20]}
+    assert looks(more) == [3, 5, 8, 12, 20] and more.config.looks[-1].changed == {"max_minutes": [12, 20]}
     assert more.config.until.seconds[3:] == (161 + 80, 161 + 240)
 
 
@@ -222,11 +222,26 @@ def test_a_number_of_seeds_becomes_until_decided(files, made_up):
         run(files, until="decided", margin=0.01)
 
 
+def test_until_decided_goes_on_from_a_number_of_seeds(files, made_up):
+    made_up(ALIKE, 7)  # in the midst of the look with five
+    with pytest.raises(KilledError):
+        run(files, until="decided", margin=0.01)
+    ran = made_up(ALIKE)
+    record = run(files, seeds=5, margin=0.01)
+    assert looks(record) == [3, 5] and record.config.until.stopped == "no more were asked for"
+    before = noted(files[2])
+    assert compare(*files[:2], more=files[2], watch=QUIET).config == record.config and noted(files[2]) == before
+    assert len(ran) == 3
+    record = compare(*files[:2], more=files[2], until="decided", watch=QUIET)
+    assert looks(record) == [3, 5, 8, 12, 20] and record.config.until.stopped == "that is the most"
+
+
 def test_another_arm_is_looked_at_anew(files, made_up):
     made_up(APART | {"oft": (0.1, 0.01)})
-    assert looks(run(files, until="decided")) == [3]
+    first = run(files, until="decided").config.until.taken
     record = run(files, until="decided", methods=["lora:rank=2", "shira", "oft"])
-    assert looks(record) == [3, 3] and record.config.until.stopped == "every contrast that matters is decided"
+    assert [look.seeds for look in first] == looks(record) == [3], "a look with as many seeds takes its place"
+    assert record.config.until.stopped == "every contrast that matters is decided"
     assert len(record.trials_of("oft", "final")) == 3
 
 

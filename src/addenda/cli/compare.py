@@ -184,6 +184,7 @@ def _go_on(folder: Path, given: dict[str, Any]) -> None:
     from addenda.comparing.record import Record
     from addenda.comparing.report import summary
     from addenda.comparing.run import compare as run
+    from addenda.comparing.until import NO_MORE
     from addenda.core.base.threads import at_most
 
     run_file.check_place(folder)
@@ -203,8 +204,9 @@ def _go_on(folder: Path, given: dict[str, Any]) -> None:
         )  # fmt: skip
     if left:
         until, default = record.config.until, {n: p.default for n, p in inspect.signature(compare).parameters.items()}
-        now = {"until": "decided", "max_minutes": until.max_minutes} if until and given["seeds"] is None else {
-            "seeds": len(record.config.seeds)}  # fmt: skip
+        by_number = until is None or given["seeds"] is not None or until.stopped == NO_MORE
+        now = {"seeds": len(record.config.seeds)} if by_number else {
+            "until": "decided", "max_minutes": until.max_minutes}  # fmt: skip
         past = {k: v for k, v in left.items() if k not in ("seeds", "until", "max_minutes")}
         run_file.write(folder, compare, default | past | now)
     draw(summary(record))

@@ -22,7 +22,7 @@ from addenda.comparing.search import cost
 from addenda.comparing.start import about, options_of, titled
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import TrialSettings
-from addenda.comparing.until import planned
+from addenda.comparing.until import NO_MORE, planned
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.identity import base_of, goes_on, larger, longer, look, plain, versions
 from addenda.models.machine import device_of, hardware
@@ -97,12 +97,14 @@ def grown(record: Record, now: dict) -> Growth | None:
 def gone_on(record: Record, request: Request, watch: Watch) -> Record:
     """Return the record as this command has it: the same, or larger, which is measured and noted."""
     known, growth = record.config, grown(record, dict(request.identity))
-    here = hardware()
-    if growth is None and known.hardware == here:
-        return record
-    notes = [*known.notes, *([] if known.hardware == here else [other_hardware(here)])]
+    here, notes, until = hardware(), list(known.notes), known.until
+    if known.hardware != here and (note := other_hardware(here)) not in notes:
+        notes.append(note)
+    if until is not None and until.stopped == NO_MORE and not request.of_number:  # until decided is asked for now
+        until = replace(until, stopped=None)
     if growth is None:
-        return record.changed(replace(known, notes=tuple(notes)))
+        same = replace(known, notes=tuple(notes), until=until)
+        return record if same == known else record.changed(same)
     new = [cut_like(a, known.methods) for a in request.arms if a.label not in known.identified]
     attention.put(request.subject.model, known.model.attention)
     step = dict(known.measured_step_seconds or {})

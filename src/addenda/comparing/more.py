@@ -14,6 +14,7 @@ from addenda.comparing.commands import options_in
 from addenda.comparing.embedded import task_of
 from addenda.comparing.grow import open_record
 from addenda.comparing.record import Record
+from addenda.comparing.until import NO_MORE
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of, shown
 from addenda.core.file.identity import plain
@@ -93,6 +94,8 @@ def _taken_up(more: Any, asked: dict[str, Any]) -> dict[str, Any]:
 def _how_much(record: Record, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return seeds, or until when: what was asked for now, else as it was."""
     until = record.config.until
-    if until is None or "seeds" in asked:
-        return {} if "seeds" in asked or "until" in asked else {"seeds": len(record.config.seeds)}
+    if "seeds" in asked or (until is None and "until" in asked):
+        return {}
+    if until is None or (until.stopped == NO_MORE and not {"until", "max_minutes"} & set(asked)):
+        return {"seeds": len(record.config.seeds)}
     return {"until": "decided", "max_minutes": asked.get("max_minutes", until.max_minutes)}

@@ -20,6 +20,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.statistics.spending import LOOKS
 from addenda.statistics.verdicts import PairedDifference
 
+NO_MORE = "no more were asked for"
 SEEDS = 3  # where neither a number nor until= is given
 
 
@@ -81,7 +82,8 @@ def look(record: Record, of_number: bool, say: Callable[[str], None]) -> Record:
     left = undecided(analyse(record))
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     pairs = tuple((p.a, p.b) for p in left)
-    until = replace(until, taken=(*until.taken, LookTaken(seeds=seeds, when=now, undecided=pairs)))
+    before = (taken for taken in until.taken if taken.seeds != seeds)  # one of these seeds and fewer arms or less time
+    until = replace(until, taken=(*before, LookTaken(seeds=seeds, when=now, undecided=pairs)))
     until = replace(until, stopped=_stopped(until, seeds, left, of_number))
     more = seeds if until.stopped else _following(until.looks, seeds) or seeds
     say(told(until))
@@ -119,7 +121,7 @@ def _stopped(until: Until, seeds: int, left: Sequence[PairedDifference], of_numb
     if not left:
         return "every contrast that matters is decided"
     if of_number:
-        return "no more were asked for"
+        return NO_MORE
     if after is None:
         return "that is the most"
     if not any(pair.seeds_help for pair in left):
