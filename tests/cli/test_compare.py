@@ -47,3 +47,12 @@ def test_other_data_keeps_the_common_defaults(asked):
     assert (got["budget"], got["seeds"], got["items"], got["dtype"]) == ("steps=40", None, 500, "auto")
     assert "around" not in got and "validation" not in got
     assert not asked("--model", "a/model")  # refused before: no data
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    (["--margin", "2"], "--margin is not read with --more"),
+    (["--out", "runs/compare", "--rates", "5"], "--rates, --out are not read with --more"),
+])  # fmt: skip
+def test_more_refuses_what_is_given_be_it_a_default(asked, capsys, options, says):
+    assert asked("--more", "record", "--seeds", "5", *options) == {}
+    assert says in capsys.readouterr().err

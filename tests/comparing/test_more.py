@@ -51,7 +51,7 @@ def test_more_alone_goes_on_where_a_record_stopped(files, record):
     made = compare(*files[:2], more=str(record), watch=QUIET)
     assert len(made.config.seeds) == 2 and not made.config.looks
     assert json.loads(finals[0].read_text())["losses"] == kept_losses
-    made = compare(*files[:2], more=record, until="decided", max_minutes=100, margin=2.0, watch=QUIET)
+    made = compare(*files[:2], more=record, until="decided", max_minutes=100, watch=QUIET)
     assert made.config.until.max_minutes == 100 and made.config.until.stopped
     before = noted(record)
     assert compare(*files[:2], more=record, watch=QUIET).config == made.config and noted(record) == before
@@ -61,6 +61,8 @@ def test_more_alone_goes_on_where_a_record_stopped(files, record):
 
 @pytest.mark.parametrize(("asked", "says"), [
     ({"margin": 1.0}, r"margin= cannot be given\. For other arms, another budget or another place, repeat"),
+    ({"margin": 2.0}, r"margin= cannot be given"),  # be it the default
+    ({"out": "runs/compare", "full": False}, r"out=, full= cannot be given"),
     ({"methods": ["lora"], "out": "there"}, r"methods=, out= cannot be given"),
     ({"model": None}, r"about the model model and the data sums.jsonl; where they are is not kept .*model= and data="),
     ({"seeds": 1}, r"seeds was 2, now 1"),

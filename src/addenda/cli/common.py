@@ -141,11 +141,17 @@ def asked_of(command: Callable, given: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_unread(command: Callable, given: Mapping[str, Any], unread: Collection[str], why: str) -> None:
-    """Raise AddendaError where an option was given that nothing reads here: it would be swallowed."""
+    """Raise AddendaError where an option has another value than its default and nothing reads it here."""
+    refuse([name for name in asked_of(command, given) if name in unread], why)
+
+
+def refuse(names: Collection[str], why: str) -> None:
+    """Raise AddendaError for options that were given and that nothing reads here: they would be swallowed."""
     from addenda.core.base.errors import AddendaError
 
-    if found := [f"{name}=" for name in asked_of(command, given) if name in unread]:
-        raise AddendaError(f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} not read {why}")
+    if names:
+        found = ", ".join(f"{name}=" for name in names)
+        raise AddendaError(f"{found} {'is' if len(names) == 1 else 'are'} not read {why}")
 
 
 def renaming(given: Collection[str] | None) -> dict[str, str] | None:

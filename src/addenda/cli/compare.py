@@ -33,6 +33,7 @@ from addenda.cli.common import (
     draw,
     listed,
     model_or_default,
+    refuse,
     refuse_unread,
     say,
     tell,
@@ -132,7 +133,8 @@ def compare(
     """
     given = dict(locals())
     if more is not None:
-        refuse_unread(compare, given, set(given) - set(WITH_MORE), "with --more: the record has its own.")
+        said = run_file.said(compare, given)
+        refuse([k for k in given if k in said and k not in WITH_MORE], "with --more: the record has its own.")
         trackers_of(report_to)
         _go_on(more, given)
         return

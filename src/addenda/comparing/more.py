@@ -59,7 +59,8 @@ def with_more(compare: Callable[P, R]) -> Callable[P, R]:
             return compare(*args, **given)
         named = dict(zip(parameters, args, strict=False)) | given
         default = {k: p.default for k, p in parameters.items()}
-        asked = {k: v for k, v in named.items() if k not in default or (v is not default[k] and v != default[k])}
+        own = (*HERE, *HOW_MUCH)  # whose default is as if they were not given; all else is the record's
+        asked = {k: v for k, v in named.items() if k not in own or (v is not default[k] and v != default[k])}
         return compare(**_taken_up(asked.pop("more"), asked))  # pyright: ignore[reportCallIssue]
 
     return call
