@@ -507,6 +507,11 @@ def test_every_run_has_a_log_by_its_name_and_gives_the_same_numbers(files):
     plain = run(files, out=files[2].with_name("plain"), **asked)
     folders = {p.name: p for p in (files[2] / "trackers" / "tensorboard").iterdir()}
     assert set(folders) == {t.name for t in logged.trials if t.stage != "control"}
+    text = files[2].with_name("general.txt")
+    text.write_text("the quick brown fox jumps over it\n" * 400)
+    asked = {"out": files[2].with_name("text"), "rates": 1, "within": 1e-3, "general": text}
+    assert run(files, **asked).config == run(files, **asked).config
+    assert len(run(files, **asked, seeds=3).trials_of("lora:rank=2", "final")) == 3
     final = logged.find("shira", "final", 1)
     assert final.name.startswith("final-shira-seed1-rate")
     shown = [(e.step, e.value) for e in EventAccumulator(str(folders[final.name])).Reload().Scalars("train/loss")]

@@ -17,6 +17,7 @@ from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
 
 LEAST_ITEMS = 200  # of the test split, where time is short
+NO_TEXT = "Forgetting is not measured"  # begins the note of a text that was left out
 USUAL = 1  # rate beyond a grid, in what is predicted: most searches want none, a few want several
 
 
@@ -145,7 +146,7 @@ def fit_within(
     asked = costs.total(arms)
     why = f"{minutes(asked)} were predicted, more than the {minutes(within)} allowed"
     if asked > within and subject.general is not None:
-        notes.append(f"Forgetting is not measured: {why}.")
+        notes.append(f"{NO_TEXT}: {why}.")
         costs, subject = replace(costs, text=0.0), subject.reading(None)
     items = len(subject.splits["test"])
     if costs.total(arms) > within and items > LEAST_ITEMS:

@@ -13,7 +13,7 @@ from typing import Any
 
 from addenda.comparing.arm import Arm
 from addenda.comparing.budget import Budget
-from addenda.comparing.costs import Costs, minutes, step_seconds
+from addenda.comparing.costs import NO_TEXT, Costs, minutes, step_seconds
 from addenda.comparing.entries import MARGIN, Growth, MethodRecord
 from addenda.comparing.fields import extended
 from addenda.comparing.record import HEAD, Record, other_hardware
@@ -162,6 +162,8 @@ def as_read(subject: Subject, record: Record, general: str | Path | None, watch:
     if there == now:
         return subject
     if general not in (None, "auto"):
+    if there is None and any(note.startswith(NO_TEXT) for note in record.config.notes):  # time left it out
+        return subject.reading(None)
         raise AddendaError(
             f"{record.path} measures forgetting on {there.name if there else 'no text'}, and not on the text of "
             f"{general}. Choose another --out, or leave general= out."
