@@ -5,8 +5,9 @@ import os
 import re
 import signal
 import typing
-from functools import reduce
+from functools import reduce, wraps
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import typer
@@ -169,6 +170,29 @@ def test_an_empty_value_is_no_path(command, option, nothing_loads, capsys):
     assert not list(nothing_loads.iterdir())
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_path_in_the_home_folder_is_read_as_a_shell_would(command, tmp_path, monkeypatch):
+    """--out=~/x, '~/x' and a value of a run file come as they stand."""
+    from addenda.cli.guard import guarded
+    from addenda.core.base.errors import AddendaError
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own, got = inspect.unwrap(COMMANDS[command]), {}
+
+    @wraps(own)
+    def stand_in(**given):
+        got.update(given)
+
+    kinds = {n: typing.get_args(p.annotation)[0] for n, p in inspect.signature(own).parameters.items()}
+    asked = {n: Path("~/x") for n, kind in kinds.items() if Path in (kind, *typing.get_args(kind))}
+    asked |= {n: [asked[n]] for n, kind in kinds.items() if typing.get_origin(kind) is list and n in asked}
+    guarded(stand_in)(**asked)
+    assert got == {n: [tmp_path / "x"] if isinstance(v, list) else tmp_path / "x" for n, v in asked.items()}
+    for name in asked:
+        with pytest.raises(AddendaError, match=rf"{flags_of(own)[name]} is '~nobody-there/x'.*Write the path out"):
+            guarded(stand_in)(**{name: Path("~nobody-there/x")})
+
+
 def test_warnings_are_notes(monkeypatch, capsys):
     import warnings
 
@@ -314,8 +338,6 @@ def test_titles_in_tables_are_no_markup(text):
 
 
 def test_the_commands_print_through_one_function():
-    from pathlib import Path
-
     import addenda.cli
 
     for file in Path(inspect.getfile(addenda.cli)).parent.glob("*.py"):

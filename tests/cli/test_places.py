@@ -167,6 +167,9 @@ def test_paths_of_home_are_read_and_folders_are_not_files(given, monkeypatch):
     with pytest.raises(DiskError, match="name is too long"):
         adapter.save(given / ("x" * 300))
     assert call("tune", "--model", given / "model", "--data", given / "data", "--out", "~/run", "--steps", 1) == 0
+    assert call("inspect", "~/run/adapter.safetensors") == 0
+    peft = ["--model", given / "model", "--to", "peft", "--out=~/peft"]
+    assert call("export", "~/run/adapter.safetensors", *peft) == 0 and (given / "home" / "peft").is_dir()
     assert (given / "home" / "run" / "adapter.safetensors").is_file() and not (given / "~").exists()
 
 

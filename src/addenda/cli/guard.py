@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -71,6 +72,7 @@ def guarded(command: Callable) -> Callable:
             if problems := ranges.problems(given):
                 named = [f"{flags.get(name, name)}{rest}" for name, rest in map(_parted, problems)]
                 raise AddendaError(f"These options cannot be: {'; '.join(named)}.")
+            given = {name: _expanded(value, flags.get(name, name)) for name, value in given.items()}
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_, **__: say(f"note: {message}")
                 command(**given)
@@ -133,6 +135,15 @@ ONLY_IN_PYTHON = (
     "subject", "task", "title", "tokenizer", "tracking", "train", "trainable", "validation", "watch", "without_base",
 )  # fmt: skip
 _ALIASES = {"eval": "--eval", "remove": "--ratio", "of": "--of", "humaneval": "--pass-at-1", "how": "--how"}
+
+
+def _expanded(value: Any, flag: str) -> Any:
+    """Return a path, or a list of them, with `~` expanded: a shell leaves --out=~/run and '~/run' as they are."""
+    from addenda.core.disk.access import path_of
+
+    if isinstance(value, list):
+        return [_expanded(each, flag) for each in value]
+    return path_of(value, flag) if isinstance(value, Path) else value
 
 
 def _parted(problem: str) -> tuple[str, str]:
