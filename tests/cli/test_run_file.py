@@ -90,6 +90,21 @@ def test_compare_again_by_its_run_file_is_the_same_comparison(folder):
     assert json.loads((folder / "one" / "config.json").read_text())["seeds"] == [0, 1]
 
 
+def test_another_command_keeps_out_of_a_folder_and_its_run_file_says_nothing_to_more(folder, capsys):
+    on = ("--model", "model", "--data", "sums.jsonl")
+    call("compare", *on, "--methods", "lora:rank=2", "--rates", 1, "--seeds", 1, "--budget", "steps=2", "--batch", 4,
+         "--dtype", "float32", "--general", "none", "--out", "one", "--yes")  # fmt: skip
+    file = folder / "one" / "run.yaml"
+    before = {p: p.read_bytes() for p in (folder / "one").rglob("*") if p.is_file()}
+    call("tune", *on, "--steps", 1, "--out", "one", code=2)
+    assert "one holds the run of another command (run.yaml says which)" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in (folder / "one").rglob("*") if p.is_file()} == before
+    file.write_text(file.read_text().replace("command: compare", "command: tune"))  # as tune once wrote it there
+    there = file.read_text()
+    call("compare", "--more", "one", "--seeds", 2, "--yes", *on)
+    assert json.loads((folder / "one" / "config.json").read_text())["seeds"] == [0, 1] and file.read_text() == there
+
+
 def test_compress_again_by_its_run_file_has_equal_bits(folder):
     call("compress", "--model", "model", "--calibration", "text.txt", "--out", "one", "--how", "svd", "--ratio", "0.3",
          "--samples", 4, "--length", 32, "--multiple", 1, "--no-latency", "--no-by-type")  # fmt: skip

@@ -156,7 +156,7 @@ def compare(
     for spec in chosen:
         parse_arm(spec)  # a mistake here should not cost the seconds that transformers takes
     trackers_of(report_to)
-    run_file.check_place(out)
+    run_file.check_place(out, compare)
     from addenda.comparing.live import Board
     from addenda.comparing.report import summary
     from addenda.comparing.run import compare as run
@@ -189,9 +189,8 @@ def _go_on(folder: Path, given: dict[str, Any]) -> None:
     from addenda.comparing.until import NO_MORE
     from addenda.core.base.threads import at_most
 
-    run_file.check_place(folder)
-    file = folder / run_file.NAME
-    left = run_file.read(file, compare, "compare") if file.is_file() else {}
+    mine = run_file.is_of(folder, compare)  # that of another command has nothing to say here, and stays
+    left = run_file.read(folder / run_file.NAME, compare, "compare") if mine else {}
     about = Record.read(folder).config
     where = said_in(about.command) | left
     model, data = (given[k] or (k in where and Path(where[k])) or None for k in ("model", "data"))

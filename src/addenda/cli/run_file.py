@@ -247,12 +247,25 @@ def _odd(text: str) -> Iterator[tuple[str, int]]:
 # -- written by a run --------------------------------------------------------------------------------------------------
 
 
-def check_place(out: Path) -> None:
-    """Raise AddendaError where the name of the run file that a run will leave is taken by something else."""
-    from addenda.core.disk.access import path_of
+def check_place(out: Path, command: Callable) -> None:
+    """Raise AddendaError where the name of the run file that a command will leave is taken by something else."""
+    from addenda.core.disk.access import path_of, shown
     from addenda.core.disk.place import check_free, holds
 
-    check_free(path_of(out, "out"), {NAME: lambda file: holds(file, _FIRST, "\ncommand: ")})
+    folder = path_of(out, "out")
+    check_free(folder, {NAME: lambda file: holds(file, _FIRST, "\ncommand: ")})
+    if (folder / NAME).exists() and not is_of(folder, command):
+        raise AddendaError(
+            f"{shown(folder)} holds the run of another command ({NAME} says which), which would be written over by "
+            f"what addenda {command.__name__} leaves. Choose another --out."
+        )
+
+
+def is_of(folder: Path, command: Callable) -> bool:
+    """Return whether a run of this command has left its run file in a folder."""
+    from addenda.core.disk.place import holds
+
+    return holds(folder / NAME, _FIRST, f"\ncommand: {command.__name__}\n")
 
 
 def write(out: Path, command: Callable, given: Mapping[str, Any], chosen: Mapping[str, Any] | None = None) -> None:

@@ -139,7 +139,7 @@ def tune(
     # a mistake here should not cost the seconds that transformers takes
     chosen = None if method is None else build(method)
     trackers_of(report_to)
-    run_file.check_place(out)
+    run_file.check_place(out, tune)
     from addenda.core.disk.place import is_first
     from addenda.train.progress import judged, told
     from addenda.train.tune import tune as run
