@@ -107,6 +107,12 @@ def test_items_that_alone_leave_too_much_cannot_be_made_up_for_by_seeds():
     assert "300 items alone" in (pair.why or "") and "not seeds" in pair.words()
 
 
+def test_items_too_few_to_rule_out_a_kind_that_never_came_are_no_difference_on_the_margin():
+    pair = pair_of(np.zeros((4, 100)), Pooled(0.0, 3))
+    assert pair.verdict == "undecided" and pair.high90 == pytest.approx(1 - 0.05 ** (1 / 100))
+    assert pair.why == "the 100 items alone leave ±3.0 points, so more of them are needed, not seeds"
+
+
 def test_one_seed_or_one_item_is_undecided_and_says_so():
     one = pair_of(np.ones((1, 500)), Pooled())
     assert (one.verdict, one.low, one.high, one.more_seeds) == ("undecided", -1, 1, 2)

@@ -217,6 +217,7 @@ def _forecast(pair: PairedDifference, m: _Measured, tests: int, until: bool, uni
     )
     if needed is None:
         alone = quantile(1 - alphas[1] / 2, pair.items - 1) * max(m.parts[0] - m.parts[2], 0.0) ** 0.5
+        alone = max(alone, m.reach * never_seen(pair.items, alphas[1]))
         if alone < pair.margin / 2:  # the items would do, and the difference is about the margin, or 0 beyond it
             return replace(pair, why="on the margin: no number of seeds that can be run would decide if this stays")
         left = f"{pair.items:,} {unit.items} alone leave ±{unit.told(alone)} {unit.name}"
