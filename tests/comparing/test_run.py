@@ -303,6 +303,18 @@ def test_other_hardware_is_noted_once(files, once):
     assert noted(files[2]) == before
 
 
+def test_a_title_that_nobody_gave_names_what_is_added(files, once):
+    shutil.copytree(once, files[2])
+    assert Record.read(files[2]).config.title == "lora:rank=2, shira on sums.jsonl"
+    grown = run(files, rates=1, methods=["lora:rank=2", "shira", "ia3"])
+    assert grown.config.title == "lora:rank=2, shira, ia3 on sums.jsonl"
+    shutil.rmtree(files[2])
+    shutil.copytree(once, files[2])
+    config = json.loads((files[2] / "config.json").read_text())
+    (files[2] / "config.json").write_text(json.dumps(config | {"title": "Mine"}))
+    assert run(files, rates=1, methods=["lora:rank=2", "shira", "ia3"]).config.title == "Mine"
+
+
 def test_the_margin_is_in_the_record_and_that_of_older_ones_is_two_points(files, once):
     shutil.copytree(once, files[2])
     config = json.loads((files[2] / "config.json").read_text())

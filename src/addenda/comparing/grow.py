@@ -19,7 +19,7 @@ from addenda.comparing.fields import extended
 from addenda.comparing.record import HEAD, Record, other_hardware
 from addenda.comparing.request import Request, Watch
 from addenda.comparing.search import cost
-from addenda.comparing.start import about, options_of, titled
+from addenda.comparing.start import about, named_by, options_of, titled
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import TrialSettings
 from addenda.comparing.until import NO_MORE, planned
@@ -121,8 +121,9 @@ def gone_on(record: Record, request: Request, watch: Watch) -> Record:
         rates={**(known.search.rates or {}), **{a.label: a.rates for a in new if len(a.rates) > 1}},
         steps={a.label: costs.first(a) for a in wanted},
     )
+    title = known.title if known.title != named_by(known.methods, known.data) else named_by(methods, known.data)
     config = replace(
-        known, methods=titled(methods), seeds=tuple(range(request.seeds)), identity=request.identity,
+        known, title=title, methods=titled(methods), seeds=tuple(range(request.seeds)), identity=request.identity,
         measured_step_seconds=step, looks=(*(known.looks or ()), growth), search=search, notes=(*notes, told(growth)),
         budget=replace(known.budget, value=request.budget.value, steps=max(count.values())), options=request.options,
     )  # fmt: skip
@@ -161,9 +162,9 @@ def as_read(subject: Subject, record: Record, general: str | Path | None, watch:
     there, now = record.config.data.general, subject.about_data.general
     if there == now:
         return subject
-    if general not in (None, "auto"):
     if there is None and any(note.startswith(NO_TEXT) for note in record.config.notes):  # time left it out
         return subject.reading(None)
+    if general not in (None, "auto"):
         raise AddendaError(
             f"{record.path} measures forgetting on {there.name if there else 'no text'}, and not on the text of "
             f"{general}. Choose another --out, or leave general= out."

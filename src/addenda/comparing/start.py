@@ -1,12 +1,13 @@
 """The beginning of a comparison: steps are measured, the whole is predicted, and its configuration is written."""
 
 import datetime
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from addenda.comparing.arm import Arm
 from addenda.comparing.costs import Costs, by_the_clock, fit_within, measure, minutes
-from addenda.comparing.entries import BudgetRecord, Config, MethodRecord, SearchRecord
+from addenda.comparing.entries import BudgetRecord, Config, DataRecord, MethodRecord, SearchRecord
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.request import Request, Watch
 from addenda.comparing.search import FURTHER
@@ -45,7 +46,7 @@ def begin(out: Path, request: Request, watch: Watch) -> tuple[Record, list[Arm],
         seconds = [replace(costs, seeds=n).total(arms) for n in LOOKS]
         until = planned(None, seconds, request.max_minutes, LOOKS[0])
     config = Config(
-        title=request.title or f"{', '.join(a.label for a in arms if a.label != HEAD)} on {subject.about_data.name}",
+        title=request.title or named_by([a.label for a in arms], subject.about_data),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=request.command,
         model=replace(subject.about_model, attention=chosen.name, attention_seconds=chosen.seconds),
@@ -79,6 +80,11 @@ def begin(out: Path, request: Request, watch: Watch) -> tuple[Record, list[Arm],
     if not watch.ask(f"Run for {predicted}?"):
         raise AddendaError(f"Nothing was run. {out} was not written.")
     return Record.write_config(out, config), arms, subject
+
+
+def named_by(arms: Iterable[str], data: DataRecord) -> str:
+    """Return the title of a comparison that was given none."""
+    return f"{', '.join(label for label in arms if label != HEAD)} on {data.name}"
 
 
 def _left_out(subject: Subject) -> list[str]:
