@@ -368,6 +368,7 @@ def test_what_does_not_fit_the_time_is_dropped_and_said(files):
     record = run(files, full=True, within=0.05, watch=Watch(say=told.append))
     assert next(i for i, text in enumerate(told) if "follows the clock" in text) < told.index("measuring lora:rank=2")
     assert any("follows the clock" in note for note in record.config.notes)
+    assert "\n".join(told).count("follows the clock") == 1
     assert len(record.config.methods) == 1 and len(record.config.search.rates["lora:rank=2"]) == 3
     notes = " ".join(record.config.notes)
     assert "cut to 3 learning rates" in notes and "full was left out" in notes and "shira was left out" in notes
@@ -506,6 +507,11 @@ def test_forgetting_can_be_left_out_and_is_first_to_go_where_time_is_short(files
     short = run(files, out=files[2].with_name("short"), rates=1, within=1e-3)
     assert short.config.data.general is None and any("Forgetting is not measured" in n for n in short.config.notes)
     assert all(t.general is None for t in short.trials)
+    text = files[2].with_name("general.txt")
+    text.write_text("the quick brown fox jumps over it\n" * 400)
+    asked = {"out": files[2].with_name("text"), "rates": 1, "within": 1e-3, "general": text}
+    assert run(files, **asked).config == run(files, **asked).config
+    assert len(run(files, **asked, seeds=3).trials_of("lora:rank=2", "final")) == 3
     default = run(files, out=files[2].with_name("default"), rates=1, seeds=1, methods=["shira"])
     assert default.config.data.general.name == DOCSTRINGS and default.find("base", "control").general
 
@@ -519,11 +525,6 @@ def test_every_run_has_a_log_by_its_name_and_gives_the_same_numbers(files):
     plain = run(files, out=files[2].with_name("plain"), **asked)
     folders = {p.name: p for p in (files[2] / "trackers" / "tensorboard").iterdir()}
     assert set(folders) == {t.name for t in logged.trials if t.stage != "control"}
-    text = files[2].with_name("general.txt")
-    text.write_text("the quick brown fox jumps over it\n" * 400)
-    asked = {"out": files[2].with_name("text"), "rates": 1, "within": 1e-3, "general": text}
-    assert run(files, **asked).config == run(files, **asked).config
-    assert len(run(files, **asked, seeds=3).trials_of("lora:rank=2", "final")) == 3
     final = logged.find("shira", "final", 1)
     assert final.name.startswith("final-shira-seed1-rate")
     shown = [(e.step, e.value) for e in EventAccumulator(str(folders[final.name])).Reload().Scalars("train/loss")]

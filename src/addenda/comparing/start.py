@@ -35,7 +35,7 @@ def begin(out: Path, request: Request, watch: Watch) -> tuple[Record, list[Arm],
         chosen = attention.Attention(subject.attention)
     attention.put(subject.model, chosen.name)
     costs = measure(subject, arms, request.settings, budget, request.seeds, request.search_steps, FURTHER, watch.say)
-    measured, notes = costs.step, [*clocked, *_left_out(subject)]
+    measured, notes = costs.step, _left_out(subject)
     if within is not None:
         costs, arms, subject, dropped = fit_within(costs, arms, subject, within)
         notes += dropped
@@ -66,7 +66,7 @@ def begin(out: Path, request: Request, watch: Watch) -> tuple[Record, list[Arm],
         looks=(),
         predicted_seconds=total,
         measured_step_seconds=measured,
-        notes=tuple(notes),
+        notes=(*clocked, *notes),
     )
     count, predicted = (f"{request.seeds} seed{'s' * (request.seeds > 1)}", f"about {minutes(total)}")
     if until is not None:
