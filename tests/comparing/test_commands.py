@@ -66,6 +66,8 @@ NAMED, UNNAMED = {"model": "MODEL", "data": "DATA"}, {"model": None, "data": Non
     ("addenda compare -m dinov2 --data 'my sums' --subset=8/class --skip-corrupt --out x", ("tiny", "sums"),
      {"model": "dinov2", "data": "my sums", "subset": "8/class", "skip_corrupt": True}),
     ("addenda compare --data sums.csv --trust-remote-code", ("tiny", "sums"), {"model": "MODEL", "data": "sums.csv"}),
+    ("addenda --debug compare -m m -d d", ("tiny", "sums"), {"model": "m", "data": "d"}),
+    ("addenda --debug", ("tiny", "sums"), NAMED),
     ("addenda compare --config run.yaml --data d", ("tiny", "sums"), NAMED),
     ("", ("tiny", "sums"), NAMED),
     ("python -m recipes.svft --model x", ("tiny", "sums"), NAMED),

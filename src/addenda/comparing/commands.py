@@ -104,7 +104,8 @@ def options_in(command: str) -> dict[str, Any] | None:
         words = shlex.split(command)
     except ValueError:
         return None
-    if words[:2] != ["addenda", "compare"]:
+    own = next((i for i, word in enumerate(words[1:], 1) if not word.startswith("-")), 0)  # behind options of all
+    if words[:1] != ["addenda"] or words[own] != "compare":
         return None
     said: dict[str, Any] = {}
     for word, following in zip(words, [*words[1:], ""], strict=True):
