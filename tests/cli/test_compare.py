@@ -56,3 +56,19 @@ def test_other_data_keeps_the_common_defaults(asked):
 def test_more_refuses_what_is_given_be_it_a_default(asked, capsys, options, says):
     assert asked("--more", "record", "--seeds", "5", *options) == {}
     assert says in capsys.readouterr().err
+
+
+def test_an_option_that_a_comma_cut_off_is_no_method(asked, capsys):
+    asked("--data", "sort-numbers", "--methods", "shira,lora:rank=2,alpha=4")
+    says = capsys.readouterr().err
+    assert "--methods has 'alpha=4' in the place of a method" in says and "'lora:rank=2;alpha=4,shira'" in says
+    got = asked("--data", "sort-numbers", "--methods", "lora:rank=2;alpha=4,mosa@consistency=1,shira@lora-pro:trust=1")
+    assert got["methods"] == ["lora:rank=2,alpha=4", "mosa@consistency=1", "shira@lora-pro:trust=1"]
+
+
+def test_help_shows_how_options_are_written_on_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    with pytest.raises(SystemExit):
+        run(["compare", "--help"])
+    assert "'lora:rank=2;alpha=4'" in capsys.readouterr().out

@@ -62,8 +62,8 @@ def compare(
         str,
         typer.Option(
             "--methods",
-            help="Arms, by commas; options as in svft:pattern=banded;band=8, what trains them as in lora@lora-pro or "
-            "mosa@consistency=1.",
+            help="Arms, by commas; the options of one by semicolons: 'lora:rank=2;alpha=4'. Behind an @ what trains "
+            "it: lora@lora-pro.",
         ),
     ] = METHODS,
     budget: Annotated[
@@ -150,7 +150,7 @@ def compare(
         methods, budget, search_steps, seeds = (given[k] for k in ("methods", "budget", "search_steps", "seeds"))
         rates, batch, items, dtype, grouped = (given[k] for k in ("rates", "batch", "items", "dtype", "grouped"))
         threads = threads_of(model)
-    chosen = [spec.strip().replace(";", ",") for spec in methods.split(",") if spec.strip()]
+    chosen = _arms(methods)
     if on_docstrings:
         rest = {"validation": VALIDATION, "around": middles(chosen)}
     for spec in chosen:
@@ -177,6 +177,19 @@ def compare(
         )  # fmt: skip
     run_file.write(out, compare, given, {} if until else {"seeds": len(record.config.seeds)})
     draw(summary(record))
+
+
+def _arms(methods: str) -> list[str]:
+    """Return the text form of each arm in --methods. Raises AddendaError for an option that a comma cut off."""
+    from addenda.core.base.errors import AddendaError
+
+    parts = [part.strip() for part in methods.split(",") if part.strip()]
+    if cut := [p for p in parts if "=" in p.partition("@")[0] and ":" not in p.partition("=")[0]]:
+        raise AddendaError(
+            f"--methods has {cut[0]!r} in the place of a method: commas stand between methods, and semicolons between "
+            "the options of one, as in 'lora:rank=2;alpha=4,shira'."
+        )
+    return [part.replace(";", ",") for part in parts]
 
 
 def _go_on(folder: Path, given: dict[str, Any]) -> None:
