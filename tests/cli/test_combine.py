@@ -69,3 +69,26 @@ def test_what_cannot_be_is_said_before_the_model_is_read(folder, capsys):
         call("combine", *arguments, "--model", folder / "no-model", code=2)
         assert message in capsys.readouterr().err, message
     assert (foreign.read_bytes(), a.read_bytes(), few.read_bytes()) == held and not (folder / "x").exists()
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(folder, capsys):
+    files = []
+    for n in ("a", "b"):
+        (folder / f"run-{n}").mkdir()
+        files.append((folder / f"{n}.safetensors").rename(folder / f"run-{n}" / "adapter.safetensors"))
+    out, other = folder / "both.safetensors", folder / "other.safetensors"
+    call("combine", *files, "--model", folder / "model", "--how", "linear", "--out", out)
+    assert "0.5 × run-a/adapter, 0.5 × run-b/adapter" in " ".join(capsys.readouterr().out.split())
+    call("combine", *files, "--model", folder / "model", "--heads-of", "run-b/adapter", "--out", other, code=2)
+    assert "--heads-of run-b/adapter has no heads" in capsys.readouterr().err
+    call("combine", files[0], files[0], "--model", folder / "model", "--out", other, code=2)
+    assert "'adapter' is there twice" in capsys.readouterr().err
+
+
+def test_a_name_has_as_many_folders_as_it_takes():
+    from pathlib import Path
+
+    from addenda.combining.sources import names_of
+
+    found = names_of([Path(p) for p in ("x/run/ad.safetensors", "y/run/ad.safetensors", "z/ad.safetensors", "b.st")])
+    assert found == ["x/run/ad", "y/run/ad", "z/ad", "b"]

@@ -46,7 +46,8 @@ def combine(
         str, typer.Option("--absent", help="A site that one file lacks: error or zero.", rich_help_panel=HELD)
     ] = "error",
     heads_of: Annotated[
-        str | None, typer.Option("--heads-of", help="The file whose heads it takes, by name without suffix.")
+        str | None,
+        typer.Option("--heads-of", help="Whose heads it takes: a file by its name without suffix, or FOLDER/NAME."),
     ] = None,
     base: Annotated[str, typer.Option("--base", help="exact, or compatible: another dtype.")] = "exact",
     dtype: Dtype = "auto",
@@ -58,6 +59,7 @@ def combine(
     from addenda.combining.combine import combine as combined
     from addenda.combining.combine import prepared
     from addenda.combining.options import SPECIAL
+    from addenda.combining.sources import names_of
     from addenda.core.base import ranges
     from addenda.core.base.errors import AddendaError
     from addenda.core.disk.whole import free_place, whole
@@ -69,7 +71,7 @@ def combine(
         raise AddendaError(f"These options cannot be: {'; '.join(f'--{p}' for p in problems)}.")
     place = free_place(out, "--out")  # all of this before the model is read, which takes longer
     prepared(files, **options)
-    wanted: dict[str, Any] = wanted_by(next((f for f in files if f.stem == heads_of), files[0]))
+    wanted: dict[str, Any] = wanted_by(dict(zip(names_of(files), files, strict=True)).get(heads_of or "", files[0]))
     wanted |= {"dtype": dtype_for(files, dtype), "trust_remote_code": trust_remote_code}
     loaded = load_model(model_or_default(model), device=device, **wanted)
     report = combined(files, model=loaded.model, **options)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -100,7 +100,7 @@ def named(given: Sequence[Given], model: nn.Module | None) -> list[Source]:
         elif isinstance(g, str) and g in attached:
             sources.append(Source(g, attached[g]))
         elif isinstance(g, (str, Path)) and (Path(g).suffix or Path(g).exists()):
-            sources.append(Source(Path(g).stem, None, Path(g).expanduser()))
+            sources.append(Source("", None, Path(g).expanduser()))
         elif isinstance(g, str):
             raise AddendaError(
                 f"{g!r} is no attached adapter and no file.{nearest(g, attached)} Attached: "
@@ -108,16 +108,31 @@ def named(given: Sequence[Given], model: nn.Module | None) -> list[Source]:
             )
         else:
             raise AddendaError(f"An adapter, a name or a file is wanted, got {type(g).__name__}.")
+    called = iter(names_of([s.file for s in sources if s.file is not None]))
+    sources = [s if s.file is None else replace(s, name=next(called)) for s in sources]
     for s in sources:
         if s.adapter is not None:
             refuse_part(s.adapter, "what it is combined into would be one too")
     names = [s.name for s in sources]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise AddendaError(
-            f"{', '.join(map(repr, twice))} is there twice. Name each adapter once, with its weight; files of one name "
-            "are told apart by renaming one."
+            f"{', '.join(map(repr, twice))} is there twice. Name each adapter once, with its weight; a file is called "
+            "by its name without suffix."
         )
     return sources
+
+
+def names_of(files: Sequence[Path]) -> list[str]:
+    """Return a name for each file: its own without suffix, after as many folders as tell files of one name apart."""
+    places = [f.expanduser().absolute() for f in files]
+    whole = [(*place.parent.parts, place.stem) for place in places]
+
+    def name(at: int) -> str:
+        alike = [p for i, p in enumerate(whole) if i != at and p[-1] == whole[at][-1]]
+        found = (whole[at][-n:] for n in range(1, len(whole[at])))
+        return "/".join(next((end for end in found if all(p[-len(end) :] != end for p in alike)), whole[at][-1:]))
+
+    return [name(at) for at in range(len(whole))]
 
 
 def same_base(sources: Sequence[Source], base: str) -> dict[Path, Header]:
