@@ -269,7 +269,7 @@ def test_the_names_of_the_options_that_are_special_exist():
 def test_a_run_file_of_somebody_elses_is_not_written_over(tmp_path):
     (tmp_path / "run.yaml").write_text("steps: 1\n")
     with pytest.raises(AddendaError, match=r"holds run\.yaml"):
-        run_file.check_place(tmp_path)
+        run_file.check_place(tmp_path, COMMANDS["tune"])
     run_file.write(tmp_path / "new", COMMANDS["tune"], {"out": tmp_path})
-    run_file.check_place(tmp_path / "new")
+    run_file.check_place(tmp_path / "new", COMMANDS["tune"])
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["run.yaml"]
