@@ -126,18 +126,12 @@ def test_a_rank_that_has_not_been_drawn_twice_is_no_dead_tensor():
         ad.detach(model)
 
 
-@pytest.mark.parametrize("active", [0, 5, -1])
-def test_a_rank_that_cannot_act_is_no_value_of_a_file_or_of_a_dict(active, tmp_path):
+@pytest.mark.parametrize("active", [0, 5])
+def test_a_rank_that_cannot_act_is_no_value_of_a_file(active, tmp_path):
     model = nn.Sequential(nn.Linear(8, 8))
     adapter = attach(model, "dylora:rank=4", targets="0")
-    values = {k: t.clone() for k, t in adapter.state_dict().items()}
-    wrong = {k: torch.ones_like(t) for k, t in values.items()} | {"0/active": torch.tensor(active)}
-    with pytest.raises(AddendaError, match=f"active says that {active} ranks act, and from 1 to 4 may"):
-        adapter.load_state_dict(wrong)
-    assert all(torch.equal(t, values[k]) for k, t in adapter.state_dict().items()), "nothing was written"
     adapter.state_dict()["0/active"].fill_(active)
-    if active >= 0:
-        file = adapter.save(tmp_path / "a.safetensors")
-        ad.detach(model)
-        with pytest.raises(AddendaError, match="nothing was loaded: 0: active says"):
-            ad.load(model, file)
+    file = adapter.save(tmp_path / "a.safetensors")
+    ad.detach(model)
+    with pytest.raises(AddendaError, match=f"nothing was loaded: 0: active says that {active} ranks act"):
+        ad.load(model, file)

@@ -216,9 +216,12 @@ class Parallel(Composition):
         def repeated(t: Any) -> Any:
             if isinstance(t, Tensor):
                 return torch.cat([t] * len(self.parts)) if t.dim() > 0 and len(t) == batch else t
-            if isinstance(t, Mapping) and hasattr(t, "to_tuple"):  # what an encoder returned
-                return type(t)(**{k: repeated(v) for k, v in t.items()})
-            return type(t)(map(repeated, t)) if type(t) in (tuple, list) else t
+            if isinstance(t, tuple | list):
+                return [repeated(v) for v in t] if isinstance(t, list) else tuple(map(repeated, t))
+            if hasattr(t, "to_tuple"):  # what an encoder returned
+                made: Any = type(t)
+                return made(**{k: repeated(v) for k, v in t.items()})
+            return t
 
         return tuple(map(repeated, args)), {k: t if k in PLACES else repeated(t) for k, t in kwargs.items()}
 
