@@ -113,7 +113,7 @@ def test_an_adapter_that_acts_and_a_composition_are_what_ranks():
 def test_a_title_is_read_with_its_text():
     model, tokenizer = toy_model(), toy_tokenizer()
     found = Reranker(model, tokenizer).predict([("a1", Document("a2 a3", "a4")), ("a1", "a4 a2 a3")])
-    assert found[0] == found[1]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)  # another row of a batch, whose rounding may be another
 
 
 def documents(**texts: str) -> Collection:
