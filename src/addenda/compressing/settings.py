@@ -15,10 +15,10 @@ WEIGHINGS = ("auto", "error", "loss")
 _NUMBERS = {n: RANGES[n] for n in ("remove", "share", "rise", "floor", "multiple", "samples", "judge", "batch", "seed")}
 _NUMBERS["length"] = Range(2, MANY, whole=True)  # a token, and one to predict it from
 _MEANINGS = {
-    "remove": "the share of the compressed layers' parameters to do without: 0.2 keeps 80 %",
+    "remove": "the share of the compressed layers' parameters to do without, between 0 and 1: 0.2 keeps 80 %",
     "share": "that of the outputs' energy to keep: 0.99 loses 1 %",
     "rise": "how much of its perplexity a type of layer may add alone: 0.01 allows 1 %",
-    "floor": "a share of the uniform rank",
+    "floor": "a share of the uniform rank, between 0 and 1",
 }
 _OF_PIECES = ("how", "storage", "center", "samples", "length", "batch", "seed")
 
