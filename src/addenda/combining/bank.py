@@ -247,7 +247,7 @@ class AdapterBank:
     def _check(self, name: str) -> None:
         if name not in self.files:
             raise AddendaError(
-                f"This bank has no adapter {name!r}.{nearest(str(name), self.files)} It has "
+                f"This bank has no adapter {name!r}.{nearest(name, self.files)} It has "
                 f"{', '.join(map(repr, list(self.files)[:20]))}."
             )
 

@@ -26,9 +26,7 @@ def check(how, rule, form, absent, rank, energy, density, window, seed, base) ->
              "absent": (absent, ("error", "zero")), "base": (base, ("exact", "compatible"))}  # fmt: skip
     for option, (value, known) in words.items():
         if value not in known:
-            raise AddendaError(
-                f"There is no {option}={value!r}.{nearest(str(value), known)} Known: {', '.join(known)}."
-            )
+            raise AddendaError(f"There is no {option}={value!r}.{nearest(value, known)} Known: {', '.join(known)}.")
     if rule is not None and how not in SPACES:
         raise AddendaError(f"rule= acts in a common subspace only: how='core-space' or 'knots'; how={how!r} is none.")
     chosen = rule_of(how, rule)

@@ -22,7 +22,7 @@ def left_out(root: nn.Module, names: Sequence[str], layers: Layers) -> frozenset
     by_name: Any = layers if isinstance(layers, Mapping) else dict.fromkeys(names, layers)
     if unknown := [n for n in by_name if n not in names]:
         raise AddendaError(
-            f"leave_out names {unknown[0]!r}, which takes no part.{nearest(str(unknown[0]), names)} "
+            f"leave_out names {unknown[0]!r}, which takes no part.{nearest(unknown[0], names)} "
             f"Taking part: {', '.join(map(repr, names))}."
         )
     found: set[int] = set()

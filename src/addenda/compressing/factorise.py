@@ -15,9 +15,9 @@ from torch import nn
 from addenda.compressing.candidates import candidates
 from addenda.compressing.criteria import Rule, Spectrum, highest_saving, tails
 from addenda.compressing.macs import Call, calls, of_call
-from addenda.compressing.recalibrate import check_batches, recalibrate
+from addenda.compressing.recalibrate import recalibrate
 from addenda.compressing.schemes import Place, spectrum
-from addenda.core.base.arguments import checked
+from addenda.core.base.arguments import check_batches, checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.ranges import Range
 from addenda.core.modules.put import put
@@ -131,7 +131,7 @@ def factorise(
     if of == "macs" and example is None:
         raise AddendaError("of='macs' wants an example= to count multiplications on: one batch of images will do.")
     if batches is not None:
-        check_batches(batches)
+        check_batches("batches", batches)
     places, dense = candidates(model, targets, exclude, scheme)
     run = None if example is None else calls_of(model, example)
     if run is not None:

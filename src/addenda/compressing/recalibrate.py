@@ -6,14 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from addenda.core.base.arguments import check_batches
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.statistics import gathering
-
-
-def check_batches(batches: object) -> None:
-    """Raise AddendaError for what is no list of batches: of one batch every row would be taken for a batch."""
-    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
-        raise AddendaError(f"batches is a list of batches for the model, or a loader; got a {type(batches).__name__}.")
 
 
 @torch.no_grad()
@@ -24,7 +19,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     (labels behind it are left aside). The whole model is otherwise in evaluation mode, and no weight is touched. Raises
     AddendaError where there is no batch, or where statistics come out not finite; the old ones are back then.
     """
-    check_batches(batches)
+    check_batches("batches", batches)
     norms = {
         path: m for path, m in model.named_modules()
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats

@@ -184,7 +184,7 @@ MATRIX = "matrix"
 def scheme_called(name: str) -> Scheme:
     """Return the scheme of this name. Raises AddendaError for another."""
     if name not in SCHEMES:
-        raise AddendaError(f"There is no scheme {name!r}.{nearest(str(name), SCHEMES)} Known: {', '.join(SCHEMES)}.")
+        raise AddendaError(f"There is no scheme {name!r}.{nearest(name, SCHEMES)} Known: {', '.join(SCHEMES)}.")
     return SCHEMES[name]
 
 

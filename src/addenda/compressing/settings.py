@@ -76,7 +76,7 @@ class CompressionSettings:
         check(self.how, self.center, self.split)
         if self.allocate not in ALLOCATIONS:
             raise AddendaError(
-                f"There is no allocation {self.allocate!r}.{nearest(str(self.allocate), ALLOCATIONS)} "
+                f"There is no allocation {self.allocate!r}.{nearest(self.allocate, ALLOCATIONS)} "
                 f"Known: {', '.join(ALLOCATIONS)}."
             )
         for name, values in (("of", ("parameters", "flops")), ("storage", STORAGES), ("weigh", WEIGHINGS)):

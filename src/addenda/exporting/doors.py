@@ -87,7 +87,7 @@ DOORS = {door.name: door for door in _ALL}
 def door_called(name: str) -> Door:
     """Return a door by its name. Raises AddendaError for an unknown one."""
     if name not in DOORS:
-        raise AddendaError(f"There is no door {name!r}.{nearest(str(name), DOORS)} Known: {', '.join(DOORS)}.")
+        raise AddendaError(f"There is no door {name!r}.{nearest(name, DOORS)} Known: {', '.join(DOORS)}.")
     return DOORS[name]
 
 

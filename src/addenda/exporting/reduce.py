@@ -190,7 +190,7 @@ def _bytes(adapter: Adapter) -> int:
 def check_form(to: str, given: Mapping[str, Any]) -> None:
     """Raise AddendaError for an unknown form, options that it does not read, and those it wants and has not."""
     if to not in READS:
-        raise AddendaError(f"There is no form {to!r}.{nearest(str(to), READS)} Known: {', '.join(READS)}.")
+        raise AddendaError(f"There is no form {to!r}.{nearest(to, READS)} Known: {', '.join(READS)}.")
     if unread := [f"{k}=" for k, v in given.items() if v is not None and k not in READS[to]]:
         reads = ", ".join(f"{k}=" for k in READS[to] if k in given) or "no option of its own"
         raise AddendaError(f"{', '.join(unread)} is not read with to={to!r}, which reads {reads}.")

@@ -32,9 +32,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         target = torch.device(device)
     except (RuntimeError, TypeError):
         names = ("cpu", "cuda", "mps", "xpu", "meta")
-        raise AddendaError(
-            f"There is no device {device!r}.{nearest(str(device), names)} Give cpu, or cuda:0."
-        ) from None
+        raise AddendaError(f"There is no device {device!r}.{nearest(device, names)} Give cpu, or cuda:0.") from None
     try:
         backend: Any = torch.get_device_module(target)
         count = backend.device_count() if getattr(backend, "is_available", lambda: True)() else 0

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addenda.core.base.arguments import checked
+from addenda.core.base.arguments import check_batches, checked
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.merge.write import plain_weight
 from addenda.core.method.catalogue import parse_spec
@@ -128,10 +128,7 @@ def quantize(
 
 def _batches(model: nn.Module, given: Iterable[Mapping[str, Tensor]]) -> list[Batch]:
     """Return batches with their masks. Raises AddendaError where there is none, or one that is no batch of tokens."""
-    if isinstance(given, (Mapping, Tensor, str)) or not isinstance(given, Iterable):
-        raise AddendaError(
-            f"calibration= is a list of batches for the model, or a loader; got a {type(given).__name__}."
-        )
+    check_batches("calibration=", given)
     batches: list[Batch] = []
     for i, batch in enumerate(given):
         known = masked(model, batch)

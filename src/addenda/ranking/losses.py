@@ -79,9 +79,7 @@ class RankingLoss:
     def __post_init__(self):
         names = get_args(LossName)
         if self.name not in names:
-            raise AddendaError(
-                f"There is no loss {self.name!r}.{nearest(str(self.name), names)} Give {' or '.join(names)}."
-            )
+            raise AddendaError(f"There is no loss {self.name!r}.{nearest(self.name, names)} Give {' or '.join(names)}.")
         if not 0 < self.temperature < float("inf"):
             raise AddendaError(f"The temperature of a distillation is a positive number, got {self.temperature!r}.")
         if self.temperature != 1.0 and self.name != "distill":

@@ -17,7 +17,6 @@ A task's file names, by hash, the tokenizer and the language part of its trainin
 is for, and noted; another tokenizer is an error.
 """
 
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import shown
 from addenda.core.file.tokenizer import inner
 from addenda.core.file.trained_on import content_hash, difference, note_training, trained_on
-from addenda.core.state.state import free_name, names_on, record_of
+from addenda.core.state.state import free_name, name_of, names_on, record_of
 from addenda.core.state.trained_on import TrainedOn
 
 Where = Literal["query", "document", "both", "split"]
@@ -178,7 +177,7 @@ def _name(
         raise AddendaError(f"{shown(path)} is no file, and no adapter on this model is called so.{known}")
     key = str(path.resolve())
     if key not in came:
-        name = free_name(model, re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-")[:56] or "part")
+        name = free_name(model, name_of(path, "part"))
         load(model, path, name=name, activate=False, tokenizer=tokenizer, base=base)
         undo.callback(detach, model, name)
         came[key] = name

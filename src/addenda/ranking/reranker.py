@@ -7,7 +7,7 @@ The scores are the model's own output, without a sigmoid: they order the documen
 promised of them. Pairs are read in batches of like length, so that little is padded, and come back in their order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,7 @@ class Reranker:
             made[q][d] = score
         for q, documents in ranked.items():
             top = dict(sorted(made[q].items(), key=lambda item: -item[1]))
-            least = min(top.values(), default=0.0)
-            below = {d: least - 1.0 - k for k, d in enumerate(documents[depth:])}
-            made[q] = top | below
+            made[q] = top | behind(min(top.values(), default=0.0), documents[depth:])
         return made
 
     @torch.no_grad()
@@ -170,6 +168,11 @@ class Reranker:
 
 def _text(document: Text) -> str:
     return document.whole if isinstance(document, Document) else document
+
+
+def behind(least: float, documents: Iterable[str]) -> dict[str, float]:
+    """Return scores of documents that were not read, in their order, below the least score of those that were."""
+    return {d: least - 1.0 - k for k, d in enumerate(documents)}
 
 
 def _check_ids(collection: Collection, run: Run) -> None:

@@ -27,7 +27,7 @@ from addenda.ranking.bi_encoder import BiEncoder
 from addenda.ranking.bm25 import Bm25
 from addenda.ranking.collection import Collection, Document
 from addenda.ranking.first_stage import Index, best
-from addenda.ranking.reranker import Reranker
+from addenda.ranking.reranker import Reranker, behind
 
 FORMAT = "addenda search index 1"
 BM25 = "bm25"
@@ -100,9 +100,8 @@ class SearchIndex:
             return [Hit(i, s, self.documents[i]) for i, s in list(found.items())[:top_k]]
         ids = list(found)
         ranked = reranker.rank(query, {i: self.documents[i] for i in ids[:depth]}, top_k=min(top_k, depth))
-        least = ranked[-1][1]
-        ranked += [(i, least - 1 - k) for k, i in enumerate(ids[depth:top_k])]
-        return [Hit(i, score, self.documents[i]) for i, score in ranked]
+        scores = dict(ranked) | behind(ranked[-1][1], ids[depth:top_k])
+        return [Hit(i, score, self.documents[i]) for i, score in scores.items()]
 
 
 def build(collection: Collection, out: str | Path, *, first: str = "e5") -> Path:

@@ -11,7 +11,6 @@ The folder `out` holds adapter.safetensors, README.md, run.json and checkpoints/
 moment, the same call goes on where it stopped and ends with the same bits.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from addenda.core.method.catalogue import build
 from addenda.core.method.contract import Method
 from addenda.core.site.targets import Target
 from addenda.core.state.outside import drawn_in
-from addenda.core.state.state import find_state, free_name
+from addenda.core.state.state import find_state, free_name, name_of
 from addenda.models.encoders import encoder_folder
 from addenda.models.load import Loaded, load_model
 from addenda.ranking.collection import Collection, Run
@@ -281,7 +280,7 @@ def _language(loaded: Loaded, given: str | Path | Adapter | None, name: str) -> 
         raise AddendaError(f"The adapter {own!r} of language= is not attached to this model.")
     else:
         path = path_of(given, "language")
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-")[:56] or "language"
+        stem = name_of(path, "language")
         free = free_name(model, f"{stem}-language" if stem == name else stem)
         found = load(model, path, name=free, tokenizer=loaded.tokenizer)
     if found.name == name:

@@ -90,7 +90,7 @@ class LowRank:
 def check(how: str, center: bool, split: str = "left") -> None:
     """Raise AddendaError for an unknown route, and for options that it does not have."""
     if not isinstance(how, str) or how not in ROUTES:
-        raise AddendaError(f"There is no route {how!r}.{nearest(str(how), ROUTES)} Known: {', '.join(ROUTES)}.")
+        raise AddendaError(f"There is no route {how!r}.{nearest(how, ROUTES)} Known: {', '.join(ROUTES)}.")
     if center and how != "lord":
         raise AddendaError(f"Only 'lord' has a centred form, {how!r} has none. Leave center out, or use 'lord'.")
     if split not in ("left", "sqrt"):

@@ -12,7 +12,6 @@ from addenda.core.adapter.handle import Adapter
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of, shown
 from addenda.core.disk.place import check_free, folder_for
-from addenda.core.file.header import read as read_adapter
 from addenda.core.file.identity import base_of, digest, goes_on, plain, versions
 from addenda.core.file.save import save
 from addenda.core.file.sealed import read_sealed, write_sealed
@@ -46,7 +45,7 @@ class LotteryFolder:
         """
         noted = is_of_lottery(self.out)  # without a note nothing there is of such a run, whatever its name
         ours = {_positions(i): lambda p: noted and _is_positions(p) for i in range(1, what["iterations"] + 1)}
-        check_free(self.out, {NOTE: lambda _: noted, ADAPTER: lambda p: noted and _is_adapter(p), **ours})
+        check_free(self.out, {NOTE: lambda _: noted, ADAPTER: lambda p: noted and checkpoint.has_adapter(p), **ours})
         host = find_state(model)
         beside = {n: digest_of(Adapter(host.root, n).state_dict()) for n in around} if host else {}
         phases = {p: {k: _told(v) for k, v in o.items() if k not in ("progress", "tracking", "keep", "save_every")}
@@ -112,7 +111,7 @@ def drop(out: Path) -> None:
     for file in out.glob(_positions("*")):
         if _is_positions(file):
             file.unlink()
-    if (out / ADAPTER).is_file() and _is_adapter(out / ADAPTER):
+    if (out / ADAPTER).is_file() and checkpoint.has_adapter(out / ADAPTER):
         (out / ADAPTER).unlink()
     (out / NOTE).unlink()  # last: by it the others are known
     if not any(out.iterdir()):
@@ -138,14 +137,6 @@ def _told(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return {"count": len(value), "sha256": digest(list(value))}
     return getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
-
-
-def _is_adapter(path: Path) -> bool:
-    try:
-        read_adapter(path)
-    except AddendaError:
-        return False
-    return True
 
 
 def _is_positions(path: Path) -> bool:

@@ -90,5 +90,5 @@ def test_a_loss_that_is_none_is_refused(loss, tiny, ids):
 
 @pytest.mark.parametrize("batches", [{"input_ids": torch.ones(1, 2)}, 3])
 def test_batches_are_a_list(batches, tiny):
-    with pytest.raises(AddendaError, match=r"a list of batches, got one \w+\. Give \[batch\]"):
+    with pytest.raises(AddendaError, match=r"a list of batches for the model, or a loader; got a \w+\. Give \[batch\]"):
         ad.attach(tiny, Seen(), targets="linear", calibration=batches)

@@ -33,10 +33,8 @@ def assign(
     Raises AddendaError listing every site that its method cannot take, with the reasons.
     """
     refuse_foreign(model)
-    heads, copy = (
-        [site for target in listed(also_train) for site in _parameters_of(model, target)],
-        Replace(bits=head_bits),
-    )
+    heads = [site for target in listed(also_train) for site in _parameters_of(model, target)]
+    copy = Replace(bits=head_bits)
     if head_bits is not None and not heads:
         raise AddendaError(f"head_bits={head_bits} is for the heads that also_train names, and it names none.")
     owned = {id(site.weight) for site in heads}

@@ -3,13 +3,14 @@
 Both are handed over one weight at a time. They are the base's own, whichever adapters act before and after.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from addenda.core.adapter.blocks import disabled
+from addenda.core.base.arguments import check_batches
 from addenda.core.base.errors import AddendaError
 from addenda.core.method.contract import Method
 from addenda.core.modules.borrow import frozen, training_mode
@@ -42,8 +43,7 @@ def calibrate(
             f"{names} with these options looks at data before training: give attach(..., calibration=batches), "
             "a list of dicts for model(**batch), or of anything with loss=function(model, batch)."
         )
-    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
-        raise AddendaError(f"calibration= is a list of batches, got one {type(batches).__name__}. Give [batch].")
+    check_batches("calibration=", batches)
     blind = [path for path, (site, m) in sites.items() if m.calibration == "input" and not site.kind.dense]
     if blind:
         raise AddendaError(

@@ -23,6 +23,15 @@ Translation = Callable[[dict[str, Any], Iterable[str], str], dict[str, Any]]  # 
 _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+def check_batches(name: str, given: object) -> None:
+    """Raise AddendaError for what is no list of batches: of one batch every row, or key, would be taken for a batch."""
+    one = isinstance(given, str | bytes | Mapping) or hasattr(given, "shape")
+    if one or not isinstance(given, Iterable):
+        raise AddendaError(
+            f"{name} is a list of batches for the model, or a loader; got a {type(given).__name__}. Give [batch]."
+        )
+
+
 def checked(
     *,
     also: Iterable[str] = (),

@@ -26,7 +26,7 @@ def _printable(text: str) -> str:
     return cut.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def nearest(word: str, known: Iterable[str], n: int = 3) -> str:
+def nearest(word: object, known: Iterable[str], n: int = 3) -> str:
     """Return `" Did you mean 'rank'?"` for an unknown word, or the empty string when nothing comes close."""
-    matches = difflib.get_close_matches(word, list(known), n=n, cutoff=0.5)
+    matches = difflib.get_close_matches(str(word), list(known), n=n, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(f) for f in matches)}?" if matches else ""

@@ -193,7 +193,7 @@ class Method:
     def check_values(self, p: Params) -> str | None:
         """Return why saved tensors, of the right names and shapes, cannot be the method's own, or None where they can.
 
-        Asked of what a file or a caller brings. That numbers are finite, and positions in the weight, the core sees.
+        Asked of what a file brings. That numbers are finite, and positions in the weight, the core sees.
         """
         return None
 

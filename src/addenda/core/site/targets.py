@@ -93,7 +93,7 @@ def exactly(model: nn.Module, paths: Iterable[str]) -> list[Target]:
     given = list(paths)
     known = dict.fromkeys(all_paths(model))
     if missing := [p for p in given if p not in known]:
-        near = nearest(str(missing[0]), known, 1)
+        near = nearest(missing[0], known, 1)
         raise AddendaError(
             f"{len(missing)} of {len(given)} paths name no layer and no parameter of this {type(model).__name__}, e.g. "
             f"{missing[0]!r}.{near}"

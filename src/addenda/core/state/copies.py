@@ -14,8 +14,7 @@ from addenda.core.packed.tensor import Packed
 def unconverted(root: nn.Module, kept: dict[str, Tensor]) -> Iterator[None]:
     """Give the adapters of a converted model the values that they had before, for a `with` block."""
     ours = {path: values for path, values in kept.items() if is_ours(path)}
-    named = dict([*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)])
-    now = {path: named[path].detach() for path in ours if path in named}
+    now = {path: t.detach() for path, t in _named(root) if path in ours}
     put_back(root, ours)
     try:
         yield
@@ -25,8 +24,7 @@ def unconverted(root: nn.Module, kept: dict[str, Tensor]) -> Iterator[None]:
 
 def changed_by(root: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return, uncopied, the parameters and buffers that `root.to(dtype)` will convert, by path."""
-    named = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
-    tensors = {p: t for p, t in named if (t.is_floating_point() or t.is_complex()) and t.dtype != dtype}
+    tensors = {p: t for p, t in _named(root) if (t.is_floating_point() or t.is_complex()) and t.dtype != dtype}
     return {p: t.detach() if isinstance(t, nn.Parameter) else t for p, t in tensors.items()}
 
 
@@ -48,3 +46,7 @@ def put_back(root: nn.Module, kept: dict[str, Tensor]) -> None:
             parameter.data = values.to(parameter.device)
             if parameter.grad is not None:
                 parameter.grad.data = parameter.grad.data.to(values.dtype)
+
+
+def _named(root: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]

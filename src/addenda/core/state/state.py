@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet
 
@@ -176,6 +177,11 @@ def names_on(model: nn.Module) -> tuple[str, ...]:
     return () if host is None else tuple(host.state.records)
 
 
+def name_of(file: Path, otherwise: str) -> str:
+    """Return a name that an adapter of a file may have, after the file; otherwise: where nothing of that is left."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem).strip("-")[:56] or otherwise
+
+
 def free_name(model: nn.Module, name: str) -> str:
     """Return a name that no adapter of the model has: this one, or this one with a number behind it."""
     there = names_on(model)
@@ -195,7 +201,7 @@ def record_of(model: nn.Module, name: str) -> HostRecord:
     root, state = state_of(model)
     if not (isinstance(name, str) and name in state.records):
         raise AddendaError(
-            f"No adapter is called {name!r} on this {type(root).__name__}.{nearest(str(name), state.records)} "
+            f"No adapter is called {name!r} on this {type(root).__name__}.{nearest(name, state.records)} "
             f"Attached: {', '.join(map(repr, state.records))}."
         )
     return HostRecord(root, state, state.records[name])

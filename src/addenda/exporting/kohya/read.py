@@ -75,9 +75,7 @@ def _chosen(file: KohyaFile, model: nn.Module, part: str | None) -> str:
     listing = ", ".join(f"{name} ({len(modules)} modules)" for name, modules in file.parts.items())
     if part is not None:
         if part not in file.parts:
-            raise AddendaError(
-                f"{shown(file.path)} has no part {part!r}; it has {listing}.{nearest(str(part), file.parts)}"
-            )
+            raise AddendaError(f"{shown(file.path)} has no part {part!r}; it has {listing}.{nearest(part, file.parts)}")
         return part
     if len(file.parts) == 1:
         return next(iter(file.parts))
