@@ -8,6 +8,7 @@ same run.
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -99,46 +100,40 @@ class Pool:
         """Run what is missing. Raises Busy where another process is at some of it, after all the rest was done."""
         arms, busy = set(arms), False
         for trained in sorted({a.partition("|")[0] for a in arms}):
-            if self._complete(trained, arms, seeds):  # whoever is at it is at further seeds
-                continue
+            with suppress(Busy):  # its rate is not known yet
+                if not self._missing(trained, arms, seeds, only_read=True):  # whoever is at it is at further seeds
+                    continue
             # an arm is one process's at a time: else two halve each rung of its search, and neither can go on
             with self.store.alone(f"all of {trained}") as mine:
                 try:
-                    if mine:
-                        self._ensure(trained, arms, seeds)
+                    for seed in self._missing(trained, arms, seeds) if mine else ():
+                        busy |= not self._final(trained, seed)
                     busy |= not mine
                 except Busy:
                     busy = True
         if busy:
             raise Busy
 
-    def _complete(self, trained: str, arms: set[str], seeds: Sequence[int]) -> bool:
-        """Return whether all that is wanted of an arm is on record, or it is void."""
-        stage, rate = "final" if trained != BASE or self.setting.drawn else "control", None
-        if trained != BASE:
-            try:
-                rate = self.chosen(trained, only_read=True).rate
-            except Busy:
-                return False
-            if rate is None:
-                return True
-        wanted = [a for a in self.with_cuts(trained) if a == trained or a in arms]
-        return all(
-            self.store.find(a, stage, s) is not None for a in wanted for s in (seeds if stage == "final" else (None,))
-        )
+    def _missing(
+        self, trained: str, arms: set[str], seeds: Sequence[int], *, only_read: bool = False
+    ) -> list[int | None]:
+        """Return the seeds at which an arm lacks a result that is wanted (None: of a base that is judged once).
 
-    def _ensure(self, trained: str, arms: set[str], seeds: Sequence[int]) -> None:
-        busy = False
+        A void arm lacks none. only_read: raise Busy rather than search for the arm's rate.
+        """
+        stage, of = ("final", seeds) if trained != BASE or self.setting.drawn else ("control", (None,))
+        if trained != BASE and self.chosen(trained, only_read=only_read).rate is None:
+            return []
+        wanted = [a for a in self.with_cuts(trained) if a == trained or a in arms]
+        return [s for s in of if any(self.store.find(a, stage, s) is None for a in wanted)]
+
+    def _final(self, trained: str, seed: int | None) -> bool:
+        """Run an arm at its rate, or judge the base; False where another process is at it."""
         if trained == BASE:
-            for seed in seeds if self.setting.drawn else (None,):
-                busy |= not self._base(seed)
-        elif (rate := self.chosen(trained).rate) is not None:
-            wanted = [a for a in self.with_cuts(trained) if a == trained or a in arms]
-            for seed in seeds:
-                if any(self.store.find(a, "final", seed) is None for a in wanted):
-                    busy |= not self._run(TrialSpec(trained, "final", seed, rate, self.setting.steps))
-        if busy:
-            raise Busy
+            return self._base(seed)
+        rate = self.chosen(trained).rate
+        assert seed is not None and rate is not None, "a missing run of an arm has both"
+        return self._run(TrialSpec(trained, "final", seed, rate, self.setting.steps))
 
     # ---- rates ----
 
