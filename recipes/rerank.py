@@ -30,11 +30,11 @@ from addenda.models.load import load_model
 from recipes.kept import SharedRuns, known_in, put_table
 from recipes.rerank_arms import Bench
 from recipes.rerank_claims import read_claims
-from recipes.rerank_cost import Plan, Speeds, Unit, cost_lines, lost, plan, timed, units
+from recipes.rerank_cost import Plan, Speeds, Unit, cost_lines, plan, timed, units
 from recipes.rerank_setting import Setting
 from recipes.rerank_table import table
 from recipes.seconds import seconds_of
-from recipes.store import Busy, Clock, TimeUp, do_all
+from recipes.store import Busy, Clock, TimeUp, do_all, lost
 
 ROOT = Path("records/rerank")
 GROWS = ("queries", "seeds", "languages", "arms")  # of a setting: no part of what one run is
@@ -81,8 +81,8 @@ def missing(root: Path, bench: Bench, queries: int, more: bool = False) -> list[
     """Return the runs that are not on record, and those whose files they read and the cache has lost."""
     every = units(bench.setting, bench.setting.languages, more)
     left = [u for u in every if not done(root, u, queries)]
-    again = lost(left, bench)
-    return [u for u in every if u.name in again or not done(root, u, queries)]
+    again = lost(left, lambda u: u.needs, lambda u: u.file(bench).exists())
+    return [u for u in every if u in again or not done(root, u, queries)]
 
 
 def chosen(

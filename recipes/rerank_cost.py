@@ -81,17 +81,6 @@ def _task(arm: str, seed: int, rank: int | None = None, width: str = "") -> Unit
     return Unit(f"task-{slug(arm)}-{seed}{width}", "task", arm, seed=seed, rank=rank, width=width)
 
 
-def lost(left: Sequence[Unit], bench: Bench) -> set[str]:
-    """Return the names of runs whose files these read and the cache has not, and of what is read to make them."""
-    found, asked = set(), list(left)
-    while asked:
-        for need in asked.pop().needs:
-            if need.name not in found and not need.file(bench).exists():
-                found.add(need.name)
-                asked.append(need)
-    return found
-
-
 def units(setting: Setting, languages: Sequence[str], more: bool = False) -> list[Unit]:
     """Return all runs, in order: controls, arms without a part, then for each kind its parts and the arms over them.
 

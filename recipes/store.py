@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from addenda import AddendaError
 from addenda.comparing.entries import Config, Growth, SplitResult, TrialRecord
@@ -30,6 +30,8 @@ SHARED = "shared"
 BLOCKS = 120  # of training losses in a final run
 WITH_LOSSES = 3  # seeds that keep the loss of each item
 WAIT = 20  # seconds until another process is asked again
+
+Unit = TypeVar("Unit")  # what a recipe makes one run of
 
 
 class Busy(Exception):  # noqa: N818 – no error
@@ -59,6 +61,17 @@ def do_all(left: Sequence[Any], done: Callable[[Any], bool], clock: Clock) -> No
         print(f"Waiting for another process, at {', '.join(map(str, left[:3]))}.", file=sys.stderr, flush=True)
         clock.spare(WAIT)
         time.sleep(WAIT)
+
+
+def lost(left: Iterable[Unit], reads: Callable[[Unit], Iterable[Unit]], there: Callable[[Unit], bool]) -> set[Unit]:
+    """Return the runs whose files these read and the cache has not, and what is read to make those again."""
+    found, asked = set(), list(left)
+    while asked:
+        for read in reads(asked.pop()):
+            if read not in found and not there(read):
+                found.add(read)
+                asked.append(read)
+    return found
 
 
 def lock_of(folder: Path, name: str) -> Lock:

@@ -29,7 +29,7 @@ from addenda.transferring.label import label
 from addenda.transferring.question import Wording, asked
 from addenda.transferring.synthesise import Sampler, Synthesis
 from recipes.seconds import told
-from recipes.store import Clock, TimeUp, do_all, lock_of
+from recipes.store import Clock, TimeUp, do_all, lock_of, lost
 from recipes.trans_lora import begin
 from recipes.trans_lora_claims import SEEDS
 from recipes.trans_lora_real import FIRST, METHOD, READ, Bench, Setting, Unit, units
@@ -91,7 +91,7 @@ def _ran(unit: Unit, root: Path, bench: Bench, every: Sequence[Unit], clock: Clo
         return False
     try:
         left = missing(root, bench, [u for u in every if (u.task, u.seed) == (unit.task, unit.seed)])
-        if any(u.what in READ.get(unit.what, READ["an arm"]) for u in left):  # another process began with these
+        if any(u in read_by(unit) for u in left):  # another process began with these
             return False
         if unit in left:
             clock.spare(seconds_of(unit, seconds, bench.setting))
@@ -111,8 +111,13 @@ def record_file(root: Path, unit: Unit) -> Path:
 def missing(root: Path, bench: Bench, every: Sequence[Unit]) -> list[Unit]:
     """Return the units that are not on record, and those whose files these read and the cache has lost, in order."""
     left = {u for u in every if not on_record(root, u)}
-    read = {Unit(u.task, u.seed, what) for u in left for what in READ.get(u.what, READ["an arm"])}
-    return [u for u in every if u in left or (u in read and not (bench.place(u) / FILES[u.what]).exists())]
+    again = lost(left, read_by, lambda u: (bench.place(u) / FILES[u.what]).exists())
+    return [u for u in every if u in left or u in again]
+
+
+def read_by(unit: Unit) -> list[Unit]:
+    """Return the units whose files a unit reads."""
+    return [Unit(unit.task, unit.seed, what) for what in READ.get(unit.what, READ["an arm"])]
 
 
 def on_record(root: Path, unit: Unit) -> bool:
