@@ -49,7 +49,7 @@ def main() -> None:
     wanted = COMMANDS if given.what == "all" else (given.what,)
     if given.docs is not None:  # before what takes minutes
         page = given.docs.read_text()
-        if lost := [what for what in wanted if f"<!-- {what} -->\n" not in page]:
+        if lost := [what for what in wanted if "<!-- end -->" not in page.partition(f"<!-- {what} -->\n")[2]]:
             sys.exit(f"{given.docs} has no <!-- {lost[0]} --> with an <!-- end --> below: give the page that has it.")
     for what in wanted:
         record = given.out and given.out / f"{what}.json"
