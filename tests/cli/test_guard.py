@@ -260,6 +260,8 @@ def test_messages_are_in_the_spelling_of_the_command():
         "exclude=['linear'] takes what targets=['a', 'b'] name": "--exclude linear takes what --targets a,b name",
         "Raise max_length; f(max_length), 'max_length'": "Raise --max-length; f(max_length), 'max_length'",
         "resume=False (--no-resume) or out= (--out)": "--no-resume or --out",
+        "data='a b.csv' or data='' and labels='c d'": "--data 'a b.csv' or --data '' and labels='c d' (in Python)",
+        "targets=['a', 'b c'] take": "--targets 'a','b c' take",
     }.items():  # fmt: skip
         assert in_flags(told, flags) == says
     told = 'With rename={"a.*.q": "b.*.q", "c": "d"} it has 4 (a guess). See name={"x": 3}.'

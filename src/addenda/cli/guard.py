@@ -113,16 +113,19 @@ def in_flags(text: str, flags: Mapping[str, str]) -> str:
             return flag
         if value == "False":
             return f"--no-{flag.removeprefix('--')}"
-        return f"{flag} {value.strip('[]').replace(', ', ',').replace(chr(39), '')}"
+        if value[0] == "[":
+            value = value.strip("[]").replace(", ", ",")
+        word = value.replace("'", "")
+        return f"{flag} {word if word and ' ' not in word else value}"
 
-    value = r"\{[^{}]*\}|'[^' ]*'|\['[^\]]*'\]|[\w.]*\w"
+    value = r"\{[^{}]*\}|'[^']*'|\['[^\]]*'\]|[\w.]*\w"
     made = re.sub(rf"(?<![\w.:;,@'\-])(?<!\w\()(?<!\.\.\., )(?P<name>{known})=(?P<value>{value})?", option, text)
     if long:  # a name of two words is no word of the sentence
         made = re.sub(
             rf"(?<![\w.:;,@'\"/\-=])(?<!\w\()({long})(?![\w='\"/(]|\.\w)", lambda found: names[found[0]], made
         )
     theirs = "|".join(n for n in ONLY_IN_PYTHON if n not in flags)
-    given = r"'[^' ]*'|\[[^\]]*\]|\{[^{}]*\}|[\w.]*\w"
+    given = r"'[^']*'|\[[^\]]*\]|\{[^{}]*\}|[\w.]*\w"
     made = re.sub(rf"(?<![\w.:;,@'\-(])(?<!\w, )({theirs})=({given})?", r"\g<0> (in Python)", made)
     return re.sub(r"(--[\w-]+) \(\1\)", r"\1", made)
 
