@@ -232,6 +232,8 @@ def test_batches_of_any_form_weigh_and_what_has_no_inputs_is_not_weighed(tiny, i
     report = ad.reduce(adapter, rank=2, weigh=[ids, ids.flip(0)])
     assert {s.path: s.weighed for s in report.sites} == {p: p != "embed" for p in adapter.methods}
     assert ad.adapters(tiny).keys() == {"default", "reduced"}
+    stacked = ad.reduce(adapter, rank=2, name="stacked", weigh=torch.stack([ids, ids.flip(0)]))
+    assert [s.energy for s in stacked.sites] == [s.energy for s in report.sites]
 
 
 def test_sites_without_a_change_are_left_out(tiny, ids):
@@ -286,6 +288,7 @@ BAD = {
     "name": (lambda a: ad.reduce(a, rank=1, name="default"), "default"),
     "no batch": (lambda a: ad.reduce(a, rank=1, weigh=[]), "holds no batch"),
     "a number for batches": (lambda a: ad.reduce(a, rank=1, weigh=3), "list of batches.*got a int"),
+    "one batch": (lambda a: ad.reduce(a, rank=1, weigh={"x": torch.ones(2, 3)}), r"list of batches.*Give \[batch\]"),
     "a text for batches": (lambda a: ad.reduce(a, rank=1, weigh="some words"), "list of batches.*got a str"),
     "batch": (lambda a: ad.reduce(a, rank=1, weigh=[torch.ones(2, 3)]), "does not run"),
     "probe": (lambda a: ad.reduce(a, rank=1, probe=torch.ones(2, 3)), "does not run"),

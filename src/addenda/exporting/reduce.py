@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from addenda.core.adapter.attach import detach, ready
 from addenda.core.adapter.handle import Adapter, refuse_part
-from addenda.core.base.arguments import checked
+from addenda.core.base.arguments import check_batches, checked
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.base.ranges import problems
 from addenda.core.base.sharded import refuse_sharded
@@ -65,8 +65,8 @@ def reduce(
     several models or twice the same, a change that is merged or zero, a taken name, and batches that do not run.
     """
     chosen = [adapters] if isinstance(adapters, Adapter) else list(adapters)
-    if weigh is not None and (isinstance(weigh, (str, bytes)) or not isinstance(weigh, Iterable)):
-        raise AddendaError(f"weigh= is a list of batches for the model, or a loader; got a {type(weigh).__name__}.")
+    if weigh is not None and not isinstance(weigh, Tensor):  # stacked batches are batches
+        check_batches("weigh=", weigh)
     given = {
         "rank": rank, "energy": energy, "density": density, "count": count, "bits": bits,
         "weigh": None if weigh is None else list(weigh),
