@@ -55,6 +55,7 @@ class Ending:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
+    """Return the ids of a tokenizer's special tokens, those that were added later among them."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {*tokenizer.all_special_ids, *(i for i, t in added.items() if getattr(t, "special", False))}
 
@@ -266,4 +267,5 @@ def _bare(text: str) -> str:
 
 
 def refused(error: ValueError) -> AddendaError:
+    """Return the error for a prompt that no chat template can write, with the reason."""
     return AddendaError(f"This prompt cannot be written: {error}.")

@@ -90,18 +90,24 @@ def scale_in(
 
 
 def first_of(columns: list[str], names: Sequence[str]) -> str | None:
+    """Return the first of these names that is a column, or None."""
     return next((n for n in names if n in columns), None)
 
 
-def _texts(columns: list[str], pair: str | None) -> tuple[str | None, str | None]:
+def text_columns(columns: list[str], pair: str | None) -> tuple[str | None, str | None]:
+    """Return the columns of a classifier's text and its second text by their usual names; pair: that of the second."""
     matches = ((a, b) for a, b in TEXTS if a in columns and (b is None or b in columns))
     first, second = next(matches, (None, None))
     return first, pair or second
 
 
-def _fits(names: tuple[str, str], question: str | None, answer: str | None, columns: list[str]) -> bool:
-    q, a = question or names[0], answer or names[1]
-    return q in columns and a in columns
+def pair_columns(columns: list[str], question: str | None, answer: str | None) -> tuple[str | None, str | None]:
+    """Return the columns of questions and answers: as they are given, else by usual names that go together."""
+    if question and answer:
+        return question, answer
+    matches = ((q, a) for q, a in PAIRS if (question or q) in columns and (answer or a) in columns)
+    usual_question, usual_answer = next(matches, (None, None))
+    return question or usual_question, answer or usual_answer
 
 
 def present(columns: list[str], name: str, **wanted: str | None) -> dict[str, str]:
@@ -159,14 +165,16 @@ def text_of(value: Any, where: str, empty: bool = False) -> str:
     return value
 
 
-def _pair(row: dict, wanted: dict[str, str]) -> Pair:
+def pair_of(row: dict, wanted: dict[str, str]) -> Pair:
+    """Return a row's question, with the input that an instruction has, and its answer. Raises ValueError."""
     question = _text(row, wanted["question"])
     if wanted["question"] == "instruction" and row.get("input"):
         question = f"{question}\n\n{_text(row, 'input', empty=True)}"
     return Pair(question, _text(row, wanted["answer"]))
 
 
-def _chat(row: dict, column: str) -> Chat:
+def chat_of(row: dict, column: str) -> Chat:
+    """Return the messages in a row's column, the last of them an answer, as a chat. Raises ValueError."""
     turns = _at(row, column)
     turns = list(turns) if isinstance(turns, (list, tuple)) else turns
     if not isinstance(turns, list) or not turns:
@@ -197,7 +205,7 @@ def asked(turns: Sequence[Mapping]) -> Chat:
     """Return messages as a chat whose answer is still to be written. Raises ValueError."""
     if turns and isinstance(turns[-1], Mapping) and turns[-1].get("role") == "assistant":
         raise ValueError("the last message is the assistant's, and one that is to be answered was expected")
-    return _chat({"messages": [*turns, {"role": "assistant", "content": "-"}]}, "messages")
+    return chat_of({"messages": [*turns, {"role": "assistant", "content": "-"}]}, "messages")
 
 
 def _beside(row: dict, turns: dict) -> str:
@@ -236,7 +244,9 @@ def _nothing(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | tuple | Mapping) and not len(value))
 
 
-def _labelled(rows: Rows, wanted: dict[str, str], scale: Scale) -> Data:
+def labelled(rows: Rows, wanted: dict[str, str], scale: Scale) -> Data:
+    """Return rows as texts with labels; wanted: the columns of text, label and maybe pair. Raises AddendaError."""
+
     def make(row: dict) -> Labelled:
         second = _text(row, wanted["pair"]) if "pair" in wanted else None
         return Labelled(_text(row, wanted["text"]), scale.of(_at(row, wanted["label"])), second)

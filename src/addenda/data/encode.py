@@ -147,6 +147,10 @@ def tokenise(
 
 
 def use_chat(tokenizer, chat: bool | None) -> bool:
+    """Return whether prompts go through the tokenizer's chat template: as asked, else where it has one.
+
+    Raises AddendaError where it is asked for and there is none.
+    """
     has = bool(getattr(tokenizer, "chat_template", None))
     if chat and not has:
         raise AddendaError(

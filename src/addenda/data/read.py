@@ -9,18 +9,17 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of
 from addenda.data import rows as files
 from addenda.data.columns import (
-    PAIRS,
-    _chat,
-    _fits,
-    _labelled,
-    _pair,
-    _texts,
+    chat_of,
     collect,
     label_column,
+    labelled,
     ordered,
+    pair_columns,
+    pair_of,
     present,
     scale_in,
     table,
+    text_columns,
 )
 from addenda.data.examples import Data, TaskKind
 from addenda.data.labels import LabelKind
@@ -91,20 +90,18 @@ def read(
     name = rows.name
     if task == "label":
         _check_read(options, ("text", "pair", "label", "label_kind"), f"{name}, whose texts are for a classifier")
-        first, second = (text, pair) if text else _texts(columns, pair)
+        first, second = (text, pair) if text else text_columns(columns, pair)
         names = present(columns, name, text=first, pair=second, label=label or label_column(columns, name))
         scale = scale_in(rows, names["label"], labels, outputs, label_kind)
-        return _labelled(rows, names, scale)
+        return labelled(rows, names, scale)
     if messages or (not (question or answer) and "messages" in columns):
         column = present(columns, name, messages=messages or "messages")["messages"]
         _check_read(options, ("messages",), f"{name}, whose chats are in the column {column!r}")
-        return Data(collect(rows, lambda row: _chat(row, column)), "chat", source=name)
+        return Data(collect(rows, lambda row: chat_of(row, column)), "chat", source=name)
     _check_read(options, ("question", "answer", "messages"), f"{name}, whose questions and answers are for a causal LM")
-    if not (question and answer):
-        pair_names = next((p for p in PAIRS if _fits(p, question, answer, columns)), (question, answer))
-        question, answer = question or pair_names[0], answer or pair_names[1]
+    question, answer = pair_columns(columns, question, answer)
     names = present(columns, name, question=question, answer=answer)
-    return Data(collect(rows, lambda row: _pair(row, names)), "pair", source=name)
+    return Data(collect(rows, lambda row: pair_of(row, names)), "pair", source=name)
 
 
 def _check_read(asked: dict[str, Any], known: Sequence[str], what: str) -> None:

@@ -261,6 +261,7 @@ def named_rows(rows: Rows) -> Rows:
 
 
 def as_dict(row: Any, place: str, name: str) -> dict:
+    """Return a row as a dict of columns. Raises AddendaError, naming its place, for what has no columns."""
     if isinstance(row, Mapping):
         return dict(row)
     if hasattr(row, "question") and hasattr(row, "answer"):

@@ -36,6 +36,8 @@ SHARES = {"train": 13, "validation": 1, "test": 2}  # sixteenths of the pool
 
 @dataclass(frozen=True)
 class Example:
+    """A question of a task, and its answer."""
+
     question: str
     answer: str
 
