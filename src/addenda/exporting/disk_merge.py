@@ -24,7 +24,7 @@ from addenda.core.method.contract import Method
 from addenda.core.packed.tensor import Packed
 from addenda.core.site.site import Site
 from addenda.exporting.folder_model import FolderModel, written_config
-from addenda.exporting.stored import StoredAdapter, one_of, refuse_hidden, weight_name
+from addenda.exporting.stored import StoredAdapter, one_of, refuse_hidden
 from addenda.models.checkpoint_writer import Added, CheckpointWriter
 from addenda.models.named_weights import Unit
 from addenda.models.skeleton import filled
@@ -80,7 +80,7 @@ class DiskMerge:
         edits: dict[str, list[Edit]] = {}
         for adapter in adapters:
             for site, method in adapter.plan:
-                edits.setdefault(names[weight_name(site)][0], []).append((adapter, site, method))
+                edits.setdefault(names[site.tensor_path][0], []).append((adapter, site, method))
         for name, several in edits.items():
             if len({site.kind for _, site, _ in several}) > 1:
                 raise AddendaError(
@@ -195,7 +195,7 @@ class DiskMerge:
         """Return W + ΔW in a dtype, and by site the squares of what rounding lost and of the change."""
         weights = self.source.weights
         edits = self.edits[weights.names[name][0]]
-        near = [n for _, site, _ in edits for n in map(weight_name, site.beside.values())]
+        near = [s.tensor_path for _, site, _ in edits for s in site.beside.values()]
         with filled(self.source.model, {n: weights.weight(n) for n in near} | {name: W}, weights.names):
             live = [a.at(site, method) for a, site, method in edits]
         site, wide = edits[0][1], torch.promote_types(W.dtype, torch.float32)

@@ -40,7 +40,7 @@ from addenda.exporting.checkpoint_pair import Changed, CheckpointPair
 from addenda.exporting.merge_check import loaded
 from addenda.exporting.probe import probe_of
 from addenda.exporting.reduce import check_form
-from addenda.exporting.reduce_report import OutputError, ReducedSite, rows_of, some
+from addenda.exporting.reduce_report import OutputError, ReducedSite, error_of, rows_of, some
 from addenda.exporting.reduced import form_of
 from addenda.methods.patch import Patch
 from addenda.models.skeleton import filled
@@ -69,8 +69,7 @@ class ExtractReport:
     @property
     def error(self) -> float:
         """The error of the weights over all sites together, ‖tuned − base − made‖ / ‖tuned − base‖."""
-        total = sum(s.size**2 for s in self.sites)
-        return (sum((s.error * s.size) ** 2 for s in self.sites) / total) ** 0.5 if total else 0.0
+        return error_of(self.sites)
 
     def __str__(self) -> str:
         lines = rows_of(self.sites)

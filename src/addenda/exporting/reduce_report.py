@@ -59,8 +59,7 @@ class ReduceReport:
     @property
     def error(self) -> float:
         """The error of the weights over all sites together."""
-        total = sum(s.size**2 for s in self.sites)
-        return (sum((s.error * s.size) ** 2 for s in self.sites) / total) ** 0.5 if total else 0.0
+        return error_of(self.sites)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the adapter, for JSON."""
@@ -83,6 +82,12 @@ class ReduceReport:
         return "\n".join(lines)
 
 
+def error_of(sites: Sequence[ReducedSite]) -> float:
+    """Return the error of all sites together, ‖ΔW − made‖ / ‖ΔW‖; 0 of none."""
+    total = sum(s.size**2 for s in sites)
+    return (sum((s.error * s.size) ** 2 for s in sites) / total) ** 0.5 if total else 0.0
+
+
 def rows_of(sites: Sequence[ReducedSite]) -> list[str]:
     """Return the lines of a table of the sites with the largest errors, and how many more there are."""
     worst = sorted(sites, key=lambda s: -s.error)[:_SHOWN]
@@ -101,4 +106,5 @@ def some(names: Sequence[str], most: int = 4) -> str:
 
 
 def short(path: str, most: int = 36) -> str:
+    """Return a path for a table's column: the end of a long one."""
     return path if len(path) <= most else f"…{path[1 - most :]}"

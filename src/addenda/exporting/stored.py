@@ -22,16 +22,10 @@ from addenda.core.file.methods import methods_of
 from addenda.core.forward.tensors import Pool, SiteTensors
 from addenda.core.method.contract import Method, Params, Shape
 from addenda.core.method.hidden import HiddenMethod
-from addenda.core.site.kinds import PARAMETER
 from addenda.core.site.site import Site
 from addenda.models.skeleton import filled
 
 Names = Mapping[str, tuple[str, ...]]  # of every parameter all names, see `models.skeleton.names_of`
-
-
-def weight_name(site: Site) -> str:
-    """Return the name of a site's weight among the model's parameters."""
-    return site.path if site.kind == PARAMETER else f"{site.path}.{site.parameter}"
 
 
 @dataclass
@@ -72,7 +66,7 @@ class StoredAdapter:
         dtype = getattr(torch, entry.dtype, None)
         if base == "exact" and isinstance(dtype, torch.dtype) and dtype.is_floating_point:
             W = W.to(dtype)
-        with filled(self.model, {weight_name(site): W}, names):
+        with filled(self.model, {site.tensor_path: W}, names):
             return mismatch(None, entry, site, base)
 
     def other_base(self, base: str, sites: list[str], folder: Path) -> str:

@@ -5,6 +5,7 @@ A key is "base_model.model." + the module's path + "." + the name of a tensor th
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,11 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     if problems:
         raise AddendaError(f"{shown(file)} holds no adapter that could be read: {'; '.join(problems[:8])}.")
     return tensors
+
+
+def pattern_key(path: str, paths: Iterable[str]) -> str:
+    """Return the key of one path alone in a config's patterns, which match the ends of paths; paths: all there are."""
+    return f"^{path}" if any(other.endswith(f".{path}") for other in paths) else path
 
 
 def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:

@@ -30,6 +30,7 @@ from addenda.exporting.peft.conversion import (
     pattern_value,
     refuse,
 )
+from addenda.exporting.peft.folder import pattern_key
 from addenda.exporting.peft.thin import exact_rank, narrow, trimmed
 from addenda.exporting.routes import Route
 from addenda.methods.dora import DoRA
@@ -225,8 +226,8 @@ def written(pieces: Mapping[str, Piece], use_rslora: bool = False) -> Written:
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": _plain(alpha),
-        "rank_pattern": {_anchored(p, found): r for p, (r, _) in found.items() if r != rank},
-        "alpha_pattern": {_anchored(p, found): _plain(a) for p, (_, a) in found.items() if a != alpha},
+        "rank_pattern": {pattern_key(p, found): r for p, (r, _) in found.items() if r != rank},
+        "alpha_pattern": {pattern_key(p, found): _plain(a) for p, (_, a) in found.items() if a != alpha},
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": use_rslora,
@@ -240,11 +241,6 @@ def written(pieces: Mapping[str, Piece], use_rslora: bool = False) -> Written:
     if tied:
         made.config["ensure_weight_tying"] = True
     return made
-
-
-def _anchored(path: str, found: Mapping[str, object]) -> str:
-    """Return a key of a pattern: the path, as an expression of the whole path where another one ends like it."""
-    return f"^{path}" if any(other.endswith(f".{path}") for other in found) else path
 
 
 def _most(values: Sequence[Any]) -> Any:

@@ -1,6 +1,6 @@
 """Writing low-rank changes as the folder that vLLM serves, or refusing, with every site that it could not serve."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from addenda.core.site.kinds import CONV, CONV1D, EMBEDDING, PARAMETER, kind_of
 from addenda.core.site.site import Point, Site
 from addenda.core.state.state import record_of
 from addenda.exporting.pairs import Pair, is_low_rank
-from addenda.exporting.peft.folder import PREFIX, write_folder
+from addenda.exporting.peft.folder import PREFIX, pattern_key, write_folder
 from addenda.exporting.routes import Route
 from addenda.exporting.vllm.architectures import CLASSIFIERS, HEAD, is_classifier, outer_modules
 from addenda.exporting.vllm.places import WITH_EXPERTS, Place, architecture_of, by_site, places
@@ -137,7 +137,7 @@ def _config(root: nn.Module, named: Mapping[str, Pair], heads: Mapping[str, Tens
     """Return the config of these pairs, in which alpha is the rank everywhere."""
     ranks = [pair.rank for pair in named.values()]
     most = max(dict.fromkeys(ranks), key=ranks.count)
-    others = {_only(name, named): pair.rank for name, pair in named.items() if pair.rank != most}
+    others = {pattern_key(name, named): pair.rank for name, pair in named.items() if pair.rank != most}
     source = getattr(getattr(root, "config", None), "_name_or_path", "") or ""
     return {
         "peft_type": "LORA",
@@ -158,11 +158,6 @@ def _config(root: nn.Module, named: Mapping[str, Pair], heads: Mapping[str, Tens
         "use_dora": False,
         "use_rslora": False,
     }
-
-
-def _only(name: str, names: Iterable[str]) -> str:
-    """Return a pattern's key for one path alone: keys match the ends of paths."""
-    return f"^{name}" if any(other.endswith(f".{name}") for other in names) else name
 
 
 def _head(root: nn.Module, adapter: Adapter, paths: tuple[str, ...]) -> dict[str, Tensor]:
