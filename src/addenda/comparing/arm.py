@@ -71,6 +71,7 @@ def _training(text: str, label: str) -> dict[str, float]:
 
 
 def name_of(label: str) -> str:
+    """Return the method's name in an arm's label: "lora" of "lora:rank=8@lora+"."""
     return parse_spec(label.partition("@")[0])[0]
 
 

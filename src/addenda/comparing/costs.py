@@ -13,6 +13,7 @@ from addenda.comparing.search import LEAST, cost, last_steps, rungs
 from addenda.comparing.shots import evaluate_with_cache
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import TOGETHER, TrialSettings, attached, looks
+from addenda.comparing.words import minutes
 from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
 
@@ -205,7 +206,3 @@ def text_seconds(subject: Subject) -> float:
         return 0.0
     part = subject.general.first(TOGETHER)
     return evaluate(subject.model, examples=part, batch=TOGETHER).seconds / len(part) * len(subject.general)
-
-
-def minutes(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"

@@ -17,6 +17,8 @@ ARMS = 500
 
 
 def text(most: int = LONG) -> Check:
+    """Return a check for text of at most so many characters."""
+
     def check(value: Any, where: str) -> list[str]:
         if not isinstance(value, str):
             return [_wrong(where, "text", value)]
@@ -26,28 +28,34 @@ def text(most: int = LONG) -> Check:
 
 
 def number(value: Any, where: str) -> list[str]:
+    """Return a problem where a value is no finite number; null may stand for one."""
     good = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST)
     return [] if good else [_wrong(where, "a number", value)]
 
 
 def whole(value: Any, where: str) -> list[str]:
+    """Return a problem where a value is no whole number of at least 0; null may stand for one."""
     good = value is None or (type(value) is int and 0 <= value < MOST)
     return [] if good else [_wrong(where, "an integer of at least 0", value)]
 
 
 def positive(value: Any, where: str) -> list[str]:
+    """Return a problem where a value is no number above 0; null may stand for one."""
     return number(value, where) or ([] if value is None or value > 0 else [_wrong(where, "a positive number", value)])
 
 
 def share(value: Any, where: str) -> list[str]:
+    """Return a problem where a value is no number from 0 to 1; null may stand for one."""
     return number(value, where) or ([] if value is None or 0 <= value <= 1 else [_wrong(where, "from 0 to 1", value)])
 
 
 def percents(value: Any, where: str) -> list[str]:
+    """Return a problem where a value is no number above 0 and up to 100; null may stand for one."""
     return positive(value, where) or ([] if value is None or value <= 100 else [_wrong(where, "at most 100", value)])
 
 
 def answers(value: Any, where: str) -> list[str]:
+    """Return a problem where a value is no string of one 0 or 1 for each item."""
     good = isinstance(value, str) and 0 < len(value) <= ITEMS and not set(value) - {"0", "1"}
     return [] if good else [_wrong(where, f"a string of 0 and 1, at most {ITEMS:,}", value)]
 
@@ -58,6 +66,7 @@ def counted(value: Any, where: str) -> list[str]:
 
 
 def flag(value: Any, where: str) -> list[str]:
+    """Return a problem where a value is neither true nor false."""
     return [] if isinstance(value, bool) else [_wrong(where, "true or false", value)]
 
 
@@ -121,6 +130,7 @@ def _either(one: Check, other: Check) -> Check:
 
 
 def anything(value: Any, where: str) -> list[str]:
+    """Return no problem: what is only bounded, see `bounded`."""
     return []
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from addenda.comparing.arm import Arm
 from addenda.comparing.budget import Budget
-from addenda.comparing.costs import NO_TEXT, Costs, minutes, step_seconds
+from addenda.comparing.costs import NO_TEXT, Costs, step_seconds
 from addenda.comparing.entries import MARGIN, Growth, MethodRecord
 from addenda.comparing.fields import extended
 from addenda.comparing.record import HEAD, Record, other_hardware
@@ -23,6 +23,7 @@ from addenda.comparing.start import about, named_by, options_of, titled
 from addenda.comparing.subject import Subject
 from addenda.comparing.trial import TrialSettings
 from addenda.comparing.until import NO_MORE, planned
+from addenda.comparing.words import minutes
 from addenda.core.base.errors import AddendaError
 from addenda.core.file.identity import base_of, goes_on, larger, longer, look, plain, versions
 from addenda.models.machine import device_of, hardware

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from addenda.comparing.arm import Arm
-from addenda.comparing.costs import Costs, by_the_clock, fit_within, measure, minutes
+from addenda.comparing.costs import Costs, by_the_clock, fit_within, measure
 from addenda.comparing.entries import BudgetRecord, Config, DataRecord, MethodRecord, SearchRecord
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.request import Request, Watch
 from addenda.comparing.search import FURTHER
 from addenda.comparing.subject import Subject
 from addenda.comparing.until import planned, range_of
+from addenda.comparing.words import minutes
 from addenda.core.ask.plan import plan
 from addenda.core.base.errors import AddendaError
 from addenda.core.method.catalogue import info
@@ -103,6 +104,7 @@ def _search_of(arms: list[Arm], costs: Costs) -> SearchRecord | None:
 
 
 def about(arm: Arm, subject: Subject, steps: int) -> MethodRecord:
+    """Return what a record says of an arm. steps: of each of its runs."""
     head = arm.label == HEAD
     entry = info(FULL if head else arm.name)
     planned = plan(subject.model, arm.method, targets=arm.targets, also_train=arm.also_train)

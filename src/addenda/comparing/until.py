@@ -11,11 +11,10 @@ import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from addenda.comparing.costs import minutes
 from addenda.comparing.entries import LookTaken, Until
 from addenda.comparing.record import Record
 from addenda.comparing.stats import Comparison, analyse
-from addenda.comparing.words import listed
+from addenda.comparing.words import listed, minutes
 from addenda.core.base.errors import AddendaError
 from addenda.statistics.spending import LOOKS
 from addenda.statistics.verdicts import PairedDifference

@@ -10,6 +10,7 @@ def percent(x: float | None) -> str:
 
 
 def whole(x: float) -> str:
+    """Return a share in whole percent, with its sign: 0.5414 → "54 %"."""
     return f"{x * 100:.0f}\N{NO-BREAK SPACE}%"
 
 
@@ -51,6 +52,11 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def minutes(seconds: float) -> str:
+    """Return a time beside one that was given in minutes: "40 seconds", "14 minutes", "210 minutes"."""
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+
+
 def about(seconds: float) -> str:
     """Return how long something will take, roughly: "40 seconds", "14 minutes", "3.5 hours"."""
     if seconds < 90:
@@ -77,9 +83,11 @@ def known(value: object) -> object:
 
 
 def listed(names: Iterable[str]) -> str:
+    """Return names in a sentence: "a, b and c"; the empty string for none."""
     *first, last = list(names) or [""]
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def lower(text: str) -> str:
+    """Return a text with a small first letter, for the middle of a sentence."""
     return text[:1].lower() + text[1:]

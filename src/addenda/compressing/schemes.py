@@ -78,7 +78,8 @@ class Scheme(ABC):
     name: str
 
     @abstractmethod
-    def fold(self, weight: Tensor, groups: int) -> Tensor: ...
+    def fold(self, weight: Tensor, groups: int) -> Tensor:
+        """Return a weight as its stack of matrices."""
 
     @abstractmethod
     def unfold(self, matrices: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:
@@ -98,6 +99,8 @@ class Scheme(ABC):
 
 
 class Channel(Scheme):
+    """All of a filter's places together: kh × kw with r filters, then 1 × 1."""
+
     name = "channel"
 
     def fold(self, weight, groups):
@@ -122,6 +125,8 @@ class Channel(Scheme):
 
 
 class Spatial(Scheme):
+    """Rows apart from columns: kh × 1, then 1 × kw."""
+
     name = "spatial"
 
     def fold(self, weight, groups):
@@ -154,6 +159,8 @@ class Spatial(Scheme):
 
 
 class Decoupled(Scheme):
+    """Channels apart from places, for each filter: 1 × 1, then kh × kw in n groups."""
+
     name = "decoupled"
 
     def fold(self, weight, groups):

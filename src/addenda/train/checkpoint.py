@@ -284,6 +284,7 @@ def all_of(out: str | Path) -> list[Path]:
 
 
 def step_of(folder: Path) -> int:
+    """Return the step at which a checkpoint was written: 40 of "checkpoint-40"."""
     return int(folder.name.split("-")[1])
 
 

@@ -107,17 +107,17 @@ def fit(
     steps, or at a list of them; with `eval`, the default is ten times in the run, at most every 20th step. out: a
     folder for checkpoints (None: none), written every save_every steps (default: ten times, at most every 5th) and at
     the end. resume: go on with the newest one there, if there is one. memory_floor: bytes in use by the loaded model
-    (`machine.resident()` before attach); taken at the call if not given. begun_with: the SHA-256 of the file whose
-    values the adapter begins with, if it does: a part of what the run is. tracking: where losses are logged besides
-    (`train.trackers`), no part of it. dead: "warn" where layers are dropped at
-    random or a first batch reaches not all tensors, see `Adapter.step`.
+    (`models.machine.resident()` before attach); taken at the call if not given. begun_with: the SHA-256 of the file
+    whose values the adapter begins with, if it does: a part of what the run is. tracking: where losses are logged
+    besides (`train.trackers`), no part of it. dead: "warn" where layers are dropped at random or a first batch reaches
+    not all tensors, see `Adapter.step`.
 
     options: the fields of `Settings`, and what a launcher of several processes reads of transformers.TrainingArguments
     (`train.theirs.PASSED`); the names there that have an equal here are translated (learning_rate is rate), and all
     others are refused. weight_decay: not of trained copies of norms' gains and of biases (`optim.pairs`). batch,
-    group: see `batches.batches`; images, all of one length, are never grouped. early_stop: after so many evaluations
-    without a better loss; the adapter then gets its best values. consistency: the weight of the consistency term, for
-    which every batch runs twice; consistency_add: of the second run's own loss (see `train.consistency`).
+    group: see `data.batches.batches`; images, all of one length, are never grouped. early_stop: after so many
+    evaluations without a better loss; the adapter then gets its best values. consistency: the weight of the consistency
+    term, for which every batch runs twice; consistency_add: of the second run's own loss (see `train.consistency`).
 
     How it is computed, off switches included. attention: "auto" measures "sdpa" and "eager" on these examples (runs of
     fewer than 40 steps keep the model's own), a name takes that one unmeasured, None the model's own. loss: "chunked"
@@ -369,6 +369,7 @@ def _known(
 
 
 def check_trainable(model: nn.Module, adapter: Adapter) -> None:
+    """Raise AddendaError for an adapter that cannot be trained on this model: elsewhere, idle, merged or frozen."""
     root, state, _ = record_of(adapter.model, adapter.name)
     refuse_outside(root, state, adapter.name, "cannot be trained here")
     if root is not model and root not in set(model.modules()):
@@ -392,6 +393,10 @@ def _check_rows(rows: list[list[int]], n: int, accumulate: int) -> None:
 
 
 def when(every: int | Sequence[int] | None, total: int, least: int) -> frozenset[int]:
+    """Return after which of `total` steps something is done: as listed, or after every so many and the last.
+
+    every=None: ten times in all, but at most every `least` steps. Raises AddendaError for an interval below 1.
+    """
     if isinstance(every, Sequence):
         return frozenset(every)
     if every is not None and every < 1:

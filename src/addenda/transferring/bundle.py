@@ -54,9 +54,9 @@ _MOST = 10**9
 
 @dataclass(frozen=True)
 class Side:
-    """A model that a bundle names: its base (`identity.base_of`), its tokenizer, and by what template it is asked."""
+    """A model that a bundle names: its base, its tokenizer, and by what template it is asked."""
 
-    base: Mapping[str, Any]
+    base: Mapping[str, Any]  # see `core.file.identity.base_of`
     tokenizer: str
     entries: int
     template: str | None  # SHA-256 of the chat template; None for plain text

@@ -113,6 +113,7 @@ def agree(found: Rehearsal, within: float | None, ask: Callable[[str], bool] | N
 
 
 def as_json(found: Rehearsal) -> dict[str, Any]:
+    """Return a rehearsal as a report keeps it."""
     return asdict(found) | {"seconds": dict(found.seconds)}
 
 

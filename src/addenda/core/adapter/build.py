@@ -95,6 +95,11 @@ def tensors_of(
     stored: Params | None,
     pool: Pool | None = None,
 ) -> SiteTensors:
+    """Return a method's tensors at one site: drawn by `init`, or those of a file; what is derived is made from W.
+
+    shared: the tensors that all sites share. seen: what `calibrate` saw here, or the positions given for the site; None
+    for neither. stored: the trained and frozen tensors of a file. A stack of matrices is made one matrix at a time.
+    """
     device, dtype = site.weight.device, site.weight.dtype
     wide = torch.promote_types(dtype, torch.float32)
     views: list[Any]  # the site as its method sees it: one matrix, or each of a stack; a width

@@ -73,6 +73,11 @@ def _guess(found: list[_Found]) -> str:
 
 
 class _Search:
+    """Looks in a model for sites that have gone, each found one saying where to look for the next.
+
+    taken: the paths of all sites of the file; what stands at one of them is no other that has gone.
+    """
+
     def __init__(self, root: nn.Module, taken: set[str]):
         self.root, self.state, self.owners = root, State(), owners_of(root)
         self.known = {path for path, _ in root.named_modules()}

@@ -12,6 +12,7 @@ from addenda.core.base.errors import AddendaError
 
 
 def is_sharded(tensor: Tensor) -> bool:
+    """Return whether a tensor, or what a parameter holds, is spread over processes."""
     return type(tensor).__name__ == "DTensor" or type(tensor.data).__name__ == "DTensor"
 
 

@@ -228,6 +228,7 @@ def _unknowable(path: str, seen: tuple[float, ...], checks: dict[str, Checksum])
 
 
 def derived_of(held: SiteTensors) -> Params:
+    """Return the tensors of a site that were computed from the base, of which a file has checksums."""
     derived = held._non_persistent_buffers_set  # in no order of its own
     named = {k: t for k, t in held._buffers.items() if k in derived and not k.endswith(" in training")}
     return {k: t for k, t in named.items() if t is not None}

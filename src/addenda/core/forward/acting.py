@@ -61,7 +61,7 @@ class Here(threading.local):
     def __init__(self):
         self.acting: Acting | None = None
         self.seen: Tensor | None = None  # the module's input, until the last of its readers has been
-        self.version: int | None = None  # of that input when it came, see `returned.version_of`
+        self.version: int | None = None  # of that input when it came, see `core.modules.returned`
         self.waiting = 0  # how many of them are still to come
         self.now: dict[tuple[str, bool], Tensor] | None = None  # effective raw parameters
         self.group: dict[str, tuple[SiteTensors, ...]] | None = None  # what acts at them, for a group of rows alone

@@ -202,5 +202,6 @@ class Slots(nn.Module):
 
 
 def slots_of(module: nn.Module) -> Slots | None:
+    """Return what an adapted module holds of its adapters; None for a module without any."""
     slots = module._modules.get("addenda") if isinstance(module, Adapted) else None
     return slots if isinstance(slots, Slots) else None

@@ -78,9 +78,9 @@ class SiteTensors(nn.Module):
         self.method: Any = method
         self.stacked = stacked  # the first dimension of what is its own counts the matrices of a stack
         self.instead: Params = {}  # what is read in the place of the tensors of these names
-        self.path, self.width, self.reads = "", 0, ""  # where an activation is changed: see `sites.Point`
+        self.path, self.width, self.reads = "", 0, ""  # where an activation is changed: see `core.site.site.Point`
         self.fits: tuple[int, ...] = ()  # the shape of the weight that it was made for
-        self.past: Any = None  # where the method follows a cache, its length: a `past.Past`
+        self.past: Any = None  # where the method follows a cache, its length: a `core.state.cache_length.Past`
         self.source: tuple[Source, ...] = ()  # of the module whose input is read
         self.frozen = tuple(k for k, t in own.items() if not isinstance(t, nn.Parameter))
         self.shared = tuple(shared)  # in a stack of matrices, the same for all of them

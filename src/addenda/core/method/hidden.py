@@ -2,8 +2,8 @@
 
     v' = change(x, v)        v: the value that is changed, what the module returns;  x: what the change reads
 
-Where x comes from is a property of the site (`sites.Point`) and written into its path, so that one method serves in
-all places of the literature:
+Where x comes from is a property of the site (`core.site.site.Point`) and written into its path, so that one method
+serves in all places of the literature:
 
 | path       | x                   | what is changed                | for example                                     |
 | ---------- | ------------------- | ------------------------------ | ----------------------------------------------- |
@@ -16,15 +16,12 @@ Several live changes at one module act one after another, in the order of activa
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from addenda.core.base.random import Stream
 from addenda.core.method.contract import Method, Params
-
-if TYPE_CHECKING:
-    pass
 
 Reads = Literal["output", "input", "residual", "sum", "stream"]
 

@@ -143,6 +143,7 @@ def grouped(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def called(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return (path, module) of every module that is called with its weight, in the model's order; see `kinds`."""
     return [(path, m) for path, m in model.named_modules() if path and kind_of(m) is not None]
 
 

@@ -244,6 +244,7 @@ def hook(root: nn.Module, state: State) -> None:
 
 
 def unhook(root: nn.Module) -> None:
+    """Take the hooks of every `Watch` off the model, and no others."""
     for module in root.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [k for k, h in hooks.items() if isinstance(getattr(h, "__self__", None), Watch)]:

@@ -85,7 +85,7 @@ def _none(held: list[SiteTensors | None]) -> Mixed:
 
 @dataclass(eq=False)
 class Arrangement(Block):
-    """A `with` block in which other adapters act than the active ones; see `attach.arranged`."""
+    """A `with` block in which other adapters act than the active ones; see `core.adapter.blocks`."""
 
     names: tuple[str, ...] = ()
     mix: Callable[[list[SiteTensors | None]], Mixed | tuple[SiteTensors, ...]] = _none
@@ -208,6 +208,7 @@ def record_of(model: nn.Module, name: str) -> HostRecord:
 
 
 def check_name(state: State | None, name: str) -> None:
+    """Raise AddendaError for a name that no adapter can have, or that one of the model has."""
     if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name)):
         raise AddendaError(f"An adapter's name has 1-64 letters, digits, '_' or '-'; got {name!r}.")
     if name in dir(Slots()):

@@ -4,7 +4,7 @@
         ...                    # an error or Ctrl-C in here puts all of that back, and goes on its way
 
 It keeps references, not copies: which tensors stand where, not their numbers. What writes into a tensor that the model
-had before puts the numbers back by itself (`attach.restore`, `detach`).
+had before puts the numbers back by itself (`core.state.merged.restore`, `detach`).
 """
 
 from collections.abc import Callable, Iterator

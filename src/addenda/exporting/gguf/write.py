@@ -73,7 +73,7 @@ def _no_place(site: Site, config: Any) -> str | None:
 
 
 def write_adapter(adapter: Adapter, path: str | Path, pairs: Mapping[str, Pair], *, dtype: str = "f32") -> Path:
-    """Write an adapter's pairs (`pairs.low_rank`) as a new GGUF file, and return its path.
+    """Write an adapter's pairs (`exporting.pairs.low_rank`) as a new GGUF file, and return its path.
 
     Raises AddendaError as `write` does, and where heads were trained as whole copies, which GGUF has no place for.
     """
