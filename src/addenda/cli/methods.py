@@ -89,8 +89,9 @@ def _full(entry) -> str:
     if not own:
         lines.append("    none")
     lines += ["  as all do", "    bits = None    1 to 8: trained matrices in so many bits; ste = 'paper' or 'plain'"]
+    about_options = (inspect.getdoc(entry.cls) or "").partition("\n\n")[2]  # behind the title, which stands above
     module = inspect.getdoc(inspect.getmodule(entry.cls)) or ""
-    return "\n".join([*lines, "", inspect.getdoc(entry.cls) or "", "", module]).rstrip()
+    return "\n".join([*lines, "", about_options, "", module]).rstrip()
 
 
 def catalogue_page() -> str:

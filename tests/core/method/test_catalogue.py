@@ -1,5 +1,6 @@
 """The catalogue: what every entry must say of itself."""
 
+import inspect
 import types
 
 import pytest
@@ -22,6 +23,14 @@ def test_where_the_papers_setting_differs_it_is_said(name):
     if entry.paper_setting:
         assert f"  paper has   {entry.paper_setting}" in _full(entry)
         assert entry.paper_setting.endswith(".")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_help_of_a_class_begins_with_what_it_is(name):
+    cls = info(name).cls
+    entry, (first, _, options) = info(cls.name), (inspect.getdoc(cls) or "").partition("\n\n")
+    assert first == f"{entry.title}: {entry.equation} ({entry.paper})."
+    assert options and options in _full(entry) and first not in _full(entry)
 
 
 def test_the_page_says_it():

@@ -8,6 +8,7 @@ imported the first time the catalogue is read. Nothing in the core knows a metho
 import dataclasses
 import fnmatch
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -55,10 +56,11 @@ def register(
     published: str = "",
     paper_setting: str | None = None,
 ) -> Callable:
-    """Decorate a class to enter it in the catalogue as the method `name`."""
+    """Decorate a class to enter it in the catalogue as the method `name`; its help then begins with what it is."""
 
     def enter(cls: type[Method]) -> type[Method]:
         cls.name = name
+        cls.__doc__ = f"{title}: {equation} ({paper}).\n\n{inspect.cleandoc(cls.__doc__ or '')}"
         extras = {"published": published, "paper_setting": paper_setting}
         _enter(Info(name, title, paper, equation, hypothesis, family, cls, rate, **extras))
         return cls
