@@ -68,7 +68,7 @@ class SHiRA(WeightMethod):
         return super().has(hook) and (hook != "blocks" or self.mask == "block")
 
     @property
-    def calibration(self):
+    def calibration(self) -> Literal["gradient"] | None:
         return "gradient" if self.mask in ("gradient", "snip") else None
 
     def calibrate(self, W: Tensor, G: Tensor, seen: Tensor | None) -> Tensor:

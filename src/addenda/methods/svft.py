@@ -106,6 +106,14 @@ class SVFT(WeightMethod):
             return (U.T @ Vt.T).abs().flatten().topk(len(band)).indices.sort().values
         return band.sort().values
 
+    def _repeated(self, entries: int, draws: int, rng: Stream) -> Params:
+        """Positions drawn with replacement: "index", each once, and "of": value c is a part of entry index[of[c]]."""
+        drawn = torch.from_numpy((rng.raw(draws) % np.uint64(entries)).astype(np.int64))
+        index, of = drawn.unique(return_inverse=True)
+        spare = torch.ones(entries, dtype=torch.bool).index_fill(0, index, False).nonzero().flatten()  # stay zero, and
+        index = torch.cat([index, spare[: draws - len(index)]])  # give every matrix of a stack as many
+        return {"index": index.int(), "of": of.int()}
+
     # -- the contract
 
     def derive(self, W: Tensor, rng: Stream) -> Params:
@@ -113,15 +121,9 @@ class SVFT(WeightMethod):
         found = {"U": U.to(W.dtype), "Vt": Vt.to(W.dtype)}
         if self.pattern == "plain":
             return found
-        if not self.repeats:
-            return {**found, "index": self._positions(U, Vt, rng).int()}
-        places = U.shape[1] * Vt.shape[0]
-        draws = self.trainable(*W.shape) - self.released
-        drawn = torch.from_numpy((rng.raw(draws) % np.uint64(places)).astype(np.int64))
-        index, of = drawn.unique(return_inverse=True)
-        spare = torch.ones(places, dtype=torch.bool).index_fill(0, index, False).nonzero().flatten()  # stay zero, and
-        index = torch.cat([index, spare[: draws - len(index)]])  # give every matrix of a stack as many
-        return {**found, "index": index.int(), "of": of.int()}  # value c is a part of entry of[c]
+        if self.repeats:
+            return found | self._repeated(U.shape[1] * Vt.shape[0], self.trainable(*W.shape) - self.released, rng)
+        return {**found, "index": self._positions(U, Vt, rng).int()}
 
     def init(self, W: Tensor, rng: Stream, p: Params) -> Params:
         count = self.trainable(*W.shape) - self.released
