@@ -152,8 +152,7 @@ def fit(
     saves = when(save_every, settings.steps, 5) | {settings.steps} if out is not None else frozenset()
     kept = None if out is None else path_of(out, "out")
     identity: dict[str, Any] = {}
-    rows = plan.rows
-    known, looks, damaged, start = {}, [], [], None
+    rows, begun = plan.rows, _Begun()
     if kept is not None or together.apart():
         every = eval_every if isinstance(eval_every, int | None) else list(eval_every)
         origin = {"start": begun_with} if begun_with is not None else {}
@@ -163,31 +162,11 @@ def fit(
         )  # fmt: skip
         together.check_alike(identity | asdict(settings))
     if kept is not None:
-
-        def begun() -> tuple[str | None, list[str], dict, list[dict], bool]:
-            wanted = [checkpoint.random_file(i, processes()) for i in range(processes())]
-            start, damaged = checkpoint.newest(kept, wanted) if resume else (None, [])
-            known, looks = _known(kept, start, adapter, settings, identity, resume)
-            checkpoint.check_free(kept, saves if settings.early_stop is None else saves | evaluations)
-            if start is None:
-                checkpoint.clear(kept)
-            else:  # what a kill has left
-                checkpoint.clear_unfinished(kept)
-                checkpoint.prune(start, keep)
-            judged = evaluations_in(checkpoint.log_of(start)) if start is not None and settings.early_stop else []
-            stopped = settings.stops_at([e["loss"] for e in judged])
-            return None if start is None else str(start), damaged, known, looks, stopped
-
-        found, damaged, known, looks, stopped = together.agreed(begun)
-        start = None if found is None else Path(found)
-        if start is not None and stopped:  # early, there: no further step is made
-            rows = rows[: checkpoint.step_of(start)]
-        if start is not None and damaged and is_first():
-            warnings.warn(
-                f"In {kept} {'; '.join(damaged)}. The run goes on from {start.name}, which is whole, and ends as it "
-                "would have.",
-                stacklevel=2,
-            )
+        written = saves if settings.early_stop is None else saves | evaluations
+        begun = _begin(kept, adapter, settings, identity, written, keep, resume)
+        if begun.start is not None and begun.stopped:  # early, there: no further step is made
+            rows = rows[: checkpoint.step_of(begun.start)]
+    start, looks = begun.start, begun.looks
 
     from addenda.train.trainer import AdapterTrainer, parts  # transformers takes seconds to import
 
@@ -202,13 +181,15 @@ def fit(
     try:
         if cache is not None:
             model.config.use_cache = False  # type: ignore[attr-defined]
-        chosen = attention_of(settings.attention, known.get("attention"), model, train, len(micro[0]), settings.steps)
+        chosen = attention_of(
+            settings.attention, begun.choices.get("attention"), model, train, len(micro[0]), settings.steps
+        )
         computed = attentions.using(model, chosen.name)
         again = recomputing(model, settings.checkpointing)
         lean = leaner(model, settings.lean)
         with together.ending(), computed, again, lean, training_mode(model, True):
             loss = settings.loss
-            how = (loss == "auto" and known.get("loss")) or chunked.choose(loss, model, train, micro)
+            how = (loss == "auto" and begun.choices.get("loss")) or chunked.choose(loss, model, train, micro)
             choices: dict[str, Any] = {"attention": asdict(chosen), "loss": how}
             settings = replace(settings, attention=chosen.name, loss=how["name"])
             if kept is not None:
@@ -266,7 +247,7 @@ def fit(
         choices=choices,
         unit=train.unit,
         looks=looks,
-        damaged=tuple(damaged),
+        damaged=tuple(begun.damaged),
     )
 
 
@@ -337,6 +318,51 @@ def identity_of(model: nn.Module, adapter: Adapter, **more) -> dict[str, Any]:
     }
     computed = {"device": device_of(model).type, "processes": processes(), "versions": versions()}
     return {"base": base_of(model), "adapter": about, **computed, **more}
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What a run goes on with. start: the newest whole checkpoint; stopped: whether the run ended there, early."""
+
+    start: Path | None = None
+    damaged: list[str] = field(default_factory=list)
+    choices: dict = field(default_factory=dict)
+    looks: list[dict] = field(default_factory=list)
+    stopped: bool = False
+
+
+def _begin(
+    out: Path, adapter: Adapter, settings: Settings, identity: dict, written: frozenset[int], keep: int, resume: bool
+) -> _Begun:
+    """Make a folder ready for a run, and return what the run goes on with. The first process looks, for all.
+
+    written: the steps after which checkpoints are written. Raises AddendaError for a checkpoint of another run, and for
+    a name that is taken by something else; NoneWholeError where there are checkpoints and all are damaged.
+    """
+
+    def decided() -> tuple[str | None, list[str], dict, list[dict], bool]:
+        wanted = [checkpoint.random_file(i, processes()) for i in range(processes())]
+        start, damaged = checkpoint.newest(out, wanted) if resume else (None, [])
+        choices, looks = _known(out, start, adapter, settings, identity, resume)
+        checkpoint.check_free(out, written)
+        if start is None:
+            checkpoint.clear(out)
+        else:  # what a kill has left
+            checkpoint.clear_unfinished(out)
+            checkpoint.prune(start, keep)
+        judged = evaluations_in(checkpoint.log_of(start)) if start is not None and settings.early_stop else []
+        stopped = settings.stops_at([e["loss"] for e in judged])
+        return None if start is None else str(start), damaged, choices, looks, stopped
+
+    found, damaged, choices, looks, stopped = together.agreed(decided)
+    start = None if found is None else Path(found)
+    if start is not None and damaged and is_first():
+        warnings.warn(
+            f"In {out} {'; '.join(damaged)}. The run goes on from {start.name}, which is whole, and ends as it would "
+            "have.",
+            stacklevel=3,
+        )
+    return _Begun(start, damaged, choices, looks, stopped)
 
 
 def _known(
