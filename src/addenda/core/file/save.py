@@ -44,10 +44,10 @@ from addenda.core.method.contract import Params, Replace
 from addenda.core.modules.borrow import in_its_mode
 from addenda.core.packed.few_bits import FewBits, encoded
 from addenda.core.packed.tensor import Packed
-from addenda.core.site.site import owners_of, site_at
+from addenda.core.site.site import Site, owners_of, site_at
 from addenda.core.state.copies import unconverted
 from addenda.core.state.outside import refuse_outside
-from addenda.core.state.state import record_of
+from addenda.core.state.state import State, record_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -124,41 +124,11 @@ def save(
         if head and not heads:
             continue
         copy = site_tensors.method if head else copy
-        derived = derived_of(site_tensors)
-        shapes: dict[str, tuple[int, ...]] = {}  # of what becomes codes
-        for key, tensor in (site_tensors.stored() | (derived if basis else {})).items():
-            tensor = whole(tensor)
-            problems += _unsaved(f"{site_path}/{key}", tensor)
-            packed = None if key in derived else _packed(site_tensors, key, tensor, latent)
-            if packed is not None:
-                shapes[key] = tuple(packed.shape)
-                tensors |= packed_as(f"{site_path}/{key}", packed)
-                continue
-            plain = tensor.detach().cpu().contiguous()
-            tensors[f"{site_path}/{key}"] = (
-                plain.clone() if key in derived else plain
-            )  # shared ones once for every site
-        base = state.base(site)
-        seen = None if head else tuple(sample(state, site))
-        checks = {k: checksum(k, t) for k, t in derived.items()}
-        problems += _unknowable(site_path, seen or (), checks)
-        sites.append(
-            SiteEntry(
-                path=site_path,
-                kind=site.kind.name,
-                shape=tuple(site.stored),
-                dtype=str(base.dtype).removeprefix("torch."),
-                method=HEAD if head else methods.index(site_tensors.method),
-                trainable=tuple(site_tensors._parameters),
-                frozen=tuple(site_tensors.frozen),
-                form=base.form if isinstance(base, Packed) else None,
-                hash=None if head else fingerprint(state, site),
-                sample=seen,
-                checks=checks,
-                packed=shapes,
-                origin=site.origin or None,
-            )
-        )
+        method = HEAD if head else methods.index(site_tensors.method)
+        entry, of_site, wrong = _site(state, site, site_tensors, method, basis, latent)
+        sites.append(entry)
+        tensors |= of_site
+        problems += wrong
     pools = dict(adapter.pools())
     for pool_name, pool in pools.items():
         for key, tensor in pool.stored().items():
@@ -192,6 +162,47 @@ def save(
         write(path, header, tensors)
     wait(gathered)
     return path
+
+
+def _site(
+    state: State, site: Site, held: SiteTensors, method: int, basis: bool, latent: bool
+) -> tuple[SiteEntry, dict[str, Tensor], list[str]]:
+    """Return a site's entry in the header, its tensors by their names in the file, and why any of them cannot be there.
+
+    method: its place among those of the file, or HEAD.
+    """
+    tensors: dict[str, Tensor] = {}
+    problems: list[str] = []
+    derived = derived_of(held)
+    shapes: dict[str, tuple[int, ...]] = {}  # of what becomes codes
+    for key, tensor in (held.stored() | (derived if basis else {})).items():
+        name, tensor = f"{site.path}/{key}", whole(tensor)
+        problems += _unsaved(name, tensor)
+        packed = None if key in derived else _packed(held, key, tensor, latent)
+        if packed is not None:
+            shapes[key] = tuple(packed.shape)
+            tensors |= packed_as(name, packed)
+            continue
+        plain = tensor.detach().cpu().contiguous()
+        tensors[name] = plain.clone() if key in derived else plain  # shared ones once for every site
+    base, seen = state.base(site), None if method == HEAD else tuple(sample(state, site))
+    checks = {k: checksum(k, t) for k, t in derived.items()}
+    entry = SiteEntry(
+        path=site.path,
+        kind=site.kind.name,
+        shape=tuple(site.stored),
+        dtype=str(base.dtype).removeprefix("torch."),
+        method=method,
+        trainable=tuple(held._parameters),
+        frozen=tuple(held.frozen),
+        form=base.form if isinstance(base, Packed) else None,
+        hash=None if method == HEAD else fingerprint(state, site),
+        sample=seen,
+        checks=checks,
+        packed=shapes,
+        origin=site.origin or None,
+    )
+    return entry, tensors, problems + _unknowable(site.path, seen or (), checks)
 
 
 def _packed(site_tensors: SiteTensors, key: str, tensor: Tensor, latent: bool) -> FewBits | None:
