@@ -4,7 +4,7 @@ Both are handed over one weight at a time. They are the base's own, whichever ad
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -54,25 +54,15 @@ def calibrate(
     mask: list[Tensor | None] = [None]
     count, backward = 0, any(m.calibration == "gradient" for _, m in sites.values())
     alone = nullcontext() if find_state(model) is None else disabled(model)
-    with frozen(model), training_mode(model, False), alone:
-        hooks = []
-        try:
-            for site, m in sites.values():
-                hooks.append(_watch(site, m, results, mask) if m.calibration == "input" else _collect(site, m, results))
-            for batch in batches:
-                mask[0] = batch.get("attention_mask") if isinstance(batch, dict) else None
-                watched = nullcontext() if count else watching(site for site, _ in plan)
-                with torch.set_grad_enabled(backward), watched:
-                    if loss is None and not backward:
-                        model(**batch) if isinstance(batch, dict) else model(batch)
-                    else:
-                        value = loss(model, batch) if loss else _default_loss(model, batch)
-                        if backward:
-                            _number(value).backward()
-                count += 1
-        finally:
-            for hook in hooks:
-                hook.remove()
+    with frozen(model), training_mode(model, False), alone, ExitStack() as hooks:
+        for site, m in sites.values():
+            hook = _watch(site, m, results, mask) if m.calibration == "input" else _collect(site, m, results)
+            hooks.callback(hook.remove)
+        for batch in batches:
+            mask[0] = batch.get("attention_mask") if isinstance(batch, dict) else None
+            with nullcontext() if count else watching(site for site, _ in plan):
+                _run(model, batch, loss, backward)
+            count += 1
     if not count:
         raise AddendaError("calibration= held no batch; at least one is needed.")
     missed = [path for path in sites if path not in results or not results[path].any()]
@@ -87,6 +77,17 @@ def calibrate(
 def stand_in(method: Method, W: Tensor) -> Tensor | None:
     """Return a calibration of the right shape for `init` where no data is; None for methods without one."""
     return None if method.calibration is None else method.calibrate(W, W, None)
+
+
+def _run(model: nn.Module, batch: object, loss: Callable[[nn.Module, object], Tensor] | None, backward: bool) -> None:
+    """Run a batch forward, and backward where gradients are collected."""
+    with torch.set_grad_enabled(backward):
+        if loss is None and not backward:
+            model(**batch) if isinstance(batch, dict) else model(batch)
+            return
+        value = loss(model, batch) if loss else _default_loss(model, batch)
+        if backward:
+            _number(value).backward()
 
 
 def _watch(site: Site, method: Method, results: dict[str, Tensor], mask: list[Tensor | None]):
