@@ -440,12 +440,14 @@ def test_qlora_over_lord(source):
 
 
 def test_humaneval_is_asked_for_and_counted(source, monkeypatch):
-    from addenda.compressing import run
+    from addenda.compressing import run, stages
 
     asked = []
     monkeypatch.setattr(run, "problems", lambda n: [{"task_id": str(i)} for i in range(n)])
     monkeypatch.setattr(
-        run, "pass_at_1", lambda m, t, p, say: asked.append(1) or {x["task_id"]: "passed" for x in p[len(asked) - 1 :]}
+        stages,
+        "pass_at_1",
+        lambda m, t, p, say: asked.append(1) or {x["task_id"]: "passed" for x in p[len(asked) - 1 :]},
     )
     report = compress(
         source, out=source.parent / "low", calibration=source.parent / "text.txt",
