@@ -68,7 +68,10 @@ def measured(x: np.ndarray, control: np.ndarray | None = None) -> dict[str, Mean
     of_arm = within, shared_freedom(within, residual, n, n * (seeds - 1))
 
     def one(d: np.ndarray, squares: np.ndarray, means: np.ndarray, variance, df, out: np.ndarray) -> Means:
-        """d: means of items over seeds; squares: the sum over items and seeds; means: of seeds over items."""
+        """Return the mean, its standard error and its degrees of freedom in every draw.
+
+        d: means of items over seeds; squares: the sum over items and seeds; means: of seeds over items.
+        """
         of_mean, of_d, of_seeds = means.mean(1) ** 2, (d**2).sum(1, dtype=np.float64), (means**2).sum(1)
         of_items = (of_d - items * of_mean) / (items - 1) / items
         rest = squares - items * of_seeds - seeds * of_d + seeds * items * of_mean
@@ -107,10 +110,12 @@ def measured(x: np.ndarray, control: np.ndarray | None = None) -> dict[str, Mean
 
 
 def half(found: Means, level: float) -> np.ndarray:
+    """Return half the width of the t intervals that miss at this level."""
     return special.stdtrit(np.minimum(found[2], 1e9), 1 - level / 2) * found[1]
 
 
 def p_values(found: Means) -> np.ndarray:
+    """Return the two-sided p of every mean, by Student's t."""
     mean, error, df = found
     return 2 * special.stdtr(np.minimum(df, 1e9), -abs(mean) / np.maximum(error, 1e-300))
 
@@ -121,6 +126,7 @@ def told_apart(p: np.ndarray) -> np.ndarray:
 
 
 def chunks(draws: int, answers: int) -> list[int]:
+    """Return the draws in parts that memory holds; answers: of one draw."""
     most = max(SIZE // answers, 1)
     return [min(most, draws - start) for start in range(0, draws, most)]
 

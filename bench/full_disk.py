@@ -244,6 +244,7 @@ def _is_json(data: bytes) -> bool:
 
 
 def suffix_of(name: str) -> str:
+    """Return how the name of what a command writes ends; empty for a folder."""
     kind, _ = COMMANDS[name]
     return SUFFIX.get(name, "" if kind in ("work", "folder") else ".safetensors")
 
@@ -411,10 +412,12 @@ def mounted(folder: Path) -> Path:
 
 
 def resize(disk: Path, pages: int) -> None:
+    """Let a disk in memory hold so many pages, at least one."""
     _mount(b"none", disk, b"tmpfs", _MS_REMOUNT, f"size={max(pages, 1) * PAGE}")
 
 
 def read_only(disk: Path) -> None:
+    """Let nothing be written to a disk in memory any more."""
     _mount(b"none", disk, b"tmpfs", _MS_REMOUNT | _MS_RDONLY)
 
 

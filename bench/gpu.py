@@ -43,7 +43,10 @@ WARM = 3  # steps; the first three of an adapter look for dead tensors
 
 @dataclass(frozen=True)
 class Part:
-    """limit: seconds, start and imports included. rows: what is found, by name, on a device, quickly or not."""
+    """A part of the check, which runs in a process of its own.
+
+    limit: seconds, start and imports included. rows: what is found, by name, on a device, quickly or not.
+    """
 
     limit: float
     rows: Callable[[str, bool], Rows]

@@ -70,6 +70,7 @@ def compare(place: Path, kinds: list[str]) -> dict[str, Any]:
 
 
 def of(kind: str, place: Path, one: Path) -> dict[str, Any]:
+    """Kill the second host of a run, run both again, and return how far the result is from one host's."""
     hosts = [place / f"{kind}-{rank}" for rank in range(2)]
     for host in hosts:
         host.mkdir()
@@ -125,11 +126,13 @@ def launch(kind: str, hosts: list[Path]) -> list[subprocess.Popen]:
 
 
 def variables(host: Path) -> dict[str, str]:
+    """Return the environment of a host's processes: a cache of its own, one thread."""
     root = Path(__file__).parents[1]
     return os.environ | {"ADDENDA_CACHE": str(host / "cache"), "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
 
 
 def wait(until, seconds: float = 300) -> None:
+    """Wait until something is so. Raises AssertionError where it is not in time."""
     end = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < end, "the hosts did not begin"

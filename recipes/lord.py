@@ -80,6 +80,7 @@ class Rises:
 
 
 def interval(values: np.ndarray) -> Interval:
+    """Return a value with its 95 % interval; values: as measured, then in each draw of the bootstrap."""
     low, high = np.quantile(values[1:], [0.025, 0.975])
     return Interval(float(values[0]), float(low), float(high))
 
@@ -93,6 +94,7 @@ def shown(values: np.ndarray) -> str:
 
 
 def within(found: Interval, limit: float) -> str:
+    """Return the verdict on whether a difference is smaller than the limit, either way."""
     if found.low > limit or found.high < -limit:
         return "does not hold"
     return "holds" if found.low > -limit and found.high < limit else "cannot tell"
@@ -104,6 +106,7 @@ def rates_of(cells: dict[str, dict]) -> list[float]:
 
 
 def findings(cells: dict[str, dict], latency: dict | None) -> list[Finding]:
+    """Return what the cells say of each claim; latency: what was measured of speed, if it was."""
     rises, rates = Rises(cells), sorted(rates_of(cells))
     parts, said = [], []
     for rate in rates:

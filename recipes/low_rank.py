@@ -53,6 +53,8 @@ HEALED, BATCH, SHORT, RATE = 40, 4, 128, 5e-4  # healing: steps, sequences a ste
 
 @dataclass(frozen=True)
 class Arm:
+    """One way to compress: a route, who gets which rank, and how the factors are stored."""
+
     how: str = "lord"
     allocate: str = "uniform"  # or waterfill
     weigh: str = "error"  # layers by their relative error, or by what it does to the loss

@@ -23,6 +23,7 @@ class Task:
 
 
 def fashion(images: int, test: int) -> Task:
+    """Return Fashion-MNIST with a ResNet-20: so many images to learn from, 2,000 to choose by, so many to judge by."""
     files = idx.parts(idx.located(idx.FASHION))
     train, held = (idx.load(*files[split]) for split in ("train", "test"))
     if images + 2000 > len(train[1]):
@@ -31,6 +32,7 @@ def fashion(images: int, test: int) -> Task:
 
 
 def digits(images: int, test: int) -> Task:
+    """Return scikit-learn's digits with a small net: 200 to choose by; at most 1,000 to learn from."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:

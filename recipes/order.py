@@ -112,6 +112,7 @@ def run(bench: Bench, root: Path, what: Plan, speeds: Speeds | None, clock: Cloc
 
 
 def done(root: Path, unit: Unit) -> bool:
+    """Return whether a run is on record."""
     return (root / "runs" / f"{unit.name}.json").exists()
 
 

@@ -139,6 +139,7 @@ def arranged(places: np.ndarray) -> np.ndarray:
 
 
 def picture(pixels: np.ndarray, name: str) -> Picture:
+    """Return pixels as an image that the library reads, known by a hash of them."""
     return Picture(hashlib.sha256(pixels.tobytes()).hexdigest(), 0, name, pixels)
 
 
@@ -149,6 +150,7 @@ def grey(part: Part, side: int = 3 * TILE) -> np.ndarray:
 
 
 def shuffled(count: int, rng: Stream) -> list[int]:
+    """Return the numbers below a count in random order."""
     return np.argsort(rng.raw(count), kind="stable").tolist()
 
 

@@ -110,8 +110,10 @@ class Setting:
 
 
 def slug(text: str) -> str:
+    """Return a name without spaces, for a file."""
     return text.replace(" × ", "-").replace(" ", "-")
 
 
 def run_name(subject: str, arm: str, images: int, seed: int) -> str:
+    """Return the name of a run on record."""
     return f"{subject}-{slug(arm)}-{images}-{seed}"

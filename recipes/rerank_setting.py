@@ -104,4 +104,5 @@ def sides(where: str) -> tuple[str, ...]:
 
 
 def slug(arm: str) -> str:
+    """Return an arm as a part of a file's name."""
     return arm.replace(PART, "-part")

@@ -105,6 +105,7 @@ def _ran(unit: Unit, root: Path, bench: Bench, every: Sequence[Unit], clock: Clo
 
 
 def record_file(root: Path, unit: Unit) -> Path:
+    """Return the record of a unit's seed, which all of its arms share."""
     return root / "real" / unit.task / "runs" / f"seed-{unit.seed}.json"
 
 
@@ -121,11 +122,13 @@ def read_by(unit: Unit) -> list[Unit]:
 
 
 def on_record(root: Path, unit: Unit) -> bool:
+    """Return whether a unit was run to its end."""
     file = record_file(root, unit)
     return file.exists() and unit.what in read_json(file).get("seconds", {})
 
 
 def healed(bench: Bench) -> bool:
+    """Return whether the truncated base is there, healed."""
     return (bench.home / f"base-{bench.setting.layers}" / "config.json").exists()
 
 

@@ -132,6 +132,7 @@ class World:
 
 
 def answer(line: str) -> str:
+    """Return the right answer: YES where a line has more kind words than unkind ones."""
     words = line.split()
     return YES if sum((w in KIND) - (w in UNKIND) for w in words) > 0 else NO
 

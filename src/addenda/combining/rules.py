@@ -46,8 +46,9 @@ DIRECTION = 1e-6  # of the largest singular value: below it a direction is taken
 
 @dataclass(frozen=True)
 class Settings:
-    """density: the share of entries that is kept. window: of DELLA's probabilities, by default as wide as it may be.
+    """The numbers that rules of combining read.
 
+    density: the share of entries that is kept. window: of DELLA's probabilities, by default as wide as it may be.
     side: of TSV, min(m, n) of the weight, where the matrices are coordinates in a smaller space.
     """
 

@@ -25,14 +25,17 @@ _OF_PIECES = ("how", "storage", "center", "samples", "length", "batch", "seed")
 
 @dataclass(frozen=True)
 class CompressionSettings:
-    """remove: the share of the chosen layers' parameters (or multiplications) to do without. of: which of the two.
+    """How `compress` makes a model smaller: by how much, along which route, and which layer keeps which rank.
 
-    allocate: who gets which rank, see `reducing.ranks`; share: of the outputs' energy, for "energy"; rise: of the
-    perplexity, for "sensitivity"; floor: of the uniform rank, for "waterfill"; weigh: layers against each other in it,
-    by the relative error of their outputs alone, or by what such an error does to the loss; auto: the latter for a
-    causal LM, which has one. multiple: of every rank.
-    samples, length: windows of text for calibration, and their tokens. sequential: every block is solved on what the
-    compressed blocks before it put out.
+    how: the route, see `reducing.solve`, which has split and center too. remove: the share of the chosen layers'
+    parameters (or multiplications) to do without. of: which of the two. storage: "factors", or "pivot", see
+    `reducing.ranks`.
+    allocate: who gets which rank, see there; share: of the outputs' energy, for "energy"; rise: of the perplexity, for
+    "sensitivity"; floor: of the uniform rank, for "waterfill"; weigh: layers against each other in it, by the relative
+    error of their outputs alone, or by what such an error does to the loss; auto: the latter for a causal LM, which has
+    one. multiple: of every rank.
+    samples, length: windows of text for calibration, and their tokens; judge: windows to judge by; batch: how many go
+    through the model at once. sequential: every block is solved on what the compressed blocks before it put out.
     """
 
     how: str = "lord"

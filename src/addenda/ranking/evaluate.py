@@ -27,8 +27,9 @@ MEASURES = ("AP", "nDCG@10", "RR@10")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """runs, values: by system, values {measure: {query: value}}; judgement: of both systems, by AP.
+    """How well a reranker orders the first stage's documents, beside that stage alone.
 
+    runs, values: by system, values {measure: {query: value}}; judgement: of both systems, by AP.
     recall: of the first stage at `depth`; milliseconds: of a query, reranking its documents.
     """
 

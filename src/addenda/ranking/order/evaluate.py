@@ -21,8 +21,9 @@ class Scoring(Protocol):
 
 @dataclass(frozen=True)
 class OrderEvaluation:
-    """by_query: {query: {measure: value}}; mean: over queries; interval: 95 % of the mean Spearman, over images.
+    """How well images are ordered, by people's ratings.
 
+    by_query: {query: {measure: value}}; mean: over queries; interval: 95 % of the mean Spearman, over images.
     counts: rated images of each query; compared: share of comparisons that are in the right order, by query.
     difference: of the mean Spearman to that of another order, with its 95 % interval, on the same draws of images.
     """
