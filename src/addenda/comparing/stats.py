@@ -17,7 +17,7 @@ from addenda.comparing.entries import MARGIN, TrialRecord
 from addenda.comparing.record import FULL, HEAD, Record
 from addenda.core.base.errors import AddendaError
 from addenda.statistics.intervals import Answers, Pool, Pooled, of_answers, paired, quantile, spread
-from addenda.statistics.verdicts import LEVEL, PairedDifference, judged, measured, unknown
+from addenda.statistics.verdicts import LEVEL, Measured, PairedDifference, judged, measured, unknown
 
 
 @dataclass(frozen=True)
@@ -104,21 +104,8 @@ def analyse(record: Record) -> Comparison:
     estimates = _estimates(test, pool)
     arms = [*fitted, control] if control and control not in fitted else fitted
     ranked = sorted(arms, key=lambda a: -estimates[a].mean)
-    found, until = [], record.config.until is not None
-    for a, b in combinations(ranked, 2):
-        if a in void or b in void:
-            of = a if a in void else b
-            found.append(unknown(a, b, margin, f"{of} is void: {void[of]}", "void"))
-            continue
-        x = paired(test[a], test[b])
-        if x is None:  # an interrupted comparison
-            found.append(unknown(a, b, margin, "no seed that both have finished"))
-            continue
-        runs_ = x.mean(1)
-        of_fitted = next((arm for arm, other in ((a, b), (b, a)) if None in test[other]), None)
-        pooled = pool.of_pair(a, b, runs_) if of_fitted is None else pool.of_arm(of_fitted, runs_)
-        found.append(measured(a, b, x, pooled, margin, until))
-    pairs = judged(found, until)
+    until = record.config.until is not None
+    pairs = judged([_pair(a, b, test, pool, void, margin, until) for a, b in combinations(ranked, 2)], until)
     methods = [a for a in ranked if a in fitted and a not in (FULL, HEAD)]
     beaten = {p.b if p.better == p.a else p.a for p in pairs if p.better and {p.a, p.b} <= set(methods)}
     caveats = []
@@ -152,6 +139,22 @@ def letters(ranked: Sequence[str], different: Iterable[tuple[str, str]]) -> dict
     ordered = sorted(columns, key=lambda c: sorted(ranked.index(a) for a in c))
     names = [chr(97 + i) if i < 26 else f"z{i - 25}" for i in range(len(ordered))]
     return {a: "".join(n for n, c in zip(names, ordered, strict=True) if a in c) for a in ranked}
+
+
+def _pair(
+    a: str, b: str, arms: Mapping[str, Answers], pool: Pool, void: Mapping[str, str], margin: float, until: bool
+) -> Measured:
+    """Return the difference of two arms on what both have answered; unknown where one is void, or nothing is shared."""
+    if a in void or b in void:
+        which = a if a in void else b
+        return unknown(a, b, margin, f"{which} is void: {void[which]}", "void")
+    differences = paired(arms[a], arms[b])  # seeds × items
+    if differences is None:  # an interrupted comparison
+        return unknown(a, b, margin, "no seed that both have finished")
+    by_seed = differences.mean(1)
+    of_fitted = next((arm for arm, other in ((a, b), (b, a)) if None in arms[other]), None)  # the other has no seeds
+    pooled = pool.of_pair(a, b, by_seed) if of_fitted is None else pool.of_arm(of_fitted, by_seed)
+    return measured(a, b, differences, pooled, margin, until)
 
 
 def _arms(runs: Mapping[str, list[TrialRecord]], split: str) -> dict[str, dict[int | None, np.ndarray]]:

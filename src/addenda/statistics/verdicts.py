@@ -115,7 +115,7 @@ class PairedDifference:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class Measured:
     """A difference before it is judged: its parts of variance, and what they were pooled from."""
 
     pair: PairedDifference
@@ -126,16 +126,14 @@ class _Measured:
 
 def unknown(
     a: str, b: str, margin: float, why: str | None, verdict: str = "undecided", more: int | None = None
-) -> _Measured:
+) -> Measured:
     """Return a pair of which nothing is known."""
-    return _Measured(
+    return Measured(
         PairedDifference(a, b, 0.0, -1.0, 1.0, 1.0, 1.0, 0, 0, np.inf, 1.0, -1.0, 1.0, margin, verdict, why, more)
     )
 
 
-def measured(
-    a: str, b: str, x: np.ndarray, pooled: Pooled, margin: float, until: bool, reach: float = 1.0
-) -> _Measured:
+def measured(a: str, b: str, x: np.ndarray, pooled: Pooled, margin: float, until: bool, reach: float = 1.0) -> Measured:
     """Return the difference x, seeds × items, with its intervals and p. until: it is one look of several.
 
     reach: by how much an item of a kind that never came may differ, with answers that are right or wrong by 1.
@@ -145,10 +143,10 @@ def measured(
     blank = unknown(a, b, margin, None).pair
     blank = replace(blank, difference=mean, items=items, seeds=seeds)
     if items < 2:
-        return _Measured(replace(blank, why="one item does not tell what another would give", seeds_help=False))
+        return Measured(replace(blank, why="one item does not tell what another would give", seeds_help=False))
     if not pooled.freedom:
         why = "one seed does not tell what another would give: three or more are needed"
-        return _Measured(replace(blank, why=why, more_seeds=spending.LOOKS[0] - seeds))
+        return Measured(replace(blank, why=why, more_seeds=spending.LOOKS[0] - seeds))
     parts = of_answers(x, pooled)
     error, df = (float(v) for v in spread(*parts, items, pooled.freedom))
     p = two_sided(mean, error, df)
@@ -161,7 +159,7 @@ def measured(
     (low, high), (low90, high90) = interval(LEVEL), interval(2 * LEVEL)
     p = float(spending.overall(seeds, p)) if until else p
     pair = replace(blank, low=low, high=high, low90=low90, high90=high90, p=p, error=error, df=df)
-    return _Measured(pair, parts, pooled, reach)
+    return Measured(pair, parts, pooled, reach)
 
 
 def holm(p: Mapping[K, float], tests: int | None = None) -> dict[K, float]:
@@ -172,7 +170,7 @@ def holm(p: Mapping[K, float], tests: int | None = None) -> dict[K, float]:
     return found
 
 
-def judged(found: Sequence[_Measured], until: bool, unit: Unit = POINTS) -> tuple[PairedDifference, ...]:
+def judged(found: Sequence[Measured], until: bool, unit: Unit = POINTS) -> tuple[PairedDifference, ...]:
     """Return the pairs with Holm's p over all that are not void, a verdict, and what would decide."""
     pairs = [m.pair for m in found]
     corrected = holm({i: pair.p for i, pair in enumerate(pairs) if pair.verdict != "void"})
@@ -186,7 +184,7 @@ def judged(found: Sequence[_Measured], until: bool, unit: Unit = POINTS) -> tupl
     return tuple(pairs)
 
 
-def _seeds_help(pair: PairedDifference, m: _Measured) -> bool:
+def _seeds_help(pair: PairedDifference, m: Measured) -> bool:
     """Return whether one of the looks left would decide a pair, wherever in 95 % of cases its seeds moved it.
 
     The level is the least strict that Holm may ask, so that little is given up that a look could still tell.
@@ -202,7 +200,7 @@ def _seeds_help(pair: PairedDifference, m: _Measured) -> bool:
     return any(seeds_needed(end, *known, reach=m.reach) is not None for end in ends)
 
 
-def _forecast(pair: PairedDifference, m: _Measured, tests: int, until: bool, unit: Unit) -> PairedDifference:
+def _forecast(pair: PairedDifference, m: Measured, tests: int, until: bool, unit: Unit) -> PairedDifference:
     """Return an undecided pair with the seeds that would decide it at the strictest level that Holm may ask."""
     alphas = LEVEL / tests, 2 * LEVEL
     last = spending.LOOKS[-1]
