@@ -204,57 +204,62 @@ def grown_as(
 
 
 @torch.no_grad()
-def _grow_as(root: nn.Module, state: State, v: Vocabulary, rows: Mapping[str, Tensor], path: str | Path) -> None:
+def _grow_as(
+    root: nn.Module, state: State, vocabulary: Vocabulary, rows: Mapping[str, Tensor], path: str | Path
+) -> None:
     if grown_of(root) is not None:
-        if problem := other_rows(root, v, rows):
+        if problem := other_rows(root, vocabulary, rows):
             raise AddendaError(
-                f"{path} has {v}, and this model has grown otherwise: {problem}. Detach what has grown it, or call "
-                "shrink(model), and load again. Nothing was loaded."
+                f"{path} has {vocabulary}, and this model has grown otherwise: {problem}. Detach what has grown it, or "
+                "call shrink(model), and load again. Nothing was loaded."
             )
         return
-    if not v.rows:
-        remember(root, Grown(v, v.base_rows, {}, True))
+    if not vocabulary.rows:
+        remember(root, Grown(vocabulary, vocabulary.base_rows, {}, True))
         return
     problems, before, made = [], set(), {}
-    for name in v.tables:
-        table = table_at(root, name)
-        have = (
-            None
-            if table is None
-            else next((n for n in (v.base_rows, v.all_rows) if axis_of(table, n) is not None), None)
-        )
-        if table is None:
-            problems.append(f"the model has no {name[:200]}")
-        elif reason := fixed(table):
-            problems.append(f"{name}: {reason}")
-        elif have is None:
-            problems.append(
-                f"{name}: the file wants {v.base_rows:,} rows, or these and its new ones, the model has "
-                f"{list(table.shape)}"
-            )
+    for name in vocabulary.tables:
+        found = _table_for(root, name, vocabulary, rows[name])
+        if isinstance(found, str):
+            problems.append(found)
         else:
-            axis = axis_of(table, have) or 0
-            shape = [*table.shape[:axis], v.rows, *table.shape[axis + 1 :]]
-            if list(rows[name].shape) != shape:
-                problems.append(f"{name}: the file's new rows are {list(rows[name].shape)}, and {shape} would fit")
-                continue
-            before.add(have)
-            made[name] = (table, axis)
+            made[name] = found
+            before.add(found[0].shape[found[1]])
     if len(before) > 1:
         problems.append("some of its tables have grown, and some have not")
     if not problems:
         problems += _held(root, state, [table for table, _ in made.values()])
     if problems:
         raise AddendaError(
-            f"{path} has {v}, which this {type(root).__name__} cannot take, and nothing was loaded: "
+            f"{path} has {vocabulary}, which this {type(root).__name__} cannot take, and nothing was loaded: "
             f"{'; '.join(problems[:8])}."
         )
     tables = {
-        name: torch.cat([table.detach().narrow(axis, 0, v.base_rows), rows[name].to(table)], axis)
+        name: torch.cat([table.detach().narrow(axis, 0, vocabulary.base_rows), rows[name].to(table)], axis)
         for name, (table, axis) in made.items()
     }
     with alone(root, "attach and load"):
-        put_on(root, v, tables, before.pop(), True)
+        put_on(root, vocabulary, tables, before.pop(), True)
+
+
+def _table_for(root: nn.Module, name: str, vocabulary: Vocabulary, rows: Tensor) -> tuple[Tensor, int] | str:
+    """Return the model's table of this name and the dimension of its rows, or why a file's new rows do not fit it."""
+    table = table_at(root, name)
+    if table is None:
+        return f"the model has no {name[:200]}"
+    if reason := fixed(table):
+        return f"{name}: {reason}"
+    axes = [axis_of(table, count) for count in (vocabulary.base_rows, vocabulary.all_rows)]
+    axis = next((axis for axis in axes if axis is not None), None)
+    if axis is None:
+        return (
+            f"{name}: the file wants {vocabulary.base_rows:,} rows, or these and its new ones, the model has "
+            f"{list(table.shape)}"
+        )
+    shape = [*table.shape[:axis], vocabulary.rows, *table.shape[axis + 1 :]]
+    if list(rows.shape) != shape:
+        return f"{name}: the file's new rows are {list(rows.shape)}, and {shape} would fit"
+    return table, axis
 
 
 def other_rows(root: nn.Module, v: Vocabulary | None, rows: Mapping[str, Tensor]) -> str | None:
