@@ -11,6 +11,7 @@ from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.disk.access import path_of, shown
 from addenda.core.disk.whole import free_place, whole
+from addenda.core.merge.merge import UNSEEN_LIMIT
 from addenda.exporting.disk_merge import DiskMerge, DiskMergeReport, MergeProgress
 from addenda.exporting.merge_check import compare_folders
 from addenda.exporting.other_files import copy_others
@@ -18,7 +19,6 @@ from addenda.exporting.probe import probe_of
 from addenda.models.checkpoint_files import INDEX
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-_UNSEEN_LIMIT = 0.25  # share of the change that rounding may take where no outputs are compared
 
 
 @checked()
@@ -100,7 +100,7 @@ def _dtype_of(given: str | torch.dtype) -> torch.dtype:
 
 
 def _unseen(report: DiskMergeReport, allow_loss: float | None) -> DiskMergeReport:
-    if not report.total <= max(_UNSEEN_LIMIT, allow_loss or 0.0):
+    if not report.total <= max(UNSEEN_LIMIT, allow_loss or 0.0):
         raise _refused(report, f"rounding to {report.dtype} takes too much, and no outputs were compared (check=False)")
     return report
 

@@ -21,7 +21,7 @@ from addenda.core.state.bypass import known_reads, watching
 from addenda.core.state.merged import apart, restore, take_out
 from addenda.core.state.state import State, apply_active, apply_again, intact, state_of
 
-_UNSEEN_LIMIT = 0.25  # share of the change that rounding may take when no batch is there to judge by
+UNSEEN_LIMIT = 0.25  # share of the change that rounding may take when no batch is there to judge by
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _unseen(report: MergeReport, root: nn.Module, state: State, allow_loss: floa
     """Return the report of a merge without a batch. Raises AddendaError where rounding took too much."""
     _refuse_broken(report, finite=True)
     if how.plain:
-        limit = max(_UNSEEN_LIMIT, allow_loss or 0.0)
+        limit = max(UNSEEN_LIMIT, allow_loss or 0.0)
         reason = f"rounding to {report.dtype} takes too much, and no verify=batch shows it harmless"
     else:  # another base, or other codes: the weights are meant to differ
         limit = math.inf if allow_loss is None else allow_loss
