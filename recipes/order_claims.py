@@ -71,10 +71,10 @@ def verdicts(margin: float, claims: Sequence[OrderClaim], known: Known, setting:
                 f"{claim.images} images"
             )
         lines.append(line + (f"; {verdict.why}" if verdict.why else ""))
-    return [*lines, *worth(margin, claims, known, setting)]
+    return [*lines, *worth(claims, known, setting)]
 
 
-def worth(margin: float, claims: Sequence[OrderClaim], known: Known, setting: Setting) -> list[str]:
+def worth(claims: Sequence[OrderClaim], known: Known, setting: Setting) -> list[str]:
     """Return whether the adapter is worth its training where there are the most images: above every ridge, or not."""
     asked = [c for c in claims if (c.a, c.images) == ("dual", max(setting.images)) and c.b in RIDGES]
     found = {c.b: m for c in asked if (m := measured(c, known, setting)) is not None}

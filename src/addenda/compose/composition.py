@@ -206,10 +206,10 @@ def _check_raw(root: nn.Module, composition: Composition) -> None:
         held = {n: tensors_at(root, n, path) if path in r.methods else None for n, r in records.items()}
         if composition.plain(held) is None:
             head = any(path in r.also_train for r in records.values())
-            _check_raw_at(root, site, [c for c in composition.within() if c.plain(held) is None], held, head)
+            _check_raw_at(site, [c for c in composition.within() if c.plain(held) is None], held, head)
 
 
-def _check_raw_at(root: nn.Module, site: Site, mixing: list[Composition], held: Held, head: bool) -> None:
+def _check_raw_at(site: Site, mixing: list[Composition], held: Held, head: bool) -> None:
     kinds = ", ".join(dict.fromkeys(type(c).__name__ for c in mixing))
     if site.ties:
         raise AddendaError(f"{site.path} is shared by several modules, and sees no batch that {kinds} could cut.")

@@ -86,12 +86,10 @@ def _collect(value: Any, path: str, values: dict[str, Tensor], ids: set[int], de
         plain = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
         values[path or "output"] = plain.clone()
         return 0
-    return sum(
-        _collect(v, f"{path}.{name}" if path else name, values, ids, depth + 1) for name, v in _parts_of(value, depth)
-    )
+    return sum(_collect(v, f"{path}.{name}" if path else name, values, ids, depth + 1) for name, v in _parts_of(value))
 
 
-def _parts_of(value: Any, depth: int) -> Iterable[tuple[str, Any]]:
+def _parts_of(value: Any) -> Iterable[tuple[str, Any]]:
     """Return the contents of a container or an object, by name."""
     if isinstance(value, Mapping):
         return [(str(k), v) for k, v in value.items()]

@@ -249,7 +249,7 @@ def _tokens(model: nn.Module) -> list[str]:
 def _parts(model: nn.Module, target: Target, dry: OnDemand, around: dict[str, dict[str, Part]]) -> list[Part]:
     if isinstance(target, str) and target in ("embedding", "embeddings"):
         embeddings = _embeddings(model, dry)
-        embeddings = [path if target == "embedding" else _around(model, path, blocks(model)) for path in embeddings]
+        embeddings = [path if target == "embedding" else _around(path, blocks(model)) for path in embeddings]
         return [Part("", path, path, target) for path in embeddings]
     if isinstance(target, str) and target in PARTS:
         if not around:
@@ -299,7 +299,7 @@ def _said(model: nn.Module, getter: str) -> nn.Module | None:
         return None
 
 
-def _around(model: nn.Module, path: str, others: Iterable[str]) -> str:
+def _around(path: str, others: Iterable[str]) -> str:
     """Return the outermost module that holds the one at path and none of the others."""
     while (outer := path.rpartition(".")[0]) and not _under(outer, others):
         path = outer
