@@ -1,7 +1,7 @@
 """Every method of the catalogue with options that fit the tiny models, and what the contract tests do to it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from addenda.core.modules.classes import original_class
 from addenda.core.modules.ours import is_ours
 from addenda.core.site.site import Site, site_at
 from addenda.core.site.targets import resolve
+from addenda.train.fit import Event
 
 OPTIONS = {  # what the shapes 8 × 8, 16 × 8, 8 × 16 and 32 × 8 need
     "oft": {"block": 4},
@@ -125,6 +126,11 @@ def bits(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in model.state_dict().items() if not is_ours(k)}
 
 
+def values(adapter: ad.Adapter) -> dict[str, Tensor]:
+    """The adapter's tensors, copied."""
+    return {k: t.clone() for k, t in adapter.state_dict().items()}
+
+
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -139,6 +145,20 @@ def call(*arguments: object, code: int = 0) -> None:
     with pytest.raises(SystemExit) as stopped:
         run([str(a) for a in arguments])
     assert (stopped.value.code or 0) == code
+
+
+class KilledError(Exception):
+    """What `killed_at` raises."""
+
+
+def killed_at(step: int) -> Callable[[Event], None]:
+    """A progress function of a run that ends it after a step, as a kill would."""
+
+    def watch(event: Event) -> None:
+        if event.step == step and event.evaluation is None:
+            raise KilledError
+
+    return watch
 
 
 def read_raw(file: Path) -> tuple[dict, dict[str, Tensor]]:

@@ -5,20 +5,14 @@ import json
 import pytest
 from tests.comparing.test_choose import a_record
 
-from addenda.cli.main import run
 from addenda.comparing.choose import choose
+from shared import call
 
 
 @pytest.fixture
 def record(tmp_path):
     arms = {"lora": (0.50, (300, 30, 3)), "shira": (0.495, (100, 40, 2))}
     return a_record(tmp_path / "run", arms, command="addenda compare --model m --data d")
-
-
-def call(*arguments, code=0):
-    with pytest.raises(SystemExit) as stopped:
-        run([str(a) for a in arguments])
-    assert (stopped.value.code or 0) == code
 
 
 def test_it_says_the_arm_why_and_the_command(record, capsys):

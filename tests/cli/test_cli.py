@@ -8,12 +8,7 @@ from pathlib import Path
 import pytest
 
 from addenda.cli.main import run
-
-
-def call(*arguments, code=0):
-    with pytest.raises(SystemExit) as stopped:
-        run([str(a) for a in arguments])
-    assert (stopped.value.code or 0) == code
+from shared import call
 
 
 @pytest.fixture

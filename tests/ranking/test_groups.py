@@ -17,6 +17,7 @@ from addenda.train.grouped import fit_grouped
 from addenda.train.loss import score
 from addenda.train.slot import Run
 from ranking.toy import VOCABULARY, toy_model
+from shared import values
 
 SIZES = (3, 1, 4, 2, 2, 3)
 
@@ -34,10 +35,6 @@ def labels() -> list[list[float]]:
 
 def groups(loss: str = "listwise", **options) -> Groups:
     return Groups(rows(), labels(), RankingLoss(loss), **options)
-
-
-def values(adapter: ad.Adapter) -> dict[str, torch.Tensor]:
-    return {k: t.clone() for k, t in adapter.state_dict().items()}
 
 
 def sgd(adapter: ad.Adapter, rate: float, weight_decay: float) -> torch.optim.Optimizer:

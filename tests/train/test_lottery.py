@@ -19,7 +19,7 @@ from addenda.data.encode import Tokens
 from addenda.train.fit import fit
 from addenda.train.lottery import maskable
 from addenda.train.pull import pull
-from shared import bits, same_bits
+from shared import KilledError, bits, same_bits, values
 
 HOW = {"steps": 5, "batch": 6, "rate": 2e-2, "attention": None, "loss": "logits", "warmup": 0}
 
@@ -38,10 +38,6 @@ def data(count=18, seed=0, words=range(5, 20)):
     return Tokens(rows, [sum(r) % 3 for r in rows], "class", 0, [[0] * len(r) for r in rows])
 
 
-def values(adapter):
-    return {k: t.clone() for k, t in adapter.state_dict().items()}
-
-
 def changes(model, adapter):
     """By path of every parameter: its effective value, and the base's."""
     found = {}
@@ -50,18 +46,6 @@ def changes(model, adapter):
         live = slots.live.get(site.parameter, ()) if slots else ()
         found[site.path] = (effective_weight(site, live) if live else site.weight.detach(), site.weight.detach())
     return found
-
-
-class KilledError(Exception):
-    pass
-
-
-def killed_at(step):
-    def watch(event):
-        if event.step == step and event.evaluation is None:
-            raise KilledError
-
-    return watch
 
 
 @pytest.mark.parametrize("k", [1, "changed + 1"])

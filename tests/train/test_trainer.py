@@ -19,6 +19,7 @@ from addenda.quantizing.quantize import quantize
 from addenda.train import attention, checkpoint, chunked
 from addenda.train.callback import TrainerCallback
 from addenda.train.fit import fit
+from shared import KilledError, killed_at, same_bits, values
 from tiny_models import SUMS, make_llama, make_tokenizer
 
 FILES = (checkpoint.FILE, *checkpoint.RESUMES, "rng_state.safetensors")
@@ -33,26 +34,6 @@ def run(train, method=METHOD, **options):
     model = make_llama()
     adapter = ad.attach(model, method, seed=3)
     return model, adapter, fit(model, adapter, train, **{"steps": 12, "batch": 8, "rate": 1e-2, "seed": 5} | options)
-
-
-def values(adapter):
-    return {k: t.clone() for k, t in adapter.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-class KilledError(Exception):
-    pass
-
-
-def killed_at(step):
-    def watch(event):
-        if event.step == step and event.evaluation is None:
-            raise KilledError
-
-    return watch
 
 
 def test_tensors_that_a_first_batch_does_not_reach_may_be_warned_of():
@@ -96,13 +77,13 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, accumulate, bits):
     torch.manual_seed(99)
     _, parts, again = run(train, out=tmp_path, resume=True, **options)
     assert again.resumed_from == 8
-    assert same(values(whole), values(parts))
+    assert same_bits(values(whole), values(parts))
     assert whole.step_count == parts.step_count == 12
     assert again.losses == result.losses
     assert again.evaluations == result.evaluations
     assert [p.name for p in checkpoint.all_of(tmp_path)] == ["checkpoint-8", "checkpoint-12"]
     _, finished, more = run(train, out=tmp_path, resume=True, **options)  # nothing is left to do
-    assert same(values(whole), values(finished))
+    assert same_bits(values(whole), values(finished))
     assert more.tokens == 0
 
 
@@ -117,13 +98,13 @@ def test_a_checkpoint_holds_the_adapter_and_nothing_of_the_base(tmp_path):
         "rng_state.safetensors",
     }
     assert {p.name for p in folder.iterdir()} == names | {"trainer_state.json"}
-    assert same(load_file(folder / "adapter.safetensors"), values(adapter))
+    assert same_bits(load_file(folder / "adapter.safetensors"), values(adapter))
     moments = read_state(folder / "optimizer.safetensors")["state"]
     assert sum(t.numel() for s in moments.values() for t in s.values() if t.numel() > 1) == 2 * adapter.trainable
     assert sum(p.stat().st_size for p in folder.iterdir()) < 4 * 4 * adapter.trainable + 100_000
     fresh = make_llama()
     loaded = ad.load(fresh, folder / "adapter.safetensors")  # a checkpoint's file is an adapter file
-    assert same(values(loaded), values(adapter))
+    assert same_bits(values(loaded), values(adapter))
 
 
 def test_a_resumed_run_keeps_what_was_measured(tmp_path, monkeypatch):
@@ -141,7 +122,7 @@ def test_a_resumed_run_keeps_what_was_measured(tmp_path, monkeypatch):
     model, parts, again = run(train, out=tmp_path, save_every=4, resume=True)
     assert (again.resumed_from, again.choices) == (4, result.choices)
     assert model.config._attn_implementation == "sdpa"  # its own, afterwards
-    assert same(values(whole), values(parts))
+    assert same_bits(values(whole), values(parts))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +167,7 @@ def test_base_and_flags_are_as_before(tmp_path):
     assert result.tokens > 0
     assert result.step_seconds > 0
     ad.detach(model)
-    assert same(model.state_dict(), reference.state_dict())
+    assert same_bits(model.state_dict(), reference.state_dict())
 
 
 def test_parts_of_a_batch_give_the_same_run():
@@ -213,7 +194,7 @@ def test_early_stop_gives_the_best_values_back(tmp_path):
     losses = [e["loss"] for e in result.evaluations]
     assert len(losses) < 20
     assert result.best_step == 2 * (losses.index(min(losses)) + 1)
-    assert same(read_state(checkpoint.latest(tmp_path) / checkpoint.BEST), values(adapter))
+    assert same_bits(read_state(checkpoint.latest(tmp_path) / checkpoint.BEST), values(adapter))
 
 
 @pytest.mark.parametrize("save_every", [1, 7])
@@ -226,12 +207,12 @@ def test_a_run_that_stopped_early_is_finished(tmp_path, save_every):
     assert first.steps < 40 and checkpoint.step_of(checkpoint.latest(tmp_path / "a")) == first.steps
     for _ in range(2):
         _, again, second = run(train, out=tmp_path / "a", **options)
-        assert same(values(again), values(adapter)) and second.tokens == 0
+        assert same_bits(values(again), values(adapter)) and second.tokens == 0
         assert (second.steps, second.best_step, second.losses) == (first.steps, first.best_step, first.losses)
     with pytest.raises(KilledError):
         run(train, out=tmp_path / "b", progress=killed_at(first.steps), **options)
     _, resumed, third = run(train, out=tmp_path / "b", **options)
-    assert same(values(resumed), values(adapter)) and third.steps == first.steps
+    assert same_bits(values(resumed), values(adapter)) and third.steps == first.steps
 
 
 def test_schedules_follow_the_step(tmp_path):
@@ -324,7 +305,7 @@ def test_the_callback_saves_and_restores_in_a_plain_trainer(tmp_path):
     assert load_file(folder / "adapter.safetensors").keys() == whole.state_dict().keys()
     resumed = plain_trainer(train, tmp_path / "a", 6, resume=str(folder))
     assert resumed.step_count == 6
-    assert same(values(whole), values(resumed))
+    assert same_bits(values(whole), values(resumed))
     (folder / "adapter.safetensors").unlink()
     with pytest.raises(AddendaError, match=r"no file .*adapter"):
         plain_trainer(train, tmp_path / "a", 6, resume=str(folder))
@@ -416,7 +397,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(often, tmp_pa
                 continue
             with pytest.warns(UserWarning, match=f"checkpoint-4 {says}.*goes on from checkpoint-2"):
                 _, adapter, again = run(train, out=out, resume=True, **options)
-            assert again.resumed_from == 2 and same(values(adapter), whole) and again.losses == made.losses
+            assert again.resumed_from == 2 and same_bits(values(adapter), whole) and again.losses == made.losses
             assert again.damaged == (f"checkpoint-4 {says}",) and again.best_step == made.best_step
             assert [p.name for p in checkpoint.all_of(out)] == ["checkpoint-4", "checkpoint-6"]
             assert checkpoint.newest(out) == (out / "checkpoint-6", [])
@@ -460,7 +441,7 @@ def test_where_no_checkpoint_is_whole_it_is_said_how_to_begin_again(tmp_path):
     (kept / "optimizer.pt").write_bytes(b"pickle")
     with pytest.raises(checkpoint.NoneWholeError, match="older version of addenda, which wrote pickles"):
         run(train, out=tmp_path, steps=2, resume=True)
-    assert same(values(run(train, out=tmp_path, steps=2)[1]), whole)
+    assert same_bits(values(run(train, out=tmp_path, steps=2)[1]), whole)
     assert not (tmp_path / "checkpoint-2" / "optimizer.pt").exists()
 
 
@@ -476,7 +457,7 @@ def test_a_damaged_note_of_the_run_is_written_again(step, tmp_path):
     for held in [*damaged(note.read_bytes(), rng)][:4]:
         note.unlink() if held is None else note.write_bytes(held)
         _, adapter, made = run(train, out=tmp_path, resume=True, **options)
-        assert same(values(adapter), whole) and made.resumed_from == step
+        assert same_bits(values(adapter), whole) and made.resumed_from == step
         assert checkpoint.begun(tmp_path)
         if not step:
             shutil.rmtree(tmp_path / "checkpoint-1"), shutil.rmtree(tmp_path / "checkpoint-2")

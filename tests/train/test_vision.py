@@ -20,6 +20,7 @@ from addenda.train.evaluate import evaluate
 from addenda.train.fit import fit
 from addenda.train.tune import tune
 from pictures import NAMES, config, save_backbone, write
+from shared import same_bits, values
 
 QUICK = {"steps": 2, "batch": 8, "dtype": "float32", "progress": False}
 
@@ -32,14 +33,6 @@ def model(tmp_path):
 @pytest.fixture
 def tree(tmp_path):
     return write(tmp_path / "tree", 16)
-
-
-def values(adapter):
-    return {k: t.clone() for k, t in adapter.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.parametrize("kind", ["Dinov2", "ViT"])
@@ -105,7 +98,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, model, tree, keep):
     torch.manual_seed(99)
     parts, again = run(out=tmp_path / "c", save_every=3, resume=True)
     assert again.resumed_from == 6 and again.losses == result.losses
-    assert same(values(whole), values(parts))
+    assert same_bits(values(whole), values(parts))
 
 
 def test_another_size_is_another_run(tmp_path, model, tree):
@@ -177,8 +170,8 @@ def test_convolutional_models(tmp_path, tree):
     ad.detach(made.model)
     base = load_model(tmp_path / "res", dtype="float32").model
     assert not any(m.training or "train" in vars(m) for m in made.model.modules())
-    assert same(dict(made.model.named_buffers()), dict(base.named_buffers()))  # batch norms have learned nothing
-    assert same({k: p for k, p in made.model.named_parameters()}, dict(base.named_parameters()))
+    assert same_bits(dict(made.model.named_buffers()), dict(base.named_buffers()))  # batch norms have learned nothing
+    assert same_bits({k: p for k, p in made.model.named_parameters()}, dict(base.named_parameters()))
 
 
 def test_classifiers_keep_their_own_names(tmp_path, tree):
