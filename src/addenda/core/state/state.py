@@ -350,33 +350,36 @@ def sweep(root: ReferenceType[nn.Module]) -> None:
 def link(root: nn.Module, state: State, planned: dict[Slots, Acting]) -> None:
     """Tell modules that take part in a site without holding its tensors which changes will act there."""
     owners = owners_of(root)
-    linked = set()
-    for record in state.records.values():
-        for path in record.methods:
-            if path in linked:
-                continue
-            linked.add(path)
-            try:
-                site = site_at(root, path, owners)
-            except AddendaError:
-                continue
-            first = slots_of(site.module)
-            if first is None or first not in planned or site.parameter not in planned[first].live:
-                continue  # replaced since; see `intact`
-            acts = planned[first]
-            for owner, parameter in site.ties:  # further owners of a tied parameter read the first owner's tensors
-                owner_slots = slots_of(owner)
-                if owner_slots is not None:
-                    owner_slots.kinds[parameter] = site.kind
-                    planned[owner_slots].live[parameter] = acts.live[site.parameter]
-                    if site.parameter in acts.each:
-                        planned[owner_slots].each[parameter] = acts.each[site.parameter]
-            if isinstance(site, Point) and site.source is not None:
-                source = slots_of(site.source)
-                reading = [t for t in acts.at("output") if source in t.source]
-                if source is not None:
-                    planned[source].readers += len(reading)
-            if isinstance(site, Point) and site.back is not None:
-                back = slots_of(site.back)
-                if back is not None and acts.at("output") and first not in planned[back].undoes:
-                    planned[back].undoes = (*planned[back].undoes, first)
+    for path in dict.fromkeys(path for record in state.records.values() for path in record.methods):
+        try:
+            site = site_at(root, path, owners)
+        except AddendaError:
+            continue
+        first = slots_of(site.module)
+        if first is None or first not in planned or site.parameter not in planned[first].live:
+            continue  # replaced since; see `intact`
+        _link_ties(site, planned[first], planned)
+        if isinstance(site, Point):
+            _link_point(site, first, planned)
+
+
+def _link_ties(site: Site, acts: Acting, planned: dict[Slots, Acting]) -> None:
+    """Let further owners of a tied parameter read the first owner's tensors."""
+    for owner, parameter in site.ties:
+        slots = slots_of(owner)
+        if slots is not None:
+            slots.kinds[parameter] = site.kind
+            planned[slots].live[parameter] = acts.live[site.parameter]
+            if site.parameter in acts.each:
+                planned[slots].each[parameter] = acts.each[site.parameter]
+
+
+def _link_point(point: Point, slots: Slots, planned: dict[Slots, Acting]) -> None:
+    """Tell the module whose input is read by how many changes, and that which undoes them what to undo."""
+    live = planned[slots].at("output")
+    source = None if point.source is None else slots_of(point.source)
+    if source is not None:
+        planned[source].readers += sum(1 for t in live if source in t.source)
+    back = None if point.back is None else slots_of(point.back)
+    if back is not None and live and slots not in planned[back].undoes:
+        planned[back].undoes = (*planned[back].undoes, slots)
