@@ -205,6 +205,15 @@ def _labels(ax: Axes, marks: list[tuple[str, float, Estimate, str]], taken: Sequ
         )
 
 
+def _curve(ax, line: np.ndarray, own: Row | None, failed: bool, dotted: bool) -> None:
+    """Draw one run (steps × 2): of the row itself, or pale behind it. What has failed is drawn in its own row alone."""
+    if own is not None:
+        color = WARM if failed else BLUE if own.leads else INK
+        ax.plot(*line.T, color=color, lw=1.1, zorder=3, marker="." if dotted else None, ms=4)
+    elif not failed:
+        ax.plot(*line.T, color=PALE, lw=0.6, zorder=2, marker=None, ms=4)
+
+
 def curves(record: Record, rows: list[Row]) -> list[Plot]:
     """Draw per method: training loss and validation, a line per seed, before the pale lines of all other runs."""
     runs = {r.arm: record.trials_of(r.arm, "final") for r in rows}
@@ -224,21 +233,10 @@ def curves(record: Record, rows: list[Row]) -> list[Plot]:
         axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
         figure.subplots_adjust(0.15, 0.14, 0.97, 0.93, hspace=0.3)
         for ax, k in zip(axes, shown, strict=True):
-            for arm, runs_ in series.items():
-                of_row = arm == r.arm
-                for t, *lines in runs_:
-                    failed = t.status != "ok"
-                    if failed and not of_row:
-                        continue
-                    color = (WARM if failed else BLUE if r.leads else INK) if of_row else PALE
-                    ax.plot(
-                        *lines[k].T,
-                        color=color,
-                        lw=1.1 if of_row else 0.6,
-                        zorder=2 + of_row,
-                        marker="." if of_row and k and len(lines[k]) < 12 else None,
-                        ms=4,
-                    )
+            for arm, of_arm in series.items():
+                own = r if arm == r.arm else None
+                for t, *lines in of_arm:
+                    _curve(ax, lines[k], own, failed=t.status != "ok", dotted=bool(k) and len(lines[k]) < 12)
             ax.set_ylim(*limits[k])
             _bare(ax, steps=True)
             ax.set_title("training loss" if k == 0 else measured, size=7.5, color=GREY, loc="right", pad=2)
