@@ -10,7 +10,7 @@ from addenda.core.file.header import read
 from addenda.core.forward.adapted import effective_weight
 from addenda.core.forward.slots import slots_of
 from addenda.core.site.site import site_at
-from addenda.exporting.stored import StoredAdapter, one_of, weight_name
+from addenda.exporting.stored import StoredAdapter, one_of
 from addenda.models.skeleton import filled, names_of, skeleton
 from architectures import make
 from shared import stir
@@ -32,10 +32,10 @@ def test_tensors_are_those_of_a_loaded_adapter(method, tmp_path):
     held = stored(make("LlamaForCausalLM"), tmp_path / "a.safetensors")
     names, live = names_of(held.model), dict(adapter.sites())
     for site, m in held.plan:
-        W = model.get_parameter(weight_name(site)).detach()
+        W = model.get_parameter(site.tensor_path).detach()
         assert held.mismatch(site, W, names, "exact") is None
         assert held.mismatch(site, W + 1e-3, names, "exact") == site.path
-        with filled(held.model, {weight_name(site): W}, names):
+        with filled(held.model, {site.tensor_path: W}, names):
             built = held.at(site, m)
         expected = live[site.path].eval().tensors()
         assert built.tensors().keys() == expected.keys()
@@ -52,10 +52,10 @@ def test_one_matrix_of_a_stack_at_a_time(tmp_path):
         there = site_at(model, site.path)
         W = there.weight.detach()
         whole = effective_weight(there, slots_of(there.module).live[there.parameter])
-        with filled(held.model, {weight_name(site): W}, names):
+        with filled(held.model, {site.tensor_path: W}, names):
             built = held.at(site, m)
         for e in range(len(W)):
-            with filled(held.model, {weight_name(site): W[e : e + 1]}, names):
+            with filled(held.model, {site.tensor_path: W[e : e + 1]}, names):
                 part = effective_weight(site, (one_of(built, e),))
             assert torch.equal(part[0], whole[e])
             checked += 1
@@ -68,7 +68,7 @@ def test_tensors_that_the_base_gives_otherwise_are_refused(tmp_path):
     held = stored(make("LlamaForCausalLM"), tmp_path / "a.safetensors")
     site, m = held.plan[0]
     with (
-        filled(held.model, {weight_name(site): torch.randn(site.weight.shape)}, names_of(held.model)),
+        filled(held.model, {site.tensor_path: torch.randn(site.weight.shape)}, names_of(held.model)),
         pytest.raises(AddendaError, match="come out differently"),
     ):
         held.at(site, m)
@@ -81,7 +81,7 @@ def test_the_base_may_be_the_one_that_was_rounded(tmp_path):
     ad.attach(half.bfloat16(), "lora:rank=2").save(tmp_path / "a.safetensors")
     held = stored(make("LlamaForCausalLM"), tmp_path / "a.safetensors")
     site, _ = held.plan[0]
-    W, names = model.get_parameter(weight_name(site)).detach(), names_of(held.model)
+    W, names = model.get_parameter(site.tensor_path).detach(), names_of(held.model)
     assert held.mismatch(site, W, names, "exact") is None
     assert held.mismatch(site, W.bfloat16(), names, "exact") is None
     assert held.mismatch(site, W * 1.02, names, "exact") == site.path

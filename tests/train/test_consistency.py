@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.train.test_trainer import KilledError, data, killed_at, same, values
+from tests.train.test_trainer import data
 from transformers import (
     Dinov2ForImageClassification,
     GPT2Config,
@@ -21,6 +21,7 @@ from addenda.data.read import read
 from addenda.train.consistency import Consistency, check, divergence
 from addenda.train.fit import fit
 from pictures import SIDE, config
+from shared import KilledError, killed_at, same_bits, values
 from tiny_models import config as sizes
 from tiny_models import make_bert, make_llama, make_tokenizer
 
@@ -100,7 +101,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     torch.manual_seed(99)
     _, parts, again = run(train, MOSA + ",dropout=0.2", out=tmp_path, resume=True, **options)
     assert again.resumed_from == 3
-    assert same(values(whole), values(parts)) and again.losses == result.losses
+    assert same_bits(values(whole), values(parts)) and again.losses == result.losses
     with pytest.raises(AddendaError, match=r"consistency was 1\.0, now 0\.5"):
         run(train, MOSA + ",dropout=0.2", out=tmp_path, resume=True, **options | {"consistency": 0.5})
 
