@@ -92,9 +92,8 @@ def compare(
     """Fit methods side by side and write the record directory `out` with its report.
 
     model, data: a transformers folder and a data file, or the name of an embedded task (see `embedded`; docstrings if
-    neither is given). methods: text forms, one an arm,
-    such as "svft", "lora:rank=8", "lora:rank=8@lora-pro:mode=full" or "mosa@consistency=1", where behind an @ stands
-    what trains it (see `arm`).
+    neither is given). methods: text forms, one an arm, such as "svft", "lora:rank=8", "lora:rank=8@lora-pro:mode=full"
+    or "mosa@consistency=1", where behind an @ stands what trains it (see `arm`).
     budget: "steps=40", "seconds=120" (turned into steps once, per arm) or "parameters=500000" (each method's size
     option is set to reach it). margin: the difference in percentage points that matters: arms that differ by less count
     as equal; it is fixed before the first run. rates: how many learning rates are tried per arm, at least three, around

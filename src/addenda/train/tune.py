@@ -154,21 +154,20 @@ def tune(
     vocabulary: Vocabulary = "texts",
     **options,
 ) -> TuneResult:
-    """Adapt a model to data.
+    """Train an adapter on a model and data, judged before and after; with `out` it is written there with its record.
 
     model: a folder of transformers' (causal LM, classifier or encoder, of texts or images), or a loaded module with
     tokenizer= (for images a `Preparation`). data: what `data.read` takes; columns: its options by name; label_kind:
     "class" or "number", where labels could be either. Classes are in the order of a kept head's names, else of the
-    data's, and the adapter's file carries the names. subset: learn from a small
-    part, see `subsets`, and judge by its other half where there is no eval_data. image_size: the side of
-    images in pixels, where not what the folder says; skip_corrupt: leave out those that cannot be decoded. method,
-    targets, exclude: see `attach`; methods that look at data first see eight batches of the training data. also_train:
-    modules trained as whole copies; "auto": a classifier's head and whatever came without weights; head_bits: in so
-    many bits, see `attach`. add_tokens: new tokens, whose rows are trained too (`train.new_tokens`); the tokenizer with
-    them is saved in `out`/tokenizer. steps or epochs (1
-    if neither). eval_data: data, or a share of it to hold out by questions. max_length, overflow, chat: see `encode`.
-    start: an adapter file whose values the run begins with; method (if not given), places and heads are then the
-    file's, the optimizer and all schedules new (`train.start`).
+    data's, and the adapter's file carries the names. subset: learn from a small part, see `subsets`, and judge by its
+    other half where there is no eval_data. image_size: the side of images in pixels, where not what the folder says;
+    skip_corrupt: leave out those that cannot be decoded. method, targets, exclude: see `attach`; methods that look at
+    data first see eight batches of the training data. also_train: modules trained as whole copies; "auto": a
+    classifier's head and whatever came without weights; head_bits: in so many bits, see `attach`. add_tokens: new
+    tokens, whose rows are trained too (`train.new_tokens`); the tokenizer with them is saved in `out`/tokenizer. steps
+    or epochs (1 if neither). eval_data: data, or a share of it to hold out by questions. max_length, overflow, chat:
+    see `encode`. start: an adapter file whose values the run begins with; method (if not given), places and heads are
+    then the file's, the optimizer and all schedules new (`train.start`).
     dtype: "auto" is bfloat16 where it is fast; a loaded module keeps its own. quantize: a form that the base's linear
     layers are kept in, see `quantizing.quantize`; "nf4" with LoRA is QLoRA. trust_remote_code: run code that the
     model's folder brings, which is never done unasked. progress: shown on stderr, or a function, or False.
