@@ -49,6 +49,17 @@ def test_other_data_keeps_the_common_defaults(asked):
     assert not asked("--model", "a/model")  # refused before: no data
 
 
+@pytest.mark.parametrize(("options", "at_once"), [
+    ([], 3), (["--model", "splade-tiny", "--data", "docstrings"], 3), (["--workers", "1"], 1), (["--workers", "7"], 7),
+    (["--ray", "auto"], 1), (["--grouped"], 1), (["--data", "sort-numbers"], 1),
+    (["--data", "sort-numbers", "--workers", "2"], 2), (["--model", "minilm", "--data", "docstrings"], 1),
+])  # fmt: skip
+def test_trials_of_one_thread_each_have_one_worker_a_thread(asked, monkeypatch, options, at_once):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    assert asked(*options)["workers"] == at_once
+    assert embedded.workers_of(1) == 3 and embedded.workers_of(2) == embedded.workers_of(None) == 1
+
+
 @pytest.mark.parametrize(("options", "says"), [
     (["--margin", "2"], "--margin is not read with --more"),
     (["--out", "runs/compare", "--rates", "5"], "--rates, --out are not read with --more"),

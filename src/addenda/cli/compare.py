@@ -3,7 +3,7 @@
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +38,7 @@ from addenda.cli.common import (
     say,
     tell,
 )
-from addenda.comparing.embedded import DOCSTRINGS, ENCODER, PLAN, VALIDATION, middles, task_of, threads_of
+from addenda.comparing.embedded import DOCSTRINGS, ENCODER, PLAN, VALIDATION, middles, task_of, threads_of, workers_of
 from addenda.comparing.entries import MARGIN
 from addenda.train.settings import DOCS
 from addenda.train.tracking import trackers_of
@@ -46,7 +46,7 @@ from addenda.train.tracking import trackers_of
 METHODS = "lora,miss:rank=16,shira"
 WITH_MORE = (
     "more", "model", "data", "seeds", "until", "max_minutes", "general", "trust_remote_code", "report_to", "ray",
-    "yes",
+    "workers", "yes",
 )  # fmt: skip
 
 
@@ -110,6 +110,10 @@ def compare(
     ray: Annotated[
         str | None, typer.Option("--ray", help="Run on a Ray cluster: HOST:PORT, auto, or local for one here.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", help="Runs at once, in processes of their own. Default: 1; splade-tiny: one a core."),
+    ] = None,
     question: Question = None,
     answer: Answer = None,
     text: Text = None,
@@ -142,7 +146,7 @@ def compare(
         refuse_unread(compare, given, ("search_steps",), "with --rates 1: no rate is searched for.")
     from addenda.comparing.arm import parse_arm
 
-    rest, threads = {}, None
+    rest, threads, at_once = {}, None, workers or 1
     if on_docstrings := task_of(model, data) == DOCSTRINGS:
         asked = run_file.said(compare, given)
         asked |= ({"seeds"} if until else set()) | ({"search_steps"} if asked & {"budget", "rates"} else set())
@@ -150,6 +154,7 @@ def compare(
         methods, budget, search_steps, seeds = (given[k] for k in ("methods", "budget", "search_steps", "seeds"))
         rates, batch, items, dtype, grouped = (given[k] for k in ("rates", "batch", "items", "dtype", "grouped"))
         threads = threads_of(model)
+        at_once = at_once_of(given, threads)
     chosen = _arms(methods)
     if on_docstrings:
         rest = {"validation": VALIDATION, "around": middles(chosen)}
@@ -172,7 +177,7 @@ def compare(
             quantize=quantize, max_length=max_length, subset=subset, image_size=image_size, skip_corrupt=skip_corrupt,
             columns=columns_of(question=question, answer=answer, text=text, label=label, image=image)
             | columns_of(label_kind=label_kind), trust_remote_code=trust_remote_code, ray=ray,
-            command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(asking(yes)),
+            workers=at_once, command=shlex.join(["addenda", *sys.argv[1:]]), watch=board.watch(asking(yes)),
             **rest,
         )  # fmt: skip
     run_file.write(out, compare, given, {} if until else {"seeds": len(record.config.seeds)})
@@ -209,12 +214,13 @@ def _go_on(folder: Path, given: dict[str, Any]) -> None:
     model, data = (given[k] or (k in where and Path(where[k])) or None for k in ("model", "data"))
     text = given["general"] if given["general"] != "auto" else where.get("general", "auto")
     threads = threads_of(ENCODER) if about.model.name == ENCODER else None
+    at_once = at_once_of(given, threads)
     with Board() as board, _kept(folder), at_most(threads):
         record = run(
             model and model_or_default(model), data, more=folder, seeds=given["seeds"], until=given["until"],
             max_minutes=given["max_minutes"], trust_remote_code=given["trust_remote_code"],
             general=None if text == "none" else text, report_to=given["report_to"], ray=given["ray"],
-            watch=board.watch(asking(given["yes"])),
+            workers=at_once, watch=board.watch(asking(given["yes"])),
         )  # fmt: skip
     if left:
         until, default = record.config.until, {n: p.default for n, p in inspect.signature(compare).parameters.items()}
@@ -224,6 +230,14 @@ def _go_on(folder: Path, given: dict[str, Any]) -> None:
         past = {k: v for k, v in left.items() if k not in ("seeds", "until", "max_minutes")}
         run_file.write(folder, compare, default | past | now)
     draw(summary(record))
+
+
+def at_once_of(given: Mapping[str, Any], threads: int | None) -> int:
+    """Return how many runs are made at once: as many as were asked for, else by how many threads one of them has."""
+    if given["workers"] is not None or threads != 1:
+        return given["workers"] or 1
+    taken = given["ray"] is not None or given["report_to"] != "none" or given["grouped"] is True
+    return 1 if taken else workers_of(threads)
 
 
 def asking(yes: bool) -> Callable[[str], bool]:

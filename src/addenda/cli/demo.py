@@ -109,7 +109,7 @@ def _fetch() -> None:
 
 
 def _compare(out: Path) -> "Record":
-    from addenda.comparing.embedded import PLAN, VALIDATION, middles, threads_of
+    from addenda.comparing.embedded import PLAN, VALIDATION, middles, threads_of, workers_of
     from addenda.comparing.live import Board
     from addenda.comparing.report import summary
     from addenda.comparing.run import compare
@@ -117,7 +117,9 @@ def _compare(out: Path) -> "Record":
 
     methods = PLAN["methods"].split(",")
     plan = PLAN | {"methods": methods, "items": PLAN["items"] or None, "validation": VALIDATION}
-    with Board() as board, at_most(threads_of(None)):
+    threads = threads_of(None)
+    plan["workers"] = workers_of(threads)  # which changes no number
+    with Board() as board, at_most(threads):
         record = compare(
             out=out, command="addenda demo", around=middles(methods), watch=board.watch(lambda question: True), **plan
         )

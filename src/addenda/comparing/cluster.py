@@ -84,7 +84,7 @@ def _check_answers(address: str) -> None:
         raise AddendaError(f"ray={address!r}: expected HOST:PORT of a cluster's head, {' or '.join(SEARCHED)}.")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-        health = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        health = [sys.executable, "-P", "-m", "ray.scripts.scripts", "health-check", "--address", address]
         subprocess.run(health, timeout=ANSWER_SECONDS, check=True, capture_output=True)
     except OSError as error:
         raise _silent(address, str(error)) from None
@@ -113,13 +113,13 @@ def _check_versions() -> None:
         raise AddendaError(f"The cluster's workers have other versions, so runs would differ: {'; '.join(other)}.")
 
 
-def workers() -> str:
+def nodes() -> str:
     """Return what runs are on, as a record's note."""
     import ray
 
-    nodes, have = [n for n in ray.nodes() if n["Alive"]], ray.cluster_resources()
+    alive, have = [n for n in ray.nodes() if n["Alive"]], ray.cluster_resources()
     parts = [f"{have[k]:g} {what}" for k, what in (("CPU", "processors"), ("GPU", "GPUs")) if have.get(k)]
-    return f"Runs took place on a Ray cluster of {len(nodes)} nodes ({', '.join(parts)}): times and memory are theirs."
+    return f"Runs took place on a Ray cluster of {len(alive)} nodes ({', '.join(parts)}): times and memory are theirs."
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Costs:
     """Seconds of what a comparison is made of. step: one training step of each arm; judge: test and ood once.
 
     look: validation once; text: the general text once; further: rates that may be tried beyond a grid; arms:
-    how many methods go on after their first runs (None: all)."""
+    how many methods go on after their first runs (None: all); workers: runs made at once."""
 
     step: dict[str, float]
     judge: float
@@ -39,6 +39,7 @@ class Costs:
     further: int
     arms: int | None = None
     text: float = 0.0
+    workers: int = 1
 
     def steps(self, arm: Arm) -> int:
         """Return steps of a final run: the budget's, or as many as its seconds allow."""
@@ -69,7 +70,8 @@ class Costs:
         whole = {arm.label: self._search(arm, further) + self._final(arm) for arm in arms}
         rivals = sorted(rivals_of(arms), key=lambda k: begun[k] - whole[k])  # who goes on is not known: the dearest
         left = set() if self.arms is None else set(rivals[self.arms :])
-        return 1.05 * (total + sum(begun[k] if k in left else whole[k] for k in begun))
+        runs = sum(begun[k] if k in left else whole[k] for k in begun)
+        return 1.05 * (total + runs / self.workers)
 
     def _begin(self, arm: Arm) -> float:
         """Return the seconds of an arm's first runs."""
@@ -101,6 +103,7 @@ def measure(
     search_steps: int | None,
     further: int,
     tell: Callable[[str], None],
+    workers: int = 1,
 ) -> Costs:
     """Run a few steps of every arm and judge a part of every split; return what they took."""
     look = forward_seconds(subject, "validation") * min(1, settings.validation / len(subject.splits["validation"]))
@@ -114,6 +117,7 @@ def measure(
         search_steps=search_steps,
         further=further,
         text=text_seconds(subject),
+        workers=workers,
     )
 
 

@@ -29,6 +29,7 @@ PLAN: dict[str, Any] = {
     "rates": 3, "items": 0, "dtype": "float32", "grouped": False,
 }  # fmt: skip
 VALIDATION = 400
+WORKERS = 4  # processes that are begun unasked: each takes some 0.5 GB
 MIDDLES = {"lora": 3e-3, "miss:rank=16": 9.5e-4, "shira": 9.5e-3, "ia3": 3.2e-2}
 
 
@@ -77,3 +78,10 @@ def subject_of(
 def threads_of(model: str | Path | None) -> int | None:
     """Return how many threads an encoder is best trained with, None for all: the smallest one's wait for each other."""
     return 1 if model is None or str(model) == ENCODER else None
+
+
+def workers_of(threads: int | None) -> int:
+    """Return how many runs are best made at once: of one thread each, as many as torch has threads, up to `WORKERS`."""
+    import torch
+
+    return min(WORKERS, torch.get_num_threads()) if threads == 1 else 1

@@ -133,10 +133,10 @@ def gone_on(record: Record, request: Request, watch: Watch) -> Record:
     run = {a: n for a, n in count.items() if methods[a].void is None}
     if request.until is not None:
         spent = sum(t.seconds or 0.0 for t in (*record.trials, *record.shorter))
-        seconds = [spent + searching + seconds_left(record, step, run, n) for n in LOOKS]
+        seconds = [(spent + searching + seconds_left(record, step, run, n)) / request.workers for n in LOOKS]
         first = None if request.of_number else request.seeds
         config = replace(config, until=planned(known.until, seconds, request.max_minutes, first))
-    left = searching + seconds_left(record, step, run, request.seeds)
+    left = (searching + seconds_left(record, step, run, request.seeds)) / request.workers
     watch.say(told(growth))
     if not watch.ask(f"Run what is new for about {minutes(left)}?"):
         raise AddendaError(f"Nothing was run. {record.path} is as it was.")

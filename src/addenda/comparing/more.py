@@ -20,7 +20,7 @@ from addenda.core.disk.access import path_of, shown
 from addenda.core.file.identity import plain
 
 # Of a call, what a record does not keep: where things are, how much of it, and what the caller sees of it.
-HERE = ("model", "data", "general", "subject", "trust_remote_code", "report_to", "ray", "watch", "command")
+HERE = ("model", "data", "general", "subject", "trust_remote_code", "report_to", "ray", "workers", "watch", "command")
 HOW_MUCH = ("seeds", "until", "max_minutes")
 _APART = (*HERE, *HOW_MUCH, "more", "out", "title")
 

@@ -31,7 +31,7 @@ class Watch:
 class Request:
     """A comparison that is wanted. seeds: to be run first; of_number: no more are added, whatever they leave open.
 
-    identity: what decides its numbers, see `grow`; options: of the call, see `more`.
+    identity: what decides its numbers, see `grow`; options: of the call, see `more`; workers: runs made at once.
     """
 
     subject: Subject
@@ -49,3 +49,4 @@ class Request:
     options: Mapping[str, Any]
     command: str
     title: str | None
+    workers: int = 1

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from addenda.comparing.arm import Arm, center, parse_arm
 from addenda.comparing.budget import Budget, fitted
-from addenda.comparing.cluster import OnCluster, on_cluster, workers
+from addenda.comparing.cluster import OnCluster, nodes, on_cluster
 from addenda.comparing.costs import rivals_of
 from addenda.comparing.embedded import subject_of, task_of
 from addenda.comparing.entries import MARGIN, SearchRecord, TrialRecord, TrialSpec
@@ -25,12 +25,13 @@ from addenda.comparing.record import FULL, HEAD, Record
 from addenda.comparing.report import is_report, write_report
 from addenda.comparing.request import Request, Watch
 from addenda.comparing.result import Result
-from addenda.comparing.runner import OneByOne
+from addenda.comparing.runner import OneByOne, Runner
 from addenda.comparing.search import LEAST, Chosen, Look, grid, last_steps, search, side_by_side
 from addenda.comparing.start import begin
 from addenda.comparing.subject import Subject, from_files
 from addenda.comparing.trial import TrialSettings, control
 from addenda.comparing.until import look, wanted
+from addenda.comparing.workers import InProcesses, check_device, sharing_threads
 from addenda.core.ask.plan import plan
 from addenda.core.base import ranges
 from addenda.core.base.arguments import checked, names_of, unknown_names
@@ -50,6 +51,7 @@ HEAD_RATE = 3.2e-3  # where its search starts
 @with_more
 @checked()
 @one_at_a_time
+@sharing_threads
 @on_cluster
 def compare(
     model: str | Path | None = None,
@@ -83,6 +85,7 @@ def compare(
     general: str | Path | None = "auto",
     report_to: Trackers = "none",
     ray: str | None = None,
+    workers: int = 1,
     grouped: Asked = "auto",
     command: str = "",
     title: str | None = None,
@@ -113,7 +116,9 @@ def compare(
     are told of every loss of every run ("tensorboard", "wandb", "trackio", "mlflow", or several); their files stand in
     `out`/trackers, and a run is called as its file in the record, by arm, stage, seed, rate and steps. ray: a Ray
     cluster whose workers do the runs: HOST:PORT, "auto", or "local" for one on this machine (see `cluster`); times
-    are predicted as if the runs were done here, one after another.
+    are predicted as if the runs were done here, one after another. workers: so many runs at once, on the CPU, in
+    processes of their own with a share of torch's threads each, which pays where a model is too small to keep all of
+    them busy (see `workers`); what other shares of the threads give differs by rounding.
     An `out` that holds a record goes on: it must be the same comparison in all that changes numbers; more seeds, more
     methods and a longer budget of steps or seconds are run, and noted (see `grow`).
     seeds: final runs of every arm (3). until="decided" adds them by itself, to 3, 5, 8, 12 and 20, until every contrast
@@ -130,17 +135,19 @@ def compare(
     record = open_record(out)
     check_free(out, {"report.html": is_report} | ({} if record else {"trials": no_file, "partial": no_file}))
     watch = replace(watch or Watch(), trackers=trackers_of(report_to))
-    if (watch.trackers or ray) and grouped is True:
+    elsewhere = "ray" if ray is not None else "workers" if workers > 1 else None
+    if (watch.trackers or elsewhere) and grouped is True:
         raise AddendaError(
-            "Trackers and a cluster take runs one by one: leave grouped=True out, or report_to= and ray=."
+            "Trackers, a cluster and workers take runs one by one: leave grouped=True out, or report_to=, ray= and "
+            "workers=."
         )
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     named = [*_labels(methods), *([FULL] if full else [])]
     read_here = {"columns": columns, "max_length": max_length, "subset": subset, "image_size": image_size}
     check_rates(rates)
-    if ray is not None and watch.trackers:
+    if elsewhere and watch.trackers:
         raise AddendaError(
-            "report_to= is told of runs in this process; with ray= they are elsewhere. Give one of them."
+            f"report_to= is told of runs in this process; with {elsewhere}= they are elsewhere. Give one of them."
         )
     task = None if subject else task_of(model, data)
     _check(named, around or {}, columns or {}, read_here | {"skip_corrupt": skip_corrupt},
@@ -160,6 +167,7 @@ def compare(
             )  # fmt: skip
         for text in subject.splits["train"].said:
             watch.say(f"data: {text}")
+    check_device(subject.model, workers)
     subject = subject.limited(items).reading(general)
     if budget.kind == "parameters":
         most = int(budget.value)
@@ -181,7 +189,7 @@ def compare(
     request = Request(
         subject=subject, arms=arms, settings=settings, budget=budget, seeds=seeds, until=until, max_minutes=max_minutes,
         of_number=of_number, margin=margin, search_steps=search_steps, within=within, options=options, command=command,
-        title=title, identity=identity_of(
+        title=title, workers=workers, identity=identity_of(
             subject, arms, settings, budget, {"seeds": seeds, "until": until, "max_minutes": max_minutes}, margin,
             asked,
         ),
@@ -194,7 +202,7 @@ def compare(
         attention.put(subject.model, record.config.model.attention)
         subject = subject.cut(record.config.data.sizes or {})  # which time may have cut further
     with set_aside():
-        _run(record, subject, arms, settings, of_number, watch, ray is not None, grouped)
+        _run(record, subject, arms, settings, of_number, watch, elsewhere, workers, grouped)
     record = Result.read(out)
     report = write_report(out)
     watch.say(f"Report: {report}")
@@ -240,12 +248,13 @@ def _run(
     settings: TrialSettings,
     of_number: bool,
     watch: Watch,
-    away: bool,
+    elsewhere: str | None,
+    workers: int,
     grouped: Asked,
 ) -> None:
-    """Execute every run that the record lacks, searches first, then seed by seed so that early seeds are complete.
+    """Judge the controls, then run what the record lacks, one after another or many at once.
 
-    away: on the cluster that this process is connected to.
+    elsewhere: "ray" on the cluster that this process is connected to, "workers" in processes that it begins.
     """
     known = record.config
     controls = {} if subject.fresh else {"base": subject.tested, **subject.controls}
@@ -256,19 +265,31 @@ def _run(
             watch.done(record)
 
     folder = record.path / "partial"
-    never = "trackers follow one run at a time" if watch.trackers else "workers of a cluster take runs one by one"
-    never = never if watch.trackers or away else None
+    never = "trackers follow one run at a time" if watch.trackers else "workers take runs one by one"
+    never = never if watch.trackers or elsewhere else None
     record = settled(record, subject, arms, settings, grouped, watch.say, never)
-    if away:
-        runner = OnCluster(subject, arms, settings, folder, known.model.attention, watch.trial)
-        if (where := workers()) not in record.config.notes:
-            record = record.changed(replace(record.config, notes=(*record.config.notes, where)))
+    alone = OneByOne(
+        subject, arms, settings, folder, known.measured_step_seconds or {}, watch.trial,
+        partial(Tracking.under, record.path, watch.trackers),
+    )  # fmt: skip
+    if elsewhere == "ray":
+        there = OnCluster(subject, arms, settings, folder, known.model.attention, watch.trial)
+        _runs(noted(record, nodes()), there, arms, of_number, watch)
+    elif elsewhere:
+        with InProcesses(alone, workers) as beside:
+            _runs(noted(record, beside.note()), beside, arms, of_number, watch)
     else:
-        alone = OneByOne(
-            subject, arms, settings, folder, known.measured_step_seconds or {}, watch.trial,
-            partial(Tracking.under, record.path, watch.trackers),
-        )  # fmt: skip
-        runner = runner_of(record, alone, grouped if never is None else False)
+        _runs(record, runner_of(record, alone, grouped if never is None else False), arms, of_number, watch)
+
+
+def noted(record: Record, note: str) -> Record:
+    """Return the record with a sentence in its notes, once."""
+    there = record.config.notes
+    return record if note in there else record.changed(replace(record.config, notes=(*there, note)))
+
+
+def _runs(record: Record, runner: Runner, arms: list[Arm], of_number: bool, watch: Watch) -> None:
+    """Execute every run that the record lacks, searches first, then seed by seed so that early seeds are complete."""
 
     def run(specs: Sequence[TrialSpec]) -> list[TrialRecord]:
         nonlocal record
@@ -285,7 +306,7 @@ def _run(
     for label, method in record.config.methods.items():
         if method.void is not None:
             watch.say(f"{label} has no final runs: {method.void}.")
-    final = {label: method.steps for label, method in known.methods.items() if method.steps is not None}
+    final = {label: method.steps for label, method in record.config.methods.items() if method.steps is not None}
     rates = {label: found.rate for label, found in best.items() if found.rate is not None}
     if not rates:
         void = "; ".join(f"{label}: {found.why}" for label, found in best.items())

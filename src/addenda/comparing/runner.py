@@ -7,7 +7,7 @@ one is in the record, so that what was kept for going on with it can go.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from addenda.comparing.arm import Arm
 from addenda.comparing.entries import TrialRecord, TrialSpec
@@ -20,6 +20,10 @@ from addenda.train.tracking import Tracking
 CHECKPOINT_SECONDS = 300.0  # of training between two checkpoints of one run
 
 Watched = Callable[[str, str, int | None, float | None], Callable[[Event], None] | None]
+
+
+def untold(*_: Any) -> None:
+    """Be told of a run, and do nothing."""
 
 
 class Runner(Protocol):
@@ -45,7 +49,7 @@ class OneByOne:
     folder: Path
     pace: Mapping[str, float]
     watch: Watched
-    tracking: Callable[[str], Tracking | None] = lambda run: None
+    tracking: Callable[[str], Tracking | None] = untold
 
     def __call__(self, specs: Sequence[TrialSpec]) -> Iterator[tuple[TrialSpec, TrialRecord]]:
         by_label = {arm.label: arm for arm in self.arms}

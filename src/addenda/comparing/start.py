@@ -35,7 +35,10 @@ def begin(out: Path, request: Request, watch: Watch) -> tuple[Record, list[Arm],
     else:
         chosen = attention.Attention(subject.attention)
     attention.put(subject.model, chosen.name)
-    costs = measure(subject, arms, request.settings, budget, request.seeds, request.search_steps, FURTHER, watch.say)
+    costs = measure(
+        subject, arms, request.settings, budget, request.seeds, request.search_steps, FURTHER, watch.say,
+        request.workers,
+    )  # fmt: skip
     measured, notes = costs.step, _left_out(subject)
     if within is not None:
         costs, arms, subject, dropped = fit_within(costs, arms, subject, within)

@@ -114,7 +114,7 @@ class Wheel:
         return path
 
     def _pip(self) -> list[str]:
-        installer = [sys.executable, "-m", "pip", "install"]
+        installer = [sys.executable, "-P", "-m", "pip", "install"]  # no module of the current folder
         if util.find_spec("pip") is None and (uv := shutil.which("uv")):  # an environment made by uv has no pip
             installer = [uv, "pip", "install", "--python", sys.executable]
         return [*installer, "--no-deps", f"{self.package}=={self.version}"]

@@ -85,6 +85,7 @@ RANGES: dict[str, Range] = {
     "seeds": _whole(1, 10**4),
     "rates": _whole(1, 100),
     "search_steps": _COUNT,
+    "workers": _whole(1, 256),
     "within": Range(0, MANY, above=True),
     "max_minutes": Range(0, MANY, above=True),
     "margin": Range(0, 100, above=True),
