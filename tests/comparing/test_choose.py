@@ -140,6 +140,15 @@ def test_a_record_without_a_control_is_chosen_from(tmp_path):
     assert choice.why == "LORA is the best (50\N{NO-BREAK SPACE}%), and no other takes less memory."
 
 
+def test_the_folder_of_a_record_is_chosen_from(tmp_path):
+    record = a_record(tmp_path / "record", {"lora": (0.5, (1, 1, 1))})
+    assert choose(record.path) == choose(str(record.path)) == choose(record)
+    with pytest.raises(AddendaError, match="nothing"):
+        choose(tmp_path / "nothing")
+    with pytest.raises(AddendaError, match="record is the path of a file or folder, got a thing in memory"):
+        choose(3)  # type: ignore[arg-type]
+
+
 def test_a_choice_is_json_and_a_cost_is_one_of_three(tmp_path):
     record = a_record(tmp_path, {"lora": (0.5, (1, 1, 1))})
     choice = choose(record)

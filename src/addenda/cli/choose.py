@@ -24,13 +24,11 @@ def choose(
 
     from addenda.comparing.choose import COSTS
     from addenda.comparing.choose import choose as run
-    from addenda.comparing.record import Record
     from addenda.core.base.errors import AddendaError
-    from addenda.core.disk.access import path_of
 
     if cost not in COSTS:
         raise AddendaError(f"cost= is one of {', '.join(COSTS)}, got {cost!r}.")
-    choice = run(Record.read(path_of(record, "RECORD")), cost)  # type: ignore[arg-type]
+    choice = run(record, cost)  # type: ignore[arg-type]
     if as_json:
         tell(json.dumps(choice.as_json(), indent=1))
         return

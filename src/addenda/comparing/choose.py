@@ -11,6 +11,7 @@ not worse by the margin has to be shown; where nothing is shown of the cheaper a
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from addenda.comparing.commands import tune_command
@@ -20,6 +21,7 @@ from addenda.comparing.rows import Row, rows_of, titles_of
 from addenda.comparing.stats import Comparison, analyse
 from addenda.comparing.words import duration, listed, points, size, whole
 from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import path_of
 
 Cost = Literal["memory", "size", "time"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
@@ -61,8 +63,8 @@ class Choice:
         return asdict(self) | {"not_worse": list(self.not_worse), "cheaper": list(self.cheaper)}
 
 
-def choose(record: Record, cost: Cost = "memory", comparison: Comparison | None = None) -> Choice:
-    """Return the cheapest arm of a record that is not worse than the best by the margin.
+def choose(record: Record | str | Path, cost: Cost = "memory", comparison: Comparison | None = None) -> Choice:
+    """Return the cheapest arm of a record, or of its folder, that is not worse than the best by the margin.
 
     cost: "memory" (peak bytes above the loaded model), "size" (bytes of the adapter's file) or "time" (seconds of
     training). comparison: the statistics, where they are there already.
@@ -70,6 +72,7 @@ def choose(record: Record, cost: Cost = "memory", comparison: Comparison | None 
     """
     if cost not in COSTS:
         raise AddendaError(f"A cost is one of {', '.join(COSTS)}, got {cost!r}.")
+    record = record if isinstance(record, Record) else Record.read(path_of(record, "record"))
     comparison = comparison or analyse(record)
     margin = MARGIN if record.config.margin is None else record.config.margin
     rows = {r.arm: r for r in rows_of(record, comparison) if not r.control and r.test}
