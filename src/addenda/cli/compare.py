@@ -132,8 +132,8 @@ def compare(
 ) -> None:
     """Which method is worth it here? Same model, data and budget, several seeds, intervals, a report.
 
-    Without --model and --data: a small encoder on the docstrings of installed libraries, with the steps, seeds, batch
-    and items of `addenda demo` unless given. --data sort-numbers: SmolLM2-135M sorts numbers.
+    Without --model and --data: a small encoder on the docstrings of installed libraries, with the methods, steps,
+    rates, seeds, batch and items of `addenda demo` unless given. --data sort-numbers: SmolLM2-135M sorts numbers.
     """
     given = dict(locals())
     if more is not None:

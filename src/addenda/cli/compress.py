@@ -13,7 +13,6 @@ from addenda.cli.common import (
     Dtype,
     Exclude,
     Model,
-    Targets,
     Trust,
     data_or_default,
     listed,
@@ -84,7 +83,9 @@ def compress(
     split: Annotated[str, typer.Option("--split", help="left, or sqrt: factors of like size.")] = "left",
     center: Annotated[bool, typer.Option("--center", help="Take the mean out, into the bias (lord).")] = False,
     sequential: Annotated[bool, typer.Option("--sequential", help="Solve on compressed inputs.")] = False,
-    targets: Targets = None,
+    targets: Annotated[
+        str | None, typer.Option("--targets", help="Roles, globs or re:… of layers, by commas. Default: linear.")
+    ] = None,
     exclude: Exclude = "",
     latency: Annotated[bool, typer.Option(help="Measure tokens a second; both forms are in memory then.")] = True,
     by_type: Annotated[bool, typer.Option(help="Judge each type of layer compressed alone, too.")] = True,

@@ -15,7 +15,7 @@ def _option(default: Any, doc: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of a run. Its fields are keywords of `fit` and `tune` and options of `addenda tune`.
+    """The numbers of a run. Its fields are keywords of `fit` and `tune`, and options of `addenda tune` but for `clip`.
 
     The sentence of a field is its help on the command line; `fit` says more. A checkpoint holds all of them, with what
     "auto" has chosen (attention, loss, optimizer) in its place, and a resumed run must have the same.
