@@ -10,6 +10,7 @@ from torch import nn
 
 from addenda.compressing.schemes import Place, scheme_called
 from addenda.core.base.errors import AddendaError
+from addenda.core.modules.wrappers import model_in
 from addenda.core.packed.tensor import Packed
 from addenda.core.site.kinds import CONV, CONV1D, LINEAR, PARAMETER, kind_of
 from addenda.core.site.site import owners_of, refusal, site_at
@@ -25,6 +26,7 @@ def candidates(
     Raises AddendaError for an unknown scheme, a target that matches nothing, and when no layer is left, with the
     reasons.
     """
+    model_in(model)
     conv_scheme, owners = scheme_called(scheme), owners_of(model)
     outright, by_role = _wanted(model, targets)
     left_out = set().union(*_wanted(model, exclude, "exclude: "))

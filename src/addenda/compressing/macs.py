@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.borrow import training_mode
+from addenda.core.modules.wrappers import model_in
 from addenda.core.site.kinds import CONV, CONV1D, LINEAR, kind_of
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -46,6 +47,7 @@ def macs(model: nn.Module, *inputs: Any, **named: Any) -> dict[str, int]:
     inputs, named: what the model is called with, one batch, whose size is the first dimension of its first tensor. It
     runs once, in evaluation mode; the model is as before. Raises AddendaError where no tensor is given.
     """
+    model_in(model)
     layers = dict(model.named_modules())
     by_path = calls(model, *inputs, **named)
     return {

@@ -16,7 +16,7 @@ from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.merge.outputs import Outputs
 from addenda.core.method.contract import Method
 from addenda.core.method.hidden import HiddenMethod
-from addenda.core.modules.wrappers import unwrap
+from addenda.core.modules.wrappers import model_in
 from addenda.core.site.site import Site
 from addenda.core.site.targets import Target, grouped
 from addenda.core.state.vocabulary import grown_of
@@ -132,7 +132,7 @@ def passage(
     The arguments are those of `attach`. Raises AddendaError as it does, and for an unknown door.
     """
     chosen = door_called(door)
-    root = unwrap(model)
+    root = model_in(model)
     rows = rows_refused(root, chosen)
     assigned, _ = assign(root, method, targets, exclude, also_train, head_bits)
     routes = {site.path: chosen.route(m, site, getattr(root, "config", None)) for site, m in assigned}

@@ -21,6 +21,7 @@ from addenda.compose.stack import Composition
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.borrow import training_mode
+from addenda.core.modules.wrappers import model_in
 from addenda.data.limits import padded
 from addenda.models.load import load_model
 from addenda.models.machine import device_of
@@ -54,6 +55,7 @@ class Reranker:
         stride: int | None = None,
         batch: int = 32,
     ):
+        model_in(model)
         outputs = getattr(getattr(model, "config", None), "num_labels", 1)
         if outputs != 1:
             raise AddendaError(

@@ -69,3 +69,34 @@ def test_a_parameter_around_a_child_called_module_is_the_bases(tiny, ids, tmp_pa
     ad.detach(model)
     ad.attach(model, "lora:rank=2", targets="linear")
     assert not model.temperature.requires_grad
+
+
+TAKE_A_MODEL = {
+    "adapters": lambda m: ad.adapters(m),
+    "attach": lambda m: ad.attach(m, "lora"),
+    "detach": lambda m: ad.detach(m),
+    "disabled": lambda m: ad.disabled(m).__enter__(),
+    "lean": lambda m: ad.lean(m),
+    "unlean": lambda m: ad.unlean(m),
+    "load": lambda m: ad.load(m, "a.safetensors"),
+    "macs": lambda m: ad.macs(m, torch.ones(1)),
+    "merge": lambda m: ad.merge(m),
+    "passage": lambda m: ad.passage(m, "lora", "vllm"),
+    "plan": lambda m: ad.plan(m, "lora"),
+    "quantize": lambda m: ad.quantize(m),
+    "adopt": lambda m: ad.adopt(m),
+    "recalibrate": lambda m: ad.recalibrate(m, [torch.ones(1)]),
+    "reranker": lambda m: ad.Reranker(m, None),
+    "shrink": lambda m: ad.shrink(m),
+    "status": lambda m: ad.status(m),
+    "switch": lambda m: ad.switch(m, None),
+    "trained rank pruning": lambda m: ad.TrainedRankPruning(m, energy=0.9),
+    "unmerge": lambda m: ad.unmerge(m),
+}
+
+
+@pytest.mark.parametrize("call", TAKE_A_MODEL.values(), ids=TAKE_A_MODEL)
+def test_a_folder_in_the_place_of_a_model_is_told(call):
+    """`tune` and `compress` take folders: what they stand beside says that it does not."""
+    with pytest.raises(ad.AddendaError, match=r"Expected a torch.nn.Module as the model, got str. Load it first"):
+        call("models/mine")

@@ -22,7 +22,7 @@ from addenda.core.forward.slots import slots_of
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.modules.borrow import in_its_mode
 from addenda.core.modules.statistics import hold, let_go, mode_of
-from addenda.core.modules.wrappers import unwrap
+from addenda.core.modules.wrappers import model_in, unwrap
 from addenda.core.site.positions import Positions, placed
 from addenda.core.site.site import owners_of, site_at
 from addenda.core.site.targets import Target, exactly, refuse_foreign
@@ -93,8 +93,7 @@ def attach(
 
 def ready(model: nn.Module, name: str) -> tuple[nn.Module, State]:
     """Return the module that carries the state, and the state. Raises AddendaError where it cannot be attached to."""
-    if not isinstance(model, nn.Module):
-        raise AddendaError(f"Expected a torch.nn.Module as the model, got {type(model).__name__}.")
+    model_in(model)
     wrapped = type(model).__name__ in (
         "DistributedDataParallel",
         "FullyShardedDataParallel",

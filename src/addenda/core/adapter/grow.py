@@ -26,7 +26,7 @@ from addenda.core.base.visible import label
 from addenda.core.file import tokenizer as tokenizers
 from addenda.core.forward.acting import alone
 from addenda.core.modules.borrow import in_its_mode
-from addenda.core.modules.wrappers import unwrap
+from addenda.core.modules.wrappers import model_in
 from addenda.core.site.site import owners_of, site_at
 from addenda.core.site.tables import fixed, rows_in_folder, tables_of
 from addenda.core.state.state import State, find_state
@@ -295,9 +295,7 @@ def _held(root: nn.Module, state: State, tables: list[Tensor]) -> list[str]:
 
 def _root(model: nn.Module) -> nn.Module:
     """Return the model itself. Raises AddendaError where rows cannot be put on or taken off."""
-    if not isinstance(model, nn.Module):
-        raise AddendaError(f"Expected a torch.nn.Module as the model, got {type(model).__name__}.")
-    root = unwrap(model)
+    root = model_in(model)
     if root is not model or hasattr(model, "set_modules_to_forward_prefetch"):
         raise AddendaError(f"The model is wrapped in {type(model).__name__}. Grow first, attach, then wrap or shard.")
     if (host := find_state(root)) is not None:

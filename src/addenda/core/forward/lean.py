@@ -27,7 +27,7 @@ from addenda.core.modules.borrow import training_mode
 from addenda.core.modules.classes import Adapted, original_class, set_original_class
 from addenda.core.modules.ours import CHILD
 from addenda.core.modules.recompute import cheap
-from addenda.core.modules.wrappers import unwrap
+from addenda.core.modules.wrappers import model_in, unwrap
 
 
 def lean(model: nn.Module) -> list[str]:
@@ -38,7 +38,7 @@ def lean(model: nn.Module) -> list[str]:
     Raises AddendaError where nothing is found.
     """
     classes = {}
-    for path, module in unwrap(model).named_modules():
+    for path, module in model_in(model).named_modules():
         cls = original_class(module)
         if issubclass(cls, Lean):
             classes[path] = (module, cls)
@@ -58,7 +58,7 @@ def lean(model: nn.Module) -> list[str]:
 
 def unlean(model: nn.Module) -> None:
     """Give every lean module its own class back. Raises AddendaError where none is lean."""
-    modules = [m for m in unwrap(model).modules() if issubclass(original_class(m), Lean)]
+    modules = [m for m in model_in(model).modules() if issubclass(original_class(m), Lean)]
     if not modules:
         raise AddendaError(f"No module of this {type(unwrap(model)).__name__} is lean. Call lean(model) first.")
     for module in modules:

@@ -19,7 +19,7 @@ from addenda.core.forward.still import Stills
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Method
 from addenda.core.modules.late_backward import History
-from addenda.core.modules.wrappers import unwrap
+from addenda.core.modules.wrappers import model_in, unwrap
 from addenda.core.packed.tensor import Packed
 from addenda.core.site.site import Point, Site, owners_of, site_at
 from addenda.core.state.trained_on import TrainedOn
@@ -160,9 +160,8 @@ def find_state(model: nn.Module) -> Host | None:
 
     Raises AddendaError when several parts of the model carry adapters of their own.
     """
-    hosts = [
-        Host(module, module.__dict__["_addenda"]) for module in unwrap(model).modules() if "_addenda" in module.__dict__
-    ]
+    parts = model_in(model).modules()
+    hosts = [Host(module, module.__dict__["_addenda"]) for module in parts if "_addenda" in module.__dict__]
     if len(hosts) > 1:
         raise AddendaError(
             f"{len(hosts)} parts of this {type(unwrap(model)).__name__} carry adapters of their own "
