@@ -111,3 +111,8 @@ def test_a_kill_after_older_checkpoints_are_deleted_leaves_a_whole_one(strategy,
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
     monkeypatch.setattr(transformers.trainer, "rotate_checkpoints", delete)
     assert same_bits(trained("dylora:rank=4", tmp_path / "run", True, **options)[1], whole)
+
+
+def test_a_callback_of_a_model_is_refused_before_anything_trains():
+    with pytest.raises(AddendaError, match="TrainerCallback is of an adapter, got a LlamaForCausalLM"):
+        ad.TrainerCallback(toys.make_llama())  # type: ignore[arg-type]

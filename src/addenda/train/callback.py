@@ -9,6 +9,7 @@ import transformers
 from torch import nn
 
 from addenda.core.adapter.handle import Adapter
+from addenda.core.base.errors import AddendaError
 from addenda.core.packed.tensor import Packed
 from addenda.core.state.outside import refuse_outside
 from addenda.core.state.state import record_of
@@ -34,6 +35,9 @@ class TrainerCallback(transformers.TrainerCallback):
         dead: Literal["raise", "warn"] = "raise",
         without_base: bool = False,
     ):
+        if not isinstance(adapter, Adapter):
+            kind = type(adapter).__name__
+            raise AddendaError(f"TrainerCallback is of an adapter, got a {kind}. attach and load give them.")
         self.adapter, self.resume_from, self.without_base = adapter, resume_from, without_base
         self._hooks: list = []
         self._written: Path | None = None

@@ -313,3 +313,10 @@ def test_a_file_of_thousands_of_methods_is_described_in_some_lines(tiny, ids, tm
     write(tmp_path / "b.safetensors", many, {f"{p}/{n}": tensors[f"{site.path}/{n}"] for p in paths for n in names})
     told = inspect(tmp_path / "b.safetensors")
     assert "… and 50 more methods" in told and len(told.splitlines()) < 110
+
+
+def test_what_is_no_adapter_is_told(tiny, tmp_path):
+    for given in (tiny, "maths"):
+        with pytest.raises(AddendaError, match="A save is of an adapter, got a"):
+            ad.save(given, tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -71,6 +71,9 @@ def _as_trained(write: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(write)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         adapter: Any = args[0] if args else kwargs["adapter"]
+        if not hasattr(adapter, "sites"):
+            kind = type(adapter).__name__
+            raise AddendaError(f"A save is of an adapter, got a {kind}. attach, load and adapters(model) give them.")
         root, state, _ = record_of(adapter.model, adapter.name)
         with unconverted(root, state.cast) if state.cast else nullcontext():
             return write(*args, **kwargs)
