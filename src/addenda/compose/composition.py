@@ -44,6 +44,7 @@ from addenda.compose.split import BatchSplit, Parallel, Split
 from addenda.compose.stack import Composition, Fuse, Held, Stack, names_in, plain_in
 from addenda.compose.ways import Hidden, Weights, Whole
 from addenda.core.adapter.blocks import arranged
+from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.acting import lock
 from addenda.core.forward.mixed import Mixed
@@ -78,6 +79,7 @@ class _Bound(Mixed):
         return self.composition.act(way, x, lambda t: t)
 
 
+@checked()
 @contextmanager
 def composed(model: nn.Module, composition: Composition, *, leave_out: Layers = ()) -> Iterator[None]:
     """Let a composition of adapters act for the length of a `with` block; afterwards what acted before acts again.

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from addenda.core.base.arguments import check_batches
+from addenda.core.base.arguments import check_batches, checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.statistics import gathering
 from addenda.core.modules.wrappers import model_in
 
 
+@checked()
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     """Replace the running statistics of all batch norms by the mean over these batches'; return how many norms.

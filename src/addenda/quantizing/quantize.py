@@ -184,6 +184,7 @@ def _distance(W: Tensor, packed: Packed) -> float:
     return float((packed.unpack() - W.float()).norm() / W.float().norm().clamp_min(1e-30))
 
 
+@checked()
 @torch.no_grad()
 def dequantize(model: nn.Module, like: nn.Module | None = None) -> dict[str, float]:
     """Put plain weights in the place of packed ones; return {path: relative distance ‖W − Ŵ‖ / ‖W‖}.

@@ -169,6 +169,7 @@ def _installed(root, state, name, plan, built, heads, seed, freeze, started, act
     return adapter
 
 
+@checked()
 @in_its_mode
 def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = False) -> None:
     """Take one adapter, or all of them, off the model: same classes, keys, flags and bits as before.

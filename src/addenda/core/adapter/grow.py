@@ -156,6 +156,7 @@ def _add(tokenizer: Any, fresh: Mapping[str, Any], numbers: Mapping[str, int]) -
         )
 
 
+@checked()
 @in_its_mode
 def shrink(model: nn.Module) -> None:
     """Take off the rows that `grow` has put on: the base's tables, with the bits that their rows have now.

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
 from addenda.core.base.sharded import fill, give_back, is_sharded
@@ -106,6 +107,7 @@ class Adapter:
         """The number of numbers that the adapter trains."""
         return sum(p.numel() for p in self.parameters())
 
+    @checked()
     def requires_grad_(self, flag: bool = True) -> "Adapter":
         """Start or stop training; independent of whether the adapter is active.
 
@@ -352,6 +354,7 @@ def _mark(buffer: Tensor) -> tuple:
     return id(buffer), buffer._version, bits_sum(buffer) if small else 0
 
 
+@checked()
 def adapters(model: nn.Module) -> dict[str, Adapter]:
     """Return every adapter of the model by name."""
     root, state = state_of(model)

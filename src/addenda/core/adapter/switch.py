@@ -6,12 +6,14 @@ from typing import Any
 from torch import nn
 
 from addenda.core.adapter.handle import Adapter
+from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.borrow import in_its_mode
 from addenda.core.modules.wrappers import unwrap
 from addenda.core.state.state import apply_active, find_state, intact, record_of, state_of
 
 
+@checked()
 @in_its_mode
 def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
     """Make one adapter, several, or none of them act. Base bits are never touched.
@@ -35,6 +37,7 @@ def switch(model: nn.Module, name: str | Iterable[str] | None) -> None:
     apply_active(root, state, names)
 
 
+@checked()
 def status(model: nn.Module) -> str:
     """Describe which adapters are attached to the model and which of them act, one line each."""
     host = find_state(model)

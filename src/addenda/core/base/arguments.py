@@ -1,18 +1,24 @@
-"""A decorator of public functions that checks their arguments: option names are known, numbers are in range.
+"""A decorator of public functions that checks their arguments: names are known, kinds fit, numbers are in range.
 
     @checked(also=("rate", "schedule"))        # names that **options may hold
     def tune(model, *, batch=16, **options): ...
 
 Without it a function that passes `**options` on swallows what nobody reads, and a number is found to be impossible
 after the model was loaded or changed. The names are those of the signature, `also` and the fields of a class of
-settings; numbers are held against `core.base.ranges`, by name, all of them before the function begins.
+settings; numbers are held against `core.base.ranges`, by name, and other values against their annotations, all of them
+before the function begins.
 """
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ParamSpec, TypeVar
+import numbers
+import types
+import typing
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from torch import nn
 
 from addenda.core.base import ranges
 from addenda.core.base.errors import AddendaError, nearest
@@ -21,6 +27,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Translation = Callable[[dict[str, Any], Iterable[str], str], dict[str, Any]]  # (options, own names, whose) -> options
 _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_KINDS: dict[Any, tuple[type, str]] = {  # of an annotation: what fits it, and how it is called
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a text"),
+    dict: (Mapping, "a dict"),
+    types.NoneType: (types.NoneType, "None"),
+    nn.Module: (nn.Module, "a torch.nn.Module"),
+}
 
 
 def check_batches(name: str, given: object) -> None:
@@ -39,7 +54,7 @@ def checked(
     translate: Translation | None = None,
     special: Mapping[str, ranges.Range] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a function to refuse, before it runs, unknown option names and numbers out of their range.
+    """Decorate a function to refuse, before it runs, unknown names, numbers out of range and values of another kind.
 
     also: further names, which the function takes as **options. settings: a dataclass; its documented fields are such
     names too, and stand in the signature. translate: turns other names into these first. special: ranges of this
@@ -60,7 +75,10 @@ def checked(
             arguments = signature.bind_partial(*args, **options).arguments
             extras = {k: v for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD for k, v in
                     arguments.get(p.name, {}).items()}  # fmt: skip
-            if problems := ranges.problems({**arguments, **extras}, special):
+            problems = ranges.problems({**arguments, **extras}, special)
+            told = {problem.partition(" ")[0] for problem in problems}
+            problems += _misfits(signature, {k: v for k, v in arguments.items() if k not in told})
+            if problems:
                 raise AddendaError(f"{name} cannot be called so: {'; '.join(problems)}.")
             return function(*args, **options)  # type: ignore[arg-type]
 
@@ -68,6 +86,44 @@ def checked(
         return call
 
     return wrap
+
+
+def _misfits(signature: inspect.Signature, arguments: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the kinds of arguments, by annotations that name plain kinds and nothing else."""
+    hints = {n: p.annotation for n, p in signature.parameters.items() if p.kind in _KEYWORD}
+    return [problem for n, value in arguments.items() if n in hints and (problem := _misfit(n, value, hints[n]))]
+
+
+def _misfit(name: str, value: Any, hint: Any) -> str | None:
+    """Return why an argument cannot have this value; None where it can, or where its function says so better.
+
+    What a list must hold, which words are known and what is a path is not looked at here.
+    """
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    arms = typing.get_args(hint) if union else (hint,)
+    words = []
+    for arm in arms:
+        origin, inner = typing.get_origin(arm), typing.get_args(arm)
+        if arm is str or (origin is Literal and all(isinstance(word, str) for word in inner)):
+            fits, word = isinstance(value, str) or (not union and isinstance(value, Hashable)), "a text"
+        elif origin is Callable:
+            fits, word = callable(value), "a function"
+        elif isinstance(origin, type) and issubclass(origin, Iterable) and (inner[0] in _KINDS or inner[0] is Any):
+            fits, word = not isinstance(value, numbers.Number | None), "a list"
+            word = "a dict" if issubclass(origin, Mapping) else word
+        elif arm in _KINDS:
+            known, word = _KINDS[arm]
+            fits = isinstance(value, known) and (arm is bool or not isinstance(value, bool))
+        else:
+            return None
+        if fits:
+            return None
+        words.append(word)
+    plain = isinstance(value, numbers.Number | str | None)
+    kind = (value if isinstance(value, type) else type(value)).__name__
+    got = repr(value)[:100] if plain else f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
+    beside = isinstance(getattr(value, "model", None), nn.Module) and "a torch.nn.Module" in words
+    return f"{name} must be {' or '.join(dict.fromkeys(words))}, got {got}{', whose .model is one' if beside else ''}"
 
 
 def _with_fields(function: Callable, settings: type | None) -> inspect.Signature:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.acting import Acting
 from addenda.core.forward.slots import slots_of
@@ -30,6 +31,7 @@ from addenda.core.modules.recompute import cheap
 from addenda.core.modules.wrappers import model_in, unwrap
 
 
+@checked()
 def lean(model: nn.Module) -> list[str]:
     """Make every gated MLP and RMS norm of the model lean, and return their paths. Adapters may come before or after.
 
@@ -56,6 +58,7 @@ def lean(model: nn.Module) -> list[str]:
     return list(classes)
 
 
+@checked()
 def unlean(model: nn.Module) -> None:
     """Give every lean module its own class back. Raises AddendaError where none is lean."""
     modules = [m for m in model_in(model).modules() if issubclass(original_class(m), Lean)]

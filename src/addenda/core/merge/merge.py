@@ -208,6 +208,7 @@ def _merged(
         raise
 
 
+@checked()
 @between_forwards("unmerge")
 @torch.no_grad()
 @in_its_mode

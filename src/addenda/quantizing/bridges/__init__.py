@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.put import put
 from addenda.core.modules.wrappers import model_in
@@ -28,6 +29,7 @@ from addenda.core.state.undo import undone
 _KEPT = "_addenda_adopted"  # on the layer that stands in: the library's module
 
 
+@checked()
 def adopt(model: nn.Module) -> list[str]:
     """Put a Linear in the place of every layer that a library has quantised; return the paths. Nothing is copied.
 
@@ -54,6 +56,7 @@ def adopt(model: nn.Module) -> list[str]:
     return list(layers)
 
 
+@checked()
 def release(model: nn.Module) -> list[str]:
     """Put the library's own modules in their places again; return the paths. A weight that was made plain stays plain.
 
