@@ -340,3 +340,10 @@ def test_what_is_interrupted_leaves_the_model_as_it_was(tmp_path, monkeypatch):
         combine(saved, model=model)
     assert list(model.state_dict()) == keys and hashlib.sha256(str(model).encode()).hexdigest() == before
     assert not any(slots_of(m) for m in model.modules())
+
+
+def test_what_is_no_list_of_adapters_is_refused(tiny):
+    attach(tiny, "lora", name="a")
+    for given in (None, (name for name in "ab"), 3):
+        with pytest.raises(ad.AddendaError, match="Give a list of adapters, names or files to combine"):
+            combine(given, model=tiny)

@@ -92,3 +92,10 @@ def test_what_is_no_list_of_scores_is_said_with_the_task_and_leaves_what_acts(sc
     with pytest.raises(ad.AddendaError, match="The judge of 'a' must return a list of scores"):
         retention(model, "a", {"a": lambda m: scores})
     assert "a: active" in ad.status(model)
+
+
+@pytest.mark.parametrize(("tasks", "said"), [(["a"], "got list"), ({"a": 0.5}, r"got \{'a': 0.5\}")])
+def test_tasks_are_functions_by_name(tasks, said, tiny):
+    ad.attach(tiny, "lora", name="a")
+    with pytest.raises(ad.AddendaError, match=f"tasks is a dict, .name of an adapter: function.*{said}"):
+        retention(tiny, "a", tasks)

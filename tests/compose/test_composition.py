@@ -579,3 +579,17 @@ def test_what_layers_return_in_a_composition_may_be_changed_in_place(method, for
         assert any(grad.any() for grad in grads)
         found.append([y, *grads])
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("weights", [0.5, None, "ab", {"a": 1}])
+def test_weights_are_a_list_of_numbers(weights):
+    if weights is None:
+        assert ad.Average("a", "b", weights=weights).weights == [0.5, 0.5]
+        return
+    with pytest.raises(AddendaError, match="weights of Average are numbers in a list, one for each part, got"):
+        ad.Average("a", "b", weights=weights)
+
+
+def test_what_weighs_a_fusion_is_a_name():
+    with pytest.raises(AddendaError, match=r"Fuse's by= is the name of the adapter.*got \['c'\]"):
+        ad.Fuse("a", "b", by=["c"])

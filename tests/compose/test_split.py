@@ -304,3 +304,9 @@ def test_a_raw_parameter_that_mixes_tokens_is_refused():
     said = "counts the tokens of a sequence"
     with pytest.raises(AddendaError, match=said), ad.composed(prefixes, ad.Split("a", "b", by="types")):
         prefixes(IDS)
+
+
+@pytest.mark.parametrize("kind", [ad.Split, ad.BatchSplit])
+def test_a_text_is_no_list_of_sizes(kind):
+    with pytest.raises(AddendaError, match=r"sizes are a list of numbers of (tokens|examples), got '12'"):
+        kind("a", "b", sizes="12")

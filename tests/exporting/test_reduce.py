@@ -360,3 +360,10 @@ def test_labels_come_along(llama):
     adapter = stir(ad.attach(model, "lora:rank=2", targets="q_proj", also_train=["score"]), 0.2)
     adapter.labels = [f"class {i}" for i in range(model.config.num_labels)]
     assert ad.reduce(adapter, rank=1).adapter.labels == adapter.labels
+
+
+@pytest.mark.parametrize("given", [None, "default", 3, {"default": None}])
+def test_what_is_no_adapter_is_not_reduced(given, tiny):
+    attach(tiny, "lora")
+    with pytest.raises(AddendaError, match=r"Expected an adapter of addenda.*adapters\(model\)\[name\]"):
+        ad.reduce(given)

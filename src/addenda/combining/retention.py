@@ -19,6 +19,7 @@ import numpy as np
 from torch import nn
 
 from addenda.core.adapter.switch import switch
+from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.state.state import record_of, state_of
 
@@ -72,6 +73,7 @@ class Retention:
         return "\n".join(lines)
 
 
+@checked()
 def retention(model: nn.Module, combined: str, tasks: Mapping[str, Judge]) -> Retention:
     """Judge the base, each task's own adapter, and the combined one on every task; return what is kept.
 
@@ -81,6 +83,9 @@ def retention(model: nn.Module, combined: str, tasks: Mapping[str, Judge]) -> Re
 
     Raises AddendaError for unknown names, a merged change, and scores that are not one finite number an item.
     """
+    if not isinstance(tasks, Mapping) or not all(map(callable, tasks.values())):
+        raise AddendaError("tasks is a dict, {name of an adapter: function that scores its items}; got "
+                           f"{tasks if isinstance(tasks, Mapping) else type(tasks).__name__}.")  # fmt: skip
     for name in (combined, *tasks):
         record_of(model, name)
     if not tasks:

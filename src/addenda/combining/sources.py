@@ -1,7 +1,7 @@
 """The adapters that are to be combined: named, of one base, at the same sites, and what each changes there."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -73,7 +73,8 @@ def _without_zeros(change: Low) -> Low:
 
 def model_of(given: Sequence[Given], model: nn.Module | None) -> nn.Module:
     """Return the one model that all are for. Raises AddendaError where there is none, or there are two."""
-    models = {id(unwrap(m)): m for m in [*(g.model for g in given if isinstance(g, Adapter)), model] if m is not None}
+    held = [g.model for g in given if isinstance(g, Adapter)] if isinstance(given, Iterable) else []
+    models = {id(unwrap(m)): m for m in [*held, model] if m is not None}
     if len(models) > 1:
         raise AddendaError("These adapters are on different models. Load the files of all of them into one.")
     if not models:
@@ -88,7 +89,7 @@ def named(given: Sequence[Given], model: nn.Module | None) -> list[Source]:
 
     Raises AddendaError for nothing, for a name that is neither, and where one adapter is named twice.
     """
-    if isinstance(given, (str, Path, Adapter)) or not given:
+    if isinstance(given, (str, Path, Adapter)) or not isinstance(given, Sized) or not len(given):
         raise AddendaError(f"Give a list of adapters, names or files to combine; got {str(given)[:100]!r}.")
     host = None if model is None else find_state(model)
     attached = {} if host is None else {name: Adapter(host.root, name) for name in host.state.records}

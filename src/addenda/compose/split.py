@@ -36,7 +36,7 @@ class _Ranges(Composition):
 
     def __init__(self, *parts: Part, sizes: Sequence[int | None]):
         super().__init__(*parts)
-        if not isinstance(sizes, Sequence):
+        if not isinstance(sizes, Sequence) or isinstance(sizes, str | bytes):
             raise AddendaError(f"{type(self).__name__}'s sizes are a list of numbers of {self.what}, got {sizes!r}.")
         self.sizes = tuple(sizes)
         named = [s for s in self.sizes if s is not None]
@@ -183,7 +183,7 @@ class BatchSplit(_Ranges):
 
     def __init__(self, *parts: Part, sizes: Sequence[int]):
         # a layer whose input is flat would take the rest for more examples
-        if isinstance(sizes, Sequence) and None in sizes:
+        if isinstance(sizes, Sequence) and not isinstance(sizes, str | bytes) and None in sizes:
             raise AddendaError(f"BatchSplit wants every size, so that it can check the batch; got {tuple(sizes)}.")
         super().__init__(*parts, sizes=sizes)
 

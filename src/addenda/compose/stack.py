@@ -10,7 +10,7 @@ changes o before the sum there is no h: z_1 = o + Δ_1(o).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -147,8 +147,11 @@ class Average(Composition):
 
     def __init__(self, *parts: Part, weights: Sequence[float] | None = None, normalize: bool = True):
         super().__init__(*parts)
-        if weights is not None and not all(isinstance(w, int | float) for w in weights):
-            raise AddendaError(f"The weights of Average are numbers, got {list(weights)}.")
+        if weights is not None and not (
+            isinstance(weights, Iterable) and all(isinstance(w, int | float) for w in weights)
+        ):
+            got = list(weights) if isinstance(weights, list | tuple) else repr(weights)[:80]
+            raise AddendaError(f"The weights of Average are numbers in a list, one for each part, got {got}.")
         values = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
         if len(values) != len(parts) or not all(map(math.isfinite, values)):
             raise AddendaError(f"Average of {len(parts)} wants as many finite weights, got {values}.")
@@ -184,6 +187,8 @@ class Fuse(Composition):
 
     def __init__(self, *parts: Part, by: str):
         super().__init__(*parts)
+        if not isinstance(by, str):
+            raise AddendaError(f"Fuse's by= is the name of the adapter that weighs the others, got {by!r}.")
         self.by = by
 
     def names(self) -> list[str]:

@@ -64,7 +64,7 @@ def reduce(
     Raises AddendaError, with the model as it was, for options that the form does not read, hidden methods, adapters of
     several models or twice the same, a change that is merged or zero, a taken name, and batches that do not run.
     """
-    chosen = [adapters] if isinstance(adapters, Adapter) else list(adapters)
+    chosen = list(adapters) if isinstance(adapters, Iterable) else [adapters]
     if weigh is not None and not isinstance(weigh, Tensor):  # stacked batches are batches
         check_batches("weigh=", weigh)
     given = {
@@ -207,7 +207,10 @@ def check_form(to: str, given: Mapping[str, Any]) -> None:
 def _check(adapters: list[Adapter]) -> None:
     """Raise AddendaError for adapters that cannot be reduced together, before anything is looked at."""
     if not adapters or not all(isinstance(a, Adapter) for a in adapters):
-        raise AddendaError(f"Expected an adapter of addenda, or several of one model, got {adapters or 'none'}.")
+        raise AddendaError(
+            f"Expected an adapter of addenda, or several of one model, got {adapters or 'none'}. One of a name is "
+            "adapters(model)[name]."
+        )
     roots = {id(record_of(a.model, a.name).root) for a in adapters}
     if len(roots) > 1:
         raise AddendaError(f"{_said(adapters)} are adapters of {len(roots)} models. Load them on one.")

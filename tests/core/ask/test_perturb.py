@@ -87,3 +87,10 @@ def test_what_cannot_be_moved(tiny, ids):
             ad.perturbation_curve(tiny, "other", lambda m: 0.0, **given)
     with pytest.raises(AddendaError, match="idle or merged"):
         ad.perturbation_curve(tiny, "default", lambda m: 0.0)
+
+
+def test_a_curve_is_of_an_adapter(tiny):
+    attach(tiny, "lora")
+    for given in (None, tiny, ["default"]):
+        with pytest.raises(AddendaError, match=f"A curve is of an adapter or its name, got a {type(given).__name__}"):
+            ad.perturbation_curve(tiny, given, lambda model: 0.0)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import addenda as ad
+import toys
 from addenda.core.base.errors import AddendaError
 from addenda.core.file import fingerprint as files
 from addenda.core.file.header import read, write
@@ -315,8 +316,9 @@ def test_a_file_of_thousands_of_methods_is_described_in_some_lines(tiny, ids, tm
     assert "… and 50 more methods" in told and len(told.splitlines()) < 110
 
 
-def test_what_is_no_adapter_is_told(tiny, tmp_path):
-    for given in (tiny, "maths"):
-        with pytest.raises(AddendaError, match="A save is of an adapter, got a"):
+def test_what_is_no_adapter_is_not_saved(tiny, tmp_path):
+    adapter = attach(tiny, "lora")
+    for given in (tiny, toys.make_llama(), "default", None):
+        with pytest.raises(AddendaError, match=f"What is saved is an adapter.*got a {type(given).__name__}"):
             ad.save(given, tmp_path / "a.safetensors")
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()) and ad.save(adapter=adapter, path=tmp_path / "a.safetensors").is_file()

@@ -87,3 +87,10 @@ def test_bad_input(tiny, mixtral, batch):
     ad.attach(mixtral, ad.LoRA(rank=2), targets="*.gate_up_proj")
     with pytest.raises(AddendaError, match="is a raw parameter"), ad.per_example(mixtral, ["default"]):
         pass
+
+
+@pytest.mark.parametrize("names", ["a", None, 3])
+def test_one_name_is_no_list_of_names(names, tiny):
+    attach(tiny, "lora", name="a")
+    with pytest.raises(AddendaError, match="a list of names, one for each example"):
+        ad.per_example(tiny, names)

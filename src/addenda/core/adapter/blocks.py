@@ -1,12 +1,13 @@
 """The `with` blocks in which other adapters act than outside: none, one for each example, or for each group of rows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from weakref import finalize, ref
 
 import torch
 from torch import nn
 
+from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.acting import Block, inside, lock
 from addenda.core.forward.grouped import Grouped, Groups
@@ -19,6 +20,7 @@ from addenda.core.site.site import owners_of, site_at
 from addenda.core.state.state import Arrangement, apply_block, intact, mirror, record_of, state_of, sweep
 
 
+@checked()
 def disabled(model: nn.Module) -> AbstractContextManager:
     """Let the base alone act for the length of a `with` block; afterwards what acted before acts again.
 
@@ -101,6 +103,7 @@ def grouped(model: nn.Module, names: Sequence[str], groups: Groups) -> AbstractC
     return arranged(model, names, mix, raw=True)
 
 
+@checked()
 def per_example(model: nn.Module, names: Sequence[str | None]) -> AbstractContextManager:
     """Pass example i of every batch in a `with` block through the adapter names[i]; None: the base.
 
@@ -111,6 +114,8 @@ def per_example(model: nn.Module, names: Sequence[str | None]) -> AbstractContex
 
     Raises AddendaError for an unknown name, a merged change, and adapters of raw parameters, which see no batch.
     """
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise AddendaError(f"per_example takes a list of names, one for each example of the batch, got {names!r}.")
     adapters = tuple(dict.fromkeys(n for n in names if n is not None))
     indices = torch.tensor([-1 if n is None else adapters.index(n) for n in names])
 

@@ -56,6 +56,8 @@ def perturbation_curve(
 
     Raises AddendaError when the adapter is idle or merged, trains no matrix, or a size is negative or not finite.
     """
+    if not isinstance(adapter, Adapter | str):
+        raise AddendaError(f"A curve is of an adapter or its name, got a {type(adapter).__name__}.")
     name = adapter if isinstance(adapter, str) else adapter.name
     root, state, _ = record_of(model, name)
     sizes, draws = [float(s) for s in sigmas], list(range(seeds)) if isinstance(seeds, int) else list(seeds)

@@ -70,10 +70,12 @@ def _as_trained(write: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(write)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        adapter: Any = args[0] if args else kwargs["adapter"]
-        if not hasattr(adapter, "sites"):
-            kind = type(adapter).__name__
-            raise AddendaError(f"A save is of an adapter, got a {kind}. attach, load and adapters(model) give them.")
+        adapter: Any = args[0] if args else kwargs.get("adapter")
+        if isinstance(adapter, nn.Module) or not all(hasattr(adapter, n) for n in ("model", "name", "sites")):
+            raise AddendaError(
+                "What is saved is an adapter, as attach and load return it, or adapters(model)['its name']; got a "
+                f"{type(adapter).__name__}."
+            )
         root, state, _ = record_of(adapter.model, adapter.name)
         with unconverted(root, state.cast) if state.cast else nullcontext():
             return write(*args, **kwargs)
