@@ -58,3 +58,8 @@ class Named(nn.Module):
 
 def test_layers_that_are_called_with_keywords():
     assert macs(Named(), torch.randn(2, 4)) == {"fc": 4 * 3, "conv": 2 * 4 * 3 // 2}
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(AddendaError, match=r"Expected a torch\.nn\.Module as the model, got str"):
+        macs("folder", torch.zeros(1))

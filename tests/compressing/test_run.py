@@ -472,3 +472,13 @@ def test_the_command(source, capsys):
         cli(["compress", "--how", "dense", "--model", str(out), "--out", str(source.parent / "dense")])
     assert "written:" in capsys.readouterr().out
     assert json.loads((source.parent / "dense/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_settings_and_calibration_of_another_kind_are_refused_before_the_model_is_read(tmp_path):
+    with pytest.raises(AddendaError, match=r"settings= are CompressionSettings\(…\), got a dict"):
+        compress(tmp_path, out=tmp_path / "out", settings={"remove": 0.2})
+    make_bert().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(AddendaError, match=r"calibration is the path of a file.*got a thing in memory \(list\)"):
+        compress(tmp_path / "model", out=tmp_path / "out", calibration=["a text"])
+    assert not (tmp_path / "out").exists()

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 
+from addenda.core.base.errors import AddendaError
 from addenda.models.machine import pick_dtype, resident, set_aside
 
 
@@ -56,3 +57,8 @@ def test_bfloat16_is_not_taken_where_the_library_that_multiplies_is_kept_from_it
         monkeypatch.setenv(name, value)
         found, why = pick_dtype("auto")
         assert found == kind and (f"{name}={value}" in why) == (kind == torch.float32)
+
+
+def test_a_list_is_no_dtype():
+    with pytest.raises(AddendaError, match=r"dtype must be 'auto'.*got \['float32'\]"):
+        pick_dtype(["float32"])

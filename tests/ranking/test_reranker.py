@@ -194,3 +194,16 @@ def test_a_cross_encoders_folder_is_opened_and_a_bare_encoder_is_none(tmp_path):
         Reranker.load(tmp_path / "bare")
     with pytest.raises(AddendaError, match="base= is for a folder"):
         Reranker.load(tmp_path / "whole", base=tmp_path / "bare")
+
+
+def test_what_is_no_list_is_not_ranked():
+    reranker = Reranker(toy_model(), toy_tokenizer())
+    with pytest.raises(AddendaError, match=r"rank wants a list of documents, or texts by id, not a NoneType"):
+        reranker.rank("a", None)
+    for pairs in (None, "ab", 3):
+        with pytest.raises(AddendaError, match=r"predict wants a list of pairs"):
+            reranker.predict(pairs)
+    with pytest.raises(AddendaError, match=r"Pair 1 is not a \(query, document\): 'None'"):
+        reranker.predict([("a", "b"), None])
+    with pytest.raises(AddendaError, match="path is the path of a file or folder"):
+        Reranker.load(None)

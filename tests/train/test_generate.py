@@ -153,3 +153,14 @@ def test_logits_that_are_not_finite_are_told():
         model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(AddendaError, match=r"not finite.*another dtype"):
         generate(model, make_tokenizer(), PROMPTS[:2], temperature=1.0)
+
+
+@pytest.mark.parametrize("given", [None, "folder", 3])
+def test_what_is_no_tokenizer_is_said_to_be_none(given):
+    with pytest.raises(AddendaError, match="Expected a tokenizer, such as AutoTokenizer"):
+        generate(make_llama(), given, ["1+1"])
+
+
+def test_prompts_are_a_list():
+    with pytest.raises(AddendaError, match=r"generate takes a list of prompts, got NoneType. Give \[prompt\]"):
+        generate(make_llama(), make_tokenizer(), None)

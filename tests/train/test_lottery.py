@@ -405,3 +405,23 @@ def test_what_cannot_be(options, told):
         ad.lottery(model, data(), **HOW | options)
     assert list(ad.adapters(model)) == ["taken"]
     assert same_bits(bits(model), before)
+
+
+REFUSED = {
+    "no steps": (dict(steps=None), "steps= counts the steps of a phase, or is a list of rows.*got None"),
+    "a head that is not there": (dict(also_train="scores"), "has none called 'scores'"),
+    "no list of heads": (dict(also_train=None), "also_train= is 'auto', a module's name or a list"),
+    "no dict of options": (dict(full=["rate"]), "full must be a dict or None, got a list"),
+    "no number": (dict(k=None), "k must be a whole number, got None"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_lottery_cannot_be_called_with_is_said(case):
+    options, said = REFUSED[case]
+    model = tiny_models.make_llama()
+    with pytest.raises(AddendaError, match=said):
+        ad.lottery(
+            model, tiny_models.SUMS[:4], **({"k": 3, "steps": 1, "tokenizer": tiny_models.make_tokenizer()} | options)
+        )
+    assert all(slots_of(m) is None for m in model.modules())

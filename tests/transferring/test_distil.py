@@ -128,3 +128,9 @@ def test_what_cannot_be():
     with pytest.raises(AddendaError, match="longer than the context"):
         distil(model, tokenizer, read([{"question": "a", "answer": "b" * 300}]))
     assert "no adapter" in ad.status(model)
+
+
+@pytest.mark.parametrize("labels", [None, ["1+1"]])
+def test_what_is_distilled_are_labels(labels):
+    with pytest.raises(AddendaError, match=r"distil takes the Labels that label\(\) returns, or Data, got a"):
+        distil(make_llama(), make_tokenizer(), labels)

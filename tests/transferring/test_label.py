@@ -120,3 +120,10 @@ def test_equal_tensors_under_another_alpha_are_another_teacher():
         ad.attach(model, f"lora:rank=2,alpha={alpha}")
     one, two, same = (teacher_hash(model, make_tokenizer()) for model in models)
     assert one == same != two
+
+
+def test_what_is_no_list_of_prompts_and_no_tokenizer_is_refused():
+    with pytest.raises(AddendaError, match="label takes a list of prompts, got NoneType"):
+        label(make_llama(), make_tokenizer(), None)
+    with pytest.raises(AddendaError, match="Expected a tokenizer, such as AutoTokenizer"):
+        label(make_llama(), None, ["1+1"])

@@ -132,3 +132,8 @@ def test_a_generator_that_writes_nothing_usable():
         synthesise(make_bert(), make_tokenizer(), SEEDS, 3)
     with pytest.raises(AddendaError, match="tries must be"):
         synthesise(make_llama(), make_tokenizer(), SEEDS, 3, tries=0)
+
+
+def test_what_is_no_tokenizer_is_refused():
+    with pytest.raises(AddendaError, match=r"Expected a tokenizer, such as AutoTokenizer.*got NoneType"):
+        synthesise(make_llama(), None, SEEDS, 2)

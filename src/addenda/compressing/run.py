@@ -66,6 +66,8 @@ def compress(
     Raises AddendaError for a model, text or settings that cannot be used, a taken target, another run for the same one
     and a full disk. The source is never written to, and an unfinished target keeps what is done.
     """
+    if not isinstance(settings, CompressionSettings | None):
+        raise AddendaError(f"settings= are CompressionSettings(…), got a {type(settings).__name__}.")
     settings, say, started = settings or CompressionSettings(), say or (lambda _: None), time.perf_counter()
     source, out = path_of(model, "model"), path_of(out, "out").resolve()
     config: Any = config_of(source, trust_remote_code)  # raises where there is no model

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
+from addenda.core.disk.access import path_of
 from addenda.data.rows import SUFFIXES, rows_of
 
 COLUMNS = ("text", "content", "code", "question", "prompt")
@@ -52,11 +53,12 @@ def texts_of(source: str | Path | None) -> tuple[list[str], str]:
 
     Raises AddendaError for a source that is missing, empty or not text.
     """
+    source = source if source is None else path_of(source, "calibration")
     if source is None or (str(source) == "python" and not Path(source).exists()):
         library = Path(sysconfig.get_paths()["stdlib"])
         files = [p for p in sorted(library.glob("*.py")) if p.stat().st_size > 4096]
         return _readable(files, "the standard library of Python"), "the standard library of Python"
-    path = Path(source).expanduser()
+    path = source
     if path.is_dir() and not (path / "dataset_info.json").exists():
         files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
         return _readable(files, str(path)), str(path)

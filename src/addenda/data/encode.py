@@ -146,11 +146,19 @@ def tokenise(
     return tokens if max_length is None else _fit(tokens, max_length, overflow, data)
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise AddendaError for what makes no ids of a text."""
+    if not callable(tokenizer) or not hasattr(tokenizer, "eos_token_id"):
+        given = repr(tokenizer)[:80] if isinstance(tokenizer, str) else type(tokenizer).__name__
+        raise AddendaError(f"Expected a tokenizer, such as AutoTokenizer.from_pretrained(folder) gives, got {given}.")
+
+
 def use_chat(tokenizer, chat: bool | None) -> bool:
     """Return whether prompts go through the tokenizer's chat template: as asked, else where it has one.
 
-    Raises AddendaError where it is asked for and there is none.
+    Raises AddendaError where it is asked for and there is none, and for what is no tokenizer.
     """
+    check_tokenizer(tokenizer)
     has = bool(getattr(tokenizer, "chat_template", None))
     if chat and not has:
         raise AddendaError(

@@ -50,7 +50,7 @@ def pick_dtype(dtype: str | torch.dtype = "auto", device: torch.device | None = 
     """
     if isinstance(dtype, torch.dtype):
         return dtype, "as asked"
-    if dtype in DTYPES:
+    if isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype], "as asked"
     if dtype != "auto":
         raise AddendaError(f"dtype must be 'auto', {', '.join(map(repr, DTYPES))} or a torch.dtype, got {dtype!r}.")

@@ -7,7 +7,7 @@ The scores are the model's own output, without a sigmoid: they order the documen
 promised of them. Pairs are read in batches of like length, so that little is padded, and come back in their order.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from addenda.compose.composition import composed
 from addenda.compose.stack import Composition
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import path_of
 from addenda.core.modules.borrow import training_mode
 from addenda.core.modules.wrappers import model_in
 from addenda.data.limits import padded
@@ -75,7 +76,7 @@ class Reranker:
         base: the folder of the base, where only its hash is in there. Raises AddendaError, before a weight is read, for
         a folder that is damaged or was edited (`ranking.folder`).
         """
-        if is_folder(path):
+        if is_folder(path := path_of(path)):
             opened = read_folder(path, base=base, device=device, dtype=dtype)
             return cls(opened.model, opened.tokenizer, opened.composition, **opened.settings)
         if base is not None:
@@ -95,8 +96,9 @@ class Reranker:
         Equal scores keep the order given. top_k: only so many. Raises AddendaError for an empty text, a query that
         leaves no room for a document, and a score that is not finite, by name.
         """
-        if isinstance(documents, str):
-            raise AddendaError("rank wants a list of documents, or texts by id, not one text. Give [document].")
+        if isinstance(documents, str) or not isinstance(documents, Sized):
+            got = "one text" if isinstance(documents, str) else f"a {type(documents).__name__}"
+            raise AddendaError(f"rank wants a list of documents, or texts by id, not {got}. Give [document].")
         ids = list(documents) if isinstance(documents, Mapping) else range(len(documents))
         texts = documents.values() if isinstance(documents, Mapping) else documents
         pairs = [(query, _text(d)) for d in texts]
@@ -107,7 +109,9 @@ class Reranker:
     @checked()
     def predict(self, pairs: Sequence[tuple[str, Text]]) -> np.ndarray:
         """Return the score of each (query, document), float32, in order. Raises AddendaError as `rank` does."""
-        wrong = next((i for i, p in enumerate(pairs) if isinstance(p, str) or len(p) != 2), None)
+        if isinstance(pairs, str) or not isinstance(pairs, Sized):
+            raise AddendaError(f"predict wants a list of pairs, [(query, document)], not a {type(pairs).__name__}.")
+        wrong = next((i for i, p in enumerate(pairs) if not _is_pair(p)), None)
         if wrong is not None:
             raise AddendaError(f"Pair {wrong} is not a (query, document): {str(pairs[wrong])[:80]!r}.")
         return self._scores([(q, _text(d)) for q, d in pairs], by_row)
@@ -166,6 +170,10 @@ class Reranker:
         best = np.full(len(pairs), -np.inf, dtype=np.float32)
         np.maximum.at(best, read.owner, scores)
         return best
+
+
+def _is_pair(given: Any) -> bool:
+    return isinstance(given, Sized) and not isinstance(given, str) and len(given) == 2
 
 
 def _text(document: Text) -> str:

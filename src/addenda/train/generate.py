@@ -11,7 +11,7 @@ does, which batches of other lengths change as they change greedy answers. It is
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -65,6 +65,8 @@ def generate(
     check_writes(model)
     if temperature is None and (unread := [n for n, v in (("top_p", top_p), ("seed", seed)) if v is not None]):
         raise AddendaError(f"{unread[0]}= is for drawn answers, and these are greedy: give temperature=, such as 1.")
+    if not isinstance(prompts, Iterable):
+        raise AddendaError(f"generate takes a list of prompts, got {type(prompts).__name__}. Give [prompt].")
     prompts = [prompts] if isinstance(prompts, str | Chat) else list(prompts)
     empty = [i for i, p in enumerate(prompts) if isinstance(p, str) and not p.strip()]
     if not prompts or empty:

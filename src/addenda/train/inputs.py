@@ -3,13 +3,13 @@
 The data says what the task is where they can, the folder else; a kept head names the classes, or else the data does.
 """
 
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from addenda.core.adapter.handle import fitting
 from addenda.core.base.errors import AddendaError
+from addenda.core.disk.access import path_of
 from addenda.data.columns import as_train, check_classes
 from addenda.data.examples import Data, TaskKind
 from addenda.data.labels import head_of, of_head
@@ -54,7 +54,7 @@ def read_inputs(
         names, outputs = head_of(model)
         loaded = as_loaded(model, tokenizer)
     else:
-        task = data_task(data) or task_in(config_of(Path(model).expanduser(), loading["trust_remote_code"]))
+        task = data_task(data) or task_in(config_of(path_of(model, "model"), loading["trust_remote_code"]))
         trusted = loading["trust_remote_code"]
         (names, outputs), loaded = head_in(model, trusted) if task != "causal" else (None, None), None
     own = names

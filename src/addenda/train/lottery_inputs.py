@@ -1,12 +1,12 @@
 """What a lottery run is given: its data, its heads, the tensors that a mask may take from, options of each phase."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from addenda.core.base.arguments import names_of
-from addenda.core.base.errors import AddendaError
+from addenda.core.base.errors import AddendaError, nearest
 from addenda.core.base.ranges import Range
 from addenda.core.method.catalogue import info
 from addenda.core.modules.wrappers import unwrap
@@ -32,7 +32,13 @@ def maskable(
     heads: modules that are trained whole. Raises AddendaError where nothing is left.
     """
     root = unwrap(model)
-    whole = {id(p) for path in heads for p in root.get_submodule(path).parameters()}
+    modules = dict(root.named_modules())
+    if unknown := [path for path in heads if path not in modules]:
+        raise AddendaError(
+            f"also_train= of a lottery names modules that are trained whole, and this {type(root).__name__} has none "
+            f"called {unknown[0]!r}.{nearest(unknown[0], modules)}"
+        )
+    whole = {id(p) for path in heads for p in modules[path].parameters()}
     sites = [s for s in resolve(root, "weights", exclude) if id(s.weight) not in whole]
     kept = [s.path for s in sites if (norms or not is_norm(s.module))
             and (embeddings or not any(isinstance(m, nn.Embedding) for m in s.modules))]  # fmt: skip
@@ -47,6 +53,8 @@ def phases_of(steps: Any, l1: float, seed: int, options: dict, full: Mapping[str
     known = [n for n in (*PHASE, "l1") if n != "seed"]
     if unknown := [n for n in full if n not in known]:
         raise AddendaError(f"full= has no option {', '.join(map(repr, unknown))}. Its options: {', '.join(known)}.")
+    if not isinstance(steps, int | Sequence) or isinstance(steps, str | bool):
+        raise AddendaError(f"steps= counts the steps of a phase, or is a list of rows for each of them; got {steps!r}.")
     both = {"rate": info("full").rate, "batch": 16, "l1": l1} | options | {"steps": steps}
     phases = {"full": both | full, "sparse": both}
     for phase, chosen in phases.items():
@@ -63,6 +71,8 @@ def read_data(
     model, data, eval_data, tokenizer, columns: dict, reading: dict, loading: dict, also_train, options: dict
 ) -> tuple[nn.Module, Encoded, Encoded | None, Any, tuple[str, ...], tuple[str, ...]]:
     """Return the model, the encoded data, what judges it, the tokenizer, the heads and the labels."""
+    if not isinstance(also_train, Iterable):
+        raise AddendaError(f"also_train= is 'auto', a module's name or a list of them, got {also_train!r}.")
     asked = None if also_train == "auto" else (also_train,) if isinstance(also_train, str) else tuple(also_train)
     if isinstance(data, Encoded):
         if not isinstance(model, nn.Module):

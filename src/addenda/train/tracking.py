@@ -32,6 +32,8 @@ class Tracking:
 
 def trackers_of(report_to: Trackers) -> tuple[str, ...]:
     """Return the names of trackers, each once; "none" is none. Raises AddendaError for unknown and absent ones."""
+    if not isinstance(report_to, Iterable) or not all(isinstance(n, str) for n in report_to):
+        raise AddendaError(f"report_to= takes {', '.join(PACKAGES)}, several in a list, or 'none'; got {report_to!r}.")
     named = report_to.split(",") if isinstance(report_to, str) else [*report_to]
     names = tuple(dict.fromkeys(n.strip() for n in named if n.strip() not in ("", "none")))
     for name in names:

@@ -97,6 +97,8 @@ def distil(
     check_mode(mode, model, tokenizer, teacher, top_k, options, chat)
     check_options(steps=steps or 1, batch=batch, seed=seed, **options)
     check_end(end_ids(model, tokenizer, chat))
+    if not isinstance(labels, Labels | Data):
+        raise AddendaError(f"distil takes the Labels that label() returns, or Data, got a {type(labels).__name__}.")
     data = labels.data() if isinstance(labels, Labels) else labels
     limit = within(max_length or context(model, tokenizer), model)
     if mode == "logits":

@@ -11,7 +11,7 @@ four batches, each kept as soon as it is there: a run that was killed goes on wi
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,8 @@ def label(
     """
     began = time.perf_counter()
     check_writes(model)
+    if not isinstance(prompts, Iterable):
+        raise AddendaError(f"label takes a list of prompts, got {type(prompts).__name__}. Give [prompt].")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     empty = [i for i, p in enumerate(prompts) if isinstance(p, str) and not p.strip()]
     if not prompts or empty:

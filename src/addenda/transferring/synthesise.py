@@ -29,7 +29,7 @@ from addenda.core.base.errors import AddendaError
 from addenda.core.base.random import Stream
 from addenda.core.base.ranges import MANY, Range
 from addenda.core.base.visible import label
-from addenda.data.encode import end_ids, start_ids
+from addenda.data.encode import check_tokenizer, end_ids, start_ids
 from addenda.data.task import normalised
 from addenda.train.generate import Draw, check_writes, continuations, pad_of, uniform
 from addenda.transferring.formats import Accepts, Format, format_of
@@ -168,6 +168,7 @@ class Sampler:
         format: str | re.Pattern | Accepts | Format | None = None, max_new_tokens: int | None = None,
     ):  # fmt: skip
         check_writes(model)
+        check_tokenizer(tokenizer)
         self.seeds = check_seeds(seeds)
         self.format = format_of(format, self.seeds)
         self.model, self.tokenizer = model, tokenizer

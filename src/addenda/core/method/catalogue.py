@@ -141,6 +141,8 @@ def build(spec: str) -> Method:
 
 def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
     """Split "name:option=value,other=8" into the name and its options, as text. Raises AddendaError for a missing =."""
+    if not isinstance(spec, str):
+        raise AddendaError(f"Expected a text such as 'name' or 'name:option=8', got {str(spec)[:100]!r}.")
     name, _, assignments = spec.partition(":")
     options = {}
     for part in filter(None, assignments.split(",")):
