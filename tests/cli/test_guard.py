@@ -382,3 +382,10 @@ def test_sigterm_is_raised_in_a_command_and_left_to_whoever_handles_it():
         assert heard == [1]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_the_name_of_a_function_of_python_is_not_told(capsys, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    assert call("compress", "--how", "9bit", tmp_path / "a.safetensors") == 2
+    said = capsys.readouterr().err
+    assert "These options cannot be: bits must be from 1 to 8, got 9." in said and "compress_adapter" not in said

@@ -46,7 +46,19 @@ def test_what_is_written_in_other_ways_is_read_alike(tmp_path, name, content):
         ("d.csv", "text,label,text\na,0,b\n", "line 1 has the column 'text' twice"),
         ("d.csv", 'text,label\n"open,0\n', "cannot be read as CSV: line"),
         ("d.csv", 'text,label\n"a"b,0\n', "cannot be read as CSV: line 2"),
-        ("d.csv", b"text,label\n\xff\xfe,0\n", "cannot be read as CSV: 'utf-8'"),
+        (
+            "d.csv",
+            b"text,label\n\xff\xfe,0\n",
+            r"d\.csv, line 2 is not UTF-8 \(byte ff\)\. Save the file again in UTF-8",
+        ),
+        ("d.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"d\.jsonl, line 2 is not UTF-8 \(byte e9\)"),
+        ("d.csv", "text,label\na,0\n".encode("utf-16"), "is in UTF-16, and rows are read in UTF-8"),
+        (
+            "d.jsonl",
+            '{"text": "a"}\n{"text": "b',
+            r"line 2 is not JSON: Unterminated string .*at column 10. One object",
+        ),
+        ("d.json", '[{"text": "a"},\n {"text" "b"}]', r"d\.json is not JSON: .*at line 2, column 10. Mend the file"),
         ("d.jsonl", '{"text": "a", "text": "b", "label": 0}\n', "line 1 has the key 'text' twice"),
         ("d.json", '[{"text": "a", "label": 0, "label": 1}]', "has the key 'label' twice"),
         ("d.jsonl", '\n{"text": "a", "label": 0},\n', "line 2 is not JSON"),
@@ -70,7 +82,7 @@ def test_what_is_written_in_other_ways_is_read_alike(tmp_path, name, content):
         ("d.jsonl", '{"text": NaN, "label": "x"}\n{"text": "b", "label": "y"}\n', "line 1: .* holds nan, a text was"),
         ("d.jsonl", '{"text": "a", "label": "x", "class": 1}\n', "'label' and 'class', and each may be the label"),
     ],
-    ids=range(24 + 1),
+    ids=range(29),
 )
 def test_what_is_refused_is_told_by_its_line(tmp_path, name, content, says):
     with pytest.raises(AddendaError, match=says):
@@ -189,3 +201,8 @@ def test_text_alone_out_of_a_generator_is_refused():
     made = datasets.Dataset.from_generator(lambda: iter([{"text": "all that there is"}]))
     with pytest.raises(AddendaError, match="lacks a column for question=, answer="):
         read(made)
+
+
+def test_columns_have_names():
+    with pytest.raises(AddendaError, match="columns, whose names are texts; got the key 1"):
+        rows_of({1: ["a"], "b": ["c"]})

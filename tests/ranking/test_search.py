@@ -85,3 +85,9 @@ def test_what_cannot_be_searched_is_refused(tmp_path):
     with pytest.raises(AddendaError, match="holds no document"):
         build(empty, tmp_path / "none.safetensors", first="bm25")
     assert not (tmp_path / "none.safetensors").exists() and search.FORMAT
+
+
+def test_an_index_that_is_empty_says_how_it_is_made_anew(tmp_path):
+    (tmp_path / "index").write_bytes(b"")
+    with pytest.raises(AddendaError, match=r"index is damaged.*empty\. Make the index anew: addenda rerank index"):
+        SearchIndex.load(tmp_path / "index")

@@ -77,7 +77,8 @@ def guarded(command: Callable) -> Callable:
                 warnings.showwarning = lambda message, *_, **__: say(f"note: {message}")
                 command(**given)
         except AddendaError as error:
-            error.args = (in_flags(str(error), flags),)
+            told = re.sub(r"^\w+ cannot be called so: ", "These options cannot be: ", str(error))  # a name of Python's
+            error.args = (in_flags(told, flags),)
             raise
         except KeyboardInterrupt as error:
             told = in_flags(" ".join(getattr(error, "__notes__", ())), flags)

@@ -79,6 +79,8 @@ def _mapping(source: Mapping, split: str) -> Rows:
             raise AddendaError(f"The data has no split {split!r}; it has {', '.join(map(str, source))}.")
         rows = rows_of(source[split])
         return Rows(rows, f"the data given[{split}]", rows.known, rows.lines)
+    if unnamed := [k for k in source if not isinstance(k, str)]:
+        raise AddendaError(f"A dict as data is taken by columns, whose names are texts; got the key {unnamed[0]!r}.")
     columns = {str(k): list(v) for k, v in source.items() if isinstance(v, Sequence) and not isinstance(v, str | bytes)}
     columns |= {str(k): v.tolist() for k, v in source.items() if hasattr(v, "tolist") and getattr(v, "ndim", 0) == 1}
     other_keys = [str(k) for k in source if str(k) not in columns]
@@ -128,13 +130,31 @@ def _file(path: Path) -> Rows:
         raise
     except RecursionError:
         raise AddendaError(f"{path} cannot be read as {kind[1:].upper()}: it is nested too deeply.") from None
+    except UnicodeDecodeError:
+        raise AddendaError(_not_utf8(path)) from None
     except Exception as error:  # pyarrow has errors of its own for what is damaged
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AddendaError(f"{path} cannot be read as {kind[1:].upper()}: {message}.") from None
+        message = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise AddendaError(
+            f"{path} cannot be read as {kind[1:].upper()}: {message}. Mend the file, or get it again."
+        ) from None
     packed = " Unpack it first." if kind in PACKED else ""
     raise AddendaError(
         f"{path} has the ending {path.suffix!r}; expected one of {', '.join(SUFFIXES)}, or a folder.{packed}"
     )
+
+
+def _not_utf8(path: Path) -> str:
+    """Return what is said of a file that is not UTF-8: in which line, and what to do."""
+    data = path.read_bytes()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return f"{path} is in UTF-16, and rows are read in UTF-8. Save the file again in UTF-8."
+    begin = 0
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:  # that of a stream tells the place in its buffer
+        begin = error.start
+    line = data.count(b"\n", 0, begin) + 1
+    return f"{path}, line {line} is not UTF-8 (byte {data[begin : begin + 1].hex()}). Save the file again in UTF-8."
 
 
 def _csv(path: Path) -> Rows:
@@ -173,7 +193,7 @@ def _csv(path: Path) -> Rows:
 
 def _json(path: Path, content: str) -> Rows:
     if path.suffix.lower() == ".json" and content.lstrip().startswith("["):
-        return Rows(_parsed(content, str(path)), str(path))
+        return Rows(_parsed(content, str(path), "Mend the file"), str(path))
     rows, lines = [], []
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
@@ -182,13 +202,16 @@ def _json(path: Path, content: str) -> Rows:
     return Rows(rows, str(path), lines=lines)
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str, where: str, way: str = "One object stands on each line: mend this one, or remove it") -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict:
         _once([k for k, _ in pairs], where, "key")
         return dict(pairs)
 
     try:
         return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        at = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise AddendaError(f"{where} is not JSON: {error.msg}, at {at}. {way}.") from None
     except ValueError as error:
         raise AddendaError(f"{where} is not JSON: {error}.") from None
     except RecursionError:

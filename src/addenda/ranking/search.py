@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from addenda.core.base.errors import AddendaError
-from addenda.core.disk.access import parse_json, path_of, shown
+from addenda.core.disk.access import DiskError, parse_json, path_of, shown
 from addenda.core.disk.whole import free_place
 from addenda.core.file.container import bytes_of
 from addenda.core.file.states import read_state, write_state
@@ -55,7 +55,12 @@ class SearchIndex:
         place = path_of(path, "index")
         if not place.exists():
             raise AddendaError(f"There is no file {shown(place)}. `addenda rerank index` writes one.")
-        held = read_state(place)
+        try:
+            held = read_state(place)
+        except DiskError:
+            raise
+        except AddendaError as error:
+            raise AddendaError(f"{error} Make the index anew: addenda rerank index.") from None
         try:
             fine = held["format"] == FORMAT
             text, vectors = held["documents"], held.get("vectors")
