@@ -132,3 +132,12 @@ def test_what_is_supported_passes():
     check_module(T.BertLMHeadModel(config(T.BertConfig, is_decoder=True)))
     check_module(T.BartForCausalLM(T.BartConfig(**BOTH)))
     check_module(T.BertForSequenceClassification(config(T.BertConfig)))
+
+
+def test_a_module_that_takes_other_names_is_said_to_before_it_is_trained(tiny):
+    flags = [p.requires_grad for p in tiny.parameters()]
+    with pytest.raises(AddendaError, match=r"Tiny\.forward takes ids; texts are given as input_ids and attention_mask"):
+        tune(tiny, SUMS[:4], tokenizer=make_tokenizer(), steps=1, progress=False)
+    with pytest.raises(AddendaError, match=r"Tiny\.forward takes ids; texts are given as input_ids"):
+        evaluate(tiny, make_tokenizer(), SUMS[:4])
+    assert [p.requires_grad for p in tiny.parameters()] == flags

@@ -410,7 +410,7 @@ def test_what_cannot_be(options, told):
 REFUSED = {
     "no steps": (dict(steps=None), "steps= counts the steps of a phase, or is a list of rows.*got None"),
     "a head that is not there": (dict(also_train="scores"), "has none called 'scores'"),
-    "no list of heads": (dict(also_train=None), "also_train= is 'auto', a module's name or a list"),
+    "no list of heads": (dict(also_train=None), "also_train must be a text or a list, got None"),
     "no dict of options": (dict(full=["rate"]), "full must be a dict or None, got a list"),
     "no number": (dict(k=None), "k must be a whole number, got None"),
 }

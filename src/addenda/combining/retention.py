@@ -83,9 +83,10 @@ def retention(model: nn.Module, combined: str, tasks: Mapping[str, Judge]) -> Re
 
     Raises AddendaError for unknown names, a merged change, and scores that are not one finite number an item.
     """
-    if not isinstance(tasks, Mapping) or not all(map(callable, tasks.values())):
-        raise AddendaError("tasks is a dict, {name of an adapter: function that scores its items}; got "
-                           f"{tasks if isinstance(tasks, Mapping) else type(tasks).__name__}.")  # fmt: skip
+    if not all(map(callable, tasks.values())):
+        raise AddendaError(
+            f"tasks is a dict, {{name of an adapter: function that scores its items}}; got {dict(tasks)}."
+        )
     for name in (combined, *tasks):
         record_of(model, name)
     if not tasks:

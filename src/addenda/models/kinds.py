@@ -10,6 +10,7 @@ answer with a span, or read with an encoder what a decoder answers, are trained 
 causal models would be wrong without a word.
 """
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -91,6 +92,17 @@ def check_module(model: nn.Module, task: TaskKind | None = None) -> None:
         return
     if why := _not_causal(name, config):
         raise AddendaError(_said(name, why))
+
+
+def check_reads(model: nn.Module) -> None:
+    """Raise AddendaError for a module of another make that takes none of the names that texts and images come by."""
+    taken = inspect.signature(inspect.unwrap(model.forward)).parameters
+    if not {"input_ids", "pixel_values"} & taken.keys() and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        raise AddendaError(
+            f"{type(model).__name__}.forward takes {', '.join(taken) or 'nothing'}; texts are given as input_ids and "
+            "attention_mask, images as pixel_values. Wrap it in a module whose forward takes these names, or train the "
+            "adapter that attach returns in a loop of your own."
+        )
 
 
 def _not_masked(config: Any) -> str | None:

@@ -21,7 +21,7 @@ from addenda.data.labels import head_of, of_head
 from addenda.data.limits import padded, within
 from addenda.data.masked import Masked
 from addenda.data.read import read
-from addenda.models.kinds import check_module, task_of
+from addenda.models.kinds import check_module, check_reads, task_of
 from addenda.models.machine import device_of
 from addenda.train.loss import score
 
@@ -71,6 +71,7 @@ def evaluate(
     Raises AddendaError for examples that do not fit, and labels that the model does not have.
     """
     check_module(model, "masked" if isinstance(examples, Masked) else None)
+    check_reads(model)
     if isinstance(examples, Encoded):
         if examples.names:
             of_head(examples.names, head_of(model)[0])

@@ -71,8 +71,6 @@ def read_data(
     model, data, eval_data, tokenizer, columns: dict, reading: dict, loading: dict, also_train, options: dict
 ) -> tuple[nn.Module, Encoded, Encoded | None, Any, tuple[str, ...], tuple[str, ...]]:
     """Return the model, the encoded data, what judges it, the tokenizer, the heads and the labels."""
-    if not isinstance(also_train, Iterable):
-        raise AddendaError(f"also_train= is 'auto', a module's name or a list of them, got {also_train!r}.")
     asked = None if also_train == "auto" else (also_train,) if isinstance(also_train, str) else tuple(also_train)
     if isinstance(data, Encoded):
         if not isinstance(model, nn.Module):

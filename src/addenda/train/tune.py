@@ -40,7 +40,7 @@ from addenda.data.masked import Vocabulary
 from addenda.data.prepare import Preparation
 from addenda.data.read import read
 from addenda.data.subsets import Subset
-from addenda.models.kinds import check_module
+from addenda.models.kinds import check_module, check_reads
 from addenda.models.load import Loaded
 from addenda.models.machine import device_of, pick_device, pick_dtype, resident
 from addenda.quantizing.quantize import Form
@@ -348,6 +348,7 @@ def _check(
     """Raise AddendaError for options of `tune`, as far as they can be judged before anything is read."""
     if isinstance(model, nn.Module):
         check_module(model, task)
+        check_reads(model)
         check_loaded(model, tokenizer, loading)
     elif not isinstance(model, str | Path):
         raise AddendaError(f"Expected a folder or a torch.nn.Module as the model, got {type(model).__name__}.")

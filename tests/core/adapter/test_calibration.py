@@ -92,3 +92,12 @@ def test_a_loss_that_is_none_is_refused(loss, tiny, ids):
 def test_batches_are_a_list(batches, tiny):
     with pytest.raises(AddendaError, match=r"a list of batches for the model, or a loader; got a \w+\. Give \[batch\]"):
         ad.attach(tiny, Seen(), targets="linear", calibration=batches)
+
+
+@pytest.mark.parametrize("batch", [{"idz": torch.zeros(1, 3)}, torch.zeros(1, 3), {"ids": torch.tensor([[99]])}])
+def test_a_batch_that_does_not_run_is_named_and_leaves_nothing_behind(batch, tiny):
+    before = flags(tiny)
+    good = {"ids": torch.zeros(1, 3, dtype=torch.long)}
+    with pytest.raises(AddendaError, match=r"Batch 1 of calibration= does not run through this Tiny: \w+Error: "):
+        ad.attach(tiny, "eva:rank=2", targets="attention", calibration=[good, batch])
+    assert flags(tiny) == before and not any(m._forward_pre_hooks for m in tiny.modules())

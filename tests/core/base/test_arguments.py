@@ -50,7 +50,7 @@ WRONG = {
     "texts": [(3, "a list, got 3")],
     "columns": [(["a"], "a dict or None, got a list")],
     "names": [(3, "a text or a list or None, got 3")],
-    "weights": [(0.5, "a dict or None, got 0.5")],
+    "weights": [(0.5, "a dict or None, got 0.5"), (["a"], "got a list")],
 }
 FITS = {
     "model": [None, nn.Linear(1, 1)], "batch": [2, np.int64(2)], "share": [None, 1, np.float32(0.5)], "on": [True],

@@ -5,6 +5,7 @@ Both are handed over one weight at a time. They are the base's own, whichever ad
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from addenda.core.base.arguments import check_batches
 from addenda.core.base.errors import AddendaError
 from addenda.core.method.contract import Method
 from addenda.core.modules.borrow import frozen, training_mode
+from addenda.core.modules.classes import original_class
 from addenda.core.site.site import Site
 from addenda.core.state.bypass import unnoticed, watching
 from addenda.core.state.state import find_state
@@ -61,7 +63,7 @@ def calibrate(
         for batch in batches:
             mask[0] = batch.get("attention_mask") if isinstance(batch, dict) else None
             with nullcontext() if count else watching(site for site, _ in plan):
-                _run(model, batch, loss, backward)
+                _run(model, batch, count, loss, backward)
             count += 1
     if not count:
         raise AddendaError("calibration= held no batch; at least one is needed.")
@@ -79,13 +81,15 @@ def stand_in(method: Method, W: Tensor) -> Tensor | None:
     return None if method.calibration is None else method.calibrate(W, W, None)
 
 
-def _run(model: nn.Module, batch: object, loss: Callable[[nn.Module, object], Tensor] | None, backward: bool) -> None:
+def _run(
+    model: nn.Module, batch: Any, number: int, loss: Callable[[nn.Module, object], Tensor] | None, backward: bool
+) -> None:
     """Run a batch forward, and backward where gradients are collected."""
     with torch.set_grad_enabled(backward):
         if loss is None and not backward:
-            model(**batch) if isinstance(batch, dict) else model(batch)
+            _outputs(model, batch, number)
             return
-        value = loss(model, batch) if loss else _default_loss(model, batch)
+        value = loss(model, batch) if loss else _default_loss(model, batch, number)
         if backward:
             _number(value).backward()
 
@@ -128,8 +132,23 @@ def _number(loss: object) -> Tensor:
     )
 
 
-def _default_loss(model: nn.Module, batch) -> Tensor:
-    loss = getattr(model(**batch), "loss", None) if isinstance(batch, dict) else None
+def _outputs(model: nn.Module, batch: Any, number: int) -> Any:
+    """Return the outputs of a batch. Raises AddendaError where the model does not take it."""
+    try:
+        return model(**batch) if isinstance(batch, dict) else model(batch)
+    except AddendaError:
+        raise
+    except Exception as error:
+        told = next(iter(str(error).splitlines()), "").rstrip(".")
+        raise AddendaError(
+            f"Batch {number} of calibration= does not run through this {original_class(model).__name__}: "
+            f"{type(error).__name__}: {told[:300]}. Give dicts for model(**batch), what model(batch) takes, or "
+            "loss=function(model, batch)."
+        ) from error
+
+
+def _default_loss(model: nn.Module, batch: Any, number: int) -> Tensor:
+    loss = getattr(_outputs(model, batch, number), "loss", None) if isinstance(batch, dict) else None
     if loss is None:
         raise AddendaError(
             "The calibration pass found no loss: batches must be dicts with labels for model(**batch).loss, "

@@ -110,7 +110,8 @@ def _misfit(name: str, value: Any, hint: Any) -> str | None:
             fits, word = callable(value), "a function"
         elif isinstance(origin, type) and issubclass(origin, Iterable) and (inner[0] in _KINDS or inner[0] is Any):
             fits, word = not isinstance(value, numbers.Number | None), "a list"
-            word = "a dict" if issubclass(origin, Mapping) else word
+            if issubclass(origin, Mapping):
+                fits, word = isinstance(value, Mapping), "a dict"
         elif arm in _KINDS:
             known, word = _KINDS[arm]
             fits = isinstance(value, known) and (arm is bool or not isinstance(value, bool))
