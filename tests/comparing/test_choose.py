@@ -155,9 +155,3 @@ def test_a_choice_is_json_and_a_cost_is_one_of_three(tmp_path):
     assert json.loads(json.dumps(choice.as_json()))["not_worse"] == ["lora"]
     with pytest.raises(AddendaError, match="A cost is one of memory, size, time, got 'money'"):
         choose(record, "money")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("given", ["runs/compare", None])
-def test_a_folder_is_no_record(given):
-    with pytest.raises(AddendaError, match=rf"got a {type(given).__name__}. Of a folder: .*Record\.read\(folder\)"):
-        choose(given)

@@ -70,11 +70,6 @@ def choose(record: Record | str | Path, cost: Cost = "memory", comparison: Compa
     training). comparison: the statistics, where they are there already.
     Raises AddendaError for another cost, and for a record without a finished run.
     """
-    if not isinstance(record, Record):
-        raise AddendaError(
-            f"choose takes a record, as compare returns it, got a {type(record).__name__}. Of a folder: "
-            "choose(addenda.comparing.record.Record.read(folder))."
-        )
     if cost not in COSTS:
         raise AddendaError(f"A cost is one of {', '.join(COSTS)}, got {cost!r}.")
     record = record if isinstance(record, Record) else Record.read(path_of(record, "record"))

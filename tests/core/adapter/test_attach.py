@@ -58,9 +58,9 @@ def test_refused_calls_leave_nothing_behind(case, tiny, ids):
 
 
 def test_not_a_model():
-    with pytest.raises(AddendaError, match=r"model must be a torch\.nn\.Module"):
+    with pytest.raises(AddendaError, match=r"Expected a torch.nn.Module as the model, got dict"):
         ad.attach({}, LORA)
-    with pytest.raises(AddendaError, match=r"model must be a torch\.nn\.Module"):
+    with pytest.raises(AddendaError, match=r"Expected a torch.nn.Module as the model, got NoneType"):
         ad.plan(None, LORA)
 
 

@@ -82,7 +82,9 @@ def test_an_adapter_in_the_place_of_its_model_is_told_of_it(tiny):
     adapter = ad.attach(tiny, "lora", targets="q_proj")
     calls = (ad.detach, ad.merge, ad.unmerge, ad.status, ad.adapters, ad.disabled, ad.lean, ad.unlean, ad.shrink)
     for call in (*calls, ad.dequantize, ad.adopt, ad.release, lambda model: ad.switch(model, None)):
-        with pytest.raises(AddendaError, match=r"model must be a torch\.nn\.Module, got an Adapter, whose \.model is"):
+        with pytest.raises(
+            AddendaError, match=r"Expected a torch\.nn\.Module as the model, got Adapter. Its \.model is one"
+        ):
             call(adapter)
     assert "default" in ad.adapters(tiny)
 

@@ -16,6 +16,7 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from torch import nn
@@ -26,6 +27,7 @@ from addenda.core.base.errors import AddendaError, nearest
 P = ParamSpec("P")
 R = TypeVar("R")
 Translation = Callable[[dict[str, Any], Iterable[str], str], dict[str, Any]]  # (options, own names, whose) -> options
+_GIVEN = nn.Module()  # in the place of a model that was not given, which Python says itself
 _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _KINDS: dict[Any, tuple[type, str]] = {  # of an annotation: what fits it, and how it is called
     bool: (bool, "True or False"),
@@ -36,6 +38,13 @@ _KINDS: dict[Any, tuple[type, str]] = {  # of an annotation: what fits it, and h
     types.NoneType: (types.NoneType, "None"),
     nn.Module: (nn.Module, "a torch.nn.Module"),
 }
+
+
+def no_model(given: object) -> str:
+    """Return what is said of something in the place of a model."""
+    way = " Load it first: from_pretrained of transformers reads a folder." if isinstance(given, str | Path) else ""
+    way = way or (" Its .model is one." if isinstance(getattr(given, "model", None), nn.Module) else "")
+    return f"Expected a torch.nn.Module as the model, got {type(given).__name__}.{way}"
 
 
 def check_batches(name: str, given: object) -> None:
@@ -64,8 +73,8 @@ def checked(
     def wrap(function: Callable[P, R]) -> Callable[P, R]:
         signature, name = _with_fields(function, settings), getattr(function, "__qualname__", "the call")
         name = name.removesuffix(".__init__").rpartition(".")[2]  # a class is called by its name
-        named = [n for n, p in signature.parameters.items() if p.kind in _KEYWORD]
-        names = tuple(dict.fromkeys([*named, *also]))
+        hints = {n: p.annotation for n, p in signature.parameters.items() if p.kind in _KEYWORD}
+        names = tuple(dict.fromkeys([*hints, *also]))
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -73,11 +82,16 @@ def checked(
             if unknown := [k for k in options if k not in names]:
                 raise AddendaError(unknown_names(unknown, names, name))
             arguments = signature.bind_partial(*args, **options).arguments
+            if hints.get("model") is nn.Module and not isinstance(arguments.get("model", _GIVEN), nn.Module):
+                raise AddendaError(no_model(arguments["model"]))
             extras = {k: v for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD for k, v in
                     arguments.get(p.name, {}).items()}  # fmt: skip
             problems = ranges.problems({**arguments, **extras}, special)
             told = {problem.partition(" ")[0] for problem in problems}
-            problems += _misfits(signature, {k: v for k, v in arguments.items() if k not in told})
+            problems += [
+                problem for k, v in arguments.items()
+                if k in hints and k not in told and (problem := _misfit(k, v, hints[k]))
+            ]  # fmt: skip
             if problems:
                 raise AddendaError(f"{name} cannot be called so: {'; '.join(problems)}.")
             return function(*args, **options)  # type: ignore[arg-type]
@@ -86,12 +100,6 @@ def checked(
         return call
 
     return wrap
-
-
-def _misfits(signature: inspect.Signature, arguments: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the kinds of arguments, by annotations that name plain kinds and nothing else."""
-    hints = {n: p.annotation for n, p in signature.parameters.items() if p.kind in _KEYWORD}
-    return [problem for n, value in arguments.items() if n in hints and (problem := _misfit(n, value, hints[n]))]
 
 
 def _misfit(name: str, value: Any, hint: Any) -> str | None:
@@ -123,8 +131,7 @@ def _misfit(name: str, value: Any, hint: Any) -> str | None:
     plain = isinstance(value, numbers.Number | str | None)
     kind = (value if isinstance(value, type) else type(value)).__name__
     got = repr(value)[:100] if plain else f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
-    beside = isinstance(getattr(value, "model", None), nn.Module) and "a torch.nn.Module" in words
-    return f"{name} must be {' or '.join(dict.fromkeys(words))}, got {got}{', whose .model is one' if beside else ''}"
+    return f"{name} must be {' or '.join(dict.fromkeys(words))}, got {got}"
 
 
 def _with_fields(function: Callable, settings: type | None) -> inspect.Signature:

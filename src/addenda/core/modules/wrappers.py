@@ -1,9 +1,8 @@
 """The model inside the wrappers of torch.compile, of parallel training, and of averaged weights."""
 
-from pathlib import Path
-
 from torch import nn
 
+from addenda.core.base.arguments import no_model
 from addenda.core.base.errors import AddendaError
 
 # The class, or one that it is derived from, and its child: by name, as some are of libraries that need not be there.
@@ -30,6 +29,5 @@ def unwrap(model: nn.Module) -> nn.Module:
 def model_in(model: nn.Module) -> nn.Module:
     """Return the model inside its wrappers. Raises AddendaError for what a user gave in the place of a model."""
     if not isinstance(model, nn.Module):
-        way = " Load it first: from_pretrained of transformers reads a folder." if isinstance(model, str | Path) else ""
-        raise AddendaError(f"Expected a torch.nn.Module as the model, got {type(model).__name__}.{way}")
+        raise AddendaError(no_model(model))
     return unwrap(model)
