@@ -228,3 +228,23 @@ def test_files_of_a_model_whose_modules_had_other_names(tmp_path):
         assert torch.equal(other(IDS), outputs[name])
     with pytest.raises(ad.AddendaError, match="each \\* of a path"):
         AdapterBank(other, files, size=2, rename={"*": "0"})
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_nobody_goes_for_another_while_a_change_is_merged(tmp_path, size):
+    model, files, outputs = made(tmp_path, "abc")
+    bank = AdapterBank(model, files, size=size)
+    bank.use("a")
+    bank.use("b")
+    held = bank.held
+    ad.merge(model)
+    merged = model(IDS).detach()
+    for name in "ca":
+        with pytest.raises(ad.AddendaError, match="merged"):
+            bank.use(name)
+        assert bank.held == held and torch.equal(model(IDS), merged)
+    assert bank.prefetch("c") == (size > 1)
+    assert torch.equal(model(IDS), merged)
+    ad.unmerge(model)
+    bank.use("c")
+    assert torch.equal(model(IDS), outputs["c"])

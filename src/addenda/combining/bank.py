@@ -116,8 +116,8 @@ class AdapterBank:
         self._forget_detached()
         if name not in self._held:
             self._bring(name)
-        self._held.move_to_end(name)
         switch(self.model, name)
+        self._held.move_to_end(name)
         return Adapter(self._root(), name)
 
     def prefetch(self, name: str) -> bool:
@@ -164,6 +164,7 @@ class AdapterBank:
 
     def _bring(self, name: str) -> None:
         """Put an adapter on the model. Where that fails, one that acted and had to go is brought back."""
+        ready(self.model, name)  # before somebody goes for it, whose change may be merged
         acted, held = self._acting(), tuple(self._held)
         try:
             self._attach(name)

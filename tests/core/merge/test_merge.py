@@ -118,6 +118,23 @@ def test_detaching_while_merged(tiny, ids):
     assert all(p.requires_grad for p in tiny.parameters())
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_what_is_merged_stays_where_an_idle_adapter_goes(dtype, tiny, ids):
+    before, flags = bits(tiny), [p.requires_grad for p in tiny.parameters()]
+    stir(ad.attach(tiny, "dora:rank=2", targets="linear", also_train=["score"], name="idle"), 0.3)
+    stir(ad.attach(tiny, LORA, targets="attention", name="a"), 0.3)
+    y = tiny(ids)
+    ad.merge(tiny, dtype=dtype)
+    merged = tiny(ids)
+    ad.detach(tiny, "idle")
+    assert torch.equal(tiny(ids), merged) and "base merged" in ad.status(tiny)
+    ad.unmerge(tiny)
+    assert same_bits(bits(tiny), before)
+    assert torch.equal(tiny(ids), y)
+    ad.detach(tiny)
+    assert [p.requires_grad for p in tiny.parameters()] == flags and same_bits(bits(tiny), before)
+
+
 def test_one_of_two_merged_goes(tiny, ids):
     stir(ad.attach(tiny, LORA, name="a"), 0.3)
     y = tiny(ids)

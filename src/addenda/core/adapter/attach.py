@@ -174,7 +174,8 @@ def _installed(root, state, name, plan, built, heads, seed, freeze, started, act
 def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = False) -> None:
     """Take one adapter, or all of them, off the model: same classes, keys, flags and bits as before.
 
-    A merged change is taken out of the base first; with keep_merged=True it stays, and all adapters go.
+    A change that is merged is taken out of the base first, unless those that go have no part in it; with
+    keep_merged=True it stays, and all adapters go.
     Raises AddendaError for an unknown name, when nothing is attached, or when the model is sharded.
     """
     host = state_of(model) if name is None else record_of(model, name)
@@ -189,7 +190,8 @@ def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
 
 
 def _detach(root: nn.Module, state: State, names: list[str], keep_merged: bool) -> None:
-    if state.merged is not None and not keep_merged:
+    taking_part = not state.active or set(names) & set(state.active)
+    if state.merged is not None and not keep_merged and (taking_part or grown_of(root) is not None):
         restore(root, state)
     with undone(root):  # what stands in the tensors of the base is right by now
         if keep_merged:
