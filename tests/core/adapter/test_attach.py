@@ -380,6 +380,22 @@ def test_a_weight_that_is_no_parameter_any_more_is_told(name, change):
         changed(x)
 
 
+def test_a_class_derived_from_an_adapted_one_is_not_dropped(tiny, ids):
+    expected, up = tiny(ids), tiny.layers[0].up_proj
+    ad.attach(tiny, LORA, targets="up_proj")
+    ad.switch(tiny, None)
+    nn.utils.parametrizations.weight_norm(up)
+    for change in (lambda: ad.detach(tiny), lambda: ad.attach(tiny, "bitfit", targets="up_proj.bias", name="bias")):
+        with pytest.raises(AddendaError, match=r"0\.up_proj.*ParametrizedAdaptedLinear.*remove_parametrizations"):
+            change()
+        assert nn.utils.parametrize.is_parametrized(up) and list(ad.adapters(tiny)) == ["default"]
+        torch.testing.assert_close(tiny(ids), expected)
+    nn.utils.parametrize.remove_parametrizations(up, "weight")
+    ad.detach(tiny)
+    assert type(up) is nn.Linear and untouched(tiny)
+    torch.testing.assert_close(tiny(ids), expected)
+
+
 def test_heads_may_be_named_by_a_function(tiny):
     by_name = ad.attach(tiny, LORA, targets="q_proj", also_train="score")
     want, _ = list(by_name.methods), ad.detach(tiny)

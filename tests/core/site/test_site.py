@@ -10,7 +10,7 @@ import toys
 from addenda.core.base.errors import AddendaError
 from addenda.core.forward.slots import slots_of
 from addenda.core.site.kinds import CONV, CONV1D, EMBEDDING, LINEAR, PARAMETER, kind_of
-from addenda.core.site.site import owners_of, site_at
+from addenda.core.site.site import has_another_forward, owners_of, site_at
 from shared import METHODS, NAMES, attach, bits, effective, relative, same_bits, sees_nothing, sites, stir, train
 
 LORA = ad.LoRA(rank=2)
@@ -137,6 +137,49 @@ def test_a_forward_replaced_on_the_instance_is_refused_for_it_would_be_a_silent_
     before = model(x)
     stir(adapter)
     assert not torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("spec", ["lora:rank=2", "dora:rank=2", "houlsby:rank=2"])
+def test_hooks_that_came_after_an_adapter_may_outlive_it(spec):
+    hooks, x = pytest.importorskip("accelerate.hooks"), torch.arange(6)[None] % toys.VOCAB
+    model = toys.make_llama(tie_word_embeddings=False)
+    expected = model(x).logits
+    stir(ad.attach(model, spec))
+    adapted = model(x).logits
+    for module in list(model.modules()):
+        hooks.add_hook_to_module(module, hooks.ModelHook())
+    assert torch.equal(model(x).logits, adapted)
+    ad.detach(model)
+    assert torch.equal(model(x).logits, expected)
+    hooks.remove_hook_from_submodules(model)
+    assert torch.equal(model(x).logits, expected)
+    stir(ad.attach(model, spec))  # the forward that the hooks have left on the instance is the class's own
+    assert torch.equal(model(x).logits, adapted)
+
+
+def test_a_forward_of_the_base_put_back_over_an_adapted_one_is_another():
+    model = Alone(nn.Linear(4, 4))
+    forward = model.inner.forward
+    ad.attach(model, LORA, targets="inner")
+    assert not has_another_forward(model.inner)
+    model.inner.forward = forward
+    assert has_another_forward(model.inner)
+
+
+@pytest.mark.parametrize("spec", ["lora:rank=2", "miss:rank=2", "shira:density=0.1", "houlsby:rank=2"])
+def test_what_was_offloaded_after_attach_is_told(spec, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    model = toys.make_llama(tie_word_embeddings=False)
+    adapter = stir(ad.attach(model, spec))
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(AddendaError, match=r"on the meta device, without values.*remove_hook_from_submodules"):
+        model(torch.arange(6)[None])
+    with pytest.raises(AddendaError, match=r"was not saved.*on the meta device"):
+        adapter.save(tmp_path / "a.safetensors")
+    assert not [*tmp_path.iterdir()]
+    if "houlsby" not in spec:
+        with pytest.raises(AddendaError, match="on the meta device, without values"):
+            ad.merge(model)
 
 
 @pytest.mark.parametrize("spec", ["lora:rank=2", "dora:rank=2", "houlsby:rank=2"])

@@ -21,6 +21,7 @@ from addenda.core.forward.adapted import adapt, release
 from addenda.core.forward.slots import slots_of
 from addenda.core.forward.tensors import SiteTensors
 from addenda.core.modules.borrow import in_its_mode
+from addenda.core.modules.classes import refuse_derived
 from addenda.core.modules.statistics import hold, let_go, mode_of
 from addenda.core.modules.wrappers import model_in, unwrap
 from addenda.core.site.positions import Positions, placed
@@ -176,13 +177,16 @@ def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
 
     A change that is merged is taken out of the base first, unless those that go have no part in it; with
     keep_merged=True it stays, and all adapters go.
-    Raises AddendaError for an unknown name, when nothing is attached, or when the model is sharded.
+    Raises AddendaError for an unknown name, when nothing is attached, when the model is sharded, and where a module has
+    got another class since, as a parametrization gives it.
     """
     host = state_of(model) if name is None else record_of(model, name)
     root, state = host.root, host.state
     refuse_sharded(root, "no adapter can be taken off it")
     if keep_merged and (state.merged is None or name is not None):
         raise AddendaError("keep_merged=True wants a merged change and no name. Call merge(model) first.")
+    for path, module in root.named_modules():
+        refuse_derived(module, path)
     names = list(state.records) if name is None else [name]
     with alone(root, "detach"):
         apart(state, names)

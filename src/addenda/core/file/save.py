@@ -128,6 +128,11 @@ def save(
         head = site_path in record.also_train
         if head and not heads:
             continue
+        if absent := [k for k, t in (site_tensors.stored() | {"the base": site.weight}).items() if t.is_meta]:
+            raise AddendaError(
+                f"{adapter.name!r} was not saved to {path}: at {site_path} {', '.join(absent)} is on the meta device, "
+                "without values (offloaded?). Bring the whole model into memory first."
+            )
         copy = site_tensors.method if head else copy
         method = HEAD if head else methods.index(site_tensors.method)
         entry, of_site, wrong = _site(state, site, site_tensors, method, basis, latent)

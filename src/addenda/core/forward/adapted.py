@@ -23,7 +23,7 @@ from addenda.core.forward.grouped import Grouped, Part, split
 from addenda.core.forward.hidden import in_turn, run, undone
 from addenda.core.forward.slots import Slots, slots_of
 from addenda.core.forward.tensors import SiteTensors
-from addenda.core.modules.classes import Adapted, original_class
+from addenda.core.modules.classes import Adapted, original_class, refuse_derived
 from addenda.core.modules.returned import version_of
 from addenda.core.site.kinds import OUTPUT, PARAMETER
 from addenda.core.site.site import Site, has_another_forward
@@ -99,7 +99,9 @@ def _derive(original: type, properties: tuple[str, ...]) -> type:
     """Return the class that extends `original` in place: its forward, and a property for each raw parameter."""
 
     def forward(self, *args, **kwargs):
-        slots = self._modules["addenda"]
+        slots = self._modules.get("addenda")
+        if slots is None:  # detached, and somebody holds the forward of before, as hooks do
+            return original.forward(self, *args, **kwargs)
         acts = slots.acting()
         for source in acts.undoes:
             acting = source.acting()
@@ -113,6 +115,8 @@ def _derive(original: type, properties: tuple[str, ...]) -> type:
             return _own(self, original, slots, acts, *args, **kwargs)
         act = acts.each["output"].act if "output" in acts.each else in_turn(changes)
         return run(changes, act, partial(_own, self, original, slots, acts), args, kwargs)
+
+    forward.__dict__["own_forward_of"] = original
 
     def reduced(self, protocol):
         return _rebuild, (original, properties), self.__getstate__()
@@ -159,6 +163,8 @@ def _property(name: str) -> property:
 
 def adapt(site: Site) -> Slots:
     """Extend the class of the modules that take part in a site, and return the slots of the first one."""
+    for module in site.modules:
+        refuse_derived(module, site.path)
     slots = slots_of(site.module) or Slots()
     site.module._modules["addenda"] = slots
     for module in site.modules:

@@ -39,6 +39,8 @@ def execute(
             "pruning made after attach computes it, or this is a replica of DataParallel, which copies no adapters. "
             "Make them before attach; of several devices use DistributedDataParallel."
         )
+    for t in live:
+        t.refuse_absent(x)
     device, bias = x.device.type, getattr(module, "bias", None)  # the attribute: a trained bias
     autocast = autocast_dtype(device)
     if autocast is not None and x.is_floating_point() and x.dtype != torch.float64:  # what it would do to arguments

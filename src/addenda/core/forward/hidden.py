@@ -154,6 +154,7 @@ def _change(
             f"{t.path}: {t.method.name} reads {shape} and changes {tuple(y.shape)}: both must be "
             f"(…, {t.width}). Name another module with targets=."
         )
+    t.refuse_absent(y)
     device, p = y.device.type, t.tensors()
     autocast = autocast_dtype(device)
     if autocast is not None and x.is_floating_point() and x.dtype != torch.float64:

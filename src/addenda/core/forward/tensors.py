@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from addenda.core.base.errors import AddendaError
 from addenda.core.method.contract import Method, Params
 from addenda.core.packed.few_bits import quantised
 from addenda.core.packed.tensor import Packed
@@ -128,6 +129,16 @@ class SiteTensors(nn.Module):
     def stored(self) -> Params:
         """Return the tensors that a file stores: trainable and frozen ones, detached."""
         return {k: t.detach() for k, t in {**self._parameters, **{k: self._buffers[k] for k in self.frozen}}.items()}
+
+    def refuse_absent(self, beside: Tensor) -> None:
+        """Raise AddendaError where its tensors have no values beside one that has: they went where the weights did."""
+        p = next(iter(self._parameters.values()), None)
+        if p is not None and p.device.type == "meta" and beside.device.type != "meta":
+            raise AddendaError(
+                f"The tensors of this {self.method.name or 'trained copy'} are on the meta device, without values, as "
+                "offloading after attach leaves them: accelerate brings back a layer's own weights alone. Take its "
+                "hooks off (accelerate.hooks.remove_hook_from_submodules(model)), and keep the model in memory."
+            )
 
     def draw(self, values: Params) -> None:
         """Set this step's values of frozen tensors, in place after the first time."""

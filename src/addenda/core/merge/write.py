@@ -132,6 +132,13 @@ def _change(site: Site) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
     slots = slots_of(site.module)
     assert slots is not None
     live, W = slots.live[site.parameter], site.weight.detach()
+    if W.is_meta:
+        raise AddendaError(
+            f"{site.path} is on the meta device, without values (offloaded?), so nothing can be merged into it. Bring "
+            "the whole model into memory first."
+        )
+    for t in live:
+        t.refuse_absent(W)
     wide = torch.promote_types(W.dtype, torch.float32)
     if isinstance(W, Packed):
         return None, site.weight, W.dense(wide), effective_weight(site, live, wide)

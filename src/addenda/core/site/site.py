@@ -327,10 +327,12 @@ def has_another_forward(module: nn.Module) -> bool:
     forward = module.__dict__.get("forward")
     if forward is None:
         return False
-    return (
-        getattr(forward, "__self__", None) is not module
-        or getattr(forward, "__func__", None) is not type(module).forward
-    )
+    if getattr(forward, "__self__", None) is not module:
+        return True
+    own, found = type(module).forward, getattr(forward, "__func__", None)
+    adapted = getattr(found, "own_forward_of", None)  # one of `core.forward.adapted`
+    base: type = getattr(own, "own_forward_of", type(module))
+    return found is not own and (adapted is None or adapted.forward is not base.forward)
 
 
 def refusal(model: nn.Module, site: Site, owners: Owners | None = None) -> str | None:
