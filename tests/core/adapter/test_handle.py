@@ -1,4 +1,4 @@
-"""What `Adapter.step` sees in the first steps: tensors that nothing reaches, and tensors that nothing moves."""
+"""What `Adapter.step` sees in the first steps (what nothing reaches or moves), and when values may be written."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 import addenda as ad
 from addenda.core.base.errors import AddendaError
-from shared import attach, loss_of, where
+from shared import attach, loss_of, same_bits, stir, where
 
 
 def steps(model: nn.Module, adapter: ad.Adapter, ids, optimizer, count: int = 4, schedule=None) -> None:
@@ -135,3 +135,16 @@ def test_a_save_says_that_no_step_has_moved_anything(name, tiny, ids, tmp_path):
     assert again.save(tmp_path / "b.safetensors").read_bytes() == file.read_bytes()
     steps(tiny, again, ids, torch.optim.SGD(again.parameters(), lr=0.5), 1)
     again.save(file)
+
+
+@pytest.mark.parametrize("name", ["lora:rank=2", "pissa:rank=2", "dora:rank=2,bits=4"])
+def test_what_a_converting_merge_gives_back_is_not_written_over_meanwhile(name, tiny):
+    adapter = stir(ad.attach(tiny, name, targets="linear"))
+    values = {k: t.clone() for k, t in adapter.state_dict().items()}
+    ad.merge(tiny, dtype=torch.float64)
+    with pytest.raises(AddendaError, match=r"merge has converted.*Call unmerge\(model\) first"):
+        adapter.load_state_dict({k: t + 1 for k, t in values.items()})
+    ad.unmerge(tiny)
+    assert same_bits(adapter.state_dict(), values)
+    adapter.load_state_dict({k: t + 1 for k, t in values.items()})
+    assert not same_bits(adapter.state_dict(), values)

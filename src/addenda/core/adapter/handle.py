@@ -133,7 +133,15 @@ class Adapter:
         return {f"{path}/{key}": t for path, tensors in self._holders() for key, t in tensors.stored().items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Copy values in, strictly: every tensor, none more, shapes equal. Raises AddendaError listing all misfits."""
+        """Copy values in, strictly: every tensor, none more, shapes equal.
+
+        Raises AddendaError listing all misfits, and while a merge has converted the model, which `unmerge` takes back.
+        """
+        if self._record().state.cast:
+            raise AddendaError(
+                f"A merge has converted this model (dtype=), and unmerge gives {self.name!r} back the values that it "
+                "had before: what is written now would be lost. Call unmerge(model) first."
+            )
         targets = self.state_dict()
         if not isinstance(tensors, Mapping):
             raise AddendaError(f"Expected tensors by name, as state_dict() gives them, got {type(tensors).__name__}.")
