@@ -12,7 +12,7 @@ import shared
 import toys
 from addenda.compressing.layers import LowRankLinear
 from addenda.core.base.errors import AddendaError
-from addenda.core.packed.tensor import Packed, parts_of
+from addenda.core.packed.tensor import Packed, parts_of, values_of
 from addenda.quantizing.quantize import FORMS, bits_of, dequantize, quantize
 
 SITE = "model.layers.0.mlp.up_proj"
@@ -99,6 +99,36 @@ def test_methods_train_as_on_the_plain_weight(how, name, ids):
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["int8", "nf4"])
+def test_every_method_acts_on_packed_weights_in_inference_mode(how, ids):
+    seen = []
+    for name in shared.NAMES:
+        model = toys.Tiny().eval()
+        quantize(model, how)
+        try:
+            shared.stir(shared.attach(model, name, ids, targets="linear"))
+        except AddendaError:  # a patch, which puts numbers in the place of the base's
+            continue
+        with torch.no_grad():
+            expected = model(ids)
+        with torch.inference_mode():
+            assert torch.equal(model(ids), expected), name
+        seen.append(name)
+    assert len(seen) > 40
+
+
+@pytest.mark.parametrize("how", FORMS)
+def test_views_of_packed_weights_are_those_of_their_values_in_inference_mode(how):
+    W = FORMS[how].of(torch.randn(8, 64))
+    views = [lambda W: W.t(), lambda W: W[1:3], lambda W: W.view(-1), lambda W: W.detach(), lambda W: W.float()]
+    with torch.inference_mode():
+        for view in views:
+            assert torch.equal(values_of(view(W)), view(W.dense()))
+        assert isinstance(W.detach(), Packed)
+        with pytest.raises(AddendaError, match="would write into"):
+            W.add_(1)
 
 
 def test_statistics_make_spqr_closer_and_a_failure_gives_the_old_weights_back():

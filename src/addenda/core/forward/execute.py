@@ -67,7 +67,7 @@ def _run(module, kind: Kind, live: Sequence[SiteTensors], x, weight, bias, produ
             return block_linear(x, W, bias, *m.blocks(t.tensors(), (W.shape[0], W.shape[1])))
     if plain and all(t.method.has("sparse") for t in live):
         W = kind.to_matrix(weight)
-        entries = [t.method.sparse(t.tensors(), (W.shape[0], W[0].numel())) for t in live]
+        entries = [t.method.sparse(t.tensors(), (W.shape[0], W.shape[1:].numel())) for t in live]
         if kind.dense:
             return sparse_linear(x, W, bias, entries)
         if kind == EMBEDDING and not module.scale_grad_by_freq:

@@ -108,6 +108,8 @@ class Packed(torch.Tensor):
                 "where it is loaded; or make them plain first: addenda.dequantize(model). In a Trainer, "
                 "callbacks=[addenda.TrainerCallback(adapter)] leaves such weights out of its checkpoints."
             )
+        if torch.is_inference_mode_enabled():
+            return _without_version(func, args, kwargs or {})
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
@@ -129,6 +131,17 @@ class Packed(torch.Tensor):
                 "plain weight in its place first: module.weight = nn.Parameter(module.weight.dense())."
             )
         return func(*tree_map(values_of, args), **tree_map(values_of, kwargs))
+
+
+def _without_version(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Return func(…) in inference mode, where torch wants a version of each view, and no tensor made there has one."""
+    if func is torch.Tensor.detach:
+        return args[0]._with(lambda t: t)
+    with torch._C.DisableTorchFunctionSubclass():
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:
+            return func(*tree_map(values_of, args), **tree_map(values_of, kwargs))
 
 
 def values_of(t: Any) -> Any:
