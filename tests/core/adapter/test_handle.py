@@ -138,10 +138,13 @@ def test_a_save_says_that_no_step_has_moved_anything(name, tiny, ids, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lora:rank=2", "pissa:rank=2", "dora:rank=2,bits=4"])
-def test_what_a_converting_merge_gives_back_is_not_written_over_meanwhile(name, tiny):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_a_converting_merge_gives_back_is_read_and_not_written_meanwhile(name, dtype, tiny):
     adapter = stir(ad.attach(tiny, name, targets="linear"))
     values = {k: t.clone() for k, t in adapter.state_dict().items()}
-    ad.merge(tiny, dtype=torch.float64)
+    ad.merge(tiny, dtype=dtype, allow_loss=1.0)
+    assert same_bits(adapter.state_dict(), values)
+    assert all(p.dtype == dtype for p in adapter.parameters())
     with pytest.raises(AddendaError, match=r"merge has converted.*Call unmerge\(model\) first"):
         adapter.load_state_dict({k: t + 1 for k, t in values.items()})
     ad.unmerge(tiny)

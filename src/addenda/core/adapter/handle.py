@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from addenda.core.forward.tensors import Pool, SiteTensors
 from addenda.core.method.contract import Method
 from addenda.core.modules.statistics import gathered
 from addenda.core.packed.tensor import Packed, bits_mark, bits_sum
+from addenda.core.state.copies import unconverted
 from addenda.core.state.state import HostRecord, intact, record_of, state_of, tensors_at
 from addenda.core.state.vocabulary import Vocabulary, grown_of
 
@@ -127,10 +129,13 @@ class Adapter:
     def state_dict(self) -> dict[str, Tensor]:
         """Return trainable and frozen tensors by "path/tensor", those of pools last, matrices in full precision.
 
-        They are the adapter's own, not copies: training and `load_state_dict` write into them.
+        They are the adapter's own, not copies: training and `load_state_dict` write into them. While a merge has
+        converted the model they are those that `unmerge` gives back.
         """
         give_back(self.model)
-        return {f"{path}/{key}": t for path, tensors in self._holders() for key, t in tensors.stored().items()}
+        root, state, _ = self._record()
+        with unconverted(root, state.cast) if state.cast else nullcontext():
+            return {f"{path}/{key}": t for path, tensors in self._holders() for key, t in tensors.stored().items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Copy values in, strictly: every tensor, none more, shapes equal.
