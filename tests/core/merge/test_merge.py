@@ -135,6 +135,20 @@ def test_what_is_merged_stays_where_an_idle_adapter_goes(dtype, tiny, ids):
     assert [p.requires_grad for p in tiny.parameters()] == flags and same_bits(bits(tiny), before)
 
 
+@pytest.mark.parametrize("name", ["shira:density=0.2", "lora:rank=2", "full"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_converted_while_merged_has_its_base_in_the_new_dtype(name, dtype, tiny, ids):
+    base = bits(tiny)
+    adapter = stir(ad.attach(tiny, name, targets=["linear", "embedding"]))
+    ad.merge(tiny)
+    tiny.to(dtype)
+    ad.unmerge(tiny)
+    assert same_bits(bits(tiny), {k: t.to(dtype) for k, t in base.items()})
+    assert all(p.dtype == dtype for p in adapter.parameters())
+    ad.detach(tiny)
+    assert same_bits(bits(tiny), {k: t.to(dtype) for k, t in base.items()})
+
+
 def test_one_of_two_merged_goes(tiny, ids):
     stir(ad.attach(tiny, LORA, name="a"), 0.3)
     y = tiny(ids)

@@ -29,7 +29,7 @@ from addenda.core.site.site import owners_of, site_at
 from addenda.core.site.targets import Target, exactly, refuse_foreign
 from addenda.core.state import bypass, save_pretrained
 from addenda.core.state.cache_length import follow
-from addenda.core.state.merged import apart, restore
+from addenda.core.state.merged import apart, restore, still_merged
 from addenda.core.state.state import (
     Record,
     State,
@@ -195,12 +195,13 @@ def detach(model: nn.Module, name: str | None = None, *, keep_merged: bool = Fal
 
 def _detach(root: nn.Module, state: State, names: list[str], keep_merged: bool) -> None:
     taking_part = not state.active or set(names) & set(state.active)
-    if state.merged is not None and not keep_merged and (taking_part or grown_of(root) is not None):
-        restore(root, state)
-    with undone(root):  # what stands in the tensors of the base is right by now
-        if keep_merged:
-            keep_rows(root)
-        _take_off(root, state, names)
+    with still_merged(state):
+        if state.merged is not None and not keep_merged and (taking_part or grown_of(root) is not None):
+            restore(root, state)
+        with undone(root):  # what stands in the tensors of the base is right by now
+            if keep_merged:
+                keep_rows(root)
+            _take_off(root, state, names)
 
 
 def _take_off(root: nn.Module, state: State, names: list[str]) -> None:

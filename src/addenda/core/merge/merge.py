@@ -18,7 +18,7 @@ from addenda.core.modules.borrow import in_its_mode, training_mode
 from addenda.core.site.site import owners_of, site_at
 from addenda.core.state import copies as cast
 from addenda.core.state.bypass import known_reads, watching
-from addenda.core.state.merged import apart, restore, take_out
+from addenda.core.state.merged import apart, restore, still_merged, take_out
 from addenda.core.state.state import State, apply_active, apply_again, intact, state_of
 
 UNSEEN_LIMIT = 0.25  # share of the change that rounding may take when no batch is there to judge by
@@ -215,13 +215,15 @@ def _merged(
 def unmerge(model: nn.Module) -> None:
     """Put the base's own bits back, exactly; the same adapters are active as before the merge.
 
-    Where the merge has converted the model (dtype=), all of it gets its own dtypes and values back.
+    Where the merge has converted the model (dtype=), all of it gets its own dtypes and values back. Interrupted, it can
+    be called again.
     """
     root, state = state_of(model)
     if state.merged is None:
         raise AddendaError("Nothing is merged into the base.")
-    restore(root, state)
-    apply_active(root, state, state.active)
+    with still_merged(state):
+        restore(root, state)
+        apply_active(root, state, state.active)
 
 
 def _way(away: float, proof: Proof | None, after: Tensor | None) -> Way:

@@ -1,6 +1,7 @@
 """The base's own bits while a change is merged into it, and how they are restored."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -24,24 +25,39 @@ def apart(state: State, names: Iterable[str] | None = None) -> None:
             raise AddendaError(f"Another thread or task is in a `with` block of {labels}. Wait for its end.")
 
 
+@contextmanager
+def still_merged(state: State) -> Iterator[None]:
+    """Keep what a merge has set aside where a `with` block that undoes it is interrupted: `unmerge` can go on."""
+    merged, converted = state.merged, state.cast
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C: half of the base has its bits back by now
+        state.merged, state.cast = merged, converted
+        raise
+
+
 @torch.no_grad()
 def restore(root: nn.Module, state: State) -> None:
     """Undo a merge: write the base's own bits back, and everything that the merge converted to another dtype."""
-    take_out(root, state)
-    cast.put_back(root, state.cast)
-    state.cast = {}
+    with still_merged(state):
+        take_out(root, state)
+        cast.put_back(root, state.cast)
+        state.cast = {}
 
 
 def take_out(root: nn.Module, state: State) -> None:
     """Write back the bits that the base had before the change was written into it."""
     owners, merged = owners_of(root), state.merged or {}
-    state.merged = None  # whatever comes: what cannot be written was not written before either
-    for path, kept in merged.items():
-        try:
-            site = site_at(root, path, owners)
-        except AddendaError:
-            continue
-        replaced = kept.adapted and slots_of(site.module) is None  # by a module that has other bits
-        if not replaced and kept.fits(site.weight):
-            kept.into(site)
-    state.fingerprints.clear()  # those of the copies that end here
+    with still_merged(state):
+        state.merged = None  # whatever else comes: what cannot be written was not written before either
+        for path, kept in merged.items():
+            try:
+                site = site_at(root, path, owners)
+            except AddendaError:
+                continue
+            replaced = kept.adapted and slots_of(site.module) is None  # by a module that has other bits
+            if not replaced and kept.fits(site.weight):
+                kept.into(site)
+        state.fingerprints.clear()  # those of the copies that end here

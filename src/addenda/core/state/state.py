@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,16 +66,21 @@ class Kept:
     def into(self, site: Site) -> None:
         """Put the values at the site. A packed weight is not written to: a plain one takes its place for a while."""
         if isinstance(site.weight, Packed) or isinstance(self.values, Packed):
-            parameter = self.values if isinstance(self.values, nn.Parameter) else nn.Parameter(self.values, False)
-            site.module._parameters[site.parameter] = parameter
+            values = self.values.to(site.weight.device)
+            site.module._parameters[site.parameter] = (
+                values if isinstance(values, nn.Parameter) else nn.Parameter(values, False)
+            )
         else:
             self.put_back(site.weight.data)
 
     def put_back(self, weight: Tensor) -> Tensor:
-        """Write the base's own bits into a contiguous `weight` that has the merged ones, and return it."""
+        """Write the base's own bits into a contiguous `weight` that has the merged ones, and return it.
+
+        The weight may have another dtype by now, or be on another device.
+        """
         if self.index is None:
             return weight.copy_(self.values)
-        weight.view(-1)[self.index] = self.values
+        weight.view(-1)[self.index.to(weight.device)] = self.values.to(weight)
         return weight
 
 
@@ -261,17 +266,34 @@ def apply_active(root: nn.Module, state: State, names: tuple[str, ...], stay: bo
         acting = () if state.merged is not None else names
         planned = {s: s.activated(acting) for m in root.modules() if (s := slots_of(m)) is not None}
         link(root, state, planned)
-        state.active = names
-        state.last = names or tuple(n for n in state.last if n in state.records)
-        for slots, acts in planned.items():
-            slots.own = acts
-        if compiled.seen and not names:
-            _stand_in(root, state)
-        if not stay:
-            leave([b for b in blocks() if b in state.blocks])
-        for block in list(state.blocks):  # places may have come or gone
-            apply_block(root, state, block)
+        with _all_or_none(root, state, planned):
+            state.active = names
+            state.last = names or tuple(n for n in state.last if n in state.records)
+            for slots, acts in planned.items():
+                slots.own = acts
+            if compiled.seen and not names:
+                _stand_in(root, state)
+            if not stay:
+                leave([b for b in blocks() if b in state.blocks])
+            for block in list(state.blocks):  # places may have come or gone
+                apply_block(root, state, block)
+            mirror(root, state)
+
+
+@contextmanager
+def _all_or_none(root: nn.Module, state: State, planned: Iterable[Slots]) -> Iterator[None]:
+    """Let what acted before act again, on every module, where a `with` block ends with an error or Ctrl-C."""
+    active, last, around = state.active, state.last, blocks()
+    owned = [(slots, slots.own, slots.traced) for slots in planned]
+    try:
+        yield
+    except BaseException:
+        state.active, state.last = active, last
+        for slots, own, traced in owned:
+            slots.own, slots.traced = own, traced
+        enter(around)
         mirror(root, state)
+        raise
 
 
 def apply_again(root: nn.Module, state: State, active: tuple[str, ...], around: tuple[Block, ...]) -> None:
