@@ -1,5 +1,7 @@
 """Compositions against what each part does alone: for adapters of activations, of weights, and of both."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -593,3 +595,12 @@ def test_weights_are_a_list_of_numbers(weights):
 def test_what_weighs_a_fusion_is_a_name():
     with pytest.raises(AddendaError, match=r"Fuse's by= is the name of the adapter.*got \['c'\]"):
         ad.Fuse("a", "b", by=["c"])
+
+
+def test_a_copy_that_is_made_in_a_block_is_in_none(tiny, ids):
+    stir(ad.attach(tiny, "lora:rank=2", targets="linear", name="a"))
+    expected = tiny(ids)
+    with ad.composed(tiny, ad.Parallel("a", None)):
+        twin = copy.deepcopy(tiny)
+        assert torch.equal(twin(ids), expected) and len(tiny(ids)) == 2 * len(ids)
+    assert torch.equal(twin(ids), expected)

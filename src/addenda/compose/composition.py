@@ -127,7 +127,8 @@ def _repeated(root: nn.Module, parallel: Parallel, acts: Callable[[], bool]) -> 
     """Repeat the model's batch in every forward while acts(), and make its `generate` refuse meanwhile."""
 
     def repeat(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        return parallel.repeat(module, args, kwargs) if acts() else None
+        inside = module is root and acts()  # a copy that is made in the block is in none
+        return parallel.repeat(module, args, kwargs) if inside else None
 
     with lock:
         guards = root.__dict__.setdefault("_addenda_parallel", [])
