@@ -111,7 +111,8 @@ def _misfit(name: str, value: Any, hint: Any) -> str | None:
     arms = typing.get_args(hint) if union else (hint,)
     words = []
     for arm in arms:
-        origin, inner = typing.get_origin(arm), typing.get_args(arm)
+        origin: Any = typing.get_origin(arm)
+        inner = typing.get_args(arm)
         if arm is str or (origin is Literal and all(isinstance(word, str) for word in inner)):
             fits, word = isinstance(value, str) or (not union and isinstance(value, Hashable)), "a text"
         elif origin is Callable:
