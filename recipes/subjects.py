@@ -182,7 +182,6 @@ QV = ("*.attention.q_proj", "*.attention.v_proj")
 
 # In this order, the cheapest first by what single steps took; `--cost` says what each takes here.
 CHEAPEST = (
-    "garments-few",
     "garments-qv",
     "garments",
     "docstrings-minilm",
@@ -207,9 +206,6 @@ SETTINGS = {
         ),
         Setting("garments", lambda seed: garments(0, 100), 400, 100, validation=1000, small=False),
         Setting("garments-qv", lambda seed: garments(0, 100), 400, 100, validation=1000, targets=QV, small=False),
-        Setting(
-            "garments-few", lambda seed: garments(seed, 8), 200, 50, validation=1000, drawn=True, small=False, seeds=12
-        ),
         Setting("sort-numbers", numbers, 200, 50, batch=8, validation=200, small=False, seeds=5),
     )
 }
