@@ -20,7 +20,7 @@ def run(given) -> tuple[dict, str]:
     batch, length = map(int, given.tokens.split("x"))
     found = {arm: in_process(milliseconds, given.model, arm, (batch, length), given.attention, given.threads)
              for arm in ARMS}  # fmt: skip
-    kinds = sorted({k for made in found.values() for k in made}, key=lambda k: -found["floor"].get(k, 0))
+    kinds = sorted({k for made in found.values() for k in made}, key=lambda k: (-found["floor"].get(k, 0), k))
     lines = [f"{given.model}, bfloat16, {given.tokens} tokens; milliseconds a step on the calling thread.", "",
              f"| | {' | '.join(kinds)} | all |", f"| --- |{' ---: |' * (len(kinds) + 1)}"]  # fmt: skip
     for arm, made in found.items():

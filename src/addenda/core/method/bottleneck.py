@@ -58,7 +58,9 @@ class Bottleneck(HiddenMethod):
             yield f"dropout must be in [0, 1), got {self.dropout}"
 
     def check(self, width: int) -> str | None:
-        return f"a bottleneck of {self.rank} is wider than the activations ({width})" if self.rank > width else None
+        if self.rank <= width:
+            return None
+        return f"a bottleneck of {self.rank} is wider than the activations ({width}); rank={width} is the most"
 
     def init(self, width: int, rng: Stream, p: Params) -> Params:
         tensors = {"down": rng.kaiming_uniform(self.rank, width), "up": torch.zeros(width, self.rank)}
