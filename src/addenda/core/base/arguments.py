@@ -111,15 +111,15 @@ def _misfit(name: str, value: Any, hint: Any) -> str | None:
     arms = typing.get_args(hint) if union else (hint,)
     words = []
     for arm in arms:
-        origin: Any = typing.get_origin(arm)
-        inner = typing.get_args(arm)
+        origin, inner = typing.get_origin(arm), typing.get_args(arm)
+        listed, named = (isinstance(origin, type) and issubclass(origin, kind) for kind in (Iterable, Mapping))
         if arm is str or (origin is Literal and all(isinstance(word, str) for word in inner)):
             fits, word = isinstance(value, str) or (not union and isinstance(value, Hashable)), "a text"
         elif origin is Callable:
             fits, word = callable(value), "a function"
-        elif isinstance(origin, type) and issubclass(origin, Iterable) and (inner[0] in _KINDS or inner[0] is Any):
+        elif listed and (inner[0] in _KINDS or inner[0] is Any):
             fits, word = not isinstance(value, numbers.Number | None), "a list"
-            if issubclass(origin, Mapping):
+            if named:
                 fits, word = isinstance(value, Mapping), "a dict"
         elif arm in _KINDS:
             known, word = _KINDS[arm]
