@@ -178,7 +178,7 @@ def test_bad_input(x):
         ({"ranks": {"a": "3"}}, "the rank of a must be a whole number, got '3'"),
         ({"ranks": {"a": True}}, "the rank of a must be a whole number, got True"),
         ({"ranks": ["a"]}, "ranks must be a dict or None, got a list"),
-        ({"energy": 0.9, "batches": 3}, "batches is a list of batches.*got a int"),
+        ({"energy": 0.9, "batches": 3}, "batches must be a list or None, got 3"),
         ({"energy": 0.9, "batches": x}, "batches is a list of batches.*got a Tensor"),
         ({"energy": 0.9, "batches": {"x": x}}, "batches is a list of batches.*got a dict"),
         ({"energy": 0.9, "scheme": "vertical"}, "no scheme 'vertical'"),
