@@ -1,6 +1,7 @@
 """`addenda compare` without a model: the demo's plan stands for what is not given, and for nothing else."""
 
 import pytest
+import torch
 
 from addenda.cli.main import run
 from addenda.comparing import embedded
@@ -54,10 +55,14 @@ def test_other_data_keeps_the_common_defaults(asked):
     (["--ray", "auto"], 1), (["--grouped"], 1), (["--data", "sort-numbers"], 1),
     (["--data", "sort-numbers", "--workers", "2"], 2), (["--model", "minilm", "--data", "docstrings"], 1),
 ])  # fmt: skip
-def test_trials_of_one_thread_each_have_one_worker_a_thread(asked, monkeypatch, options, at_once):
-    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
-    assert asked(*options)["workers"] == at_once
-    assert embedded.workers_of(1) == 3 and embedded.workers_of(2) == embedded.workers_of(None) == 1
+def test_trials_of_one_thread_each_have_one_worker_a_thread(asked, options, at_once):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert asked(*options)["workers"] == at_once and torch.get_num_threads() == 3
+        assert embedded.workers_of(1) == 3 and embedded.workers_of(2) == embedded.workers_of(None) == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("options", "says"), [

@@ -34,5 +34,5 @@ def test_a_model_in_a_wrapper_takes_what_the_model_takes(door, folder):
 def test_what_cannot_be_attached_to_is_said_before_the_file_is_read(door, folder):
     with pytest.raises(AddendaError, match=r"wrapped in OptimizedModule.*Attach first, then wrap"):
         ad.import_adapter(torch.compile(make("llama")), folder / door)
-    with pytest.raises(AddendaError, match=r"model must be a torch\.nn\.Module, got a PosixPath"):
+    with pytest.raises(AddendaError, match=r"Expected a torch.nn.Module as the model, got PosixPath"):
         ad.import_adapter(folder / door, make("llama"))

@@ -248,7 +248,8 @@ def serve() -> None:
         _answer(answers, work)
         return
     alone, threads = work
-    with at_most(threads), set_aside():
+    torch.set_num_threads(threads)  # as many as there, be it more than a process begins with
+    with set_aside():
         while True:
             spec = asked.get()
             try:

@@ -148,7 +148,7 @@ def tokenise(
 
 def check_tokenizer(tokenizer: Any) -> None:
     """Raise AddendaError for what makes no ids of a text."""
-    if not callable(tokenizer) or not hasattr(tokenizer, "eos_token_id"):
+    if not callable(tokenizer) or isinstance(tokenizer, type):
         given = repr(tokenizer)[:80] if isinstance(tokenizer, str) else type(tokenizer).__name__
         raise AddendaError(f"Expected a tokenizer, such as AutoTokenizer.from_pretrained(folder) gives, got {given}.")
 

@@ -65,7 +65,7 @@ def generate(
     check_writes(model)
     if temperature is None and (unread := [n for n, v in (("top_p", top_p), ("seed", seed)) if v is not None]):
         raise AddendaError(f"{unread[0]}= is for drawn answers, and these are greedy: give temperature=, such as 1.")
-    if not isinstance(prompts, Iterable):
+    if not isinstance(prompts, Iterable | Chat):
         raise AddendaError(f"generate takes a list of prompts, got {type(prompts).__name__}. Give [prompt].")
     prompts = [prompts] if isinstance(prompts, str | Chat) else list(prompts)
     empty = [i for i, p in enumerate(prompts) if isinstance(p, str) and not p.strip()]

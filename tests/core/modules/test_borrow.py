@@ -41,6 +41,16 @@ def test_merging_in_inference_mode_in_another_dtype_leaves_a_model_that_trains(t
     assert same_bits(bits(tiny), before)
 
 
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    """How many threads torch has: beyond one, tensors of several sites are made side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_a_model_made_in_inference_mode_is_used_everywhere_and_stays_so(ids, tmp_path):
     with torch.inference_mode():
         model = toys.Tiny()

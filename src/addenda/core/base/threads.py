@@ -5,6 +5,8 @@ import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -23,10 +25,21 @@ def side_by_side(most: int) -> Iterator[Callable[[Callable, list], Iterable]]:
         return
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-            yield pool.map
+            yield partial(_in_mode_of_caller, pool.map)
     finally:
         torch.set_num_threads(threads)
         give_back()
+
+
+def _in_mode_of_caller(apply: Callable[[Callable, list], Iterable], function: Callable, jobs: list) -> Iterable:
+    """Run jobs in threads in the modes of here: recording gradients, and inference mode, are of each thread alone."""
+    recording, inferring = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    def run(job: Any) -> Any:
+        with torch.set_grad_enabled(recording), torch.inference_mode() if inferring else contextlib.nullcontext():
+            return function(job)
+
+    return apply(run, jobs)
 
 
 @contextmanager
