@@ -146,7 +146,7 @@ def compare(
         refuse_unread(compare, given, ("search_steps",), "with --rates 1: no rate is searched for.")
     from addenda.comparing.arm import parse_arm
 
-    rest, threads, at_once = {}, None, workers or 1
+    rest, threads = {}, None
     if on_docstrings := task_of(model, data) == DOCSTRINGS:
         asked = run_file.said(compare, given)
         asked |= ({"seeds"} if until else set()) | ({"search_steps"} if asked & {"budget", "rates"} else set())
@@ -154,7 +154,6 @@ def compare(
         methods, budget, search_steps, seeds = (given[k] for k in ("methods", "budget", "search_steps", "seeds"))
         rates, batch, items, dtype, grouped = (given[k] for k in ("rates", "batch", "items", "dtype", "grouped"))
         threads = threads_of(model)
-        at_once = at_once_of(given, threads)
     chosen = _arms(methods)
     if on_docstrings:
         rest = {"validation": VALIDATION, "around": middles(chosen)}
@@ -167,6 +166,7 @@ def compare(
     from addenda.comparing.run import compare as run
     from addenda.core.base.threads import at_most
 
+    at_once = at_once_of(given, threads)  # before torch has fewer threads
     with Board() as board, _kept(out), at_most(threads):
         record = run(
             model and model_or_default(model), data, chosen, out=out, budget=budget, seeds=seeds, until=until,
@@ -214,7 +214,7 @@ def _go_on(folder: Path, given: dict[str, Any]) -> None:
     model, data = (given[k] or (k in where and Path(where[k])) or None for k in ("model", "data"))
     text = given["general"] if given["general"] != "auto" else where.get("general", "auto")
     threads = threads_of(ENCODER) if about.model.name == ENCODER else None
-    at_once = at_once_of(given, threads)
+    at_once = at_once_of(given, threads)  # before torch has fewer threads
     with Board() as board, _kept(folder), at_most(threads):
         record = run(
             model and model_or_default(model), data, more=folder, seeds=given["seeds"], until=given["until"],

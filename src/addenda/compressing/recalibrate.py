@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from addenda.core.base.arguments import check_batches, checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.statistics import gathering
-from addenda.core.modules.wrappers import model_in
 
 
 @checked()
@@ -21,7 +20,6 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     (labels behind it are left aside). The whole model is otherwise in evaluation mode, and no weight is touched. Raises
     AddendaError where there is no batch, or where statistics come out not finite; the old ones are back then.
     """
-    model_in(model)
     check_batches("batches", batches)
     norms = {
         path: m for path, m in model.named_modules()

@@ -22,7 +22,6 @@ from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.disk.access import path_of
 from addenda.core.modules.borrow import training_mode
-from addenda.core.modules.wrappers import model_in
 from addenda.data.limits import padded
 from addenda.models.load import load_model
 from addenda.models.machine import device_of
@@ -56,7 +55,6 @@ class Reranker:
         stride: int | None = None,
         batch: int = 32,
     ):
-        model_in(model)
         outputs = getattr(getattr(model, "config", None), "num_labels", 1)
         if outputs != 1:
             raise AddendaError(

@@ -14,7 +14,7 @@ from addenda.core.forward.tensors import SiteTensors
 from addenda.core.method.contract import Method
 from addenda.core.method.options import said
 from addenda.core.modules.ours import is_ours
-from addenda.core.modules.wrappers import model_in, unwrap
+from addenda.core.modules.wrappers import unwrap
 from addenda.core.packed.bits import code_bytes
 from addenda.core.site.kinds import OUTPUT, kind_of
 from addenda.core.site.site import Site
@@ -146,7 +146,6 @@ def plan(
     images of length × length pixels, see `core.ask.memory`; labelled: the share of positions that have a label, and so
     logits; optimizer: what makes the optimizer of an adapter, whose state is counted in the place of AdamW's.
     """
-    model_in(model)
     if (batch is None) != (length is None):
         raise AddendaError(f"A step has a batch and a length: give both or neither, got {batch} and {length}.")
     host = find_state(model)

@@ -133,7 +133,7 @@ class SiteTensors(nn.Module):
     def refuse_absent(self, beside: Tensor) -> None:
         """Raise AddendaError where its tensors have no values beside one that has: they went where the weights did."""
         p = next(iter(self._parameters.values()), None)
-        if p is not None and p.device.type == "meta" and beside.device.type != "meta":
+        if p is not None and p.is_meta and not beside.is_meta:
             raise AddendaError(
                 f"The tensors of this {self.method.name or 'trained copy'} are on the meta device, without values, as "
                 "offloading after attach leaves them: accelerate brings back a layer's own weights alone. Take its "

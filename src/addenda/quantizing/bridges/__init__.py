@@ -21,7 +21,6 @@ from torch import nn
 from addenda.core.base.arguments import checked
 from addenda.core.base.errors import AddendaError
 from addenda.core.modules.put import put
-from addenda.core.modules.wrappers import model_in
 from addenda.core.packed.tensor import Packed
 from addenda.core.state.state import find_state
 from addenda.core.state.undo import undone
@@ -36,7 +35,6 @@ def adopt(model: nn.Module) -> list[str]:
     Raises AddendaError, with nothing replaced, where such a layer has a forward of its own on the instance, or is kept
     in a way that cannot be read.
     """
-    model_in(model)
     layers: dict[str, nn.Linear] = {}
     dtype = _dtype(model)
     for path, module in model.named_modules():
